@@ -1,0 +1,57 @@
+"""The networks tvmflow knows by name. Importing this costs nothing; calling an entry imports torch."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvmflow.spec import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+CIFAR10_PREPROCESSING = Preprocessing(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+"""Per-channel mean and standard deviation of the 50,000 training images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A network: `factory` is `module:function`; `input_shape` is N×C×H×W. Call it for the `nn.Module` in eval mode."""
+
+    name: str
+    description: str
+    factory: str
+    input_shape: tuple[int, ...]
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+
+    def __call__(self) -> nn.Module:
+        module, _, function = self.factory.partition(":")
+        return getattr(importlib.import_module(module), function)()
+
+
+def _cifar10(name: str, description: str, factory: str) -> Model:
+    return Model(
+        name=name,
+        description=description,
+        factory=factory,
+        input_shape=(1, 3, 32, 32),
+        labels=CIFAR10_LABELS,
+        preprocessing=CIFAR10_PREPROCESSING,
+    )
+
+
+MODELS: dict[str, Model] = {
+    model.name: model
+    for model in (
+        _cifar10("dilated-net", "the paper's network, δ = 2, trained", "tvmflow.models.dilated_net:dilated_net"),
+        _cifar10(
+            "dilated-net-merged",
+            "its other reading, the dilated filter as the only 3×3; untrained, a hard case for compilers",
+            "tvmflow.models.dilated_net:dilated_net_merged",
+        ),
+    )
+}

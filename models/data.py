@@ -1,0 +1,202 @@
+"""CIFAR-10 from the forms it comes in: an image folder or an archive of one, or the standard `cifar-10-batches-py`.
+
+Images are decoded once and kept as arrays in the user's cache, under the checksum of what they came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tvmflow.models import CIFAR10_LABELS
+from tvmflow.spec import UserError
+
+COUNTS = {"train": 50_000, "test": 10_000}
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+MAX_IMAGE_BYTES = 1 << 20
+FORMS = "train/<class>/*.jpg and test/<class>/*.jpg (a folder, .tar, .tar.xz or .tar.gz), or cifar-10-batches-py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Images uint8 N×32×32×3 (RGB), labels int64 N in the order of CIFAR10_LABELS."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar10:
+    """Both splits, the checksum of what they were read from, and what has to be said beside an accuracy on them."""
+
+    train: Split
+    test: Split
+    sha256: str
+    note: str
+
+
+def load_cifar10(path: Path | str, *, counts: dict[str, int] | None = None) -> Cifar10:
+    """Read CIFAR-10 from `path`. Raises UserError. `counts` (images per split) is for smaller sets of the same form."""
+    path, counts = Path(path), counts or COUNTS
+    if not path.exists():
+        raise UserError(f"There is nothing at {path}; --data takes {FORMS}.")
+    checksum = _checksum(path)
+    cached = _cache_folder() / f"cifar10-{checksum[:16]}.npz"
+    if cached.exists():
+        with np.load(cached) as arrays:
+            splits = {name: Split(images=arrays[f"{name}_x"], labels=arrays[f"{name}_y"]) for name in COUNTS}
+            note = str(arrays["note"])
+    else:
+        splits, note = _read(path)
+    for name, split in splits.items():
+        if len(split.labels) != counts[name]:
+            raise UserError(
+                f"{path} has {len(split.labels):,} {name} images where CIFAR-10 has {counts[name]:,}; "
+                "it is incomplete or another data set."
+            )
+    if not cached.exists():
+        _save(cached, {f"{name}_x": split.images for name, split in splits.items()}
+              | {f"{name}_y": split.labels for name, split in splits.items()}
+              | {"note": np.array(note)})
+    return Cifar10(train=splits["train"], test=splits["test"], sha256=checksum, note=note)
+
+
+def _read(path: Path) -> tuple[dict[str, Split], str]:
+    members = _folder_members(path) if path.is_dir() else _archive_members(path)
+    images: dict[str, list[tuple[str, int, np.ndarray]]] = {name: [] for name in COUNTS}
+    batches: dict[str, list[Split]] = {name: [] for name in COUNTS}
+    lossy = False
+    for name, content in members:
+        parts = Path(name).parts
+        if parts[-1].startswith("data_batch_") or parts[-1] == "test_batch":
+            batches["test" if parts[-1] == "test_batch" else "train"].append(_unpickle(name, content))
+        elif len(parts) >= 3 and parts[-3] in COUNTS and parts[-1].lower().endswith(IMAGE_SUFFIXES):
+            if parts[-2] not in CIFAR10_LABELS:
+                raise UserError(f"{path} has a class {parts[-2]!r}; CIFAR-10's are {', '.join(CIFAR10_LABELS)}.")
+            images[parts[-3]].append((name, CIFAR10_LABELS.index(parts[-2]), _decode(name, content)))
+            lossy = lossy or not parts[-1].lower().endswith(".png")
+    if any(batches.values()):
+        splits = {
+            name: Split(
+                images=np.concatenate([part.images for part in parts] or [np.zeros((0, 32, 32, 3), np.uint8)]),
+                labels=np.concatenate([part.labels for part in parts] or [np.zeros(0, np.int64)]),
+            )
+            for name, parts in batches.items()
+        }
+        return splits, "original CIFAR-10 batches"
+    if not any(images.values()):
+        raise UserError(f"{path} holds no CIFAR-10 images; --data takes {FORMS}.")
+    splits = {}
+    for name, rows in images.items():
+        rows.sort(key=lambda row: row[0])
+        splits[name] = Split(
+            images=np.stack([row[2] for row in rows]) if rows else np.zeros((0, 32, 32, 3), np.uint8),
+            labels=np.array([row[1] for row in rows], np.int64),
+        )
+    note = "JPEG re-encoded images: accuracy can differ a little from the original data" if lossy else "PNG images"
+    return splits, note
+
+
+def _folder_members(path: Path) -> Iterator[tuple[str, bytes]]:
+    for file in _files(path):
+        yield file.relative_to(path).as_posix() if len(file.relative_to(path).parts) > 1 else file.name, file.read_bytes()
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def _archive_members(path: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.isfile():
+                    if member.size > 64 * MAX_IMAGE_BYTES:
+                        raise UserError(f"{path} has a member of {member.size:,} bytes ({member.name}); none is so large.")
+                    content = archive.extractfile(member)
+                    assert content is not None
+                    yield member.name, content.read()
+    except (tarfile.TarError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
+        raise UserError(f"{path} can't be read as an archive ({error}); --data takes {FORMS}.") from error
+
+
+def _decode(name: str, content: bytes) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.size != (32, 32):
+                raise UserError(f"{name} is {image.width}×{image.height} pixels; CIFAR-10's images are 32×32.")
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
+        raise UserError(f"{name} can't be decoded: {error}.") from error
+
+
+class _BatchUnpickler(pickle.Unpickler):
+    """The standard batches are pickles; only what they are made of is let in, so that none can run code."""
+
+    ALLOWED = {
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it wants {module}.{name}, which no CIFAR-10 batch needs")
+        return super().find_class(module, name)
+
+
+def _unpickle(name: str, content: bytes) -> Split:
+    try:
+        batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+        pixels, labels = np.asarray(batch[b"data"], np.uint8), np.asarray(batch[b"labels"], np.int64)
+        images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    except (pickle.UnpicklingError, KeyError, TypeError, ValueError, EOFError, AttributeError, IndexError) as error:
+        raise UserError(f"{name} is no CIFAR-10 batch: {error}.") from error
+    return Split(images=np.ascontiguousarray(images), labels=labels)
+
+
+def _checksum(path: Path) -> str:
+    """Of an archive's bytes; of a folder's file names, sizes and times, since reading 60,000 files takes a minute."""
+    digest = hashlib.sha256()
+    if path.is_file():
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    else:
+        for file in _files(path):
+            status = file.stat()
+            digest.update(f"{file.relative_to(path)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tvmflow")
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """The cache is a convenience: where it can't be written, the data are simply read again next time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+            try:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError:
+        pass

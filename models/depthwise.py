@@ -1,0 +1,117 @@
+"""A depthwise 3×3 convolution that trains fast on CPUs: PyTorch's own spends three quarters of a step in its backward.
+
+The C source beside this file is compiled once, at first use; without a C compiler the network trains with PyTorch's
+own convolution, with the same results and more slowly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+SOURCE = Path(__file__).with_suffix(".c")
+FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-ffast-math", "-shared", "-fPIC")
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_long)
+        for name in ("batch", "channels", "height", "width", "out_height", "out_width", "stride", "dilation")
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where there is no C compiler."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        return None
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "tvmflow")
+    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join((compiler, *FLAGS)).encode()).hexdigest()[:16]
+    path = folder / f"depthwise-{digest}.so"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch, path.name)
+            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(made)], check=True)
+            os.replace(made, path)
+    return ctypes.CDLL(str(path))
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
+
+
+def _run(function: ctypes._NamedFuncPointer, shape: _Shape, *tensors: torch.Tensor) -> None:
+    """Call `function` on equal shares of the channels, one a thread; ctypes lets go of the interpreter meanwhile."""
+    threads = min(torch.get_num_threads(), shape.channels)
+    bounds = [shape.channels * index // threads for index in range(threads + 1)]
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+    calls = [
+        _pool(threads).submit(function, ctypes.byref(shape), ctypes.c_long(first), ctypes.c_long(last), *pointers)
+        for first, last in zip(bounds, bounds[1:], strict=False)
+    ]
+    if any(call.result() for call in calls):
+        raise MemoryError("no memory for a padded plane")
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, stride, dilation):
+        kernels = library()
+        assert kernels is not None
+        x, weight = x.contiguous(), weight.contiguous()
+        batch, channels, height, width = x.shape
+        out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
+        ctx.shape = _Shape(batch, channels, height, width, out_height, out_width, stride, dilation)
+        ctx.save_for_backward(x, weight)
+        out = x.new_empty(batch, channels, out_height, out_width)
+        _run(kernels.depthwise_forward, ctx.shape, x, weight, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        kernels = library()
+        assert kernels is not None
+        x, weight = ctx.saved_tensors
+        grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
+        _run(kernels.depthwise_backward, ctx.shape, x, weight, grad.contiguous(), grad_x, grad_weight)
+        return grad_x, grad_weight, None, None
+
+
+def depthwise(x: torch.Tensor, weight: torch.Tensor, stride: int, dilation: int) -> torch.Tensor:
+    """Depthwise 3×3 convolution, padding = dilation: x float32 N×C×H×W, weight C×1×3×3 → N×C×⌈H/stride⌉×⌈W/stride⌉."""
+    if library() is None or x.dtype != torch.float32:
+        return functional.conv2d(x, weight, None, stride, dilation, dilation, x.shape[1])
+    return _Depthwise.apply(x, weight, stride, dilation)
+
+
+def use_fast_depthwise(network: nn.Module) -> nn.Module:
+    """Let every depthwise 3×3 layer of `network` compute with `depthwise`; names and weights stay as they are."""
+    for layer in network.modules():
+        if (
+            isinstance(layer, nn.Conv2d)
+            and layer.kernel_size == (3, 3)
+            and layer.groups == layer.in_channels == layer.out_channels
+            and layer.padding == layer.dilation
+            and layer.bias is None
+        ):
+            layer.forward = functools.partial(_forward, layer)  # type: ignore[method-assign]
+    return network
+
+
+def _forward(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return depthwise(x.float(), layer.weight, layer.stride[0], layer.dilation[0])

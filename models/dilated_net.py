@@ -1,0 +1,112 @@
+"""The network of Sun, Zhou, Zhang, He (2020): dilated depthwise filters inside depthwise separable convolutions.
+
+A joint module is a dilated depthwise 3×3, a depthwise separable convolution (depthwise 3×3, which carries the stride,
+and pointwise 1×1), batch normalisation and ReLU. The paper counts 30 layers: nine dilated, nine depthwise separable
+and nine batch normalisation layers, the average pooling, the fully connected layer and the softmax. It gives neither
+the widths nor the strides; those of `DilatedNetConfig` come to its 3.1 M parameters. The softmax is left to the
+caller: the network returns logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from tvmflow.models.cost import dilation_of
+from tvmflow.spec import UserError
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DilatedNetConfig:
+    """Shape of the network. The defaults have 3,141,152 parameters and 84.1 M multiply-adds at 3×32×32.
+
+    `joint="merged"` is the other reading of the paper, in which the dilated filter *is* the depthwise filter of the
+    separable convolution (3,109,157 parameters, 81.4 M multiply-adds). All its filters then stay on one grid of every
+    (2δ+1)-th pixel, so no output ever sees two neighbouring pixels, and it learns poorly.
+    """
+
+    widths: tuple[int, ...] = (32, 64, 128, 256, 512, 512, 1024, 1024, 1024)
+    strides: tuple[int, ...] = (1, 1, 2, 1, 2, 1, 2, 1, 1)
+    delta: int = 2  # the paper's dilated rate δ, its best; PyTorch's dilation is 2δ + 1
+    classes: int = 10
+    in_channels: int = 3
+    joint: Literal["separate", "merged"] = "separate"
+
+
+class JointModule(nn.Module):
+    """One joint module: N×C×H×W → N×width×⌈H/stride⌉×⌈W/stride⌉."""
+
+    def __init__(self, in_channels: int, width: int, stride: int, config: DilatedNetConfig) -> None:
+        super().__init__()
+        merged = config.joint == "merged"
+        self.dilated = _depthwise(in_channels, stride if merged else 1, dilation_of(config.delta))
+        self.depthwise = nn.Identity() if merged else _depthwise(in_channels, stride, 1)
+        self.pointwise = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(self.bn(self.pointwise(self.depthwise(self.dilated(x)))))
+
+
+class DilatedNet(nn.Module):
+    """N×in_channels×H×W images, normalised, → N×classes logits."""
+
+    def __init__(self, config: DilatedNetConfig = DilatedNetConfig()) -> None:
+        super().__init__()
+        if len(config.widths) != len(config.strides):
+            raise UserError(f"{len(config.widths)} widths and {len(config.strides)} strides don't make joint modules.")
+        self.config = config
+        channels = (config.in_channels, *config.widths)
+        self.joint = nn.Sequential(
+            *(
+                JointModule(before, width, stride, config)
+                for before, width, stride in zip(channels, config.widths, config.strides, strict=False)
+            )
+        )
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.classifier = nn.Linear(channels[-1], config.classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.flatten(self.pool(self.joint(x))))
+
+
+def _depthwise(channels: int, stride: int, dilation: int) -> nn.Conv2d:
+    return nn.Conv2d(
+        channels, channels, 3, stride, padding=dilation, dilation=dilation, groups=channels, bias=False
+    )
+
+
+def dilated_net() -> DilatedNet:
+    """The default network with its trained weights, in eval mode. Raises UserError if the weights don't fit."""
+    return load_weights(DilatedNet(), WEIGHTS / "dilated-net.safetensors")
+
+
+def dilated_net_merged() -> DilatedNet:
+    """The merged reading, untrained: a fixed random initialisation, in eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return DilatedNet(DilatedNetConfig(joint="merged")).eval()
+
+
+def load_weights(network: DilatedNet, path: Path) -> DilatedNet:
+    """Load a safetensors file into `network` and put it into eval mode. Raises UserError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        network.load_state_dict(load_file(path))
+    except FileNotFoundError as error:
+        raise UserError(f"There is no weights file {path}.") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no intact safetensors file: {error}.") from error
+    except RuntimeError as error:
+        raise UserError(f"{path} holds weights of another network: {str(error).splitlines()[-1].strip()}") from error
+    return network.eval()

@@ -1,0 +1,90 @@
+"""The boards tvmflow knows, as values. Importing this imports neither tvm nor torch."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from tvmflow.spec import Cpu, Target, UserError
+from tvmflow.targets import arm_cpu, llvm
+
+TARGETS: dict[str, Target] = {
+    board.name: board
+    for board in (
+        llvm.HOST,
+        arm_cpu.RASPBERRY_PI_3B,
+        arm_cpu.RASPBERRY_PI_3B_32BIT,
+        arm_cpu.RASPBERRY_PI_4B,
+        arm_cpu.RASPBERRY_PI_5,
+        arm_cpu.ANDROID_ARM64,
+    )
+}
+
+DEFAULT_BOARD: dict[str, str] = {"llvm": "host", "arm_cpu": "raspberry-pi-4b"}
+"""The board of a kind (`--target`) when none is named."""
+
+
+def find(kind: str | None, board: str | None) -> Target:
+    """The board of that name, or of that .toml file; `kind` alone gives its default board. Raises UserError."""
+    if kind is not None and kind not in DEFAULT_BOARD:
+        raise UserError(f"There is no target {kind!r}; the targets are {', '.join(DEFAULT_BOARD)}.")
+    if board is None:
+        return TARGETS[DEFAULT_BOARD[kind or "llvm"]]
+    if board.endswith(".toml"):
+        target = load_toml(Path(board))
+    elif board in TARGETS:
+        target = TARGETS[board]
+    else:
+        close = difflib.get_close_matches(board, TARGETS, 1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise UserError(f"There is no board {board!r}; the boards are {', '.join(TARGETS)}, or a .toml file.{hint}")
+    if kind is not None and target.kind != kind:
+        raise UserError(f"The board {target.name} is of target {target.kind}, not {kind}.")
+    return target
+
+
+def load_toml(path: Path) -> Target:
+    """A board of the user's own. It says which known board it `extends` and what differs. Raises UserError.
+
+    Keys are the fields of Target; `tvm` and `cpu` are tables whose entries replace those of the extended board.
+    """
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The board file {path} can't be read: {error}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"The board file {path} is no valid TOML: {error}.") from error
+    base = content.pop("extends", None)
+    if base not in TARGETS:
+        raise UserError(f'{path} needs extends = "…", one of {", ".join(TARGETS)}; it has {base!r}.')
+    content.setdefault("name", path.stem)
+    return _override(TARGETS[base], content, path, "")
+
+
+def _override(base: Any, content: dict[str, Any], path: Path, table: str) -> Any:
+    changes: dict[str, Any] = {}
+    known = {field.name for field in fields(base)}
+    for key, value in content.items():
+        where = f"{table}{key}"
+        if key not in known or key == "kind":
+            raise UserError(f"{path} has an unknown key {where!r}; known are {', '.join(sorted(known - {'kind'}))}.")
+        old = getattr(base, key)
+        if isinstance(old, Cpu) and isinstance(value, dict):
+            changes[key] = _override(old, value, path, "cpu.")
+        elif isinstance(old, dict) and isinstance(value, dict):
+            changes[key] = {**old, **value}
+        elif isinstance(old, tuple) and isinstance(value, list):
+            changes[key] = tuple(value)
+        elif type(old) is type(value) and not (type(value) is int and value <= 0):
+            changes[key] = value
+        else:
+            wanted = "a positive whole number" if type(old) is int else f"a {type(old).__name__}"
+            raise UserError(f"{path} gives {where} as {value!r}, where {wanted} belongs.")
+    return replace(base, **changes)

@@ -1,0 +1,127 @@
+"""Boards with an ARM Cortex-A under Linux or Android.
+
+C libraries: the glibc in a triple is the oldest that the board's common systems have (Raspberry Pi OS 10 has 2.28);
+code linked to it runs on newer ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tvmflow.spec import Cpu, Target
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+RULES = ()
+
+RASPBERRY_PI_3B = Target(
+    name="raspberry-pi-3b",
+    kind="arm_cpu",
+    description="Raspberry Pi 3 Model B, 64-bit system",
+    tvm={
+        "kind": "llvm",
+        "mtriple": "aarch64-linux-gnu",
+        "mcpu": "cortex-a53",
+        "mattr": ["+neon"],
+        "num-cores": 4,
+    },
+    triple="aarch64-linux-gnu.2.28",
+    elf=(64, "AArch64"),
+    cpu=Cpu(
+        model="Cortex-A53", cores=4, clock_mhz=1200, l1d_bytes=32 * KIB, l2_bytes=512 * KIB, cache_note="L2 shared"
+    ),
+    memory_bytes=1 * GIB,
+    datasheet="Raspberry Pi 3 Model B product brief (BCM2837); Arm DDI 0500, Cortex-A53 TRM",
+    schedules=RULES,
+)
+
+RASPBERRY_PI_3B_32BIT = replace(
+    RASPBERRY_PI_3B,
+    name="raspberry-pi-3b-32bit",
+    description="Raspberry Pi 3 Model B, 32-bit system (ARMv7, hard float)",
+    tvm={
+        "kind": "llvm",
+        "mtriple": "armv7l-linux-gnueabihf",
+        "mcpu": "cortex-a53",
+        "mattr": ["+neon", "+vfp4"],
+        "mfloat-abi": "hard",  # without it the linker refuses the object
+        "num-cores": 4,
+    },
+    triple="arm-linux-gnueabihf.2.28",
+    elf=(32, "ARM"),
+)
+
+RASPBERRY_PI_4B = Target(
+    name="raspberry-pi-4b",
+    kind="arm_cpu",
+    description="Raspberry Pi 4 Model B, 64-bit system",
+    tvm={
+        "kind": "llvm",
+        "mtriple": "aarch64-linux-gnu",
+        "mcpu": "cortex-a72",
+        "mattr": ["+neon"],
+        "num-cores": 4,
+    },
+    triple="aarch64-linux-gnu.2.28",
+    elf=(64, "AArch64"),
+    cpu=Cpu(
+        model="Cortex-A72", cores=4, clock_mhz=1500, l1d_bytes=32 * KIB, l2_bytes=1 * MIB, cache_note="L2 shared"
+    ),
+    memory_bytes=4 * GIB,
+    datasheet="Raspberry Pi 4 Model B datasheet, release 1 (BCM2711); Arm 100095, Cortex-A72 TRM",
+    schedules=RULES,
+)
+
+RASPBERRY_PI_5 = Target(
+    name="raspberry-pi-5",
+    kind="arm_cpu",
+    description="Raspberry Pi 5",
+    tvm={
+        "kind": "llvm",
+        "mtriple": "aarch64-linux-gnu",
+        "mcpu": "cortex-a76",
+        "mattr": ["+neon"],
+        "num-cores": 4,
+    },
+    triple="aarch64-linux-gnu.2.28",
+    elf=(64, "AArch64"),
+    cpu=Cpu(
+        model="Cortex-A76",
+        cores=4,
+        clock_mhz=2400,
+        l1d_bytes=64 * KIB,
+        l2_bytes=512 * KIB,
+        l3_bytes=2 * MIB,
+        cache_note="L2 per core, L3 shared",
+    ),
+    memory_bytes=8 * GIB,
+    datasheet="Raspberry Pi 5 product brief (BCM2712); Arm 100798, Cortex-A76 TRM",
+    schedules=RULES,
+)
+
+ANDROID_ARM64 = replace(
+    RASPBERRY_PI_5,
+    name="android-arm64",
+    description="Android phone with 64-bit Arm cores of the Cortex-A76 generation or newer (2019 on)",
+    # Code for the shared v8.2-A baseline of these phones, scheduled for their big cores; TVM keys on the CPU alone.
+    tvm={
+        "kind": "llvm",
+        "mtriple": "aarch64-linux-android",
+        "mcpu": "cortex-a76",
+        "mattr": ["+neon"],
+        "num-cores": 2,
+    },
+    # Linked without any C library: bionic is found by the symbols' names when an app loads the module.
+    triple="aarch64-linux-android",
+    cpu=Cpu(
+        model="Cortex-A76",
+        cores=2,
+        clock_mhz=2840,
+        l1d_bytes=64 * KIB,
+        l2_bytes=512 * KIB,
+        l3_bytes=2 * MIB,
+        cache_note="big cores only; clock and L3 of the Snapdragon 855",
+    ),
+    memory_bytes=6 * GIB,
+    datasheet="Arm 100798, Cortex-A76 TRM; Qualcomm Snapdragon 855 product brief",
+)

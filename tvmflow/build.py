@@ -1,0 +1,88 @@
+"""Program + Target → bundle: stages, code generation, linking, verification, and only then a file for the user."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tvmflow import __version__, bundle, toolchain
+from tvmflow.spec import Program, Target, VerificationError
+from tvmflow.verify import failure_sentence, verify_library
+
+
+def build(
+    program: Program,
+    target: Target,
+    out: Path,
+    *,
+    linker: str = "auto",
+    dump_dir: Path | None = None,
+    verify: bool = True,
+    progress: Callable[[str], None] = lambda message: None,
+) -> bundle.Bundle:
+    """Compile `program` for `target` into a bundle at `out` (a directory, or one file if it ends in .tar).
+
+    The library is run against the golden vectors wherever this computer can run it; a library that computes
+    something else is never written. Raises UserError, MissingDependencyError, VerificationError.
+    """
+    chosen = toolchain.select_linker(target, linker)
+    bundle.check_destination(out)
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
+        library = Path(folder, "model.so")
+        progress(f"Compiling {program.name} for {target.name}")
+        compiled = compile_library(program, target, chosen, library, dump_dir=dump_dir)
+        toolchain.check_elf(library, target.elf, target.name)
+        verdict: Mapping[str, Any] = {"passed": None, "method": None, "reason": "It was built with --no-verify."}
+        if verify:
+            progress(f"Verifying {program.name} on {len(program.vectors)} golden vectors")
+            verdict = verify_library(library, target, program.vectors, program.outputs)
+            if verdict["passed"] is False:
+                raise VerificationError(failure_sentence(verdict, f"{program.name} compiled for {target.name}"))
+        return bundle.write(
+            out,
+            program=compiled,
+            target=target,
+            library=library,
+            versions=versions(chosen),
+            memory={**compiled.memory, **toolchain.section_bytes(library), "library_bytes": library.stat().st_size},
+            verify=verdict,
+        )
+
+
+def compile_library(
+    program: Program,
+    target: Target,
+    linker: toolchain.Linker,
+    library: Path,
+    *,
+    dump_dir: Path | None = None,
+) -> Program:
+    """Run the stages, generate machine code and link it into `library`. Returns the Program as the stages left it."""
+    import tvm
+    from tvm import relax
+
+    from tvmflow.pipeline import run_stages
+
+    tvm_target = tvm.target.Target(toolchain.tvm_target_dict(target))
+    with tvm_target:
+        compiled = run_stages(program, target, dump_dir)
+        executable = relax.build(compiled.module, tvm_target, relax_pipeline=None)
+    executable.export_library(str(library), fcompile=toolchain.fcompile(linker))
+    return compiled
+
+
+def versions(linker: toolchain.Linker) -> dict[str, str]:
+    """What the library was made with: enough to make it again."""
+    import tvm
+
+    return {
+        "tvmflow": __version__,
+        "tvm": importlib.metadata.version("apache-tvm"),
+        "tvm_ffi": importlib.metadata.version("apache-tvm-ffi"),
+        "torch": importlib.metadata.version("torch"),
+        "llvm": str(tvm.target.codegen.llvm_version_major()),
+        "linker": f"{linker.name} {linker.version}".strip(),
+    }

@@ -1,0 +1,435 @@
+"""What a build leaves: a directory, or one .tar, with library, manifest, golden vectors, README and a runner.
+
+`write` makes it whole or not at all; `open_bundle` believes nothing that its hashes don't show. docs/bundle.md has
+the format.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from tvmflow import toolchain
+from tvmflow.spec import Layer, Preprocessing, Program, Target, TensorSpec, UserError, Vector
+
+FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.0"
+MANIFEST, LIBRARY = "manifest.json", "model.so"
+MAX_MEMBERS, MAX_MEMBER_BYTES, MAX_TOTAL_BYTES, MAX_MANIFEST_BYTES = 4096, 2 << 30, 4 << 30, 16 << 20
+REQUIRED: dict[str, type] = {
+    "model": dict,
+    "target": dict,
+    "versions": dict,
+    "inputs": list,
+    "outputs": list,
+    "labels": list,
+    "layers": list,
+    "memory": dict,
+    "verify": dict,
+    "vectors": list,
+    "library": str,
+    "members": dict,
+}
+"""What a manifest has besides `format`, `schema_version` and `preprocessing`, which may be null."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A bundle whose members have been checked against `manifest`, the content of its manifest.json."""
+
+    path: Path
+    root: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def library(self) -> Path:
+        return self.root / self.manifest["library"]
+
+    @property
+    def name(self) -> str:
+        return self.manifest["model"]["name"]
+
+    @property
+    def board(self) -> str:
+        return self.manifest["target"]["name"]
+
+    @property
+    def elf(self) -> tuple[int, str]:
+        return self.manifest["target"]["elf"]["bits"], self.manifest["target"]["elf"]["machine"]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return _tensor_specs(self.manifest["inputs"])
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return _tensor_specs(self.manifest["outputs"])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.manifest["labels"])
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return tuple(Layer(**{**row, "modules": tuple(row["modules"])}) for row in self.manifest["layers"])
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        given = self.manifest["preprocessing"]
+        return Preprocessing(mean=tuple(given["mean"]), std=tuple(given["std"])) if given else None
+
+    def vectors(self) -> tuple[Vector, ...]:
+        """The golden vectors, read from disk. Raises UserError if one isn't what the manifest says."""
+        return tuple(
+            Vector(
+                name=name,
+                inputs=self._arrays(f"vectors/{name}/input", self.inputs),
+                outputs=self._arrays(f"vectors/{name}/output", self.outputs),
+            )
+            for name in self.manifest["vectors"]
+        )
+
+    def _arrays(self, prefix: str, specs: tuple[TensorSpec, ...]) -> tuple[np.ndarray, ...]:
+        return tuple(load_array(self.root / f"{prefix}-{index}.npy", spec) for index, spec in enumerate(specs))
+
+
+def load_array(path: Path, spec: TensorSpec) -> np.ndarray:
+    """A .npy file that holds a tensor of that shape and dtype. Raises UserError."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} can't be read as a .npy file: {error}.") from error
+    if not isinstance(array, np.ndarray) or array.shape != spec.shape or str(array.dtype) != spec.dtype:
+        seen = f"{array.dtype} {_dims(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
+        raise UserError(f"{path} holds {seen}, but {spec.name} is {spec.dtype} {_dims(spec.shape)}.")
+    return array
+
+
+def check_destination(out: Path) -> None:
+    """Raises UserError if `out` is something that `write` would not replace: anything but a bundle or nothing."""
+    if not out.parent.is_dir():
+        raise UserError(f"There is no folder {out.parent} to write {out.name} into.")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        if out.is_dir():
+            known = json.loads((out / MANIFEST).read_text())["format"] == FORMAT
+        else:
+            with tarfile.open(out) as archive:
+                known = archive.next().name == MANIFEST  # type: ignore[union-attr]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, tarfile.TarError):
+        known = False
+    if not known:
+        raise UserError(f"{out} exists and is no bundle of tvmflow; it was left as it is. Give another --output.")
+
+
+def write(
+    out: Path,
+    *,
+    program: Program,
+    target: Target,
+    library: Path,
+    versions: Mapping[str, str],
+    memory: Mapping[str, int],
+    verify: Mapping[str, Any],
+) -> Bundle:
+    """Write a bundle to `out`, replacing the bundle that may be there; nothing is left if that fails.
+
+    The same build gives the same bytes. Raises UserError, also for a full disk.
+    """
+    check_destination(out)
+    scratch: Path | None = None
+    try:
+        scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        root = scratch / "bundle"
+        root.mkdir()
+        shutil.copyfile(library, root / LIBRARY)
+        names = _write_vectors(root, program)
+        content = _describe(program, target, versions, memory, verify, names)
+        (root / "README.md").write_text(_readme(content), encoding="utf-8")
+        (root / "run.py").write_text(_runner(content), encoding="utf-8")
+        members = sorted(path for path in root.rglob("*") if path.is_file())
+        content["members"] = {
+            path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in members
+        }
+        (root / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        if out.suffix == ".tar":
+            _pack(root, [root / MANIFEST, *members], scratch / "bundle.tar")
+            os.replace(scratch / "bundle.tar", out)
+            return Bundle(path=out, root=out, manifest=content)
+        if out.exists():
+            os.replace(out, scratch / "replaced")
+        os.replace(root, out)
+        return Bundle(path=out, root=out, manifest=content)
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+        raise UserError(f"The bundle can't be written to {out}: {reason}; nothing was left there.") from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _describe(
+    program: Program,
+    target: Target,
+    versions: Mapping[str, str],
+    memory: Mapping[str, int],
+    verify: Mapping[str, Any],
+    vectors: list[str],
+) -> dict[str, Any]:
+    pre = program.preprocessing
+    return {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "model": {
+            "name": program.name,
+            "source": program.source,
+            "parameters": program.parameters,
+            "macs": sum(layer.macs for layer in program.layers),
+        },
+        "target": {
+            "name": target.name,
+            "kind": target.kind,
+            "description": target.description,
+            "tvm": dict(target.tvm),
+            "triple": target.triple,
+            "elf": {"bits": target.elf[0], "machine": target.elf[1]},
+            "cpu": asdict(target.cpu),
+        },
+        "versions": dict(versions),
+        "inputs": [{**asdict(spec), "shape": list(spec.shape)} for spec in program.inputs],
+        "outputs": [{**asdict(spec), "shape": list(spec.shape)} for spec in program.outputs],
+        "labels": list(program.labels),
+        "preprocessing": pre
+        and {
+            "color": "RGB",
+            "layout": "NCHW",
+            "scale": "1/255",
+            "mean": list(pre.mean),
+            "std": list(pre.std),
+        },
+        "layers": [{**asdict(layer), "modules": list(layer.modules)} for layer in program.layers],
+        "memory": dict(memory),
+        "verify": dict(verify),
+        "vectors": vectors,
+        "library": LIBRARY,
+    }
+
+
+def _write_vectors(root: Path, program: Program) -> list[str]:
+    names = []
+    for number, vector in enumerate(program.vectors):
+        names.append(f"{number:03}-{vector.name}")
+        folder = root / "vectors" / names[-1]
+        folder.mkdir(parents=True)
+        for kind, arrays in (("input", vector.inputs), ("output", vector.outputs)):
+            for index, array in enumerate(arrays):
+                np.save(folder / f"{kind}-{index}.npy", array)
+    return names
+
+
+def _readme(content: Mapping[str, Any]) -> str:
+    def table(specs: list[dict[str, Any]]) -> str:
+        return ", ".join(f"`{spec['name']}` {spec['dtype']} {_dims(spec['shape'])}" for spec in specs)
+
+    target, verdict = content["target"], content["verify"]
+    checked = {
+        True: f"Verified ({verdict.get('method')}) on {len(content['vectors'])} golden vectors.",
+        None: f"Not verified: {verdict.get('reason')}",
+    }[verdict["passed"]]
+    return f"""# {content["model"]["name"]} for {target["name"]}
+
+{target["description"]}: {target["cpu"]["model"]}, {target["elf"]["bits"]}-bit {target["elf"]["machine"]}.
+Made by tvmflow {content["versions"]["tvmflow"]} with Apache TVM {content["versions"]["tvm"]}. {checked}
+
+Inputs: {table(content["inputs"])}. Outputs: {table(content["outputs"])}.
+
+On the board, with `pip install numpy apache-tvm=={content["versions"]["tvm"]} \
+apache-tvm-ffi=={content["versions"]["tvm_ffi"]}`:
+
+    python run.py              # the first golden vector; compare with vectors/{content["vectors"][0]}/output-0.npy
+    python run.py input.npy
+
+`manifest.json` holds preprocessing, class labels, layers, memory and the SHA-256 of every file.
+"""
+
+
+def _runner(content: Mapping[str, Any]) -> str:
+    template = Path(__file__).with_name("run_template.py").read_text(encoding="utf-8")
+    return template.format(
+        tvm=content["versions"]["tvm"], library=content["library"], vector=content["vectors"][0]
+    )
+
+
+def _pack(root: Path, members: list[Path], archive_path: Path) -> None:
+    with tarfile.open(archive_path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for path in members:
+            member = tarfile.TarInfo(path.relative_to(root).as_posix())
+            member.size, member.mode = path.stat().st_size, 0o644
+            with path.open("rb") as file:
+                archive.addfile(member, file)
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+@contextlib.contextmanager
+def open_bundle(path: Path) -> Iterator[Bundle]:
+    """The bundle at `path`, every member checked. A .tar lives in a private folder until the block ends.
+
+    Refused are absolute paths, "..", links, devices, duplicates, members that the manifest doesn't name, sizes over
+    the limits above, hashes that differ, and libraries of another class or machine than the manifest's.
+    Raises UserError.
+    """
+    if not path.exists():
+        raise UserError(f"There is no bundle at {path}.")
+    if path.is_dir():
+        yield _check(path, path)
+        return
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
+        _unpack(path, Path(folder))
+        yield _check(path, Path(folder))
+
+
+def require_native(bundle: Bundle) -> None:
+    """Raises UserError if this computer can't run the bundle's code itself."""
+    from tvmflow.targets import TARGETS
+
+    host = TARGETS["host"].elf
+    if bundle.elf != host:
+        raise UserError(
+            f"{bundle.path} is for {bundle.board} ({bundle.elf[0]}-bit {bundle.elf[1]}); "
+            f"this computer runs {host[0]}-bit {host[1]} code only."
+        )
+
+
+def _unpack(path: Path, root: Path) -> None:
+    try:
+        with tarfile.open(path, "r:") as archive:
+            seen: set[str] = set()
+            total = 0
+            for member in archive:
+                _check_name(path, member.name)
+                if not member.isfile():
+                    raise UserError(f"{path} has a member {member.name!r} that is no plain file; bundles hold no links.")
+                if member.name in seen:
+                    raise UserError(f"{path} has two members named {member.name!r}.")
+                seen.add(member.name)
+                total += member.size
+                _check_sizes(path, member.name, member.size, total, len(seen))
+                content = archive.extractfile(member)
+                assert content is not None
+                destination = root / member.name
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                with destination.open("wb") as file:
+                    shutil.copyfileobj(content, file, 1 << 20)
+                if destination.stat().st_size != member.size:
+                    raise UserError(f"{path} ends in the middle of {member.name}; it is incomplete.")
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{path} is no intact bundle: {error}.") from error
+    except OSError as error:
+        raise UserError(f"{path} can't be unpacked: {error}.") from error
+
+
+def _check_name(path: Path, name: str) -> None:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in name or ":" in name or "\0" in name:
+        raise UserError(f"{path} has a member named {name!r}, which leads out of the bundle.")
+
+
+def _check_sizes(path: Path, name: str, size: int, total: int, count: int) -> None:
+    limit = MAX_MANIFEST_BYTES if name == MANIFEST else MAX_MEMBER_BYTES
+    if size > limit:
+        raise UserError(f"{path} has a member {name!r} of {size:,} bytes; the most is {limit:,}.")
+    if total > MAX_TOTAL_BYTES or count > MAX_MEMBERS:
+        raise UserError(f"{path} is over {MAX_MEMBERS:,} members or {MAX_TOTAL_BYTES:,} bytes; no bundle is so large.")
+
+
+def _check(path: Path, root: Path) -> Bundle:
+    manifest = _read_manifest(path, root)
+    found, total = {}, 0
+    for file in sorted(root.rglob("*")):
+        name = file.relative_to(root).as_posix()
+        if file.is_symlink() or not (file.is_file() or file.is_dir()):
+            raise UserError(f"{path} has a member {name!r} that is no plain file; bundles hold no links.")
+        if file.is_file() and name != MANIFEST:
+            found[name] = file
+            total += file.stat().st_size
+            _check_sizes(path, name, file.stat().st_size, total, len(found))
+    members = manifest["members"]
+    for name in members:
+        _check_name(path, name)
+        if name not in found:
+            raise UserError(f"{path} lacks {name}, which its manifest names; build it again.")
+    for name, file in found.items():
+        if name not in members:
+            raise UserError(f"{path} has a file {name} that its manifest doesn't name; remove it or build again.")
+        if file.stat().st_size != members[name]["bytes"] or _sha256(file) != members[name]["sha256"]:
+            raise UserError(f"{path} has been changed: {name} doesn't match its SHA-256 in the manifest; build it again.")
+    bundle = Bundle(path=path, root=root, manifest=manifest)
+    if manifest["library"] not in members:
+        raise UserError(f"{path} names a library {manifest['library']!r} that isn't among its members.")
+    toolchain.check_elf(bundle.library, bundle.elf, f"{path}, built for {bundle.board},")
+    return bundle
+
+
+def _read_manifest(path: Path, root: Path) -> dict[str, Any]:
+    file = root / MANIFEST
+    if not file.is_file() or file.is_symlink():
+        raise UserError(f"{path} is no bundle of tvmflow: it has no {MANIFEST}.")
+    if file.stat().st_size > MAX_MANIFEST_BYTES:
+        raise UserError(f"{path} has a manifest of {file.stat().st_size:,} bytes; the most is {MAX_MANIFEST_BYTES:,}.")
+    try:
+        manifest = json.loads(file.read_bytes())
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"The manifest of {path} can't be read: {error}.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path} is no bundle of tvmflow: its manifest doesn't say {FORMAT!r}.")
+    version = str(manifest.get("schema_version"))
+    if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        raise UserError(
+            f"{path} has bundle format {version}; this tvmflow reads {SCHEMA_VERSION.split('.')[0]}.x. "
+            "Build it again, or use the tvmflow that made it."
+        )
+    for key, kind in REQUIRED.items():
+        if not isinstance(manifest.get(key), kind):
+            raise UserError(f"The manifest of {path} has no proper {key!r}; build the bundle again.")
+    try:
+        bundle = Bundle(path=path, root=root, manifest=manifest)
+        shapes = [bundle.inputs, bundle.outputs, bundle.layers, bundle.preprocessing, bundle.name, bundle.board]
+        assert all(isinstance(entry["bytes"], int) for entry in manifest["members"].values())
+        assert all(isinstance(entry["sha256"], str) for entry in manifest["members"].values())
+        assert bundle.elf and shapes
+    except (KeyError, TypeError, AssertionError, AttributeError, ValueError) as error:
+        raise UserError(f"The manifest of {path} is not as it should be ({error!r}); build the bundle again.") from error
+    for name in manifest["vectors"]:
+        _check_name(path, str(name))
+    return manifest
+
+
+def _tensor_specs(rows: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name=row["name"], shape=tuple(row["shape"]), dtype=row["dtype"]) for row in rows)
+
+
+def _dims(shape: Any) -> str:
+    return "×".join(map(str, shape)) or "scalar"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,139 @@
+"""Running, timing and profiling a library on this computer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvmflow.spec import Layer, Measurement, TensorSpec, UserError, VerificationError
+
+NOISY_SPREAD = 1.25
+"""p90 ÷ p50 above which a run is called unstable."""
+
+
+def run_vectors(
+    library: Path, inputs: Sequence[tuple[np.ndarray, ...]], outputs: Sequence[TensorSpec]
+) -> list[tuple[np.ndarray, ...]]:
+    """The outputs of `library` for each tuple of inputs. Raises VerificationError if it crashes."""
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
+        job: dict[str, Any] = {"mode": "run", "inputs": [], "outputs": []}
+        for index, arrays in enumerate(zip(*inputs, strict=True)):
+            path = Path(folder, f"input-{index}.npy")
+            np.save(path, np.stack(arrays))
+            job["inputs"].append(str(path))
+        job["outputs"] = [str(Path(folder, f"output-{index}.npy")) for index in range(len(outputs))]
+        _run_worker(library, job, Path(folder))
+        stacks = [np.load(path) for path in job["outputs"]]
+    return [tuple(stack[index] for stack in stacks) for index in range(len(inputs))]
+
+
+def time_library(
+    library: Path,
+    inputs: Sequence[np.ndarray],
+    *,
+    threads: int | None = None,
+    repeats: int | None = None,
+    seconds: float = 3.0,
+) -> Measurement:
+    """Time single inferences on this computer, in a fresh process. `threads` defaults to all cores."""
+    threads = _check_threads(threads)
+    if repeats is not None and repeats < 1:
+        raise UserError(f"--repeats is the number of timed inferences, 1 or more, not {repeats}.")
+    load_before = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
+        job = {"mode": "time", "inputs": _save(inputs, folder), "repeats": repeats, "seconds": seconds}
+        result = _run_worker(library, job, Path(folder), threads)
+    samples = result["samples_ms"]
+    warnings = []
+    cores = os.cpu_count() or 1
+    if load_before > 0.5 * cores:
+        warnings.append(f"The machine was busy: load {load_before:.1f} on {cores} cores before the run.")
+    if len(samples) >= 10:
+        p50, p90 = np.percentile(samples, [50, 90])
+        if p90 > NOISY_SPREAD * p50:
+            warnings.append(f"The run was unstable: p90 is {p90 / p50:.2f} times p50.")
+    return Measurement(
+        basis="measured",
+        samples_ms=tuple(samples),
+        threads=threads,
+        setup_ms=result["setup_ms"],
+        first_ms=result["first_ms"],
+        warmup_ms=tuple(result["warmup_ms"]),
+        warnings=tuple(warnings),
+        facts={
+            "load_before": round(load_before, 2),
+            "loaded_bytes": result["loaded_bytes"],
+            "peak_bytes": result["peak_bytes"],
+        },
+    )
+
+
+def profile_library(
+    library: Path, inputs: Sequence[np.ndarray], layers: Sequence[Layer], *, threads: int | None = None, repeats: int = 50
+) -> tuple[float, ...]:
+    """Median time of each layer in µs, in the order of `layers`; instrumented, so never the run that is reported."""
+    threads = _check_threads(threads)
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
+        job = {
+            "mode": "profile",
+            "inputs": _save(inputs, folder),
+            "repeats": repeats,
+            "kernels": sorted({layer.kernel for layer in layers}),
+        }
+        calls = _run_worker(library, job, Path(folder), threads)["calls"]
+    if [kernel for kernel, _ in calls] != [layer.kernel for layer in layers]:
+        raise VerificationError(
+            f"The library ran {len(calls)} kernels where its manifest names {len(layers)}; build the bundle again."
+        )
+    return tuple(statistics.median(times) for _, times in calls)
+
+
+def _check_threads(threads: int | None) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= cores:
+        raise UserError(f"--threads {threads} isn't possible here: this computer lends 1 to {cores} cores.")
+    return threads or cores
+
+
+def _save(arrays: Sequence[np.ndarray], folder: str) -> list[str]:
+    paths = [str(Path(folder, f"input-{index}.npy")) for index in range(len(arrays))]
+    for path, array in zip(paths, arrays, strict=True):
+        np.save(path, array)
+    return paths
+
+
+def _run_worker(library: Path, job: Mapping[str, Any], folder: Path, threads: int | None = None) -> dict[str, Any]:
+    job_file, result_file = folder / "job.json", folder / "result.json"
+    job_file.write_text(json.dumps({**job, "library": str(Path(library).resolve())}))
+    environment = dict(os.environ)
+    root = str(Path(__file__).parents[2])  # a checkout that isn't installed must find itself
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    if threads is not None:
+        environment["TVM_NUM_THREADS"] = str(threads)
+    finished = subprocess.run(
+        [sys.executable, "-m", "tvmflow.measure.worker", str(job_file), str(result_file)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if finished.returncode == -signal.SIGINT:
+        raise KeyboardInterrupt
+    if finished.returncode < 0:
+        raise VerificationError(
+            f"{library} crashed with {signal.Signals(-finished.returncode).name} when it was run on this computer."
+        )
+    if finished.returncode != 0:
+        lines = finished.stderr.strip().splitlines() or ["no message"]
+        raise VerificationError(f"{library} can't be run on this computer: {lines[-1]}")
+    return json.loads(result_file.read_text())

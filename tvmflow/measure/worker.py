@@ -1,0 +1,122 @@
+"""The process that runs a compiled library: `python -m tvmflow.measure.worker JOB.json RESULT.json`.
+
+A library that crashes takes this process with it and nothing else; thread count, memory and warm-up start from
+nothing. Jobs are {"mode": "run" | "time" | "profile", "library": path, "inputs": [.npy files], …}; see `local`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# tvm_ffi imports torch wherever it is installed, which costs 2 s and 250 MB; running a library needs none of it.
+sys.modules["torch"] = None  # type: ignore[assignment]
+
+import numpy as np
+import psutil
+import tvm
+from tvm import relax
+
+WARMUP_SECONDS = 0.5
+WARMUP_RUNS = 10
+
+
+class Network:
+    """A loaded library: `network(inputs)` → list of output arrays."""
+
+    def __init__(self, library: str) -> None:
+        started = time.perf_counter_ns()
+        self.vm = relax.VirtualMachine(tvm.runtime.load_module(library), tvm.cpu())
+        self.setup_ms = _ms_since(started)
+        self.main = self.vm["main"]
+
+    def __call__(self, tensors: list[tvm.runtime.Tensor]) -> list[np.ndarray]:
+        result = self.main(*tensors)
+        results = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
+        return [tensor.numpy() for tensor in results]
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Run every input and save the outputs, stacked: input and output files have the runs as their first axis."""
+    network = Network(job["library"])
+    stacks = [np.load(path, mmap_mode="r") for path in job["inputs"]]
+    collected: list[list[np.ndarray]] = []
+    for index in range(len(stacks[0])):
+        collected.append(network([tvm.runtime.tensor(np.ascontiguousarray(stack[index])) for stack in stacks]))
+    for path, outputs in zip(job["outputs"], zip(*collected, strict=True), strict=True):
+        np.save(path, np.stack(outputs))
+    return {}
+
+
+def measure(job: dict[str, Any]) -> dict[str, Any]:
+    """Time single inferences: set-up, the first, the warm-up, then `repeats` or as many as fit into `seconds`."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    network = Network(job["library"])
+    loaded = process.memory_info().rss
+    tensors = [tvm.runtime.tensor(np.load(path)) for path in job["inputs"]]
+
+    def once() -> float:
+        started = time.perf_counter_ns()
+        network.main(*tensors)
+        return _ms_since(started)
+
+    first = once()
+    warmup, samples = [], []
+    started = time.perf_counter()
+    while len(warmup) < WARMUP_RUNS or time.perf_counter() - started < WARMUP_SECONDS:
+        warmup.append(once())
+    started = time.perf_counter()
+    while len(samples) < job["repeats"] if job["repeats"] else time.perf_counter() - started < job["seconds"]:
+        samples.append(once())
+    return {
+        "setup_ms": network.setup_ms,
+        "first_ms": first,
+        "warmup_ms": warmup,
+        "samples_ms": samples,
+        "loaded_bytes": loaded - before,
+        "peak_bytes": process.memory_info().rss - before,
+    }
+
+
+def profile(job: dict[str, Any]) -> dict[str, Any]:
+    """Time each kernel call inside `repeats` inferences: `calls` is [kernel, [µs of each inference]] in order."""
+    network = Network(job["library"])
+    tensors = [tvm.runtime.tensor(np.load(path)) for path in job["inputs"]]
+    kernels = set(job["kernels"])
+    rows: list[tuple[str, float]] = []
+    started = 0
+
+    def instrument(func: Any, name: str, before_run: bool, result: Any, *args: Any) -> int:
+        nonlocal started
+        if name in kernels:
+            if before_run:
+                started = time.perf_counter_ns()
+            else:
+                rows.append((name, _ms_since(started) * 1000))
+        return 0
+
+    for _ in range(WARMUP_RUNS):
+        network.main(*tensors)
+    network.vm.set_instrument(instrument)
+    runs = []
+    for _ in range(job["repeats"]):
+        rows.clear()
+        network.main(*tensors)
+        runs.append(list(rows))
+    calls = zip(*runs, strict=True)
+    return {"calls": [[call[0][0], [microseconds for _, microseconds in call]] for call in calls]}
+
+
+def _ms_since(started_ns: int) -> float:
+    return (time.perf_counter_ns() - started_ns) / 1e6
+
+
+MODES = {"run": run, "time": measure, "profile": profile}
+
+if __name__ == "__main__":
+    job = json.loads(Path(sys.argv[1]).read_text())
+    Path(sys.argv[2]).write_text(json.dumps(MODES[job["mode"]](job)))

@@ -1,0 +1,113 @@
+"""Turn operators into kernels: legalise to TensorIR, fuse element-wise tails, and note whose work each one does."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+import tvm
+from tvm import relax, tirx
+
+from tvmflow.frontend import module_path
+from tvmflow.spec import Layer, Program, Target
+
+
+OWN_NAMES = re.compile(r"[lg]v\d*")
+"""Names that TVM gives to bindings which have none from the importer."""
+
+
+def fuse_operators(program: Program, target: Target) -> Program:
+    """Afterwards `main` is a sequence of `call_tir`, one for each of `Program.layers`, in the same order."""
+    macs = {binding.var.name: _macs(binding.value) for binding in _bindings(program.module)}
+    legal = tvm.ir.transform.Sequential(
+        [relax.transform.LegalizeOps(), relax.transform.AnnotateTIROpPattern(), relax.transform.FoldConstant()]
+    )(program.module)
+    grouped = relax.transform.FuseOps()(legal)
+    members = _members(legal, grouped)
+    fused = relax.transform.FuseTIR()(grouped)
+    module = relax.transform.RewriteDataflowReshape()(fused)
+    computed = {binding.var.name for binding in _kernel_calls(module)}
+    layers = []
+    for binding, names in zip(_kernel_calls(fused), members, strict=True):
+        if binding.var.name not in computed:
+            continue  # a reshape: a view from here on, no kernel
+        operators = [name for name in names if name in macs and not OWN_NAMES.fullmatch(name)]
+        layers.append(
+            Layer(
+                kernel=binding.value.args[0].name_hint,
+                modules=tuple(dict.fromkeys(module_path(name) for name in operators)),
+                macs=sum(macs[name] for name in operators),
+                bytes=sum(_tensor_bytes(tensor.ty) for tensor in (*binding.value.args[1].fields, binding.var)),
+            )
+        )
+    return replace(program, module=module, layers=tuple(layers))
+
+
+def _bindings(module: tvm.IRModule) -> Iterator[relax.VarBinding]:
+    for block in module["main"].body.blocks:
+        yield from block.bindings
+
+
+def _kernel_calls(module: tvm.IRModule) -> list[relax.VarBinding]:
+    """Bindings of `main` that call a kernel: `call_tir`, or a group of them that FuseOps made a function of."""
+    calls = [binding for binding in _bindings(module) if isinstance(binding.value, relax.Call)]
+    return [
+        binding
+        for binding in calls
+        if isinstance(binding.value.op, tvm.ir.GlobalVar) or getattr(binding.value.op, "name", "") == "relax.call_tir"
+    ]
+
+
+def _members(legal: tvm.IRModule, grouped: tvm.IRModule) -> list[list[str]]:
+    """For each kernel call of `grouped`, the names of the bindings of `legal` that it does the work of.
+
+    FuseOps keeps the names inside a group but for the group's result. Groups stand in the order of their results,
+    so the names that are nowhere to be found belong to them in that order.
+    """
+    found = []
+    for binding in _kernel_calls(grouped):
+        if isinstance(binding.value.op, tvm.ir.GlobalVar):
+            group = grouped[binding.value.op]
+            found.append([inner.var.name for block in group.body.blocks for inner in block.bindings])
+        else:
+            found.append([binding.var.name])
+    groups = [names for names in found if len(names) > 1]
+    known = {name for names in found for name in (names[:-1] if len(names) > 1 else names)}
+    lost = [binding.var.name for binding in _kernel_calls(legal) if binding.var.name not in known]
+    if len(lost) == len(groups):
+        for names, result in zip(groups, lost, strict=True):
+            names[-1] = result
+    return found
+
+
+def _macs(value: relax.Expr) -> int:
+    """Multiply-adds of a convolution or matrix product of static shape, padding counted as work; 0 for all else."""
+    name = getattr(getattr(value, "op", None), "name", "")
+    if name.startswith("relax.nn.conv") and "transpose" not in name:
+        output, weight = _shape(value.ty), _shape(value.args[1].ty)
+        out_channels = weight[str(value.attrs.kernel_layout).index("O")]
+        return math.prod(output) * math.prod(weight) // out_channels
+    if name.startswith("relax.nn.conv"):
+        inputs, weight = _shape(value.args[0].ty), _shape(value.args[1].ty)
+        in_channels = weight[str(value.attrs.kernel_layout).index("I")]
+        return math.prod(inputs) * math.prod(weight) // in_channels
+    if name == "relax.matmul":
+        return math.prod(_shape(value.ty)) * _shape(value.args[0].ty)[-1]
+    return 0
+
+
+def _shape(tensor: relax.TensorType) -> tuple[int, ...]:
+    return tuple(int(dim) for dim in tensor.shape.values)
+
+
+def _tensor_bytes(tensor: relax.Type) -> int:
+    if isinstance(tensor, relax.TupleType):
+        return sum(_tensor_bytes(field) for field in tensor.fields)
+    return math.prod(_shape(tensor)) * tvm.DataType(str(tensor.dtype)).bits // 8
+
+
+def kernels(module: tvm.IRModule) -> dict[str, tirx.PrimFunc]:
+    """The kernels of a fused module by name."""
+    return {var.name_hint: func for var, func in module.functions.items() if isinstance(func, tirx.PrimFunc)}

@@ -1,0 +1,38 @@
+"""The stages of each kind of target, in order. This list is the compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tvmflow.passes.fold_batchnorm import fold_batchnorm
+from tvmflow.passes.fuse_operators import fuse_operators
+from tvmflow.passes.lower import lower, plan_memory
+from tvmflow.passes.schedule_kernels import schedule_kernels
+from tvmflow.spec import Program, Target
+
+Stage = Callable[[Program, Target], Program]
+
+CPU: tuple[Stage, ...] = (
+    # graph: what needn't be computed at run time, isn't
+    fold_batchnorm,
+    # kernels: operators become loops, neighbours become one kernel
+    fuse_operators,
+    # loops: each kernel gets the first schedule that fits it
+    schedule_kernels,
+    # virtual machine: storage is planned, what is left becomes byte code
+    plan_memory,
+    lower,
+)
+
+STAGES: dict[str, tuple[Stage, ...]] = {"llvm": CPU, "arm_cpu": CPU}
+
+
+def run_stages(program: Program, target: Target, dump_dir: Path | None = None) -> Program:
+    """Take `program` through the stages of its target; with `dump_dir`, write each stage's result there as TVMScript."""
+    for number, stage in enumerate(STAGES[target.kind]):
+        program = stage(program, target)
+        if dump_dir is not None:
+            dump_dir.mkdir(parents=True, exist_ok=True)
+            (dump_dir / f"{number}-{stage.__name__}.py").write_text(program.module.script())
+    return program

@@ -1,0 +1,156 @@
+"""The nouns that flow through tvmflow and the errors it raises. Read this file first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:  # importing the nouns must cost nothing: tvm takes 4 s to import, torch 2 s
+    import numpy as np
+    import tvm
+
+Basis = Literal["measured", "simulated", "emulated", "modelled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One input or output of a network: shape in elements, dtype as NumPy spells it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes the input: RGB, resized to the input's H×W, `(pixel / 255 − mean) / std` per channel, NCHW."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vector:
+    """A golden vector: inputs and the outputs that the original network gave for them, in the order of the specs."""
+
+    name: str
+    inputs: tuple[np.ndarray, ...]
+    outputs: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One kernel call of the compiled network, in execution order.
+
+    `modules` are the paths of the PyTorch modules (or ONNX nodes) whose work it does; `macs` counts multiply-adds;
+    `bytes` is the tensor traffic if every operand is read and every result written once; `schedule` is the rule of
+    `tvmflow.schedules.RULES` that shaped the kernel, "default" where none did.
+    """
+
+    kernel: str
+    modules: tuple[str, ...]
+    macs: int
+    bytes: int
+    schedule: str = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A network on its way to a device: the Relax module (entry `main`), its interface and its reference vectors.
+
+    Stages add what they learn: `layers`, and in `memory` the bytes of weights and activations.
+    """
+
+    name: str
+    source: str
+    module: tvm.IRModule
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    vectors: tuple[Vector, ...]
+    parameters: int
+    labels: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+    layers: tuple[Layer, ...] = ()
+    memory: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cpu:
+    """What a schedule may know of a CPU. Sizes in bytes, caches per core (`l1d`, `l2`) or shared, as `cache_note` says."""
+
+    model: str
+    cores: int
+    clock_mhz: int
+    l1d_bytes: int
+    l2_bytes: int
+    l3_bytes: int = 0
+    cache_note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A board, as pure data. `tvm` is the dict that `tvm.target.Target` takes; `triple` is what the linker is given.
+
+    `elf` is the ELF header's (class in bits, machine as pyelftools names it); `datasheet` cites where the figures come from;
+    `schedules` names the rules of `tvmflow.schedules.RULES` to try, first match wins.
+    """
+
+    name: str
+    kind: str
+    description: str
+    tvm: Mapping[str, Any]
+    triple: str
+    elf: tuple[int, str]
+    cpu: Cpu
+    memory_bytes: int
+    datasheet: str
+    schedules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Latencies of one network on one device, made only by `tvmflow.measure`. Samples in ms, one per inference."""
+
+    basis: Basis
+    samples_ms: tuple[float, ...]
+    threads: int
+    setup_ms: float
+    first_ms: float
+    warmup_ms: tuple[float, ...] = ()
+    warnings: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class TvmflowError(Exception):
+    """Everything tvmflow raises on purpose. The message is one sentence for a person; `exit_code` is the command's."""
+
+    exit_code = 1
+
+
+class UserError(TvmflowError):
+    """A file, name or value that was given can't be used."""
+
+    exit_code = 4
+
+
+class VerificationError(TvmflowError):
+    """A compiled network doesn't compute what the original computes."""
+
+    exit_code = 3
+
+
+class MissingDependencyError(TvmflowError):
+    """A package, linker, emulator or runtime that the job needs isn't there."""
+
+    exit_code = 5
+
+
+class UnsupportedOperatorError(TvmflowError):
+    """The network has operators that the importer can't take. `operators` maps each to the modules that use it."""
+
+    exit_code = 8
+
+    def __init__(self, message: str, operators: Mapping[str, tuple[str, ...]]):
+        super().__init__(message)
+        self.operators = operators

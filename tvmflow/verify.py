@@ -1,0 +1,95 @@
+"""A compiled network against its golden vectors: the outputs (logits) that the original network gave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvmflow.spec import MissingDependencyError, Target, TensorSpec, Vector
+
+TOLERANCE: dict[str, float] = {"float64": 1e-6, "float32": 3e-5, "float16": 2e-2, "int8": 0, "uint8": 0, "int32": 0}
+"""Allowed |error|, relative to the largest |value| of the reference output or to 1, whichever is more.
+
+float32 leaves room for another order of summation (some 1e-6 for networks of ten million multiply-adds an output)
+and none for a wrong weight. Integer networks have to match exactly.
+"""
+
+Runner = Callable[[Sequence[tuple[np.ndarray, ...]]], list[tuple[np.ndarray, ...]]]
+
+
+def compare(vectors: Sequence[Vector], results: Sequence[tuple[np.ndarray, ...]]) -> dict[str, Any]:
+    """Errors of `results` against the outputs of `vectors`, one verdict, and the vectors that fail it."""
+    rows, agreeing = [], 0
+    for vector, outputs in zip(vectors, results, strict=True):
+        worst, absolute, allowed = 0.0, 0.0, 0.0
+        for reference, output in zip(vector.outputs, outputs, strict=True):
+            error, scale = _error(reference, output)
+            absolute, worst = max(absolute, error), max(worst, error / scale)
+            allowed = max(allowed, TOLERANCE[str(reference.dtype)])
+        agreeing += bool(np.array_equal(np.argmax(vector.outputs[0], -1), np.argmax(outputs[0], -1)))
+        rows.append(
+            {"name": vector.name, "passed": bool(worst <= allowed), "max_abs_error": absolute, "max_rel_error": worst}
+        )
+    dtypes = sorted({str(output.dtype) for vector in vectors for output in vector.outputs})
+    return {
+        "passed": all(row["passed"] for row in rows),
+        "max_abs_error": max(row["max_abs_error"] for row in rows),
+        "max_rel_error": max(row["max_rel_error"] for row in rows),
+        "argmax_agreement": agreeing / len(rows),
+        "tolerance": {dtype: TOLERANCE[dtype] for dtype in dtypes},
+        "vectors": rows,
+    }
+
+
+def _error(reference: np.ndarray, output: np.ndarray) -> tuple[float, float]:
+    """Largest absolute error, and what it is relative to. Non-finite values must stand in the same places."""
+    if reference.shape != output.shape or reference.dtype != output.dtype:
+        return float("inf"), 1.0
+    exact, given = reference.astype(np.float64), output.astype(np.float64)
+    finite = np.isfinite(exact)
+    if not np.array_equal(exact[~finite], given[~finite], equal_nan=True) or not np.isfinite(given[finite]).all():
+        return float("inf"), 1.0
+    error = np.abs(exact[finite] - given[finite]).max(initial=0.0)
+    return float(error), float(max(1.0, np.abs(exact[finite]).max(initial=0.0)))
+
+
+def verify_library(
+    library: Path, target: Target, vectors: Sequence[Vector], outputs: Sequence[TensorSpec]
+) -> dict[str, Any]:
+    """Run the vectors where `library` can run (here, or under emulation) and compare.
+
+    `passed` is None, and `reason` says why, where it can't run. Raises VerificationError if it crashes.
+    """
+    inputs = [vector.inputs for vector in vectors]
+    method, runner = find_runner(library, target, outputs)
+    try:
+        results = runner(inputs)
+    except MissingDependencyError as error:
+        return {"passed": None, "method": None, "reason": str(error)}
+    return {"method": method, **compare(vectors, results)}
+
+
+def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
+    """How code for `target` is run on this computer: ("native" | "emulated", function)."""
+    from tvmflow.targets import TARGETS
+
+    if target.elf == TARGETS["host"].elf:
+        from tvmflow.measure.local import run_vectors
+
+        return "native", lambda inputs: run_vectors(library, inputs, outputs)
+    from tvmflow import emulate
+
+    return "emulated", lambda inputs: emulate.run_vectors(library, target, inputs, outputs)
+
+
+def failure_sentence(verdict: Mapping[str, Any], what: str) -> str:
+    """One sentence on a verdict that didn't pass."""
+    failed = [row["name"] for row in verdict["vectors"] if not row["passed"]]
+    return (
+        f"{what} computes something else than the original network: {len(failed)} of {len(verdict['vectors'])} vectors "
+        f"({', '.join(failed)}) are off, by up to {verdict['max_abs_error']:.3g} "
+        f"({verdict['max_rel_error']:.3g} relative; allowed {max(verdict['tolerance'].values()):g})."
+    )
