@@ -28,7 +28,7 @@ from tvmflow.models import CIFAR10_PREPROCESSING
 from tvmflow.models.data import Cifar10, Split
 from tvmflow.models.depthwise import use_fast_depthwise
 from tvmflow.models.dilated_net import DilatedNet, DilatedNetConfig
-from tvmflow.spec import Preprocessing, UserError
+from tvmflow.spec import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,12 +225,6 @@ def one_cycle(done: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
-def normalise(images: np.ndarray, preprocessing: Preprocessing = CIFAR10_PREPROCESSING) -> np.ndarray:
-    """uint8 N×H×W×3 → float32 N×3×H×W, (pixel / 255 − mean) / std."""
-    mean, std = np.float32(preprocessing.mean), np.float32(preprocessing.std)
-    return np.ascontiguousarray(((images / np.float32(255) - mean) / std).transpose(0, 3, 1, 2))
-
-
 def _batches(
     split: Split, config: TrainConfig, epoch: int, first_step: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -238,7 +232,7 @@ def _batches(
     for step in range(first_step, math.ceil(len(order) / config.batch)):
         chosen = order[step * config.batch : (step + 1) * config.batch]
         rng = np.random.default_rng([config.seed, epoch, step])
-        images = augment(normalise(split.images[chosen]), config, rng)
+        images = augment(CIFAR10_PREPROCESSING.apply(split.images[chosen]), config, rng)
         yield torch.from_numpy(images), torch.from_numpy(split.labels[chosen])
 
 
@@ -265,7 +259,7 @@ def predict(network: nn.Module, images: np.ndarray, batch: int = 500) -> np.ndar
     with torch.no_grad():
         return np.concatenate(
             [
-                network(torch.from_numpy(normalise(images[start : start + batch]))).numpy()
+                network(torch.from_numpy(CIFAR10_PREPROCESSING.apply(images[start : start + batch]))).numpy()
                 for start in range(0, len(images), batch)
             ]
         )

@@ -28,8 +28,7 @@ def build(
     The library is run against the golden vectors wherever this computer can run it; a library that computes
     something else is never written. Raises UserError, MissingDependencyError, VerificationError.
     """
-    chosen = toolchain.select_linker(target, linker)
-    bundle.check_destination(out)
+    chosen = check(target, out, linker)
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
         library = Path(folder, "model.so")
         progress(f"Compiling {program.name} for {target.name}")
@@ -50,6 +49,12 @@ def build(
             memory={**compiled.memory, **toolchain.section_bytes(library), "library_bytes": library.stat().st_size},
             verify=verdict,
         )
+
+
+def check(target: Target, out: Path, linker: str = "auto") -> toolchain.Linker:
+    """What can go wrong before anything is compiled: the destination, and the linker, which is returned."""
+    bundle.check_destination(out)
+    return toolchain.select_linker(target, linker)
 
 
 def compile_library(

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from tvmflow import toolchain
-from tvmflow.spec import Layer, Preprocessing, Program, Target, TensorSpec, UserError, Vector
+from tvmflow.spec import Cpu, Layer, Preprocessing, Program, Target, TensorSpec, UserError, Vector
 
 FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.0"
 MANIFEST, LIBRARY = "manifest.json", "model.so"
@@ -61,12 +61,11 @@ class Bundle:
         return self.manifest["model"]["name"]
 
     @property
-    def board(self) -> str:
-        return self.manifest["target"]["name"]
-
-    @property
-    def elf(self) -> tuple[int, str]:
-        return self.manifest["target"]["elf"]["bits"], self.manifest["target"]["elf"]["machine"]
+    def target(self) -> Target:
+        """The board as it was when the bundle was built."""
+        content = self.manifest["target"]
+        elf = (content["elf"]["bits"], content["elf"]["machine"])
+        return Target(**{**content, "elf": elf, "cpu": Cpu(**content["cpu"]), "schedules": tuple(content["schedules"])})
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -200,13 +199,10 @@ def _describe(
             "macs": sum(layer.macs for layer in program.layers),
         },
         "target": {
-            "name": target.name,
-            "kind": target.kind,
-            "description": target.description,
-            "tvm": dict(target.tvm),
-            "triple": target.triple,
+            **asdict(target),
+            "tvm": toolchain.tvm_target_dict(target),
             "elf": {"bits": target.elf[0], "machine": target.elf[1]},
-            "cpu": asdict(target.cpu),
+            "schedules": list(target.schedules),
         },
         "versions": dict(versions),
         "inputs": [{**asdict(spec), "shape": list(spec.shape)} for spec in program.inputs],
@@ -307,10 +303,10 @@ def require_native(bundle: Bundle) -> None:
     """Raises UserError if this computer can't run the bundle's code itself."""
     from tvmflow.targets import TARGETS
 
-    host = TARGETS["host"].elf
-    if bundle.elf != host:
+    host, elf = TARGETS["host"].elf, bundle.target.elf
+    if elf != host:
         raise UserError(
-            f"{bundle.path} is for {bundle.board} ({bundle.elf[0]}-bit {bundle.elf[1]}); "
+            f"{bundle.path} is for {bundle.target.name} ({elf[0]}-bit {elf[1]}); "
             f"this computer runs {host[0]}-bit {host[1]} code only."
         )
 
@@ -381,7 +377,7 @@ def _check(path: Path, root: Path) -> Bundle:
     bundle = Bundle(path=path, root=root, manifest=manifest)
     if manifest["library"] not in members:
         raise UserError(f"{path} names a library {manifest['library']!r} that isn't among its members.")
-    toolchain.check_elf(bundle.library, bundle.elf, f"{path}, built for {bundle.board},")
+    toolchain.check_elf(bundle.library, bundle.target.elf, f"{path}, built for {bundle.target.name},")
     return bundle
 
 
@@ -408,10 +404,10 @@ def _read_manifest(path: Path, root: Path) -> dict[str, Any]:
             raise UserError(f"The manifest of {path} has no proper {key!r}; build the bundle again.")
     try:
         bundle = Bundle(path=path, root=root, manifest=manifest)
-        shapes = [bundle.inputs, bundle.outputs, bundle.layers, bundle.preprocessing, bundle.name, bundle.board]
+        shapes = [bundle.inputs, bundle.outputs, bundle.layers, bundle.preprocessing, bundle.name, bundle.target]
         assert all(isinstance(entry["bytes"], int) for entry in manifest["members"].values())
         assert all(isinstance(entry["sha256"], str) for entry in manifest["members"].values())
-        assert bundle.elf and shapes
+        assert shapes and all(isinstance(bits, int | str) for bits in bundle.target.elf)
     except (KeyError, TypeError, AssertionError, AttributeError, ValueError) as error:
         raise UserError(f"The manifest of {path} is not as it should be ({error!r}); build the bundle again.") from error
     for name in manifest["vectors"]:

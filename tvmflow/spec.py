@@ -29,6 +29,13 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def apply(self, images: np.ndarray) -> np.ndarray:
+        """uint8 N×H×W×C → float32 N×C×H×W."""
+        import numpy as np
+
+        scaled = (images / np.float32(255) - np.float32(self.mean)) / np.float32(self.std)
+        return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Vector:

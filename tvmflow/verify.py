@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tvmflow.spec import MissingDependencyError, Target, TensorSpec, Vector
+
+if TYPE_CHECKING:
+    from tvmflow.bundle import Bundle
 
 TOLERANCE: dict[str, float] = {"float64": 1e-6, "float32": 3e-5, "float16": 2e-2, "int8": 0, "uint8": 0, "int32": 0}
 """Allowed |error|, relative to the largest |value| of the reference output or to 1, whichever is more.
@@ -70,6 +73,11 @@ def verify_library(
     except MissingDependencyError as error:
         return {"passed": None, "method": None, "reason": str(error)}
     return {"method": method, **compare(vectors, results)}
+
+
+def verify_bundle(bundle: Bundle) -> dict[str, Any]:
+    """`verify_library` for a bundle that has been built, on this computer."""
+    return verify_library(bundle.library, bundle.target, bundle.vectors(), bundle.outputs)
 
 
 def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:

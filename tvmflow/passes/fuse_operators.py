@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import tvm
@@ -12,7 +13,6 @@ from tvm import relax, tirx
 
 from tvmflow.frontend import module_path
 from tvmflow.spec import Layer, Program, Target
-
 
 OWN_NAMES = re.compile(r"[lg]v\d*")
 """Names that TVM gives to bindings which have none from the importer."""
@@ -63,23 +63,37 @@ def _kernel_calls(module: tvm.IRModule) -> list[relax.VarBinding]:
 def _members(legal: tvm.IRModule, grouped: tvm.IRModule) -> list[list[str]]:
     """For each kernel call of `grouped`, the names of the bindings of `legal` that it does the work of.
 
-    FuseOps keeps the names inside a group but for the group's result. Groups stand in the order of their results,
-    so the names that are nowhere to be found belong to them in that order.
+    FuseOps renames the results of groups and makes one function of equal groups, so each call is found again by the
+    kernel that it calls and the values that flow into it.
     """
+    candidates: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for binding in _kernel_calls(legal):
+        candidates[_signature(binding.value, {})].append(binding.var.name)
     found = []
+    original: dict[relax.Var, str] = {}  # variable of `grouped` → name of the same value in `legal`, "" of a constant
     for binding in _kernel_calls(grouped):
-        if isinstance(binding.value.op, tvm.ir.GlobalVar):
-            group = grouped[binding.value.op]
-            found.append([inner.var.name for block in group.body.blocks for inner in block.bindings])
+        if not isinstance(binding.value.op, tvm.ir.GlobalVar):
+            found.append([candidates[_signature(binding.value, original)].pop(0)])
         else:
-            found.append([binding.var.name])
-    groups = [names for names in found if len(names) > 1]
-    known = {name for names in found for name in (names[:-1] if len(names) > 1 else names)}
-    lost = [binding.var.name for binding in _kernel_calls(legal) if binding.var.name not in known]
-    if len(lost) == len(groups):
-        for names, result in zip(groups, lost, strict=True):
-            names[-1] = result
+            group = grouped[binding.value.op]
+            inner = {
+                parameter: original.get(argument, argument.name) if isinstance(argument, relax.Var) else ""
+                for parameter, argument in zip(group.params, binding.value.args, strict=True)
+            }
+            names = []
+            for step in (step for block in group.body.blocks for step in block.bindings):
+                if isinstance(step.value, relax.Call):
+                    names.append(candidates[_signature(step.value, inner)].pop(0))
+                    inner[step.var] = names[-1]
+            found.append(names)
+        original[binding.var] = found[-1][-1]
     return found
+
+
+def _signature(call: relax.Call, original: Mapping[relax.Var, str]) -> tuple[str, ...]:
+    """The kernel that a `call_tir` calls and the variables it reads, by their names in the module before grouping."""
+    variables = [field for field in call.args[1].fields if isinstance(field, relax.Var)]
+    return call.args[0].name_hint, *filter(None, (original.get(variable, variable.name) for variable in variables))
 
 
 def _macs(value: relax.Expr) -> int:

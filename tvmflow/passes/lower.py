@@ -56,7 +56,8 @@ def _name(call: relax.Call) -> str:
 
 def _weights_bytes(module: tvm.IRModule) -> int:
     constants = {arg for call in _calls(module) for arg in call.args if isinstance(arg, tvm.ir.expr.GenericConst)}
-    return sum(constant.value.numpy().nbytes for constant in constants)
+    values = [constant.value for constant in constants]  # some hold a dtype or an attribute
+    return sum(value.numpy().nbytes for value in values if isinstance(value, tvm.runtime.Tensor))
 
 
 def _activations_bytes(module: tvm.IRModule) -> int:

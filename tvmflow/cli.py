@@ -1,0 +1,356 @@
+"""The command line: text into calls, results into text. No compiler logic lives here.
+
+Results go to stdout, progress and errors to stderr. tvm and torch are imported by the commands that need them, so
+that help comes at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from tvmflow import __version__
+from tvmflow.spec import TvmflowError, UserError
+
+EPILOG = "Exit codes: 0 ok, 1 internal error, 2 usage, 3 verification failed, 4 unusable input, 5 missing dependency, \
+8 unsupported operators, 130 interrupted."
+
+app = typer.Typer(
+    name="tvmflow",
+    help="Take a trained network to the device where it has to run, and say honestly what it costs there.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Target = Annotated[str | None, typer.Option("--target", help="Kind of target: llvm (this computer) or arm_cpu.")]
+Board = Annotated[str | None, typer.Option("--board", help="A board of `tvmflow boards`, or a board's .toml file.")]
+ModelName = Annotated[str, typer.Option("--model", help="Registry name, package.module:factory, .pt2 or .onnx file.")]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder or .tar.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file; - is stdout.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="Threads of the network; all cores by default.")]
+
+verbose = False
+"""Whether errors show their traceback: -v, anywhere on the line."""
+
+
+def main() -> None:
+    """Entry point of `tvmflow` and `python -m tvmflow`."""
+    global verbose
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("-v", "--verbose")]
+    verbose = len(arguments) < len(sys.argv) - 1
+    app(args=arguments)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command whose errors become one sentence and an exit code."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except KeyboardInterrupt:
+            _fail("interrupted", 130)
+        except BrokenPipeError:
+            sys.stderr.close()  # whoever read our output has gone; Python would complain of that at its end
+            raise typer.Exit(1) from None
+        except TvmflowError as error:
+            _fail(str(error), error.exit_code)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                _fail(f"{type(error).__name__}: {error}", 1, internal=True)
+            _fail(f"The disk is full ({error.filename or 'a temporary file'}); make room, or set TMPDIR.", 4)
+        except Exception as error:
+            _fail(f"{type(error).__name__}: {error}", 1, internal=True)
+
+    return app.command()(guarded)
+
+
+def _fail(message: str, code: int, *, internal: bool = False) -> None:
+    if verbose:
+        traceback.print_exc()
+    hint = "" if verbose or not internal else " (a fault of tvmflow itself; -v shows where)"
+    print(f"tvmflow: {message}{hint}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _progress(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _show(text: str, content: Any, json: Path | None) -> None:
+    """Print `text`, or write `content` as JSON: to a file beside the text, or to stdout instead of it."""
+    from tvmflow.report import to_json, write_json
+
+    if json == Path("-"):
+        print(to_json(content))
+        return
+    print(text)
+    if json is not None:
+        write_json(json, content)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tvmflow {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say it.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show where an error comes from.")] = False,
+) -> None:
+    pass
+
+
+@command
+def boards(json: Json = None) -> None:
+    """List the boards that can be built for."""
+    from tvmflow.report.render import text_table
+    from tvmflow.targets import DEFAULT_BOARD, TARGETS
+
+    rows = [
+        [
+            target.name + (" *" if target.name in DEFAULT_BOARD.values() else ""),
+            target.kind,
+            target.cpu.model,
+            target.cpu.cores,
+            target.cpu.clock_mhz or "?",
+            target.memory_bytes >> 20,
+            target.description,
+        ]
+        for target in TARGETS.values()
+    ]
+    table = text_table(["board", "target", "CPU", "cores", "MHz", "MiB", "description"], rows)
+    _show(f"{table}\n\n* the default of its target", {name: asdict(target) for name, target in TARGETS.items()}, json)
+
+
+@command
+def build(
+    out: Annotated[Path, typer.Option("-o", "--output", help="Where the bundle goes: a folder, or a file ending in .tar.")],
+    target: Target = None,
+    board: Board = None,
+    model: ModelName = "dilated-net",
+    input_shape: Annotated[
+        list[str] | None, typer.Option("--input-shape", help="1x3x32x32 or name=1x3x32x32; once per input.")
+    ] = None,
+    linker: Annotated[str, typer.Option("--linker", help="auto, zig, cc or the command of a cross compiler.")] = "auto",
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Run it against PyTorch's outputs.")] = True,
+    dump_dir: Annotated[Path | None, typer.Option("--dump-dir", help="Write each stage's IR there.")] = None,
+    json: Json = None,
+) -> None:
+    """Compile a network for a board into a bundle, verified against PyTorch wherever its code can run."""
+    from tvmflow import build as builder
+    from tvmflow import targets
+    from tvmflow.frontend import import_model, parse_input_shape
+    from tvmflow.report import assemble
+    from tvmflow.report.render import memory_text, verdict_text
+
+    found = targets.find(target, board)
+    shapes = [parse_input_shape(text) for text in input_shape or []]
+    builder.check(found, out, linker)  # before the import, which takes its time
+    _progress(f"Importing {model}")
+    program = import_model(model, shapes)
+    built = builder.build(program, found, out, linker=linker, dump_dir=dump_dir, verify=verify, progress=_progress)
+    report = assemble(built, built.manifest["verify"], note=NOT_TIMED)
+    lines = [
+        f"{out}: {built.name} for {found.name}",
+        f"verify   {verdict_text(report['verify'])}",
+        f"memory   {memory_text(report['memory'])}",
+    ]
+    _show("\n".join(lines), report, json)
+
+
+NOT_TIMED = "It wasn't timed: `tvmflow bench` does that on the device itself."
+
+
+@command
+def run(
+    bundle: BundlePath,
+    inputs: Annotated[list[Path], typer.Option("--input", help="A .npy file or an image; once per input.")],
+    json: Json = None,
+) -> None:
+    """Run a bundle on an input of yours."""
+    from tvmflow.bundle import open_bundle
+    from tvmflow.infer import infer
+
+    with open_bundle(bundle) as opened:
+        result = infer(opened, inputs)
+    if "classes" in result:
+        text = "\n".join(f"{row['probability']:7.2%}  {row['label']}" for rows in result["classes"] for row in rows)
+    else:
+        text = "\n".join(f"{name}: {values}" for name, values in result["outputs"].items())
+    _show(text, result, json)
+
+
+@command
+def verify(bundle: BundlePath, json: Json = None) -> None:
+    """Check a bundle's files, run it on its golden vectors and compare with what PyTorch gave."""
+    from tvmflow.bundle import open_bundle
+    from tvmflow.report.render import text_table, verdict_text
+    from tvmflow.spec import MissingDependencyError, VerificationError
+    from tvmflow.verify import failure_sentence, verify_bundle
+
+    with open_bundle(bundle) as opened:
+        verdict = verify_bundle(opened)
+        what = f"{bundle} ({opened.name} for {opened.target.name})"
+    if verdict["passed"] is None:
+        raise MissingDependencyError(f"{what} can't be verified here: {verdict['reason']}")
+    rows = [
+        [row["name"], "passed" if row["passed"] else "FAILED", f"{row['max_abs_error']:.2e}", f"{row['max_rel_error']:.2e}"]
+        for row in verdict["vectors"]
+    ]
+    table = text_table(["vector", "verdict", "max error", "relative"], rows)
+    _show(f"{table}\n\n{what}: {verdict_text(verdict)}", verdict, json)
+    if not verdict["passed"]:
+        raise VerificationError(failure_sentence(verdict, what))
+
+
+@command
+def bench(
+    bundle: BundlePath,
+    threads: Threads = None,
+    repeats: Annotated[int | None, typer.Option("--repeats", help="Timed runs; as many as fit --seconds by default.")] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs.")] = 3.0,
+    json: Json = None,
+) -> None:
+    """Time a bundle on this computer: set-up, first, warm and steady latency."""
+    from tvmflow.survey import survey
+
+    _progress(f"Timing {bundle}")
+    report = survey(bundle, threads=threads, repeats=repeats, seconds=seconds, profiled=False)
+    _finish(report, json, layers=False)
+
+
+@command
+def profile(
+    bundle: BundlePath,
+    threads: Threads = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Instrumented runs.")] = 50,
+    json: Json = None,
+) -> None:
+    """Time each layer of a bundle on this computer, by module name. Use `bench` for the latency of the whole."""
+    from tvmflow.survey import survey
+
+    _progress(f"Profiling {bundle}")
+    report = survey(bundle, threads=threads, repeats=repeats, timed=False)
+    _finish(report, json, layers=True)
+
+
+def _finish(report: dict[str, Any], json: Path | None, *, layers: bool) -> None:
+    from tvmflow.report.render import report_text
+
+    _show(report_text(report, layers=layers), report, json)
+
+
+@command
+def report(
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE…", help="Bundles, one per board.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder for report.json and report.html.")],
+    threads: Threads = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs.")] = 3.0,
+) -> None:
+    """Verify bundles, time those that this computer can run, and write report.json and report.html."""
+    from tvmflow.report import collect, write_json, write_text
+    from tvmflow.report.render import render_html, report_text
+    from tvmflow.spec import VerificationError
+    from tvmflow.survey import survey
+
+    if not out.is_dir():
+        raise UserError(f"There is no folder {out} for the report.")
+    reports = []
+    for path in bundles:
+        _progress(f"Surveying {path}")
+        reports.append(survey(path, threads=threads, seconds=seconds, must_run=False))
+        print(report_text(reports[-1], layers=False), end="\n\n")
+    document = collect(reports)
+    write_json(out / "report.json", document)
+    write_text(out / "report.html", render_html(document))
+    print(f"{out / 'report.json'}\n{out / 'report.html'}")
+    failed = [row["target"]["name"] for row in reports if row["verify"]["passed"] is False]
+    if failed:
+        raise VerificationError(f"The bundles for {', '.join(failed)} don't compute what the network computes.")
+
+
+@command
+def train(
+    data: Annotated[Path, typer.Option("--data", help="CIFAR-10: an archive or folder of images, or its batches.")],
+    work_dir: Annotated[Path, typer.Option("--work-dir", help="Checkpoints; started again, the run goes on.")] = Path(
+        "runs/dilated-net"
+    ),
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for weights and model card; the work dir by default.")
+    ] = None,
+    epochs: Annotated[int, typer.Option("--epochs", min=1)] = 16,
+    batch: Annotated[int, typer.Option("--batch", min=1)] = 128,
+    rate: Annotated[float, typer.Option("--rate", help="Peak of the learning rate.")] = 4e-3,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    delta: Annotated[int, typer.Option("--delta", min=0, help="The paper's dilated rate δ.")] = 2,
+    joint: Annotated[Literal["separate", "merged"], typer.Option("--joint", help="Reading of the joint module.")] = "separate",
+) -> None:
+    """Train the paper's network on CIFAR-10. A run that was stopped goes on where it was."""
+    import shlex
+
+    from tvmflow.models import train as trainer
+    from tvmflow.models.data import load_cifar10
+    from tvmflow.models.dilated_net import DilatedNetConfig
+
+    network = DilatedNetConfig(delta=delta, joint=joint)
+    config = trainer.TrainConfig(network=network, epochs=epochs, batch=batch, peak_rate=rate, seed=seed)
+    _progress(f"Reading {data}")
+    cifar = load_cifar10(data)
+    finished = trainer.train(config, cifar, work_dir)
+    name = "dilated-net" if joint == "separate" else "dilated-net-merged"
+    trainer.export(finished, cifar, out or work_dir, name, shlex.join(["tvmflow", *sys.argv[1:]]))
+    print(f"{(out or work_dir) / name}.safetensors: accuracy {finished.curve[-1].test_accuracy:.2%} ({cifar.note})")
+
+
+@command
+def evaluate(
+    data: Annotated[Path, typer.Option("--data", help="CIFAR-10: an archive or folder of images, or its batches.")],
+    model: Annotated[str, typer.Option("--model", help="A network of the registry.")] = "dilated-net",
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="Also evaluate this bundle and compare.")] = None,
+    json: Json = None,
+) -> None:
+    """Accuracy on the 10,000 test images of CIFAR-10, in PyTorch and, with --bundle, compiled."""
+    from tvmflow.evaluate import evaluate as run_evaluation
+
+    _progress(f"Evaluating {model} on {data}")
+    result = run_evaluation(data, model, bundle)
+    lines = [f"{result['accuracy']:.2%} of {result['images']:,} images in PyTorch ({result['data']})"]
+    if compiled := result.get("compiled"):
+        lines.append(
+            f"{compiled['accuracy']:.2%} compiled for {compiled['target']}; the two agree on {compiled['agreement']:.2%}"
+        )
+    _show("\n".join(lines), result, json)
+
+
+@command
+def doctor(json: Json = None) -> None:
+    """Say which tools were found, which are missing, what each is for, and the command that installs it."""
+    from tvmflow.doctor import examine
+    from tvmflow.report.render import text_table
+    from tvmflow.spec import MissingDependencyError
+
+    findings = examine()
+    table = text_table(
+        ["", "tool", "found", "needed for"],
+        [[finding.status, finding.name, finding.detail, finding.needed_for] for finding in findings],
+    )
+    remedies = [f"{finding.name}: {finding.remedy}" for finding in findings if finding.status != "ok" and finding.remedy]
+    _show("\n".join([table, *(["", *remedies] if remedies else [])]), [asdict(finding) for finding in findings], json)
+    if problems := [finding.name for finding in findings if finding.status == "problem"]:
+        raise MissingDependencyError(f"tvmflow can't work without {', '.join(problems)}; the commands above mend that.")

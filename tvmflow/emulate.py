@@ -1,0 +1,328 @@
+"""Running code for an ARM board on this computer, under qemu-user, to see that it computes the right thing.
+
+TVM's own runtime for the board (two libraries of its wheels) runs the network from a small C program, so nothing of
+Python is emulated. Time under an emulator says nothing about the board: no latency comes from here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tvmflow import toolchain
+from tvmflow.spec import MissingDependencyError, Target, TensorSpec, UserError, VerificationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emulator:
+    """What running code of one kind of ARM takes: `commands` of qemu by preference, Debian's packages, the loader."""
+
+    machine: str
+    commands: tuple[str, ...]
+    packages: tuple[str, ...]
+    root: Path
+    loader: str
+    platforms: tuple[str, ...]
+    triple: str
+
+
+AARCH64 = Emulator(
+    machine="64-bit ARM",
+    commands=("qemu-aarch64-static", "qemu-aarch64"),
+    packages=("qemu-user-static", "libc6-arm64-cross", "libstdc++6-arm64-cross"),
+    root=Path("/usr/aarch64-linux-gnu"),
+    loader="ld-linux-aarch64.so.1",
+    platforms=tuple(f"manylinux_2_{glibc}_aarch64" for glibc in (28, 27, 24, 17)),
+    triple="aarch64-linux-gnu.2.28",
+)
+
+EMULATORS: dict[tuple[int, str], Emulator] = {(64, "AArch64"): AARCH64}
+"""Emulators by the ELF header of what they run."""
+
+RUNTIME_LIBRARIES: dict[str, tuple[str, ...]] = {
+    "apache-tvm-ffi": ("libtvm_ffi.so",),
+    "apache-tvm": ("libtvm_runtime.so",),
+}
+"""What is kept of each wheel. Beyond these two they need the C and C++ libraries only."""
+
+RUNNER_SOURCE = Path(__file__).with_name("emulated_runner.c")
+DTYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
+"""NumPy's kind → DLPack's type code."""
+
+THREADS = 2  # one would leave the code that splits loops among threads untested
+STALL_SECONDS = 300.0
+"""How long one inference may take, under emulation, before the run is given up."""
+
+
+def available(target: Target) -> str | None:
+    """None where code for `target` can be run on this computer, else one sentence why not. Downloads nothing."""
+    try:
+        emulator = _find_emulator(target)
+        _find_qemu(emulator)
+        find_root(emulator)
+        if runtime_missing(emulator) and offline():
+            raise MissingDependencyError(_offline_sentence(emulator))
+        toolchain.select_linker(_runner_target(target, emulator))
+    except MissingDependencyError as error:
+        return str(error)
+    return None
+
+
+def run_vectors(
+    library: Path,
+    target: Target,
+    inputs: Sequence[tuple[np.ndarray, ...]],
+    outputs: Sequence[TensorSpec],
+    *,
+    stall_seconds: float = STALL_SECONDS,
+) -> list[tuple[np.ndarray, ...]]:
+    """The outputs of `library`, built for `target`, for each tuple of inputs, all computed in one emulated process.
+
+    Raises MissingDependencyError where nothing can be emulated, and VerificationError if the library crashes, fails,
+    or computes nothing for `stall_seconds`.
+    """
+    emulator = _find_emulator(target)
+    qemu, root = _find_qemu(emulator), find_root(emulator)
+    runner = _build_runner(target, emulator, _fetch_runtime(emulator))
+    stacks = [np.stack(arrays) for arrays in zip(*inputs, strict=True)]
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
+        for index, stack in enumerate(stacks):
+            stack.tofile(Path(folder, f"input-{index}.raw"))
+        command = [qemu, "-cpu", _cpu(qemu, target), "-L", str(root), str(runner), str(library.resolve())]
+        command += [str(len(inputs)), *(_describe(stack) for stack in stacks)]
+        described = _run(command, Path(folder), f"{library.name} for {target.name}", stall_seconds)
+        if len(described) != len(outputs):
+            raise VerificationError(
+                f"{library.name} for {target.name} has {len(described)} outputs where the network has {len(outputs)}."
+            )
+        results = [_load(Path(folder, f"output-{index}.raw"), line) for index, line in enumerate(described)]
+    return [tuple(result[index] for result in results) for index in range(len(inputs))]
+
+
+# ------------------------------------------------------------------------------------------- what has to be installed
+
+
+def _find_emulator(target: Target) -> Emulator:
+    if target.elf in EMULATORS:
+        return EMULATORS[target.elf]
+    if target.elf == (32, "ARM"):
+        raise MissingDependencyError(
+            f"Code for {target.name} was not run: TVM publishes no runtime for 32-bit ARM; check it on the board itself."
+        )
+    raise MissingDependencyError(
+        f"Code for {target.name} was not run: this computer has no emulator for {target.elf[0]}-bit {target.elf[1]}."
+    )
+
+
+def install_sentence(emulator: Emulator) -> str:
+    """How the emulator and the C library come onto this computer."""
+    return f"`apt-get install {' '.join(emulator.packages)}` (or tools/install-system-packages.sh) brings it."
+
+
+def _find_qemu(emulator: Emulator) -> str:
+    for command in emulator.commands:
+        if path := shutil.which(command):
+            return path
+    raise MissingDependencyError(
+        f"Running {emulator.machine} code here needs {emulator.commands[0]}, which is not installed: "
+        f"{install_sentence(emulator)}"
+    )
+
+
+def find_root(emulator: Emulator) -> Path:
+    """The folder with the board's C and C++ library: $QEMU_LD_PREFIX or Debian's. Raises MissingDependencyError."""
+    root = Path(os.environ.get("QEMU_LD_PREFIX") or emulator.root)
+    for name in (emulator.loader, "libc.so.6", "libstdc++.so.6"):
+        if not any(next(root.glob(f"{folder}/{name}"), None) for folder in ("lib*", "lib/*", "usr/lib*", "usr/lib/*")):
+            raise MissingDependencyError(
+                f"Running {emulator.machine} code here needs the board's C and C++ library, but {root} has no {name}: "
+                f"{install_sentence(emulator)}"
+            )
+    return root
+
+
+def _cpu(qemu: str, target: Target) -> str:
+    """qemu's model of the board's CPU, so that an instruction which that CPU lacks fails, or its fullest model."""
+    try:
+        known = subprocess.run([qemu, "-cpu", "help"], capture_output=True, text=True, timeout=60, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MissingDependencyError(f"{qemu} can't be run: {error}.") from error
+    return target.tvm["mcpu"] if target.tvm.get("mcpu") in known.split() else "max"
+
+
+# ------------------------------------------------------------------------------------------------- the board's runtime
+
+
+def offline() -> bool:
+    """Whether TVMFLOW_OFFLINE=1 forbids downloads."""
+    return os.environ.get("TVMFLOW_OFFLINE", "0") not in ("", "0")
+
+
+def runtime_folder(emulator: Emulator) -> Path:
+    """Where the runtime of exactly the installed versions is kept."""
+    versions = "-".join(f"{package}-{importlib.metadata.version(package)}" for package in sorted(RUNTIME_LIBRARIES))
+    return toolchain.cache_folder() / "emulation" / f"{emulator.platforms[0].partition('_')[0]}-{versions}"
+
+
+def runtime_missing(emulator: Emulator) -> bool:
+    """Whether the runtime has still to be downloaded (some 95 MB, of which 5 MB are kept)."""
+    return not runtime_folder(emulator).is_dir()
+
+
+def _offline_sentence(emulator: Emulator) -> str:
+    return (
+        f"Running {emulator.machine} code here needs TVM's runtime for it, which is not in {toolchain.cache_folder()}, "
+        "and TVMFLOW_OFFLINE forbids the download: run one build without it."
+    )
+
+
+def _fetch_runtime(emulator: Emulator) -> Path:
+    """The folder with the runtime libraries, downloaded unless it is there."""
+    folder = runtime_folder(emulator)
+    if not runtime_missing(emulator):
+        return folder
+    if offline():
+        raise MissingDependencyError(_offline_sentence(emulator))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="download-", dir=folder.parent) as temporary:
+            kept = Path(temporary, "kept")
+            kept.mkdir()
+            for package, libraries in RUNTIME_LIBRARIES.items():
+                _unpack(_download(package, emulator, Path(temporary, package)), libraries, kept)
+            try:
+                kept.replace(folder)
+            except OSError:
+                if runtime_missing(emulator):  # else another process was first, with the same files
+                    raise
+    except (OSError, zipfile.BadZipFile) as error:
+        raise MissingDependencyError(
+            f"TVM's runtime for {emulator.machine} can't be put into {folder.parent}: {error}."
+        ) from error
+    return folder
+
+
+def _download(package: str, emulator: Emulator, folder: Path) -> Path:
+    wanted = f"{package}=={importlib.metadata.version(package)}"
+    platforms = [option for platform in emulator.platforms for option in ("--platform", platform)]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command += ["--no-deps", "--only-binary=:all:", *platforms, "--dest", str(folder), wanted]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise MissingDependencyError(
+            f"`pip download {wanted}` for {emulator.machine} failed, so its code can't be run here: "
+            f"{lines[-1].removeprefix('ERROR: ') if lines else 'no message'}"
+        )
+    return wheels[0]
+
+
+def _unpack(wheel: Path, libraries: Sequence[str], folder: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        members = {Path(name).name: name for name in archive.namelist()}
+        for library in libraries:
+            if library not in members:
+                raise MissingDependencyError(f"{wheel.name} has no {library}, so ARM code can't be run here.")
+            Path(folder, library).write_bytes(archive.read(members[library]))
+
+
+# ------------------------------------------------------------------------------------------------------- the C program
+
+
+def _runner_target(target: Target, emulator: Emulator) -> Target:
+    """The runner links to glibc whatever the board has: it is at home in the emulator's C library, not on the board."""
+    return replace(target, triple=emulator.triple)
+
+
+def _build_runner(target: Target, emulator: Emulator, runtime: Path) -> Path:
+    """The runner's executable beside its libraries, compiled unless it is there."""
+    linker = toolchain.select_linker(_runner_target(target, emulator))
+    source = RUNNER_SOURCE.read_bytes()
+    key = hashlib.sha256(source + f"{linker.name} {linker.version} {emulator.triple}".encode()).hexdigest()
+    runner = runtime / f"runner-{key[:16]}"
+    if runner.exists():
+        return runner
+    package = importlib.util.find_spec("tvm_ffi")  # finds it without importing it
+    if package is None or package.origin is None:
+        raise MissingDependencyError("The Python package apache-tvm-ffi is not installed: `pip install tvmflow`.")
+    options = ("-std=c11", "-O1", f"-I{Path(package.origin).parent / 'include'}")
+    # The libraries' own need of libstdc++ is the emulated loader's business: the linker has no libstdc++ of the board.
+    libraries = ("-Wl,--allow-shlib-undefined", "-Wl,-rpath,$ORIGIN", "-ldl")
+    try:
+        with tempfile.TemporaryDirectory(prefix="runner-", dir=runtime) as temporary:
+            made = Path(temporary, "runner")
+            toolchain.link(linker, made, [RUNNER_SOURCE, runtime / "libtvm_ffi.so", *libraries], options)
+            made.replace(runner)
+    except (UserError, OSError) as error:
+        raise MissingDependencyError(f"The program that runs emulated code can't be made: {error}") from error
+    return runner
+
+
+def _describe(stack: np.ndarray) -> str:
+    """A run's tensor (`stack` less its first axis) as the runner reads it: `code,bits,dim,…`."""
+    if stack.dtype.kind not in DTYPE_CODES:
+        raise MissingDependencyError(f"Inputs of {stack.dtype} can't be given to emulated code.")
+    return ",".join(map(str, (DTYPE_CODES[stack.dtype.kind], 8 * stack.dtype.itemsize, *stack.shape[1:])))
+
+
+def _load(path: Path, description: str) -> np.ndarray:
+    """An output of all runs, described as `_describe` does."""
+    code, bits, *shape = map(int, description.split(","))
+    kinds = {code: kind for kind, code in DTYPE_CODES.items()}
+    if code not in kinds:
+        raise VerificationError(f"An output has the DLPack type {code}, which NumPy can't hold.")
+    return np.fromfile(path, np.dtype(f"{kinds[code]}{bits // 8}")).reshape(-1, *shape)
+
+
+def _run(command: Sequence[str], folder: Path, what: str, stall_seconds: float) -> list[str]:
+    """Run the emulated runner in `folder`. Returns what it says of each output."""
+    # Nothing of this computer's environment is meant for the board's code: LD_PRELOAD would even break it.
+    environment = {"TVM_NUM_THREADS": str(THREADS)}
+    try:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    except OSError as error:
+        raise MissingDependencyError(f"{command[0]} can't be run: {error}.") from error
+    with process:
+        try:
+            shown, errors = _wait(process, folder, what, stall_seconds)
+        except BaseException:
+            process.kill()
+            raise
+    lines = errors.strip().splitlines() or ["no message"]
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        raise VerificationError(f"{what} crashed with {name} when it was run under emulation.")
+    if process.returncode == 1:
+        raise VerificationError(f"{what} can't be run under emulation: {lines[-1]}")
+    if process.returncode != 0:  # 127 is the loader's, 2 the runner's when the runtime can't be loaded
+        raise MissingDependencyError(f"The emulated TVM runtime doesn't start on this computer: {lines[-1]}")
+    return shown.splitlines()
+
+
+def _wait(process: subprocess.Popen[str], folder: Path, what: str, stall_seconds: float) -> tuple[str, str]:
+    done = 0
+    while True:
+        try:
+            return process.communicate(timeout=stall_seconds)
+        except subprocess.TimeoutExpired:
+            before, done = done, sum(path.stat().st_size for path in folder.glob("output-*.raw"))
+            if done == before:
+                raise VerificationError(
+                    f"{what} was stopped: it computed nothing in {stall_seconds:g} s under emulation."
+                ) from None

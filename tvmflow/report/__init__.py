@@ -1,0 +1,142 @@
+"""Reports: what a compiled network is, whether it is right, and what it costs, with the basis of every figure.
+
+A report is plain data in the form of docs/report.schema.json; several make a collection, which is what
+`tvmflow report` writes as JSON and HTML.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvmflow import __version__
+from tvmflow.bundle import Bundle
+from tvmflow.spec import Measurement, UserError
+from tvmflow.targets import TARGETS
+
+SCHEMA_VERSION = "1.0"
+
+Report = dict[str, Any]
+
+
+def assemble(
+    bundle: Bundle,
+    verdict: Mapping[str, Any],
+    *,
+    measurement: Measurement | None = None,
+    note: str = "",
+    layer_us: Sequence[float] | None = None,
+) -> Report:
+    """The report on a bundle. `verdict` comes from `verify`; `layer_us` are times per layer in µs on this computer.
+
+    Without a measurement, `latency` is null and `note` says why.
+    """
+    manifest = bundle.manifest
+    measured_bytes = {key: value for key, value in (measurement.facts if measurement else {}).items() if "bytes" in key}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": dict(manifest["model"]),
+        "target": {key: manifest["target"][key] for key in ("name", "kind", "description", "cpu", "datasheet")},
+        "verify": dict(verdict),
+        "latency": latency(measurement) if measurement else None,
+        "latency_note": note,
+        "layers": [
+            {
+                **asdict(layer),
+                "modules": list(layer.modules),
+                "latency": None if layer_us is None else {"basis": "measured", "unit": "us", "p50": layer_us[index]},
+            }
+            for index, layer in enumerate(bundle.layers)
+        ],
+        "memory": {**manifest["memory"], **measured_bytes},
+        "environment": environment(manifest["versions"]),
+    }
+
+
+def latency(measurement: Measurement) -> dict[str, Any]:
+    """Figures of a measurement, in ms: percentiles of the steady runs; set-up, first and warm-up runs apart."""
+    samples = np.asarray(measurement.samples_ms)
+    p50, p90, p99 = (float(value) for value in np.percentile(samples, [50, 90, 99]))
+    return {
+        "basis": measurement.basis,
+        "unit": "ms",
+        "p50": p50,
+        "p90": p90,
+        "p99": p99,
+        "mean": float(samples.mean()),
+        "min": float(samples.min()),
+        "max": float(samples.max()),
+        "spread": p90 / p50,
+        "repeats": len(samples),
+        "threads": measurement.threads,
+        "setup": measurement.setup_ms,
+        "first": measurement.first_ms,
+        "warm": float(np.median(measurement.warmup_ms)) if measurement.warmup_ms else None,
+        "warmup_repeats": len(measurement.warmup_ms),
+        "warnings": list(measurement.warnings),
+    }
+
+
+def environment(versions: Mapping[str, str]) -> dict[str, Any]:
+    """This computer, and the versions that the library was made with."""
+    host = TARGETS["host"].cpu
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "os": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "cpu": host.model,
+        "cores": host.cores,
+        "memory_bytes": TARGETS["host"].memory_bytes,
+        "python": platform.python_version(),
+        "versions": dict(versions),
+    }
+
+
+def collect(reports: Sequence[Report]) -> dict[str, Any]:
+    """Several reports as one document."""
+    return {"schema_version": SCHEMA_VERSION, "generator": f"tvmflow {__version__}", "reports": list(reports)}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON. Raises UserError; the file is whole or as it was before."""
+    write_text(path, to_json(content) + "\n")
+
+
+def to_json(content: Any) -> str:
+    """JSON text. What is infinite or no number, such as the error of an output that is, becomes null."""
+    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file for the user. Raises UserError; the file is whole or as it was before."""
+    scratch = ""
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".tvmflow-", delete=False, encoding="utf-8") as file:
+            scratch = file.name
+            file.write(text)
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except OSError as error:
+        if scratch:
+            Path(scratch).unlink(missing_ok=True)
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+        raise UserError(f"{path} can't be written: {reason}.") from error

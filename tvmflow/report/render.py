@@ -1,0 +1,97 @@
+"""Reports for people: text for a terminal, HTML for a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tvmflow.report import Report
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in plain text; numbers to the right, the rest to the left."""
+    cells = [list(map(str, row)) for row in (header, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    right = [all(not isinstance(row[column], str) for row in rows) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in cells
+    )
+
+
+def verdict_text(verdict: Mapping[str, Any]) -> str:
+    """What a verification found, in one line."""
+    if verdict["passed"] is None:
+        return f"not verified: {verdict['reason']}"
+    return (
+        f"{'passed' if verdict['passed'] else 'FAILED'} ({verdict['method']}, {len(verdict['vectors'])} vectors): "
+        f"largest error {verdict['max_abs_error']:.2g}, relative {verdict['max_rel_error']:.2g}, "
+        f"same class on {verdict['argmax_agreement']:.0%}"
+    )
+
+
+def latency_text(report: Report) -> str:
+    """Latency with its basis, or why there is none."""
+    figures = report["latency"]
+    if figures is None:
+        return f"no latency: {report['latency_note']}"
+    lines = [
+        f"{figures['p50']:.3f} ms p50 ({figures['basis']}, {figures['threads']} "
+        f"thread{'s' if figures['threads'] > 1 else ''}, {figures['repeats']} runs)",
+        f"p90 {figures['p90']:.3f}, p99 {figures['p99']:.3f}, mean {figures['mean']:.3f}, min {figures['min']:.3f} ms",
+        f"set-up {figures['setup']:.1f}, first {figures['first']:.3f}, warm {figures['warm']:.3f} ms",
+    ]
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in figures["warnings"])])
+
+
+def memory_text(memory: Mapping[str, int]) -> str:
+    """Memory in KiB, in the order of the report."""
+    return ", ".join(f"{key.removesuffix('_bytes')} {value / 1024:,.0f} KiB" for key, value in memory.items())
+
+
+def layers_text(report: Report) -> str:
+    """The layers by module name; times where the report has them."""
+    timed = [row["latency"]["p50"] if row["latency"] else None for row in report["layers"]]
+    total = sum(time for time in timed if time is not None)
+    rows = []
+    for layer, time in zip(report["layers"], timed, strict=True):
+        names = layer["modules"]
+        row: list[Any] = [names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "") if names else layer["kernel"]]
+        row += [layer["schedule"], f"{layer['macs'] / 1e6:.2f}", f"{layer['bytes'] / 1024:.0f}"]
+        if time is not None:
+            row += [f"{time:.1f}", f"{time / total:.1%}" if total else ""]
+        rows.append(row)
+    header = ["layer", "schedule", "M multiply-adds", "KiB touched"]
+    if total:
+        header += ["µs (measured)", "share"]
+    return text_table(header, rows)
+
+
+def report_text(report: Report, *, layers: bool = True) -> str:
+    """A whole report for a terminal."""
+    model, target = report["model"], report["target"]
+    parts = [
+        f"{model['name']} ({model['parameters']:,} parameters, {model['macs'] / 1e6:.1f} M multiply-adds) "
+        f"on {target['name']}, {target['cpu']['model']}",
+        f"verify   {verdict_text(report['verify'])}",
+        "latency  " + latency_text(report).replace("\n", "\n         "),
+        f"memory   {memory_text(report['memory'])}",
+    ]
+    if layers:
+        parts += ["", layers_text(report)]
+    return "\n".join(parts)
+
+
+def render_html(document: Mapping[str, Any]) -> str:
+    """A collection of reports as one HTML page that needs no network."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(verdict=verdict_text, memory=memory_text)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(document)
