@@ -31,6 +31,7 @@ from tvmflow.spec import Preprocessing, Program, TensorSpec, TvmflowError, Unsup
 if TYPE_CHECKING:
     import onnx
     import torch
+    import tvm
 
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}
 PATH_SEPARATOR, NUMBER_SEPARATOR = "/", "~"
@@ -216,7 +217,7 @@ def _from_exported(
     return Program(
         name=name,
         source=source,
-        module=module,
+        module=_name_outputs(module),
         inputs=inputs,
         outputs=_output_specs(vectors),
         vectors=vectors,
@@ -300,7 +301,7 @@ def _from_onnx(path: Path, input_shapes: Sequence[InputShape]) -> Program:
     return Program(
         name=path.stem,
         source=str(path),
-        module=module,
+        module=_name_outputs(module),
         inputs=inputs,
         outputs=_output_specs(vectors),
         vectors=vectors,
@@ -355,7 +356,14 @@ def _onnx_importer() -> type:
             self.names.current = attrs["tvm_custom"]["name"].strip("/").replace("/", ".") or op_name
             with contextlib.redirect_stdout(sys.stderr):  # the importer prints on errors
                 result = super()._convert_operator(op_name, inputs, attrs, opset)
-            return self.bb.emit(result) if isinstance(result, relax.Call) else result
+            return self._emit_calls(result)
+
+        def _emit_calls(self, expr: relax.Expr) -> relax.Expr:
+            """Bind a call and the calls inside it under names of their own; nested ones would get none."""
+            if not isinstance(expr, relax.Call):
+                return expr
+            arguments = [self._emit_calls(argument) for argument in expr.args]
+            return self.bb.emit(relax.Call(expr.op, arguments, expr.attrs, expr.ty_args))
 
         def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
             missing = defaultdict(list)
@@ -394,6 +402,23 @@ class _BindingNames:
 def module_path(binding_name: str) -> str:
     """The path of the module or node that a binding of an imported network was named after."""
     return binding_name.partition(NUMBER_SEPARATOR)[0].replace(PATH_SEPARATOR, ".")
+
+
+def _name_outputs(module: tvm.IRModule) -> tvm.IRModule:
+    """An importer's last binding is `gv = <the result>`, and later passes keep `gv`: give it the result's name."""
+    from tvm import relax
+
+    from tvmflow.passes.rename import rename
+
+    bindings = [binding for block in module["main"].body.blocks for binding in block.bindings]
+    return rename(
+        module,
+        {
+            binding.var: f"{binding.value.name}{NUMBER_SEPARATOR}out"
+            for binding in bindings
+            if isinstance(binding.value, relax.Var) and not isinstance(binding.var, relax.DataflowVar)
+        },
+    )
 
 
 def _report_unsupported(missing: dict[str, list[str]]) -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import tvm
 from tvm import relax
-from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from tvmflow.passes.rename import rename
 from tvmflow.spec import Program, Target
 
 
@@ -25,7 +25,7 @@ def fold_batchnorm(program: Program, target: Target) -> Program:
     )(program.module)
     folded = [binding.var for binding in _convolutions(module)]
     if len(folded) == len(names):
-        module["main"] = _Rename(dict(zip(folded, names, strict=True))).visit_expr(module["main"])
+        module = rename(module, dict(zip(folded, names, strict=True)))
     return replace(program, module=module)
 
 
@@ -36,17 +36,3 @@ def _convolutions(module: tvm.IRModule) -> list[relax.VarBinding]:
         for binding in block.bindings
         if isinstance(binding.value, relax.Call) and getattr(binding.value.op, "name", "") == "relax.nn.conv2d"
     ]
-
-
-@mutator
-class _Rename(PyExprMutator):
-    def __init__(self, names: dict[relax.Var, str]) -> None:
-        super().__init__()
-        self.names = names
-
-    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
-        if binding.var not in self.names:
-            super().visit_var_binding_(binding)
-            return
-        variable = self.builder_.emit(self.visit_expr(binding.value), self.names[binding.var])
-        self.set_var_remap(binding.var, variable)

@@ -33,12 +33,12 @@ def fuse_operators(program: Program, target: Target) -> Program:
     for binding, names in zip(_kernel_calls(fused), members, strict=True):
         if binding.var.name not in computed:
             continue  # a reshape: a view from here on, no kernel
-        operators = [name for name in names if name in macs and not OWN_NAMES.fullmatch(name)]
+        named = [name for name in names if name in macs and not OWN_NAMES.fullmatch(name)]
         layers.append(
             Layer(
                 kernel=binding.value.args[0].name_hint,
-                modules=tuple(dict.fromkeys(module_path(name) for name in operators)),
-                macs=sum(macs[name] for name in operators),
+                modules=tuple(dict.fromkeys(module_path(name) for name in named)),
+                macs=sum(macs.get(name, 0) for name in names),
                 bytes=sum(_tensor_bytes(tensor.ty) for tensor in (*binding.value.args[1].fields, binding.var)),
             )
         )

@@ -1,0 +1,91 @@
+"""What every test shares: small networks, bundles of them, the command line, and CI's rule that nothing is skipped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+skipped: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped:
+        skipped.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if skipped and os.environ.get("CI"):
+        print(f"\nIn CI nothing may be skipped; this was: {', '.join(skipped)}", file=sys.stderr)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    def failed_with(self, code: int, *words: str) -> None:
+        """Assert the exit code, and one sentence on stderr that has these words in it."""
+        assert self.code == code, self.err
+        messages = [line for line in self.err.splitlines() if line.startswith("tvmflow: ")]
+        assert len(messages) == 1, self.err
+        assert "Traceback" not in self.err
+        for word in words:
+            assert word in messages[0]
+
+
+@pytest.fixture(scope="session")
+def tvmflow() -> Callable[..., Finished]:
+    """`tvmflow("build", …)` runs the command line in a process of its own."""
+
+    def call(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> Finished:
+        done = subprocess.run(
+            [sys.executable, "-m", "tvmflow", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, **environment},
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        return Finished(code=done.returncode, out=done.stdout, err=done.stderr)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The Program of `networks.tiny`, a joint module and a classifier."""
+    from tvmflow.frontend import import_model, parse_input_shape
+
+    return import_model("networks:tiny", [parse_input_shape("1x3x9x7")])
+
+
+@pytest.fixture(scope="session")
+def host_bundle(tiny, tmp_path_factory) -> Path:
+    """`tiny` built for this computer, as a folder. Don't change it: copy it."""
+    from tvmflow.build import build
+    from tvmflow.targets import TARGETS
+
+    out = tmp_path_factory.mktemp("host") / "tiny"
+    build(tiny, TARGETS["host"], out)
+    return out

@@ -1,0 +1,74 @@
+"""Small networks for the tests, as factories that `--model networks:NAME` finds."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tvmflow.models.dilated_net import DilatedNet, DilatedNetConfig
+
+
+def tiny() -> nn.Module:
+    """One joint module of five channels and a classifier, with batch normalisation that isn't the identity."""
+    torch.manual_seed(1)
+    network = DilatedNet(DilatedNetConfig(widths=(5,), strides=(2,), classes=4)).eval()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+            nn.init.normal_(layer.bias)
+    return network
+
+
+class _Exotic(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.lgamma(x) + torch.special.i0(x)
+
+
+def exotic() -> nn.Module:
+    """Operators that no importer knows, in two modules."""
+    return nn.Sequential(nn.Linear(4, 4), nn.Sequential(_Exotic()))
+
+
+def broken() -> nn.Module:
+    raise RuntimeError("no weights today")
+
+
+def number() -> int:
+    return 3
+
+
+class _TwoInTwoOut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Linear(6, 3)
+        self.right = nn.Linear(5, 3)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        left, right = self.left(a), self.right(b)
+        return left + right, torch.tanh(left * right)
+
+
+def two_in_two_out() -> nn.Module:
+    torch.manual_seed(2)
+    return _TwoInTwoOut().eval()
+
+
+class _Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.second = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6))
+        self.third = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        x = torch.relu(self.second(x) + x)
+        x = torch.relu(self.third(x) + x)
+        return torch.flatten(nn.functional.max_pool2d(x, 2), 1)
+
+
+def residual() -> nn.Module:
+    """Two equal residual blocks: their kernels are shared, their names must not be."""
+    torch.manual_seed(3)
+    return _Residual().eval()
