@@ -78,6 +78,10 @@ def test_several_inputs_and_outputs(tmp_path):
     assert [spec.shape for spec in built(program, tmp_path).outputs] == [(2, 3), (2, 3)]
 
 
+def test_network_without_kernels(tmp_path):
+    assert built(import_model("networks:constant", SHAPE), tmp_path).layers == ()
+
+
 @pytest.mark.parametrize(
     ("model", "shapes", "words"),
     [

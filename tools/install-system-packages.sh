@@ -3,7 +3,7 @@
 # Everything else that tvmflow needs, linkers included, comes with `pip install tvmflow`.
 set -eu
 
-packages="qemu-user-static libc6-arm64-cross libstdc++6-arm64-cross libc6-armhf-cross libstdc++6-armhf-cross"
+packages="qemu-user-static libc6-arm64-cross libstdc++6-arm64-cross libc6-armhf-cross"
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     echo "This is no Debian or Ubuntu system: install qemu's user-mode emulators for aarch64 and arm with its own package" \

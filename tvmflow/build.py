@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tvmflow import __version__, bundle, toolchain
-from tvmflow.spec import Program, Target, VerificationError
+from tvmflow.spec import Program, Target, UserError, VerificationError
 from tvmflow.verify import failure_sentence, verify_library
 
 
@@ -30,6 +31,7 @@ def build(
     """
     chosen = check(target, out, linker)
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
+        _require_space(Path(folder), program)
         library = Path(folder, "model.so")
         progress(f"Compiling {program.name} for {target.name}")
         compiled = compile_library(program, target, chosen, library, dump_dir=dump_dir)
@@ -48,6 +50,17 @@ def build(
             versions=versions(chosen),
             memory={**compiled.memory, **toolchain.section_bytes(library), "library_bytes": library.stat().st_size},
             verify=verdict,
+        )
+
+
+def _require_space(folder: Path, program: Program) -> None:
+    """LLVM ends the whole process when it can't write its object file, so there has to be room before it starts."""
+    needed = 3 * 4 * program.parameters + (8 << 20)  # weights in the object, in the library and in the bundle
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"The disk is full: {folder.parent} has {free >> 20} MiB free and this build needs about {needed >> 20}; "
+            "make room, or set TMPDIR to another folder."
         )
 
 
@@ -75,7 +88,7 @@ def compile_library(
     with tvm_target:
         compiled = run_stages(program, target, dump_dir)
         executable = relax.build(compiled.module, tvm_target, relax_pipeline=None)
-    executable.export_library(str(library), fcompile=toolchain.fcompile(linker))
+    executable.export_library(str(library), fcompile=toolchain.fcompile(linker, target.tvm.get("mtriple", target.triple)))
     return compiled
 
 

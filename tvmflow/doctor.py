@@ -66,13 +66,16 @@ def examine() -> tuple[Finding, ...]:
 
 
 def _python() -> Finding:
-    wanted = ">=3.10"
+    try:
+        wanted = importlib.metadata.metadata("tvmflow")["Requires-Python"]
+    except importlib.metadata.PackageNotFoundError:  # a checkout that isn't installed
+        wanted = ">=3.10"
     fits = _satisfies(platform.python_version(), wanted)
     return Finding(
         name="Python",
         status="ok" if fits else "problem",
         detail=f"{platform.python_version()} ({sys.executable})" + ("" if fits else f", wanted {wanted}"),
-        remedy=None if fits else "install Python 3.10 or newer and make a virtual environment of it",
+        remedy=None if fits else f"install Python {wanted} and make a virtual environment of it",
         needed_for="everything",
     )
 
@@ -172,12 +175,11 @@ def _linkers() -> Iterator[Finding]:
         if machine not in ("AArch64", "ARM"):
             continue
         path = shutil.which(command)
-        package = command.removesuffix("-gcc")
         yield Finding(
             name=command,
-            status="ok" if path else "missing",
-            detail=path or "not installed",
-            remedy=None if path else f"apt-get install gcc-{package}",
+            status="ok" if path or zig else "missing",
+            detail=path or "not installed" + (", not needed beside ziglang" if zig else ""),
+            remedy=None if path or zig else f"apt-get install gcc-{command.removesuffix('-gcc')}",
             needed_for=f"linking for {bits}-bit ARM boards without ziglang",
         )
 
@@ -201,7 +203,7 @@ def _emulation(emulator: Emulator) -> Iterator[Finding]:
         root = emulate.find_root(emulator)
         detail = str(root)
     except MissingDependencyError:
-        detail = f"no {emulator.loader} with libc and libstdc++ in {os.environ.get('QEMU_LD_PREFIX') or emulator.root}"
+        detail = f"no {', '.join(emulator.libraries)} in {os.environ.get('QEMU_LD_PREFIX') or emulator.root}"
     yield Finding(
         name=f"{emulator.machine} C library",
         status="ok" if root else "missing",
@@ -209,7 +211,8 @@ def _emulation(emulator: Emulator) -> Iterator[Finding]:
         remedy=None if root else install,
         needed_for=purpose,
     )
-    yield _runtime(emulator, purpose)
+    if emulator.platforms:
+        yield _runtime(emulator, purpose)
 
 
 def _runtime(emulator: Emulator, purpose: str) -> Finding:

@@ -1,14 +1,18 @@
 """Running code for an ARM board on this computer, under qemu-user, to see that it computes the right thing.
 
-TVM's own runtime for the board (two libraries of its wheels) runs the network from a small C program, so nothing of
-Python is emulated. Time under an emulator says nothing about the board: no latency comes from here.
+For 64-bit ARM, TVM's own runtime for the board (two libraries of its wheels) runs the network from a small C program,
+`emulated_runner.c`. For 32-bit ARM TVM publishes no runtime: there the kernels alone are emulated, and TVM's virtual
+machine for this computer calls them, see `emulated_kernels`. Time under an emulator says nothing about the board: no
+latency comes from here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -28,15 +32,21 @@ from tvmflow.spec import MissingDependencyError, Target, TensorSpec, UserError, 
 
 @dataclass(frozen=True, kw_only=True)
 class Emulator:
-    """What running code of one kind of ARM takes: `commands` of qemu by preference, Debian's packages, the loader."""
+    """What running code of one kind of ARM takes.
+
+    `commands` are qemu's by preference, `packages` Debian's names of all that has to be installed, `libraries` what has
+    to be under `root`; `source` is the C program that runs there, linked for `triple`; `platforms` are those of TVM's
+    wheels, none if TVM publishes no runtime.
+    """
 
     machine: str
     commands: tuple[str, ...]
     packages: tuple[str, ...]
     root: Path
-    loader: str
-    platforms: tuple[str, ...]
+    libraries: tuple[str, ...]
+    source: Path
     triple: str
+    platforms: tuple[str, ...] = ()
 
 
 AARCH64 = Emulator(
@@ -44,12 +54,23 @@ AARCH64 = Emulator(
     commands=("qemu-aarch64-static", "qemu-aarch64"),
     packages=("qemu-user-static", "libc6-arm64-cross", "libstdc++6-arm64-cross"),
     root=Path("/usr/aarch64-linux-gnu"),
-    loader="ld-linux-aarch64.so.1",
-    platforms=tuple(f"manylinux_2_{glibc}_aarch64" for glibc in (28, 27, 24, 17)),
+    libraries=("ld-linux-aarch64.so.1", "libc.so.6", "libstdc++.so.6"),
+    source=Path(__file__).with_name("emulated_runner.c"),
     triple="aarch64-linux-gnu.2.28",
+    platforms=tuple(f"manylinux_2_{glibc}_aarch64" for glibc in (28, 27, 24, 17)),
 )
 
-EMULATORS: dict[tuple[int, str], Emulator] = {(64, "AArch64"): AARCH64}
+ARM = Emulator(
+    machine="32-bit ARM",
+    commands=("qemu-arm-static", "qemu-arm"),
+    packages=("qemu-user-static", "libc6-armhf-cross"),
+    root=Path("/usr/arm-linux-gnueabihf"),
+    libraries=("ld-linux-armhf.so.3", "libc.so.6"),
+    source=Path(__file__).with_name("emulated_kernels.c"),
+    triple="arm-linux-gnueabihf.2.28",
+)
+
+EMULATORS: dict[tuple[int, str], Emulator] = {(64, "AArch64"): AARCH64, (32, "ARM"): ARM}
 """Emulators by the ELF header of what they run."""
 
 RUNTIME_LIBRARIES: dict[str, tuple[str, ...]] = {
@@ -58,7 +79,6 @@ RUNTIME_LIBRARIES: dict[str, tuple[str, ...]] = {
 }
 """What is kept of each wheel. Beyond these two they need the C and C++ libraries only."""
 
-RUNNER_SOURCE = Path(__file__).with_name("emulated_runner.c")
 DTYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 """NumPy's kind → DLPack's type code."""
 
@@ -75,7 +95,7 @@ def available(target: Target) -> str | None:
         find_root(emulator)
         if runtime_missing(emulator) and offline():
             raise MissingDependencyError(_offline_sentence(emulator))
-        toolchain.select_linker(_runner_target(target, emulator))
+        toolchain.select_linker(_program_target(target, emulator))
     except MissingDependencyError as error:
         return str(error)
     return None
@@ -96,13 +116,15 @@ def run_vectors(
     """
     emulator = _find_emulator(target)
     qemu, root = _find_qemu(emulator), find_root(emulator)
-    runner = _build_runner(target, emulator, _fetch_runtime(emulator))
+    program = _build_program(target, emulator, _fetch_runtime(emulator))
     stacks = [np.stack(arrays) for arrays in zip(*inputs, strict=True)]
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
         for index, stack in enumerate(stacks):
             stack.tofile(Path(folder, f"input-{index}.raw"))
-        command = [qemu, "-cpu", _cpu(qemu, target), "-L", str(root), str(runner), str(library.resolve())]
-        command += [str(len(inputs)), *(_describe(stack) for stack in stacks)]
+        command = [qemu, "-cpu", _cpu(qemu, target), "-L", str(root), str(program)]
+        if not emulator.platforms:
+            command = [sys.executable, "-m", "tvmflow.emulated_kernels", json.dumps(command)]
+        command += [str(library.resolve()), str(len(inputs)), *(describe(stack[0]) for stack in stacks)]
         described = _run(command, Path(folder), f"{library.name} for {target.name}", stall_seconds)
         if len(described) != len(outputs):
             raise VerificationError(
@@ -118,10 +140,6 @@ def run_vectors(
 def _find_emulator(target: Target) -> Emulator:
     if target.elf in EMULATORS:
         return EMULATORS[target.elf]
-    if target.elf == (32, "ARM"):
-        raise MissingDependencyError(
-            f"Code for {target.name} was not run: TVM publishes no runtime for 32-bit ARM; check it on the board itself."
-        )
     raise MissingDependencyError(
         f"Code for {target.name} was not run: this computer has no emulator for {target.elf[0]}-bit {target.elf[1]}."
     )
@@ -129,7 +147,7 @@ def _find_emulator(target: Target) -> Emulator:
 
 def install_sentence(emulator: Emulator) -> str:
     """How the emulator and the C library come onto this computer."""
-    return f"`apt-get install {' '.join(emulator.packages)}` (or tools/install-system-packages.sh) brings it."
+    return f"`apt-get install {' '.join(emulator.packages)}` (tools/install-system-packages.sh) brings it."
 
 
 def _find_qemu(emulator: Emulator) -> str:
@@ -143,15 +161,20 @@ def _find_qemu(emulator: Emulator) -> str:
 
 
 def find_root(emulator: Emulator) -> Path:
-    """The folder with the board's C and C++ library: $QEMU_LD_PREFIX or Debian's. Raises MissingDependencyError."""
-    root = Path(os.environ.get("QEMU_LD_PREFIX") or emulator.root)
-    for name in (emulator.loader, "libc.so.6", "libstdc++.so.6"):
-        if not any(next(root.glob(f"{folder}/{name}"), None) for folder in ("lib*", "lib/*", "usr/lib*", "usr/lib/*")):
-            raise MissingDependencyError(
-                f"Running {emulator.machine} code here needs the board's C and C++ library, but {root} has no {name}: "
-                f"{install_sentence(emulator)}"
-            )
-    return root
+    """The folder with the board's libraries: $QEMU_LD_PREFIX or Debian's. Raises MissingDependencyError."""
+    absent = ""
+    for root in (Path(os.environ.get("QEMU_LD_PREFIX") or emulator.root), emulator.root):
+        absent = next((name for name in emulator.libraries if not _holds(root, name)), "")
+        if not absent:
+            return root
+    raise MissingDependencyError(
+        f"Running {emulator.machine} code here needs its C library, but {emulator.root} has no {absent}: "
+        f"{install_sentence(emulator)}"
+    )
+
+
+def _holds(root: Path, name: str) -> bool:
+    return any(next(root.glob(f"{folder}/{name}"), None) for folder in ("lib*", "lib/*", "usr/lib*", "usr/lib/*"))
 
 
 def _cpu(qemu: str, target: Target) -> str:
@@ -174,12 +197,12 @@ def offline() -> bool:
 def runtime_folder(emulator: Emulator) -> Path:
     """Where the runtime of exactly the installed versions is kept."""
     versions = "-".join(f"{package}-{importlib.metadata.version(package)}" for package in sorted(RUNTIME_LIBRARIES))
-    return toolchain.cache_folder() / "emulation" / f"{emulator.platforms[0].partition('_')[0]}-{versions}"
+    return toolchain.cache_folder() / "emulation" / f"{emulator.triple.partition('-')[0]}-{versions}"
 
 
 def runtime_missing(emulator: Emulator) -> bool:
     """Whether the runtime has still to be downloaded (some 95 MB, of which 5 MB are kept)."""
-    return not runtime_folder(emulator).is_dir()
+    return bool(emulator.platforms) and not runtime_folder(emulator).is_dir()
 
 
 def _offline_sentence(emulator: Emulator) -> str:
@@ -190,7 +213,7 @@ def _offline_sentence(emulator: Emulator) -> str:
 
 
 def _fetch_runtime(emulator: Emulator) -> Path:
-    """The folder with the runtime libraries, downloaded unless it is there."""
+    """The folder with the runtime libraries, if there are any, downloaded unless they are there."""
     folder = runtime_folder(emulator)
     if not runtime_missing(emulator):
         return folder
@@ -243,58 +266,79 @@ def _unpack(wheel: Path, libraries: Sequence[str], folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- the C program
 
 
-def _runner_target(target: Target, emulator: Emulator) -> Target:
-    """The runner links to glibc whatever the board has: it is at home in the emulator's C library, not on the board."""
+def _program_target(target: Target, emulator: Emulator) -> Target:
+    """The program is at home in the emulator's C library, whatever C library the board has."""
     return replace(target, triple=emulator.triple)
 
 
-def _build_runner(target: Target, emulator: Emulator, runtime: Path) -> Path:
-    """The runner's executable beside its libraries, compiled unless it is there."""
-    linker = toolchain.select_linker(_runner_target(target, emulator))
-    source = RUNNER_SOURCE.read_bytes()
-    key = hashlib.sha256(source + f"{linker.name} {linker.version} {emulator.triple}".encode()).hexdigest()
-    runner = runtime / f"runner-{key[:16]}"
-    if runner.exists():
-        return runner
+def _build_program(target: Target, emulator: Emulator, runtime: Path) -> Path:
+    """The executable of the emulator's C program, beside its libraries, compiled unless it is there."""
+    linker = toolchain.select_linker(_program_target(target, emulator))
     package = importlib.util.find_spec("tvm_ffi")  # finds it without importing it
     if package is None or package.origin is None:
         raise MissingDependencyError("The Python package apache-tvm-ffi is not installed: `pip install tvmflow`.")
-    options = ("-std=c11", "-O1", f"-I{Path(package.origin).parent / 'include'}")
+    options = ("-std=c11", "-O1", "-rdynamic", f"-I{Path(package.origin).parent / 'include'}")
+    described = f"{linker.name} {linker.version} {emulator.triple} {options}".encode()
+    key = hashlib.sha256(emulator.source.read_bytes() + described).hexdigest()
+    program = runtime / f"{emulator.source.stem}-{key[:16]}"
+    if program.exists():
+        return program
     # The libraries' own need of libstdc++ is the emulated loader's business: the linker has no libstdc++ of the board.
-    libraries = ("-Wl,--allow-shlib-undefined", "-Wl,-rpath,$ORIGIN", "-ldl")
+    linked = ["-Wl,--allow-shlib-undefined", "-Wl,-rpath,$ORIGIN", "-ldl"]
+    files = [str(emulator.source), *map(str, runtime.glob("libtvm_ffi.so")), *linked]
     try:
-        with tempfile.TemporaryDirectory(prefix="runner-", dir=runtime) as temporary:
-            made = Path(temporary, "runner")
-            toolchain.link(linker, made, [RUNNER_SOURCE, runtime / "libtvm_ffi.so", *libraries], options)
-            made.replace(runner)
+        runtime.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="program-", dir=runtime) as temporary:
+            made = Path(temporary, "program")
+            toolchain.link(linker, made, files, options)
+            made.replace(program)
     except (UserError, OSError) as error:
         raise MissingDependencyError(f"The program that runs emulated code can't be made: {error}") from error
-    return runner
+    return program
 
 
-def _describe(stack: np.ndarray) -> str:
-    """A run's tensor (`stack` less its first axis) as the runner reads it: `code,bits,dim,…`."""
-    if stack.dtype.kind not in DTYPE_CODES:
-        raise MissingDependencyError(f"Inputs of {stack.dtype} can't be given to emulated code.")
-    return ",".join(map(str, (DTYPE_CODES[stack.dtype.kind], 8 * stack.dtype.itemsize, *stack.shape[1:])))
+# ------------------------------------------------------------------------------------------------------------- running
 
 
-def _load(path: Path, description: str) -> np.ndarray:
-    """An output of all runs, described as `_describe` does."""
+def describe(array: np.ndarray) -> str:
+    """An array as the emulated programs read and write it: `code,bits,dim,…`. Raises MissingDependencyError."""
+    if array.dtype.kind not in DTYPE_CODES:
+        raise MissingDependencyError(f"Tensors of {array.dtype} can't be given to emulated code.")
+    return ",".join(map(str, (DTYPE_CODES[array.dtype.kind], 8 * array.dtype.itemsize, *array.shape)))
+
+
+def parse_description(description: str) -> tuple[np.dtype, tuple[int, ...]]:
+    """The dtype and shape that `describe` has written. Raises VerificationError."""
     code, bits, *shape = map(int, description.split(","))
     kinds = {code: kind for kind, code in DTYPE_CODES.items()}
     if code not in kinds:
         raise VerificationError(f"An output has the DLPack type {code}, which NumPy can't hold.")
-    return np.fromfile(path, np.dtype(f"{kinds[code]}{bits // 8}")).reshape(-1, *shape)
+    return np.dtype(f"{kinds[code]}{bits // 8}"), tuple(shape)
+
+
+def _load(path: Path, description: str) -> np.ndarray:
+    """An output of all runs; the first axis is the run."""
+    dtype, shape = parse_description(description)
+    return np.fromfile(path, dtype).reshape(-1, *shape)
 
 
 def _run(command: Sequence[str], folder: Path, what: str, stall_seconds: float) -> list[str]:
-    """Run the emulated runner in `folder`. Returns what it says of each output."""
+    """Run an emulated program in `folder`. Returns what it says of each output."""
     # Nothing of this computer's environment is meant for the board's code: LD_PRELOAD would even break it.
     environment = {"TVM_NUM_THREADS": str(THREADS)}
+    if command[0] == sys.executable:
+        root = str(Path(__file__).parents[1])  # a checkout that isn't installed must find itself
+        environment |= os.environ
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     try:
         process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # so that whatever it has started can be ended with it
         )
     except OSError as error:
         raise MissingDependencyError(f"{command[0]} can't be run: {error}.") from error
@@ -302,7 +346,8 @@ def _run(command: Sequence[str], folder: Path, what: str, stall_seconds: float) 
         try:
             shown, errors = _wait(process, folder, what, stall_seconds)
         except BaseException:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             raise
     lines = errors.strip().splitlines() or ["no message"]
     if process.returncode < 0:
@@ -310,8 +355,8 @@ def _run(command: Sequence[str], folder: Path, what: str, stall_seconds: float) 
         raise VerificationError(f"{what} crashed with {name} when it was run under emulation.")
     if process.returncode == 1:
         raise VerificationError(f"{what} can't be run under emulation: {lines[-1]}")
-    if process.returncode != 0:  # 127 is the loader's, 2 the runner's when the runtime can't be loaded
-        raise MissingDependencyError(f"The emulated TVM runtime doesn't start on this computer: {lines[-1]}")
+    if process.returncode != 0:  # 127 is the loader's, 2 our programs' own: nothing is known of the library then
+        raise MissingDependencyError(f"{what} was not run, for what should emulate it failed: {lines[-1]}")
     return shown.splitlines()
 
 

@@ -117,14 +117,14 @@ def link(linker: Linker, output: Path, files: Sequence[str | Path], options: Seq
         )
 
 
-def fcompile(linker: Linker) -> Callable[..., None]:
-    """`linker` in the form that TVM's `export_library(fcompile=…)` takes."""
+def fcompile(linker: Linker, triple: str) -> Callable[..., None]:
+    """`linker` in the form that TVM's `export_library(fcompile=…)` takes; TVM asks it for LLVM's `triple`."""
 
     def compile_shared(file_name: str, files: Sequence[str], options: Sequence[str] | None = None) -> None:
         link(linker, Path(file_name), files, ("-shared", "-fPIC", *(options or ())))
 
     compile_shared.output_format = "so"  # type: ignore[attr-defined]
-    compile_shared.get_target_triple = lambda: ""  # type: ignore[attr-defined]
+    compile_shared.get_target_triple = lambda: triple  # type: ignore[attr-defined]
     return compile_shared
 
 

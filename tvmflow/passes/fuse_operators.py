@@ -27,7 +27,8 @@ def fuse_operators(program: Program, target: Target) -> Program:
     grouped = relax.transform.FuseOps()(legal)
     members = _members(legal, grouped)
     fused = relax.transform.FuseTIR()(grouped)
-    module = relax.transform.RewriteDataflowReshape()(fused)
+    views = relax.transform.RewriteDataflowReshape()(fused)
+    module = relax.transform.DeadCodeElimination()(views)
     computed = {binding.var.name for binding in _kernel_calls(module)}
     layers = []
     for binding, names in zip(_kernel_calls(fused), members, strict=True):

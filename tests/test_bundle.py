@@ -1,0 +1,224 @@
+"""A bundle is whole or isn't there, and nothing that was tampered with is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tvmflow import bundle as bundles
+from tvmflow.build import build
+from tvmflow.spec import UserError
+from tvmflow.targets import TARGETS
+
+
+@pytest.fixture
+def copy(host_bundle, tmp_path) -> Path:
+    return Path(shutil.copytree(host_bundle, tmp_path / "copy"))
+
+
+@pytest.fixture
+def archive(tiny, host_bundle, tmp_path) -> Path:
+    path = tmp_path / "tiny.tar"
+    build(tiny, TARGETS["host"], path)
+    return path
+
+
+def refused(path: Path, words: str) -> None:
+    with pytest.raises(UserError, match=words), bundles.open_bundle(path):
+        pass
+
+
+def change_manifest(root: Path, **changes) -> None:
+    manifest = json.loads((root / "manifest.json").read_text())
+    (root / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+
+
+def test_what_is_written_is_read(host_bundle, tiny):
+    with bundles.open_bundle(host_bundle) as bundle:
+        assert bundle.inputs == tiny.inputs
+        assert bundle.outputs == tiny.outputs
+        assert bundle.target.name == "host"
+        assert bundle.target.tvm["mcpu"] != "native"
+        for ours, theirs in zip(bundle.vectors(), tiny.vectors, strict=True):
+            np.testing.assert_array_equal(ours.inputs[0], theirs.inputs[0])
+            np.testing.assert_array_equal(ours.outputs[0], theirs.outputs[0])
+
+
+def test_archive_holds_the_same(archive, host_bundle):
+    with bundles.open_bundle(archive) as packed, bundles.open_bundle(host_bundle) as folder:
+        assert packed.manifest["layers"] == folder.manifest["layers"]
+        assert set(packed.manifest["members"]) == set(folder.manifest["members"])
+
+
+def test_manifest_names_every_file(host_bundle):
+    manifest = json.loads((host_bundle / "manifest.json").read_text())
+    files = {path.relative_to(host_bundle).as_posix() for path in host_bundle.rglob("*") if path.is_file()}
+    assert files == {*manifest["members"], "manifest.json"}
+    for name, entry in manifest["members"].items():
+        assert hashlib.sha256((host_bundle / name).read_bytes()).hexdigest() == entry["sha256"]
+
+
+def test_runner_is_ten_lines_and_gives_the_golden_output(host_bundle, copy):
+    script = copy / "run.py"
+    code = [line for line in script.read_text().splitlines() if line.strip()]
+    assert len(code) <= 12
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, cwd="/")
+    expected = np.load(next(iter(sorted((copy / "vectors").iterdir()))) / "output-0.npy")
+    shown = np.array(done.stdout.replace("[", " ").replace("]", " ").split(), float)
+    np.testing.assert_allclose(shown, expected.ravel(), atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------------------- attacks
+
+
+@pytest.mark.parametrize("name", ["model.so", "README.md", "run.py", "vectors/000-noise-0/output-0.npy"])
+def test_changed_member(copy, name):
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    refused(copy, "has been changed")
+
+
+def test_missing_member(copy):
+    (copy / "run.py").unlink()
+    refused(copy, "lacks run.py")
+
+
+def test_extra_member(copy):
+    (copy / "extra.so").write_bytes(b"")
+    refused(copy, "extra.so")
+
+
+def test_link_in_a_folder(copy):
+    (copy / "run.py").unlink()
+    (copy / "run.py").symlink_to("/etc/hostname")
+    refused(copy, "no links")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format": "other"}, "no bundle of tvmflow"),
+        ({"schema_version": "9.0"}, "bundle format 9.0"),
+        ({"layers": 3}, "'layers'"),
+        ({"inputs": [{"name": "x"}]}, "not as it should be"),
+        ({"members": {"model.so": 5}}, "not as it should be"),
+        ({"members": {"../up": {"bytes": 1, "sha256": ""}}}, "leads out"),
+        ({"vectors": ["../../etc"]}, "leads out"),
+        ({"library": "/bin/true"}, "isn't among its members"),
+        ({"target": {"name": "host"}}, "not as it should be"),
+    ],
+)
+def test_manifest_that_lies(copy, changes, words):
+    change_manifest(copy, **changes)
+    refused(copy, words)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"a": 1e999}'])
+def test_manifest_that_is_none(copy, text):
+    (copy / "manifest.json").write_text(text)
+    refused(copy, r"manifest|no bundle")
+
+
+def test_foreign_architecture(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["target"]["elf"] = {"bits": 64, "machine": "RISC-V"}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    refused(copy, "needs 64-bit RISC-V")
+
+
+def test_no_bundle_at_all(tmp_path):
+    refused(tmp_path / "nothing", "no bundle at")
+    refused(tmp_path, "no manifest.json")
+    (tmp_path / "text").write_text("hello")
+    refused(tmp_path / "text", "no intact bundle")
+
+
+def repack(archive: Path, out: Path, change=lambda member, content: (member, content), extra=()) -> Path:
+    with tarfile.open(archive) as old, tarfile.open(out, "w") as new:
+        for member in old:
+            new.addfile(*change(member, io.BytesIO(old.extractfile(member).read())))
+        for member, content in extra:
+            new.addfile(member, io.BytesIO(content))
+    return out
+
+
+def entry(name: str, content: bytes = b"", **fields) -> tuple[tarfile.TarInfo, bytes]:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    for key, value in fields.items():
+        setattr(member, key, value)
+    return member, content
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (entry("/tmp/absolute"), "leads out"),
+        (entry("../escape"), "leads out"),
+        (entry("vectors/../../escape"), "leads out"),
+        (entry("link", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "no links"),
+        (entry("hard", type=tarfile.LNKTYPE, linkname="model.so"), "no links"),
+        (entry("device", type=tarfile.CHRTYPE), "no links"),
+        (entry("model.so", b"other"), "two members"),
+        (entry("extra", b"?"), "extra"),
+    ],
+)
+def test_hostile_archives(archive, tmp_path, extra, words):
+    before = sorted(tmp_path.iterdir())
+    refused(repack(archive, tmp_path / "bad.tar", extra=[extra]), words)
+    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "bad.tar"])
+
+
+def test_oversize_member(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundles, "MAX_MEMBER_BYTES", 10_000)
+    refused(archive, "the most is 10,000")
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9])
+def test_truncated_archive(archive, kept):
+    archive.write_bytes(archive.read_bytes()[: int(kept * archive.stat().st_size)])
+    refused(archive, r"tiny\.tar")
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+def test_only_bundles_are_replaced(tiny, tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="left as it is"):
+        build(tiny, TARGETS["host"], tmp_path / "precious")
+    assert (tmp_path / "precious" / "thesis.tex").read_text() == "years of work"
+
+
+def test_bundle_replaces_bundle(tiny, copy):
+    before = (copy / "manifest.json").read_bytes()
+    build(tiny, TARGETS["host"], copy)
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+    assert (copy / "manifest.json").read_bytes() == before, "the same build gives the same bytes"
+
+
+def test_nothing_is_left_when_writing_fails(tiny, tmp_path, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bundles.os, "replace", full)
+    with pytest.raises(UserError, match="disk is full"):
+        build(tiny, TARGETS["host"], tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_folder_to_write_into(tiny, tmp_path):
+    with pytest.raises(UserError, match="no folder"):
+        build(tiny, TARGETS["host"], tmp_path / "a" / "b")

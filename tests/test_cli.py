@@ -1,0 +1,239 @@
+"""The command line as a person meets it: results, one-sentence errors, exit codes, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import ROOT
+
+COMMANDS = ["boards", "build", "run", "verify", "bench", "profile", "report", "train", "evaluate", "doctor"]
+HERE = str(Path(__file__).parent)
+
+
+def test_help_names_every_command(tvmflow):
+    done = tvmflow("--help")
+    assert done.code == 0
+    assert all(command in done.out for command in COMMANDS)
+    assert "Exit codes" in done.out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["boards"], *([name, "--help"] for name in COMMANDS)])
+def test_help_needs_neither_tvm_nor_torch(arguments):
+    """Both are replaced by modules that can't be imported; onnx too, which takes its time."""
+    program = (
+        "import sys\nfor name in ('tvm', 'torch', 'tvm_ffi', 'onnx'): sys.modules[name] = None\n"
+        f"sys.argv = ['tvmflow', *{arguments!r}]\nfrom tvmflow.cli import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_boards(tvmflow):
+    done = tvmflow("boards", "--json", "-")
+    assert done.code == 0
+    assert {"host", "raspberry-pi-3b", "raspberry-pi-3b-32bit", "raspberry-pi-4b", "raspberry-pi-5", "android-arm64"} <= set(
+        done.json
+    )
+
+
+def test_doctor(tvmflow):
+    done = tvmflow("doctor", "--json", "-")
+    assert done.code == 0, done.out
+    assert all(finding["remedy"] for finding in done.json if finding["status"] != "ok")
+
+
+@pytest.fixture(scope="module")
+def built(tvmflow, tmp_path_factory) -> Path:
+    """The paper's network for this computer, built by the command line."""
+    out = tmp_path_factory.mktemp("cli") / "net.tar"
+    done = tvmflow("build", "--target", "llvm", "-o", out)
+    assert done.code == 0, done.err
+    assert "passed (native, 8 vectors)" in done.out
+    return out
+
+
+def test_verify(tvmflow, built):
+    done = tvmflow("verify", built, "--json", "-")
+    assert done.code == 0
+    assert done.json["passed"] is True
+    assert done.json["argmax_agreement"] == 1
+    assert len(done.json["vectors"]) == 8
+
+
+def test_bench(tvmflow, built, tmp_path):
+    done = tvmflow("bench", built, "--threads", "1", "--repeats", "20", "--json", tmp_path / "report.json")
+    assert done.code == 0, done.err
+    assert "(measured, 1 thread, 20 runs)" in done.out
+    report = json.loads((tmp_path / "report.json").read_text())
+    jsonschema.validate(report, json.loads((ROOT / "docs" / "report.schema.json").read_text()))
+    latency = report["latency"]
+    assert (latency["basis"], latency["unit"], latency["threads"], latency["repeats"]) == ("measured", "ms", 1, 20)
+    assert latency["min"] <= latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
+
+
+def test_profile(tvmflow, built):
+    done = tvmflow("profile", built, "--repeats", "3", "--json", "-")
+    assert done.code == 0, done.err
+    assert done.json["latency"] is None
+    names = [layer["modules"][0] for layer in done.json["layers"]]
+    assert [name for name in names if name.endswith("pointwise")] == [f"joint.{index}.pointwise" for index in range(9)]
+    assert all(layer["latency"]["p50"] > 0 for layer in done.json["layers"])
+
+
+def test_run_on_an_image_and_on_a_tensor(tvmflow, built, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    scaled = (pixels / np.float32(255) - np.float32([0.4914, 0.4822, 0.4465])) / np.float32([0.2470, 0.2435, 0.2616])
+    np.save(tmp_path / "tensor.npy", scaled.transpose(2, 0, 1)[None].astype("float32"))
+    image = tvmflow("run", built, "--input", tmp_path / "image.png", "--json", "-")
+    tensor = tvmflow("run", built, "--input", tmp_path / "tensor.npy", "--json", "-")
+    assert image.code == tensor.code == 0, image.err + tensor.err
+    np.testing.assert_allclose(image.json["outputs"]["output"], tensor.json["outputs"]["output"], atol=1e-5)
+    top = image.json["classes"][0]
+    assert sum(row["probability"] for row in top) <= 1 + 1e-9
+    assert top == sorted(top, key=lambda row: -row["probability"])
+
+
+def test_report(tvmflow, built, tmp_path):
+    done = tvmflow("report", built, "-o", tmp_path, "--seconds", "0.2")
+    assert done.code == 0, done.err
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert [report["target"]["name"] for report in document["reports"]] == ["host"]
+    assert "dilated-net" in (tmp_path / "report.html").read_text()
+
+
+# --------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_usage(tvmflow):
+    for arguments in (["build"], ["nonsense"], ["build", "-o", "x", "--colour"], ["bench"], ["bench", "x", "--threads", "two"]):
+        assert tvmflow(*arguments).code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["build", "-o", "{}/x", "--board", "raspberry-pi-9"], 4, "no board 'raspberry-pi-9'"),
+        (["build", "-o", "{}/x", "--target", "gpu"], 4, "no target 'gpu'"),
+        (["build", "-o", "{}/no/where"], 4, "no folder"),
+        (["build", "-o", "{}/x", "--model", "nothing"], 4, "dilated-net"),
+        (["build", "-o", "{}/x", "--input-shape", "1x3x8x8"], 4, "1×3×8×8"),
+        (["build", "-o", "{}/x", "--input-shape", "big"], 4, "'big'"),
+        (["build", "-o", "{}/x", "--model", "{}/noise.onnx"], 4, "no valid ONNX"),
+        (["build", "-o", "{}/x", "--model", "{}/short.pt2"], 4, "short.pt2"),
+        (["build", "-o", "{}/x", "--target", "arm_cpu", "--linker", "no-such-gcc"], 5, "no-such-gcc"),
+        (["build", "-o", "{}/x", "--model", "networks:exotic", "--input-shape", "4x4"], 8, "lgamma"),
+        (["verify", "{}/noise.onnx"], 4, "no intact bundle"),
+        (["bench", "{}"], 4, "no manifest.json"),
+        (["report", "{}", "-o", "{}/missing"], 4, "no folder"),
+        (["evaluate", "--data", "{}/missing"], 4, "nothing at"),
+        (["train", "--data", "{}/noise.onnx", "--work-dir", "{}/run"], 4, "can't be read"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_leaves_nothing(tvmflow, tmp_path, arguments, code, words):
+    noise = np.random.default_rng(0)
+    (tmp_path / "noise.onnx").write_bytes(noise.bytes(2000))
+    (tmp_path / "short.pt2").write_bytes(b"PK\3\4" + noise.bytes(200))
+    before = sorted(tmp_path.iterdir())
+    done = tvmflow(*(argument.replace("{}", str(tmp_path)) for argument in arguments), cwd=Path(HERE))
+    done.failed_with(code, words)
+    assert done.out == ""
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_tampered_bundle(tvmflow, host_bundle, tmp_path):
+    copy = shutil.copytree(host_bundle, tmp_path / "copy")
+    with (copy / "model.so").open("ab") as file:
+        file.write(b"\0")
+    for command in ("verify", "bench", "profile"):
+        tvmflow(command, copy).failed_with(4, "has been changed: model.so")
+
+
+def test_run_with_a_wrong_input(tvmflow, host_bundle, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 9, 8), np.float32))
+    np.save(tmp_path / "double.npy", np.zeros((1, 3, 9, 7)))
+    (tmp_path / "text.npy").write_text("hello")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    for name, words in {
+        "x.npy": "float32 1×3×9×8, but x is float32 1×3×9×7",
+        "double.npy": "float64",
+        "text.npy": "can't be read as a .npy file",
+        "picture.png": "doesn't say how it sees an image",
+        "missing.npy": "no input file",
+    }.items():
+        tvmflow("run", host_bundle, "--input", tmp_path / name).failed_with(4, words)
+
+
+def test_missing_linker(tvmflow, tmp_path):
+    """A PATH without compilers and a Python without ziglang."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import importlib.util as util\nfind = util.find_spec\n"
+        "util.find_spec = lambda name, package=None: None if name == 'ziglang' else find(name, package)\n"
+    )
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ["PYTHONPATH"]])
+    done = tvmflow("build", "--target", "arm_cpu", "-o", tmp_path / "out", PATH=str(tmp_path / "bin"), PYTHONPATH=path)
+    done.failed_with(5, "pip install ziglang")
+    assert not (tmp_path / "out").exists()
+
+
+def test_traceback_only_when_asked_for(tvmflow, tmp_path):
+    arguments = ["build", "-o", tmp_path / "x", "--model", "nothing"]
+    assert "Traceback" in tvmflow("-v", *arguments).err
+    assert "Traceback" in tvmflow(*arguments, "-v").err
+
+
+def test_interrupted(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-m", "tvmflow", "build", "-o", tmp_path / "out"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert "Importing" in process.stderr.readline()
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1] == "tvmflow: interrupted"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB, which the paper's network doesn't fit on."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, check=False)
+    if made.returncode != 0:
+        pytest.skip("a small tmpfs can be mounted by root only")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("name", ["bundle", "bundle.tar"])
+def test_full_disk(tvmflow, small_disk, name):
+    tvmflow("build", "-o", small_disk / name).failed_with(4, "disk is full")
+    assert list(small_disk.iterdir()) == []
+
+
+def test_full_temporary_folder(tvmflow, small_disk, tmp_path):
+    done = tvmflow("build", "-o", tmp_path / "out", TMPDIR=str(small_disk))
+    done.failed_with(4, "disk is full")
+    assert not (tmp_path / "out").exists()
+    assert list(small_disk.iterdir()) == []

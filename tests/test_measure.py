@@ -1,0 +1,85 @@
+"""Timing gives what it was asked for, in a process that a bad library can't take down with it."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from tvmflow import bundle as bundles
+from tvmflow.measure.local import profile_library, run_vectors, time_library
+from tvmflow.spec import UserError, VerificationError
+from tvmflow.survey import survey
+
+
+@pytest.fixture
+def opened(host_bundle):
+    with bundles.open_bundle(host_bundle) as bundle:
+        yield bundle
+
+
+def test_measurement(opened):
+    result = time_library(opened.library, opened.vectors()[0].inputs, threads=1, repeats=7)
+    assert result.basis == "measured"
+    assert len(result.samples_ms) == 7
+    assert len(result.warmup_ms) >= 10
+    assert result.threads == 1
+    assert min(*result.samples_ms, result.setup_ms, result.first_ms) > 0
+
+
+def test_threads_and_repeats_that_are_impossible(opened):
+    inputs = opened.vectors()[0].inputs
+    for options in ({"threads": 0}, {"threads": 4096}, {"repeats": 0}):
+        with pytest.raises(UserError, match="--"):
+            time_library(opened.library, inputs, **options)
+
+
+def test_profile_has_one_time_for_each_layer(opened):
+    times = profile_library(opened.library, opened.vectors()[0].inputs, opened.layers, threads=1, repeats=3)
+    assert len(times) == len(opened.layers)
+    assert all(time > 0 for time in times)
+
+
+def test_vectors_are_run_in_order(opened):
+    vectors = opened.vectors()
+    results = run_vectors(opened.library, [vector.inputs for vector in reversed(vectors)], opened.outputs)
+    for vector, result in zip(reversed(vectors), results, strict=True):
+        np.testing.assert_allclose(result[0], vector.outputs[0], atol=1e-5)
+
+
+def test_library_that_crashes(tmp_path):
+    """A constructor that dereferences null: the worker dies, the sentence says of what."""
+    source, library = tmp_path / "crash.c", tmp_path / "crash.so"
+    source.write_text("__attribute__((constructor)) void crash(void) { *(volatile int *)0 = 1; }")
+    from tvmflow import toolchain
+    from tvmflow.targets import TARGETS
+
+    toolchain.link(toolchain.select_linker(TARGETS["host"]), library, [source])
+    with pytest.raises(VerificationError, match="crashed with SIGSEGV"):
+        run_vectors(library, [(np.zeros(1, np.float32),)], ())
+
+
+def test_library_that_is_none(tmp_path):
+    (tmp_path / "x.so").write_bytes(b"nothing")
+    with pytest.raises(VerificationError, match="can't be run"):
+        run_vectors(tmp_path / "x.so", [(np.zeros(1, np.float32),)], ())
+
+
+def test_wrong_answers_are_never_timed(host_bundle, tmp_path):
+    """A bundle whose golden output was changed, with a manifest to match: opened, found wrong, not timed."""
+    import hashlib
+    import json
+
+    root = shutil.copytree(host_bundle, tmp_path / "wrong")
+    name = "vectors/000-noise-0/output-0.npy"
+    np.save(root / name, np.load(root / name) + np.float32(0.01))
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["members"][name]["sha256"] = hashlib.sha256((root / name).read_bytes()).hexdigest()
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(VerificationError, match="noise-0"):
+        survey(root, repeats=1)
+    report = survey(root, repeats=1, must_run=False)
+    assert report["verify"]["passed"] is False
+    assert report["latency"] is None
+    assert all(layer["latency"] is None for layer in report["layers"])

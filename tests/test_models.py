@@ -1,0 +1,112 @@
+"""The paper's network has the paper's numbers: parameters, layers, filter extents, cost equations."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import ROOT
+from tvmflow.models import CIFAR10_LABELS, MODELS
+from tvmflow.models.cost import cost_ratio, dilation_of, filter_extent, separable_cost, standard_cost
+from tvmflow.models.dilated_net import DilatedNet, DilatedNetConfig, load_weights
+from tvmflow.spec import UserError
+
+
+@pytest.mark.parametrize(("joint", "parameters"), [("separate", 3_141_152), ("merged", 3_109_157)])
+def test_parameters(joint, parameters):
+    network = DilatedNet(DilatedNetConfig(joint=joint))
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+
+
+def test_the_papers_thirty_layers():
+    """9 dilated + 9 depthwise separable (two convolutions each) + 9 BN + pooling + fully connected, and the softmax."""
+    layers = list(DilatedNet().modules())
+    depthwise = [layer for layer in layers if isinstance(layer, nn.Conv2d) and layer.groups > 1]
+    assert sum(layer.dilation == (5, 5) for layer in depthwise) == 9
+    assert sum(layer.dilation == (1, 1) for layer in depthwise) == 9
+    assert sum(isinstance(layer, nn.Conv2d) and layer.groups == 1 for layer in layers) == 9
+    assert sum(isinstance(layer, nn.BatchNorm2d) for layer in layers) == 9
+
+
+@pytest.mark.parametrize(("delta", "extent"), [(0, 3), (1, 7), (2, 11), (3, 15)])
+def test_filter_extent_is_what_the_network_sees(delta, extent):
+    """Eq. (1) against the footprint of one output of the dilated layer."""
+    assert filter_extent(3, delta) == extent
+    assert dilation_of(delta) == 2 * delta + 1
+    layer = DilatedNet(DilatedNetConfig(delta=delta)).joint[0].dilated
+    image = torch.zeros(1, 3, 31, 31, requires_grad=True)
+    layer(image)[0, 0, 15, 15].backward()
+    rows = image.grad[0, 0].abs().sum(1).nonzero().flatten()
+    assert int(rows.max() - rows.min()) + 1 == extent
+
+
+def test_cost_equations():
+    """Eq. (2) to (4) against counting the multiply-adds of real layers."""
+
+    def counted(layer: nn.Conv2d) -> int:
+        return layer.weight.numel() * 14 * 14
+
+    standard = nn.Conv2d(32, 64, 3, padding=1)
+    depthwise, pointwise = nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.Conv2d(32, 64, 1)
+    assert standard_cost(3, 32, 64, 14) == counted(standard)
+    assert separable_cost(3, 32, 64, 14) == counted(depthwise) + counted(pointwise)
+    assert cost_ratio(3, 64) == pytest.approx(separable_cost(3, 32, 64, 14) / standard_cost(3, 32, 64, 14))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_registry_gives_networks_in_eval_mode(name):
+    network = MODELS[name]()
+    assert not network.training
+    assert network(torch.zeros(MODELS[name].input_shape)).shape == (1, len(CIFAR10_LABELS))
+    torch.testing.assert_close(MODELS[name]()(torch.ones(1, 3, 32, 32)), network(torch.ones(1, 3, 32, 32)))
+
+
+def test_committed_weights_were_really_trained():
+    """The record beside them: at least the 75 % that were asked for, on all test images, at the end of its own curve."""
+    card = json.loads((ROOT / "models" / "weights" / "dilated-net.json").read_text())
+    assert card["images"] == 10_000
+    assert card["accuracy"] >= 0.75
+    assert card["accuracy"] == card["curve"][-1]["test_accuracy"]
+    assert len(card["curve"]) == card["config"]["epochs"]
+    network = MODELS["dilated-net"]()
+    assert network.config == DilatedNetConfig(**{
+        key: tuple(value) if isinstance(value, list) else value for key, value in card["config"]["network"].items()
+    })
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    (tmp_path / "noise.safetensors").write_bytes(b"\x10" * 100)
+    for name, words in {"missing.safetensors": "no weights file", "noise.safetensors": "no intact safetensors"}.items():
+        with pytest.raises(UserError, match=words):
+            load_weights(DilatedNet(), tmp_path / name)
+    weights = ROOT / "models" / "weights" / "dilated-net.safetensors"
+    with pytest.raises(UserError, match="another network"):
+        load_weights(DilatedNet(DilatedNetConfig(joint="merged")), weights)
+
+
+def test_widths_and_strides_have_to_match():
+    with pytest.raises(UserError, match="joint modules"):
+        DilatedNet(DilatedNetConfig(widths=(4, 8), strides=(1,)))
+
+
+@pytest.mark.parametrize(("stride", "dilation", "size"), [(1, 1, (9, 7)), (1, 5, (9, 7)), (2, 1, (9, 7)), (1, 5, (3, 4)), (2, 3, (8, 8))])
+def test_fast_depthwise_is_the_same_function(stride, dilation, size):
+    """Training's own depthwise layer against PyTorch's, forwards and backwards."""
+    from tvmflow.models.depthwise import use_fast_depthwise
+
+    torch.manual_seed(0)
+    options = {"stride": stride, "padding": dilation, "dilation": dilation, "groups": 6, "bias": False}
+    slow = nn.Sequential(nn.Conv2d(6, 6, 3, **options))
+    fast = nn.Sequential(nn.Conv2d(6, 6, 3, **options))
+    fast.load_state_dict(slow.state_dict())
+    use_fast_depthwise(fast)
+    results = []
+    for network in (slow, fast):
+        x = torch.arange(2 * 6 * size[0] * size[1], dtype=torch.float32).sin().reshape(2, 6, *size).requires_grad_()
+        network(x).cos().sum().backward()
+        results.append((network(x), x.grad, network[0].weight.grad))
+    for expected, given in zip(*results, strict=True):
+        torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,111 @@
+"""What is shipped is complete, every registry knows its files, and importing costs nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+FOLDERS = {"schedules": "tvmflow/schedules", "targets": "tvmflow/targets", "models": "tvmflow/models", "tvmflow": "tvmflow"}
+SHIPPED = {".py", ".c", ".j2", ".typed", ".safetensors", ".json", ".md"}
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory) -> tuple[Path, Path]:
+    """Wheel and sdist, the wheel built from the sdist."""
+    out = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)], check=True, capture_output=True, text=True
+    )
+    return next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
+
+
+def sources() -> set[str]:
+    """Every file of the four folders that belongs to the product, by its name in a wheel."""
+    return {
+        f"{inside}/{path.relative_to(ROOT / folder).as_posix()}"
+        for folder, inside in FOLDERS.items()
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in SHIPPED and "__pycache__" not in path.parts
+    }
+
+
+def test_wheel_holds_every_file_and_nothing_else(distributions):
+    with zipfile.ZipFile(distributions[0]) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        metadata = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+        assert "tvmflow = tvmflow.cli:main" in wheel.read(metadata).decode()
+    assert names == sources()
+
+
+def test_sdist_can_be_built_from(distributions):
+    """The wheel was built from it; tests, docs and licence come along."""
+    with tarfile.open(distributions[1]) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "tests/conftest.py", "docs/report.schema.json"} <= names
+
+
+@pytest.mark.parametrize("form", ["wheel", "checkout"])
+def test_it_works_as(distributions, tmp_path, form):
+    """Unpacked as an installer would, and as a bare checkout, each away from the other."""
+    if form == "wheel":
+        with zipfile.ZipFile(distributions[0]) as wheel:
+            wheel.extractall(tmp_path)
+    root = tmp_path if form == "wheel" else ROOT
+    program = (
+        f"import sys; sys.path.insert(0, {str(root)!r})\n"
+        "import tvmflow, tvmflow.schedules, tvmflow.targets, tvmflow.models, tvmflow.cli\n"
+        "print(tvmflow.__file__, tvmflow.models.__file__, len(tvmflow.models.MODELS))"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    files = done.stdout.split()
+    assert all(Path(file).is_relative_to(root) for file in files[:2])
+    assert int(files[2]) > 0
+
+
+def test_schedules_are_all_registered():
+    from tvmflow.schedules import RULES
+
+    files = {path.stem for path in (ROOT / "schedules").glob("*.py") if not path.name.startswith("_")}
+    assert files == set(RULES)
+
+
+def test_targets_are_all_registered():
+    from tvmflow import targets
+    from tvmflow.spec import Target
+
+    for path in (ROOT / "targets").glob("*.py"):
+        if path.name.startswith("_"):
+            continue
+        module = getattr(targets, path.stem)
+        boards = [value for value in vars(module).values() if isinstance(value, Target)]
+        assert boards
+        assert all(targets.TARGETS[board.name] is board for board in boards)
+
+
+@pytest.mark.parametrize("module", ["tvmflow", "tvmflow.cli", "tvmflow.spec", "tvmflow.targets", "tvmflow.models", "tvmflow.bundle"])
+def test_importing_is_cheap(module):
+    program = f"import sys, {module}; print([name for name in ('tvm', 'torch', 'onnx') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_versions_are_pinned_where_it_matters():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "apache-tvm==0.27.0.post1" in project["dependencies"]
+    assert any(entry.startswith("apache-tvm-ffi==0.1.14") for entry in project["dependencies"])
+
+
+def test_schema_is_valid():
+    import jsonschema
+
+    jsonschema.Draft202012Validator.check_schema(json.loads((ROOT / "docs" / "report.schema.json").read_text()))

@@ -1,0 +1,129 @@
+"""Reports keep to their schema, and no latency is without its basis."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import jsonschema
+import pytest
+
+from conftest import ROOT
+from tvmflow import report as reports
+from tvmflow.report.render import render_html, report_text, text_table
+from tvmflow.spec import Measurement, UserError
+from tvmflow.survey import survey
+
+MEASUREMENT = Measurement(
+    basis="measured",
+    samples_ms=tuple(float(value) for value in range(1, 101)),
+    threads=2,
+    setup_ms=20.0,
+    first_ms=5.0,
+    warmup_ms=(3.0, 1.0, 2.0),
+    warnings=("The machine was <busy>.",),
+)
+
+
+@pytest.fixture(scope="module")
+def schema():
+    return json.loads((ROOT / "docs" / "report.schema.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def surveyed(host_bundle):
+    return survey(host_bundle, repeats=5)
+
+
+def foreign(report):
+    """The same report as of a board that wasn't there."""
+    verdict = {"passed": None, "method": None, "reason": "No emulator."}
+    layers = [{**layer, "latency": None} for layer in report["layers"]]
+    return {**report, "verify": verdict, "latency": None, "latency_note": "No board.", "layers": layers}
+
+
+def test_figures():
+    figures = reports.latency(MEASUREMENT)
+    assert figures["p50"] == 50.5
+    assert figures["p90"] == pytest.approx(90.1)
+    assert figures["p99"] == pytest.approx(99.01)
+    assert (figures["mean"], figures["min"], figures["max"]) == (50.5, 1, 100)
+    assert (figures["repeats"], figures["threads"], figures["unit"]) == (100, 2, "ms")
+    assert (figures["setup"], figures["first"], figures["warm"]) == (20, 5, 2)
+
+
+def test_reports_keep_to_the_schema(surveyed, schema):
+    for report in (surveyed, foreign(surveyed)):
+        jsonschema.validate(json.loads(reports.to_json(report)), schema)
+    jsonschema.validate(json.loads(reports.to_json(reports.collect([surveyed, foreign(surveyed)]))), schema)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda report: report["latency"].pop("basis"),
+        lambda report: report["latency"].update(basis="emulated"),
+        lambda report: report["latency"].update(unit="s"),
+        lambda report: report.pop("verify"),
+        lambda report: report["layers"][0].update(latency={"p50": 1.0}),
+        lambda report: report.update(schema_version="2.0"),
+    ],
+)
+def test_the_schema_refuses(surveyed, schema, damage):
+    report = json.loads(reports.to_json(surveyed))
+    damage(report)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(report, schema)
+
+
+def test_survey_knows_everything_about_a_bundle_that_runs_here(surveyed):
+    assert surveyed["verify"]["passed"] is True
+    assert surveyed["latency"]["basis"] == "measured"
+    assert surveyed["latency"]["repeats"] == 5
+    assert all(layer["latency"]["basis"] == "measured" for layer in surveyed["layers"])
+    assert surveyed["memory"]["peak_bytes"] >= 0
+
+
+def test_text(surveyed):
+    text = report_text({**surveyed, "latency": reports.latency(MEASUREMENT)})
+    assert "50.500 ms p50 (measured, 2 threads, 100 runs)" in text
+    assert "joint.0.dilated" in text
+    text = report_text(foreign(surveyed))
+    assert "no latency: No board." in text
+    assert "not verified: No emulator." in text
+    assert "measured" not in text
+
+
+def test_html_is_complete_and_escaped(surveyed):
+    document = reports.collect([{**surveyed, "latency": reports.latency(MEASUREMENT)}, foreign(surveyed)])
+    page = render_html(document)
+    assert "The machine was &lt;busy&gt;." in page
+    assert "50.500 ms" in page
+    assert "No board." in page
+    assert "http" not in page.replace("<!doctype html>", ""), "the page needs no network"
+
+
+def test_what_is_not_finite_becomes_null():
+    assert json.loads(reports.to_json({"a": [float("inf"), float("nan"), 1.5]})) == {"a": [None, None, 1.5]}
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "report.json"
+    reports.write_json(path, {"old": 1})
+
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(reports.os, "replace", full)
+    with pytest.raises(UserError, match="disk is full"):
+        reports.write_json(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_table():
+    assert text_table(["name", "n"], [["a", 1], ["bcd", 20]]) == "name   n\na      1\nbcd   20"
+
+
+def test_one_sample_is_enough():
+    assert reports.latency(replace(MEASUREMENT, samples_ms=(2.0,), warmup_ms=()))["p99"] == 2
