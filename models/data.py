@@ -65,9 +65,12 @@ def load_cifar10(path: Path | str, *, counts: dict[str, int] | None = None) -> C
                 "it is incomplete or another data set."
             )
     if not cached.exists():
-        _save(cached, {f"{name}_x": split.images for name, split in splits.items()}
-              | {f"{name}_y": split.labels for name, split in splits.items()}
-              | {"note": np.array(note)})
+        _save(
+            cached,
+            {f"{name}_x": split.images for name, split in splits.items()}
+            | {f"{name}_y": split.labels for name, split in splits.items()}
+            | {"note": np.array(note)},
+        )
     return Cifar10(train=splits["train"], test=splits["test"], sha256=checksum, note=note)
 
 
@@ -109,7 +112,10 @@ def _read(path: Path) -> tuple[dict[str, Split], str]:
 
 def _folder_members(path: Path) -> Iterator[tuple[str, bytes]]:
     for file in _files(path):
-        yield file.relative_to(path).as_posix() if len(file.relative_to(path).parts) > 1 else file.name, file.read_bytes()
+        yield (
+            file.relative_to(path).as_posix() if len(file.relative_to(path).parts) > 1 else file.name,
+            file.read_bytes(),
+        )
 
 
 def _files(path: Path) -> list[Path]:
@@ -122,7 +128,9 @@ def _archive_members(path: Path) -> Iterator[tuple[str, bytes]]:
             for member in archive:
                 if member.isfile():
                     if member.size > 64 * MAX_IMAGE_BYTES:
-                        raise UserError(f"{path} has a member of {member.size:,} bytes ({member.name}); none is so large.")
+                        raise UserError(
+                            f"{path} has a member of {member.size:,} bytes ({member.name}); none is so large."
+                        )
                     content = archive.extractfile(member)
                     assert content is not None
                     yield member.name, content.read()
@@ -145,13 +153,13 @@ def _decode(name: str, content: bytes) -> np.ndarray:
 class _BatchUnpickler(pickle.Unpickler):
     """The standard batches are pickles; only what they are made of is let in, so that none can run code."""
 
-    ALLOWED = {
+    ALLOWED = (
         ("numpy.core.multiarray", "_reconstruct"),
         ("numpy._core.multiarray", "_reconstruct"),
         ("numpy", "ndarray"),
         ("numpy", "dtype"),
         ("_codecs", "encode"),
-    }
+    )
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in self.ALLOWED:
@@ -177,9 +185,9 @@ def _checksum(path: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     else:
-        for file in _files(path):
-            status = file.stat()
-            digest.update(f"{file.relative_to(path)} {status.st_size} {status.st_mtime_ns}\n".encode())
+        for member in _files(path):
+            status = member.stat()
+            digest.update(f"{member.relative_to(path)} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

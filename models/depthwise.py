@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -61,7 +62,7 @@ def _run(function: ctypes._NamedFuncPointer, shape: _Shape, *tensors: torch.Tens
     pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
     calls = [
         _pool(threads).submit(function, ctypes.byref(shape), ctypes.c_long(first), ctypes.c_long(last), *pointers)
-        for first, last in zip(bounds, bounds[1:], strict=False)
+        for first, last in itertools.pairwise(bounds)
     ]
     if any(call.result() for call in calls):
         raise MemoryError("no memory for a padded plane")

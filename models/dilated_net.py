@@ -79,9 +79,7 @@ class DilatedNet(nn.Module):
 
 
 def _depthwise(channels: int, stride: int, dilation: int) -> nn.Conv2d:
-    return nn.Conv2d(
-        channels, channels, 3, stride, padding=dilation, dilation=dilation, groups=channels, bias=False
-    )
+    return nn.Conv2d(channels, channels, 3, stride, padding=dilation, dilation=dilation, groups=channels, bias=False)
 
 
 def dilated_net() -> DilatedNet:

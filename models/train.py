@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from tvmflow.spec import UserError
 class TrainConfig:
     """Recipe of a run. Learning rates are per step of AdamW, times in epochs."""
 
-    network: DilatedNetConfig = DilatedNetConfig()
+    network: DilatedNetConfig = field(default_factory=DilatedNetConfig)
     epochs: int = 16
     batch: int = 128
     peak_rate: float = 4e-3
@@ -158,9 +158,7 @@ class _State:
     def _average(self) -> None:
         count = self.epoch * self.steps_per_epoch + self.step
         weight = 1 - min(self.config.averaging, (1 + count) / (10 + count))  # early averages must not hold the start
-        for mean, value in zip(
-            self.averaged.state_dict().values(), self.network.state_dict().values(), strict=True
-        ):
+        for mean, value in zip(self.averaged.state_dict().values(), self.network.state_dict().values(), strict=True):
             if mean.is_floating_point():
                 mean.lerp_(value, weight)
             else:
@@ -244,12 +242,11 @@ def augment(images: np.ndarray, config: TrainConfig, rng: np.random.Generator) -
     out = np.empty_like(images)
     shifts = rng.integers(0, 2 * pad + 1, (count, 2))
     mirrored = rng.integers(0, 2, count)
-    holes = rng.integers(0, [height - config.cutout + 1, width - config.cutout + 1], (count, 2))
-    for index in range(count):
-        top, left = shifts[index]
+    holes = np.asarray(rng.integers(0, [height - config.cutout + 1, width - config.cutout + 1], (count, 2)))
+    for index, (top, left) in enumerate(shifts.tolist()):
         image = padded[index, :, top : top + height, left : left + width]
         out[index] = image[:, :, ::-1] if mirrored[index] else image
-        y, x = holes[index]
+        y, x = holes[index].tolist()
         out[index, :, y : y + config.cutout, x : x + config.cutout] = 0
     return out
 
@@ -308,13 +305,16 @@ The paper (Sun, Zhou, Zhang, He 2020) states 84.25 % for its own training at δ 
 
 | | |
 |---|---|
-| Network | δ = {config["network"]["delta"]}, joint module "{config["network"]["joint"]}", {parameters:,} parameters, float32 |
-| Input | 1×3×32×32, RGB, (pixel / 255 − mean) / std with mean {CIFAR10_PREPROCESSING.mean}, std {CIFAR10_PREPROCESSING.std} |
+| Network | δ = {config["network"]["delta"]}, joint module "{config["network"]["joint"]}", {parameters:,} parameters, \
+float32 |
+| Input | 1×3×32×32, RGB, (pixel / 255 − mean) / std with mean {CIFAR10_PREPROCESSING.mean}, \
+std {CIFAR10_PREPROCESSING.std} |
 | Trained with | `{facts["command"]}` |
 | Recipe | AdamW, one cycle to {config["peak_rate"]:g}, weight decay {config["weight_decay"]:g}, label smoothing \
 {config["label_smoothing"]:g}, batch {config["batch"]}, shifts of ±{config["crop"]} pixels, mirroring, cutout \
 {config["cutout"]}×{config["cutout"]}, averaged weights (decay {config["averaging"]:g} a step) |
-| Length | {len(facts["curve"])} epochs, {facts["hours"]:g} hours on two CPU cores that other work shared, seed {config["seed"]} |
+| Length | {len(facts["curve"])} epochs, {facts["hours"]:g} hours on two CPU cores that other work shared, \
+seed {config["seed"]} |
 | PyTorch | {facts["torch"]} |
 | Training data | SHA-256 of the archive `{facts["data_sha256"]}` |
 
@@ -340,7 +340,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _keep_memory() -> None:
-    """Make glibc keep freed memory: by default every large tensor is mapped, zeroed and unmapped again by the kernel."""
+    """Make glibc keep freed memory: by default every large tensor is mapped, zeroed and unmapped again."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
@@ -348,5 +348,3 @@ def _keep_memory() -> None:
             libc.mallopt(M_MMAP_MAX, 0)
             libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
             libc.mallopt(M_TOP_PAD, 2**28)
-
-

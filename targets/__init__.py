@@ -53,7 +53,7 @@ def load_toml(path: Path) -> Target:
     try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
+        import tomli as tomllib  # type: ignore[no-redef]
 
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))

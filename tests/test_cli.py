@@ -14,9 +14,8 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-from PIL import Image
-
 from conftest import ROOT
+from PIL import Image
 
 COMMANDS = ["boards", "build", "run", "verify", "bench", "profile", "report", "train", "evaluate", "doctor"]
 HERE = str(Path(__file__).parent)
@@ -44,9 +43,14 @@ def test_help_needs_neither_tvm_nor_torch(arguments):
 def test_boards(tvmflow):
     done = tvmflow("boards", "--json", "-")
     assert done.code == 0
-    assert {"host", "raspberry-pi-3b", "raspberry-pi-3b-32bit", "raspberry-pi-4b", "raspberry-pi-5", "android-arm64"} <= set(
-        done.json
-    )
+    assert {
+        "host",
+        "raspberry-pi-3b",
+        "raspberry-pi-3b-32bit",
+        "raspberry-pi-4b",
+        "raspberry-pi-5",
+        "android-arm64",
+    } <= set(done.json)
 
 
 def test_doctor(tvmflow):
@@ -119,7 +123,13 @@ def test_report(tvmflow, built, tmp_path):
 
 
 def test_usage(tvmflow):
-    for arguments in (["build"], ["nonsense"], ["build", "-o", "x", "--colour"], ["bench"], ["bench", "x", "--threads", "two"]):
+    for arguments in (
+        ["build"],
+        ["nonsense"],
+        ["build", "-o", "x", "--colour"],
+        ["bench"],
+        ["bench", "x", "--threads", "two"],
+    ):
         assert tvmflow(*arguments).code == 2
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pickle
 
+import data_sets
 import numpy as np
 import pytest
 
-import data_sets
 from tvmflow.models import CIFAR10_LABELS
 from tvmflow.models.data import load_cifar10
 from tvmflow.spec import UserError

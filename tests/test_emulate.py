@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tvmflow.targets import TARGETS
 
 from tvmflow import emulate, toolchain
 from tvmflow.spec import MissingDependencyError, TensorSpec, VerificationError
+from tvmflow.targets import TARGETS
 from tvmflow.verify import verify_library
 
 BOARD, BOARD_32BIT = TARGETS["raspberry-pi-4b"], TARGETS["raspberry-pi-3b-32bit"]

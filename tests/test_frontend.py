@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import networks
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-import networks
 from tvmflow.build import build
 from tvmflow.bundle import Bundle
 from tvmflow.frontend import import_model, module_path, parse_input_shape
@@ -229,9 +229,9 @@ def test_random_bytes_as_onnx(tmp_path):
 
 
 def test_onnx_operator_that_is_unknown(tmp_path):
+    model = onnx_model()
+    model.graph.node.append(helper.make_node("Det", ["b"], ["e"], name="/odd"))
+    model.graph.output.append(helper.make_tensor_value_info("e", TensorProto.FLOAT, [1, 6]))
     with pytest.raises(UnsupportedOperatorError, match=r"Det in .*/odd") as caught:
-        model = onnx_model()
-        model.graph.node.append(helper.make_node("Det", ["b"], ["e"], name="/odd"))
-        model.graph.output.append(helper.make_tensor_value_info("e", TensorProto.FLOAT, [1, 6]))
         import_model(saved(model, tmp_path))
     assert list(caught.value.operators) == ["Det"]

@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
-from conftest import ROOT
 from tvmflow.models import CIFAR10_LABELS, MODELS
 from tvmflow.models.cost import cost_ratio, dilation_of, filter_extent, separable_cost, standard_cost
 from tvmflow.models.dilated_net import DilatedNet, DilatedNetConfig, load_weights
@@ -65,16 +65,16 @@ def test_registry_gives_networks_in_eval_mode(name):
 
 
 def test_committed_weights_were_really_trained():
-    """The record beside them: at least the 75 % that were asked for, on all test images, at the end of its own curve."""
+    """The record beside them: all test images, at the end of its own curve, at least 75 %."""
     card = json.loads((ROOT / "models" / "weights" / "dilated-net.json").read_text())
     assert card["images"] == 10_000
     assert card["accuracy"] >= 0.75
     assert card["accuracy"] == card["curve"][-1]["test_accuracy"]
     assert len(card["curve"]) == card["config"]["epochs"]
     network = MODELS["dilated-net"]()
-    assert network.config == DilatedNetConfig(**{
-        key: tuple(value) if isinstance(value, list) else value for key, value in card["config"]["network"].items()
-    })
+    assert network.config == DilatedNetConfig(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in card["config"]["network"].items()}
+    )
 
 
 def test_weights_that_do_not_fit(tmp_path):
@@ -92,7 +92,9 @@ def test_widths_and_strides_have_to_match():
         DilatedNet(DilatedNetConfig(widths=(4, 8), strides=(1,)))
 
 
-@pytest.mark.parametrize(("stride", "dilation", "size"), [(1, 1, (9, 7)), (1, 5, (9, 7)), (2, 1, (9, 7)), (1, 5, (3, 4)), (2, 3, (8, 8))])
+@pytest.mark.parametrize(
+    ("stride", "dilation", "size"), [(1, 1, (9, 7)), (1, 5, (9, 7)), (2, 1, (9, 7)), (1, 5, (3, 4)), (2, 3, (8, 8))]
+)
 def test_fast_depthwise_is_the_same_function(stride, dilation, size):
     """Training's own depthwise layer against PyTorch's, forwards and backwards."""
     from tvmflow.models.depthwise import use_fast_depthwise

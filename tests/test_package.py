@@ -10,10 +10,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
 from conftest import ROOT
 
-FOLDERS = {"schedules": "tvmflow/schedules", "targets": "tvmflow/targets", "models": "tvmflow/models", "tvmflow": "tvmflow"}
+FOLDERS = {
+    "schedules": "tvmflow/schedules",
+    "targets": "tvmflow/targets",
+    "models": "tvmflow/models",
+    "tvmflow": "tvmflow",
+}
 SHIPPED = {".py", ".c", ".j2", ".typed", ".safetensors", ".json", ".md"}
 
 
@@ -64,7 +68,9 @@ def test_it_works_as(distributions, tmp_path, form):
         "import tvmflow, tvmflow.schedules, tvmflow.targets, tvmflow.models, tvmflow.cli\n"
         "print(tvmflow.__file__, tvmflow.models.__file__, len(tvmflow.models.MODELS))"
     )
-    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
     files = done.stdout.split()
     assert all(Path(file).is_relative_to(root) for file in files[:2])
     assert int(files[2]) > 0
@@ -90,7 +96,9 @@ def test_targets_are_all_registered():
         assert all(targets.TARGETS[board.name] is board for board in boards)
 
 
-@pytest.mark.parametrize("module", ["tvmflow", "tvmflow.cli", "tvmflow.spec", "tvmflow.targets", "tvmflow.models", "tvmflow.bundle"])
+@pytest.mark.parametrize(
+    "module", ["tvmflow", "tvmflow.cli", "tvmflow.spec", "tvmflow.targets", "tvmflow.models", "tvmflow.bundle"]
+)
 def test_importing_is_cheap(module):
     program = f"import sys, {module}; print([name for name in ('tvm', 'torch', 'onnx') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

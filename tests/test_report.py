@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import jsonschema
 import pytest
-
 from conftest import ROOT
+
 from tvmflow import report as reports
 from tvmflow.report.render import render_html, report_text, text_table
 from tvmflow.spec import Measurement, UserError

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import data_sets
 import numpy as np
 import pytest
 import torch
 
-import data_sets
 from tvmflow.models import train
 from tvmflow.models.data import load_cifar10
-from tvmflow.models.dilated_net import DilatedNetConfig, load_weights, DilatedNet
+from tvmflow.models.dilated_net import DilatedNet, DilatedNetConfig, load_weights
 from tvmflow.spec import UserError
 
 NETWORK = DilatedNetConfig(widths=(16, 32), strides=(2, 2))

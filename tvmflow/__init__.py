@@ -1,4 +1,4 @@
-"""From a trained PyTorch network to the embedded devices where it has to run, and an honest account of what it costs there."""
+"""From a trained PyTorch network to the embedded devices where it has to run, with an honest account of the cost."""
 
 from pathlib import Path
 

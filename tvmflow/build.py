@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tvmflow import __version__, bundle, toolchain
 from tvmflow.spec import Program, Target, UserError, VerificationError
 from tvmflow.verify import failure_sentence, verify_library
+
+log = logging.getLogger(__name__)
 
 
 def build(
@@ -22,7 +25,6 @@ def build(
     linker: str = "auto",
     dump_dir: Path | None = None,
     verify: bool = True,
-    progress: Callable[[str], None] = lambda message: None,
 ) -> bundle.Bundle:
     """Compile `program` for `target` into a bundle at `out` (a directory, or one file if it ends in .tar).
 
@@ -33,12 +35,12 @@ def build(
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
         _require_space(Path(folder), program)
         library = Path(folder, "model.so")
-        progress(f"Compiling {program.name} for {target.name}")
+        log.info(f"Compiling {program.name} for {target.name}")
         compiled = compile_library(program, target, chosen, library, dump_dir=dump_dir)
         toolchain.check_elf(library, target.elf, target.name)
         verdict: Mapping[str, Any] = {"passed": None, "method": None, "reason": "It was built with --no-verify."}
         if verify:
-            progress(f"Verifying {program.name} on {len(program.vectors)} golden vectors")
+            log.info(f"Verifying {program.name} on {len(program.vectors)} golden vectors")
             verdict = verify_library(library, target, program.vectors, program.outputs)
             if verdict["passed"] is False:
                 raise VerificationError(failure_sentence(verdict, f"{program.name} compiled for {target.name}"))
@@ -88,7 +90,9 @@ def compile_library(
     with tvm_target:
         compiled = run_stages(program, target, dump_dir)
         executable = relax.build(compiled.module, tvm_target, relax_pipeline=None)
-    executable.export_library(str(library), fcompile=toolchain.fcompile(linker, target.tvm.get("mtriple", target.triple)))
+    executable.export_library(
+        str(library), fcompile=toolchain.fcompile(linker, target.tvm.get("mtriple", target.triple))
+    )
     return compiled
 
 

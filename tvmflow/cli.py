@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 import sys
 import traceback
 from collections.abc import Callable
@@ -40,6 +41,8 @@ BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's f
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file; - is stdout.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of the network; all cores by default.")]
 
+log = logging.getLogger("tvmflow.cli")
+
 verbose = False
 """Whether errors show their traceback: -v, anywhere on the line."""
 
@@ -49,6 +52,8 @@ def main() -> None:
     global verbose
     arguments = [argument for argument in sys.argv[1:] if argument not in ("-v", "--verbose")]
     verbose = len(arguments) < len(sys.argv) - 1
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("tvmflow").setLevel(logging.INFO)
     app(args=arguments)
 
 
@@ -84,10 +89,6 @@ def _fail(message: str, code: int, *, internal: bool = False) -> None:
     hint = "" if verbose or not internal else " (a fault of tvmflow itself; -v shows where)"
     print(f"tvmflow: {message}{hint}", file=sys.stderr)
     raise typer.Exit(code)
-
-
-def _progress(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 def _show(text: str, content: Any, json: Path | None) -> None:
@@ -140,7 +141,9 @@ def boards(json: Json = None) -> None:
 
 @command
 def build(
-    out: Annotated[Path, typer.Option("-o", "--output", help="Where the bundle goes: a folder, or a file ending in .tar.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--output", help="Where the bundle goes: a folder, or a file ending in .tar.")
+    ],
     target: Target = None,
     board: Board = None,
     model: ModelName = "dilated-net",
@@ -162,9 +165,9 @@ def build(
     found = targets.find(target, board)
     shapes = [parse_input_shape(text) for text in input_shape or []]
     builder.check(found, out, linker)  # before the import, which takes its time
-    _progress(f"Importing {model}")
+    log.info(f"Importing {model}")
     program = import_model(model, shapes)
-    built = builder.build(program, found, out, linker=linker, dump_dir=dump_dir, verify=verify, progress=_progress)
+    built = builder.build(program, found, out, linker=linker, dump_dir=dump_dir, verify=verify)
     report = assemble(built, built.manifest["verify"], note=NOT_TIMED)
     lines = [
         f"{out}: {built.name} for {found.name}",
@@ -210,7 +213,12 @@ def verify(bundle: BundlePath, json: Json = None) -> None:
     if verdict["passed"] is None:
         raise MissingDependencyError(f"{what} can't be verified here: {verdict['reason']}")
     rows = [
-        [row["name"], "passed" if row["passed"] else "FAILED", f"{row['max_abs_error']:.2e}", f"{row['max_rel_error']:.2e}"]
+        [
+            row["name"],
+            "passed" if row["passed"] else "FAILED",
+            f"{row['max_abs_error']:.2e}",
+            f"{row['max_rel_error']:.2e}",
+        ]
         for row in verdict["vectors"]
     ]
     table = text_table(["vector", "verdict", "max error", "relative"], rows)
@@ -223,14 +231,16 @@ def verify(bundle: BundlePath, json: Json = None) -> None:
 def bench(
     bundle: BundlePath,
     threads: Threads = None,
-    repeats: Annotated[int | None, typer.Option("--repeats", help="Timed runs; as many as fit --seconds by default.")] = None,
+    repeats: Annotated[
+        int | None, typer.Option("--repeats", help="Timed runs; as many as fit --seconds by default.")
+    ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs.")] = 3.0,
     json: Json = None,
 ) -> None:
     """Time a bundle on this computer: set-up, first, warm and steady latency."""
     from tvmflow.survey import survey
 
-    _progress(f"Timing {bundle}")
+    log.info(f"Timing {bundle}")
     report = survey(bundle, threads=threads, repeats=repeats, seconds=seconds, profiled=False)
     _finish(report, json, layers=False)
 
@@ -245,7 +255,7 @@ def profile(
     """Time each layer of a bundle on this computer, by module name. Use `bench` for the latency of the whole."""
     from tvmflow.survey import survey
 
-    _progress(f"Profiling {bundle}")
+    log.info(f"Profiling {bundle}")
     report = survey(bundle, threads=threads, repeats=repeats, timed=False)
     _finish(report, json, layers=True)
 
@@ -273,7 +283,7 @@ def report(
         raise UserError(f"There is no folder {out} for the report.")
     reports = []
     for path in bundles:
-        _progress(f"Surveying {path}")
+        log.info(f"Surveying {path}")
         reports.append(survey(path, threads=threads, seconds=seconds, must_run=False))
         print(report_text(reports[-1], layers=False), end="\n\n")
     document = collect(reports)
@@ -299,7 +309,9 @@ def train(
     rate: Annotated[float, typer.Option("--rate", help="Peak of the learning rate.")] = 4e-3,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     delta: Annotated[int, typer.Option("--delta", min=0, help="The paper's dilated rate δ.")] = 2,
-    joint: Annotated[Literal["separate", "merged"], typer.Option("--joint", help="Reading of the joint module.")] = "separate",
+    joint: Annotated[
+        Literal["separate", "merged"], typer.Option("--joint", help="Reading of the joint module.")
+    ] = "separate",
 ) -> None:
     """Train the paper's network on CIFAR-10. A run that was stopped goes on where it was."""
     import shlex
@@ -310,7 +322,7 @@ def train(
 
     network = DilatedNetConfig(delta=delta, joint=joint)
     config = trainer.TrainConfig(network=network, epochs=epochs, batch=batch, peak_rate=rate, seed=seed)
-    _progress(f"Reading {data}")
+    log.info(f"Reading {data}")
     cifar = load_cifar10(data)
     finished = trainer.train(config, cifar, work_dir)
     name = "dilated-net" if joint == "separate" else "dilated-net-merged"
@@ -328,7 +340,7 @@ def evaluate(
     """Accuracy on the 10,000 test images of CIFAR-10, in PyTorch and, with --bundle, compiled."""
     from tvmflow.evaluate import evaluate as run_evaluation
 
-    _progress(f"Evaluating {model} on {data}")
+    log.info(f"Evaluating {model} on {data}")
     result = run_evaluation(data, model, bundle)
     lines = [f"{result['accuracy']:.2%} of {result['images']:,} images in PyTorch ({result['data']})"]
     if compiled := result.get("compiled"):
@@ -350,7 +362,8 @@ def doctor(json: Json = None) -> None:
         ["", "tool", "found", "needed for"],
         [[finding.status, finding.name, finding.detail, finding.needed_for] for finding in findings],
     )
-    remedies = [f"{finding.name}: {finding.remedy}" for finding in findings if finding.status != "ok" and finding.remedy]
-    _show("\n".join([table, *(["", *remedies] if remedies else [])]), [asdict(finding) for finding in findings], json)
+    remedies = [f"{finding.name}: {finding.remedy}" for finding in findings if finding.remedy]
+    text = "\n".join([table, "", *remedies]).strip()
+    _show(text, [asdict(finding) for finding in findings], json)
     if problems := [finding.name for finding in findings if finding.status == "problem"]:
         raise MissingDependencyError(f"tvmflow can't work without {', '.join(problems)}; the commands above mend that.")

@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import signal
@@ -28,6 +29,8 @@ import numpy as np
 
 from tvmflow import toolchain
 from tvmflow.spec import MissingDependencyError, Target, TensorSpec, UserError, VerificationError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,11 @@ DTYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 THREADS = 2  # one would leave the code that splits loops among threads untested
 STALL_SECONDS = 300.0
 """How long one inference may take, under emulation, before the run is given up."""
+
+
+def method(target: Target) -> str:
+    """What of a network is emulated: all of it, or its kernels alone."""
+    return "emulated" if _find_emulator(target).platforms else "emulated kernels"
 
 
 def available(target: Target) -> str | None:
@@ -240,6 +248,7 @@ def _fetch_runtime(emulator: Emulator) -> Path:
 
 def _download(package: str, emulator: Emulator, folder: Path) -> Path:
     wanted = f"{package}=={importlib.metadata.version(package)}"
+    log.info(f"Downloading {wanted} for {emulator.machine}, once (95 MB in all)")
     platforms = [option for platform in emulator.platforms for option in ("--platform", platform)]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--only-binary=:all:", *platforms, "--dest", str(folder), wanted]

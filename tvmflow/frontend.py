@@ -187,7 +187,9 @@ def _from_exported(
     user_inputs = {spec.arg.name for spec in exported.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
     inputs = tuple(
         TensorSpec(
-            name=node.name, shape=tuple(node.meta["val"].shape), dtype=str(node.meta["val"].dtype).removeprefix("torch.")
+            name=node.name,
+            shape=tuple(node.meta["val"].shape),
+            dtype=str(node.meta["val"].dtype).removeprefix("torch."),
         )
         for node in exported.graph.nodes
         if node.op == "placeholder" and node.name in user_inputs
@@ -233,7 +235,7 @@ def _torch_importer() -> type:
         def __init__(self) -> None:
             self.names = _BindingNames()
             super().__init__()
-            self.convert_map = {op: self._named(convert) for op, convert in self.convert_map.items()}
+            self.convert_map: dict[Any, Callable] = {op: self._named(make) for op, make in self.convert_map.items()}
 
         def _named(self, convert: Callable) -> Callable:
             def named(node: torch.fx.Node) -> Any:
@@ -250,8 +252,9 @@ def _torch_importer() -> type:
         def _check_unsupported_func_type(self, nodes: list[torch.fx.Node]) -> None:
             missing = defaultdict(list)
             for node in nodes:
-                if node.op == "call_function" and node.target.__name__ not in self.convert_map:
-                    missing[node.target.__name__].append(_module_path(node))
+                operator = getattr(node.target, "__name__", str(node.target))
+                if node.op == "call_function" and operator not in self.convert_map:
+                    missing[operator].append(_module_path(node))
             _report_unsupported(missing)
 
     return Importer
@@ -305,7 +308,9 @@ def _from_onnx(path: Path, input_shapes: Sequence[InputShape]) -> Program:
         inputs=inputs,
         outputs=_output_specs(vectors),
         vectors=vectors,
-        parameters=sum(int(np.prod(tensor.dims)) for tensor in initializers.values() if tensor.data_type in (1, 10, 11)),
+        parameters=sum(
+            int(np.prod(tensor.dims)) for tensor in initializers.values() if tensor.data_type in (1, 10, 11)
+        ),
     )
 
 
@@ -329,8 +334,10 @@ def _onnx_inputs(
                 f"{path} leaves the shape of its input {entry.name!r} open "
                 f"({'×'.join(str(dim or '?') for dim in dims)}); give it with --input-shape {entry.name}=…."
             )
-        if shape is not None and dims and (
-            len(shape) != len(dims) or any(dim and dim != ours for dim, ours in zip(dims, shape, strict=True))
+        if (
+            shape is not None
+            and dims
+            and (len(shape) != len(dims) or any(dim and dim != ours for dim, ours in zip(dims, shape, strict=True)))
         ):
             raise UserError(
                 f"{path} wants {'×'.join(str(dim or '?') for dim in dims)} for its input {entry.name!r}; "
@@ -423,7 +430,9 @@ def _name_outputs(module: tvm.IRModule) -> tvm.IRModule:
 
 def _report_unsupported(missing: dict[str, list[str]]) -> None:
     if missing:
-        shown = "; ".join(f"{operator} in {', '.join(sorted(set(where)))}" for operator, where in sorted(missing.items()))
+        shown = "; ".join(
+            f"{operator} in {', '.join(sorted(set(where)))}" for operator, where in sorted(missing.items())
+        )
         raise UnsupportedOperatorError(
             f"The network has operators that TVM's importer doesn't know: {shown}.",
             {operator: tuple(where) for operator, where in missing.items()},
@@ -445,7 +454,7 @@ def make_vectors(
         if not np.issubdtype(np.dtype(spec.dtype), np.floating):
             return np.zeros((), spec.dtype), np.ones((), spec.dtype)
         if preprocessing is None:
-            return np.float32(-4), np.float32(4)
+            return np.array(-4.0), np.array(4.0)
         mean, std = (np.array(values).reshape(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
         return (0 - mean) / std, (1 - mean) / std
 

@@ -32,7 +32,9 @@ def infer(bundle: Bundle, paths: Sequence[Path]) -> dict[str, Any]:
         "outputs": {spec.name: array.tolist() for spec, array in zip(bundle.outputs, outputs, strict=True)},
     }
     if bundle.labels and outputs[0].shape[-1] == len(bundle.labels):
-        result["classes"] = [top_classes(logits, bundle.labels) for logits in outputs[0].reshape(-1, len(bundle.labels))]
+        result["classes"] = [
+            top_classes(logits, bundle.labels) for logits in outputs[0].reshape(-1, len(bundle.labels))
+        ]
     return result
 
 
@@ -51,7 +53,9 @@ def read_input(path: Path, spec: TensorSpec, preprocessing: Preprocessing | None
     if path.suffix == ".npy":
         return load_array(path, spec)
     if preprocessing is None or len(spec.shape) != 4 or spec.shape[0] != 1 or spec.shape[1] != len(preprocessing.mean):
-        raise UserError(f"This network doesn't say how it sees an image, so {path.name} can't be used; give a .npy file.")
+        raise UserError(
+            f"This network doesn't say how it sees an image, so {path.name} can't be used; give a .npy file."
+        )
     from PIL import Image
 
     try:

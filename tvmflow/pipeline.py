@@ -29,7 +29,7 @@ STAGES: dict[str, tuple[Stage, ...]] = {"llvm": CPU, "arm_cpu": CPU}
 
 
 def run_stages(program: Program, target: Target, dump_dir: Path | None = None) -> Program:
-    """Take `program` through the stages of its target; with `dump_dir`, write each stage's result there as TVMScript."""
+    """Take `program` through the stages of its target; each stage's result goes into `dump_dir` as TVMScript."""
     for number, stage in enumerate(STAGES[target.kind]):
         program = stage(program, target)
         if dump_dir is not None:

@@ -24,7 +24,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes the input: RGB, resized to the input's H×W, `(pixel / 255 − mean) / std` per channel, NCHW."""
+    """How an image becomes the input: RGB, of the input's H×W, `(pixel / 255 − mean) / std` per channel, NCHW."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -33,7 +33,7 @@ class Preprocessing:
         """uint8 N×H×W×C → float32 N×C×H×W."""
         import numpy as np
 
-        scaled = (images / np.float32(255) - np.float32(self.mean)) / np.float32(self.std)
+        scaled = (images / np.float32(255) - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
@@ -84,7 +84,7 @@ class Program:
 
 @dataclass(frozen=True, kw_only=True)
 class Cpu:
-    """What a schedule may know of a CPU. Sizes in bytes, caches per core (`l1d`, `l2`) or shared, as `cache_note` says."""
+    """What a schedule may know of a CPU. `cache_note` says which caches are shared."""
 
     model: str
     cores: int
@@ -99,7 +99,7 @@ class Cpu:
 class Target:
     """A board, as pure data. `tvm` is the dict that `tvm.target.Target` takes; `triple` is what the linker is given.
 
-    `elf` is the ELF header's (class in bits, machine as pyelftools names it); `datasheet` cites where the figures come from;
+    `elf` is the ELF header's (class in bits, machine as pyelftools names it); `datasheet` cites the figures' source;
     `schedules` names the rules of `tvmflow.schedules.RULES` to try, first match wins.
     """
 

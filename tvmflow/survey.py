@@ -50,4 +50,6 @@ def survey(
         if profiled:
             runs = (None if timed else repeats) or 50
             layer_us = profile_library(bundle.library, inputs, bundle.layers, threads=threads, repeats=runs)
-        return assemble(bundle, verdict, measurement=measurement, note="" if timed else "only profiled.", layer_us=layer_us)
+        return assemble(
+            bundle, verdict, measurement=measurement, note="" if timed else "only profiled.", layer_us=layer_us
+        )

@@ -61,7 +61,9 @@ def select_linker(target: Target, choice: str = "auto") -> Linker:
             return linker
         raise MissingDependencyError("--linker zig needs the Python package ziglang: `pip install ziglang`.")
     if choice == "cc" and not native:
-        raise UserError(f"--linker cc links for this computer only, not for {target.name}; take zig or a cross compiler.")
+        raise UserError(
+            f"--linker cc links for this computer only, not for {target.name}; take zig or a cross compiler."
+        )
     path = shutil.which(choice)
     if path is None:
         raise MissingDependencyError(f"--linker {choice}: there is no such command; give zig, cc or a compiler's path.")
@@ -100,7 +102,9 @@ def _compiler(path: str) -> Linker:
     return Linker(name=Path(path).name, command=(path,), version=lines[0] if lines else "of unknown version")
 
 
-def link(linker: Linker, output: Path, files: Sequence[str | Path], options: Sequence[str] = ("-shared", "-fPIC")) -> None:
+def link(
+    linker: Linker, output: Path, files: Sequence[str | Path], options: Sequence[str] = ("-shared", "-fPIC")
+) -> None:
     """Link `files` into `output`. Raises UserError with the linker's last words if it refuses."""
     environment = dict(os.environ)
     environment.setdefault("ZIG_GLOBAL_CACHE_DIR", str(cache_folder() / "zig"))
@@ -113,7 +117,8 @@ def link(linker: Linker, output: Path, files: Sequence[str | Path], options: Seq
     if done.returncode != 0 or not output.exists():
         last = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()][-3:]
         raise UserError(
-            f"{linker.name} could not link {output.name} (exit code {done.returncode}): {' / '.join(last) or 'no message'}"
+            f"{linker.name} could not link {output.name} (exit code {done.returncode}): "
+            f"{' / '.join(last) or 'no message'}"
         )
 
 
@@ -155,9 +160,7 @@ def check_elf(path: Path, elf: tuple[int, str], wanted_by: str) -> None:
     """Raises UserError unless `path` is an ELF file of that class and machine."""
     found = read_elf(path)
     if found != tuple(elf):
-        raise UserError(
-            f"{path.name} is {found[0]}-bit {found[1]} code, but {wanted_by} needs {elf[0]}-bit {elf[1]}."
-        )
+        raise UserError(f"{path.name} is {found[0]}-bit {found[1]} code, but {wanted_by} needs {elf[0]}-bit {elf[1]}.")
 
 
 def section_bytes(path: Path) -> Mapping[str, int]:

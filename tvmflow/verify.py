@@ -25,7 +25,8 @@ Runner = Callable[[Sequence[tuple[np.ndarray, ...]]], list[tuple[np.ndarray, ...
 
 def compare(vectors: Sequence[Vector], results: Sequence[tuple[np.ndarray, ...]]) -> dict[str, Any]:
     """Errors of `results` against the outputs of `vectors`, one verdict, and the vectors that fail it."""
-    rows, agreeing = [], 0
+    rows: list[dict[str, Any]] = []
+    agreeing = 0
     for vector, outputs in zip(vectors, results, strict=True):
         worst, absolute, allowed = 0.0, 0.0, 0.0
         for reference, output in zip(vector.outputs, outputs, strict=True):
@@ -66,10 +67,9 @@ def verify_library(
 
     `passed` is None, and `reason` says why, where it can't run. Raises VerificationError if it crashes.
     """
-    inputs = [vector.inputs for vector in vectors]
-    method, runner = find_runner(library, target, outputs)
     try:
-        results = runner(inputs)
+        method, runner = find_runner(library, target, outputs)
+        results = runner([vector.inputs for vector in vectors])
     except MissingDependencyError as error:
         return {"passed": None, "method": None, "reason": str(error)}
     return {"method": method, **compare(vectors, results)}
@@ -81,7 +81,10 @@ def verify_bundle(bundle: Bundle) -> dict[str, Any]:
 
 
 def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
-    """How code for `target` is run on this computer: ("native" | "emulated", function)."""
+    """How code for `target` is run on this computer ("native", "emulated", "emulated kernels"), and the function.
+
+    Raises MissingDependencyError where it can't be.
+    """
     from tvmflow.targets import TARGETS
 
     if target.elf == TARGETS["host"].elf:
@@ -90,7 +93,7 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
         return "native", lambda inputs: run_vectors(library, inputs, outputs)
     from tvmflow import emulate
 
-    return "emulated", lambda inputs: emulate.run_vectors(library, target, inputs, outputs)
+    return emulate.method(target), lambda inputs: emulate.run_vectors(library, target, inputs, outputs)
 
 
 def failure_sentence(verdict: Mapping[str, Any], what: str) -> str:

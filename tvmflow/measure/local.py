@@ -79,7 +79,12 @@ def time_library(
 
 
 def profile_library(
-    library: Path, inputs: Sequence[np.ndarray], layers: Sequence[Layer], *, threads: int | None = None, repeats: int = 50
+    library: Path,
+    inputs: Sequence[np.ndarray],
+    layers: Sequence[Layer],
+    *,
+    threads: int | None = None,
+    repeats: int = 50,
 ) -> tuple[float, ...]:
     """Median time of each layer in µs, in the order of `layers`; instrumented, so never the run that is reported."""
     threads = _check_threads(threads)

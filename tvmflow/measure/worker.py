@@ -15,10 +15,10 @@ from typing import Any
 # tvm_ffi imports torch wherever it is installed, which costs 2 s and 250 MB; running a library needs none of it.
 sys.modules["torch"] = None  # type: ignore[assignment]
 
-import numpy as np
-import psutil
-import tvm
-from tvm import relax
+import numpy as np  # noqa: E402
+import psutil  # noqa: E402
+import tvm  # noqa: E402
+from tvm import relax  # noqa: E402
 
 WARMUP_SECONDS = 0.5
 WARMUP_RUNS = 10
@@ -65,7 +65,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         return _ms_since(started)
 
     first = once()
-    warmup, samples = [], []
+    warmup: list[float] = []
+    samples: list[float] = []
     started = time.perf_counter()
     while len(warmup) < WARMUP_RUNS or time.perf_counter() - started < WARMUP_SECONDS:
         warmup.append(once())

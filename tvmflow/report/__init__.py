@@ -130,7 +130,9 @@ def write_text(path: Path, text: str) -> None:
     """Write a file for the user. Raises UserError; the file is whole or as it was before."""
     scratch = ""
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".tvmflow-", delete=False, encoding="utf-8") as file:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=".tvmflow-", delete=False, encoding="utf-8"
+        ) as file:
             scratch = file.name
             file.write(text)
         os.chmod(scratch, 0o644)

@@ -92,6 +92,8 @@ def render_html(document: Mapping[str, Any]) -> str:
     """A collection of reports as one HTML page that needs no network."""
     import jinja2
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters.update(verdict=verdict_text, memory=memory_text)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(document)
