@@ -1,0 +1,41 @@
+# The only entry points that people and CI need. Each does all of its own set-up, in .venv.
+
+PYTHON ?= python3
+# The PyTorch that tvmflow is tested with; pyproject.toml has the whole range.
+TORCH ?= torch==2.13.0
+DEMO := dist/demo
+BIN := .venv/bin
+
+.PHONY: help demo test lint bench clean
+
+help:
+	@echo "make demo   compile the paper's network for this computer and a Raspberry Pi 4B, verify, time, report"
+	@echo "make test   run the tests"
+	@echo "make lint   check style and types"
+	@echo "make bench  compare with ONNX Runtime and PyTorch on this computer"
+	@echo "make clean  remove what the others made, .venv included"
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[bench,dev]'
+	touch $@
+
+demo: .venv/installed
+	mkdir -p $(DEMO)
+	$(BIN)/tvmflow build --target llvm -o $(DEMO)/host
+	$(BIN)/tvmflow build --target arm_cpu --board raspberry-pi-4b -o $(DEMO)/raspberry-pi-4b
+	$(BIN)/tvmflow report $(DEMO)/host $(DEMO)/raspberry-pi-4b -o $(DEMO)
+
+test: .venv/installed
+	$(BIN)/pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy tvmflow schedules targets models
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.peers
+
+clean:
+	rm -rf .venv dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache

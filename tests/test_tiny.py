@@ -1,0 +1,38 @@
+"""The whole product on a network of two layers: every board, from PyTorch to a report."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import pytest
+from conftest import ROOT
+
+from tvmflow import emulate
+from tvmflow.build import build
+from tvmflow.bundle import open_bundle
+from tvmflow.report import collect, to_json
+from tvmflow.report.render import render_html
+from tvmflow.survey import survey
+from tvmflow.targets import TARGETS
+
+METHODS = dict.fromkeys(TARGETS, "emulated") | {"host": "native", "raspberry-pi-3b-32bit": "emulated kernels"}
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("name", TARGETS)
+def test_tiny(tiny, tmp_path, name):
+    board = TARGETS[name]
+    if name != "host" and (reason := emulate.available(board)):
+        pytest.skip(reason)
+    built = build(tiny, board, tmp_path / "tiny.tar")
+    assert built.manifest["verify"]["passed"] is True
+    assert built.manifest["verify"]["method"] == METHODS[name]
+    with open_bundle(tmp_path / "tiny.tar") as bundle:
+        assert bundle.target.elf == board.elf
+    report = survey(tmp_path / "tiny.tar", repeats=2, must_run=False)
+    assert report["verify"]["passed"] is True
+    assert (report["latency"] is not None) is (name == "host"), "only what ran on its own device has a latency"
+    document = collect([report])
+    jsonschema.validate(json.loads(to_json(document)), json.loads((ROOT / "docs" / "report.schema.json").read_text()))
+    assert name in render_html(document)
