@@ -242,11 +242,12 @@ def augment(images: np.ndarray, config: TrainConfig, rng: np.random.Generator) -
     out = np.empty_like(images)
     shifts = rng.integers(0, 2 * pad + 1, (count, 2))
     mirrored = rng.integers(0, 2, count)
-    holes = np.asarray(rng.integers(0, [height - config.cutout + 1, width - config.cutout + 1], (count, 2)))
+    corners = [height - config.cutout + 1, width - config.cutout + 1]
+    holes = rng.integers(0, corners, (count, 2)).tolist()  # type: ignore[attr-defined]  # an array by its last argument
     for index, (top, left) in enumerate(shifts.tolist()):
         image = padded[index, :, top : top + height, left : left + width]
         out[index] = image[:, :, ::-1] if mirrored[index] else image
-        y, x = holes[index].tolist()
+        y, x = holes[index]
         out[index, :, y : y + config.cutout, x : x + config.cutout] = 0
     return out
 

@@ -32,5 +32,6 @@ def _rule(name: str) -> Rule:
 RULES: dict[str, Rule] = {
     "pointwise_nchw": _rule("pointwise_nchw"),
     "depthwise_nchw": _rule("depthwise_nchw"),
+    "direct_nchw": _rule("direct_nchw"),
     "lanes": _rule("lanes"),
 }

@@ -6,14 +6,18 @@ the loops' kinds and the indices, and anything else (other layouts, dtypes, symb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import tvm
 import tvm_ffi
 from tvm import s_tir, sym, tirx
 from tvm.ir import TensorLoad
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
 
 from tvmflow.toolchain import tvm_target_dict
 
@@ -23,10 +27,16 @@ if TYPE_CHECKING:
 Expr = Any
 """A tvm.ir.Expr or a Python number."""
 
+MACHINE_X64 = (64, "x64")
+
 INDEX_LIMIT = 1 << 31  # the loops that rules write count in 32 bits
 
+LOOP_COST = 4
+"""What one step over the input channels costs beside its loads and products, in instructions, by measurements."""
+
 THREAD_MACS_PER_LANE = 16_384
-"""Multiply-adds for each lane of a vector from which a kernel is shared among threads."""
+"""Multiply-adds for each lane of a vector from which a kernel is shared among threads: about 3 µs of one Xeon core,
+where two threads come even."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +69,34 @@ class Convolution:
         return self.batch * self.channels * self.out_size[0] * self.out_size[1] * taps
 
 
-def native_lanes(target: Target) -> int:
-    """float32 lanes of one vector register."""
-    return max(1, tvm.target.codegen.llvm_get_vector_width(_tvm_target(target)) // 32)
+@dataclass(frozen=True, kw_only=True)
+class Vectors:
+    """What the vector registers of a CPU allow.
+
+    `lanes` are float32 in one register; `tiles` of sums, (rows of weights, vectors), leave registers for their factors;
+    `unroll` steps of a reduction make one. LLVM loads all weights of a step first, to the stack if it must.
+    """
+
+    lanes: int
+    tiles: tuple[tuple[int, int], ...]
+    unroll: int
 
 
-def vector_registers(target: Target) -> int:
-    """Vector registers of that width: 32 with AVX-512 and on 64-bit ARM, 16 elsewhere."""
-    triple = target.tvm.get("mtriple", target.triple)
-    return 32 if triple.startswith("aarch64") or native_lanes(target) >= 16 else 16
+AVX512 = Vectors(lanes=16, tiles=((6, 4), (12, 2), (8, 2), (4, 4), (12, 1), (8, 1)), unroll=4)
+AVX = Vectors(lanes=8, tiles=((6, 2), (5, 2), (4, 2), (4, 3), (8, 1)), unroll=4)
+SSE = replace(AVX, lanes=4)
+NEON = replace(AVX512, lanes=4)
+NEON_32BIT = Vectors(lanes=4, tiles=((5, 2), (4, 2), (3, 3), (6, 1)), unroll=1)
 
 
-def _tvm_target(target: Target) -> tvm.target.Target:
-    return tvm.target.Target(tvm_target_dict(target))
+def vectors_of(target: Target) -> Vectors:
+    """The vector registers of a board's CPU."""
+    if target.elf != MACHINE_X64:
+        return NEON if target.elf[0] == 64 else NEON_32BIT
+    # llvm_get_vector_width says 512 bits of every x86 processor
+    described = tvm.target.Target(tvm_target_dict(target))
+    has = tvm.target.codegen.target_has_features
+    return AVX512 if has("avx512f", described) else AVX if has("avx", described) else SSE
 
 
 def static_shape(buffer: tirx.Buffer) -> tuple[int, ...] | None:
@@ -79,10 +104,7 @@ def static_shape(buffer: tirx.Buffer) -> tuple[int, ...] | None:
     if not all(isinstance(dim, tirx.IntImm) for dim in buffer.shape) or len(buffer.strides):
         return None
     shape = tuple(int(dim) for dim in buffer.shape)
-    size = 1
-    for dim in shape:
-        size *= dim
-    return shape if 0 < size < INDEX_LIMIT else None
+    return shape if 0 < math.prod(shape) < INDEX_LIMIT else None
 
 
 def loads(node: Any) -> list[TensorLoad]:
@@ -151,8 +173,9 @@ def read_convolution(func: tirx.PrimFunc) -> Convolution | None:
     total = core.writes[0].source
     if static_shape(total) != (extent[n], extent[f], extent[y], extent[x]) or str(total.dtype) != "float32":
         return None
+    finish: Callable[[Expr, Sequence[Expr]], Expr] | None
     if tail is None:
-        output, finish = total, lambda value, indices: value
+        output, finish = total, _unchanged
         if not total.same_as(_param(func, total)):
             return None
     else:
@@ -160,10 +183,13 @@ def read_convolution(func: tirx.PrimFunc) -> Convolution | None:
         finish = _finish(tail, total)
         if finish is None or static_shape(output) != static_shape(total) or not output.same_as(_param(func, output)):
             return None
-        if _param(func, total) is not None:
+        others = [load.source for load in loads(tail.body.value) if not load.source.same_as(total)]
+        if _param(func, total) is not None or any(_param(func, other) is None for other in others):
             return None
-        if any(_param(func, load.source) is None for load in loads(tail.body) if not load.source.same_as(total)):
+        if any(other.same_as(output) for other in others):  # rules may compute an element again
             return None
+    if output.same_as(source) or output.same_as(weight.source):
+        return None
     return Convolution(
         func=func,
         data=source,
@@ -200,24 +226,31 @@ def _blocks(func: tirx.PrimFunc) -> list[s_tir.SBlock]:
 
 
 def is_plain(sch: s_tir.Schedule, name: s_tir.schedule.SBlockRV) -> bool:
-    """One store for each point of a box that starts at 0, each loop being one axis of it."""
+    """One store for each point of a box of known size, a loop for each axis, and no place stored by two points."""
     block, around = sch.get(name), [sch.get(loop) for loop in sch.get_loops(name)]
-    return (
-        isinstance(block.body, tirx.BufferStore)
-        and len(block.writes) == 1
-        and len(around) == len(block.iter_vars)
-        and all(loop.kind == tirx.ForKind.SERIAL and int(loop.min) == 0 for loop in around)
-        and all(
-            isinstance(axis.dom.extent, tirx.IntImm)
-            and isinstance(loop.extent, tirx.IntImm)
-            and int(axis.dom.min) == 0
-            and int(axis.dom.extent) == int(loop.extent)
-            for axis, loop in zip(block.iter_vars, around, strict=True)
-        )
+    if not around or not isinstance(block.body, tirx.BufferStore) or len(block.writes) != 1:
+        return False
+    realized = around[-1].body
+    if not isinstance(realized, s_tir.SBlockRealize) or not _is_true(realized.predicate):
+        return False
+    if not _same(realized.iter_values, [loop.loop_var for loop in around]):
+        return False
+    for axis, loop in zip(block.iter_vars, around, strict=True):
+        extents = axis.dom.extent, loop.extent
+        if loop.kind != tirx.ForKind.SERIAL or not all(isinstance(extent, tirx.IntImm) for extent in extents):
+            return False
+        if int(loop.min) != 0 or int(axis.dom.min) != 0 or int(extents[0]) != int(extents[1]):
+            return False
+    stored = [index for index in block.body.indices if isinstance(index, tirx.Var)]
+    return all(
+        any(axis.var.same_as(index) for index in stored)
+        for axis in block.iter_vars
+        if axis.iter_type == tirx.IterVar.DataPar and int(axis.dom.extent) > 1
     )
 
 
 def is_reduction(block: s_tir.SBlock) -> bool:
+    """Whether any of its axes is summed over, or the like."""
     return any(axis.iter_type != tirx.IterVar.DataPar for axis in block.iter_vars)
 
 
@@ -261,17 +294,18 @@ def _steps(index: Expr, out: tirx.Var, tap: tirx.Var, core: s_tir.SBlock) -> tup
         return int(value) if isinstance(value, tirx.IntImm) else None
 
     stride, dilation = at(out=1), at(tap=1)
-    if not stride or not dilation or min(stride, dilation) < 1 or not _equal(index, out * stride + tap * dilation, core):
+    if stride is None or dilation is None or min(stride, dilation) < 1:
         return None
-    return stride, dilation
+    return (stride, dilation) if _equal(index, out * stride + tap * dilation, core) else None
 
 
 def _border(block: s_tir.SBlock) -> tuple[tirx.Buffer, tuple[int, int]] | None:
     """The buffer that a block surrounds with zeros, and the border above and to the left."""
-    store, (n, c, y, x) = block.body, [axis.var for axis in block.iter_vars] if len(block.iter_vars) == 4 else (None,) * 4
-    if n is None or not _same(store.indices, (n, c, y, x)):
+    axes = [axis.var for axis in block.iter_vars]
+    if len(axes) != 4 or not _same(block.body.indices, axes):
         return None
-    value, conditions = store.value, []
+    n, c, y, x = axes
+    value, conditions = block.body.value, []
     if isinstance(value, tvm.ir.Call) and value.op.same_as(tvm.ir.Op.get("prim.if_then_else")):
         condition, value, zero = value.args
         if not _is_zero(zero):
@@ -313,6 +347,10 @@ def _finish(tail: s_tir.SBlock, total: tirx.Buffer) -> Callable[[Expr, Sequence[
     return finish
 
 
+def _unchanged(value: Expr, indices: Sequence[Expr]) -> Expr:
+    return value
+
+
 def _conjuncts(condition: Expr) -> Iterator[Expr]:
     if isinstance(condition, tirx.And):
         yield from _conjuncts(condition.a)
@@ -322,11 +360,14 @@ def _conjuncts(condition: Expr) -> Iterator[Expr]:
 
 
 def substitute(node: Expr, values: dict[tirx.Var, Expr]) -> Expr:
+    """`node` with variables replaced."""
     return tvm_ffi.structural_map(node, (tirx.Var, lambda var: values.get(var, var)), order="post")
 
 
 def _same(found: Sequence[Expr], expected: Sequence[Expr]) -> bool:
-    return len(found) == len(expected) and all(tvm_ffi.structural_equal(a, b) for a, b in zip(found, expected))
+    return len(found) == len(expected) and all(
+        tvm_ffi.structural_equal(a, b) for a, b in zip(found, expected, strict=True)
+    )
 
 
 def _equal(found: Expr, expected: Expr, block: s_tir.SBlock) -> bool:
@@ -334,6 +375,10 @@ def _equal(found: Expr, expected: Expr, block: s_tir.SBlock) -> bool:
     for axis in block.iter_vars:
         analyzer.bind(axis.var, axis.dom)
     return analyzer.can_prove_equal(found, expected)
+
+
+def _is_true(value: Expr) -> bool:
+    return isinstance(value, tirx.IntImm) and int(value) == 1
 
 
 def _is_zero(value: Expr) -> bool:
@@ -352,6 +397,46 @@ def starts(length: int, tile: int) -> tuple[int, Callable[[Expr], Expr]]:
     return count, lambda index: tirx.min(index * tile, length - tile)
 
 
+def fitting(lanes: int, length: int) -> int:
+    """The most lanes, a power of two, that an axis of this length fills."""
+    return min(lanes, 1 << (length.bit_length() - 1))
+
+
+def unfuse(index: Expr, *lengths: int) -> list[Expr]:
+    """The indices of nested loops of these lengths from that of the one loop they are fused to."""
+    found = []
+    for length in reversed(lengths):
+        found.append(tirx.floormod(index, length))
+        index = tirx.floordiv(index, length)
+    return found[::-1]
+
+
+def cheapest_tile(channels: int, pixels: int, lanes: int, vectors: Vectors, most: int = INDEX_LIMIT) -> tuple[int, int]:
+    """The tile of (channels, vectors of pixels) that should need the fewest instructions, no larger than `most`."""
+    possible = [
+        (rows, columns)
+        for rows, columns in vectors.tiles
+        if rows <= channels and columns * lanes <= pixels and rows * columns <= most
+    ]
+
+    def cost(tile: tuple[int, int]) -> int:
+        rows, columns = tile
+        tiles = math.ceil(channels / rows) * math.ceil(pixels / (columns * lanes))
+        return tiles * (rows * columns + rows + columns + LOOP_COST)
+
+    return min(possible, key=cost, default=(min(channels, 4), 1))
+
+
 def worth_threads(macs: int, target: Target) -> bool:
     """Whether a kernel has work enough for starting threads to pay."""
-    return target.cpu.cores > 1 and macs >= THREAD_MACS_PER_LANE * native_lanes(target)
+    return target.cpu.cores > 1 and macs >= THREAD_MACS_PER_LANE * vectors_of(target).lanes
+
+
+@contextmanager
+def kernel(conv: Convolution) -> Iterator[IRBuilder]:
+    """A function with the same arguments, whose loops are emitted inside; afterwards `get()` gives it."""
+    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
+        T.func_attr({"tirx.noalias": True})
+        for param in conv.func.params:
+            T.arg(param.name, param)
+        yield builder

@@ -12,7 +12,7 @@ from tvmflow.spec import Cpu, Target
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
-RULES = ("pointwise_nchw", "depthwise_nchw", "lanes")
+RULES = ("pointwise_nchw", "depthwise_nchw", "direct_nchw", "lanes")
 
 RASPBERRY_PI_3B = Target(
     name="raspberry-pi-3b",
@@ -64,9 +64,7 @@ RASPBERRY_PI_4B = Target(
     },
     triple="aarch64-linux-gnu.2.28",
     elf=(64, "AArch64"),
-    cpu=Cpu(
-        model="Cortex-A72", cores=4, clock_mhz=1500, l1d_bytes=32 * KIB, l2_bytes=1 * MIB, cache_note="L2 shared"
-    ),
+    cpu=Cpu(model="Cortex-A72", cores=4, clock_mhz=1500, l1d_bytes=32 * KIB, l2_bytes=1 * MIB, cache_note="L2 shared"),
     memory_bytes=4 * GIB,
     datasheet="Raspberry Pi 4 Model B datasheet, release 1 (BCM2711); Arm 100095, Cortex-A72 TRM",
     schedules=RULES,

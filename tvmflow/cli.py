@@ -345,7 +345,7 @@ def evaluate(
     lines = [f"{result['accuracy']:.2%} of {result['images']:,} images in PyTorch ({result['data']})"]
     if compiled := result.get("compiled"):
         lines.append(
-            f"{compiled['accuracy']:.2%} compiled for {compiled['target']}; the two agree on {compiled['agreement']:.2%}"
+            f"{compiled['accuracy']:.2%} compiled for {compiled['target']}, agreeing on {compiled['agreement']:.2%}"
         )
     _show("\n".join(lines), result, json)
 

@@ -1,0 +1,353 @@
+"""Every rule against torch, over odd sizes, dilations, strides and borders; and what the rules decline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from torch.nn import functional
+from tvm import relax, tirx
+
+import tvmflow.schedules
+from tvmflow.schedules import RULES, _convolution
+from tvmflow.targets import TARGETS
+from tvmflow.toolchain import tvm_target_dict
+
+HOST = replace(TARGETS["host"], cpu=replace(TARGETS["host"].cpu, cores=4))
+NARROW = replace(HOST, tvm={**HOST.tvm, "mcpu": "x86-64"})
+"""This computer, if it had vectors of 128 bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """Operators to be fused into one kernel, and what they compute: `emit(*variables)` and `oracle(*tensors)`."""
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+    emit: Callable[..., relax.Expr]
+    oracle: Callable[..., torch.Tensor]
+    dtype: str = "float32"
+
+    def prim_func(self) -> tirx.PrimFunc:
+        builder = relax.BlockBuilder()
+        variables = [
+            relax.Var(f"input{index}", relax.TensorType(shape, self.dtype)) for index, shape in enumerate(self.shapes)
+        ]
+        with builder.function("main", variables):
+            with builder.dataflow():
+                result = builder.emit_output(self.emit(builder, *variables))
+            builder.emit_func_output(result)
+        module = tvm.ir.transform.Sequential(
+            [
+                relax.transform.LegalizeOps(),
+                relax.transform.AnnotateTIROpPattern(),
+                relax.transform.FuseOps(),
+                relax.transform.FuseTIR(),
+            ]
+        )(builder.get())
+        (func,) = (func for func in module.functions.values() if isinstance(func, tirx.PrimFunc))
+        return func
+
+    def arrays(self) -> list[np.ndarray]:
+        generator = np.random.default_rng(0)
+        return [generator.standard_normal(shape).astype(self.dtype) for shape in self.shapes]
+
+
+def convolution(
+    size: Sequence[int],
+    weight: Sequence[int],
+    *,
+    stride: Sequence[int] = (1, 1),
+    dilation: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0, 0, 0),
+    groups: int = 1,
+    tail: str = "",
+    dtype: str = "float32",
+) -> Kernel:
+    """`size` is N, C, H, W; `padding` top, left, bottom, right; `tail` some of "bias", "relu", "silu", "residual"."""
+    height, width = (
+        (size[2 + axis] + padding[axis] + padding[2 + axis] - dilation[axis] * (weight[2 + axis] - 1) - 1)
+        // stride[axis]
+        + 1
+        for axis in (0, 1)
+    )
+    bias = [(1, weight[0], 1, 1)] if "bias" in tail else []
+    residual = [(size[0], weight[0], height, width)] if "residual" in tail else []
+
+    def emit(builder, data, kernel, *more):
+        value = relax.op.nn.conv2d(
+            data, kernel, strides=list(stride), padding=list(padding), dilation=list(dilation), groups=groups
+        )
+        for other in more:
+            value = relax.op.add(builder.emit(value), other)
+        if "relu" in tail:
+            value = relax.op.nn.relu(builder.emit(value))
+        if "silu" in tail:
+            value = relax.op.nn.silu(builder.emit(value))
+        return value
+
+    def oracle(data, kernel, *more):
+        top, left, bottom, right = padding
+        bordered = functional.pad(data, (left, right, top, bottom))
+        value = functional.conv2d(bordered, kernel, stride=stride, dilation=dilation, groups=groups)
+        for other in more:
+            value = value + other
+        if "relu" in tail:
+            value = value.relu()
+        return functional.silu(value) if "silu" in tail else value
+
+    words = ["x".join(map(str, numbers)) for numbers in (size, weight, stride, dilation, padding)]
+    name = f"conv_{words[0]}_w{words[1]}_s{words[2]}_d{words[3]}_p{words[4]}_g{groups}_{tail}_{dtype}"
+    return Kernel(
+        name=name.replace("+", "_"),
+        shapes=(tuple(size), tuple(weight), *bias, *residual),
+        emit=emit,
+        oracle=oracle,
+        dtype=dtype,
+    )
+
+
+def depthwise(size: Sequence[int], **options) -> Kernel:
+    taps = options.pop("taps", (3, 3))
+    return convolution(size, (size[1], 1, *taps), groups=size[1], **options)
+
+
+def plain(name: str, emit: Callable, oracle: Callable, *shapes: tuple[int, ...]) -> Kernel:
+    return Kernel(name=name, shapes=shapes, emit=lambda builder, *variables: emit(*variables), oracle=oracle)
+
+
+POINTWISE = [
+    plain(
+        "gated",
+        lambda a, b: relax.op.multiply(relax.op.nn.conv2d(a, b), a),
+        lambda a, b: functional.conv2d(a, b) * a,
+        (1, 4, 8, 8),
+        (4, 4, 1, 1),
+    ),
+    *(
+        convolution((batch, channels_in, *size), (channels, channels_in, 1, 1), tail=tail)
+        for batch, channels_in, channels, size, tail in (
+            (1, 3, 32, (32, 32), "bias+relu"),  # the network's own
+            (1, 32, 64, (32, 32), "bias+relu"),
+            (1, 64, 128, (16, 16), "bias+relu"),
+            (1, 256, 512, (8, 8), "bias+relu"),
+            (1, 512, 1024, (4, 4), "bias+relu"),
+            (1, 16, 24, (7, 7), ""),
+            (1, 33, 37, (5, 3), "bias"),
+            (2, 8, 5, (7, 7), "bias+relu"),
+            (3, 12, 30, (14, 14), "silu"),
+            (1, 7, 1, (9, 9), "bias"),
+            (1, 5, 3, (2, 2), "relu"),
+            (1, 1, 6, (6, 6), "bias"),
+            (1, 17, 19, (19, 19), "bias+residual+relu"),
+            (2, 40, 13, (1, 37), "bias"),
+            (1, 24, 48, (56, 56), "bias+relu"),
+        )
+    ),
+]
+
+DEPTHWISE = [
+    *(
+        depthwise((1, 5, *size), dilation=(d, d), padding=(d, d, d, d), tail="bias+relu" if d % 2 else "")
+        for d in range(1, 8)
+        for size in ((32, 32), (8, 8), (4, 4), (7, 7), (5, 3))
+    ),
+    *(
+        depthwise((1, 6, *size), stride=(s, s), padding=(p, p, p, p), tail="bias")
+        for s in (1, 2, 3)
+        for p in (0, 1, 2)
+        for size in ((32, 32), (9, 7), (4, 4))
+    ),
+    depthwise((1, 4, 20, 20), dilation=(2, 5), padding=(2, 5, 2, 5)),
+    depthwise((1, 4, 20, 20), dilation=(7, 1), padding=(7, 1, 7, 1), tail="bias+residual+relu"),
+    depthwise((2, 7, 13, 17), stride=(2, 1), dilation=(1, 3), padding=(1, 3, 1, 3), tail="relu"),
+    depthwise((3, 3, 11, 6), stride=(1, 2), dilation=(4, 2), padding=(4, 0, 3, 5)),
+    depthwise((1, 8, 16, 16), stride=(2, 2), padding=(0, 0, 1, 1), tail="bias+silu"),
+    depthwise((1, 3, 112, 112), padding=(1, 1, 1, 1)),
+    depthwise((1, 2, 150, 97), stride=(2, 2), padding=(1, 1, 1, 1)),
+    depthwise((1, 5, 14, 14), taps=(5, 5), padding=(2, 2, 2, 2)),
+    depthwise((1, 5, 14, 14), taps=(1, 3), padding=(0, 1, 0, 1)),
+    depthwise((1, 5, 14, 14), taps=(2, 2)),
+    depthwise((1, 5, 6, 1), padding=(1, 1, 1, 1)),
+    depthwise((1, 1, 6, 6), padding=(1, 1, 1, 1)),
+    depthwise((1, 300, 4, 4), dilation=(5, 5), padding=(5, 5, 5, 5), tail="bias"),
+]
+
+DIRECT = [
+    *(
+        convolution((1, 5, *size), (7, 5, 3, 3), stride=(s, s), dilation=(d, d), padding=(d, d, d, d), tail="bias+relu")
+        for s, d in ((1, 1), (2, 1), (1, 2), (1, 5), (2, 3))
+        for size in ((32, 32), (9, 7), (8, 15))
+    ),
+    convolution((2, 3, 33, 31), (16, 3, 7, 7), stride=(2, 2), padding=(3, 3, 3, 3), tail="bias+relu"),
+    convolution((1, 16, 9, 9), (24, 16, 1, 1), stride=(2, 2)),
+    convolution((1, 16, 9, 9), (24, 16, 1, 1), padding=(1, 1, 1, 1), tail="bias"),
+    convolution((3, 4, 12, 17), (9, 4, 1, 5), padding=(0, 2, 0, 2), tail="bias+residual+relu"),
+    convolution((1, 8, 20, 20), (8, 8, 3, 3), tail="silu"),
+    convolution((1, 8, 14, 14), (32, 8, 3, 3), padding=(0, 0, 1, 1), stride=(2, 2)),
+    convolution((1, 3, 11, 23), (2, 3, 4, 2), stride=(1, 3), dilation=(2, 7), padding=(3, 8, 0, 1)),
+    convolution((1, 64, 28, 28), (64, 64, 3, 3), padding=(1, 1, 1, 1), tail="bias+relu"),
+]
+
+LANES = [
+    plain(
+        "mean",
+        lambda x: relax.op.mean(x, [2, 3], keepdims=True),
+        lambda x: x.mean((2, 3), keepdim=True),
+        (2, 700, 16, 16),
+    ),
+    plain("matmul", relax.op.matmul, torch.matmul, (33, 64), (64, 48)),
+    plain(
+        "max_pool",
+        lambda x: relax.op.nn.max_pool2d(x, [3, 3], [1, 1], [1, 1]),
+        lambda x: functional.max_pool2d(x, 3, 1, 1),
+        (1, 40, 32, 32),
+    ),
+    plain("gelu", relax.op.nn.gelu, functional.gelu, (4, 99, 33, 31)),
+    plain("add", relax.op.add, torch.add, (3, 64, 64, 64), (64, 1, 1)),
+    plain("softmax", relax.op.nn.softmax, lambda x: x.softmax(-1), (8000, 64)),
+    convolution((1, 24, 33, 33), (20, 12, 3, 3), groups=2, padding=(1, 1, 1, 1), tail="bias+relu"),
+]
+"""Kernels large enough that the fallback has something to do."""
+
+OTHERS = [
+    convolution((1, 16, 8, 8), (16, 16, 1, 1), dtype="float64"),
+    convolution((1, 16, 8, 8), (16, 16, 1, 1), dtype="float16"),
+    convolution((1, 16, 8, 8), (24, 8, 1, 1), groups=2),
+    convolution((1, 16, 8, 8), (32, 1, 3, 3), groups=16, padding=(1, 1, 1, 1), tail="bias"),  # two filters a channel
+    convolution((1, 512, 1, 1), (10, 512, 1, 1), tail="bias"),
+    depthwise((1, 8, 16, 16), taps=(7, 7), padding=(3, 3, 3, 3)),
+    depthwise((1, 8, 16, 16), padding=(1, 1, 1, 1), dtype="float64"),
+    plain("dense", relax.op.matmul, torch.matmul, (1, 1024), (1024, 10)),
+    plain("transposed", relax.op.nn.conv2d_transpose, functional.conv_transpose2d, (1, 6, 8, 8), (6, 4, 3, 3)),
+    plain("permute", lambda x: relax.op.permute_dims(x, [0, 2, 3, 1]), lambda x: x.permute(0, 2, 3, 1), (1, 8, 5, 7)),
+    plain("concat", lambda *x: relax.op.concat(x, 1), lambda *x: torch.cat(x, 1), (1, 3, 5, 7), (1, 4, 5, 7)),
+    plain(
+        "nhwc",
+        lambda a, b: relax.op.nn.conv2d(a, b, data_layout="NHWC", kernel_layout="OHWI"),
+        lambda a, b: functional.conv2d(a.permute(0, 3, 1, 2), b.permute(0, 3, 1, 2)).permute(0, 2, 3, 1),
+        (1, 8, 8, 16),
+        (24, 1, 1, 16),
+    ),
+    plain(
+        "iohw",
+        lambda a, b: relax.op.nn.conv2d(a, b, kernel_layout="IOHW"),
+        lambda a, b: functional.conv2d(a, b.permute(1, 0, 2, 3)),
+        (1, 16, 8, 8),
+        (16, 16, 1, 1),
+    ),
+    plain("conv1d", relax.op.nn.conv1d, functional.conv1d, (1, 6, 40), (8, 6, 3)),
+    plain("conv3d", relax.op.nn.conv3d, functional.conv3d, (1, 3, 5, 6, 7), (4, 3, 1, 1, 1)),
+    plain(
+        "broadcast",
+        lambda a, b, c: relax.op.add(relax.op.nn.conv2d(a, b), c),
+        lambda a, b, c: functional.conv2d(a, b) + c,
+        (1, 4, 1, 8),
+        (5, 4, 1, 1),
+        (1, 5, 6, 8),
+    ),
+]
+"""Kernels that look like a rule's own and aren't, or aren't anyone's."""
+
+SERVED = {"pointwise_nchw": POINTWISE, "depthwise_nchw": DEPTHWISE, "direct_nchw": DIRECT, "lanes": LANES}
+
+
+def compiled(funcs: dict[str, tirx.PrimFunc]) -> tvm.runtime.Module:
+    module = tvm.IRModule({name: func.with_attr("global_symbol", name) for name, func in funcs.items()})
+    return tvm.compile(module, target=tvm.target.Target(tvm_target_dict(HOST)))
+
+
+def check(library, kernel: Kernel, name: str) -> None:
+    arrays = kernel.arrays()
+    exact = kernel.oracle(*(torch.from_numpy(array.astype("float64")) for array in arrays)).numpy()
+    result = tvm.runtime.tensor(np.full(exact.shape, np.nan, kernel.dtype))
+    library[name](*map(tvm.runtime.tensor, arrays), result)
+    tolerance = 2e-2 if kernel.dtype == "float16" else 1e-5
+    np.testing.assert_allclose(result.numpy(), exact, rtol=tolerance, atol=tolerance * max(1, abs(exact).max()))
+
+
+@pytest.fixture(scope="module")
+def libraries() -> dict[str, tvm.runtime.Module]:
+    """Each rule's kernels, served for this computer and, with narrow vectors, shared among threads however small."""
+    found = {}
+    for rule, kernels in SERVED.items():
+        funcs = {}
+        for index, kernel in enumerate(kernels):
+            func = kernel.prim_func()
+            funcs[f"host_{index}"] = RULES[rule](func, HOST).mod["main"]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(_convolution, "THREAD_MACS_PER_LANE", 0)
+                funcs[f"shared_{index}"] = RULES[rule](func, NARROW).mod["main"]
+        found[rule] = compiled(funcs)
+    return found
+
+
+@pytest.mark.parametrize("label", ["host", "shared"])
+@pytest.mark.parametrize(
+    ("rule", "index"),
+    [
+        pytest.param(rule, index, id=f"{rule}-{kernel.name}")
+        for rule in SERVED
+        for index, kernel in enumerate(SERVED[rule])
+    ],
+)
+def test_served_kernel_is_right(libraries, rule: str, index: int, label: str):
+    check(libraries[rule], SERVED[rule][index], f"{label}_{index}")
+
+
+def test_only_exact_shapes_are_served():
+    for kernel in OTHERS:
+        func = kernel.prim_func()
+        for rule in ("pointwise_nchw", "depthwise_nchw", "direct_nchw"):
+            assert RULES[rule](func, HOST) is None, f"{rule} took {kernel.name}"
+    for kernel in POINTWISE[:8]:
+        assert RULES["depthwise_nchw"](kernel.prim_func(), HOST) is None
+    for kernel in DEPTHWISE[:8]:
+        assert RULES["pointwise_nchw"](kernel.prim_func(), HOST) is None
+        assert RULES["direct_nchw"](kernel.prim_func(), HOST) is None
+
+
+def test_other_kernels_stay_right():
+    funcs = {}
+    for index, kernel in enumerate(OTHERS):
+        func = kernel.prim_func()
+        schedule = next(filter(None, (RULES[rule](func, HOST) for rule in HOST.schedules)), None)
+        funcs[f"kernel_{index}"] = schedule.mod["main"] if schedule else func
+    library = compiled(funcs)
+    for index, kernel in enumerate(OTHERS):
+        check(library, kernel, f"kernel_{index}")
+
+
+def test_symbolic_shapes_are_declined():
+    batch = tirx.Var("batch", "int64")
+    kernel = POINTWISE[1]
+    data = relax.Var("data", relax.TensorType((batch, *kernel.shapes[0][1:]), "float32"))
+    weight = relax.Var("weight", relax.TensorType(kernel.shapes[1], "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [data, weight]):
+        builder.emit_func_output(builder.emit(relax.op.nn.conv2d(data, weight)))
+    module = relax.transform.LegalizeOps()(builder.get())
+    (func,) = (func for func in module.functions.values() if isinstance(func, tirx.PrimFunc))
+    assert all(RULES[rule](func, HOST) is None for rule in RULES)
+
+
+@pytest.mark.parametrize("board", TARGETS)
+def test_every_board_compiles(board: str):
+    target = TARGETS[board]
+    funcs = {
+        f"kernel_{index}": RULES[rule](kernel.prim_func(), target)
+        .mod["main"]
+        .with_attr("global_symbol", f"kernel_{index}")
+        for index, (rule, kernel) in enumerate((rule, kernels[-2]) for rule, kernels in SERVED.items())
+    }
+    assert tvm.compile(tvm.IRModule(funcs), target=tvm.target.Target(tvm_target_dict(target)))
+
+
+def test_every_file_is_registered():
+    files = {path.stem for path in Path(tvmflow.schedules.__file__).parent.glob("*.py") if path.stem[0] != "_"}
+    assert set(RULES) == files
