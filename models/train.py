@@ -243,7 +243,7 @@ def augment(images: np.ndarray, config: TrainConfig, rng: np.random.Generator) -
     shifts = rng.integers(0, 2 * pad + 1, (count, 2))
     mirrored = rng.integers(0, 2, count)
     corners = [height - config.cutout + 1, width - config.cutout + 1]
-    holes = rng.integers(0, corners, (count, 2)).tolist()  # type: ignore[attr-defined]  # an array by its last argument
+    holes: Any = rng.integers(0, corners, (count, 2)).tolist()
     for index, (top, left) in enumerate(shifts.tolist()):
         image = padded[index, :, top : top + height, left : left + width]
         out[index] = image[:, :, ::-1] if mirrored[index] else image
