@@ -241,9 +241,9 @@ def augment(images: np.ndarray, config: TrainConfig, rng: np.random.Generator) -
     padded = np.pad(images, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
     out = np.empty_like(images)
     shifts = rng.integers(0, 2 * pad + 1, (count, 2))
-    mirrored = rng.integers(0, 2, count)
+    mirrored: Any = rng.integers(0, 2, count)
     corners = [height - config.cutout + 1, width - config.cutout + 1]
-    holes: Any = rng.integers(0, corners, (count, 2)).tolist()
+    holes: Any = rng.integers(0, corners, (count, 2))
     for index, (top, left) in enumerate(shifts.tolist()):
         image = padded[index, :, top : top + height, left : left + width]
         out[index] = image[:, :, ::-1] if mirrored[index] else image

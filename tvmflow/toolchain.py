@@ -126,7 +126,7 @@ def fcompile(linker: Linker, triple: str) -> Callable[..., None]:
     """`linker` in the form that TVM's `export_library(fcompile=…)` takes; TVM asks it for LLVM's `triple`."""
 
     def compile_shared(file_name: str, files: Sequence[str], options: Sequence[str] | None = None) -> None:
-        link(linker, Path(file_name), files, ("-shared", "-fPIC", *(options or ())))
+        link(linker, Path(file_name), files, ("-shared", "-fPIC", "-s", *(options or ())))
 
     compile_shared.output_format = "so"  # type: ignore[attr-defined]
     compile_shared.get_target_triple = lambda: triple  # type: ignore[attr-defined]

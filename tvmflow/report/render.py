@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tvmflow.report import Report
 
+NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ms|%)?|\?|")
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in plain text; numbers to the right, the rest to the left."""
+    """A table in plain text; columns of numbers to the right, the rest to the left."""
     cells = [list(map(str, row)) for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    right = [all(not isinstance(row[column], str) for row in rows) for column in range(len(header))]
+    right = [all(NUMBER.fullmatch(row[column]) for row in cells[1:]) for column in range(len(header))]
     return "\n".join(
         "  ".join(
             cell.rjust(width) if to_right else cell.ljust(width)
