@@ -324,7 +324,11 @@ def train(
     config = trainer.TrainConfig(network=network, epochs=epochs, batch=batch, peak_rate=rate, seed=seed)
     log.info(f"Reading {data}")
     cifar = load_cifar10(data)
-    finished = trainer.train(config, cifar, work_dir)
+    try:
+        finished = trainer.train(config, cifar, work_dir)
+    except KeyboardInterrupt:
+        log.info(f"\nThe same command goes on from the last checkpoint in {work_dir}.")
+        raise
     name = "dilated-net" if joint == "separate" else "dilated-net-merged"
     trainer.export(finished, cifar, out or work_dir, name, shlex.join(["tvmflow", *sys.argv[1:]]))
     print(f"{(out or work_dir) / name}.safetensors: accuracy {finished.curve[-1].test_accuracy:.2%} ({cifar.note})")
