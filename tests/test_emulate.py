@@ -164,50 +164,6 @@ def test_offline_with_an_empty_cache_nothing_is_downloaded(monkeypatch, tmp_path
     assert not any(tmp_path.iterdir())
 
 
-def test_the_runtime_is_made_whole_or_not_at_all(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("TVMFLOW_OFFLINE", "0")
-    monkeypatch.setattr(emulate.importlib.metadata, "version", lambda package: "9.9")
-
-    def no_wheel(package, emulator, folder):
-        raise MissingDependencyError("no such wheel")
-
-    monkeypatch.setattr(emulate, "_download", no_wheel)
-    with pytest.raises(MissingDependencyError, match="no such wheel"):
-        emulate._fetch_runtime(emulate.AARCH64)
-    assert not any(Path(tmp_path, "tvmflow", "emulation").iterdir())
-
-    wheel = tmp_path / "some.whl"
-    with emulate.zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("tvm/lib/libtvm_runtime.so", b"runtime")
-        archive.writestr("tvm_ffi/lib/libtvm_ffi.so", b"ffi")
-
-    def slower_than_another(package, emulator, folder):
-        other = emulate.runtime_folder(emulator)
-        other.mkdir(exist_ok=True)
-        Path(other, "libtvm_ffi.so").write_bytes(b"the other's")
-        return wheel
-
-    monkeypatch.setattr(emulate, "_download", slower_than_another)
-    folder = emulate._fetch_runtime(emulate.AARCH64)
-    assert Path(folder, "libtvm_ffi.so").read_bytes() == b"the other's"
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-
-
-@pytest.mark.emulated
-def test_the_runtime_needs_nothing_but_itself_and_the_c_library():
-    from elftools.elf.elffile import ELFFile
-
-    needs_emulator(BOARD)
-    emulate._fetch_runtime(emulate.AARCH64)
-    system = {"libc.so.6", "libdl.so.2", "libgcc_s.so.1", "libm.so.6", "libpthread.so.0", "libstdc++.so.6"}
-    for name in ("libtvm_ffi.so", "libtvm_runtime.so"):
-        with (emulate.runtime_folder(emulate.AARCH64) / name).open("rb") as file:
-            tags = ELFFile(file).get_section_by_name(".dynamic").iter_tags("DT_NEEDED")
-            needed = {tag.needed for tag in tags}
-        assert needed <= system | {"libtvm_ffi.so", emulate.AARCH64.libraries[0]}
-
-
 def test_code_that_nothing_here_can_run_is_named():
     reason = emulate.available(replace(BOARD, name="my-board", elf=(64, "RISC-V")))
     assert reason is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import logging
 import shutil
@@ -10,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tvmflow import __version__, bundle, toolchain
+from tvmflow import __version__, bundle, device, toolchain
 from tvmflow.spec import Program, Target, UserError, VerificationError
-from tvmflow.verify import failure_sentence, verify_library
+from tvmflow.verify import TOLERANCE, failure_sentence, verify_library
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +26,15 @@ def build(
     linker: str = "auto",
     dump_dir: Path | None = None,
     verify: bool = True,
+    runner: bool = False,
 ) -> bundle.Bundle:
     """Compile `program` for `target` into a bundle at `out` (a directory, or one file if it ends in .tar).
 
     The library is run against the golden vectors wherever this computer can run it; a library that computes
-    something else is never written. Raises UserError, MissingDependencyError, VerificationError.
+    something else is never written. With `runner`, what devices without Python need is added and tested in the same
+    way. Raises UserError, MissingDependencyError, VerificationError.
     """
-    chosen = check(target, out, linker)
+    chosen = check(target, out, linker, runner=runner)
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
         _require_space(Path(folder), program)
         library = Path(folder, "model.so")
@@ -44,8 +47,8 @@ def build(
             verdict = verify_library(library, target, program.vectors, program.outputs)
             if verdict["passed"] is False:
                 raise VerificationError(failure_sentence(verdict, f"{program.name} compiled for {target.name}"))
-        return bundle.write(
-            out,
+        write = functools.partial(
+            bundle.write,
             program=compiled,
             target=target,
             library=library,
@@ -53,6 +56,29 @@ def build(
             memory={**compiled.memory, **toolchain.section_bytes(library), "library_bytes": library.stat().st_size},
             verify=verdict,
         )
+        if not runner:
+            return write(out)
+        made = _make_runner(program, target, chosen, Path(folder))
+        if verify:
+            log.info(f"Testing the runner for {target.name}")
+            tested = write(Path(folder, "bundle"), runner=made).root
+            shutil.rmtree(made)  # where it was made, it might find what it lacks elsewhere
+            made = tested / made.name
+            device.self_test(tested, target)
+        return write(out, runner=made)
+
+
+def _make_runner(program: Program, target: Target, linker: toolchain.Linker, folder: Path) -> Path:
+    return device.make_runner(
+        target,
+        linker,
+        folder,
+        library=bundle.LIBRARY,
+        inputs=program.inputs,
+        outputs=program.outputs,
+        vectors=bundle.vector_names(program),
+        tolerance=max(TOLERANCE[spec.dtype] for spec in program.outputs),
+    )
 
 
 def _require_space(folder: Path, program: Program) -> None:
@@ -66,8 +92,10 @@ def _require_space(folder: Path, program: Program) -> None:
         )
 
 
-def check(target: Target, out: Path, linker: str = "auto") -> toolchain.Linker:
-    """What can go wrong before anything is compiled: the destination, and the linker, which is returned."""
+def check(target: Target, out: Path, linker: str = "auto", *, runner: bool = False) -> toolchain.Linker:
+    """What can go wrong before anything is compiled: the destination, the runner, and the linker, which is returned."""
+    if runner:
+        device.check(target)
     bundle.check_destination(out)
     return toolchain.select_linker(target, linker)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow import toolchain
+from tvmflow import device, toolchain
 from tvmflow.spec import Cpu, Layer, Preprocessing, Program, Target, TensorSpec, UserError, Vector
 
 FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.0"
@@ -142,10 +142,12 @@ def write(
     versions: Mapping[str, str],
     memory: Mapping[str, int],
     verify: Mapping[str, Any],
+    runner: Path | None = None,
 ) -> Bundle:
     """Write a bundle to `out`, replacing the bundle that may be there; nothing is left if that fails.
 
-    The same build gives the same bytes. Raises UserError, also for a full disk.
+    `runner` is a folder of `device.make_runner`. The same build gives the same bytes. Raises UserError, also for a full
+    disk.
     """
     check_destination(out)
     scratch: Path | None = None
@@ -154,8 +156,10 @@ def write(
         root = scratch / "bundle"
         root.mkdir()
         shutil.copyfile(library, root / LIBRARY)
-        names = _write_vectors(root, program)
-        content = _describe(program, target, versions, memory, verify, names)
+        if runner is not None:
+            shutil.copytree(runner, root / runner.name)
+        _write_vectors(root, program)
+        content = _describe(program, target, versions, memory, verify, runner is not None)
         (root / "README.md").write_text(_readme(content), encoding="utf-8")
         (root / "run.py").write_text(_runner(content), encoding="utf-8")
         members = sorted(path for path in root.rglob("*") if path.is_file())
@@ -186,7 +190,7 @@ def _describe(
     versions: Mapping[str, str],
     memory: Mapping[str, int],
     verify: Mapping[str, Any],
-    vectors: list[str],
+    runner: bool,
 ) -> dict[str, Any]:
     pre = program.preprocessing
     return {
@@ -219,21 +223,24 @@ def _describe(
         "layers": [{**asdict(layer), "modules": list(layer.modules)} for layer in program.layers],
         "memory": dict(memory),
         "verify": dict(verify),
-        "vectors": vectors,
+        "vectors": vector_names(program),
         "library": LIBRARY,
+        "runner": device.PROGRAM if runner else None,
     }
 
 
-def _write_vectors(root: Path, program: Program) -> list[str]:
-    names = []
-    for number, vector in enumerate(program.vectors):
-        names.append(f"{number:03}-{vector.name}")
-        folder = root / "vectors" / names[-1]
+def vector_names(program: Program) -> list[str]:
+    """The golden vectors' folders in order."""
+    return [f"{number:03}-{vector.name}" for number, vector in enumerate(program.vectors)]
+
+
+def _write_vectors(root: Path, program: Program) -> None:
+    for name, vector in zip(vector_names(program), program.vectors, strict=True):
+        folder = root / "vectors" / name
         folder.mkdir(parents=True)
         for kind, arrays in (("input", vector.inputs), ("output", vector.outputs)):
             for index, array in enumerate(arrays):
                 np.save(folder / f"{kind}-{index}.npy", array)
-    return names
 
 
 def _readme(content: Mapping[str, Any]) -> str:
@@ -241,6 +248,19 @@ def _readme(content: Mapping[str, Any]) -> str:
         return ", ".join(f"`{spec['name']}` {spec['dtype']} {_dims(spec['shape'])}" for spec in specs)
 
     target, verdict = content["target"], content["verify"]
+    runner = (
+        """
+Without Python:
+
+    runner/run --self-test     # the golden vectors; exit code 0 if all agree
+    runner/run input.npy       # outputs as JSON
+    runner/run --bench         # latency as JSON
+
+`runner/tvmflow.h` and `runner/example.c` are for programs of your own.
+"""
+        if content["runner"]
+        else ""
+    )
     checked = {
         True: f"Verified ({verdict.get('method')}) on {len(content['vectors'])} golden vectors.",
         None: f"Not verified: {verdict.get('reason')}",
@@ -257,7 +277,7 @@ apache-tvm-ffi=={content["versions"]["tvm_ffi"]}`:
 
     python run.py              # the first golden vector; compare with vectors/{content["vectors"][0]}/output-0.npy
     python run.py input.npy
-
+{runner}
 `manifest.json` holds preprocessing, class labels, layers, memory and the SHA-256 of every file.
 """
 
@@ -271,7 +291,7 @@ def _pack(root: Path, members: list[Path], archive_path: Path) -> None:
     with tarfile.open(archive_path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for path in members:
             member = tarfile.TarInfo(path.relative_to(root).as_posix())
-            member.size, member.mode = path.stat().st_size, 0o644
+            member.size, member.mode = path.stat().st_size, 0o755 if os.access(path, os.X_OK) else 0o644
             with path.open("rb") as file:
                 archive.addfile(member, file)
 

@@ -152,6 +152,10 @@ def build(
     ] = None,
     linker: Annotated[str, typer.Option("--linker", help="auto, zig, cc or the command of a cross compiler.")] = "auto",
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Run it against PyTorch's outputs.")] = True,
+    runner: Annotated[
+        Literal["c", "c++"] | None,
+        typer.Option("--runner", help="Add a program and a C library for devices without Python (c++ means the same)."),
+    ] = None,
     dump_dir: Annotated[Path | None, typer.Option("--dump-dir", help="Write each stage's IR there.")] = None,
     json: Json = None,
 ) -> None:
@@ -164,10 +168,12 @@ def build(
 
     found = targets.find(target, board)
     shapes = [parse_input_shape(text) for text in input_shape or []]
-    builder.check(found, out, linker)  # before the import, which takes its time
+    builder.check(found, out, linker, runner=runner is not None)  # before the import, which takes its time
     log.info(f"Importing {model}")
     program = import_model(model, shapes)
-    built = builder.build(program, found, out, linker=linker, dump_dir=dump_dir, verify=verify)
+    built = builder.build(
+        program, found, out, linker=linker, dump_dir=dump_dir, verify=verify, runner=runner is not None
+    )
     report = assemble(built, built.manifest["verify"], note=NOT_TIMED)
     lines = [
         f"{out}: {built.name} for {found.name}",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import tvmflow.models
-from tvmflow import emulate, toolchain
+from tvmflow import emulate, runtime, toolchain
 from tvmflow.emulate import EMULATORS, Emulator
 from tvmflow.spec import MissingDependencyError
 
@@ -54,7 +54,7 @@ def examine() -> tuple[Finding, ...]:
         _python(),
         *_packages(),
         *_linkers(),
-        *(finding for emulator in EMULATORS.values() for finding in _emulation(emulator)),
+        *(finding for elf, emulator in EMULATORS.items() for finding in _emulation(elf, emulator)),
         _onnxruntime(),
         _weights(),
         _cache(),
@@ -187,7 +187,7 @@ def _linkers() -> Iterator[Finding]:
 # ---------------------------------------------------------------------------------------------------------- emulation
 
 
-def _emulation(emulator: Emulator) -> Iterator[Finding]:
+def _emulation(elf: tuple[int, str], emulator: Emulator) -> Iterator[Finding]:
     purpose = f"verifying builds for {emulator.machine} boards on this computer"
     install = f"apt-get install {' '.join(emulator.packages)}"
     qemu = next(filter(None, map(shutil.which, emulator.commands)), None)
@@ -211,13 +211,13 @@ def _emulation(emulator: Emulator) -> Iterator[Finding]:
         remedy=None if root else install,
         needed_for=purpose,
     )
-    if emulator.platforms:
-        yield _runtime(emulator, purpose)
+    if emulator.whole:
+        yield _runtime(elf, emulator, purpose)
 
 
-def _runtime(emulator: Emulator, purpose: str) -> Finding:
+def _runtime(elf: tuple[int, str], emulator: Emulator, purpose: str) -> Finding:
     name = f"{emulator.machine} TVM runtime"
-    if any(_version(package) is None for package in emulate.RUNTIME_LIBRARIES):
+    if any(_version(package) is None for package in runtime.LIBRARIES):
         return Finding(
             name=name,
             status="missing",
@@ -225,9 +225,9 @@ def _runtime(emulator: Emulator, purpose: str) -> Finding:
             remedy="pip install tvmflow",
             needed_for=purpose,
         )
-    if not emulate.runtime_missing(emulator):
-        return Finding(name=name, status="ok", detail=str(emulate.runtime_folder(emulator)), needed_for=purpose)
-    if emulate.offline():
+    if not runtime.missing(elf):
+        return Finding(name=name, status="ok", detail=str(runtime.folder(elf)), needed_for=purpose)
+    if runtime.offline():
         return Finding(
             name=name,
             status="missing",

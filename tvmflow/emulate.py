@@ -1,36 +1,30 @@
 """Running code for an ARM board on this computer, under qemu-user, to see that it computes the right thing.
 
-For 64-bit ARM, TVM's own runtime for the board (two libraries of its wheels) runs the network from a small C program,
-`emulated_runner.c`. For 32-bit ARM TVM publishes no runtime: there the kernels alone are emulated, and TVM's virtual
-machine for this computer calls them, see `emulated_kernels`. Time under an emulator says nothing about the board: no
-latency comes from here.
+For 64-bit ARM, TVM's own runtime for the board runs the network from a small C program, `emulated_runner.c`, that
+stands on the library which devices without Python get (`tvmflow.device`). For 32-bit ARM TVM publishes no runtime:
+there the kernels alone are emulated, and TVM's virtual machine for this computer calls them, see `emulated_kernels`.
+Time under an emulator says nothing about the board: no latency comes from here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
-import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from tvmflow import toolchain
+from tvmflow import device, runtime, toolchain
 from tvmflow.spec import MissingDependencyError, Target, TensorSpec, UserError, VerificationError
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +32,8 @@ class Emulator:
     """What running code of one kind of ARM takes.
 
     `commands` are qemu's by preference, `packages` Debian's names of all that has to be installed, `libraries` what has
-    to be under `root`; `source` is the C program that runs there, linked for `triple`; `platforms` are those of TVM's
-    wheels, none if TVM publishes no runtime.
+    to be under `root`; `sources` are the C program that runs there, linked for `triple`. It runs `whole` networks or,
+    if TVM publishes no runtime, kernels alone.
     """
 
     machine: str
@@ -47,9 +41,9 @@ class Emulator:
     packages: tuple[str, ...]
     root: Path
     libraries: tuple[str, ...]
-    source: Path
+    sources: tuple[Path, ...]
     triple: str
-    platforms: tuple[str, ...] = ()
+    whole: bool
 
 
 AARCH64 = Emulator(
@@ -58,9 +52,9 @@ AARCH64 = Emulator(
     packages=("qemu-user-static", "libc6-arm64-cross", "libstdc++6-arm64-cross"),
     root=Path("/usr/aarch64-linux-gnu"),
     libraries=("ld-linux-aarch64.so.1", "libc.so.6", "libstdc++.so.6"),
-    source=Path(__file__).with_name("emulated_runner.c"),
+    sources=(Path(__file__).with_name("emulated_runner.c"), device.HERE / "tvmflow.c"),
     triple="aarch64-linux-gnu.2.28",
-    platforms=tuple(f"manylinux_2_{glibc}_aarch64" for glibc in (28, 27, 24, 17)),
+    whole=True,
 )
 
 ARM = Emulator(
@@ -69,18 +63,13 @@ ARM = Emulator(
     packages=("qemu-user-static", "libc6-armhf-cross"),
     root=Path("/usr/arm-linux-gnueabihf"),
     libraries=("ld-linux-armhf.so.3", "libc.so.6"),
-    source=Path(__file__).with_name("emulated_kernels.c"),
+    sources=(Path(__file__).with_name("emulated_kernels.c"),),
     triple="arm-linux-gnueabihf.2.28",
+    whole=False,
 )
 
 EMULATORS: dict[tuple[int, str], Emulator] = {(64, "AArch64"): AARCH64, (32, "ARM"): ARM}
 """Emulators by the ELF header of what they run."""
-
-RUNTIME_LIBRARIES: dict[str, tuple[str, ...]] = {
-    "apache-tvm-ffi": ("libtvm_ffi.so",),
-    "apache-tvm": ("libtvm_runtime.so",),
-}
-"""What is kept of each wheel. Beyond these two they need the C and C++ libraries only."""
 
 DTYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 """NumPy's kind → DLPack's type code."""
@@ -92,7 +81,7 @@ STALL_SECONDS = 300.0
 
 def method(target: Target) -> str:
     """What of a network is emulated: all of it, or its kernels alone."""
-    return "emulated" if _find_emulator(target).platforms else "emulated kernels"
+    return "emulated" if _find_emulator(target).whole else "emulated kernels"
 
 
 def available(target: Target) -> str | None:
@@ -101,8 +90,8 @@ def available(target: Target) -> str | None:
         emulator = _find_emulator(target)
         _find_qemu(emulator)
         find_root(emulator)
-        if runtime_missing(emulator) and offline():
-            raise MissingDependencyError(_offline_sentence(emulator))
+        if emulator.whole and runtime.missing(target.elf) and runtime.offline():
+            raise MissingDependencyError(runtime.offline_sentence(target.elf))
         toolchain.select_linker(_program_target(target, emulator))
     except MissingDependencyError as error:
         return str(error)
@@ -123,23 +112,47 @@ def run_vectors(
     or computes nothing for `stall_seconds`.
     """
     emulator = _find_emulator(target)
-    qemu, root = _find_qemu(emulator), find_root(emulator)
-    program = _build_program(target, emulator, _fetch_runtime(emulator))
+    emulated = [*command(target), str(_build_program(target, emulator))]
     stacks = [np.stack(arrays) for arrays in zip(*inputs, strict=True)]
-    with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
+    what = f"{library.name} for {target.name}"
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
+        folder = Path(name)
         for index, stack in enumerate(stacks):
-            stack.tofile(Path(folder, f"input-{index}.raw"))
-        command = [qemu, "-cpu", _cpu(qemu, target), "-L", str(root), str(program)]
-        if not emulator.platforms:
-            command = [sys.executable, "-m", "tvmflow.emulated_kernels", json.dumps(command)]
-        command += [str(library.resolve()), str(len(inputs)), *(describe(stack[0]) for stack in stacks)]
-        described = _run(command, Path(folder), f"{library.name} for {target.name}", stall_seconds)
+            stack.tofile(folder / f"input-{index}.raw")
+        if emulator.whole:
+            _describe_bundle(folder, library, [stack[0] for stack in stacks], outputs)
+            _run([*emulated, str(len(inputs))], folder, what, stall_seconds)
+            described = [(np.dtype(spec.dtype), spec.shape) for spec in outputs]
+        else:
+            by_kernels = [sys.executable, "-m", "tvmflow.emulated_kernels", json.dumps(emulated)]
+            arguments = [str(library.resolve()), str(len(inputs)), *(describe(stack[0]) for stack in stacks)]
+            said = _run([*by_kernels, *arguments], folder, what, stall_seconds)
+            described = [parse_description(line) for line in said]
         if len(described) != len(outputs):
-            raise VerificationError(
-                f"{library.name} for {target.name} has {len(described)} outputs where the network has {len(outputs)}."
-            )
-        results = [_load(Path(folder, f"output-{index}.raw"), line) for index, line in enumerate(described)]
+            raise VerificationError(f"{what} has {len(described)} outputs where the network has {len(outputs)}.")
+        results = [
+            np.fromfile(folder / f"output-{index}.raw", dtype).reshape(-1, *shape)
+            for index, (dtype, shape) in enumerate(described)
+        ]
     return [tuple(result[index] for result in results) for index in range(len(inputs))]
+
+
+def command(target: Target) -> list[str]:
+    """What to put before a program for `target`, to run it here. Raises MissingDependencyError."""
+    emulator = _find_emulator(target)
+    qemu = _find_qemu(emulator)
+    return [qemu, "-cpu", _cpu(qemu, target), "-L", str(find_root(emulator))]
+
+
+def _describe_bundle(folder: Path, library: Path, inputs: Sequence[np.ndarray], outputs: Sequence[TensorSpec]) -> None:
+    """Make `folder` as much of a bundle as libtvmflow.so has to see."""
+    shutil.copyfile(library, folder / "model.so")
+    described = [
+        TensorSpec(name=f"input{index}", shape=array.shape, dtype=str(array.dtype))
+        for index, array in enumerate(inputs)
+    ]
+    (folder / device.FOLDER).mkdir()
+    (folder / device.FOLDER / "network.txt").write_text(device.describe_network("model.so", described, outputs))
 
 
 # ------------------------------------------------------------------------------------------- what has to be installed
@@ -194,84 +207,6 @@ def _cpu(qemu: str, target: Target) -> str:
     return target.tvm["mcpu"] if target.tvm.get("mcpu") in known.split() else "max"
 
 
-# ------------------------------------------------------------------------------------------------- the board's runtime
-
-
-def offline() -> bool:
-    """Whether TVMFLOW_OFFLINE=1 forbids downloads."""
-    return os.environ.get("TVMFLOW_OFFLINE", "0") not in ("", "0")
-
-
-def runtime_folder(emulator: Emulator) -> Path:
-    """Where the runtime of exactly the installed versions is kept."""
-    versions = "-".join(f"{package}-{importlib.metadata.version(package)}" for package in sorted(RUNTIME_LIBRARIES))
-    return toolchain.cache_folder() / "emulation" / f"{emulator.triple.partition('-')[0]}-{versions}"
-
-
-def runtime_missing(emulator: Emulator) -> bool:
-    """Whether the runtime has still to be downloaded (some 95 MB, of which 5 MB are kept)."""
-    return bool(emulator.platforms) and not runtime_folder(emulator).is_dir()
-
-
-def _offline_sentence(emulator: Emulator) -> str:
-    return (
-        f"Running {emulator.machine} code here needs TVM's runtime for it, which is not in {toolchain.cache_folder()}, "
-        "and TVMFLOW_OFFLINE forbids the download: run one build without it."
-    )
-
-
-def _fetch_runtime(emulator: Emulator) -> Path:
-    """The folder with the runtime libraries, if there are any, downloaded unless they are there."""
-    folder = runtime_folder(emulator)
-    if not runtime_missing(emulator):
-        return folder
-    if offline():
-        raise MissingDependencyError(_offline_sentence(emulator))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="download-", dir=folder.parent) as temporary:
-            kept = Path(temporary, "kept")
-            kept.mkdir()
-            for package, libraries in RUNTIME_LIBRARIES.items():
-                _unpack(_download(package, emulator, Path(temporary, package)), libraries, kept)
-            try:
-                kept.replace(folder)
-            except OSError:
-                if runtime_missing(emulator):  # else another process was first, with the same files
-                    raise
-    except (OSError, zipfile.BadZipFile) as error:
-        raise MissingDependencyError(
-            f"TVM's runtime for {emulator.machine} can't be put into {folder.parent}: {error}."
-        ) from error
-    return folder
-
-
-def _download(package: str, emulator: Emulator, folder: Path) -> Path:
-    wanted = f"{package}=={importlib.metadata.version(package)}"
-    log.info(f"Downloading {wanted} for {emulator.machine}, once (95 MB in all)")
-    platforms = [option for platform in emulator.platforms for option in ("--platform", platform)]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
-    command += ["--no-deps", "--only-binary=:all:", *platforms, "--dest", str(folder), wanted]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = sorted(folder.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise MissingDependencyError(
-            f"`pip download {wanted}` for {emulator.machine} failed, so its code can't be run here: "
-            f"{lines[-1].removeprefix('ERROR: ') if lines else 'no message'}"
-        )
-    return wheels[0]
-
-
-def _unpack(wheel: Path, libraries: Sequence[str], folder: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        members = {Path(name).name: name for name in archive.namelist()}
-        for library in libraries:
-            if library not in members:
-                raise MissingDependencyError(f"{wheel.name} has no {library}, so ARM code can't be run here.")
-            Path(folder, library).write_bytes(archive.read(members[library]))
-
-
 # ------------------------------------------------------------------------------------------------------- the C program
 
 
@@ -280,26 +215,23 @@ def _program_target(target: Target, emulator: Emulator) -> Target:
     return replace(target, triple=emulator.triple)
 
 
-def _build_program(target: Target, emulator: Emulator, runtime: Path) -> Path:
-    """The executable of the emulator's C program, beside its libraries, compiled unless it is there."""
+def _build_program(target: Target, emulator: Emulator) -> Path:
+    """The executable of the emulator's C program, in the cache beside the runtime, compiled unless it is there."""
     linker = toolchain.select_linker(_program_target(target, emulator))
-    package = importlib.util.find_spec("tvm_ffi")  # finds it without importing it
-    if package is None or package.origin is None:
-        raise MissingDependencyError("The Python package apache-tvm-ffi is not installed: `pip install tvmflow`.")
-    options = ("-std=c11", "-O1", "-rdynamic", f"-I{Path(package.origin).parent / 'include'}")
+    libraries = runtime.fetch(target.elf)[:1] if emulator.whole else ()
+    options = ("-std=gnu11", "-O1", "-rdynamic", f"-I{runtime.include_folder()}", f"-I{device.HERE}")
     described = f"{linker.name} {linker.version} {emulator.triple} {options}".encode()
-    key = hashlib.sha256(emulator.source.read_bytes() + described).hexdigest()
-    program = runtime / f"{emulator.source.stem}-{key[:16]}"
+    texts = [*emulator.sources, device.HERE / "tvmflow.h"]
+    key = hashlib.sha256(b"".join(path.read_bytes() for path in texts) + described).hexdigest()
+    folder = runtime.folder(target.elf)
+    program = folder / f"{emulator.sources[0].stem}-{key[:16]}"
     if program.exists():
         return program
-    # The libraries' own need of libstdc++ is the emulated loader's business: the linker has no libstdc++ of the board.
-    linked = ["-Wl,--allow-shlib-undefined", "-Wl,-rpath,$ORIGIN", "-ldl"]
-    files = [str(emulator.source), *map(str, runtime.glob("libtvm_ffi.so")), *linked]
     try:
-        runtime.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="program-", dir=runtime) as temporary:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="program-", dir=folder) as temporary:
             made = Path(temporary, "program")
-            toolchain.link(linker, made, files, options)
+            toolchain.link(linker, made, [*emulator.sources, *libraries, *device.LINK, "-ldl"], options)
             made.replace(program)
     except (UserError, OSError) as error:
         raise MissingDependencyError(f"The program that runs emulated code can't be made: {error}") from error
@@ -323,12 +255,6 @@ def parse_description(description: str) -> tuple[np.dtype, tuple[int, ...]]:
     if code not in kinds:
         raise VerificationError(f"An output has the DLPack type {code}, which NumPy can't hold.")
     return np.dtype(f"{kinds[code]}{bits // 8}"), tuple(shape)
-
-
-def _load(path: Path, description: str) -> np.ndarray:
-    """An output of all runs; the first axis is the run."""
-    dtype, shape = parse_description(description)
-    return np.fromfile(path, dtype).reshape(-1, *shape)
 
 
 def _run(command: Sequence[str], folder: Path, what: str, stall_seconds: float) -> list[str]:

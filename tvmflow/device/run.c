@@ -1,0 +1,236 @@
+/* The runner of a bundle, for devices without Python: see USAGE. */
+#include <libgen.h>
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tvmflow.h"
+
+#define MAX_TENSORS 64
+#define USAGE \
+  "usage: run INPUT.npy...          outputs, and the time they took, as JSON\n" \
+  "       run --bench [SECONDS]     latency of single inferences as JSON (3 s)\n" \
+  "       run --self-test           compare with the golden vectors; 0 if they agree, 3 if not\n"
+#define WARMUP_SECONDS 0.5
+#define WARMUP_RUNS 10
+
+static char bundle[PATH_MAX];
+static tvmflow_network *network;
+static void *inputs[MAX_TENSORS], *outputs[MAX_TENSORS], *expected[MAX_TENSORS];
+
+static void stop(int code, const char *what, const char *why) {
+  fprintf(stderr, "run: %s%s%s\n", what, *why ? ": " : "", why);
+  exit(code);
+}
+
+static double now_ms(void) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return 1e3 * (double)time.tv_sec + 1e-6 * (double)time.tv_nsec;
+}
+
+/* ---------------------------------------------------------------------------------------------------- .npy files */
+
+/* The header that NumPy writes for a tensor, up to its padding; what says the same in another order isn't from NumPy. */
+static void describe(const tvmflow_tensor *tensor, char *text, size_t size) {
+  char kind = tensor->dtype[0], order = tensor->dtype[0] == 'b' || strstr(tensor->dtype, "int8") ? '|' : '<';
+  size_t elements = 1;
+  for (int axis = 0; axis < tensor->ndim; ++axis) elements *= (size_t)tensor->shape[axis];
+  size_t width = elements ? tensor->bytes / elements : 0;
+  int used = snprintf(text, size, "{'descr': '%c%c%zu', 'fortran_order': False, 'shape': (", order, kind, width);
+  for (int axis = 0; axis < tensor->ndim; ++axis)
+    used += snprintf(text + used, size - (size_t)used, axis ? ", %lld" : "%lld", (long long)tensor->shape[axis]);
+  snprintf(text + used, size - (size_t)used, tensor->ndim == 1 ? ",), }" : "), }");
+}
+
+static void read_npy(const char *path, const tvmflow_tensor *tensor, void *data) {
+  unsigned char start[10];
+  char header[65536], wanted[512];
+  FILE *file = fopen(path, "rb");
+  if (file == NULL) stop(4, path, "can't be opened");
+  if (fread(start, 1, 10, file) != 10 || memcmp(start, "\x93NUMPY\x01", 7) != 0) stop(4, path, "is no .npy file");
+  size_t length = (size_t)(start[8] | start[9] << 8);
+  if (length >= sizeof header || fread(header, 1, length, file) != length) stop(4, path, "is damaged");
+  header[length] = '\0';
+  describe(tensor, wanted, sizeof wanted);
+  if (strncmp(header, wanted, strlen(wanted)) != 0) {
+    header[strcspn(header, "\n")] = '\0';
+    fprintf(stderr, "run: %s holds %s, but %s is %s\n", path, header, tensor->name, wanted);
+    exit(4);
+  }
+  if (fread(data, 1, tensor->bytes, file) != tensor->bytes) stop(4, path, "ends early");
+  fclose(file);
+}
+
+static void read_vector(const char *name, const char *kind, const tvmflow_tensor *(*get)(const tvmflow_network *, int),
+                        void **data) {
+  char path[PATH_MAX + 512];
+  for (int index = 0; get(network, index) != NULL; ++index) {
+    snprintf(path, sizeof path, "%s/vectors/%s/%s-%d.npy", bundle, name, kind, index);
+    read_npy(path, get(network, index), data[index]);
+  }
+}
+
+/* --------------------------------------------------------------------------------------------------- what it does */
+
+static void infer(void) {
+  if (tvmflow_run(network, (const void *const *)inputs, outputs) != 0) stop(1, tvmflow_error(), "");
+}
+
+static double element(const tvmflow_tensor *tensor, const void *data, size_t index) {
+  if (strcmp(tensor->dtype, "float32") == 0) return ((const float *)data)[index];
+  if (strcmp(tensor->dtype, "float64") == 0) return ((const double *)data)[index];
+  if (strcmp(tensor->dtype, "int32") == 0) return ((const int32_t *)data)[index];
+  if (strcmp(tensor->dtype, "int64") == 0) return (double)((const int64_t *)data)[index];
+  if (strcmp(tensor->dtype, "int8") == 0) return ((const int8_t *)data)[index];
+  if (strcmp(tensor->dtype, "uint8") == 0 || strcmp(tensor->dtype, "bool") == 0) return ((const uint8_t *)data)[index];
+  stop(1, "this runner can't read outputs of", tensor->dtype);
+  return 0;
+}
+
+static size_t element_count(const tvmflow_tensor *tensor) {
+  size_t count = 1;
+  for (int axis = 0; axis < tensor->ndim; ++axis) count *= (size_t)tensor->shape[axis];
+  return count;
+}
+
+/* JSON has no word for what isn't finite. */
+static void print_number(double value) { isfinite(value) ? (void)printf("%.9g", value) : (void)printf("null"); }
+
+static void print_outputs(double milliseconds) {
+  printf("{\"outputs\": {");
+  for (int index = 0; tvmflow_output(network, index) != NULL; ++index) {
+    const tvmflow_tensor *tensor = tvmflow_output(network, index);
+    printf("%s\"%s\": [", index ? ", " : "", tensor->name);
+    for (size_t place = 0; place < element_count(tensor); ++place) {
+      if (place) printf(", ");
+      print_number(element(tensor, outputs[index], place));
+    }
+    printf("]");
+  }
+  printf("}, \"latency\": {\"unit\": \"ms\", \"first\": %.6f}}\n", milliseconds);
+}
+
+static int self_test(void) {
+  int failed = 0, count = 0;
+  printf("{\"vectors\": [");
+  for (; tvmflow_vector(network, count) != NULL; ++count) {
+    const char *name = tvmflow_vector(network, count);
+    read_vector(name, "input", tvmflow_input, inputs);
+    read_vector(name, "output", tvmflow_output, expected);
+    infer();
+    double worst = 0;
+    for (int index = 0; tvmflow_output(network, index) != NULL; ++index) {
+      const tvmflow_tensor *tensor = tvmflow_output(network, index);
+      double error = 0, scale = 1;
+      for (size_t place = 0; place < element_count(tensor); ++place) {
+        double given = element(tensor, outputs[index], place), wanted = element(tensor, expected[index], place);
+        if (isfinite(given) && isfinite(wanted)) {
+          error = fmax(error, fabs(given - wanted));
+          scale = fmax(scale, fabs(wanted));
+        } else if (!(isnan(given) && isnan(wanted)) && given != wanted) {
+          error = INFINITY;
+        }
+      }
+      worst = fmax(worst, error / scale);
+    }
+    int passed = worst <= tvmflow_tolerance(network);
+    failed += !passed;
+    printf("%s{\"name\": \"%s\", \"passed\": %s, \"max_rel_error\": ", count ? ", " : "", name, passed ? "true" : "false");
+    print_number(worst);
+    printf("}");
+  }
+  printf("], \"passed\": %s}\n", failed == 0 && count > 0 ? "true" : "false");
+  return failed == 0 && count > 0 ? 0 : 3;
+}
+
+static int ascending(const void *a, const void *b) {
+  double left = *(const double *)a, right = *(const double *)b;
+  return (left > right) - (left < right);
+}
+
+/* Between ranks in proportion, as NumPy does by default. */
+static double percentile(const double *sorted, size_t count, double share) {
+  double rank = share * (double)(count - 1);
+  size_t below = (size_t)rank;
+  return below + 1 < count ? sorted[below] + (rank - (double)below) * (sorted[below + 1] - sorted[below]) : sorted[below];
+}
+
+static double timed(void) {
+  double started = now_ms();
+  if (tvmflow_run_again(network) != 0) stop(1, tvmflow_error(), "");
+  return now_ms() - started;
+}
+
+static void bench(double seconds, double setup) {
+  read_vector(tvmflow_vector(network, 0), "input", tvmflow_input, inputs);
+  double started = now_ms(), total = 0;
+  infer();
+  double first = now_ms() - started;
+  started = now_ms();
+  for (int run = 0; run < WARMUP_RUNS || now_ms() - started < 1e3 * WARMUP_SECONDS; ++run) timed();
+  size_t count = 0, room = 0;
+  double *samples = NULL;
+  started = now_ms();
+  do {
+    if (count == room) samples = realloc(samples, (room += 65536) * sizeof *samples);
+    if (samples == NULL) stop(1, "there is no memory for the samples", "");
+    samples[count] = timed();
+    total += samples[count++];
+  } while (now_ms() - started < 1e3 * seconds);
+  qsort(samples, count, sizeof *samples, ascending);
+  const char *threads = getenv("TVM_NUM_THREADS");
+  printf("{\"basis\": \"measured\", \"unit\": \"ms\", \"p50\": %.6f, \"p90\": %.6f, \"p99\": %.6f, \"mean\": %.6f, "
+         "\"min\": %.6f, \"max\": %.6f, \"repeats\": %zu, \"threads\": %ld, \"setup\": %.6f, \"first\": %.6f}\n",
+         percentile(samples, count, .5), percentile(samples, count, .9), percentile(samples, count, .99),
+         total / (double)count, samples[0], samples[count - 1], count,
+         threads ? atol(threads) : sysconf(_SC_NPROCESSORS_ONLN), setup, first);
+  free(samples);
+}
+
+static void find_bundle(void) {
+  char path[PATH_MAX];
+  ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
+  if (length < 0) stop(1, "/proc/self/exe", "can't be read");
+  path[length] = '\0';
+  snprintf(bundle, sizeof bundle, "%s", dirname(dirname(path)));
+}
+
+int main(int argc, char **argv) {
+  if (argc < 2 || strcmp(argv[1], "--help") == 0) {
+    fputs(USAGE, argc < 2 ? stderr : stdout);
+    return argc < 2 ? 2 : 0;
+  }
+  find_bundle();
+  double started = now_ms();
+  network = tvmflow_load(bundle);
+  if (network == NULL) stop(1, tvmflow_error(), "");
+  double setup = now_ms() - started;
+  int count = 0;
+  for (; tvmflow_input(network, count) != NULL; ++count) inputs[count] = malloc(tvmflow_input(network, count)->bytes + 1);
+  for (int index = 0; tvmflow_output(network, index) != NULL; ++index) {
+    outputs[index] = malloc(tvmflow_output(network, index)->bytes + 1);
+    expected[index] = malloc(tvmflow_output(network, index)->bytes + 1);
+  }
+
+  int status = 0;
+  if (strcmp(argv[1], "--self-test") == 0) {
+    status = self_test();
+  } else if (strcmp(argv[1], "--bench") == 0) {
+    double seconds = argc > 2 ? atof(argv[2]) : 3;
+    if (!(seconds > 0)) stop(2, "--bench takes seconds, not", argv[2]);
+    bench(seconds, setup);
+  } else {
+    if (argc - 1 != count) stop(2, "give one .npy file for each input of the network", "");
+    for (int index = 0; index < count; ++index) read_npy(argv[index + 1], tvmflow_input(network, index), inputs[index]);
+    started = now_ms();
+    infer();
+    print_outputs(now_ms() - started);
+  }
+  tvmflow_free(network);
+  return status;
+}
