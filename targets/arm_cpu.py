@@ -33,6 +33,7 @@ RASPBERRY_PI_3B = Target(
     memory_bytes=1 * GIB,
     datasheet="Raspberry Pi 3 Model B product brief (BCM2837); Arm DDI 0500, Cortex-A53 TRM",
     schedules=RULES,
+    identity="Raspberry Pi 3 Model B",
 )
 
 RASPBERRY_PI_3B_32BIT = replace(
@@ -68,6 +69,7 @@ RASPBERRY_PI_4B = Target(
     memory_bytes=4 * GIB,
     datasheet="Raspberry Pi 4 Model B datasheet, release 1 (BCM2711); Arm 100095, Cortex-A72 TRM",
     schedules=RULES,
+    identity="Raspberry Pi 4 Model B",
 )
 
 RASPBERRY_PI_5 = Target(
@@ -95,6 +97,7 @@ RASPBERRY_PI_5 = Target(
     memory_bytes=8 * GIB,
     datasheet="Raspberry Pi 5 product brief (BCM2712); Arm 100798, Cortex-A76 TRM",
     schedules=RULES,
+    identity="Raspberry Pi 5",
 )
 
 ANDROID_ARM64 = replace(
@@ -121,5 +124,6 @@ ANDROID_ARM64 = replace(
         cache_note="big cores only; clock and L3 of the Snapdragon 855",
     ),
     memory_bytes=6 * GIB,
+    identity="",
     datasheet="Arm 100798, Cortex-A76 TRM; Qualcomm Snapdragon 855 product brief",
 )

@@ -95,7 +95,7 @@ def test_bad_input(bundle, tmp_path):
         ((good, tmp_path / "short.npy"), 4, "ends early"),
         ((good, tmp_path / "double.npy"), 4, "'<f8'"),
         ((good, tmp_path / "fortran.npy"), 4, "True"),
-        (("--bench", "soon"), 2, "takes seconds"),
+        (("--bench", "soon"), 2, "it takes seconds, not: soon"),
     ):
         done = run(bundle, *arguments)
         assert done.returncode == code, done.stderr

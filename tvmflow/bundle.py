@@ -57,6 +57,11 @@ class Bundle:
         return self.root / self.manifest["library"]
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, and so of everything in the bundle."""
+        return _sha256(self.root / MANIFEST)
+
+    @property
     def name(self) -> str:
         return self.manifest["model"]["name"]
 

@@ -22,7 +22,7 @@ from tvmflow import __version__
 from tvmflow.spec import TvmflowError, UserError
 
 EPILOG = "Exit codes: 0 ok, 1 internal error, 2 usage, 3 verification failed, 4 unusable input, 5 missing dependency, \
-8 unsupported operators, 130 interrupted."
+7 device unreachable or lost, 8 unsupported operators, 130 interrupted."
 
 app = typer.Typer(
     name="tvmflow",
@@ -270,6 +270,24 @@ def _finish(report: dict[str, Any], json: Path | None, *, layers: bool) -> None:
     from tvmflow.report.render import report_text
 
     _show(report_text(report, layers=layers), report, json)
+
+
+@command
+def deploy(
+    bundle: BundlePath,
+    ssh: Annotated[str, typer.Option("--ssh", help="The board: user@host, or a name of your SSH configuration.")],
+    to: Annotated[
+        str | None, typer.Option("--to", help="Folder on the board; one of its own in .cache by default.")
+    ] = None,
+    ssh_config: Annotated[Path | None, typer.Option("--ssh-config", help="In place of ~/.ssh/config.")] = None,
+    threads: Threads = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs there.")] = 3.0,
+    json: Json = None,
+) -> None:
+    """Carry a bundle to a board, verify and time it there. It needs `build --runner c`, and on the board only SSH."""
+    from tvmflow.deploy import deploy as carry
+
+    _finish(carry(bundle, ssh, folder=to, ssh_config=ssh_config, threads=threads, seconds=seconds), json, layers=False)
 
 
 @command

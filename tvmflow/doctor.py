@@ -55,6 +55,7 @@ def examine() -> tuple[Finding, ...]:
         *_packages(),
         *_linkers(),
         *(finding for elf, emulator in EMULATORS.items() for finding in _emulation(elf, emulator)),
+        _ssh(),
         _onnxruntime(),
         _weights(),
         _cache(),
@@ -138,6 +139,17 @@ def _satisfies(version: str, specifier: str) -> bool:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version.partition("+")[0]))
+
+
+def _ssh() -> Finding:
+    path = shutil.which("ssh")
+    return Finding(
+        name="ssh",
+        status="ok" if path else "missing",
+        detail=path or "not installed",
+        remedy=None if path else "apt-get install openssh-client",
+        needed_for="deploying to a board",
+    )
 
 
 def _onnxruntime() -> Finding:

@@ -100,7 +100,8 @@ class Target:
     """A board, as pure data. `tvm` is the dict that `tvm.target.Target` takes; `triple` is what the linker is given.
 
     `elf` is the ELF header's (class in bits, machine as pyelftools names it); `datasheet` cites the figures' source;
-    `schedules` names the rules of `tvmflow.schedules.RULES` to try, first match wins.
+    `schedules` names the rules of `tvmflow.schedules.RULES` to try, first match wins. `identity` is how the board's
+    name in its device tree begins, by which it is known when it is measured.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Target:
     memory_bytes: int
     datasheet: str
     schedules: tuple[str, ...] = ()
+    identity: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +153,16 @@ class MissingDependencyError(TvmflowError):
     """A package, linker, emulator or runtime that the job needs isn't there."""
 
     exit_code = 5
+
+
+class DeviceError(TvmflowError):
+    """A board can't be reached, refuses, or is lost. `kind` says which."""
+
+    exit_code = 7
+
+    def __init__(self, message: str, kind: Literal["unreachable", "auth", "upload", "timeout", "lost"]):
+        super().__init__(message)
+        self.kind = kind
 
 
 class UnsupportedOperatorError(TvmflowError):

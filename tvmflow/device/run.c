@@ -14,6 +14,7 @@
 #define USAGE \
   "usage: run INPUT.npy...          outputs, and the time they took, as JSON\n" \
   "       run --bench [SECONDS]     latency of single inferences as JSON (3 s)\n" \
+  "       run --samples [SECONDS]   the same, each inference's time instead of a summary\n" \
   "       run --self-test           compare with the golden vectors; 0 if they agree, 3 if not\n"
 #define WARMUP_SECONDS 0.5
 #define WARMUP_RUNS 10
@@ -115,6 +116,21 @@ static void print_outputs(double milliseconds) {
   printf("}, \"latency\": {\"unit\": \"ms\", \"first\": %.6f}}\n", milliseconds);
 }
 
+/* Whether each row of the first output is largest where it should be. */
+static int same_argmax(void) {
+  const tvmflow_tensor *tensor = tvmflow_output(network, 0);
+  size_t length = tensor->ndim ? (size_t)tensor->shape[tensor->ndim - 1] : 1;
+  for (size_t row = 0; row < element_count(tensor); row += length) {
+    size_t given = row, wanted = row;
+    for (size_t place = row; place < row + length; ++place) {
+      if (element(tensor, outputs[0], place) > element(tensor, outputs[0], given)) given = place;
+      if (element(tensor, expected[0], place) > element(tensor, expected[0], wanted)) wanted = place;
+    }
+    if (given != wanted) return 0;
+  }
+  return 1;
+}
+
 static int self_test(void) {
   int failed = 0, count = 0;
   printf("{\"vectors\": [");
@@ -123,7 +139,7 @@ static int self_test(void) {
     read_vector(name, "input", tvmflow_input, inputs);
     read_vector(name, "output", tvmflow_output, expected);
     infer();
-    double worst = 0;
+    double worst = 0, absolute = 0;
     for (int index = 0; tvmflow_output(network, index) != NULL; ++index) {
       const tvmflow_tensor *tensor = tvmflow_output(network, index);
       double error = 0, scale = 1;
@@ -137,12 +153,15 @@ static int self_test(void) {
         }
       }
       worst = fmax(worst, error / scale);
+      absolute = fmax(absolute, error);
     }
     int passed = worst <= tvmflow_tolerance(network);
     failed += !passed;
-    printf("%s{\"name\": \"%s\", \"passed\": %s, \"max_rel_error\": ", count ? ", " : "", name, passed ? "true" : "false");
+    printf("%s{\"name\": \"%s\", \"passed\": %s, \"max_abs_error\": ", count ? ", " : "", name, passed ? "true" : "false");
+    print_number(absolute);
+    printf(", \"max_rel_error\": ");
     print_number(worst);
-    printf("}");
+    printf(", \"same_argmax\": %s}", same_argmax() ? "true" : "false");
   }
   printf("], \"passed\": %s}\n", failed == 0 && count > 0 ? "true" : "false");
   return failed == 0 && count > 0 ? 0 : 3;
@@ -166,30 +185,55 @@ static double timed(void) {
   return now_ms() - started;
 }
 
-static void bench(double seconds, double setup) {
+typedef struct {
+  double *values, total;
+  size_t count, room;
+} Samples;
+
+static void append(Samples *samples, double value) {
+  if (samples->count == samples->room) {
+    samples->room += 65536;
+    samples->values = realloc(samples->values, samples->room * sizeof *samples->values);
+    if (samples->values == NULL) stop(1, "there is no memory for the samples", "");
+  }
+  samples->values[samples->count++] = value;
+  samples->total += value;
+}
+
+static void print_samples(const char *name, const Samples *samples) {
+  printf(", \"%s\": [", name);
+  for (size_t index = 0; index < samples->count; ++index) printf("%s%.6f", index ? ", " : "", samples->values[index]);
+  printf("]");
+}
+
+static void bench(double seconds, double setup, int raw) {
+  Samples warmup = {0}, steady = {0};
   read_vector(tvmflow_vector(network, 0), "input", tvmflow_input, inputs);
-  double started = now_ms(), total = 0;
+  double started = now_ms();
   infer();
   double first = now_ms() - started;
   started = now_ms();
-  for (int run = 0; run < WARMUP_RUNS || now_ms() - started < 1e3 * WARMUP_SECONDS; ++run) timed();
-  size_t count = 0, room = 0;
-  double *samples = NULL;
+  while (warmup.count < WARMUP_RUNS || now_ms() - started < 1e3 * WARMUP_SECONDS) append(&warmup, timed());
   started = now_ms();
-  do {
-    if (count == room) samples = realloc(samples, (room += 65536) * sizeof *samples);
-    if (samples == NULL) stop(1, "there is no memory for the samples", "");
-    samples[count] = timed();
-    total += samples[count++];
-  } while (now_ms() - started < 1e3 * seconds);
-  qsort(samples, count, sizeof *samples, ascending);
+  do append(&steady, timed());
+  while (now_ms() - started < 1e3 * seconds);
   const char *threads = getenv("TVM_NUM_THREADS");
-  printf("{\"basis\": \"measured\", \"unit\": \"ms\", \"p50\": %.6f, \"p90\": %.6f, \"p99\": %.6f, \"mean\": %.6f, "
-         "\"min\": %.6f, \"max\": %.6f, \"repeats\": %zu, \"threads\": %ld, \"setup\": %.6f, \"first\": %.6f}\n",
-         percentile(samples, count, .5), percentile(samples, count, .9), percentile(samples, count, .99),
-         total / (double)count, samples[0], samples[count - 1], count,
+  printf("{\"basis\": \"measured\", \"unit\": \"ms\", \"threads\": %ld, \"setup\": %.6f, \"first\": %.6f",
          threads ? atol(threads) : sysconf(_SC_NPROCESSORS_ONLN), setup, first);
-  free(samples);
+  if (raw) {
+    print_samples("warmup", &warmup);
+    print_samples("samples", &steady);
+  } else {
+    size_t count = steady.count;
+    qsort(steady.values, count, sizeof *steady.values, ascending);
+    printf(", \"p50\": %.6f, \"p90\": %.6f, \"p99\": %.6f, \"mean\": %.6f, \"min\": %.6f, \"max\": %.6f, \"repeats\": %zu",
+           percentile(steady.values, count, .5), percentile(steady.values, count, .9),
+           percentile(steady.values, count, .99), steady.total / (double)count, steady.values[0],
+           steady.values[count - 1], count);
+  }
+  printf("}\n");
+  free(warmup.values);
+  free(steady.values);
 }
 
 static void find_bundle(void) {
@@ -220,10 +264,10 @@ int main(int argc, char **argv) {
   int status = 0;
   if (strcmp(argv[1], "--self-test") == 0) {
     status = self_test();
-  } else if (strcmp(argv[1], "--bench") == 0) {
+  } else if (strcmp(argv[1], "--bench") == 0 || strcmp(argv[1], "--samples") == 0) {
     double seconds = argc > 2 ? atof(argv[2]) : 3;
-    if (!(seconds > 0)) stop(2, "--bench takes seconds, not", argv[2]);
-    bench(seconds, setup);
+    if (!(seconds > 0)) stop(2, "it takes seconds, not", argv[2]);
+    bench(seconds, setup, strcmp(argv[1], "--samples") == 0);
   } else {
     if (argc - 1 != count) stop(2, "give one .npy file for each input of the network", "");
     for (int index = 0; index < count; ++index) read_npy(argv[index + 1], tvmflow_input(network, index), inputs[index]);

@@ -1,0 +1,337 @@
+"""Deploying over SSH, to an SSH server on this computer that stands for a board: what works, and what goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from tvmflow import emulate
+from tvmflow.build import build
+from tvmflow.deploy import deploy, doubts
+from tvmflow.report import to_json
+from tvmflow.spec import DeviceError, UserError, VerificationError
+from tvmflow.targets import TARGETS
+
+PI = TARGETS["raspberry-pi-4b"]
+SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """An SSH server, its home folder, and a client's configuration in which it is called "board".
+
+    What is in `commands` comes before the system's programs; `rewrite` is a sed script over each command.
+    """
+
+    home: Path
+    commands: Path
+    rewrite: Path
+    config: Path
+    process: subprocess.Popen
+
+    def deploy(self, bundle: Path, **options):
+        return deploy(bundle, "board", ssh_config=self.config, seconds=0.2, **options)
+
+    def command(self, name: str, script: str) -> None:
+        (self.commands / name).write_text(f"#!/bin/sh\n{script}\n")
+        (self.commands / name).chmod(0o755)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def board(tmp_path) -> Iterator[Board]:
+    if SSHD is None or not shutil.which("ssh"):
+        pytest.skip(
+            "no SSH server: apt-get install openssh-server openssh-client (tools/install-system-packages.sh --tests)"
+        )
+    folder = tmp_path / "ssh"
+    for name in ("home", "commands"):
+        (folder / name).mkdir(parents=True)
+    for key in ("host", "client"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
+    shutil.copy(folder / "client.pub", folder / "authorized")
+    (folder / "authorized").chmod(0o600)
+    (folder / "rewrite").write_text("")
+    # what the server runs for a client: its command, in the board's home, with the board's programs
+    (folder / "enter").write_text(
+        f"#!/bin/sh\ncd {folder}/home; export HOME=$PWD PATH={folder}/commands:$PATH\n"
+        f'exec sh -c "$(printf "%s" "$SSH_ORIGINAL_COMMAND" | sed -f {folder}/rewrite)"\n'
+    )
+    (folder / "enter").chmod(0o755)
+    port = free_port()
+    (folder / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
+        f"PidFile none\nUsePAM no\nStrictModes no\nPasswordAuthentication no\nForceCommand {folder}/enter\n"
+        f"PermitRootLogin yes\n"
+    )
+    known = (folder / "host.pub").read_text()
+    (folder / "known").write_text(f"[127.0.0.1]:{port} {known}")
+    (folder / "config").write_text(
+        f"Host board\n HostName 127.0.0.1\n Port {port}\n User {getpass.getuser()}\n IdentityFile {folder}/client\n"
+        f" IdentitiesOnly yes\n UserKnownHostsFile {folder}/known\n StrictHostKeyChecking yes\n"
+    )
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    process = subprocess.Popen([SSHD, "-D", "-e", "-f", folder / "sshd_config"], stderr=subprocess.DEVNULL)
+    for _ in range(100):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            break
+        time.sleep(0.05)
+    yield Board(
+        home=folder / "home",
+        commands=folder / "commands",
+        rewrite=folder / "rewrite",
+        config=folder / "config",
+        process=process,
+    )
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("deploy") / "tiny.tar"
+    build(tiny, TARGETS["host"], out, runner=True)
+    return out
+
+
+def left_on(board: Board) -> list[str]:
+    return sorted(path.name for path in board.home.rglob("*") if path.name != ".cache")
+
+
+def test_a_bundle_is_carried_verified_measured_and_reported(board, bundle):
+    board.command("vcgencmd", "echo throttled=0x50000")
+    report = board.deploy(bundle, threads=1)
+    assert report["verify"]["passed"] is True
+    assert report["verify"]["method"] == "device"
+    assert report["verify"]["argmax_agreement"] == 1
+    assert report["latency"]["basis"] == "measured"
+    assert report["latency"]["threads"] == 1
+    assert any("0x50000" in warning for warning in report["latency"]["warnings"])
+    assert any("Built for host, measured on" in warning for warning in report["latency"]["warnings"])
+    assert report["device"]["before"]["machine"] == os.uname().machine
+    jsonschema.validate(json.loads(to_json(report)), json.loads((ROOT / "docs" / "report.schema.json").read_text()))
+    assert (board.home / report["device"]["folder"] / "manifest.json").is_file()
+
+
+def test_what_is_there_is_not_sent_again(board, bundle):
+    board.deploy(bundle)
+    board.command("tar", "echo sent again >&2; exit 1")
+    board.deploy(bundle)
+
+
+def test_a_damaged_copy_is_replaced(board, bundle):
+    folder = board.home / board.deploy(bundle, folder="net")["device"]["folder"]
+    with (folder / "model.so").open("r+b") as library:
+        library.truncate(1000)
+    assert board.deploy(bundle, folder="net")["verify"]["passed"] is True
+    assert os.listdir(board.home) == ["net"]
+
+
+def test_other_folders_are_left_alone(board, bundle):
+    (board.home / "thesis").mkdir()
+    (board.home / "thesis" / "text").write_text("years")
+    with pytest.raises(DeviceError, match="exists and is no bundle"):
+        board.deploy(bundle, folder="thesis")
+    assert left_on(board) == ["text", "thesis"]
+
+
+def test_names_with_spaces_and_quotes(board, bundle):
+    assert board.deploy(bundle, folder="my 'net' $HOME")["verify"]["passed"] is True
+    assert os.listdir(board.home) == ["my 'net' $HOME"]
+
+
+def test_two_clients_at_once(board, bundle):
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(board.deploy(bundle))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [report["verify"]["passed"] for report in results] == [True, True]
+    assert len(os.listdir(board.home / ".cache" / "tvmflow")) == 1
+
+
+@pytest.mark.emulated
+def test_the_pi_from_build_to_report(board, tiny, tmp_path):
+    """The board says that it is a Pi 4B, and runs ARM code under qemu."""
+    if reason := emulate.available(PI):
+        pytest.skip(reason)
+    build(tiny, PI, tmp_path / "pi", runner=True)
+    board.command("uname", 'case "$1" in -m) echo aarch64;; *) echo Linux 6.6;; esac')
+    board.rewrite.write_text(
+        f"s#^\\([^ ]*runner/run --\\)#{' '.join(emulate.command(PI))} \\1#\ns#/proc/device-tree/model#model#\n"
+    )
+    (board.home / "model").write_bytes(b"Raspberry Pi 4 Model B Rev 1.4\0")
+    report = board.deploy(tmp_path / "pi")
+    assert report["verify"]["passed"] is True
+    assert report["device"]["before"]["model"] == "Raspberry Pi 4 Model B Rev 1.4"
+    assert not any("Built for" in warning for warning in report["latency"]["warnings"])
+
+
+# ------------------------------------------------------------------------------------------------------------ faults
+
+
+def test_code_of_another_machine_is_not_sent(board, bundle):
+    board.command("uname", "echo armv7l")
+    with pytest.raises(UserError, match="Nothing was sent"):
+        board.deploy(bundle)
+    assert left_on(board) == []
+
+
+def test_a_32_bit_system_on_a_64_bit_kernel(board, bundle):
+    board.command("getconf", '[ "$1" = LONG_BIT ] && echo 32')
+    with pytest.raises(UserError, match="32-bit system"):
+        board.deploy(bundle)
+
+
+@pytest.mark.parametrize("version", ["glibc 2.27", "", "musl 1.2"])
+def test_a_c_library_that_is_too_old_or_another(board, bundle, version):
+    board.command("getconf", f'case "$1" in LONG_BIT) echo 64;; GNU*) echo {version};; esac')
+    with pytest.raises(UserError, match=r"glibc 2\.28 or newer"):
+        board.deploy(bundle)
+
+
+def test_wrong_answers(board, bundle, tmp_path):
+    (tmp_path / "wrong").mkdir()
+    subprocess.run(["tar", "xf", bundle, "-C", tmp_path / "wrong"], check=True)
+    name = "vectors/002-noise-2/output-0.npy"
+    np.save(tmp_path / "wrong" / name, np.load(tmp_path / "wrong" / name) * np.float32(1.01))
+    manifest = json.loads((tmp_path / "wrong" / "manifest.json").read_text())
+    manifest["members"][name]["sha256"] = hashlib.sha256((tmp_path / "wrong" / name).read_bytes()).hexdigest()
+    (tmp_path / "wrong" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(VerificationError, match="noise-2"):
+        board.deploy(tmp_path / "wrong")
+
+
+@pytest.mark.parametrize(("name", "words"), [("SEGV", "crashed with SIGSEGV"), ("ILL", "other instructions")])
+def test_a_network_that_crashes(board, bundle, name, words):
+    board.rewrite.write_text(f"s#^.*runner/run --.*#sh -c 'kill -{name} $$'#\n")
+    with pytest.raises(VerificationError, match=words):
+        board.deploy(bundle)
+
+
+def test_a_network_that_hangs(board, bundle, monkeypatch):
+    board.rewrite.write_text("s#^.*runner/run --.*#sleep 600#\n")
+    monkeypatch.setattr("tvmflow.deploy.TEST_SECONDS", 2.0)
+    with pytest.raises(DeviceError, match="didn't finish") as caught:
+        board.deploy(bundle)
+    assert caught.value.kind == "timeout"
+
+
+def test_a_transfer_that_is_corrupted(board, bundle):
+    board.command("tar", f'{shutil.which("tar")} "$@" && echo >> model.so')
+    with pytest.raises(DeviceError, match="isn't what was sent") as caught:
+        board.deploy(bundle)
+    assert caught.value.kind == "upload"
+    assert os.listdir(board.home / ".cache" / "tvmflow") == []
+
+
+def test_a_full_disk_on_the_board(board, bundle):
+    board.command("tar", "cat >/dev/null; echo 'tar: model.so: No space left on device' >&2; exit 2")
+    with pytest.raises(DeviceError, match="No space left on device") as caught:
+        board.deploy(bundle)
+    assert caught.value.kind == "upload"
+    assert os.listdir(board.home / ".cache" / "tvmflow") == []
+
+
+def test_a_board_that_is_lost_during_the_upload(board, bundle):
+    board.command("tar", f"head -c 1000 >/dev/null; pkill -KILL -P {board.process.pid}; sleep 2")
+    with pytest.raises(DeviceError, match="was lost while uploading") as caught:
+        board.deploy(bundle)
+    assert caught.value.kind == "lost"
+    for _ in range(100):  # what the board had of it is removed by the board
+        if not any((board.home / ".cache" / "tvmflow").iterdir()):
+            return
+        time.sleep(0.1)
+    assert os.listdir(board.home / ".cache" / "tvmflow") == []
+
+
+def test_a_board_that_is_not_there(board, bundle, monkeypatch):
+    monkeypatch.setattr("tvmflow.deploy.RETRIES_AFTER", (0.1,))
+    board.process.kill()
+    board.process.wait()
+    with pytest.raises(DeviceError, match="can't be reached") as caught:
+        board.deploy(bundle)
+    assert caught.value.kind == "unreachable"
+
+
+def test_a_peer_that_says_nothing(board, bundle, monkeypatch):
+    monkeypatch.setattr("tvmflow.deploy.RETRIES_AFTER", ())
+    monkeypatch.setattr("tvmflow.deploy.CONNECT_SECONDS", 1)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        text = board.config.read_text()
+        port = next(line for line in text.splitlines() if "Port" in line)
+        board.config.write_text(text.replace(port, f" Port {silent.getsockname()[1]}"))
+        with pytest.raises(DeviceError, match=r"can't be reached|didn't finish connecting"):
+            board.deploy(bundle)
+
+
+def test_who_may_not_come_in(board, bundle):
+    (board.home.parent / "authorized").write_text("")
+    with pytest.raises(DeviceError, match="can't be logged into") as caught:
+        board.deploy(bundle)
+    assert caught.value.kind == "auth"
+    assert left_on(board) == []
+
+
+def test_a_host_that_is_another_than_it_was(board, bundle):
+    known = board.home.parent / "known"
+    known.write_text(known.read_text().split()[0] + " " + (board.home.parent / "client.pub").read_text())
+    with pytest.raises(DeviceError, match="can't be logged into: Host key verification failed") as caught:
+        board.deploy(bundle)
+    assert caught.value.kind == "auth"
+
+
+def test_bundles_without_a_runner_and_hosts_that_are_none(host_bundle, bundle, tmp_path):
+    with pytest.raises(UserError, match="build it with --runner c"):
+        deploy(host_bundle, "board")
+    for host in ("-oProxyCommand=touch x", "", "two words"):
+        with pytest.raises(UserError, match="--ssh takes user@host"):
+            deploy(bundle, host)
+    with pytest.raises(UserError, match="no SSH configuration"):
+        deploy(bundle, "board", ssh_config=tmp_path / "missing")
+
+
+def test_doubts(host_bundle):
+    from tvmflow.bundle import open_bundle
+
+    pi = {"model": "Raspberry Pi 4 Model B Rev 1.4", "load": 0.1, "cores": 4.0}
+    with open_bundle(host_bundle) as opened:
+        target = {**opened.manifest["target"], "identity": "Raspberry Pi 4 Model B"}
+        known = replace(opened, manifest={**opened.manifest, "target": target})
+    assert doubts(known, pi, {"governor": "performance", "throttled": "0x0"}, 1.0) == []
+    assert len(doubts(known, {**pi, "model": "Raspberry Pi 5", "load": 3.0}, {"governor": "ondemand"}, 2.0)) == 4
+
+
+def test_command_line(tvmflow, board, bundle, tmp_path):
+    arguments = ["deploy", bundle, "--ssh", "board", "--ssh-config", board.config, "--seconds", "0.2"]
+    done = tvmflow(*arguments, "--json", tmp_path / "report.json")
+    assert done.code == 0, done.err
+    assert "passed (device, 8 vectors)" in done.out
+    assert json.loads((tmp_path / "report.json").read_text())["device"]["host"] == "board"
+    board.process.kill()
+    tvmflow(*arguments).failed_with(7, "board can't be reached")

@@ -1,0 +1,357 @@
+"""Carry a bundle to a board over SSH, verify it there, measure it there, and report.
+
+SSH is what a board has: it knows who may come in, encrypts, and needs no server of ours. What runs on the board is the
+bundle's own runner (`build --runner`), so neither Python nor TVM has to be there. Settings, keys and jump hosts are
+those of the user's SSH configuration; host keys are checked as there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import secrets
+import shlex
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from tvmflow import bundle as bundles
+from tvmflow import device
+from tvmflow.bundle import Bundle
+from tvmflow.measure.local import NOISY_SPREAD
+from tvmflow.report import Report, assemble, latency
+from tvmflow.spec import DeviceError, Measurement, MissingDependencyError, UserError, VerificationError
+from tvmflow.verify import TOLERANCE
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS, UPLOAD_SECONDS, TEST_SECONDS = 10, 900.0, 300.0
+PATIENCE_SECONDS = 120.0
+"""What a measurement may take beyond the seconds asked for: loading, warming up, a slow link."""
+RETRIES_AFTER = (1.0, 3.0)
+"""Seconds to wait before a connection is tried again: a board may just be starting."""
+
+MACHINES = {("x86_64", "64"): (64, "x64"), ("aarch64", "64"): (64, "AArch64")}
+"""`uname -m` and `getconf LONG_BIT` → ELF class and machine; a 64-bit kernel may carry a 32-bit system."""
+OLDEST_GLIBC = (2, 28)
+
+FACTS = """
+say() { printf '%s=%s\\n' "$1" "$2"; }
+first() { [ -r "$1" ] && tr -d '\\0' < "$1" | head -n 1; }
+say machine "$(uname -m)"
+say kernel "$(uname -sr)"
+say bits "$(getconf LONG_BIT 2>/dev/null)"
+say libc "$(getconf GNU_LIBC_VERSION 2>/dev/null)"
+say model "$(first /proc/device-tree/model)"
+say cpu "$(grep -m 1 'model name' /proc/cpuinfo | cut -d: -f2- | sed 's/^ //')"
+say cores "$(getconf _NPROCESSORS_ONLN 2>/dev/null)"
+say memory_kib "$(grep MemTotal /proc/meminfo | tr -dc 0-9)"
+say load "$(cut -d' ' -f1 /proc/loadavg)"
+say governor "$(first /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor)"
+say clock_khz "$(first /sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq)"
+say temperature_mc "$(first /sys/class/thermal/thermal_zone0/temp)"
+say throttled "$(vcgencmd get_throttled 2>/dev/null | cut -d= -f2)"
+"""
+"""Portable shell: what the board says of itself. What it doesn't know stays empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """An SSH connection that its commands share. `command` is ssh with options and host."""
+
+    host: str
+    command: tuple[str, ...]
+
+    def run(
+        self, remote: str, *, seconds: float, what: str, send: Callable[[IO[bytes]], Any] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a shell command in the home directory, fed by `send`.
+
+        Raises DeviceError if the connection fails or time is up.
+        """
+        started = time.monotonic()
+        # Files, not pipes: the process that keeps the connection open would hold a pipe open too.
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            stdin = subprocess.PIPE if send else subprocess.DEVNULL
+            with subprocess.Popen([*self.command, remote], stdin=stdin, stdout=output, stderr=errors) as process:
+                try:
+                    if send and process.stdin:
+                        with contextlib.suppress(BrokenPipeError):  # it has gone; its exit code says why
+                            send(process.stdin)
+                        with contextlib.suppress(BrokenPipeError):
+                            process.stdin.close()
+                    code = process.wait(timeout=max(1.0, seconds - (time.monotonic() - started)))
+                except subprocess.TimeoutExpired as error:
+                    raise DeviceError(f"{self.host} didn't finish {what} in {seconds:g} s.", "timeout") from error
+                finally:
+                    process.kill()
+            said, complained = ((file.seek(0), file.read().decode(errors="replace"))[1] for file in (output, errors))
+        if code == 255:  # ssh's own failure
+            raise self.failure(complained, what)
+        return subprocess.CompletedProcess(remote, code, said, complained)
+
+    def failure(self, said: str, what: str) -> DeviceError:
+        """What it means that ssh gave up with these words."""
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        last = lines[-1].rstrip(".") if lines else "no message"
+        if "Permission denied" in said or "Host key verification failed" in said:
+            return DeviceError(
+                f"{self.host} can't be logged into: {last}; `ssh {self.host}` has to work without a password.", "auth"
+            )
+        if what == "connecting":
+            return DeviceError(f"{self.host} can't be reached: {last}.", "unreachable")
+        return DeviceError(f"{self.host} was lost while {what}: {last}.", "lost")
+
+
+def deploy(
+    path: Path,
+    host: str,
+    *,
+    folder: str | None = None,
+    ssh_config: Path | None = None,
+    threads: int | None = None,
+    seconds: float = 3.0,
+) -> Report:
+    """The report on the bundle at `path` as it is on `host` ("user@pi" or a name of the SSH configuration).
+
+    The bundle stays in `folder` there, by default one of its own under .cache/tvmflow; what is there already isn't
+    sent again. `seconds` of steady runs are measured, hours if you like. Raises UserError, DeviceError,
+    VerificationError, MissingDependencyError.
+    """
+    with bundles.open_bundle(path) as bundle:
+        if not bundle.manifest.get("runner"):
+            raise UserError(f"{path} has no runner for a device; build it with --runner c.")
+        with connect(host, ssh_config) as connection:
+            before = facts(connection)
+            check_compatible(bundle, before, host)
+            place = folder or f".cache/tvmflow/{bundle.digest[:16]}"
+            upload(bundle, connection, place)
+            log.info(f"Verifying on {host}")
+            verdict = self_test(bundle, connection, place)
+            log.info(f"Measuring on {host} for {seconds:g} s")
+            samples = _runner(connection, place, f"--samples {seconds!r}", threads, seconds + PATIENCE_SECONDS)
+            after = facts(connection)
+    measurement = Measurement(
+        basis="measured",
+        samples_ms=tuple(samples["samples"]),
+        threads=samples["threads"],
+        setup_ms=samples["setup"],
+        first_ms=samples["first"],
+        warmup_ms=tuple(samples["warmup"]),
+    )
+    warnings = doubts(bundle, before, after, latency(measurement)["spread"])
+    report = assemble(bundle, verdict, measurement=measurement)
+    report["latency"]["warnings"] = warnings
+    return {**report, "device": {"host": host, "folder": place, "before": before, "after": after}}
+
+
+@contextlib.contextmanager
+def connect(host: str, ssh_config: Path | None = None) -> Iterator[Connection]:
+    """A connection to `host`, tried a few times. Raises DeviceError, MissingDependencyError, UserError."""
+    if host.startswith("-") or not host or any(character.isspace() for character in host):
+        raise UserError(f"--ssh takes user@host or a name of your SSH configuration, not {host!r}.")
+    if ssh_config is not None and not ssh_config.is_file():
+        raise UserError(f"There is no SSH configuration {ssh_config}.")
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
+        options = {
+            "BatchMode": "yes",  # a password prompt would wait for ever
+            "ConnectTimeout": CONNECT_SECONDS,
+            "ConnectionAttempts": 1,
+            "ServerAliveInterval": 5,
+            "ServerAliveCountMax": 3,
+            "ControlMaster": "auto",
+            "ControlPath": f"{folder}/%C",
+            "ControlPersist": 60,
+        }
+        command = ["ssh", *(["-F", str(ssh_config)] if ssh_config else [])]
+        command += [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
+        connection = Connection(host=host, command=(*command, "--", host))
+        try:
+            for pause in (*RETRIES_AFTER, None):
+                try:
+                    connection.run("true", seconds=2 * CONNECT_SECONDS, what="connecting")
+                    break
+                except DeviceError as error:
+                    if error.kind == "auth" or pause is None:
+                        raise
+                    log.info(f"{error} Trying again in {pause:g} s")
+                    time.sleep(pause)
+            yield connection
+        except FileNotFoundError as error:
+            if error.filename == "ssh":
+                raise MissingDependencyError("Deploying needs ssh: `apt-get install openssh-client`.") from error
+            raise
+        finally:
+            with contextlib.suppress(OSError):
+                subprocess.run([*command, "-O", "exit", "--", host], capture_output=True, check=False)
+
+
+def facts(connection: Connection) -> dict[str, Any]:
+    """What the board says of itself, as far as it knows: model, kernel, clock, temperature, throttling, load."""
+    said = connection.run(FACTS, seconds=60, what="asking the board for its facts").stdout
+    found = dict(line.partition("=")[::2] for line in said.splitlines() if "=" in line)
+    numbers = {
+        "cores": ("cores", 1),
+        "memory_kib": ("memory_bytes", 1024),
+        "load": ("load", 1),
+        "clock_khz": ("clock_mhz", 1e-3),
+        "temperature_mc": ("temperature_c", 1e-3),
+    }
+    result: dict[str, Any] = {}
+    for key, value in found.items():
+        if key in numbers and value:
+            name, factor = numbers[key]
+            with contextlib.suppress(ValueError):
+                result[name] = round(float(value) * factor, 2)
+        elif value:
+            result[key] = value
+    return result
+
+
+def check_compatible(bundle: Bundle, board: Mapping[str, Any], host: str) -> None:
+    """Raises UserError if the board can't run the bundle's code or has too old a C library for its runtime."""
+    elf = MACHINES.get((board.get("machine", ""), board.get("bits", "64")))
+    if elf != bundle.target.elf:
+        wanted = bundle.target.elf
+        raise UserError(
+            f"{bundle.path} is {wanted[0]}-bit {wanted[1]} code for {bundle.target.name}; {host} is "
+            f"{board.get('machine', 'of an unknown kind')} with a {board.get('bits', '?')}-bit system. "
+            "Nothing was sent."
+        )
+    name, _, version = board.get("libc", "").partition(" ")
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if name != "glibc" or numbers < OLDEST_GLIBC:
+        raise UserError(
+            f"{host} has {board.get('libc') or 'another C library than glibc'}; TVM's runtime needs glibc "
+            f"{'.'.join(map(str, OLDEST_GLIBC))} or newer. Nothing was sent."
+        )
+
+
+def upload(bundle: Bundle, connection: Connection, place: str) -> None:
+    """Put the bundle into the board's folder `place`, whole or not at all, unless it is there. Raises DeviceError."""
+    sums = "".join(f"{entry['sha256']}  {name}\n" for name, entry in bundle.manifest["members"].items())
+    check = f"printf %s {shlex.quote(sums)} | sha256sum -c >/dev/null 2>&1"
+    final, scratch = shlex.quote(place), shlex.quote(f"{place}.tvmflow-{secrets.token_hex(4)}")
+    manifest = (bundle.root / bundles.MANIFEST).read_bytes()
+    there = f"cd {final} 2>/dev/null && cmp -s {bundles.MANIFEST} - && {check}"
+    found = connection.run(there, seconds=TEST_SECONDS, what="checking", send=lambda stream: stream.write(manifest))
+    if found.returncode == 0:
+        log.info(f"{connection.host} has {bundle.name} already")
+        return
+    receive = f"""
+final={final} scratch={scratch}
+umask 077
+refuse() {{ echo "$1" >&2; exit 1; }}
+trap 'rm -rf "$scratch"' EXIT
+trap 'exit 1' HUP INT TERM PIPE
+[ ! -e "$final" ] || [ -f "$final/{bundles.MANIFEST}" ] || refuse "it exists and is no bundle"
+find "$final".tvmflow-* -maxdepth 0 -mmin +60 -exec rm -rf {{}} + 2>/dev/null # of boards that lost power meanwhile
+mkdir -p "$scratch" || exit 1
+(cd "$scratch" && tar xf -) || exit 1
+(cd "$scratch" && {check}) || refuse "what arrived isn't what was sent"
+rm -rf "$final"
+mv -T "$scratch" "$final"
+"""
+    done = connection.run(
+        receive, seconds=UPLOAD_SECONDS, what="uploading", send=lambda stream: _send(bundle, stream, connection.host)
+    )
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise DeviceError(
+            f"{bundle.path} can't be put into {place} on {connection.host}, where nothing was left of it: {lines[-1]}.",
+            "upload",
+        )
+
+
+def _send(bundle: Bundle, stream: IO[bytes], host: str) -> None:
+    from tqdm import tqdm
+
+    members = [bundles.MANIFEST, *bundle.manifest["members"]]
+    total = sum((bundle.root / name).stat().st_size for name in members)
+    with (
+        tqdm(desc=f"to {host}", total=total, unit="B", unit_scale=True, file=sys.stderr, disable=None) as bar,
+        tarfile.open(mode="w|", fileobj=cast(Any, _Counting(stream, bar))) as archive,
+    ):
+        for name in members:
+            archive.add(bundle.root / name, name, filter=_anonymous)
+
+
+def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    runs = member.name == device.PROGRAM or member.name.endswith(".so")
+    member.mode = 0o755 if runs else 0o644
+    return member
+
+
+class _Counting:
+    """A stream that moves a progress bar."""
+
+    def __init__(self, stream: IO[bytes], bar: Any) -> None:
+        self.stream, self.bar = stream, bar
+
+    def write(self, content: bytes) -> int:
+        self.bar.update(len(content))
+        return self.stream.write(content)
+
+
+def self_test(bundle: Bundle, connection: Connection, place: str) -> dict[str, Any]:
+    """The golden vectors on the board, as a verdict like `verify`'s. Raises VerificationError if one is off."""
+    result = _runner(connection, place, "--self-test", None, TEST_SECONDS)
+    rows = result["vectors"]
+    return {
+        "method": "device",
+        "passed": result["passed"],
+        "max_abs_error": max(row["max_abs_error"] for row in rows),
+        "max_rel_error": max(row["max_rel_error"] for row in rows),
+        "argmax_agreement": sum(row.pop("same_argmax") for row in rows) / len(rows),
+        "tolerance": {spec.dtype: TOLERANCE[spec.dtype] for spec in bundle.outputs},
+        "vectors": rows,
+    }
+
+
+def _runner(connection: Connection, place: str, arguments: str, threads: int | None, seconds: float) -> dict[str, Any]:
+    environment = f"TVM_NUM_THREADS={threads} " if threads else ""
+    remote = f"{environment}{shlex.quote(f'{place}/{device.PROGRAM}')} {arguments}"
+    done = connection.run(remote, seconds=seconds, what="running the network")
+    if done.returncode == 3:
+        failed = [row["name"] for row in json.loads(done.stdout)["vectors"] if not row["passed"]]
+        raise VerificationError(
+            f"The network computes something else on {connection.host} than the original does: {', '.join(failed)}."
+        )
+    if done.returncode > 128:
+        import signal
+
+        name = signal.Signals(done.returncode - 128).name
+        hint = "; it was built for a CPU with other instructions" if name == "SIGILL" else ""
+        raise VerificationError(f"The network crashed with {name} on {connection.host}{hint}.")
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise VerificationError(f"The network can't be run on {connection.host}: {lines[-1]}")
+    return json.loads(done.stdout)
+
+
+def doubts(bundle: Bundle, before: Mapping[str, Any], after: Mapping[str, Any], spread: float) -> list[str]:
+    """Why the figures may not be the board's best or may not be the board's at all."""
+    found = []
+    model, identity = before.get("model", ""), bundle.target.identity
+    if not model.startswith(identity) or not identity:
+        found.append(
+            f"Built for {bundle.target.name}, measured on {model or before.get('cpu') or 'an unnamed computer'}."
+        )
+    if before.get("load", 0.0) > 0.5 * before.get("cores", 1.0):
+        found.append(f"The board was busy: load {before['load']} before the run.")
+    if after.get("governor", "performance") != "performance":
+        found.append(f"The clock is governed by {after['governor']}, so it may have been low for a while.")
+    if int(after.get("throttled", "0x0"), 16):
+        found.append(f"The board reports throttling or low voltage (flags {after['throttled']}).")
+    if spread > NOISY_SPREAD:
+        found.append(f"The run was unstable: p90 is {spread:.2f} times p50.")
+    return found
