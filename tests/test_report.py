@@ -103,6 +103,31 @@ def test_html_is_complete_and_escaped(surveyed):
     assert "http" not in page.replace("<!doctype html>", ""), "the page needs no network"
 
 
+def test_reports_from_a_board_are_taken_as_they_are(surveyed, tmp_path):
+    facts = {"model": "Raspberry <Pi>", "temperature_c": 51.5}
+    device = {"host": "pi", "folder": "net", "before": facts, "after": facts}
+    reports.write_json(tmp_path / "pi.json", {**surveyed, "device": device})
+    page = render_html(reports.collect([reports.read_report(tmp_path / "pi.json")]))
+    assert "Raspberry &lt;Pi&gt;" in page
+    assert "temperature c 51.5" in page
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{", "can't be read"), ("[]", "no report"), ('{"reports": []}', "no report"), ("null", "no report")],
+)
+def test_files_that_are_no_reports(tmp_path, text, words):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=words):
+        reports.read_report(tmp_path / "x.json")
+
+
+def test_reports_of_another_major_version(surveyed, tmp_path):
+    reports.write_json(tmp_path / "x.json", {**surveyed, "schema_version": "2.0"})
+    with pytest.raises(UserError, match=r"format 2\.0"):
+        reports.read_report(tmp_path / "x.json")
+
+
 def test_what_is_not_finite_becomes_null():
     assert json.loads(reports.to_json({"a": [float("inf"), float("nan"), 1.5]})) == {"a": [None, None, 1.5]}
 

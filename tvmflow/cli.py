@@ -292,13 +292,18 @@ def deploy(
 
 @command
 def report(
-    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE…", help="Bundles, one per board.")],
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE|REPORT.json…", help="Bundles, or reports that --json wrote.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder for report.json and report.html.")],
     threads: Threads = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs.")] = 3.0,
 ) -> None:
-    """Verify bundles, time those that this computer can run, and write report.json and report.html."""
-    from tvmflow.report import collect, write_json, write_text
+    """Verify bundles, time those that this computer can run, and write report.json and report.html.
+
+    Reports that were made elsewhere, as by `deploy` on a board, are put beside them as they are.
+    """
+    from tvmflow.report import collect, read_report, write_json, write_text
     from tvmflow.report.render import render_html, report_text
     from tvmflow.spec import VerificationError
     from tvmflow.survey import survey
@@ -306,9 +311,12 @@ def report(
     if not out.is_dir():
         raise UserError(f"There is no folder {out} for the report.")
     reports = []
-    for path in bundles:
-        log.info(f"Surveying {path}")
-        reports.append(survey(path, threads=threads, seconds=seconds, must_run=False))
+    for path in sources:
+        if path.suffix == ".json":
+            reports.append(read_report(path))
+        else:
+            log.info(f"Surveying {path}")
+            reports.append(survey(path, threads=threads, seconds=seconds, must_run=False))
         print(report_text(reports[-1], layers=False), end="\n\n")
     document = collect(reports)
     write_json(out / "report.json", document)

@@ -108,6 +108,22 @@ def collect(reports: Sequence[Report]) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "generator": f"tvmflow {__version__}", "reports": list(reports)}
 
 
+def read_report(path: Path) -> Report:
+    """A report that `--json` wrote. Raises UserError if it is none, or of another major version."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"The report {path} can't be read: {error}.") from error
+    needed = {"model", "target", "verify", "latency", "latency_note", "layers", "memory", "environment"}
+    if not isinstance(content, dict) or not needed <= set(content):
+        raise UserError(
+            f"{path} is no report on one bundle, as `--json` of build, bench, profile and deploy writes it."
+        )
+    if str(content.get("schema_version")).split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        raise UserError(f"{path} is a report of format {content.get('schema_version')}; this tvmflow reads 1.x.")
+    return content
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON. Raises UserError; the file is whole or as it was before."""
     write_text(path, to_json(content) + "\n")

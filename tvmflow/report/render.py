@@ -98,4 +98,5 @@ def render_html(document: Mapping[str, Any]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(verdict=verdict_text, memory=memory_text)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(document)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render({**document, "reports": [{"device": None, **report} for report in document["reports"]]})
