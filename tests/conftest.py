@@ -89,3 +89,12 @@ def host_bundle(tiny, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("host") / "tiny"
     build(tiny, TARGETS["host"], out)
     return out
+
+
+@pytest.fixture
+def board(tmp_path):
+    """A board that is reached over SSH."""
+    from boards import ssh_board
+
+    with ssh_board(tmp_path / "ssh") as found:
+        yield found

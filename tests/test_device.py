@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -78,6 +79,7 @@ def test_bench(bundle):
     assert (figures["basis"], figures["unit"]) == ("measured", "ms")
     assert 0 < figures["min"] <= figures["p50"] <= figures["p90"] <= figures["p99"] <= figures["max"]
     assert figures["repeats"] > 10
+    assert figures["threads"] == os.cpu_count()
 
 
 def test_bad_input(bundle, tmp_path):

@@ -275,7 +275,16 @@ def _finish(report: dict[str, Any], json: Path | None, *, layers: bool) -> None:
 @command
 def deploy(
     bundle: BundlePath,
-    ssh: Annotated[str, typer.Option("--ssh", help="The board: user@host, or a name of your SSH configuration.")],
+    ssh: Annotated[
+        str | None, typer.Option("--ssh", help="The board: user@host, or a name of your SSH configuration.")
+    ] = None,
+    rpc: Annotated[bool, typer.Option("--rpc", help="Through `tvmflow serve` there, in place of the runner.")] = False,
+    host: Annotated[
+        str | None,
+        typer.Option("--host", help="127.0.0.1:PORT of `tvmflow serve`, or of a tunnel to it; implies --rpc."),
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option("--token-file", help="The server's token, for --host.")] = None,
+    port: Annotated[int, typer.Option("--port", help="Of `tvmflow serve`, for --ssh with --rpc.")] = 9090,
     to: Annotated[
         str | None, typer.Option("--to", help="Folder on the board; one of its own in .cache by default.")
     ] = None,
@@ -284,10 +293,49 @@ def deploy(
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs there.")] = 3.0,
     json: Json = None,
 ) -> None:
-    """Carry a bundle to a board, verify and time it there. It needs `build --runner c`, and on the board only SSH."""
-    from tvmflow.deploy import deploy as carry
+    """Carry a bundle to a board, verify and time it there.
 
-    _finish(carry(bundle, ssh, folder=to, ssh_config=ssh_config, threads=threads, seconds=seconds), json, layers=False)
+    Over SSH alone, the bundle's own runner does it (`build --runner c`) and nothing has to be installed on the board.
+    With --rpc, TVM there does it, in a session of `tvmflow serve`.
+    """
+    if rpc or host is not None:
+        from tvmflow.rpc import deploy as carry_by_rpc
+
+        report = carry_by_rpc(
+            bundle,
+            ssh=ssh,
+            ssh_config=ssh_config,
+            address=host,
+            token_file=token_file,
+            port=port,
+            threads=threads,
+            seconds=seconds,
+        )
+    else:
+        from tvmflow.deploy import deploy as carry
+
+        if ssh is None:
+            raise UserError("Say where the board is: --ssh user@host, or --host 127.0.0.1:PORT.")
+        report = carry(bundle, ssh, folder=to, ssh_config=ssh_config, threads=threads, seconds=seconds)
+    _finish(report, json, layers=False)
+
+
+@command
+def serve(
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 9090,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="Made if it isn't there; in ~/.config/tvmflow by default.")
+    ] = None,
+    session_seconds: Annotated[
+        float, typer.Option("--session-seconds", min=1, help="What a session may take.")
+    ] = 600.0,
+    memory_mib: Annotated[int, typer.Option("--memory-mib", min=512, help="Address space of a session.")] = 2048,
+) -> None:
+    """On a board: let `tvmflow deploy --rpc` and TVM's RPC clients in, through SSH and with a token."""
+    from tvmflow import serve as server
+
+    limits = server.Limits(seconds=session_seconds, cpu_seconds=int(8 * session_seconds), memory_bytes=memory_mib << 20)
+    server.serve(token_file or server.default_token_file(), port=port, limits=limits)
 
 
 @command

@@ -12,6 +12,7 @@ import json
 import logging
 import secrets
 import shlex
+import socket
 import subprocess
 import sys
 import tarfile
@@ -26,7 +27,7 @@ from tvmflow import bundle as bundles
 from tvmflow import device
 from tvmflow.bundle import Bundle
 from tvmflow.measure.local import NOISY_SPREAD
-from tvmflow.report import Report, assemble, latency
+from tvmflow.report import Report, assemble
 from tvmflow.spec import DeviceError, Measurement, MissingDependencyError, UserError, VerificationError
 from tvmflow.verify import TOLERANCE
 
@@ -64,10 +65,26 @@ say throttled "$(vcgencmd get_throttled 2>/dev/null | cut -d= -f2)"
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """An SSH connection that its commands share. `command` is ssh with options and host."""
+    """An SSH connection that its commands share."""
 
     host: str
-    command: tuple[str, ...]
+    options: tuple[str, ...]
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        return ("ssh", *self.options, "--", self.host)
+
+    def forward(self, port: int) -> int:
+        """A port of this computer that leads to `port` of the board's own, for as long as the connection is there."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            local = free.getsockname()[1]
+        forwarding = ("-O", "forward", "-L", f"127.0.0.1:{local}:127.0.0.1:{port}")
+        done = subprocess.run(
+            ["ssh", *self.options, *forwarding, "--", self.host], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise self.failure(done.stderr, "connecting")
+        return local
 
     def run(
         self, remote: str, *, seconds: float, what: str, send: Callable[[IO[bytes]], Any] | None = None
@@ -130,7 +147,8 @@ def deploy(
             raise UserError(f"{path} has no runner for a device; build it with --runner c.")
         with connect(host, ssh_config) as connection:
             before = facts(connection)
-            check_compatible(bundle, before, host)
+            if reason := why_incompatible(bundle.target.elf, before, host):
+                raise UserError(reason)
             place = folder or f".cache/tvmflow/{bundle.digest[:16]}"
             upload(bundle, connection, place)
             log.info(f"Verifying on {host}")
@@ -138,18 +156,24 @@ def deploy(
             log.info(f"Measuring on {host} for {seconds:g} s")
             samples = _runner(connection, place, f"--samples {seconds!r}", threads, seconds + PATIENCE_SECONDS)
             after = facts(connection)
-    measurement = Measurement(
-        basis="measured",
-        samples_ms=tuple(samples["samples"]),
-        threads=samples["threads"],
-        setup_ms=samples["setup"],
-        first_ms=samples["first"],
-        warmup_ms=tuple(samples["warmup"]),
-    )
-    warnings = doubts(bundle, before, after, latency(measurement)["spread"])
+        measurement = Measurement(
+            basis="measured",
+            samples_ms=tuple(samples["samples"]),
+            threads=samples["threads"],
+            setup_ms=samples["setup"],
+            first_ms=samples["first"],
+            warmup_ms=tuple(samples["warmup"]),
+        )
+        return report_on(
+            bundle, verdict, measurement, {"host": host, "folder": place, "before": before, "after": after}
+        )
+
+
+def report_on(bundle: Bundle, verdict: Mapping[str, Any], measurement: Measurement, board: Mapping[str, Any]) -> Report:
+    """A report with what the board said of itself, and with the doubts that follow from it."""
     report = assemble(bundle, verdict, measurement=measurement)
-    report["latency"]["warnings"] = warnings
-    return {**report, "device": {"host": host, "folder": place, "before": before, "after": after}}
+    report["latency"]["warnings"] = doubts(bundle, board["before"], board["after"], report["latency"]["spread"])
+    return {**report, "device": dict(board)}
 
 
 @contextlib.contextmanager
@@ -170,9 +194,9 @@ def connect(host: str, ssh_config: Path | None = None) -> Iterator[Connection]:
             "ControlPath": f"{folder}/%C",
             "ControlPersist": 60,
         }
-        command = ["ssh", *(["-F", str(ssh_config)] if ssh_config else [])]
-        command += [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
-        connection = Connection(host=host, command=(*command, "--", host))
+        given = ["-F", str(ssh_config)] if ssh_config else []
+        given += [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
+        connection = Connection(host=host, options=tuple(given))
         try:
             for pause in (*RETRIES_AFTER, None):
                 try:
@@ -190,12 +214,16 @@ def connect(host: str, ssh_config: Path | None = None) -> Iterator[Connection]:
             raise
         finally:
             with contextlib.suppress(OSError):
-                subprocess.run([*command, "-O", "exit", "--", host], capture_output=True, check=False)
+                subprocess.run(["ssh", *given, "-O", "exit", "--", host], capture_output=True, check=False)
 
 
 def facts(connection: Connection) -> dict[str, Any]:
     """What the board says of itself, as far as it knows: model, kernel, clock, temperature, throttling, load."""
-    said = connection.run(FACTS, seconds=60, what="asking the board for its facts").stdout
+    return parse_facts(connection.run(FACTS, seconds=60, what="asking the board for its facts").stdout)
+
+
+def parse_facts(said: str) -> dict[str, Any]:
+    """What FACTS prints, with numbers in the units of their names. What the board doesn't know is left out."""
     found = dict(line.partition("=")[::2] for line in said.splitlines() if "=" in line)
     numbers = {
         "cores": ("cores", 1),
@@ -215,23 +243,21 @@ def facts(connection: Connection) -> dict[str, Any]:
     return result
 
 
-def check_compatible(bundle: Bundle, board: Mapping[str, Any], host: str) -> None:
-    """Raises UserError if the board can't run the bundle's code or has too old a C library for its runtime."""
-    elf = MACHINES.get((board.get("machine", ""), board.get("bits", "64")))
-    if elf != bundle.target.elf:
-        wanted = bundle.target.elf
-        raise UserError(
-            f"{bundle.path} is {wanted[0]}-bit {wanted[1]} code for {bundle.target.name}; {host} is "
-            f"{board.get('machine', 'of an unknown kind')} with a {board.get('bits', '?')}-bit system. "
-            "Nothing was sent."
+def why_incompatible(elf: tuple[int, str], board: Mapping[str, Any], host: str) -> str | None:
+    """Why a board that says this of itself can't run code of that ELF class and machine; None if it can."""
+    if MACHINES.get((board.get("machine", ""), board.get("bits", "64"))) != elf:
+        return (
+            f"The bundle is {elf[0]}-bit {elf[1]} code; {host} is {board.get('machine', 'of an unknown kind')} with a "
+            f"{board.get('bits', '?')}-bit system. Nothing was sent."
         )
     name, _, version = board.get("libc", "").partition(" ")
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if name != "glibc" or numbers < OLDEST_GLIBC:
-        raise UserError(
+        return (
             f"{host} has {board.get('libc') or 'another C library than glibc'}; TVM's runtime needs glibc "
             f"{'.'.join(map(str, OLDEST_GLIBC))} or newer. Nothing was sent."
         )
+    return None
 
 
 def upload(bundle: Bundle, connection: Connection, place: str) -> None:

@@ -1,0 +1,365 @@
+"""The door of a board: who may not come in does nothing, what goes wrong in a session ends with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tvmflow import rpc, serve, toolchain
+from tvmflow.serve import MAGIC, Limits, Server, read_token
+from tvmflow.spec import DeviceError, UserError, VerificationError
+from tvmflow.targets import TARGETS
+
+TOKEN = "0123456789abcdef" * 2
+
+
+@contextlib.contextmanager
+def running(folder: Path, **limits) -> Iterator[Server]:
+    server = Server(TOKEN, port=0, limits=Limits(**limits), folder=folder)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join()
+
+
+@pytest.fixture
+def server(tmp_path) -> Iterator[Server]:
+    (tmp_path / "serve").mkdir()
+    with running(tmp_path / "serve") as found:
+        yield found
+
+
+@pytest.fixture
+def token_file(tmp_path) -> Path:
+    path = tmp_path / "token"
+    path.write_text(TOKEN)
+    path.chmod(0o600)
+    return path
+
+
+def deploy(server: Server, bundle: Path, token_file: Path):
+    address = f"127.0.0.1:{server.port}"
+    return rpc.deploy(bundle, address=address, token_file=token_file, threads=1, seconds=0.1)
+
+
+def health(server: Server) -> dict:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/health", timeout=10) as answer:
+        return json.loads(answer.read())
+
+
+def wait_for(condition) -> None:
+    for _ in range(200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it didn't happen in ten seconds")
+
+
+def session_folders(server: Server) -> list[str]:
+    return [path.name for path in server.folder.iterdir() if server.spare is None or path != server.spare.folder]
+
+
+# ---------------------------------------------------------------------------------------------------------- it works
+
+
+def test_a_bundle_is_verified_and_measured(server, host_bundle, token_file):
+    report = deploy(server, host_bundle, token_file)
+    assert report["verify"]["passed"] is True
+    assert report["verify"]["method"] == "device"
+    assert report["latency"]["basis"] == "measured"
+    assert report["latency"]["threads"] == 1
+    assert report["device"]["before"]["machine"] == os.uname().machine
+
+
+def test_through_ssh_with_the_token_of_the_board(board, server, host_bundle, monkeypatch):
+    (board.home / ".config" / "tvmflow").mkdir(parents=True)
+    (board.home / ".config" / "tvmflow" / "rpc-token").write_text(TOKEN)
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    report = rpc.deploy(host_bundle, ssh="board", ssh_config=board.config, port=server.port, seconds=0.1)
+    assert report["verify"]["passed"] is True
+    assert report["device"]["host"] == "board"
+
+
+def test_several_inputs_and_outputs(server, token_file, tmp_path):
+    from tvmflow.build import build
+    from tvmflow.frontend import import_model, parse_input_shape
+
+    program = import_model("networks:two_in_two_out", [parse_input_shape("2x6"), parse_input_shape("2x5")])
+    build(program, TARGETS["host"], tmp_path / "two")
+    assert deploy(server, tmp_path / "two", token_file)["verify"]["passed"] is True
+
+
+def test_sessions_take_turns_and_leave_nothing(server, host_bundle, token_file):
+    descriptors = len(os.listdir("/proc/self/fd"))
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(deploy(server, host_bundle, token_file))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [report["verify"]["passed"] for report in results] == [True] * 3
+    wait_for(lambda: session_folders(server) == [] and not server.busy.locked())
+    assert server.counts["failed"] == 0
+    wait_for(lambda: len(os.listdir("/proc/self/fd")) <= descriptors + 2)
+
+
+def test_commands(tvmflow, host_bundle, tmp_path):
+    """`tvmflow serve` makes a token that only its user can read, serves, and ends with SIGTERM."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    token = tmp_path / "config" / "token"
+    command = [sys.executable, "-m", "tvmflow", "serve", "--port", str(port), "--token-file", str(token)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        assert f"127.0.0.1:{port}" in process.stderr.readline()
+        assert token.stat().st_mode & 0o777 == 0o600
+        done = tvmflow("deploy", host_bundle, "--host", f"127.0.0.1:{port}", "--token-file", token, "--seconds", "0.1")
+        assert done.code == 0, done.err
+        assert "passed (device, 8 vectors)" in done.out
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+    assert not list(tmp_path.glob("tvmflow-serve-*"))
+
+
+# ------------------------------------------------------------------------------------------------------- who comes in
+
+
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=10)
+
+
+def hello(key: bytes) -> bytes:
+    return struct.pack("<ii", MAGIC, len(key)) + key
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        hello(b"client:wrong"),
+        hello(b"client:" + TOKEN[:-1].encode()),
+        hello(f"client:{TOKEN}x".encode()),
+        hello(b"client:"),
+        hello(b"server:" + TOKEN.encode()),
+        hello(b""),
+        struct.pack("<ii", MAGIC, 2**31 - 1) + b"x" * 4096,
+        struct.pack("<ii", MAGIC, -1),
+        struct.pack("<i", MAGIC + 7) + b"x" * 100,
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"POST / HTTP/1.0\r\n\r\n",
+        os.urandom(4096),
+    ],
+    ids=range(12),
+)
+def test_who_has_no_token_executes_nothing(server, said):
+    """Whatever follows a refused greeting, such as a call of TVM's protocol, reaches no session."""
+    spare = server.spare
+    with connect(server) as peer:
+        with contextlib.suppress(OSError):
+            peer.sendall(said + b"\0" * 64)
+        with contextlib.suppress(ConnectionResetError):
+            answer = peer.recv(64)
+            assert answer in (b"", struct.pack("<i", MAGIC + 2))
+            assert peer.recv(64) == b""
+    assert server.spare is spare, "no session was touched"
+    assert server.counts["served"] == server.counts["failed"] == 0
+    assert health(server)["status"] == "ok"
+
+
+def test_peers_that_say_nothing_or_too_slowly_are_sent_away(server, monkeypatch):
+    monkeypatch.setattr(serve, "HANDSHAKE_SECONDS", 0.5)
+    with connect(server) as silent, connect(server) as slow:
+        started = time.monotonic()
+        with contextlib.suppress(OSError):
+            for byte in hello(b"client:" + TOKEN.encode()):
+                slow.sendall(bytes([byte]))
+                time.sleep(0.1)
+        assert silent.recv(1) == b""
+        assert time.monotonic() - started < 20
+    assert server.counts["served"] == server.counts["failed"] == 0
+
+
+def test_a_crowd_of_silent_peers_keeps_nobody_out_for_long(server, host_bundle, token_file, monkeypatch):
+    monkeypatch.setattr(serve, "HANDSHAKE_SECONDS", 1.0)
+    crowd = [connect(server) for _ in range(50)]
+    wait_for(lambda: _answers(server))
+    assert deploy(server, host_bundle, token_file)["verify"]["passed"] is True
+    for peer in crowd:
+        peer.close()
+
+
+def _answers(server: Server) -> bool:
+    try:
+        return health(server)["status"] == "ok"
+    except OSError:
+        return False
+
+
+def test_wrong_token(server, host_bundle, tmp_path):
+    (tmp_path / "wrong").write_text("f" * 32)
+    (tmp_path / "wrong").chmod(0o600)
+    with pytest.raises(DeviceError, match="doesn't take this token") as caught:
+        deploy(server, host_bundle, tmp_path / "wrong")
+    assert caught.value.kind == "auth"
+
+
+def test_token_files(tmp_path):
+    path = tmp_path / "deep" / "token"
+    assert read_token(path, make=True) == read_token(path)
+    path.chmod(0o644)
+    with pytest.raises(UserError, match="chmod 600"):
+        read_token(path)
+    path.chmod(0o600)
+    for text in ("short", "x" * 200, "with spaces and more of them", ""):
+        path.write_text(text)
+        with pytest.raises(UserError, match="16 to 128 letters and digits"):
+            read_token(path)
+    with pytest.raises(UserError, match="can't be used"):
+        read_token(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1:9090", "raspberrypi", "0.0.0.0:9090"])
+def test_rpc_is_spoken_on_this_computer_only(host_bundle, token_file, address):
+    with pytest.raises(UserError, match="use --ssh"):
+        rpc.deploy(host_bundle, address=address, token_file=token_file)
+
+
+def test_files_stay_in_the_sessions_folder(server, tmp_path):
+    script = (
+        "import sys; sys.modules['torch'] = None\nfrom tvm import rpc\n"
+        f"session = rpc.connect('127.0.0.1', {server.port}, key={TOKEN!r})\n"
+        "for name in ('../escape', '/tmp/tvmflow-escape', '..'):\n"
+        "    try:\n        session.upload(bytearray(b'x'), target=name)\n"
+        "    except Exception as error:\n        print('refused' if 'plain names' in str(error) else error)\n"
+        "session.upload(bytearray(b'x'), target='inside')\nprint('taken')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["refused"] * 3 + ["taken"], done.stdout + done.stderr
+    assert not (server.folder / "escape").exists()
+    assert not Path("/tmp/tvmflow-escape").exists()
+
+
+# ------------------------------------------------------------------------------------------------- what goes wrong
+
+
+@pytest.fixture
+def hostile(host_bundle, tmp_path):
+    """`hostile(code)`: a bundle whose library does that as it is loaded."""
+    import hashlib
+    import shutil
+
+    def make(code: str) -> Path:
+        root = Path(shutil.copytree(host_bundle, tmp_path / "hostile"))
+        (tmp_path / "hostile.c").write_text(
+            "#include <stdlib.h>\n#include <string.h>\n#include <unistd.h>\n"
+            f"__attribute__((constructor)) static void start(void) {{ {code} }}\n"
+        )
+        toolchain.link(toolchain.select_linker(TARGETS["host"]), root / "model.so", [tmp_path / "hostile.c"])
+        manifest = json.loads((root / "manifest.json").read_text())
+        content = (root / "model.so").read_bytes()
+        manifest["members"]["model.so"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (root / "manifest.json").write_text(json.dumps(manifest))
+        return root
+
+    return make
+
+
+EATS_MEMORY = "for (;;) { char *p = malloc(64 << 20); if (!p) abort(); memset(p, 1, 64 << 20); }"
+
+
+@pytest.mark.parametrize(
+    ("code", "limits"),
+    [
+        ("*(volatile int *)0 = 1;", {}),
+        ("_exit(7);", {}),
+        (EATS_MEMORY, {"memory_bytes": 1 << 30}),
+        ("for (volatile int i = 0;; ++i);", {"cpu_seconds": 3}),
+        ("sleep(600);", {"seconds": 15.0}),
+    ],
+    ids=["segfault", "exit", "memory", "processor", "hang"],
+)
+def test_a_session_that_goes_wrong_ends_alone(tmp_path, host_bundle, hostile, token_file, code, limits):
+    with running(tmp_path, **limits) as server:
+        with pytest.raises((VerificationError, DeviceError)):
+            deploy(server, hostile(code), token_file)
+        wait_for(lambda: server.counts["failed"] == 1 and session_folders(server) == [])
+        assert deploy(server, host_bundle, token_file)["verify"]["passed"] is True
+
+
+def test_a_client_that_leaves_in_the_middle(server, host_bundle, token_file):
+    with connect(server) as peer:
+        peer.sendall(hello(b"client:" + TOKEN.encode()))
+        assert peer.recv(4) == struct.pack("<i", MAGIC)
+        assert health(server)["busy"] is True
+    assert deploy(server, host_bundle, token_file)["verify"]["passed"] is True
+
+
+def test_a_spare_that_died_is_replaced(server, host_bundle, token_file):
+    assert server.spare is not None
+    server.spare.process.kill()
+    server.spare.process.wait()
+    assert deploy(server, host_bundle, token_file)["verify"]["passed"] is True
+
+
+def test_nobody_there(host_bundle, token_file):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(DeviceError, match="No `tvmflow serve` answers") as caught:
+        rpc.deploy(host_bundle, address=f"127.0.0.1:{port}", token_file=token_file)
+    assert caught.value.kind == "unreachable"
+
+
+def test_a_port_that_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="give another --port"):
+        Server(TOKEN, port=taken.getsockname()[1])
+
+
+def test_a_session_ends_with_a_killed_server(host_bundle, hostile, token_file, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tvmflow", "serve", "--port", str(port), "--token-file", str(token_file)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as process:
+        wait_for(lambda: next(iter(tmp_path.glob("tvmflow-serve-*/*")), None))
+        with connect_to(port) as peer:
+            peer.sendall(hello(b"client:" + TOKEN.encode()))
+            assert peer.recv(4) == struct.pack("<i", MAGIC)
+            time.sleep(3)  # the session is past its imports and serves
+            process.kill()
+            while peer.recv(64):
+                pass
+
+
+def connect_to(port: int) -> socket.socket:
+    for _ in range(100):
+        with contextlib.suppress(OSError):
+            return socket.create_connection(("127.0.0.1", port), timeout=30)
+        time.sleep(0.1)
+    raise AssertionError("nothing listens there")
+
+
+def test_a_server_that_is_lost_during_a_session(tmp_path, host_bundle, hostile, token_file):
+    with running(tmp_path) as server:
+        threading.Timer(3.0, server.stop).start()
+        with pytest.raises(DeviceError) as caught:
+            deploy(server, hostile("sleep(600);"), token_file)
+    assert caught.value.kind in ("lost", "timeout")
+    assert list(tmp_path.glob("tvmflow-serve-*")) == []

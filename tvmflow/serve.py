@@ -1,0 +1,258 @@
+"""The board's side of RPC: TVM's server loop behind a door that knows who may come in.
+
+TVM's own server lets in whoever reaches its port, stays deaf after a session has crashed, and waits for ever for a
+peer that says nothing. This one listens on this computer only, so that whoever comes from elsewhere comes through SSH,
+which authenticates and encrypts; and it wants a token, so that not everyone on this computer comes in either. Each
+session is a process with limits and a folder of its own, and ends without a trace; peers have a few seconds to say who
+they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvmflow import __version__
+from tvmflow.spec import UserError
+
+log = logging.getLogger(__name__)
+
+PORT = 9090
+MAGIC = 0xFF271
+SUCCESS, DENIED = MAGIC, MAGIC + 2
+"""TVM's protocol (tvm/rpc/base.py): the magic number, the length of a key and the key; the answer is one of these."""
+
+LONGEST_KEY = 256
+HANDSHAKE_SECONDS = 5.0
+MOST_PEERS = 16
+"""Connections that are saying who they are or waiting for their turn; more are closed at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a session may take; memory is all of its address space. None is no limit."""
+
+    seconds: float = 600.0
+    cpu_seconds: int | None = 1200
+    memory_bytes: int | None = 2 << 30
+
+
+def default_token_file() -> Path:
+    """$XDG_CONFIG_HOME/tvmflow/rpc-token."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "tvmflow", "rpc-token")
+
+
+def read_token(path: Path, *, make: bool = False) -> str:
+    """The token in a file that nobody else can read; with `make`, a new one if there is no file. Raises UserError."""
+    try:
+        if make and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_hex(16) + "\n")
+        status = path.stat()
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The token file {path} can't be used: {error}.") from error
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        raise UserError(f"The token file {path} can be read by others; `chmod 600 {path}` mends that.")
+    if len(token) < 16 or len(token) > LONGEST_KEY // 2 or not token.isalnum():
+        raise UserError(f"The token file {path} needs 16 to {LONGEST_KEY // 2} letters and digits.")
+    return token
+
+
+class Server:
+    """Serves one session at a time until `stop`. `port` 0 takes a free one."""
+
+    def __init__(self, token: str, *, port: int = PORT, limits: Limits = Limits(), folder: Path | None = None) -> None:
+        self.token, self.limits = token, limits
+        self.counts = {"served": 0, "failed": 0, "denied": 0}
+        self.busy = threading.Lock()
+        self.peers = threading.BoundedSemaphore(MOST_PEERS)
+        self.stopped = threading.Event()
+        try:
+            self.listener = socket.create_server(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(f"Port {port} can't be listened on: {error.strerror}; give another --port.") from error
+        self.port: int = self.listener.getsockname()[1]
+        self.folder = Path(tempfile.mkdtemp(prefix="tvmflow-serve-", dir=folder))
+        self.spare: _Session | None = _Session(self)
+
+    def run(self) -> None:
+        """Accept peers until `stop` is called."""
+        self.listener.settimeout(0.5)
+        try:
+            while not self.stopped.is_set():
+                try:
+                    connection, _ = self.listener.accept()
+                except TimeoutError:
+                    continue
+                if not self.peers.acquire(blocking=False):
+                    connection.close()
+                    continue
+                threading.Thread(target=self._attend, args=(connection,), daemon=True).start()
+        finally:
+            self.close()
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+    def close(self) -> None:
+        """End the spare and a session that is still running, and remove all folders."""
+        self.stopped.set()
+        self.listener.close()
+        if self.spare is not None:
+            self.spare.end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _attend(self, connection: socket.socket) -> None:
+        with connection, _released(self.peers), contextlib.suppress(OSError, ValueError):
+            connection.settimeout(HANDSHAKE_SECONDS)
+            until = time.monotonic() + HANDSHAKE_SECONDS
+            start = _receive(connection, 4, until)
+            if start == b"GET ":
+                self._tell_health(connection)
+                return
+            if struct.unpack("<i", start)[0] != MAGIC or not self._is_known(connection, until):
+                self.counts["denied"] += 1
+                connection.sendall(struct.pack("<i", DENIED))
+                return
+            connection.settimeout(None)
+            while not self.busy.acquire(timeout=0.5):  # peers wait for their turn as long as they like
+                if self.stopped.is_set() or _has_left(connection):
+                    return
+            try:
+                self._serve(connection)
+            finally:
+                self.busy.release()
+
+    def _is_known(self, connection: socket.socket, until: float) -> bool:
+        (length,) = struct.unpack("<i", _receive(connection, 4, until))
+        if not 0 < length <= LONGEST_KEY:
+            return False
+        key = _receive(connection, length, until).split()
+        return bool(key) and hmac.compare_digest(key[0], f"client:{self.token}".encode())
+
+    def _tell_health(self, connection: socket.socket) -> None:
+        content = {"status": "ok", "busy": self.busy.locked(), "tvmflow": __version__, **self.counts}
+        body = json.dumps(content).encode()
+        head = f"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+
+    def _serve(self, connection: socket.socket) -> None:
+        session, self.spare = self.spare, None
+        if session is not None and session.process.poll() is not None:  # it has died while it waited
+            session.end()
+            session = None
+        session = session or _Session(self)
+        try:
+            name = b"server:tvmflow"
+            session.hand_over(connection)
+            connection.sendall(struct.pack("<ii", SUCCESS, len(name)) + name)
+            outcome = session.wait(self.limits.seconds, self.stopped)
+        except OSError as error:
+            outcome = str(error)
+        finally:
+            session.end()
+            if not self.stopped.is_set():
+                self.spare = _Session(self)
+        self.counts["failed" if outcome else "served"] += 1
+        log.info(f"A session ended{': ' + outcome if outcome else ''}")
+
+
+class _Session:
+    """A process that waits for a connection to serve, with a folder of its own."""
+
+    def __init__(self, server: Server) -> None:
+        self.folder = Path(tempfile.mkdtemp(dir=server.folder))
+        self.control, inner = socket.socketpair()
+        limits = {"memory_bytes": server.limits.memory_bytes, "cpu_seconds": server.limits.cpu_seconds}
+        root = str(Path(__file__).parents[1])  # a checkout that isn't installed must find itself
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        with inner:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tvmflow.rpc_session", json.dumps(limits)],
+                stdin=inner.fileno(),
+                stdout=subprocess.DEVNULL,
+                cwd=self.folder,
+                env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(self.folder)},
+                start_new_session=True,  # so that whatever it starts can be ended with it
+            )
+
+    def hand_over(self, connection: socket.socket) -> None:
+        socket.send_fds(self.control, [b"."], [connection.fileno()])
+
+    def wait(self, seconds: float, stopped: threading.Event) -> str:
+        """ "" when the session has ended well, else what happened to it."""
+        until = time.monotonic() + seconds
+        while (code := self.process.poll()) is None:
+            if stopped.wait(0.05):
+                return "the server was stopped"
+            if time.monotonic() > until:
+                return f"it took longer than {seconds:g} s"
+        if code < 0:
+            return f"it was ended by {signal.Signals(-code).name}"
+        return "" if code == 0 else f"its process failed with exit code {code}"
+
+    def end(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.control.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _released(semaphore: threading.Semaphore) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        semaphore.release()
+
+
+def _receive(connection: socket.socket, count: int, until: float) -> bytes:
+    """Exactly that many bytes before `until`. Raises OSError: a peer that sends a byte at a time has no more time."""
+    content = b""
+    while len(content) < count:
+        connection.settimeout(max(0.01, until - time.monotonic()))
+        part = connection.recv(count - len(content))
+        if not part:
+            raise ConnectionError("the peer has left")
+        content += part
+        if time.monotonic() > until:
+            raise TimeoutError("the peer was too slow")
+    return content
+
+
+def _has_left(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def serve(token_file: Path, *, port: int = PORT, limits: Limits = Limits()) -> None:
+    """Serve until interrupted or terminated. Raises UserError."""
+    server = Server(read_token(token_file, make=True), port=port, limits=limits)
+    log.info(f"Serving on 127.0.0.1:{server.port}, token in {token_file}")
+    signal.signal(signal.SIGTERM, lambda *_: server.stop())
+    server.run()
