@@ -30,6 +30,8 @@ def _rule(name: str) -> Rule:
 
 
 RULES: dict[str, Rule] = {
+    "pointwise_blocked": _rule("pointwise_blocked"),
+    "depthwise_blocked": _rule("depthwise_blocked"),
     "pointwise_nchw": _rule("pointwise_nchw"),
     "depthwise_nchw": _rule("depthwise_nchw"),
     "direct_nchw": _rule("direct_nchw"),

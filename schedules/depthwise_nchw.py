@@ -69,7 +69,7 @@ def _scale(conv: Convolution, tap: tuple[int, int], lanes: int, parallel: bool) 
     pixels, width = math.prod(conv.size), conv.size[1]
     lanes = fitting(lanes, pixels)
     vectors, start = starts(pixels, lanes)
-    with kernel(conv) as builder, (T.parallel if parallel else T.serial)(0, conv.batch * conv.channels) as index:
+    with kernel(conv.func) as builder, (T.parallel if parallel else T.serial)(0, conv.batch * conv.channels) as index:
         n, c = unfuse(index, conv.batch, conv.channels)
         with T.serial(0, vectors) as vector, T.vectorized(0, lanes) as lane:
             pixel = start(vector) + lane
@@ -85,7 +85,7 @@ def _loops(window: Window, rows: int, native: int, parallel: bool) -> tirx.PrimF
     row_tiles, row_start = starts(conv.out_size[0], rows)
     vectors, column_start = starts(conv.out_size[1], lanes)
     size = math.ceil(height * window.pitch / native) * native
-    with kernel(conv) as builder:
+    with kernel(conv.func) as builder:
         buffer = T.sblock_alloc_buffer((size,), "float32", scope="local")
 
         def store(place, value):

@@ -71,7 +71,7 @@ def _loops(window: Window, rows: int, vectors: int, lanes: int, native: int, par
     copied = window.bordered or conv.stride[1] > 1
     channel_tiles, channel_start = starts(conv.channels, rows)
     column_tiles, column_start = starts(conv.out_size[1], vectors * lanes)
-    with kernel(conv) as builder:
+    with kernel(conv.func) as builder:
         if copied:
             buffer = T.sblock_alloc_buffer((conv.batch, conv.in_channels, size), "float32")
             with shared(0, conv.batch * conv.in_channels) as index:

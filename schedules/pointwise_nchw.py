@@ -66,7 +66,7 @@ def _loops(conv: Convolution, rows: int, vectors: int, lanes: int, unroll: int, 
     def at(pixel):
         return tirx.floordiv(pixel, width), tirx.floormod(pixel, width)
 
-    with kernel(conv) as builder:
+    with kernel(conv.func) as builder:
         total = T.sblock_alloc_buffer((rows, vectors, lanes), "float32", scope="local")
         with (T.parallel if parallel else T.serial)(0, conv.batch * channel_tiles * pixel_tiles) as index:
             if weights_outside:

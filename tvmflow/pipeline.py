@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from tvmflow.passes.block_channels import block_channels
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fuse_operators import fuse_operators
 from tvmflow.passes.lower import lower, plan_memory
@@ -18,6 +19,8 @@ CPU: tuple[Stage, ...] = (
     fold_batchnorm,
     # kernels: operators become loops, neighbours become one kernel
     fuse_operators,
+    # layouts: tensors and weights lie as the schedules read them
+    block_channels,
     # loops: each kernel gets the first schedule that fits it
     schedule_kernels,
     # virtual machine: storage is planned, what is left becomes byte code

@@ -29,9 +29,9 @@ def fuse_operators(program: Program, target: Target) -> Program:
     fused = relax.transform.FuseTIR()(grouped)
     views = relax.transform.RewriteDataflowReshape()(fused)
     module = relax.transform.DeadCodeElimination()(views)
-    computed = {binding.var.name for binding in _kernel_calls(module)}
+    computed = {binding.var.name for binding in kernel_calls(module)}
     layers = []
-    for binding, names in zip(_kernel_calls(fused), members, strict=True):
+    for binding, names in zip(kernel_calls(fused), members, strict=True):
         if binding.var.name not in computed:
             continue  # a reshape: a view from here on, no kernel
         named = [name for name in names if name in macs and not OWN_NAMES.fullmatch(name)]
@@ -51,7 +51,7 @@ def _bindings(module: tvm.IRModule) -> Iterator[relax.VarBinding]:
         yield from block.bindings
 
 
-def _kernel_calls(module: tvm.IRModule) -> list[relax.VarBinding]:
+def kernel_calls(module: tvm.IRModule) -> list[relax.VarBinding]:
     """Bindings of `main` that call a kernel: `call_tir`, or a group of them that FuseOps made a function of."""
     calls = [binding for binding in _bindings(module) if isinstance(binding.value, relax.Call)]
     return [
@@ -68,11 +68,11 @@ def _members(legal: tvm.IRModule, grouped: tvm.IRModule) -> list[list[str]]:
     kernel that it calls and the values that flow into it.
     """
     candidates: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-    for binding in _kernel_calls(legal):
+    for binding in kernel_calls(legal):
         candidates[_signature(binding.value, {})].append(binding.var.name)
     found = []
     original: dict[relax.Var, str] = {}  # variable of `grouped` → name of the same value in `legal`, "" of a constant
-    for binding in _kernel_calls(grouped):
+    for binding in kernel_calls(grouped):
         if not isinstance(binding.value.op, tvm.ir.GlobalVar):
             found.append([candidates[_signature(binding.value, original)].pop(0)])
         else:
