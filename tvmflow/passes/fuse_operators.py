@@ -12,6 +12,7 @@ import tvm
 from tvm import relax, tirx
 
 from tvmflow.frontend import module_path
+from tvmflow.passes.multiply_adds import multiply_adds, static_shape
 from tvmflow.spec import Layer, Program, Target
 
 OWN_NAMES = re.compile(r"[lg]v\d*")
@@ -20,7 +21,8 @@ OWN_NAMES = re.compile(r"[lg]v\d*")
 
 def fuse_operators(program: Program, target: Target) -> Program:
     """Afterwards `main` is a sequence of `call_tir`, one for each of `Program.layers`, in the same order."""
-    macs = {binding.var.name: _macs(binding.value) for binding in _bindings(program.module)}
+    macs = {binding.var.name: multiply_adds(binding.value) for binding in _bindings(program.module)}
+    macs |= {name: count for works in program.folded.values() for name, count in works.items()}
     legal = tvm.ir.transform.Sequential(
         [relax.transform.LegalizeOps(), relax.transform.AnnotateTIROpPattern(), relax.transform.FoldConstant()]
     )(program.module)
@@ -34,13 +36,14 @@ def fuse_operators(program: Program, target: Target) -> Program:
     for binding, names in zip(kernel_calls(fused), members, strict=True):
         if binding.var.name not in computed:
             continue  # a reshape: a view from here on, no kernel
+        names = [work for name in names for work in (*program.folded.get(name, ()), name)]
         named = [name for name in names if name in macs and not OWN_NAMES.fullmatch(name)]
         layers.append(
             Layer(
                 kernel=binding.value.args[0].name_hint,
                 modules=tuple(dict.fromkeys(module_path(name) for name in named)),
                 macs=sum(macs.get(name, 0) for name in names),
-                bytes=sum(_tensor_bytes(tensor.ty) for tensor in (*binding.value.args[1].fields, binding.var)),
+                bytes=sum(tensor_bytes(tensor.ty) for tensor in (*binding.value.args[1].fields, binding.var)),
             )
         )
     return replace(program, module=module, layers=tuple(layers))
@@ -97,30 +100,10 @@ def _signature(call: relax.Call, original: Mapping[relax.Var, str]) -> tuple[str
     return call.args[0].name_hint, *filter(None, (original.get(variable, variable.name) for variable in variables))
 
 
-def _macs(value: relax.Expr) -> int:
-    """Multiply-adds of a convolution or matrix product of static shape, padding counted as work; 0 for all else."""
-    name = getattr(getattr(value, "op", None), "name", "")
-    if name.startswith("relax.nn.conv") and "transpose" not in name:
-        output, weight = _shape(value.ty), _shape(value.args[1].ty)
-        out_channels = weight[str(value.attrs.kernel_layout).index("O")]
-        return math.prod(output) * math.prod(weight) // out_channels
-    if name.startswith("relax.nn.conv"):
-        inputs, weight = _shape(value.args[0].ty), _shape(value.args[1].ty)
-        in_channels = weight[str(value.attrs.kernel_layout).index("I")]
-        return math.prod(inputs) * math.prod(weight) // in_channels
-    if name == "relax.matmul":
-        return math.prod(_shape(value.ty)) * _shape(value.args[0].ty)[-1]
-    return 0
-
-
-def _shape(tensor: relax.TensorType) -> tuple[int, ...]:
-    return tuple(int(dim) for dim in tensor.shape.values)
-
-
-def _tensor_bytes(tensor: relax.Type) -> int:
+def tensor_bytes(tensor: relax.Type) -> int:
     if isinstance(tensor, relax.TupleType):
-        return sum(_tensor_bytes(field) for field in tensor.fields)
-    return math.prod(_shape(tensor)) * tvm.DataType(str(tensor.dtype)).bits // 8
+        return sum(tensor_bytes(field) for field in tensor.fields)
+    return math.prod(static_shape(tensor)) * tvm.DataType(str(tensor.dtype)).bits // 8
 
 
 def kernels(module: tvm.IRModule) -> dict[str, tirx.PrimFunc]:
