@@ -196,7 +196,7 @@ def _read(
     product = _product(core)
     if product is None:
         return None
-    weight = next((load for load in product if _same(_unblocked(load, 0), (f, c, r, s))), None)
+    weight = next((load for load in product if _all_equal(_unblocked(load, 0), (f, c, r, s), core)), None)
     data = next((load for load in product if load is not weight), None)
     if weight is None or data is None or len(_unblocked(data, 1)) != 4:
         return None
@@ -336,7 +336,7 @@ def _axes(core: s_tir.SBlock) -> tuple[list[tirx.Var], list[tirx.Var]] | None:
     reduced = [axis.var for axis in core.iter_vars if axis.iter_type == tirx.IterVar.CommReduce]
     if len(spatial) != 4 or len(reduced) != 3 or len(core.iter_vars) != 7:
         return None
-    return (spatial, reduced) if _same(_unblocked(core.body, 1), spatial) else None
+    return (spatial, reduced) if _all_equal(_unblocked(core.body, 1), spatial, core) else None
 
 
 def _product(core: s_tir.SBlock) -> tuple[TensorLoad, TensorLoad] | None:
@@ -390,7 +390,7 @@ def _border(block: s_tir.SBlock) -> tuple[tirx.Buffer, tuple[int, int]] | None:
     if not isinstance(value, TensorLoad):
         return None
     shape, indices = _plain_shape(value.source, 1), _unblocked(value, 1)
-    if shape is None or len(shape) != 4 or not _same(indices[:2], (n, c)):
+    if shape is None or len(shape) != 4 or not _all_equal(indices[:2], (n, c), block):
         return None
     pad, allowed = [], []
     for axis, var in ((2, y), (3, x)):
@@ -409,9 +409,9 @@ def _border(block: s_tir.SBlock) -> tuple[tirx.Buffer, tuple[int, int]] | None:
 def _finish(tail: s_tir.SBlock, total: tirx.Buffer) -> Callable[[Expr, Sequence[Expr]], Expr] | None:
     """What the last block makes of the sum at the same place, as a function."""
     axes = [axis.var for axis in tail.iter_vars]
-    if not _same(_unblocked(tail.body, 1), axes):
+    if not _all_equal(_unblocked(tail.body, 1), axes, tail):
         return None
-    if not all(_same(_unblocked(load, 1), axes) for load in loads(tail.body.value) if load.source.same_as(total)):
+    if not all(_all_equal(_unblocked(load, 1), axes, tail) for load in loads(tail.body.value) if load.source.same_as(total)):
         return None
 
     def finish(value: Expr, indices: Sequence[Expr]) -> Expr:
@@ -453,6 +453,10 @@ def _equal(found: Expr, expected: Expr, block: s_tir.SBlock) -> bool:
     return analyzer.can_prove_equal(found, expected)
 
 
+def _all_equal(found: Sequence[Expr], expected: Sequence[Expr], block: s_tir.SBlock) -> bool:
+    return len(found) == len(expected) and all(_equal(a, b, block) for a, b in zip(found, expected, strict=True))
+
+
 def _is_true(value: Expr) -> bool:
     return isinstance(value, tirx.IntImm) and int(value) == 1
 
@@ -487,20 +491,27 @@ def unfuse(index: Expr, *lengths: int) -> list[Expr]:
     return found[::-1]
 
 
-def cheapest_tile(channels: int, pixels: int, lanes: int, vectors: Vectors, most: int = INDEX_LIMIT) -> tuple[int, int]:
-    """The tile of (channels, vectors of pixels) that should need the fewest instructions, no larger than `most`."""
+def possible_tiles(
+    channels: int, pixels: int, lanes: int, vectors: Vectors, most: int = INDEX_LIMIT
+) -> list[tuple[int, int]]:
+    """The tiles of (channels, vectors of pixels) that fit, no larger than `most`."""
     possible = [
         (rows, columns)
         for rows, columns in vectors.tiles
         if rows <= channels and columns * lanes <= pixels and rows * columns <= most
     ]
+    return possible or [(min(channels, 4), 1)]
+
+
+def cheapest_tile(possible: Sequence[tuple[int, int]], channels: int, pixels: int, lanes: int) -> tuple[int, int]:
+    """The tile that should need the fewest instructions."""
 
     def cost(tile: tuple[int, int]) -> int:
         rows, columns = tile
         tiles = math.ceil(channels / rows) * math.ceil(pixels / (columns * lanes))
         return tiles * (rows * columns + rows + columns + LOOP_COST)
 
-    return min(possible, key=cost, default=(min(channels, 4), 1))
+    return min(possible, key=cost)
 
 
 def worth_threads(macs: int, target: Target) -> bool:

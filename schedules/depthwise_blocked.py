@@ -51,25 +51,28 @@ Cut = tuple[int, int, tuple[int, ...]]
 
 def depthwise_blocked(func: tirx.PrimFunc, target: Target, tile: int | None = None) -> Schedule | None:
     """`tile` is the number of vectors of channels that are done at a time, by default one."""
+    possible = tiles(func, target)
+    if not possible or (tile is not None and tile not in possible):
+        return None
     convs = read_convolutions(func)
-    if not 1 <= len(convs) <= 2 or not all(fits(conv) for conv in convs):
-        return None
-    block = convs[0].out_block
-    if not block or any(b != block for conv in convs for b in (conv.data_block, conv.weight_block, conv.out_block)):
-        return None
-    lanes = math.gcd(vectors_of(target).lanes, block)
-    vectors = tile or 1
-    if lanes < 4 or block % (vectors * lanes) or (len(convs) == 2 and not fuses(convs[0], vectors * lanes)):
-        return None
-    return Schedule(_loops(convs, vectors * lanes, lanes, worth_threads(sum(conv.macs for conv in convs), target)))
+    lanes = math.gcd(vectors_of(target).lanes, convs[0].out_block)
+    parallel = worth_threads(sum(conv.macs for conv in convs), target)
+    return Schedule(_loops(convs, (tile or possible[0]) * lanes, lanes, parallel))
 
 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[int]:
-    """What `tile` may be for this kernel."""
-    convs, lanes = read_convolutions(func), vectors_of(target).lanes
-    if not convs or not convs[0].out_block:
+    """What `tile` may be for this kernel, the default first."""
+    convs = read_convolutions(func)
+    if not 1 <= len(convs) <= 2 or not all(fits(conv) for conv in convs):
         return []
-    return [vectors for vectors in (1, 2, 4) if convs[0].out_block % (vectors * lanes) == 0]
+    block = convs[0].out_block
+    if not block or any(length != block for conv in convs for length in (conv.data_block, conv.weight_block, conv.out_block)):
+        return []
+    lanes = math.gcd(vectors_of(target).lanes, block)
+    if lanes < 4:
+        return []
+    possible = [vectors for vectors in (1, 2, 4) if block % (vectors * lanes) == 0]
+    return [vectors for vectors in possible if len(convs) == 1 or fuses(convs[0], vectors * lanes)]
 
 
 def fits(conv: Convolution) -> bool:

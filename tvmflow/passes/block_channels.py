@@ -16,7 +16,7 @@ from tvm import relax, s_tir, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tvmflow.passes.fuse_operators import kernel_calls
-from tvmflow.schedules import depthwise_blocked, pointwise_blocked
+from tvmflow.schedules import RULES, depthwise_blocked, pointwise_blocked
 from tvmflow.schedules._convolution import Convolution, loads, read_convolution, vectors_of
 from tvmflow.spec import Program, Target
 
@@ -31,17 +31,15 @@ def block_channels(program: Program, target: Target) -> Program:
     """Afterwards kernels that the rules for blocks serve have blocked tensors; `Program.layers` names the new kernels."""
     if not {"pointwise_blocked", "depthwise_blocked"} <= set(target.schedules):
         return program
-    block = min(MOST_LANES, max(FEWEST_LANES, vectors_of(target).lanes))
     calls = [_KernelCall(program.module, binding) for binding in kernel_calls(program.module)]
-    values = _blocked_values(program.module, calls, block)
-    rewritten: dict[relax.Var, Blocks] = {}
-    for call in calls:
-        blocks: Blocks = {place: (1, block) for place, value in enumerate(call.values) if value in values}
-        if call.result in values and call.convolution is not None:
-            length = block if call.convolution.depthwise else _weight_block(call.convolution, block, target)
-            blocks[call.place_of(call.convolution.weight)] = (0, length)
-        if blocks:
-            rewritten[call.result] = blocks
+    candidates = {call.result for call in calls if _can_write(call, block_length(target))}
+    while True:
+        values = _blocked_values(program.module, calls, candidates)
+        rewritten = {call.result: blocks for call in calls if (blocks := _blocks(call, values, target))}
+        unserved = {call.result for call in calls if call.result in values and not _is_served(call, rewritten, target)}
+        if not unserved:
+            break
+        candidates -= unserved
     if not rewritten:
         return program
     mutate = _Rewrite(program.module, rewritten)
@@ -56,8 +54,28 @@ def block_channels(program: Program, target: Target) -> Program:
     return replace(program, module=module, layers=layers)
 
 
-def _weight_block(conv: Convolution, block: int, target: Target) -> int:
-    return pointwise_blocked.weight_block(conv.channels, block, target)
+def _blocks(call: _KernelCall, values: set[relax.Var], target: Target) -> Blocks:
+    blocks: Blocks = {place: (1, block_length(target)) for place, value in enumerate(call.values) if value in values}
+    if call.result in values and call.convolution is not None:
+        blocks[call.place_of(call.convolution.weight)] = (0, weight_block(call.convolution, target))
+    return blocks
+
+
+def _is_served(call: _KernelCall, rewritten: Mapping[relax.Var, Blocks], target: Target) -> bool:
+    """What a rule can't read once it is rewritten (a border around a single pixel) has to stay as it is."""
+    func = relayout(call.func, rewritten[call.result])
+    return any(RULES[rule](func, target) is not None for rule in ("pointwise_blocked", "depthwise_blocked"))
+
+
+def block_length(target: Target) -> int:
+    """Channels of a block of any tensor between kernels."""
+    return min(MOST_LANES, max(FEWEST_LANES, vectors_of(target).lanes))
+
+
+def weight_block(conv: Convolution, target: Target) -> int:
+    """Output channels of a block of the weights."""
+    block = block_length(target)
+    return block if conv.depthwise else pointwise_blocked.weight_block(conv.channels, block, target)
 
 
 class _KernelCall:
@@ -87,9 +105,11 @@ class _KernelCall:
         ]
 
 
-def _blocked_values(module: tvm.IRModule, calls: list[_KernelCall], block: int) -> set[relax.Var]:
-    """The results that will be in blocks: start from all that could be, and drop those that something speaks against."""
-    values = {call.result for call in calls if _can_write(call, block)}
+def _blocked_values(
+    module: tvm.IRModule, calls: list[_KernelCall], candidates: set[relax.Var]
+) -> set[relax.Var]:
+    """The results that will be in blocks: all that could be but for those that something speaks against."""
+    values = set(candidates)
     readers: dict[relax.Var, list[_KernelCall]] = {}
     for call in calls:
         for value in call.values[:-1]:

@@ -74,14 +74,14 @@ def _members(legal: tvm.IRModule, grouped: tvm.IRModule) -> list[list[str]]:
     for binding in kernel_calls(legal):
         candidates[_signature(binding.value, {})].append(binding.var.name)
     found = []
-    original: dict[relax.Var, str] = {}  # variable of `grouped` → name of the same value in `legal`, "" of a constant
+    original: dict[relax.Var, str] = {}  # variable of `grouped` → name of the same value in `legal`
     for binding in kernel_calls(grouped):
         if not isinstance(binding.value.op, tvm.ir.GlobalVar):
             found.append([candidates[_signature(binding.value, original)].pop(0)])
         else:
             group = grouped[binding.value.op]
             inner = {
-                parameter: original.get(argument, argument.name) if isinstance(argument, relax.Var) else ""
+                parameter: _identity(argument, original)
                 for parameter, argument in zip(group.params, binding.value.args, strict=True)
             }
             names = []
@@ -95,9 +95,16 @@ def _members(legal: tvm.IRModule, grouped: tvm.IRModule) -> list[list[str]]:
 
 
 def _signature(call: relax.Call, original: Mapping[relax.Var, str]) -> tuple[str, ...]:
-    """The kernel that a `call_tir` calls and the variables it reads, by their names in the module before grouping."""
-    variables = [field for field in call.args[1].fields if isinstance(field, relax.Var)]
-    return call.args[0].name_hint, *filter(None, (original.get(variable, variable.name) for variable in variables))
+    """The kernel that a `call_tir` calls and what it reads, as it was called in the module before grouping."""
+    return call.args[0].name_hint, *(_identity(field, original) for field in call.args[1].fields)
+
+
+def _identity(value: relax.Expr, original: Mapping[relax.Var, str]) -> str:
+    """A variable's name; of a constant, its array's: two equal kernels may differ in their weights only."""
+    if isinstance(value, relax.Var):
+        return original.get(value, value.name)
+    held = getattr(value, "value", value)
+    return f"constant {held.__chandle__() if isinstance(held, tvm.runtime.Tensor) else held}"
 
 
 def tensor_bytes(tensor: relax.Type) -> int:
