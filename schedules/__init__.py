@@ -41,5 +41,6 @@ RULES: dict[str, Rule] = {
     "pointwise_nchw": _rule("pointwise_nchw"),
     "depthwise_nchw": _rule("depthwise_nchw"),
     "direct_nchw": _rule("direct_nchw"),
+    "dense": _rule("dense"),
     "lanes": _rule("lanes"),
 }

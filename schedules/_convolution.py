@@ -174,7 +174,7 @@ def read_convolutions(func: tirx.PrimFunc) -> list[Convolution]:
     steps = _steps_of(func)
     for border, core, tail in steps:
         conv = _read(func, border, core, tail, found[-1].output if found else None)
-        if conv is None or (_param(func, conv.output) is not None) != (len(found) == len(steps) - 1):
+        if conv is None or (param_of(func, conv.output) is not None) != (len(found) == len(steps) - 1):
             return []
         found.append(conv)
     return found
@@ -193,14 +193,14 @@ def _read(
         return None
     (n, f, y, x), (c, r, s) = axes
     extent = {iter_var.var: int(iter_var.dom.extent) for iter_var in core.iter_vars}
-    product = _product(core)
+    product = product_of(core)
     if product is None:
         return None
-    weight = next((load for load in product if _all_equal(_unblocked(load, 0), (f, c, r, s), core)), None)
+    weight = next((load for load in product if all_equal(_unblocked(load, 0), (f, c, r, s), core)), None)
     data = next((load for load in product if load is not weight), None)
     if weight is None or data is None or len(_unblocked(data, 1)) != 4:
         return None
-    if not weight.source.same_as(_param(func, weight.source)) or data.source.same_as(weight.source):
+    if not weight.source.same_as(param_of(func, weight.source)) or data.source.same_as(weight.source):
         return None
 
     # which element of the (bordered) input meets which weight
@@ -222,7 +222,7 @@ def _read(
     shape = _plain_shape(source, 1)
     if bordered is None or shape is None:
         return None
-    if not source.same_as(_param(func, source) if before is None else before):
+    if not source.same_as(param_of(func, source) if before is None else before):
         return None
     if tuple(str(buffer.dtype) for buffer in (source, weight.source)) != ("float32", "float32"):
         return None
@@ -243,11 +243,11 @@ def _read(
         output, finish = total, _unchanged
     else:
         output = tail.writes[0].source
-        finish = _finish(tail, total)
+        finish = finish_of(tail, total)
         if finish is None or _plain_shape(output, 1) != whole:
             return None
         others = [load.source for load in loads(tail.body.value) if not load.source.same_as(total)]
-        if _param(func, total) is not None or any(_param(func, other) is None for other in others):
+        if param_of(func, total) is not None or any(param_of(func, other) is None for other in others):
             return None
         if any(other.same_as(output) for other in others):  # rules may compute an element again
             return None
@@ -336,10 +336,10 @@ def _axes(core: s_tir.SBlock) -> tuple[list[tirx.Var], list[tirx.Var]] | None:
     reduced = [axis.var for axis in core.iter_vars if axis.iter_type == tirx.IterVar.CommReduce]
     if len(spatial) != 4 or len(reduced) != 3 or len(core.iter_vars) != 7:
         return None
-    return (spatial, reduced) if _all_equal(_unblocked(core.body, 1), spatial, core) else None
+    return (spatial, reduced) if all_equal(_unblocked(core.body, 1), spatial, core) else None
 
 
-def _product(core: s_tir.SBlock) -> tuple[TensorLoad, TensorLoad] | None:
+def product_of(core: s_tir.SBlock) -> tuple[TensorLoad, TensorLoad] | None:
     """The factors of a block that computes total += a · b from 0."""
     store, start = core.body, core.init
     if not isinstance(start, tirx.BufferStore) or not start.buffer.same_as(store.buffer):
@@ -390,7 +390,7 @@ def _border(block: s_tir.SBlock) -> tuple[tirx.Buffer, tuple[int, int]] | None:
     if not isinstance(value, TensorLoad):
         return None
     shape, indices = _plain_shape(value.source, 1), _unblocked(value, 1)
-    if shape is None or len(shape) != 4 or not _all_equal(indices[:2], (n, c), block):
+    if shape is None or len(shape) != 4 or not all_equal(indices[:2], (n, c), block):
         return None
     pad, allowed = [], []
     for axis, var in ((2, y), (3, x)):
@@ -406,12 +406,12 @@ def _border(block: s_tir.SBlock) -> tuple[tirx.Buffer, tuple[int, int]] | None:
     return value.source, (pad[0], pad[1])
 
 
-def _finish(tail: s_tir.SBlock, total: tirx.Buffer) -> Callable[[Expr, Sequence[Expr]], Expr] | None:
+def finish_of(tail: s_tir.SBlock, total: tirx.Buffer) -> Callable[[Expr, Sequence[Expr]], Expr] | None:
     """What the last block makes of the sum at the same place, as a function."""
     axes = [axis.var for axis in tail.iter_vars]
-    if not _all_equal(_unblocked(tail.body, 1), axes, tail):
+    if not all_equal(_unblocked(tail.body, 1), axes, tail):
         return None
-    if not all(_all_equal(_unblocked(load, 1), axes, tail) for load in loads(tail.body.value) if load.source.same_as(total)):
+    if not all(all_equal(_unblocked(load, 1), axes, tail) for load in loads(tail.body.value) if load.source.same_as(total)):
         return None
 
     def finish(value: Expr, indices: Sequence[Expr]) -> Expr:
@@ -453,7 +453,7 @@ def _equal(found: Expr, expected: Expr, block: s_tir.SBlock) -> bool:
     return analyzer.can_prove_equal(found, expected)
 
 
-def _all_equal(found: Sequence[Expr], expected: Sequence[Expr], block: s_tir.SBlock) -> bool:
+def all_equal(found: Sequence[Expr], expected: Sequence[Expr], block: s_tir.SBlock) -> bool:
     return len(found) == len(expected) and all(_equal(a, b, block) for a, b in zip(found, expected, strict=True))
 
 
@@ -465,7 +465,7 @@ def _is_zero(value: Expr) -> bool:
     return isinstance(value, (tirx.FloatImm, tirx.IntImm)) and value.value == 0
 
 
-def _param(func: tirx.PrimFunc, buffer: tirx.Buffer) -> tirx.Buffer | None:
+def param_of(func: tirx.PrimFunc, buffer: tirx.Buffer) -> tirx.Buffer | None:
     return next((param for param in func.params if param.same_as(buffer)), None)
 
 

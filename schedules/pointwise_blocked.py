@@ -55,7 +55,7 @@ def pointwise_blocked(func: tirx.PrimFunc, target: Target, tile: int | None = No
     if lanes < 4 or conv.weight_block // lanes > most_vectors(registers):
         return None
     rows = tile or min(_tiles(conv, registers), key=lambda rows: _cost(conv, rows, lanes))
-    return Schedule(_loops(conv, rows, lanes, worth_threads(conv.macs, target)))
+    return Schedule(_loops(conv, rows, lanes, registers.unroll, worth_threads(conv.macs, target)))
 
 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[int]:
@@ -103,12 +103,12 @@ def _cost(conv: Convolution, rows: int, lanes: int) -> int:
     return math.ceil(math.prod(conv.size) / rows) * (rows * vectors + rows + vectors)
 
 
-def _loops(conv: Convolution, rows: int, lanes: int, parallel: bool) -> tirx.PrimFunc:
+def _loops(conv: Convolution, rows: int, lanes: int, unroll: int, parallel: bool) -> tirx.PrimFunc:
     pixels, width, block = math.prod(conv.size), conv.size[1], conv.weight_block
     vectors = block // lanes
     weight_tiles, (pixel_tiles, pixel_start) = conv.channels // block, starts(pixels, rows)
     weights_outside = conv.channels >= pixels
-    unroll = next(step for step in (4, 3, 2, 1) if conv.in_channels % step == 0)
+    unroll = next(step for step in range(unroll, 0, -1) if conv.in_channels % step == 0)
     steps = conv.in_channels // unroll
     # bytes of the next block of weights that are due with each step
     share = 4 * conv.in_channels * block // (conv.batch * pixel_tiles * steps)

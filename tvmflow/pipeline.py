@@ -12,6 +12,7 @@ from tvmflow.passes.fuse_depthwise import fuse_depthwise
 from tvmflow.passes.fuse_operators import fuse_operators
 from tvmflow.passes.lower import lower, plan_memory
 from tvmflow.passes.schedule_kernels import schedule_kernels
+from tvmflow.passes.transpose_dense import transpose_dense
 from tvmflow.spec import Program, Target
 
 Stage = Callable[[Program, Target], Program]
@@ -25,6 +26,7 @@ CPU: tuple[Stage, ...] = (
     # layouts: tensors and weights lie as the schedules read them
     block_channels,
     fuse_depthwise,
+    transpose_dense,
     # loops: each kernel gets the first schedule that fits it
     schedule_kernels,
     # virtual machine: storage is planned, what is left becomes byte code

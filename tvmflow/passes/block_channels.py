@@ -6,26 +6,19 @@ write it and all its consumers can read it so. What the user gives and gets stay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping
 
-import numpy as np
 import tvm
 from tvm import relax, s_tir, tirx
-from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tvmflow.passes.fuse_operators import kernel_calls
+from tvmflow.passes.relayout import Blocked, Layout, Layouts, relayout, relayout_calls
 from tvmflow.schedules import RULES, depthwise_blocked, pointwise_blocked
 from tvmflow.schedules._convolution import Convolution, loads, read_convolution, vectors_of
 from tvmflow.spec import Program, Target
 
 MOST_LANES, FEWEST_LANES = 16, 8
 """Channels of a block: what a vector holds, but half a cache line at least."""
-
-Blocks = dict[int, tuple[int, int]]
-"""Argument of a kernel → its axis that is in blocks, and their length."""
-
 
 def block_channels(program: Program, target: Target) -> Program:
     """Afterwards kernels that the rules for blocks serve have blocked tensors; `Program.layers` names the new kernels."""
@@ -40,28 +33,17 @@ def block_channels(program: Program, target: Target) -> Program:
         if not unserved:
             break
         candidates -= unserved
-    if not rewritten:
-        return program
-    mutate = _Rewrite(program.module, rewritten)
-    updated = mutate.visit_expr(program.module["main"])
-    module = mutate.builder_.get()
-    module["main"] = updated
-    module = relax.transform.DeadCodeElimination()(module)
-    layers = tuple(
-        replace(layer, kernel=binding.value.args[0].name_hint)
-        for layer, binding in zip(program.layers, kernel_calls(module), strict=True)
-    )
-    return replace(program, module=module, layers=layers)
+    return relayout_calls(program, rewritten, "blocked") if rewritten else program
 
 
-def _blocks(call: _KernelCall, values: set[relax.Var], target: Target) -> Blocks:
-    blocks: Blocks = {place: (1, block_length(target)) for place, value in enumerate(call.values) if value in values}
+def _blocks(call: _KernelCall, values: set[relax.Var], target: Target) -> Layouts:
+    blocks: dict[int, Layout] = {place: Blocked(1, block_length(target)) for place, value in enumerate(call.values) if value in values}
     if call.result in values and call.convolution is not None:
-        blocks[call.place_of(call.convolution.weight)] = (0, weight_block(call.convolution, target))
+        blocks[call.place_of(call.convolution.weight)] = Blocked(0, weight_block(call.convolution, target))
     return blocks
 
 
-def _is_served(call: _KernelCall, rewritten: Mapping[relax.Var, Blocks], target: Target) -> bool:
+def _is_served(call: _KernelCall, rewritten: Mapping[relax.Var, Layouts], target: Target) -> bool:
     """What a rule can't read once it is rewritten (a border around a single pixel) has to stay as it is."""
     func = relayout(call.func, rewritten[call.result])
     return any(RULES[rule](func, target) is not None for rule in ("pointwise_blocked", "depthwise_blocked"))
@@ -176,64 +158,3 @@ def _variables(value: relax.Expr) -> list[relax.Var]:
     found: list[relax.Var] = []
     relax.analysis.post_order_visit(value, lambda e: found.append(e) if isinstance(e, relax.Var) else None)
     return found
-
-
-def relayout(func: tirx.PrimFunc, blocks: Mapping[int, tuple[int, int]]) -> tirx.PrimFunc:
-    """`func` with parameters in blocks: (place, (axis, block length))."""
-    for place, (axis, length) in blocks.items():
-        sch = s_tir.Schedule(func)
-        access = next(
-            (name, (kind, index))
-            for name in sch.get_child_blocks(sch.get_sblock("root"))
-            for kind, regions in (("read", sch.get(name).reads), ("write", sch.get(name).writes))
-            for index, region in enumerate(regions)
-            if region.source.same_as(func.params[place])
-        )
-        sch.transform_layout(*access, _split(axis, length))
-        func = sch.mod["main"].with_attrs(func.attrs)
-    return func
-
-
-def _split(axis: int, length: int) -> Callable[..., tuple[Any, ...]]:
-    """Indices → indices with one axis in blocks."""
-
-    def split(*indices: Any) -> tuple[Any, ...]:
-        return (*indices[:axis], indices[axis] // length, *indices[axis + 1 :], indices[axis] % length)
-
-    return split
-
-
-def pack(array: np.ndarray, axis: int, length: int) -> np.ndarray:
-    """An array with one axis in blocks: n×C×… becomes n×C/length×…×length."""
-    split = array.reshape(*array.shape[:axis], array.shape[axis] // length, length, *array.shape[axis + 1 :])
-    return np.ascontiguousarray(np.moveaxis(split, axis + 1, -1))
-
-
-@mutator
-class _Rewrite(PyExprMutator):
-    """Calls of kernels with arguments in blocks. Equal kernels whose blocks are the same stay one."""
-
-    def __init__(self, module: tvm.IRModule, rewritten: Mapping[relax.Var, Blocks]) -> None:
-        super().__init__(module)
-        self.module, self.rewritten = module, rewritten
-        self.made: dict[Any, tvm.ir.GlobalVar] = {}
-
-    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
-        blocks = self.rewritten.get(binding.var)
-        if blocks is None:
-            super().visit_var_binding_(binding)
-            return
-        call = binding.value
-        values = [self.visit_expr(value) for value in call.args[1].fields]
-        for place, (axis, length) in blocks.items():
-            if place < len(values) and isinstance(values[place], tvm.ir.expr.GenericConst):
-                values[place] = relax.const(pack(values[place].value.numpy(), axis, length))
-        key = call.args[0], tuple(sorted(blocks.items()))
-        if key not in self.made:
-            name = call.args[0].name_hint
-            self.made[key] = self.builder_.add_func(relayout(self.module[name], blocks), f"{name}_blocked")
-        func = self.builder_.get()[self.made[key]]
-        result = relax.TensorType([int(dim) for dim in func.params[-1].shape], str(func.params[-1].dtype))
-        emit = self.builder_.emit if isinstance(binding.var, relax.DataflowVar) else self.builder_.emit_output
-        call = relax.call_tir(self.made[key], relax.Tuple(values), result)
-        self.set_var_remap(binding.var, emit(call, binding.var.name))
