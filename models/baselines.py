@@ -114,7 +114,7 @@ def _untrained(network: Callable[[], nn.Module]) -> nn.Module:
         torch.manual_seed(0)
         made = network().eval()
         for layer in made.modules():
-            if isinstance(layer, nn.BatchNorm2d):
+            if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and layer.running_var is not None:
                 layer.running_mean.normal_(std=0.1)
                 layer.running_var.uniform_(0.5, 2)
     return made

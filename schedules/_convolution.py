@@ -284,7 +284,7 @@ def _steps_of(func: tirx.PrimFunc) -> list[Step]:
     sums = [index for index, name in enumerate(names) if is_reduction(sch.get(name))]
     if not sums or sums[0] > 1:
         return []
-    steps: list[Step] = []
+    steps: list[tuple[Any, Any, Any]] = []
     border = names[0] if sums[0] else None
     try:
         for place, following in zip(sums, [*sums[1:], None], strict=True):
@@ -298,7 +298,7 @@ def _steps_of(func: tirx.PrimFunc) -> list[Step]:
             border = next_border
     except s_tir.ScheduleError:  # it isn't element-wise, or more than the next block reads it
         return []
-    return [tuple(None if name is None else sch.get(name) for name in step) for step in steps]
+    return [(border and sch.get(border), sch.get(core), tail and sch.get(tail)) for border, core, tail in steps]
 
 
 def is_plain(sch: s_tir.Schedule, name: s_tir.schedule.SBlockRV) -> bool:
@@ -411,7 +411,9 @@ def finish_of(tail: s_tir.SBlock, total: tirx.Buffer) -> Callable[[Expr, Sequenc
     axes = [axis.var for axis in tail.iter_vars]
     if not all_equal(_unblocked(tail.body, 1), axes, tail):
         return None
-    if not all(all_equal(_unblocked(load, 1), axes, tail) for load in loads(tail.body.value) if load.source.same_as(total)):
+    if not all(
+        all_equal(_unblocked(load, 1), axes, tail) for load in loads(tail.body.value) if load.source.same_as(total)
+    ):
         return None
 
     def finish(value: Expr, indices: Sequence[Expr]) -> Expr:

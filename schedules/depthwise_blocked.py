@@ -1,18 +1,17 @@
 """Depthwise convolution with its channels in blocks, or two of them one after the other; what follows each as well.
 
 1. The lanes are channels. Each axis of the output is cut where the set of taps that meet the input changes: the first
-   rows miss the upper taps, the last ones the lower. Within a cut every tap is in bounds and none meets the border,
-   so there is no border to make and no bound to check, and what would meet it isn't computed: of dilation 5 on 8×8
-   a third is left.
+   rows miss the upper taps, the last ones the lower. Within a cut no tap meets the border, so there is no border to
+   make, no bound to check, and nothing is computed of it: of a dilation of 5 on 8×8 a third is left.
 2. All taps of an output are added in registers, whose loads are whole vectors; the tail is applied and stored.
 3. Of two convolutions, the first stores a few channels of the whole map into a buffer that the second reads at once.
 4. Threads share the vectors of channels.
 
-Lanes over the pixels of a row (`depthwise_nchw`) need a copy with a border, and maps of 4×4 don't fill them. An infinite
-weight times a border would be NaN; that is lost. Composing the two filters into one is no option: between them the border
-is cut off, and 9×9 taps are more than 9 + 9.
+Lanes over the pixels of a row (`depthwise_nchw`) need a copy with a border, and maps of 4×4 don't fill them. Composing
+the two filters into one is no option: what the first computes beyond the border is cut off, and 9×9 taps are more than
+9 + 9. An infinite weight times a border would be NaN; that is lost.
 
-@@FIGURE@@
+3×3 of dilation 5 on 128×16×16: 6 µs; with a plain 3×3 behind it: 9 µs; `depthwise_nchw`: 16 and 29 µs, on one core.
 Intel Xeon (AVX-512, 2 virtual cores), TVM 0.27.0, 2026-11-23.
 """
 
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 MOST_PRODUCTS = 400
 """Products in the code of one convolution: 5×5 taps have 361, as each cut has code of its own."""
 
-BUFFER_BYTES = 64 << 10  # it lies on a thread's stack
+BUFFER_BYTES = 64 << 10  # in the L2 cache, with the input and the output
 
 Cut = tuple[int, int, tuple[int, ...]]
 """First output, how many, and the taps that meet the input there."""
@@ -66,7 +65,9 @@ def tiles(func: tirx.PrimFunc, target: Target) -> list[int]:
     if not 1 <= len(convs) <= 2 or not all(fits(conv) for conv in convs):
         return []
     block = convs[0].out_block
-    if not block or any(length != block for conv in convs for length in (conv.data_block, conv.weight_block, conv.out_block)):
+    if not block or any(
+        length != block for conv in convs for length in (conv.data_block, conv.weight_block, conv.out_block)
+    ):
         return []
     lanes = math.gcd(vectors_of(target).lanes, block)
     if lanes < 4:
@@ -104,7 +105,7 @@ def cuts(conv: Convolution, axis: int) -> list[Cut]:
 def _loops(convs: list[Convolution], channels: int, lanes: int, parallel: bool) -> tirx.PrimFunc:
     batch, groups = convs[0].batch, convs[0].channels // channels
     with kernel(convs[0].func) as builder:
-        between = None
+        between: Expr = None
         if len(convs) == 2:
             between = T.sblock_alloc_buffer((*convs[0].out_size, channels), "float32", scope="local")
         with (T.parallel if parallel else T.serial)(0, batch * groups) as index:

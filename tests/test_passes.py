@@ -1,4 +1,4 @@
-"""Graph passes: whole small networks against float64 PyTorch, what each pass may touch, and whose work a kernel does."""
+"""Graph passes: small networks against float64 PyTorch, what each pass may touch, and whose work a kernel does."""
 
 from __future__ import annotations
 
@@ -237,7 +237,11 @@ def test_fold_scales_before_and_after():
     @I.ir_module
     class Before:
         @R.function
-        def main(x: R.Tensor((1, 2, 4, 4), "float32"), w: R.Tensor((2, 1, 3, 3), "float32"), v: R.Tensor((2, 1, 1, 1), "float32")):
+        def main(
+            x: R.Tensor((1, 2, 4, 4), "float32"),
+            w: R.Tensor((2, 1, 3, 3), "float32"),
+            v: R.Tensor((2, 1, 1, 1), "float32"),
+        ):
             with R.dataflow():
                 dilated = R.nn.conv2d(x, w, padding=[4, 4], dilation=[4, 4], groups=2)
                 gv = R.nn.conv2d(dilated, v, groups=2)
@@ -259,7 +263,7 @@ def test_fold_scales_before_and_after():
     tvm.ir.assert_structural_equal(fold_scales(program, HOST).module["main"], after["main"])
 
 
-@pytest.mark.parametrize("target", [target for target in TARGETS.values()], ids=list(TARGETS))
+@pytest.mark.parametrize("target", list(TARGETS.values()), ids=list(TARGETS))
 def test_the_papers_network_on_every_board(target):
     """Every convolution is served, those that scale are gone, the pairs are one kernel, and nothing is forgotten."""
     program = scheduled(import_model("dilated-net"), target)

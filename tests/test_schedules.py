@@ -273,11 +273,10 @@ OTHERS = [
 ]
 """Kernels that look like a rule's own and aren't, or aren't anyone's."""
 
+
 def in_blocks(kernel: Kernel, *, plain: tuple[int, ...] = ()) -> Kernel:
     """`kernel` with its channels in blocks; biases and the `plain` arguments stay as they are."""
-    whole = [
-        place for place, shape in enumerate(kernel.shapes) if place not in (1, *plain) and shape[2:] != (1, 1)
-    ]
+    whole = [place for place, shape in enumerate(kernel.shapes) if place not in (1, *plain) and shape[2:] != (1, 1)]
     return replace(kernel, name=f"{kernel.name}_plain{plain}", blocked=(*whole, len(kernel.shapes)))
 
 
@@ -306,11 +305,26 @@ BLOCKED_DEPTHWISE = [
     for kernel in (
         *(
             depthwise((1, 32, *size), dilation=(d, d), padding=(d, d, d, d), tail="bias+relu" if d % 2 else "")
-            for d, size in ((1, (32, 32)), (2, (7, 7)), (3, (8, 8)), (4, (5, 3)), (5, (32, 32)), (5, (8, 8)), (7, (4, 4)))
+            for d, size in (
+                (1, (32, 32)),
+                (2, (7, 7)),
+                (3, (8, 8)),
+                (4, (5, 3)),
+                (5, (32, 32)),
+                (5, (8, 8)),
+                (7, (4, 4)),
+            )
         ),
         *(
             depthwise((1, 48, *size), stride=(s, s), padding=(p, p, p, p), tail="bias")
-            for s, p, size in ((1, 0, (9, 7)), (2, 1, (9, 7)), (2, 1, (32, 32)), (3, 2, (9, 7)), (3, 4, (4, 4)), (1, 2, (4, 4)))
+            for s, p, size in (
+                (1, 0, (9, 7)),
+                (2, 1, (9, 7)),
+                (2, 1, (32, 32)),
+                (3, 2, (9, 7)),
+                (3, 4, (4, 4)),
+                (1, 2, (4, 4)),
+            )
         ),
         depthwise((1, 16, 20, 20), dilation=(2, 5), padding=(2, 5, 2, 5)),
         depthwise((1, 16, 20, 20), dilation=(7, 1), padding=(7, 1, 7, 1), tail="bias+residual+relu"),
@@ -357,7 +371,10 @@ BLOCKED_LANES = [replace(LANES[0], name="mean_blocked", shapes=((2, 704, 16, 16)
 SERVED = {
     "pointwise_blocked": BLOCKED_POINTWISE,
     "depthwise_blocked": BLOCKED_DEPTHWISE,
-    "pointwise_nchw": POINTWISE, "depthwise_nchw": DEPTHWISE, "direct_nchw": DIRECT, "lanes": [*LANES[:2], *BLOCKED_LANES, *LANES[2:]],
+    "pointwise_nchw": POINTWISE,
+    "depthwise_nchw": DEPTHWISE,
+    "direct_nchw": DIRECT,
+    "lanes": [*LANES[:2], *BLOCKED_LANES, *LANES[2:]],
 }
 
 

@@ -20,8 +20,9 @@ from tvmflow.spec import Program, Target
 MOST_LANES, FEWEST_LANES = 16, 8
 """Channels of a block: what a vector holds, but half a cache line at least."""
 
+
 def block_channels(program: Program, target: Target) -> Program:
-    """Afterwards kernels that the rules for blocks serve have blocked tensors; `Program.layers` names the new kernels."""
+    """Kernels that the rules for blocks can serve get tensors in blocks; `Program.layers` names the new kernels."""
     if not {"pointwise_blocked", "depthwise_blocked"} <= set(target.schedules):
         return program
     calls = [_KernelCall(program.module, binding) for binding in kernel_calls(program.module)]
@@ -37,7 +38,9 @@ def block_channels(program: Program, target: Target) -> Program:
 
 
 def _blocks(call: _KernelCall, values: set[relax.Var], target: Target) -> Layouts:
-    blocks: dict[int, Layout] = {place: Blocked(1, block_length(target)) for place, value in enumerate(call.values) if value in values}
+    blocks: dict[int, Layout] = {
+        place: Blocked(1, block_length(target)) for place, value in enumerate(call.values) if value in values
+    }
     if call.result in values and call.convolution is not None:
         blocks[call.place_of(call.convolution.weight)] = Blocked(0, weight_block(call.convolution, target))
     return blocks
@@ -87,9 +90,7 @@ class _KernelCall:
         ]
 
 
-def _blocked_values(
-    module: tvm.IRModule, calls: list[_KernelCall], candidates: set[relax.Var]
-) -> set[relax.Var]:
+def _blocked_values(module: tvm.IRModule, calls: list[_KernelCall], candidates: set[relax.Var]) -> set[relax.Var]:
     """The results that will be in blocks: all that could be but for those that something speaks against."""
     values = set(candidates)
     readers: dict[relax.Var, list[_KernelCall]] = {}
@@ -104,8 +105,10 @@ def _blocked_values(
     while True:
         kept = set()
         for call in calls:
-            if call.result in values and _agrees(call, values) and all(
-                _can_read(reader, call.result, values) for reader in readers.get(call.result, [])
+            if (
+                call.result in values
+                and _agrees(call, values)
+                and all(_can_read(reader, call.result, values) for reader in readers.get(call.result, []))
             ):
                 kept.add(call.result)
         if kept == values:

@@ -1,13 +1,12 @@
 """Fold depthwise layers of which one tap is left into the weights of the convolutions that read them.
 
-A tap that meets nothing but the border at every output does nothing: of a 3×3 filter with dilation 5 on a 4×4 map only the
-centre stays, and what it does is to scale each channel. The convolution behind it takes the scale into its weights,
+A tap that meets nothing but the border at every output does nothing: of a 3×3 filter with dilation 5 on a 4×4 map only
+the centre stays, and what it does is to scale each channel. The convolution behind it takes the scale into its weights,
 exactly but for rounding; an infinite weight times the border would be NaN, and that is lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -23,17 +22,17 @@ def fold_scales(program: Program, target: Target) -> Program:
     """`Program.folded` tells which convolutions now do the work of others."""
     module, folded = program.module, {name: dict(works) for name, works in program.folded.items()}
     while (found := _find(module)) is not None:
-        scale, readers = found
+        scale, factors, readers = found
         works = {**folded.pop(scale.var.name, {}), scale.var.name: multiply_adds(scale.value)}
-        first, *others = readers
-        folded[first.var.name] = {**works, **folded.get(first.var.name, {})}
-        fold = _Fold(scale, {reader.var: _scaled(reader.value, _factors(scale.value)) for reader in readers})
+        first = readers[0].var.name
+        folded[first] = {**works, **folded.get(first, {})}
+        fold = _Fold(scale, {reader.var: _scaled(reader.value, factors) for reader in readers})
         module = tvm.IRModule(module.functions, attrs=module.attrs)
         module["main"] = fold.visit_expr(module["main"])
     return replace(program, module=module, folded=folded)
 
 
-def _find(module: tvm.IRModule) -> tuple[relax.VarBinding, list[relax.VarBinding]] | None:
+def _find(module: tvm.IRModule) -> tuple[relax.VarBinding, np.ndarray, list[relax.VarBinding]] | None:
     """A layer that only scales and the convolutions that read it, if nothing else does and all results are finite."""
     bindings = [binding for block in module["main"].body.blocks for binding in block.bindings]
     for binding in bindings:
@@ -46,7 +45,7 @@ def _find(module: tvm.IRModule) -> tuple[relax.VarBinding, list[relax.VarBinding
         if all(_takes(reader.value, binding.var) for reader in readers) and all(
             _is_finite(_scaled(reader.value, factors), reader.value) for reader in readers
         ):
-            return binding, readers
+            return binding, factors, readers
     return None
 
 
@@ -106,7 +105,7 @@ def _is_finite(scaled: np.ndarray, conv: relax.Call) -> bool:
     return bool(np.isfinite(scaled).all() and not lost.any() and not vanished.any())
 
 
-def _variables(value: relax.Expr) -> Iterator[relax.Var]:
+def _variables(value: relax.Expr) -> list[relax.Var]:
     found: list[relax.Var] = []
     relax.analysis.post_order_visit(value, lambda e: found.append(e) if isinstance(e, relax.Var) else None)
     return found

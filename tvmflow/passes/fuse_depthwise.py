@@ -5,6 +5,7 @@ A few channels of the whole map stay in the cache between the two, and threads a
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import tvm
@@ -40,7 +41,7 @@ def _pairs(module: tvm.IRModule) -> Pairs:
     pairs: Pairs = {}
     bindings = [binding for block in module["main"].body.blocks for binding in block.bindings]
     calls = kernel_calls(module)
-    for first, second in zip(calls, calls[1:], strict=False):
+    for first, second in itertools.pairwise(calls):
         readers = [binding for binding in bindings if _reads(binding.value, first.var)]
         if len(readers) != 1 or not readers[0].var.same_as(second.var) or first.var in pairs:
             continue
@@ -78,9 +79,7 @@ def _layers(program: Program, pairs: Pairs, module: tvm.IRModule) -> tuple[Layer
             )
         layers.append(layer)
     calls = kernel_calls(module)
-    return tuple(
-        replace(layer, kernel=call.value.args[0].name_hint) for layer, call in zip(layers, calls, strict=True)
-    )
+    return tuple(replace(layer, kernel=call.value.args[0].name_hint) for layer, call in zip(layers, calls, strict=True))
 
 
 @mutator

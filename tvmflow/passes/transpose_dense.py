@@ -22,7 +22,7 @@ def transpose_dense(program: Program, target: Target) -> Program:
             continue
         place = next(place for place, param in enumerate(func.params) if param.same_as(product.weight))
         layouts: Layouts = {place: Transposed()}
-        if isinstance(values[place], tvm.ir.expr.GenericConst):
-            if RULES["dense"](relayout(func, layouts), target) is not None:
-                turned[binding.var] = layouts
+        constant = isinstance(values[place], tvm.ir.expr.GenericConst)
+        if constant and RULES["dense"](relayout(func, layouts), target) is not None:
+            turned[binding.var] = layouts
     return relayout_calls(program, turned, "transposed") if turned else program
