@@ -94,7 +94,7 @@ def _tiles(conv: Convolution, registers: Vectors) -> list[int]:
     lanes = math.gcd(registers.lanes, conv.out_block)
     vectors = conv.weight_block // lanes
     sums = max(rows * columns for rows, columns in registers.tiles)
-    most = min(8, sums // vectors, math.prod(conv.size))
+    most = min(8 if vectors < 4 else 5, sums // vectors, math.prod(conv.size))  # 6 × 4 spills on the Cortex-A72
     return list(range(most, max(1, most // 2), -1))
 
 

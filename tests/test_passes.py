@@ -279,6 +279,30 @@ def test_the_papers_network_on_every_board(target):
     ]
 
 
+@pytest.mark.parametrize(("rows", "rule"), [(1, "dense"), (3, "dense"), (4, "lanes")])
+def test_weights_of_few_rows_are_turned_round(rows, rule):
+    graph = Graph(rows, 64)
+    weight = RANDOM.standard_normal((64, 16)).astype("float32")
+    exact = graph.exact[graph.input] @ torch.from_numpy(weight).double()
+    program = graph.program(graph.emit("product", relax.op.matmul(graph.input, relax.const(weight)), exact))
+    compiled = graph.check(program)
+    assert [layer.schedule for layer in compiled.layers] == [rule]
+    assert compiled.layers[0].macs == rows * 64 * 16
+
+
+@pytest.mark.parametrize("name", ["mobilenet-v1", "squeezenet", "small-vgg"])
+def test_other_networks_stay_right(name):
+    program = import_model(name)
+    compiled = run_stages(program, HOST)
+    library = tvm.relax.build(compiled.module, tvm.target.Target(tvm_target_dict(HOST)), relax_pipeline=None)
+    main = relax.VirtualMachine(library, tvm.cpu())["main"]
+    for vector in program.vectors:
+        given = main(*map(tvm.runtime.tensor, vector.inputs))
+        output = given if isinstance(given, tvm.runtime.Tensor) else given[0]
+        exact = vector.outputs[0]
+        assert np.abs(output.numpy() - exact).max() <= 3e-5 * max(1, np.abs(exact).max())
+
+
 def test_packing_changes_no_weight():
     program = run_stages(import_model("dilated-net"), HOST)
     plain = sum(parameter.numel() for parameter in MODELS["dilated-net"]().parameters())
