@@ -35,7 +35,8 @@ lint: .venv/installed
 	$(BIN)/mypy tvmflow schedules targets models
 
 bench: .venv/installed
-	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.peers --models dilated-net mobilenet-v1 squeezenet small-vgg
+	$(BIN)/python -m benchmarks.depthwise
 
 clean:
 	rm -rf .venv dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -53,5 +53,8 @@ MODELS: dict[str, Model] = {
             "its other reading, the dilated filter as the only 3×3; untrained, a hard case for compilers",
             "tvmflow.models.dilated_net:dilated_net_merged",
         ),
+        _cifar10("mobilenet-v1", "MobileNetV1 for small images, untrained", "tvmflow.models.baselines:mobilenet_v1"),
+        _cifar10("squeezenet", "SqueezeNet 1.1 for small images, untrained", "tvmflow.models.baselines:squeezenet"),
+        _cifar10("small-vgg", "eight 3×3 convolutions, untrained", "tvmflow.models.baselines:small_vgg"),
     )
 }

@@ -1,4 +1,7 @@
-"""A fused NCHW convolution read off its TensorIR: sizes, steps, borders, and what follows the sum.
+"""A fused convolution read off its TensorIR: sizes, steps, borders, layout, and what follows the sum.
+
+Tensors are NCHW, or have their channels in blocks: channel c of n×C×H×W is element [n, c // B, y, x, c % B] of
+n×C/B×H×W×B, and weight [f, …] is element [f // B, …, f % B].
 
 Rules decide by these figures and by nothing else, so a kernel's name never matters: what is read here is proved from
 the loops' kinds and the indices, and anything else (other layouts, dtypes, symbolic shapes) is no convolution to them.
@@ -64,6 +67,19 @@ class Convolution:
     finish: Callable[[Expr, Sequence[Expr]], Expr]
 
     @property
+    def data_block(self) -> int:
+        """Channels in a block of the input; 0 if it is NCHW."""
+        return _block_length(self.data)
+
+    @property
+    def weight_block(self) -> int:
+        return _block_length(self.weight)
+
+    @property
+    def out_block(self) -> int:
+        return _block_length(self.output)
+
+    @property
     def macs(self) -> int:
         taps = self.kernel[0] * self.kernel[1] * (1 if self.depthwise else self.in_channels)
         return self.batch * self.channels * self.out_size[0] * self.out_size[1] * taps
@@ -114,55 +130,103 @@ def loads(node: Any) -> list[TensorLoad]:
     return found
 
 
-def read_convolution(func: tirx.PrimFunc) -> Convolution | None:
-    """The convolution that `func` computes, or None."""
-    if not all(tirx.is_buffer_var(param) and static_shape(param) for param in func.params):
-        return None
-    blocks = _blocks(func)
-    sums = [index for index, block in enumerate(blocks) if is_reduction(block)]
-    if len(sums) != 1 or sums[0] > 1 or len(blocks) - sums[0] > 2:
-        return None
-    border = blocks[0] if sums[0] else None
-    core = blocks[sums[0]]
-    tail = blocks[-1] if len(blocks) > sums[0] + 1 else None
+def _block_length(buffer: tirx.Buffer) -> int:
+    return int(buffer.shape[4]) if len(buffer.shape) == 5 else 0
 
+
+def _unblocked(access: TensorLoad | tirx.BufferStore, axis: int) -> list[Expr]:
+    """The indices of an element as they are without blocks of `axis`."""
+    buffer = access.source if isinstance(access, TensorLoad) else access.buffer
+    indices = list(access.indices)
+    if len(indices) == 5 and static_shape(buffer) is not None:
+        indices[axis] = sym.Analyzer().simplify(indices[axis] * buffer.shape[4] + indices.pop())
+    return indices
+
+
+def blocked(buffer: tirx.Buffer, *indices: Expr, axis: int = 1) -> tuple[Expr, ...]:
+    """Where an element of NCHW indices lies in a buffer, whose channels (`axis`) may be in blocks."""
+    if not (block := _block_length(buffer)):
+        return indices
+    channel = indices[axis]
+    return (*indices[:axis], tirx.floordiv(channel, block), *indices[axis + 1 :], tirx.floormod(channel, block))
+
+
+def _plain_shape(buffer: tirx.Buffer, axis: int) -> tuple[int, ...] | None:
+    shape = static_shape(buffer)
+    if shape is None or len(shape) != 5:
+        return shape
+    return (*shape[:axis], shape[axis] * shape[4], *shape[axis + 1 : 4])
+
+
+def read_convolution(func: tirx.PrimFunc) -> Convolution | None:
+    """The NCHW convolution that `func` computes, or None."""
+    found = read_convolutions(func)
+    if len(found) != 1 or found[0].data_block or found[0].weight_block or found[0].out_block:
+        return None
+    return found[0]
+
+
+def read_convolutions(func: tirx.PrimFunc) -> list[Convolution]:
+    """The convolutions that `func` computes, each of what the one before it gave; none if it does anything else."""
+    if not all(tirx.is_buffer_var(param) and static_shape(param) for param in func.params):
+        return []
+    found: list[Convolution] = []
+    steps = _steps_of(func)
+    for border, core, tail in steps:
+        conv = _read(func, border, core, tail, found[-1].output if found else None)
+        if conv is None or (param_of(func, conv.output) is not None) != (len(found) == len(steps) - 1):
+            return []
+        found.append(conv)
+    return found
+
+
+def _read(
+    func: tirx.PrimFunc,
+    border: s_tir.SBlock | None,
+    core: s_tir.SBlock,
+    tail: s_tir.SBlock | None,
+    before: tirx.Buffer | None,
+) -> Convolution | None:
+    """The convolution of these blocks, of a parameter or of what the blocks before have stored to `before`."""
     axes = _axes(core)
     if axes is None:
         return None
     (n, f, y, x), (c, r, s) = axes
     extent = {iter_var.var: int(iter_var.dom.extent) for iter_var in core.iter_vars}
-    product = _product(core)
+    product = product_of(core)
     if product is None:
         return None
-    weight = next((load for load in product if _same(load.indices, (f, c, r, s))), None)
+    weight = next((load for load in product if all_equal(_unblocked(load, 0), (f, c, r, s), core)), None)
     data = next((load for load in product if load is not weight), None)
-    if weight is None or data is None or len(data.indices) != 4:
+    if weight is None or data is None or len(_unblocked(data, 1)) != 4:
         return None
-    if not weight.source.same_as(_param(func, weight.source)) or data.source.same_as(weight.source):
+    if not weight.source.same_as(param_of(func, weight.source)) or data.source.same_as(weight.source):
         return None
 
     # which element of the (bordered) input meets which weight
-    vertical = _steps(data.indices[2], y, r, core)
-    horizontal = _steps(data.indices[3], x, s, core)
-    if vertical is None or horizontal is None or not _equal(data.indices[0], n, core):
+    image, channel, row, column = _unblocked(data, 1)
+    vertical, horizontal = _steps(row, y, r, core), _steps(column, x, s, core)
+    if vertical is None or horizontal is None or not _equal(image, n, core):
         return None
-    depthwise = extent[c] == 1 and _equal(data.indices[1], f + c, core)
-    if not depthwise and not _equal(data.indices[1], c, core):
+    depthwise = extent[c] == 1 and _equal(channel, f + c, core)
+    if not depthwise and not _equal(channel, c, core):
         return None
 
-    bordered = static_shape(data.source)
+    bordered = _plain_shape(data.source, 1)
     source, pad = data.source, (0, 0)
     if border is not None:
         inner = _border(border)
         if inner is None or not border.writes[0].source.same_as(source):
             return None
         source, pad = inner
-    shape = static_shape(source)
-    if bordered is None or shape is None or not source.same_as(_param(func, source)):
+    shape = _plain_shape(source, 1)
+    if bordered is None or shape is None:
+        return None
+    if not source.same_as(param_of(func, source) if before is None else before):
         return None
     if tuple(str(buffer.dtype) for buffer in (source, weight.source)) != ("float32", "float32"):
         return None
-    if static_shape(weight.source) != (extent[f], extent[c], extent[r], extent[s]):
+    if _plain_shape(weight.source, 0) != (extent[f], extent[c], extent[r], extent[s]):
         return None
     if shape[0] != extent[n] or shape[1] != (extent[f] if depthwise else extent[c]) or bordered[:2] != shape[:2]:
         return None
@@ -171,20 +235,19 @@ def read_convolution(func: tirx.PrimFunc) -> Convolution | None:
             return None
 
     total = core.writes[0].source
-    if static_shape(total) != (extent[n], extent[f], extent[y], extent[x]) or str(total.dtype) != "float32":
+    whole = (extent[n], extent[f], extent[y], extent[x])
+    if _plain_shape(total, 1) != whole or str(total.dtype) != "float32":
         return None
     finish: Callable[[Expr, Sequence[Expr]], Expr] | None
     if tail is None:
         output, finish = total, _unchanged
-        if not total.same_as(_param(func, total)):
-            return None
     else:
         output = tail.writes[0].source
-        finish = _finish(tail, total)
-        if finish is None or static_shape(output) != static_shape(total) or not output.same_as(_param(func, output)):
+        finish = finish_of(tail, total)
+        if finish is None or _plain_shape(output, 1) != whole:
             return None
         others = [load.source for load in loads(tail.body.value) if not load.source.same_as(total)]
-        if _param(func, total) is not None or any(_param(func, other) is None for other in others):
+        if param_of(func, total) is not None or any(param_of(func, other) is None for other in others):
             return None
         if any(other.same_as(output) for other in others):  # rules may compute an element again
             return None
@@ -209,20 +272,33 @@ def read_convolution(func: tirx.PrimFunc) -> Convolution | None:
     )
 
 
-def _blocks(func: tirx.PrimFunc) -> list[s_tir.SBlock]:
-    """The kernel's blocks in order, after element-wise ones have been folded into those that read them."""
+Step = tuple["s_tir.SBlock | None", s_tir.SBlock, "s_tir.SBlock | None"]
+
+
+def _steps_of(func: tirx.PrimFunc) -> list[Step]:
+    """(border, sum, tail) of each sum, after element-wise blocks have been folded into those that read them."""
     sch = s_tir.Schedule(func)
     names = sch.get_child_blocks(sch.get_sblock("root"))
-    plain = all(is_plain(sch, name) for name in names)
-    last_sum = max((index for index, name in enumerate(names) if is_reduction(sch.get(name))), default=None)
-    if not plain or last_sum is None:
+    if not all(is_plain(sch, name) for name in names):
         return []
+    sums = [index for index, name in enumerate(names) if is_reduction(sch.get(name))]
+    if not sums or sums[0] > 1:
+        return []
+    steps: list[tuple[Any, Any, Any]] = []
+    border = names[0] if sums[0] else None
     try:
-        for name in names[last_sum + 1 : -1]:
-            sch.compute_inline(name)
+        for place, following in zip(sums, [*sums[1:], None], strict=True):
+            after = names[place + 1 : following]
+            next_border = None
+            if following is not None and after and _border(sch.get(after[-1])) is not None:
+                next_border = after.pop()
+            for name in after[:-1]:
+                sch.compute_inline(name)
+            steps.append((border, names[place], after[-1] if after else None))
+            border = next_border
     except s_tir.ScheduleError:  # it isn't element-wise, or more than the next block reads it
         return []
-    return [sch.get(name) for name in (*names[: last_sum + 1], *names[last_sum + 1 :][-1:])]
+    return [(border and sch.get(border), sch.get(core), tail and sch.get(tail)) for border, core, tail in steps]
 
 
 def is_plain(sch: s_tir.Schedule, name: s_tir.schedule.SBlockRV) -> bool:
@@ -241,7 +317,7 @@ def is_plain(sch: s_tir.Schedule, name: s_tir.schedule.SBlockRV) -> bool:
             return False
         if int(loop.min) != 0 or int(axis.dom.min) != 0 or int(extents[0]) != int(extents[1]):
             return False
-    stored = [index for index in block.body.indices if isinstance(index, tirx.Var)]
+    stored = [*block.body.indices, *_unblocked(block.body, 1)]
     return all(
         any(axis.var.same_as(index) for index in stored)
         for axis in block.iter_vars
@@ -260,10 +336,10 @@ def _axes(core: s_tir.SBlock) -> tuple[list[tirx.Var], list[tirx.Var]] | None:
     reduced = [axis.var for axis in core.iter_vars if axis.iter_type == tirx.IterVar.CommReduce]
     if len(spatial) != 4 or len(reduced) != 3 or len(core.iter_vars) != 7:
         return None
-    return (spatial, reduced) if _same(core.body.indices, spatial) else None
+    return (spatial, reduced) if all_equal(_unblocked(core.body, 1), spatial, core) else None
 
 
-def _product(core: s_tir.SBlock) -> tuple[TensorLoad, TensorLoad] | None:
+def product_of(core: s_tir.SBlock) -> tuple[TensorLoad, TensorLoad] | None:
     """The factors of a block that computes total += a · b from 0."""
     store, start = core.body, core.init
     if not isinstance(start, tirx.BufferStore) or not start.buffer.same_as(store.buffer):
@@ -311,14 +387,14 @@ def _border(block: s_tir.SBlock) -> tuple[tirx.Buffer, tuple[int, int]] | None:
         if not _is_zero(zero):
             return None
         conditions = list(_conjuncts(condition))
-    if not isinstance(value, TensorLoad) or not _same(value.indices[:2], (n, c)):
+    if not isinstance(value, TensorLoad):
         return None
-    shape = static_shape(value.source)
-    if shape is None or len(shape) != 4:
+    shape, indices = _plain_shape(value.source, 1), _unblocked(value, 1)
+    if shape is None or len(shape) != 4 or not all_equal(indices[:2], (n, c), block):
         return None
     pad, allowed = [], []
     for axis, var in ((2, y), (3, x)):
-        offset = sym.Analyzer().simplify(var - value.indices[axis])
+        offset = sym.Analyzer().simplify(var - indices[axis])
         if not isinstance(offset, tirx.IntImm) or int(offset) < 0:
             return None
         pad.append(int(offset))
@@ -330,12 +406,14 @@ def _border(block: s_tir.SBlock) -> tuple[tirx.Buffer, tuple[int, int]] | None:
     return value.source, (pad[0], pad[1])
 
 
-def _finish(tail: s_tir.SBlock, total: tirx.Buffer) -> Callable[[Expr, Sequence[Expr]], Expr] | None:
+def finish_of(tail: s_tir.SBlock, total: tirx.Buffer) -> Callable[[Expr, Sequence[Expr]], Expr] | None:
     """What the last block makes of the sum at the same place, as a function."""
     axes = [axis.var for axis in tail.iter_vars]
-    if not _same(tail.body.indices, axes):
+    if not all_equal(_unblocked(tail.body, 1), axes, tail):
         return None
-    if not all(_same(load.indices, axes) for load in loads(tail.body.value) if load.source.same_as(total)):
+    if not all(
+        all_equal(_unblocked(load, 1), axes, tail) for load in loads(tail.body.value) if load.source.same_as(total)
+    ):
         return None
 
     def finish(value: Expr, indices: Sequence[Expr]) -> Expr:
@@ -377,6 +455,10 @@ def _equal(found: Expr, expected: Expr, block: s_tir.SBlock) -> bool:
     return analyzer.can_prove_equal(found, expected)
 
 
+def all_equal(found: Sequence[Expr], expected: Sequence[Expr], block: s_tir.SBlock) -> bool:
+    return len(found) == len(expected) and all(_equal(a, b, block) for a, b in zip(found, expected, strict=True))
+
+
 def _is_true(value: Expr) -> bool:
     return isinstance(value, tirx.IntImm) and int(value) == 1
 
@@ -385,7 +467,7 @@ def _is_zero(value: Expr) -> bool:
     return isinstance(value, (tirx.FloatImm, tirx.IntImm)) and value.value == 0
 
 
-def _param(func: tirx.PrimFunc, buffer: tirx.Buffer) -> tirx.Buffer | None:
+def param_of(func: tirx.PrimFunc, buffer: tirx.Buffer) -> tirx.Buffer | None:
     return next((param for param in func.params if param.same_as(buffer)), None)
 
 
@@ -411,20 +493,27 @@ def unfuse(index: Expr, *lengths: int) -> list[Expr]:
     return found[::-1]
 
 
-def cheapest_tile(channels: int, pixels: int, lanes: int, vectors: Vectors, most: int = INDEX_LIMIT) -> tuple[int, int]:
-    """The tile of (channels, vectors of pixels) that should need the fewest instructions, no larger than `most`."""
+def possible_tiles(
+    channels: int, pixels: int, lanes: int, vectors: Vectors, most: int = INDEX_LIMIT
+) -> list[tuple[int, int]]:
+    """The tiles of (channels, vectors of pixels) that fit, no larger than `most`."""
     possible = [
         (rows, columns)
         for rows, columns in vectors.tiles
         if rows <= channels and columns * lanes <= pixels and rows * columns <= most
     ]
+    return possible or [(min(channels, 4), 1)]
+
+
+def cheapest_tile(possible: Sequence[tuple[int, int]], channels: int, pixels: int, lanes: int) -> tuple[int, int]:
+    """The tile that should need the fewest instructions."""
 
     def cost(tile: tuple[int, int]) -> int:
         rows, columns = tile
         tiles = math.ceil(channels / rows) * math.ceil(pixels / (columns * lanes))
         return tiles * (rows * columns + rows + columns + LOOP_COST)
 
-    return min(possible, key=cost, default=(min(channels, 4), 1))
+    return min(possible, key=cost)
 
 
 def worth_threads(macs: int, target: Target) -> bool:
@@ -433,10 +522,10 @@ def worth_threads(macs: int, target: Target) -> bool:
 
 
 @contextmanager
-def kernel(conv: Convolution) -> Iterator[IRBuilder]:
+def kernel(func: tirx.PrimFunc) -> Iterator[IRBuilder]:
     """A function with the same arguments, whose loops are emitted inside; afterwards `get()` gives it."""
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
         T.func_attr({"tirx.noalias": True})
-        for param in conv.func.params:
+        for param in func.params:
             T.arg(param.name, param)
         yield builder

@@ -46,22 +46,39 @@ WINDOW_BYTES = 16 << 10  # it lies on a thread's stack, and is half of the small
 WIDEST_WINDOW_BYTES = 64 << 10
 
 
-def depthwise_nchw(func: tirx.PrimFunc, target: Target, rows: int | None = None) -> Schedule | None:
-    """`rows` of the output share one window; by default as many as WINDOW_BYTES hold."""
+def depthwise_nchw(func: tirx.PrimFunc, target: Target, tile: int | None = None) -> Schedule | None:
+    """`tile` is how many rows of the output share one window; by default as many as WINDOW_BYTES hold."""
+    window = _read(func)
+    if window is None:
+        return None
+    conv, lanes = window.conv, vectors_of(target).lanes
+    parallel = worth_threads(conv.macs, target)
+    if _is_scale(window):
+        return Schedule(_scale(conv, window.taps[0], lanes, parallel))
+    return Schedule(_loops(window, tile or tiles(func, target)[0], lanes, parallel))
+
+
+def tiles(func: tirx.PrimFunc, target: Target) -> list[int]:
+    """What `tile` may be for this kernel, the default first."""
+    window = _read(func)
+    if window is None or _is_scale(window):
+        return []
+    height = window.conv.out_size[0]
+    fit = [rows for rows in range(1, height + 1) if 4 * window.height(rows) * window.pitch <= WINDOW_BYTES] or [1]
+    return list(dict.fromkeys(math.ceil(height / parts) for parts in range(math.ceil(height / fit[-1]), height + 1)))
+
+
+def _read(func: tirx.PrimFunc) -> Window | None:
     conv = read_convolution(func)
     if conv is None or not conv.depthwise or math.prod(conv.kernel) > MOST_TAPS:
         return None
     window = Window(conv)
-    if not window.taps or 4 * window.height(1) * window.pitch > WIDEST_WINDOW_BYTES:
-        return None
-    lanes, parallel = vectors_of(target).lanes, worth_threads(conv.macs, target)
-    if len(window.taps) == 1 and conv.stride == (1, 1) and conv.size == conv.out_size and not window.bordered:
-        return Schedule(_scale(conv, window.taps[0], lanes, parallel))
-    if rows is None:
-        height = conv.out_size[0]
-        most = max((n for n in range(1, height + 1) if 4 * window.height(n) * window.pitch <= WINDOW_BYTES), default=1)
-        rows = math.ceil(height / math.ceil(height / most))
-    return Schedule(_loops(window, rows, lanes, parallel))
+    return window if window.taps and 4 * window.height(1) * window.pitch <= WIDEST_WINDOW_BYTES else None
+
+
+def _is_scale(window: Window) -> bool:
+    conv = window.conv
+    return len(window.taps) == 1 and conv.stride == (1, 1) and conv.size == conv.out_size and not window.bordered
 
 
 def _scale(conv: Convolution, tap: tuple[int, int], lanes: int, parallel: bool) -> tirx.PrimFunc:
@@ -69,7 +86,7 @@ def _scale(conv: Convolution, tap: tuple[int, int], lanes: int, parallel: bool) 
     pixels, width = math.prod(conv.size), conv.size[1]
     lanes = fitting(lanes, pixels)
     vectors, start = starts(pixels, lanes)
-    with kernel(conv) as builder, (T.parallel if parallel else T.serial)(0, conv.batch * conv.channels) as index:
+    with kernel(conv.func) as builder, (T.parallel if parallel else T.serial)(0, conv.batch * conv.channels) as index:
         n, c = unfuse(index, conv.batch, conv.channels)
         with T.serial(0, vectors) as vector, T.vectorized(0, lanes) as lane:
             pixel = start(vector) + lane
@@ -85,7 +102,7 @@ def _loops(window: Window, rows: int, native: int, parallel: bool) -> tirx.PrimF
     row_tiles, row_start = starts(conv.out_size[0], rows)
     vectors, column_start = starts(conv.out_size[1], lanes)
     size = math.ceil(height * window.pitch / native) * native
-    with kernel(conv) as builder:
+    with kernel(conv.func) as builder:
         buffer = T.sblock_alloc_buffer((size,), "float32", scope="local")
 
         def store(place, value):

@@ -29,6 +29,7 @@ from tvmflow.schedules._convolution import (
     cheapest_tile,
     fitting,
     kernel,
+    possible_tiles,
     read_convolution,
     starts,
     unfuse,
@@ -57,10 +58,17 @@ def direct_nchw(func: tirx.PrimFunc, target: Target, tile: tuple[int, int] | Non
     elements = conv.batch * conv.in_channels * window.height(conv.out_size[0]) * window.pitch
     if elements >= INDEX_LIMIT:
         return None
-    rows, vectors = tile or cheapest_tile(
-        conv.channels, conv.out_size[1], lanes, registers, MOST_PRODUCTS // len(window.taps)
-    )
+    rows, vectors = tile or cheapest_tile(tiles(func, target), conv.channels, conv.out_size[1], lanes)
     return Schedule(_loops(window, rows, vectors, lanes, registers.lanes, worth_threads(conv.macs, target)))
+
+
+def tiles(func: tirx.PrimFunc, target: Target) -> list[tuple[int, int]]:
+    """What `tile` may be for this kernel."""
+    conv, registers = read_convolution(func), vectors_of(target)
+    if conv is None or conv.depthwise or not (taps := Window(conv).taps):
+        return []
+    lanes = fitting(registers.lanes, conv.out_size[1])
+    return possible_tiles(conv.channels, conv.out_size[1], lanes, registers, MOST_PRODUCTS // len(taps))
 
 
 def _loops(window: Window, rows: int, vectors: int, lanes: int, native: int, parallel: bool) -> tirx.PrimFunc:
@@ -71,7 +79,7 @@ def _loops(window: Window, rows: int, vectors: int, lanes: int, native: int, par
     copied = window.bordered or conv.stride[1] > 1
     channel_tiles, channel_start = starts(conv.channels, rows)
     column_tiles, column_start = starts(conv.out_size[1], vectors * lanes)
-    with kernel(conv) as builder:
+    with kernel(conv.func) as builder:
         if copied:
             buffer = T.sblock_alloc_buffer((conv.batch, conv.in_channels, size), "float32")
             with shared(0, conv.batch * conv.in_channels) as index:

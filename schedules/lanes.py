@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import tvm
 from tvm import sym, tirx
 from tvm.s_tir import SBlock, Schedule, ScheduleError
 
@@ -36,11 +37,14 @@ if TYPE_CHECKING:
 
 CHUNKS_PER_CORE = 4
 ROWS, VECTORS = 4, 2
-"""Results kept at once, as far as they divide the axes: what a tile reads is read once for all of it."""
 
 
-def lanes(func: tirx.PrimFunc, target: Target) -> Schedule | None:
-    """Serve what can be served of any kernel of static shape."""
+def lanes(func: tirx.PrimFunc, target: Target, tile: tuple[int, int] | None = None) -> Schedule | None:
+    """Serve what can be served of any kernel of static shape.
+
+    `tile` is how many results are kept at once, (rows, vectors), as far as they divide the axes: what it reads is read
+    once for all of it.
+    """
     if not all(tirx.is_buffer_var(param) and static_shape(param) for param in func.params):
         return None
     sch = Schedule(func)
@@ -59,11 +63,16 @@ def lanes(func: tirx.PrimFunc, target: Target) -> Schedule | None:
         blocks.remove(block)
         changed = True
     for block in blocks:
-        changed |= _shape(sch, block, target)
+        changed |= _shape(sch, block, target, tile or (ROWS, VECTORS))
     return sch if changed else None
 
 
-def _shape(sch: Schedule, block: Any, target: Target) -> bool:
+def tiles(func: tirx.PrimFunc, target: Target) -> list[tuple[int, int]]:
+    """What `tile` may be."""
+    return [(rows, vectors) for rows in (1, 2, 4, 8) for vectors in (1, 2, 4)]
+
+
+def _shape(sch: Schedule, block: Any, target: Target, tile: tuple[int, int]) -> bool:
     """Vectorise and share one block. True if anything came of it."""
     loops, axes = sch.get_loops(block), sch.get(block).iter_vars
     work = math.prod(int(sch.get(loop).extent) for loop in loops)
@@ -77,7 +86,7 @@ def _shape(sch: Schedule, block: Any, target: Target) -> bool:
         long = [index for index, loop in enumerate(spatial) if int(sch.get(loop).extent) > 1]
         spatial[long[-1]], vector = sch.split(spatial[long[-1]], [None, lane])
         inner = [vector]
-        for index, most in zip(reversed(long), (VECTORS, ROWS), strict=False):
+        for index, most in zip(reversed(long), tile[::-1], strict=False):
             extent = int(sch.get(spatial[index]).extent)
             count = next(count for count in range(most, 0, -1) if extent % count == 0)
             spatial[index], several = sch.split(spatial[index], [None, count])
@@ -113,24 +122,25 @@ def _vector_length(block: SBlock, target: Target) -> int:
     if not spatial:
         return 1
     last, extent = spatial[-1].var, int(spatial[-1].dom.extent)
+    length = math.gcd(extent, vectors_of(target).lanes)
     reads = loads(store.value)
     if any(str(access.source.dtype) != "float32" for access in reads) or str(store.buffer.dtype) != "float32":
         return 1
-    if _step(store.buffer, store.indices, last) != 1 or any(
-        _step(access.source, access.indices, last) not in (0, 1) for access in reads
-    ):
+    if length < 4 or _step(store.buffer, store.indices, last, length) != 1:
         return 1
-    length = math.gcd(extent, vectors_of(target).lanes)
-    return length if length >= 4 else 1
+    return length if all(_step(load.source, load.indices, last, length) in (0, 1) for load in reads) else 1
 
 
-def _step(buffer: tirx.Buffer, indices: Any, axis: tirx.Var) -> int | None:
-    """By how many elements an access moves from one value of the axis to the next, None if that varies."""
+def _step(buffer: tirx.Buffer, indices: Any, axis: tirx.Var, length: int) -> int | None:
+    """By how many elements an access moves from one value of the axis to the next within each group of `length`."""
     shape = static_shape(buffer)
     if shape is None:
         return None
     offset = 0
-    for index, length in zip(indices, shape, strict=True):
-        offset = offset * length + index
-    step = sym.Analyzer().simplify(substitute(offset, {axis: axis + 1}) - offset)
-    return int(step) if isinstance(step, tirx.IntImm) else None
+    for index, dim in zip(indices, shape, strict=True):
+        offset = offset * dim + index
+    analyzer = sym.Analyzer()
+    group, lane = (tirx.Var(name, str(axis.ty.dtype)) for name in ("group", "lane"))
+    analyzer.bind(lane, tvm.ir.Range(0, length))
+    first, other = (substitute(offset, {axis: group * length + place}) for place in (0, lane))
+    return next((step for step in (0, 1) if analyzer.can_prove_equal(other, first + lane * step)), None)

@@ -29,6 +29,7 @@ from tvmflow.schedules._convolution import (
     cheapest_tile,
     fitting,
     kernel,
+    possible_tiles,
     read_convolution,
     starts,
     unfuse,
@@ -42,17 +43,31 @@ if TYPE_CHECKING:
 
 def pointwise_nchw(func: tirx.PrimFunc, target: Target, tile: tuple[int, int] | None = None) -> Schedule | None:
     """`tile` is (channels, vectors of pixels), by default the one that should need the fewest instructions."""
-    conv = read_convolution(func)
-    if conv is None or conv.depthwise or conv.kernel != (1, 1) or conv.stride != (1, 1) or conv.size != conv.out_size:
-        return None
-    if conv.pad != (0, 0):
+    conv = _read(func)
+    if conv is None:
         return None
     pixels, registers = math.prod(conv.size), vectors_of(target)
     lanes = fitting(registers.lanes, pixels)
     if lanes < 4:
         return None  # nothing to fill a vector with
-    rows, vectors = tile or cheapest_tile(conv.channels, pixels, lanes, registers)
+    rows, vectors = tile or cheapest_tile(tiles(func, target), conv.channels, pixels, lanes)
     return Schedule(_loops(conv, rows, vectors, lanes, registers.unroll, worth_threads(conv.macs, target)))
+
+
+def tiles(func: tirx.PrimFunc, target: Target) -> list[tuple[int, int]]:
+    """What `tile` may be for this kernel."""
+    conv, registers = _read(func), vectors_of(target)
+    if conv is None:
+        return []
+    pixels = math.prod(conv.size)
+    return possible_tiles(conv.channels, pixels, fitting(registers.lanes, pixels), registers)
+
+
+def _read(func: tirx.PrimFunc) -> Convolution | None:
+    conv = read_convolution(func)
+    if conv is None or conv.depthwise or conv.kernel != (1, 1) or conv.stride != (1, 1) or conv.size != conv.out_size:
+        return None
+    return conv if conv.pad == (0, 0) else None
 
 
 def _loops(conv: Convolution, rows: int, vectors: int, lanes: int, unroll: int, parallel: bool) -> tirx.PrimFunc:
@@ -66,7 +81,7 @@ def _loops(conv: Convolution, rows: int, vectors: int, lanes: int, unroll: int, 
     def at(pixel):
         return tirx.floordiv(pixel, width), tirx.floormod(pixel, width)
 
-    with kernel(conv) as builder:
+    with kernel(conv.func) as builder:
         total = T.sblock_alloc_buffer((rows, vectors, lanes), "float32", scope="local")
         with (T.parallel if parallel else T.serial)(0, conv.batch * channel_tiles * pixel_tiles) as index:
             if weights_outside:

@@ -12,7 +12,15 @@ from tvmflow.spec import Cpu, Target
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
-RULES = ("pointwise_nchw", "depthwise_nchw", "direct_nchw", "lanes")
+RULES = (
+    "pointwise_blocked",
+    "depthwise_blocked",
+    "pointwise_nchw",
+    "depthwise_nchw",
+    "direct_nchw",
+    "dense",
+    "lanes",
+)
 
 RASPBERRY_PI_3B = Target(
     name="raspberry-pi-3b",

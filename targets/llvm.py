@@ -73,5 +73,13 @@ HOST = Target(
     ),
     memory_bytes=_memory_bytes(),
     datasheet="read from this computer (/proc/cpuinfo, /sys/devices/system/cpu)",
-    schedules=("pointwise_nchw", "depthwise_nchw", "direct_nchw", "lanes"),
+    schedules=(
+        "pointwise_blocked",
+        "depthwise_blocked",
+        "pointwise_nchw",
+        "depthwise_nchw",
+        "direct_nchw",
+        "dense",
+        "lanes",
+    ),
 )

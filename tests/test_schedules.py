@@ -14,7 +14,10 @@ from torch.nn import functional
 from tvm import relax, tirx
 
 import tvmflow.schedules
-from tvmflow.schedules import RULES, _convolution
+from tvmflow.passes.block_channels import block_length, weight_block
+from tvmflow.passes.relayout import Blocked, Layout, Transposed, relayout
+from tvmflow.schedules import RULES, _convolution, tiles
+from tvmflow.spec import Target
 from tvmflow.targets import TARGETS
 from tvmflow.toolchain import tvm_target_dict
 
@@ -25,15 +28,31 @@ NARROW = replace(HOST, tvm={**HOST.tvm, "mcpu": "x86-64"})
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """Operators to be fused into one kernel, and what they compute: `emit(*variables)` and `oracle(*tensors)`."""
+    """Operators to be fused into one kernel, and what they compute: `emit(*variables)` and `oracle(*tensors)`.
+
+    `blocked` are the arguments that have their channels in blocks, the result being the last of all arguments;
+    `turned` says that the second argument is a matrix by columns.
+    """
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
     emit: Callable[..., relax.Expr]
     oracle: Callable[..., torch.Tensor]
     dtype: str = "float32"
+    blocked: tuple[int, ...] = ()
+    turned: bool = False
 
-    def prim_func(self) -> tirx.PrimFunc:
+    def layouts(self, target: Target) -> dict[int, Layout]:
+        """Of the arguments that don't lie as they always do."""
+        if self.turned:
+            return {1: Transposed()}
+        if not self.blocked:
+            return {}
+        lengths: dict[int, Layout] = {place: Blocked(1, block_length(target)) for place in self.blocked}
+        conv = _convolution.read_convolution(replace(self, blocked=()).prim_func())
+        return lengths if conv is None else {**lengths, 1: Blocked(0, weight_block(conv, target))}
+
+    def prim_func(self, target: Target = HOST) -> tirx.PrimFunc:
         builder = relax.BlockBuilder()
         variables = [
             relax.Var(f"input{index}", relax.TensorType(shape, self.dtype)) for index, shape in enumerate(self.shapes)
@@ -51,7 +70,7 @@ class Kernel:
             ]
         )(builder.get())
         (func,) = (func for func in module.functions.values() if isinstance(func, tirx.PrimFunc))
-        return func
+        return relayout(func, self.layouts(target))
 
     def arrays(self) -> list[np.ndarray]:
         generator = np.random.default_rng(0)
@@ -254,7 +273,109 @@ OTHERS = [
 ]
 """Kernels that look like a rule's own and aren't, or aren't anyone's."""
 
-SERVED = {"pointwise_nchw": POINTWISE, "depthwise_nchw": DEPTHWISE, "direct_nchw": DIRECT, "lanes": LANES}
+
+def in_blocks(kernel: Kernel, *, plain: tuple[int, ...] = ()) -> Kernel:
+    """`kernel` with its channels in blocks; biases and the `plain` arguments stay as they are."""
+    whole = [place for place, shape in enumerate(kernel.shapes) if place not in (1, *plain) and shape[2:] != (1, 1)]
+    return replace(kernel, name=f"{kernel.name}_plain{plain}", blocked=(*whole, len(kernel.shapes)))
+
+
+BLOCKED_POINTWISE = [
+    in_blocks(convolution((batch, channels_in, *size), (channels, channels_in, 1, 1), tail=tail), plain=plain)
+    for batch, channels_in, channels, size, tail, plain in (
+        (1, 3, 32, (32, 32), "bias+relu", (0,)),  # the network's own
+        (1, 32, 64, (32, 32), "bias+relu", ()),
+        (1, 64, 128, (16, 16), "bias+relu", ()),
+        (1, 256, 512, (8, 8), "bias+relu", ()),
+        (1, 1024, 256, (4, 4), "bias+relu", ()),
+        (1, 16, 48, (7, 7), "", ()),
+        (1, 17, 16, (5, 3), "bias", (0,)),
+        (2, 48, 80, (7, 7), "bias+relu", ()),
+        (3, 32, 16, (14, 14), "silu", ()),
+        (1, 33, 96, (2, 2), "relu", (0,)),
+        (1, 16, 16, (19, 19), "bias+residual+relu", ()),
+        (2, 16, 112, (1, 37), "bias", ()),
+        (4, 80, 160, (3, 2), "bias+residual", ()),
+        (1, 7, 64, (1, 5), "bias", (0,)),
+    )
+]
+
+BLOCKED_DEPTHWISE = [
+    in_blocks(kernel)
+    for kernel in (
+        *(
+            depthwise((1, 32, *size), dilation=(d, d), padding=(d, d, d, d), tail="bias+relu" if d % 2 else "")
+            for d, size in (
+                (1, (32, 32)),
+                (2, (7, 7)),
+                (3, (8, 8)),
+                (4, (5, 3)),
+                (5, (32, 32)),
+                (5, (8, 8)),
+                (7, (4, 4)),
+            )
+        ),
+        *(
+            depthwise((1, 48, *size), stride=(s, s), padding=(p, p, p, p), tail="bias")
+            for s, p, size in (
+                (1, 0, (9, 7)),
+                (2, 1, (9, 7)),
+                (2, 1, (32, 32)),
+                (3, 2, (9, 7)),
+                (3, 4, (4, 4)),
+                (1, 2, (4, 4)),
+            )
+        ),
+        depthwise((1, 16, 20, 20), dilation=(2, 5), padding=(2, 5, 2, 5)),
+        depthwise((1, 16, 20, 20), dilation=(7, 1), padding=(7, 1, 7, 1), tail="bias+residual+relu"),
+        depthwise((2, 80, 13, 17), stride=(2, 1), dilation=(1, 3), padding=(1, 3, 1, 3), tail="relu"),
+        depthwise((3, 16, 11, 6), stride=(1, 2), dilation=(4, 2), padding=(4, 0, 3, 5)),
+        depthwise((1, 16, 16, 16), stride=(2, 2), padding=(0, 0, 1, 1), tail="bias+silu"),
+        depthwise((1, 16, 112, 112), padding=(1, 1, 1, 1)),
+        depthwise((1, 16, 150, 97), stride=(2, 2), padding=(1, 1, 1, 1)),
+        depthwise((1, 32, 14, 14), taps=(5, 5), padding=(2, 2, 2, 2)),
+        depthwise((1, 32, 14, 14), taps=(1, 3), padding=(0, 1, 0, 1)),
+        depthwise((1, 32, 14, 14), taps=(2, 2)),
+        depthwise((1, 32, 1, 6), taps=(1, 3), padding=(0, 1, 0, 1)),
+        depthwise((1, 320, 4, 4), dilation=(5, 5), padding=(5, 5, 5, 5), tail="bias"),
+        depthwise((1, 16, 3, 3), dilation=(2, 2), padding=(9, 9, 9, 9), tail="bias"),  # rows that meet the border only
+    )
+]
+
+DENSE = [
+    Kernel(
+        name=f"dense_{rows}x{inputs}x{outputs}_{tail}",
+        shapes=((rows, inputs), (inputs, outputs), *([(outputs,)] if tail else [])),
+        emit=lambda builder, x, weight, *bias: (
+            relax.op.nn.relu(builder.emit(relax.op.add(builder.emit(relax.op.matmul(x, weight)), bias[0])))
+            if bias
+            else relax.op.matmul(x, weight)
+        ),
+        oracle=lambda x, weight, *bias: (x @ weight + bias[0]).relu() if bias else x @ weight,
+        turned=True,
+    )
+    for rows, inputs, outputs, tail in (
+        (1, 1024, 10, "bias"),
+        (1, 48, 37, ""),
+        (3, 36, 3, "bias"),
+        (2, 100, 17, ""),
+        (1, 8, 1, "bias"),
+        (1, 512, 512, "bias"),
+        (1, 12, 12, "bias"),
+        (2, 2048, 1000, ""),
+    )
+]
+
+BLOCKED_LANES = [replace(LANES[0], name="mean_blocked", shapes=((2, 704, 16, 16),), blocked=(0,))]
+
+SERVED = {
+    "pointwise_blocked": BLOCKED_POINTWISE,
+    "depthwise_blocked": BLOCKED_DEPTHWISE,
+    "pointwise_nchw": POINTWISE,
+    "depthwise_nchw": DEPTHWISE,
+    "direct_nchw": DIRECT,
+    "lanes": [*LANES[:2], *BLOCKED_LANES, *LANES[2:]],
+}
 
 
 def compiled(funcs: dict[str, tirx.PrimFunc]) -> tvm.runtime.Module:
@@ -262,9 +383,13 @@ def compiled(funcs: dict[str, tirx.PrimFunc]) -> tvm.runtime.Module:
     return tvm.compile(module, target=tvm.target.Target(tvm_target_dict(HOST)))
 
 
-def check(library, kernel: Kernel, name: str) -> None:
+def check(library, kernel: Kernel, name: str, target: Target = HOST) -> None:
     arrays = kernel.arrays()
     exact = kernel.oracle(*(torch.from_numpy(array.astype("float64")) for array in arrays)).numpy()
+    *arrays, exact = [
+        kernel.layouts(target)[place].array(array) if place in kernel.layouts(target) else array
+        for place, array in enumerate((*arrays, exact))
+    ]
     result = tvm.runtime.tensor(np.full(exact.shape, np.nan, kernel.dtype))
     library[name](*map(tvm.runtime.tensor, arrays), result)
     tolerance = 2e-2 if kernel.dtype == "float16" else 1e-5
@@ -278,11 +403,10 @@ def libraries() -> dict[str, tvm.runtime.Module]:
     for rule, kernels in SERVED.items():
         funcs = {}
         for index, kernel in enumerate(kernels):
-            func = kernel.prim_func()
-            funcs[f"host_{index}"] = RULES[rule](func, HOST).mod["main"]
+            funcs[f"host_{index}"] = RULES[rule](kernel.prim_func(), HOST).mod["main"]
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(_convolution, "THREAD_MACS_PER_LANE", 0)
-                funcs[f"shared_{index}"] = RULES[rule](func, NARROW).mod["main"]
+                funcs[f"shared_{index}"] = RULES[rule](kernel.prim_func(NARROW), NARROW).mod["main"]
         found[rule] = compiled(funcs)
     return found
 
@@ -297,14 +421,38 @@ def libraries() -> dict[str, tvm.runtime.Module]:
     ],
 )
 def test_served_kernel_is_right(libraries, rule: str, index: int, label: str):
-    check(libraries[rule], SERVED[rule][index], f"{label}_{index}")
+    check(libraries[rule], SERVED[rule][index], f"{label}_{index}", {"host": HOST, "shared": NARROW}[label])
+
+
+def test_every_tile_is_right():
+    kernels = [kernel for served in SERVED.values() for kernel in (served[1], served[-2])]
+    funcs, names = {}, []
+    for rule, kernel in ((rule, kernel) for rule in RULES for kernel in kernels):
+        func = kernel.prim_func()
+        if RULES[rule](func, HOST) is None:
+            assert not tiles(rule, func, HOST) or rule == "lanes"
+            continue
+        for tile in tiles(rule, func, HOST):
+            schedule = RULES[rule](func, HOST, tile)
+            if schedule is not None:
+                names.append((f"kernel_{len(names)}", kernel))
+                funcs[names[-1][0]] = schedule.mod["main"]
+    library = compiled(funcs)
+    for name, kernel in names:
+        check(library, kernel, name)
 
 
 def test_only_exact_shapes_are_served():
     for kernel in OTHERS:
         func = kernel.prim_func()
-        for rule in ("pointwise_nchw", "depthwise_nchw", "direct_nchw"):
+        for rule in RULES.keys() - {"lanes"}:
             assert RULES[rule](func, HOST) is None, f"{rule} took {kernel.name}"
+    for kernel in (*BLOCKED_POINTWISE[:5], *BLOCKED_DEPTHWISE[-8:]):
+        for rule in ("pointwise_nchw", "depthwise_nchw", "direct_nchw"):
+            assert RULES[rule](kernel.prim_func(), HOST) is None
+    for kernel in (*POINTWISE[:8], *DEPTHWISE[:8], *DIRECT[:4]):
+        for rule in ("pointwise_blocked", "depthwise_blocked"):
+            assert RULES[rule](kernel.prim_func(), HOST) is None
     for kernel in POINTWISE[:8]:
         assert RULES["depthwise_nchw"](kernel.prim_func(), HOST) is None
     for kernel in DEPTHWISE[:8]:
@@ -340,7 +488,7 @@ def test_symbolic_shapes_are_declined():
 def test_every_board_compiles(board: str):
     target = TARGETS[board]
     funcs = {
-        f"kernel_{index}": RULES[rule](kernel.prim_func(), target)
+        f"kernel_{index}": RULES[rule](kernel.prim_func(target), target)
         .mod["main"]
         .with_attr("global_symbol", f"kernel_{index}")
         for index, (rule, kernel) in enumerate((rule, kernels[-2]) for rule, kernels in SERVED.items())

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from tvmflow.passes.block_channels import block_channels
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
+from tvmflow.passes.fold_scales import fold_scales
+from tvmflow.passes.fuse_depthwise import fuse_depthwise
 from tvmflow.passes.fuse_operators import fuse_operators
 from tvmflow.passes.lower import lower, plan_memory
 from tvmflow.passes.schedule_kernels import schedule_kernels
+from tvmflow.passes.transpose_dense import transpose_dense
 from tvmflow.spec import Program, Target
 
 Stage = Callable[[Program, Target], Program]
@@ -16,8 +20,13 @@ Stage = Callable[[Program, Target], Program]
 CPU: tuple[Stage, ...] = (
     # graph: what needn't be computed at run time, isn't
     fold_batchnorm,
+    fold_scales,
     # kernels: operators become loops, neighbours become one kernel
     fuse_operators,
+    # layouts: tensors and weights lie as the schedules read them
+    block_channels,
+    fuse_depthwise,
+    transpose_dense,
     # loops: each kernel gets the first schedule that fits it
     schedule_kernels,
     # virtual machine: storage is planned, what is left becomes byte code

@@ -66,7 +66,8 @@ class Layer:
 class Program:
     """A network on its way to a device: the Relax module (entry `main`), its interface and its reference vectors.
 
-    Stages add what they learn: `layers`, and in `memory` the bytes of weights and activations.
+    Stages add what they learn: `layers`, in `memory` the bytes of weights and activations, and in `folded` what is now
+    done by other bindings of `main`: the name of each of those → the names of the folded ones and their multiply-adds.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Program:
     labels: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
     layers: tuple[Layer, ...] = ()
+    folded: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
 
 

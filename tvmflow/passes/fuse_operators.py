@@ -12,6 +12,7 @@ import tvm
 from tvm import relax, tirx
 
 from tvmflow.frontend import module_path
+from tvmflow.passes.multiply_adds import multiply_adds, static_shape
 from tvmflow.spec import Layer, Program, Target
 
 OWN_NAMES = re.compile(r"[lg]v\d*")
@@ -20,7 +21,8 @@ OWN_NAMES = re.compile(r"[lg]v\d*")
 
 def fuse_operators(program: Program, target: Target) -> Program:
     """Afterwards `main` is a sequence of `call_tir`, one for each of `Program.layers`, in the same order."""
-    macs = {binding.var.name: _macs(binding.value) for binding in _bindings(program.module)}
+    macs = {binding.var.name: multiply_adds(binding.value) for binding in _bindings(program.module)}
+    macs |= {name: count for works in program.folded.values() for name, count in works.items()}
     legal = tvm.ir.transform.Sequential(
         [relax.transform.LegalizeOps(), relax.transform.AnnotateTIROpPattern(), relax.transform.FoldConstant()]
     )(program.module)
@@ -29,18 +31,19 @@ def fuse_operators(program: Program, target: Target) -> Program:
     fused = relax.transform.FuseTIR()(grouped)
     views = relax.transform.RewriteDataflowReshape()(fused)
     module = relax.transform.DeadCodeElimination()(views)
-    computed = {binding.var.name for binding in _kernel_calls(module)}
+    computed = {binding.var.name for binding in kernel_calls(module)}
     layers = []
-    for binding, names in zip(_kernel_calls(fused), members, strict=True):
+    for binding, names in zip(kernel_calls(fused), members, strict=True):
         if binding.var.name not in computed:
             continue  # a reshape: a view from here on, no kernel
+        names = [work for name in names for work in (*program.folded.get(name, ()), name)]
         named = [name for name in names if name in macs and not OWN_NAMES.fullmatch(name)]
         layers.append(
             Layer(
                 kernel=binding.value.args[0].name_hint,
                 modules=tuple(dict.fromkeys(module_path(name) for name in named)),
                 macs=sum(macs.get(name, 0) for name in names),
-                bytes=sum(_tensor_bytes(tensor.ty) for tensor in (*binding.value.args[1].fields, binding.var)),
+                bytes=sum(tensor_bytes(tensor.ty) for tensor in (*binding.value.args[1].fields, binding.var)),
             )
         )
     return replace(program, module=module, layers=tuple(layers))
@@ -51,7 +54,7 @@ def _bindings(module: tvm.IRModule) -> Iterator[relax.VarBinding]:
         yield from block.bindings
 
 
-def _kernel_calls(module: tvm.IRModule) -> list[relax.VarBinding]:
+def kernel_calls(module: tvm.IRModule) -> list[relax.VarBinding]:
     """Bindings of `main` that call a kernel: `call_tir`, or a group of them that FuseOps made a function of."""
     calls = [binding for binding in _bindings(module) if isinstance(binding.value, relax.Call)]
     return [
@@ -68,17 +71,17 @@ def _members(legal: tvm.IRModule, grouped: tvm.IRModule) -> list[list[str]]:
     kernel that it calls and the values that flow into it.
     """
     candidates: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-    for binding in _kernel_calls(legal):
+    for binding in kernel_calls(legal):
         candidates[_signature(binding.value, {})].append(binding.var.name)
     found = []
-    original: dict[relax.Var, str] = {}  # variable of `grouped` → name of the same value in `legal`, "" of a constant
-    for binding in _kernel_calls(grouped):
+    original: dict[relax.Var, str] = {}  # variable of `grouped` → name of the same value in `legal`
+    for binding in kernel_calls(grouped):
         if not isinstance(binding.value.op, tvm.ir.GlobalVar):
             found.append([candidates[_signature(binding.value, original)].pop(0)])
         else:
             group = grouped[binding.value.op]
             inner = {
-                parameter: original.get(argument, argument.name) if isinstance(argument, relax.Var) else ""
+                parameter: _identity(argument, original)
                 for parameter, argument in zip(group.params, binding.value.args, strict=True)
             }
             names = []
@@ -92,35 +95,22 @@ def _members(legal: tvm.IRModule, grouped: tvm.IRModule) -> list[list[str]]:
 
 
 def _signature(call: relax.Call, original: Mapping[relax.Var, str]) -> tuple[str, ...]:
-    """The kernel that a `call_tir` calls and the variables it reads, by their names in the module before grouping."""
-    variables = [field for field in call.args[1].fields if isinstance(field, relax.Var)]
-    return call.args[0].name_hint, *filter(None, (original.get(variable, variable.name) for variable in variables))
+    """The kernel that a `call_tir` calls and what it reads, as it was called in the module before grouping."""
+    return call.args[0].name_hint, *(_identity(field, original) for field in call.args[1].fields)
 
 
-def _macs(value: relax.Expr) -> int:
-    """Multiply-adds of a convolution or matrix product of static shape, padding counted as work; 0 for all else."""
-    name = getattr(getattr(value, "op", None), "name", "")
-    if name.startswith("relax.nn.conv") and "transpose" not in name:
-        output, weight = _shape(value.ty), _shape(value.args[1].ty)
-        out_channels = weight[str(value.attrs.kernel_layout).index("O")]
-        return math.prod(output) * math.prod(weight) // out_channels
-    if name.startswith("relax.nn.conv"):
-        inputs, weight = _shape(value.args[0].ty), _shape(value.args[1].ty)
-        in_channels = weight[str(value.attrs.kernel_layout).index("I")]
-        return math.prod(inputs) * math.prod(weight) // in_channels
-    if name == "relax.matmul":
-        return math.prod(_shape(value.ty)) * _shape(value.args[0].ty)[-1]
-    return 0
+def _identity(value: relax.Expr, original: Mapping[relax.Var, str]) -> str:
+    """A variable's name; of a constant, its array's: two equal kernels may differ in their weights only."""
+    if isinstance(value, relax.Var):
+        return original.get(value, value.name)
+    held = getattr(value, "value", value)
+    return f"constant {held.__chandle__() if isinstance(held, tvm.runtime.Tensor) else held}"
 
 
-def _shape(tensor: relax.TensorType) -> tuple[int, ...]:
-    return tuple(int(dim) for dim in tensor.shape.values)
-
-
-def _tensor_bytes(tensor: relax.Type) -> int:
+def tensor_bytes(tensor: relax.Type) -> int:
     if isinstance(tensor, relax.TupleType):
-        return sum(_tensor_bytes(field) for field in tensor.fields)
-    return math.prod(_shape(tensor)) * tvm.DataType(str(tensor.dtype)).bits // 8
+        return sum(tensor_bytes(field) for field in tensor.fields)
+    return math.prod(static_shape(tensor)) * tvm.DataType(str(tensor.dtype)).bits // 8
 
 
 def kernels(module: tvm.IRModule) -> dict[str, tirx.PrimFunc]:

@@ -1,0 +1,103 @@
+"""What one core of this computer can do at most, measured, and how near each layer of a network comes to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tvmflow.bundle import Bundle
+
+SUMS = 16  # vectors of independent sums: latency 4 × 2 units × 2
+PRODUCTS = 1 << 14
+READ_BYTES = 12 << 20  # the paper's network has as many bytes of weights: behind L2, within L3 where there is one
+SECONDS = 1.0
+
+
+def limits() -> dict[str, float]:
+    """GFLOP/s of fused multiply-adds in registers, and GB/s of reading what is not in the L2 cache, of one core."""
+    import numpy as np
+    import tvm
+    from tvm import tirx
+    from tvm.script.ir_builder import IRBuilder
+    from tvm.script.ir_builder import tirx as T
+
+    from tvmflow.schedules._convolution import vectors_of
+    from tvmflow.targets import TARGETS
+    from tvmflow.toolchain import tvm_target_dict
+
+    host = TARGETS["host"]
+    lanes, elements = vectors_of(host).lanes, READ_BYTES // 4
+
+    def kernel(name: str, steps: int, length: int, term: Callable[..., Any]) -> tirx.PrimFunc:
+        """Adds `term(buffer, step, sum, lane, total)` to some vectors, over and over, and stores their sums."""
+        with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
+            T.func_attr({"tirx.noalias": True})
+            data = T.arg("data", T.Buffer((length,), "float32"))
+            output = T.arg("output", T.Buffer((SUMS * lanes,), "float32"))
+            totals = [T.sblock_alloc_buffer((lanes,), "float32") for _ in range(SUMS)]
+            for place, total in enumerate(totals):
+                with T.vectorized(0, lanes) as lane:
+                    T.buffer_store(total, data[place * lanes + lane], [lane])
+            with T.serial(0, steps) as step:
+                for place, total in enumerate(totals):
+                    with T.vectorized(0, lanes) as lane:
+                        T.buffer_store(total, term(data, step, place, lane, total[lane]), [lane])
+            for place, total in enumerate(totals):
+                with T.vectorized(0, lanes) as lane:
+                    T.buffer_store(output, total[lane], [place * lanes + lane])
+        return builder.get().with_attr("global_symbol", name)
+
+    library = tvm.compile(
+        tvm.IRModule(
+            {
+                "multiply": kernel(
+                    "multiply", PRODUCTS, SUMS * lanes, lambda data, step, place, lane, total: total * data[0] + data[1]
+                ),
+                "read": kernel(
+                    "read",
+                    elements // (SUMS * lanes),
+                    elements,
+                    lambda data, step, place, lane, total: total + data[(step * SUMS + place) * lanes + lane],
+                ),
+            }
+        ),
+        target=tvm.target.Target(tvm_target_dict(host)),
+    )
+
+    def fastest(name: str, length: int) -> float:
+        run, best, until = library[name], float("inf"), time.perf_counter() + SECONDS
+        arguments = [tvm.runtime.tensor(np.full(size, 0.5, "float32")) for size in (length, SUMS * lanes)]
+        while time.perf_counter() < until:
+            started = time.perf_counter()
+            run(*arguments)
+            best = min(best, time.perf_counter() - started)
+        return best
+
+    return {
+        "gflops": 2e-9 * PRODUCTS * SUMS * lanes / fastest("multiply", SUMS * lanes),
+        "gbps": 1e-9 * READ_BYTES / fastest("read", elements),
+    }
+
+
+def layers(bundle: Bundle, limits: dict[str, float]) -> list[dict[str, Any]]:
+    """Each layer of a bundle on one thread: time, arithmetic and traffic, and their parts of the limits."""
+    from tvmflow.measure.local import profile_library
+
+    times = profile_library(bundle.library, bundle.vectors()[0].inputs, bundle.layers, threads=1, repeats=200)
+    rows = []
+    for layer, us in zip(bundle.layers, times, strict=True):
+        gflops, gbps = 2e-3 * layer.macs / us, 1e-3 * layer.bytes / us
+        rows.append(
+            {
+                "modules": list(layer.modules),
+                "schedule": layer.schedule,
+                "us": us,
+                "gflops": gflops,
+                "of_peak": gflops / limits["gflops"],
+                "gbps": gbps,
+                "of_bandwidth": gbps / limits["gbps"],
+            }
+        )
+    return rows

@@ -1,0 +1,27 @@
+"""How much arithmetic an operator is, as the original network counts it."""
+
+from __future__ import annotations
+
+import math
+
+from tvm import relax
+
+
+def multiply_adds(value: relax.Expr) -> int:
+    """Multiply-adds of a convolution or matrix product of static shape, padding counted as work; 0 for all else."""
+    name = getattr(getattr(value, "op", None), "name", "")
+    if name.startswith("relax.nn.conv") and "transpose" not in name:
+        output, weight = static_shape(value.ty), static_shape(value.args[1].ty)
+        out_channels = weight[str(value.attrs.kernel_layout).index("O")]
+        return math.prod(output) * math.prod(weight) // out_channels
+    if name.startswith("relax.nn.conv"):
+        inputs, weight = static_shape(value.args[0].ty), static_shape(value.args[1].ty)
+        in_channels = weight[str(value.attrs.kernel_layout).index("I")]
+        return math.prod(inputs) * math.prod(weight) // in_channels
+    if name == "relax.matmul":
+        return math.prod(static_shape(value.ty)) * static_shape(value.args[0].ty)[-1]
+    return 0
+
+
+def static_shape(tensor: relax.TensorType) -> tuple[int, ...]:
+    return tuple(int(dim) for dim in tensor.shape.values)
