@@ -427,6 +427,18 @@ def cheapest_tile(channels: int, pixels: int, lanes: int, vectors: Vectors, most
     return min(possible, key=cost, default=(min(channels, 4), 1))
 
 
+def tiles(channels: int, pixels: int, lanes: int, vectors: Vectors, most: int = INDEX_LIMIT) -> list[tuple[int, int]]:
+    """Every tile of (channels, vectors of pixels) that has no more sums than the largest of `vectors.tiles`."""
+    sums = min(most, max(rows * columns for rows, columns in vectors.tiles))
+    widest = max(columns for _, columns in vectors.tiles)
+    return [
+        (rows, columns)
+        for columns in range(1, widest + 1)
+        for rows in range(1, min(channels, sums // columns) + 1)
+        if columns * lanes <= pixels
+    ]
+
+
 def worth_threads(macs: int, target: Target) -> bool:
     """Whether a kernel has work enough for starting threads to pay."""
     return target.cpu.cores > 1 and macs >= THREAD_MACS_PER_LANE * vectors_of(target).lanes

@@ -64,6 +64,15 @@ def depthwise_nchw(func: tirx.PrimFunc, target: Target, rows: int | None = None)
     return Schedule(_loops(window, rows, lanes, parallel))
 
 
+def choices(func: tirx.PrimFunc, target: Target) -> list[dict[str, int]]:
+    """Every `rows` that parts the output into windows of about equal height."""
+    conv = read_convolution(func)
+    assert conv is not None
+    window, height = Window(conv), conv.out_size[0]
+    heights = sorted({math.ceil(height / parts) for parts in range(1, height + 1)})
+    return [{"rows": rows} for rows in heights if 4 * window.height(rows) * window.pitch <= WIDEST_WINDOW_BYTES]
+
+
 def _scale(conv: Convolution, tap: tuple[int, int], lanes: int, parallel: bool) -> tirx.PrimFunc:
     """One tap that meets each element once."""
     pixels, width = math.prod(conv.size), conv.size[1]

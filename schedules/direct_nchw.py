@@ -31,6 +31,7 @@ from tvmflow.schedules._convolution import (
     kernel,
     read_convolution,
     starts,
+    tiles,
     unfuse,
     vectors_of,
     worth_threads,
@@ -61,6 +62,14 @@ def direct_nchw(func: tirx.PrimFunc, target: Target, tile: tuple[int, int] | Non
         conv.channels, conv.out_size[1], lanes, registers, MOST_PRODUCTS // len(window.taps)
     )
     return Schedule(_loops(window, rows, vectors, lanes, registers.lanes, worth_threads(conv.macs, target)))
+
+
+def choices(func: tirx.PrimFunc, target: Target) -> list[dict[str, tuple[int, int]]]:
+    """Every `tile` that may be worth measuring."""
+    conv, registers = read_convolution(func), vectors_of(target)
+    assert conv is not None
+    width, most = conv.out_size[1], MOST_PRODUCTS // len(Window(conv).taps)
+    return [{"tile": tile} for tile in tiles(conv.channels, width, fitting(registers.lanes, width), registers, most)]
 
 
 def _loops(window: Window, rows: int, vectors: int, lanes: int, native: int, parallel: bool) -> tirx.PrimFunc:

@@ -63,6 +63,11 @@ def lanes(func: tirx.PrimFunc, target: Target) -> Schedule | None:
     return sch if changed else None
 
 
+def choices(func: tirx.PrimFunc, target: Target) -> list[dict[str, int]]:
+    """None: what it doesn't claim to know is MetaSchedule's to search."""
+    return []
+
+
 def _shape(sch: Schedule, block: Any, target: Target) -> bool:
     """Vectorise and share one block. True if anything came of it."""
     loops, axes = sch.get_loops(block), sch.get(block).iter_vars

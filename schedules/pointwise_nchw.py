@@ -31,6 +31,7 @@ from tvmflow.schedules._convolution import (
     kernel,
     read_convolution,
     starts,
+    tiles,
     unfuse,
     vectors_of,
     worth_threads,
@@ -53,6 +54,14 @@ def pointwise_nchw(func: tirx.PrimFunc, target: Target, tile: tuple[int, int] | 
         return None  # nothing to fill a vector with
     rows, vectors = tile or cheapest_tile(conv.channels, pixels, lanes, registers)
     return Schedule(_loops(conv, rows, vectors, lanes, registers.unroll, worth_threads(conv.macs, target)))
+
+
+def choices(func: tirx.PrimFunc, target: Target) -> list[dict[str, tuple[int, int]]]:
+    """Every `tile` that may be worth measuring."""
+    conv, registers = read_convolution(func), vectors_of(target)
+    assert conv is not None
+    pixels = math.prod(conv.size)
+    return [{"tile": tile} for tile in tiles(conv.channels, pixels, fitting(registers.lanes, pixels), registers)]
 
 
 def _loops(conv: Convolution, rows: int, vectors: int, lanes: int, unroll: int, parallel: bool) -> tirx.PrimFunc:

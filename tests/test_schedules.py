@@ -14,7 +14,7 @@ from torch.nn import functional
 from tvm import relax, tirx
 
 import tvmflow.schedules
-from tvmflow.schedules import RULES, _convolution
+from tvmflow.schedules import RULES, _convolution, choices
 from tvmflow.targets import TARGETS
 from tvmflow.toolchain import tvm_target_dict
 
@@ -298,6 +298,21 @@ def libraries() -> dict[str, tvm.runtime.Module]:
 )
 def test_served_kernel_is_right(libraries, rule: str, index: int, label: str):
     check(libraries[rule], SERVED[rule][index], f"{label}_{index}")
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "lanes"])
+def test_kernels_of_other_choices_are_right(rule: str):
+    """What a search may choose: here the first, the last and some between, of kernels of every kind."""
+    funcs, served = {}, {}
+    for kernel in SERVED[rule][::5]:
+        found = choices(rule, kernel.prim_func(), HOST)
+        assert found
+        for knobs in {str(knobs): knobs for knobs in (*found[:: max(1, len(found) // 3)], found[-1])}.values():
+            name = f"kernel_{len(funcs)}"
+            served[name], funcs[name] = kernel, RULES[rule](kernel.prim_func(), HOST, **knobs).mod["main"]
+    library = compiled(funcs)
+    for name, kernel in served.items():
+        check(library, kernel, name)
 
 
 def test_only_exact_shapes_are_served():
