@@ -17,7 +17,20 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-COMMANDS = ["boards", "build", "run", "verify", "bench", "profile", "report", "train", "evaluate", "doctor"]
+COMMANDS = [
+    "boards",
+    "build",
+    "run",
+    "verify",
+    "bench",
+    "profile",
+    "report",
+    "train",
+    "evaluate",
+    "doctor",
+    "tune",
+    "db",
+]
 HERE = str(Path(__file__).parent)
 
 
