@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -24,11 +25,14 @@ from tvm.script import tirx as T
 from tvmflow import build as building
 from tvmflow.measure.local import run_vectors
 from tvmflow.passes import schedule_kernels
+from tvmflow.report import assemble
+from tvmflow.report.render import schedules_text
 from tvmflow.schedules import RULES, choices, parse, spell
 from tvmflow.spec import MissingDependencyError, UserError
 from tvmflow.targets import TARGETS
 from tvmflow.tune import apply, measure, space
 from tvmflow.tune.command import parse_duration
+from tvmflow.tune.interrupt import Interrupts
 from tvmflow.tune.measure import LocalMeasurer, Result, choose_runner
 from tvmflow.tune.session import Options, Session, State
 from tvmflow.tune.store import Store
@@ -66,10 +70,10 @@ class Recorded:
         return [(recorded_ms(candidate),) * rounds for candidate in candidates]
 
 
-def search(tasks, folder: Path, measurer=None, **options) -> tuple[State, Store]:
+def search(tasks, folder: Path, measurer=None, check=lambda: None, **options) -> tuple[State, Store]:
     given = Options(**{"trials": 30, "budget_s": 600.0, "batch": 4, "min_gain": 0.0, "population": 6, **options})
     with Store(folder, identity(HOST), writable=True) as store:
-        session = Session(tasks, HOST, store, measurer or Recorded(), given, lambda state: None)
+        session = Session(tasks, HOST, store, measurer or Recorded(), given, lambda state: None, check=check)
         return session.run(), store
 
 
@@ -284,6 +288,28 @@ def test_interrupted_batch_keeps_its_results(tasks, tmp_path):
     assert store.entries[-1]["reason"] == "interrupted"
 
 
+def interrupted_after(seconds: float, tasks, folder: Path) -> None:
+    with Interrupts() as interrupts:
+        timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        try:
+            search(tasks, folder, check=interrupts.check, trials=100_000, population=32)
+        finally:
+            timer.cancel()
+
+
+def test_ctrl_c_at_any_moment(tasks, tmp_path):
+    """Also inside MetaSchedule, which doesn't survive an exception there."""
+    before = signal.getsignal(signal.SIGINT)
+    for number, seconds in enumerate((0.3, 0.8, 1.2, 1.7)):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_after(seconds, tasks[-2:], tmp_path / str(number))
+        with Store(tmp_path / str(number), writable=True) as store:
+            assert store.quarantined == 0
+            assert store.entries[-1]["reason"] == "interrupted"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 # ------------------------------------------------------------------------------------------------ processes and time
 
 
@@ -421,7 +447,10 @@ def test_build_applies_records(tiny, tasks, searched, tmp_path):
     assert any(schedule.startswith("pointwise_nchw(tile=") for schedule in schedules)
     assert "searched" in schedules
     assert built.manifest["verify"]["passed"] is True
-    assert f"{sum('searched' in schedule for schedule in schedules)} searched" in apply.summary(schedules)
+    report = assemble(built, built.manifest["verify"])
+    assert f"{sum('searched' in schedule for schedule in schedules)} searched, " in schedules_text(report["layers"])
+    timed = assemble(built, built.manifest["verify"], layer_us=[1.0] * len(schedules))
+    assert f"of their time), 0 default (0% of their time) of {len(schedules)} layers" in schedules_text(timed["layers"])
 
 
 def test_records_of_another_board_are_refused(searched, tmp_path):

@@ -179,7 +179,7 @@ def build(
     from tvmflow import targets
     from tvmflow.frontend import import_model, parse_input_shape
     from tvmflow.report import assemble
-    from tvmflow.report.render import memory_text, verdict_text
+    from tvmflow.report.render import memory_text, schedules_text, verdict_text
     from tvmflow.tune import apply
 
     if db is not None and not tuned:
@@ -196,7 +196,7 @@ def build(
         f"{out}: {built.name} for {found.name}",
         f"verify   {verdict_text(report['verify'])}",
         f"memory   {memory_text(report['memory'])}",
-        f"layers   {apply.summary([layer.schedule for layer in built.layers])}",
+        f"layers   {schedules_text(report['layers'])}",
     ]
     _show("\n".join(lines), report, json)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,10 +95,3 @@ def tuned_kernel(
 def is_default(candidate: str) -> bool:
     """Whether a candidate is what a build takes anyway: a rule's own choice, or no schedule."""
     return candidate == "default" or candidate.endswith("()")
-
-
-def summary(schedules: Sequence[str]) -> str:
-    """Layers by whom their schedule is, for a person."""
-    searched = sum(text.endswith("searched") for text in schedules)
-    default = sum(text == "default" for text in schedules)
-    return f"{searched} searched, {len(schedules) - searched - default} by rules, {default} default"

@@ -16,6 +16,7 @@ from tvmflow.report.render import text_table
 from tvmflow.spec import Target, UserError
 from tvmflow.tune import measure, progress
 from tvmflow.tune.apply import default_work_dir
+from tvmflow.tune.interrupt import Interrupts
 from tvmflow.tune.session import Options, Session, State
 from tvmflow.tune.store import Store
 
@@ -92,9 +93,9 @@ def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
     from tvmflow.tune.tasks import extract, identity, select
 
     whose = identity(plan.target)
-    with Store(plan.work_dir / whose.folder, whose, writable=True) as store:
+    with Store(plan.work_dir / whose.folder, whose, writable=True) as store, Interrupts() as interrupts:
         # its processes import what they need while this one imports the network
-        measurer = measure.LocalMeasurer(plan.target, dict(whose.target))
+        measurer = measure.LocalMeasurer(plan.target, dict(whose.target), check=interrupts.check)
         try:
             if store.quarantined:
                 log.info(f"{store.quarantined} unusable lines were set aside in {store.folder / 'quarantine.jsonl'}")
@@ -103,7 +104,16 @@ def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
             if spent:
                 log.info(f"Going on after {spent} trials of earlier runs in {store.folder}")
             with progress.watching() as watch:
-                session = Session(tasks, plan.target, store, measurer, plan.options, watch, started=plan.started)
+                session = Session(
+                    tasks,
+                    plan.target,
+                    store,
+                    measurer,
+                    plan.options,
+                    watch,
+                    started=plan.started,
+                    check=interrupts.check,
+                )
                 state = session.run()
         except KeyboardInterrupt:
             kept = sum(entry["kind"] == "trial" for entry in store.entries)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -27,6 +27,7 @@ START_LIMIT_S = 120.0
 SHORTEST_MS = 1.0
 """A timed sample lasts at least this long."""
 REPEATS = 10
+CHECK_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +124,13 @@ class Worker:
             raise WorkerError("hung", f"it took longer than {self.limit_s:g} s")
         return None
 
-    def receive(self) -> dict[str, Any]:
-        """Wait for its answer. Raises WorkerError."""
+    def receive(self, check: Callable[[], None]) -> dict[str, Any]:
+        """Wait for its answer. Raises WorkerError, and what `check` raises."""
         with selectors.DefaultSelector() as selector:
             selector.register(self, selectors.EVENT_READ)
             while True:
-                selector.select(max(0.0, self.deadline - time.monotonic()) + 0.01)
+                selector.select(min(CHECK_S, max(0.0, self.deadline - time.monotonic()) + 0.01))
+                check()
                 answer = self.poll()
                 if answer is not None:
                     return answer
@@ -155,9 +157,17 @@ class LocalMeasurer:
 
     name = "local"
 
-    def __init__(self, target: Target, tvm_target: dict[str, Any], *, builders: int | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        tvm_target: dict[str, Any],
+        *,
+        builders: int | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         from tvmflow import toolchain
 
+        self.check = check  # asked several times a second while it waits; what it raises passes
         self.seconds = {"build": 0.0, "run": 0.0}
         self._folder = tempfile.TemporaryDirectory(prefix="tvmflow-tune-")
         self.folder = Path(self._folder.name)
@@ -201,7 +211,7 @@ class LocalMeasurer:
         started = time.perf_counter()
         try:
             self.runner.send(self._job(task, candidates, None, rounds))
-            answer = self.runner.receive()
+            answer = self.runner.receive(self.check)
         except WorkerError:
             return []
         finally:
@@ -212,7 +222,7 @@ class LocalMeasurer:
         started = time.perf_counter()
         try:
             self.runner.send(self._job(task, [candidate], best_ms, REPEATS))
-            answer = self.runner.receive()
+            answer = self.runner.receive(self.check)
         except WorkerError as error:
             return Result(outcome=error.outcome, message=str(error))
         finally:
@@ -263,7 +273,9 @@ class LocalMeasurer:
             with selectors.DefaultSelector() as selector:
                 for worker in busy:
                     selector.register(worker, selectors.EVENT_READ)
-                selector.select(max(0.0, min(worker.deadline for worker in busy) - time.monotonic()) + 0.01)
+                left = min(worker.deadline for worker in busy) - time.monotonic()
+                selector.select(min(CHECK_S, max(0.0, left) + 0.01))
+            self.check()
             for worker, (candidate, output) in list(busy.items()):
                 try:
                     answer = worker.poll()

@@ -129,9 +129,11 @@ class Session:
         watch: Callable[[State], None],
         *,
         started: float | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.tasks, self.target, self.store = tuple(tasks), target, store
         self.measurer, self.options, self.watch = measurer, options, watch
+        self.check = check  # asked between steps; what it raises passes
         self.keys = [task.key for task in tasks]
         self.started = time.perf_counter() if started is None else started
         self.spent_before_s = store.seconds(self.keys)
@@ -152,7 +154,7 @@ class Session:
             reason = self._search()
             self._decide()
         finally:
-            if sys.exc_info()[0] in (None, KeyboardInterrupt) and self.rows:
+            if sys.exc_info()[0] in (None, KeyboardInterrupt) and self.keys[0] in self.store.tasks:
                 self.store.append([self._bill(self.keys[0]), self._entry("end", reason=reason)])
         return self.state(reason)
 
@@ -194,6 +196,7 @@ class Session:
                 )
         self.store.append(entries)
         for task in self.tasks:
+            self.check()
             trials = self.store.trials(task.key)
             if trials:
                 self.spaces[task.key].recall(trials)
@@ -232,6 +235,7 @@ class Session:
             count = min(self.options.batch, self.options.trials - self.store.spent(self.keys))
             candidates = self.spaces[key].propose(count, self.store.trials(key))
             self._spend("search")
+            self.check()
             if candidates:
                 self._batch(key, candidates)
             else:
@@ -247,6 +251,7 @@ class Session:
 
     def _over(self) -> str:
         """Why the search is over, or nothing."""
+        self.check()
         if self.store.spent(self.keys) >= self.options.trials:
             return "trials"
         if self._busy_s() >= self.options.budget_s:
@@ -276,6 +281,7 @@ class Session:
         try:
             for result in self.measurer.measure(row.task, candidates, row.best_ms):
                 results.append(classified(result))
+                self.check()
         finally:
             known = {kind: self.measurer.seconds[kind] - before[kind] for kind in before}
             self._spend("waiting", known)
@@ -320,6 +326,7 @@ class Session:
     def _decide(self) -> None:
         """Take the fastest of each task in turns with its default: the best of noisy measurements is biased."""
         for key in self.keys:
+            self.check()
             decided = [entry["kind"] for entry in self.store.entries if entry.get("task") == key]
             if "winner" in decided and "trial" not in decided[len(decided) - decided[::-1].index("winner") :]:
                 continue
