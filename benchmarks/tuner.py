@@ -128,6 +128,8 @@ def search_stock(model: str, trials: int, out: Path) -> None:
         task_weights=[float(task.calls) for task in tasks],
         work_dir=str(out),
         max_trials_global=trials,
+        # by default 64 trials at a time, with which 320 reach five kernels and leave the others as they are
+        num_trials_per_iter=max(1, min(64, trials // len(tasks))),
         builder=meta_schedule.builder.LocalBuilder(initializer=repair_import),
     )
 
