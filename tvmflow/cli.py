@@ -235,8 +235,12 @@ def tune(
     from tvmflow.tune import command as tuning
 
     shapes = [parse_input_shape(text) for text in input_shape or []]
+    found = targets.find(target, board)
+    if tasks == "list":
+        _show(*tuning.list_tasks(found, model, shapes), json)
+        return
     plan = tuning.prepare(
-        targets.find(target, board),
+        found,
         model,
         shapes,
         trials=trials,
@@ -246,11 +250,7 @@ def tune(
         work_dir=work_dir,
         min_gain=min_gain,
     )
-    if tasks == "list":
-        text, content = tuning.list_tasks(plan)
-    else:
-        text, content = tuning.tune(plan, tasks)
-    _show(text, content, json)
+    _show(*tuning.tune(plan, tasks), json)
 
 
 Records = Annotated[Path, typer.Argument(metavar="DIR", help="A --work-dir of `tvmflow tune`, or one board's folder.")]

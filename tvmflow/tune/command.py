@@ -74,12 +74,12 @@ def prepare(
     )
 
 
-def list_tasks(plan: Plan) -> tuple[str, Any]:
+def list_tasks(target: Target, model: str, shapes: Sequence[Any]) -> tuple[str, Any]:
     """The kernels that would be tuned, as text and as data."""
     from tvmflow.frontend import import_model
     from tvmflow.tune.tasks import extract
 
-    tasks = extract(import_model(plan.model, plan.shapes), plan.target)
+    tasks = extract(import_model(model, shapes), target)
     rows = [[task.name, task.calls, ", ".join(task.modules)] for task in tasks]
     content = [
         {"name": task.name, "key": task.key, "calls": task.calls, "modules": list(task.modules)} for task in tasks

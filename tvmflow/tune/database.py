@@ -36,7 +36,7 @@ def show(folder: Path) -> tuple[str, Any]:
             trials = store.trials(key)
             failed = sum(trial["outcome"] != "ok" for trial in trials.values())
             figures = (
-                [f"{1e3 * best.ms:.1f} µs", best.candidate + ("" if best.compared else " *")] if best else ["", ""]
+                [f"{1e3 * best.ms:.3g} µs", best.candidate + ("" if best.compared else " *")] if best else ["", ""]
             )
             rows.append([store.tasks[key]["name"], len(trials), failed, *figures])
         identity = store.identity

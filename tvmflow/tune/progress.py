@@ -36,7 +36,7 @@ def status_line(state: State) -> str:
     """Trials, latency, gain, failures and time left, in one line."""
     words = [
         f"{state.spent}/{state.options.trials} trials",
-        f"kernels {state.best_ms:.3f} ms (untuned {state.default_ms:.3f})",
+        f"kernels {state.best_ms:.4g} ms (untuned {state.default_ms:.4g})",
     ]
     if state.gain_per_minute is not None:
         words.append(f"gain {state.gain_per_minute:.1f} %/min")
@@ -80,7 +80,7 @@ def _cells(row: Row, state: State) -> list[str]:
 
 
 def _microseconds(ms: float | None) -> str:
-    return "" if ms is None else f"{1e3 * ms:.1f} µs"
+    return "" if ms is None else f"{1e3 * ms:.3g} µs"
 
 
 def final_text(state: State) -> str:
@@ -103,6 +103,6 @@ def final_text(state: State) -> str:
             "",
             f"{state.spent} trials ({state.tried} in this run{pace}), failed: {failure_text(state.failures)}. "
             f"It ended because {REASONS[state.reason]}.",
-            f"The network's kernels take {after:.3f} ms, {before:.3f} untuned (measured one by one, with warm caches).",
+            f"The network's kernels take {after:.4g} ms, {before:.4g} untuned (measured one by one, with warm caches).",
         ]
     )

@@ -22,6 +22,7 @@ from tvmflow.spec import Program, Target, UserError
 from tvmflow.tune.store import Identity, task_key
 
 KEPT_ATTRIBUTES = ("tirx.noalias", "s_tir")
+"""What a kernel's schedule may depend on, beside attributes that stages of tvmflow gave it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ def as_plain(content: Any) -> Any:
 def normalized(func: tirx.PrimFunc) -> tvm.IRModule:
     """A kernel as a module that is the same whatever the kernel is called."""
     for name in func.attrs.keys() if func.attrs else ():  # iterating over it goes by index
-        if name not in KEPT_ATTRIBUTES:
+        if name not in KEPT_ATTRIBUTES and not name.startswith("tvmflow."):
             func = func.without_attr(name)
     return tvm.IRModule({"main": func.with_attr("global_symbol", "main").with_attr("tirx.noalias", True)})
 
