@@ -2,14 +2,19 @@
 
 A rule is `rule(func, target, tile=None) -> Schedule | None`. A board lists the names of its rules (`Target.schedules`),
 and each kernel gets the first that fits. A new schedule is one file here and one line in RULES; the rule, its file and
-its name there are called the same. `tile` is what a rule lets a tuner choose, by default what the rule thinks best, and
-`tiles(func, target)` of its file lists the choices.
+its name there are called the same.
+
+One function is both the hand-written schedule and the search space: without a `tile` it is the rule's own choice, and
+`tiles(func, target)` in the same file lists what `tvmflow tune` may try instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ast
+import hashlib
+from collections.abc import Callable, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +24,9 @@ if TYPE_CHECKING:
     from tvmflow.spec import Target
 
 Rule = Callable[..., "Schedule | None"]
+
+Knobs = Mapping[str, Any]
+"""Keyword arguments of a rule."""
 
 
 def _rule(name: str) -> Rule:
@@ -44,3 +52,35 @@ RULES: dict[str, Rule] = {
     "dense": _rule("dense"),
     "lanes": _rule("lanes"),
 }
+
+
+def choices(name: str, func: PrimFunc, target: Target) -> list[Knobs]:
+    """The keyword arguments that a search may try with that rule on a kernel; none if it doesn't serve it."""
+    return [{"tile": tile} for tile in tiles(name, func, target)]
+
+
+def spell(name: str, knobs: Knobs) -> str:
+    """A rule and its knobs as one expression, "pointwise_nchw(tile=(6, 4))"; `parse` reads it."""
+    return f"{name}({', '.join(f'{knob}={value!r}' for knob, value in knobs.items())})"
+
+
+def parse(text: str) -> tuple[str, Knobs]:
+    """What `spell` wrote. Raises ValueError if it didn't, or if there is no such rule."""
+    try:
+        call = ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"{text!r} is no rule with knobs") from error
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+        raise ValueError(f"{text!r} is no rule with knobs")
+    name, knobs = call.func.id, {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    if name not in RULES:
+        raise ValueError(f"there is no rule {name!r}")
+    return name, knobs
+
+
+def rules_version() -> str:
+    """Eight digits that change with the source of any rule: records of other rules are of other kernels."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:8]

@@ -30,6 +30,8 @@ COMMANDS = [
     "train",
     "evaluate",
     "doctor",
+    "tune",
+    "db",
 ]
 HERE = str(Path(__file__).parent)
 

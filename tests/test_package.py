@@ -97,7 +97,17 @@ def test_targets_are_all_registered():
 
 
 @pytest.mark.parametrize(
-    "module", ["tvmflow", "tvmflow.cli", "tvmflow.spec", "tvmflow.targets", "tvmflow.models", "tvmflow.bundle"]
+    "module",
+    [
+        "tvmflow",
+        "tvmflow.cli",
+        "tvmflow.spec",
+        "tvmflow.targets",
+        "tvmflow.models",
+        "tvmflow.bundle",
+        "tvmflow.tune.command",
+        "tvmflow.tune.database",
+    ],
 )
 def test_importing_is_cheap(module):
     program = f"import sys, {module}; print([name for name in ('tvm', 'torch', 'onnx') if name in sys.modules])"

@@ -8,11 +8,13 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tvmflow import __version__, bundle, device, toolchain
 from tvmflow.spec import Program, Target, UserError, VerificationError
+from tvmflow.tune.store import Best
 from tvmflow.verify import TOLERANCE, failure_sentence, verify_library
 
 log = logging.getLogger(__name__)
@@ -27,26 +29,41 @@ def build(
     dump_dir: Path | None = None,
     verify: bool = True,
     runner: bool = False,
+    records: Mapping[str, Best] | None = None,
 ) -> bundle.Bundle:
     """Compile `program` for `target` into a bundle at `out` (a directory, or one file if it ends in .tar).
 
     The library is run against the golden vectors wherever this computer can run it; a library that computes
-    something else is never written. With `runner`, what devices without Python need is added and tested in the same
-    way. Raises UserError, MissingDependencyError, VerificationError.
+    something else is never written. `records` are schedules that a search found (`tvmflow.tune.apply.find_records`);
+    one that makes the network compute something else is left out, and the log says so. With `runner`, what devices
+    without Python need is added and tested in the same way. Raises UserError, MissingDependencyError,
+    VerificationError.
     """
     chosen = check(target, out, linker, runner=runner)
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
         _require_space(Path(folder), program)
         library = Path(folder, "model.so")
         log.info(f"Compiling {program.name} for {target.name}")
-        compiled = compile_library(program, target, chosen, library, dump_dir=dump_dir)
-        toolchain.check_elf(library, target.elf, target.name)
         verdict: Mapping[str, Any] = {"passed": None, "method": None, "reason": "It was built with --no-verify."}
-        if verify:
+        left = dict(records or {})
+        while True:
+            tried = replace(program, records=left)
+            compiled = compile_library(tried, target, chosen, library, dump_dir=dump_dir)
+            toolchain.check_elf(library, target.elf, target.name)
+            if not verify:
+                break
             log.info(f"Verifying {program.name} on {len(program.vectors)} golden vectors")
-            verdict = verify_library(library, target, program.vectors, program.outputs)
-            if verdict["passed"] is False:
+            verdict = _verdict(library, target, program, tuned=bool(compiled.records))
+            if verdict["passed"] is not False:
+                break
+            if not compiled.records:
                 raise VerificationError(failure_sentence(verdict, f"{program.name} compiled for {target.name}"))
+            culprit = _find_culprit(program, target, chosen, library, compiled.records)
+            log.info(
+                f"{culprit.name} by the record {culprit.candidate} makes {program.name} compute something else; "
+                "it gets its default schedule."
+            )
+            left = {key: best for key, best in compiled.records.items() if key != culprit.task}
         write = functools.partial(
             bundle.write,
             program=compiled,
@@ -79,6 +96,31 @@ def _make_runner(program: Program, target: Target, linker: toolchain.Linker, fol
         vectors=bundle.vector_names(program),
         tolerance=max(TOLERANCE[spec.dtype] for spec in program.outputs),
     )
+
+
+def _verdict(library: Path, target: Target, program: Program, *, tuned: bool) -> Mapping[str, Any]:
+    """`verify_library`; a tuned library that crashes has failed and may have a record to blame."""
+    try:
+        return verify_library(library, target, program.vectors, program.outputs)
+    except VerificationError:
+        if not tuned:
+            raise
+        return {"passed": False}
+
+
+def _find_culprit(
+    program: Program, target: Target, linker: toolchain.Linker, library: Path, records: Mapping[str, Best]
+) -> Best:
+    """A record without which `records` may pass: the last of the shortest run of them that fails, by halving."""
+    keys = list(records)
+    passing, failing = 0, len(keys)
+    while failing - passing > 1:
+        middle = (passing + failing) // 2
+        tried = replace(program, records={key: records[key] for key in keys[:middle]})
+        compile_library(tried, target, linker, library)
+        passed = _verdict(library, target, program, tuned=True)["passed"] is not False
+        passing, failing = (middle, failing) if passed else (passing, middle)
+    return records[keys[failing - 1]]
 
 
 def _require_space(folder: Path, program: Program) -> None:

@@ -37,6 +37,9 @@ app = typer.Typer(
 Target = Annotated[str | None, typer.Option("--target", help="Kind of target: llvm (this computer) or arm_cpu.")]
 Board = Annotated[str | None, typer.Option("--board", help="A board of `tvmflow boards`, or a board's .toml file.")]
 ModelName = Annotated[str, typer.Option("--model", help="Registry name, package.module:factory, .pt2 or .onnx file.")]
+InputShapes = Annotated[
+    list[str] | None, typer.Option("--input-shape", help="1x3x32x32 or name=1x3x32x32; once per input.")
+]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder or .tar.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file; - is stdout.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of the network; all cores by default.")]
@@ -57,7 +60,16 @@ def main() -> None:
     app(args=arguments)
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
+db = typer.Typer(
+    name="db",
+    help="Look after the records of `tvmflow tune`.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def command(function: Callable[..., None], group: typer.Typer = app) -> Callable[..., None]:
     """Register a command whose errors become one sentence and an exit code."""
 
     @functools.wraps(function)
@@ -80,7 +92,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             _fail(f"{type(error).__name__}: {error}", 1, internal=True)
 
-    return app.command()(guarded)
+    return group.command()(guarded)
+
+
+app.add_typer(db)
 
 
 def _fail(message: str, code: int, *, internal: bool = False) -> None:
@@ -147,9 +162,7 @@ def build(
     target: Target = None,
     board: Board = None,
     model: ModelName = "dilated-net",
-    input_shape: Annotated[
-        list[str] | None, typer.Option("--input-shape", help="1x3x32x32 or name=1x3x32x32; once per input.")
-    ] = None,
+    input_shape: InputShapes = None,
     linker: Annotated[str, typer.Option("--linker", help="auto, zig, cc or the command of a cross compiler.")] = "auto",
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Run it against PyTorch's outputs.")] = True,
     runner: Annotated[
@@ -157,6 +170,12 @@ def build(
         typer.Option("--runner", help="Add a program and a C library for devices without Python (c++ means the same)."),
     ] = None,
     dump_dir: Annotated[Path | None, typer.Option("--dump-dir", help="Write each stage's IR there.")] = None,
+    tuned: Annotated[
+        bool, typer.Option("--tuned/--no-tuned", help="Use the records of `tvmflow tune` for this board.")
+    ] = True,
+    db: Annotated[
+        Path | None, typer.Option("--db", help="Records of `tvmflow tune` to use before others: its --work-dir.")
+    ] = None,
     json: Json = None,
 ) -> None:
     """Compile a network for a board into a bundle, verified against PyTorch wherever its code can run."""
@@ -164,26 +183,132 @@ def build(
     from tvmflow import targets
     from tvmflow.frontend import import_model, parse_input_shape
     from tvmflow.report import assemble
-    from tvmflow.report.render import memory_text, verdict_text
+    from tvmflow.report.render import memory_text, schedules_text, verdict_text
+    from tvmflow.tune import apply
 
+    if db is not None and not tuned:
+        raise UserError("--db names records to use and --no-tuned says to use none; give one of them.")
     found = targets.find(target, board)
     shapes = [parse_input_shape(text) for text in input_shape or []]
     builder.check(found, out, linker, runner=runner is not None)  # before the import, which takes its time
+    records = apply.find_records(found, db) if tuned else {}
     log.info(f"Importing {model}")
     program = import_model(model, shapes)
     built = builder.build(
-        program, found, out, linker=linker, dump_dir=dump_dir, verify=verify, runner=runner is not None
+        program,
+        found,
+        out,
+        linker=linker,
+        dump_dir=dump_dir,
+        verify=verify,
+        runner=runner is not None,
+        records=records,
     )
     report = assemble(built, built.manifest["verify"], note=NOT_TIMED)
     lines = [
         f"{out}: {built.name} for {found.name}",
         f"verify   {verdict_text(report['verify'])}",
         f"memory   {memory_text(report['memory'])}",
+        f"layers   {schedules_text(report['layers'])}",
     ]
     _show("\n".join(lines), report, json)
 
 
 NOT_TIMED = "It wasn't timed: `tvmflow bench` does that on the device itself."
+
+
+@command
+def tune(
+    target: Target = None,
+    board: Board = None,
+    model: ModelName = "dilated-net",
+    input_shape: InputShapes = None,
+    trials: Annotated[
+        int, typer.Option("--trials", min=1, help="Schedules to try, those of earlier runs included.")
+    ] = 320,
+    time_budget: Annotated[
+        str, typer.Option("--time-budget", help="90s, 30m or 2h of searching, earlier runs included.")
+    ] = "30m",
+    runner: Annotated[str, typer.Option("--runner", help="auto, local, rpc or modelled.")] = "auto",
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="'list' shows them; names with commas (and *) tune these alone.")
+    ] = None,
+    work_dir: Annotated[
+        Path | None, typer.Option("--work-dir", help="Where records are kept; where `build` looks by default.")
+    ] = None,
+    min_gain: Annotated[
+        float, typer.Option("--min-gain", min=0, help="Stop when a minute saves less than this percentage.")
+    ] = 0.5,
+    json: Json = None,
+) -> None:
+    """Search better schedules for a network on a board. The same command again goes on where it stopped."""
+    from tvmflow import targets
+    from tvmflow.frontend import parse_input_shape
+    from tvmflow.tune import command as tuning
+
+    shapes = [parse_input_shape(text) for text in input_shape or []]
+    found = targets.find(target, board)
+    if tasks == "list":
+        _show(*tuning.list_tasks(found, model, shapes), json)
+        return
+    plan = tuning.prepare(
+        found,
+        model,
+        shapes,
+        trials=trials,
+        time_budget=time_budget,
+        runner=runner,
+        seed=seed,
+        work_dir=work_dir,
+        min_gain=min_gain,
+    )
+    _show(*tuning.tune(plan, tasks), json)
+
+
+Records = Annotated[Path, typer.Argument(metavar="DIR", help="A --work-dir of `tvmflow tune`, or one board's folder.")]
+
+
+@functools.partial(command, group=db)
+def show(folder: Records, json: Json = None) -> None:
+    """List tasks, trials and best schedules."""
+    from tvmflow.tune import database
+
+    text, content = database.show(folder)
+    _show(text, content, json)
+
+
+@functools.partial(command, group=db)
+def merge(
+    folder: Records,
+    sources: Annotated[list[Path], typer.Argument(metavar="FROM…", help="Records, or a database of MetaSchedule.")],
+) -> None:
+    """Add records of the same board from elsewhere."""
+    from tvmflow.tune import database
+
+    print(database.merge(folder, sources))
+
+
+@functools.partial(command, group=db)
+def export(
+    folder: Records,
+    out: Annotated[Path, typer.Option("-o", "--output", help="An empty or new folder.")],
+) -> None:
+    """Copy each task's best record alone, for another computer or for schedules/tuned/."""
+    from tvmflow.tune import database
+
+    print(database.export(folder, out))
+
+
+@functools.partial(command, group=db)
+def prune(
+    folder: Records,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Records to keep of each task, the fastest.")] = 5,
+) -> None:
+    """Forget slow records; the trials they cost stay counted."""
+    from tvmflow.tune import database
+
+    print(database.prune(folder, keep))
 
 
 @command

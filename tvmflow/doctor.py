@@ -26,6 +26,7 @@ PURPOSES: dict[str, str] = {
     "apache-tvm": "compiling",
     "apache-tvm-ffi": "compiling",
     "torch": "importing networks, training",
+    "xgboost": "tuning",
     "onnx": "importing .onnx files",
 }
 """What the packages are for that are worth a line of their own; the others share one."""

@@ -10,6 +10,8 @@ if TYPE_CHECKING:  # importing the nouns must cost nothing: tvm takes 4 s to imp
     import numpy as np
     import tvm
 
+    from tvmflow.tune.store import Best
+
 Basis = Literal["measured", "simulated", "emulated", "modelled"]
 
 
@@ -52,7 +54,8 @@ class Layer:
 
     `modules` are the paths of the PyTorch modules (or ONNX nodes) whose work it does; `macs` counts multiply-adds;
     `bytes` is the tensor traffic if every operand is read and every result written once; `schedule` is the rule of
-    `tvmflow.schedules.RULES` that shaped the kernel, "default" where none did.
+    `tvmflow.schedules.RULES` that shaped the kernel, with ", searched" and the knobs if a search chose them, "searched"
+    if it is MetaSchedule's own, "default" where nothing shaped it.
     """
 
     kernel: str
@@ -68,6 +71,7 @@ class Program:
 
     Stages add what they learn: `layers`, in `memory` the bytes of weights and activations, and in `folded` what is now
     done by other bindings of `main`: the name of each of those → the names of the folded ones and their multiply-adds.
+    `records` are the schedules that a search found, by task; after scheduling, those that were used.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Program:
     layers: tuple[Layer, ...] = ()
     folded: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
+    records: Mapping[str, Best] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

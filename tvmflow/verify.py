@@ -48,6 +48,12 @@ def compare(vectors: Sequence[Vector], results: Sequence[tuple[np.ndarray, ...]]
     }
 
 
+def within_tolerance(reference: np.ndarray, output: np.ndarray) -> bool:
+    """Whether a tensor is what it should be, by the tolerance of its dtype; dtypes without one have to be equal."""
+    error, scale = _error(reference, output)
+    return error / scale <= TOLERANCE.get(str(reference.dtype), 0)
+
+
 def _error(reference: np.ndarray, output: np.ndarray) -> tuple[float, float]:
     """Largest absolute error, and what it is relative to. Non-finite values must stand in the same places."""
     if reference.shape != output.shape or reference.dtype != output.dtype:

@@ -1,4 +1,4 @@
-"""Give each kernel the first schedule of its target's rules that fits it; what fits none stays as TVM made it."""
+"""Give each kernel its schedule: one that a search found, else the first of its target's rules that fits."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from dataclasses import replace
 from tvmflow.passes.fuse_operators import kernels
 from tvmflow.schedules import RULES
 from tvmflow.spec import Program, Target
+from tvmflow.tune.apply import tuned_kernel
 
 
 def schedule_kernels(program: Program, target: Target) -> Program:
-    """Rules are tried in the order of `target.schedules`; `Layer.schedule` says which one served."""
-    module, served = program.module, {}
+    """Rules are tried in the order of `target.schedules`; `Layer.schedule` says by whom each kernel's schedule is.
+
+    What fits no rule and has no record stays as TVM made it.
+    """
+    module, served, tasks = program.module, {}, {}
     for name, func in kernels(module).items():
+        tuned = tuned_kernel(func, target, program.records) if program.records else None
+        if tuned is not None:
+            kernel, tasks[name], served[name] = tuned
+            module[name] = kernel.with_attrs(func.attrs)
+            continue
         for rule in target.schedules:
             schedule = RULES[rule](func, target)
             if schedule is not None:
@@ -20,4 +29,5 @@ def schedule_kernels(program: Program, target: Target) -> Program:
                 served[name] = rule
                 break
     layers = tuple(replace(layer, schedule=served.get(layer.kernel, "default")) for layer in program.layers)
-    return replace(program, module=module, layers=layers)
+    used = {key: program.records[key] for key in tasks.values()}
+    return replace(program, module=module, layers=layers, records=used)

@@ -75,6 +75,24 @@ def layers_text(report: Report) -> str:
     return text_table(header, rows)
 
 
+def schedules_text(layers: Sequence[Mapping[str, Any]]) -> str:
+    """By whom the layers' schedules are: how many, and what share of the layers' time if that was measured."""
+    words = []
+    timed = all(layer["latency"] for layer in layers)
+    total = sum(layer["latency"]["p50"] for layer in layers) if timed else 0
+    for name in ("searched", "by rules", "default"):
+        chosen = [layer for layer in layers if _by_whom(layer["schedule"]) == name]
+        share = f" ({sum(layer['latency']['p50'] for layer in chosen) / total:.0%} of their time)" if total else ""
+        words.append(f"{len(chosen)} {name}{share}")
+    return f"{', '.join(words)} of {len(layers)} layers"
+
+
+def _by_whom(schedule: str) -> str:
+    if schedule == "default":
+        return "default"
+    return "searched" if schedule.endswith("searched") else "by rules"
+
+
 def report_text(report: Report, *, layers: bool = True) -> str:
     """A whole report for a terminal."""
     model, target = report["model"], report["target"]
@@ -84,6 +102,7 @@ def report_text(report: Report, *, layers: bool = True) -> str:
         f"verify   {verdict_text(report['verify'])}",
         "latency  " + latency_text(report).replace("\n", "\n         "),
         f"memory   {memory_text(report['memory'])}",
+        f"layers   {schedules_text(report['layers'])}",
     ]
     if layers:
         parts += ["", layers_text(report)]
@@ -97,6 +116,6 @@ def render_html(document: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(verdict=verdict_text, memory=memory_text)
+    environment.filters.update(verdict=verdict_text, memory=memory_text, schedules=schedules_text)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render({**document, "reports": [{"device": None, **report} for report in document["reports"]]})

@@ -1,0 +1,576 @@
+"""The search: deterministic, resumable after any death, and never won by a candidate that is wrong or lies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm
+from conftest import ROOT
+from tvm.s_tir import meta_schedule
+from tvm.script import tirx as T
+
+from tvmflow import build as building
+from tvmflow.measure.local import run_vectors
+from tvmflow.passes import schedule_kernels
+from tvmflow.report import assemble
+from tvmflow.report.render import schedules_text
+from tvmflow.schedules import RULES, choices, parse, spell
+from tvmflow.spec import MissingDependencyError, UserError
+from tvmflow.targets import TARGETS
+from tvmflow.tune import apply, measure, space
+from tvmflow.tune.command import list_tasks, parse_duration
+from tvmflow.tune.interrupt import Interrupts
+from tvmflow.tune.measure import LocalMeasurer, Result, choose_runner
+from tvmflow.tune.session import Options, Session, State
+from tvmflow.tune.store import Store
+from tvmflow.tune.tasks import Task, extract, identity, normalized, select
+
+HOST = TARGETS["host"]
+
+
+@pytest.fixture(scope="module")
+def tasks(tiny) -> tuple[Task, ...]:
+    return extract(tiny, HOST)
+
+
+def recorded_ms(candidate) -> float:
+    """A time between 1 and 2 ms that depends on the candidate alone."""
+    digest = hashlib.sha256(f"{candidate.task} {candidate.text}".encode()).digest()
+    return 1 + digest[0] / 256
+
+
+@dataclass
+class Recorded:
+    """A measurer that replays times, or what `answers` has for a candidate's text, and takes `pause_s` for each."""
+
+    answers: dict[str, Result] = field(default_factory=dict)
+    pause_s: float = 0.0
+    name: str = "recorded"
+    seconds: dict[str, float] = field(default_factory=lambda: {"build": 0.0, "run": 0.0})
+
+    def measure(self, task, candidates, best_ms) -> Iterator[Result]:
+        for candidate in candidates:
+            time.sleep(self.pause_s)
+            yield self.answers.get(candidate.text) or Result(outcome="ok", ms=(recorded_ms(candidate),))
+
+    def compare(self, task, candidates, rounds) -> list[tuple[float, ...]]:
+        return [(recorded_ms(candidate),) * rounds for candidate in candidates]
+
+
+def search(tasks, folder: Path, measurer=None, check=lambda: None, **options) -> tuple[State, Store]:
+    given = Options(**{"trials": 30, "budget_s": 600.0, "batch": 4, "min_gain": 0.0, "population": 6, **options})
+    with Store(folder, identity(HOST), writable=True) as store:
+        session = Session(tasks, HOST, store, measurer or Recorded(), given, lambda state: None, check=check)
+        return session.run(), store
+
+
+def decisions(folder: Path) -> list[tuple[str, str]]:
+    rows = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    return [(row["task"], row["candidate"]) for row in rows if row["kind"] in ("trial", "winner")]
+
+
+# ---------------------------------------------------------------------------------------------------------- spaces
+
+
+def test_equal_kernels_are_one_task():
+    from tvmflow.frontend import import_model, parse_input_shape
+
+    found = extract(import_model("networks:residual", [parse_input_shape("1x3x8x8")]), HOST)
+    assert sorted(task.calls for task in found)[-1] == 2
+    assert len({task.key for task in found}) == len(found)
+    again = extract(import_model("networks:residual", [parse_input_shape("1x3x8x8")]), HOST)
+    assert [task.key for task in again] == [task.key for task in found]
+
+
+def test_tasks_of_any_board_are_listed(monkeypatch, tiny):
+    monkeypatch.setattr("tvmflow.frontend.import_model", lambda model, shapes: tiny)
+    text, content = list_tasks(TARGETS["raspberry-pi-4b"], "tiny", [])
+    assert [row["name"] for row in content] == [task.name for task in extract(tiny, TARGETS["raspberry-pi-4b"])]
+    assert "joint.0.pointwise" in text
+
+
+def test_tasks_are_chosen_by_name(tasks):
+    assert select(tasks, None) == tasks
+    assert [task.name for task in select(tasks, tasks[1].name)] == [tasks[1].name]
+    assert select(tasks, "*") == tasks
+    with pytest.raises(UserError, match="no task 'nothing'"):
+        select(tasks, "nothing")
+
+
+def test_a_record_names_the_rule_and_its_knobs(tasks):
+    task = next(task for task in tasks if "relu" in task.name)
+    found = space.Space(task, HOST, space.CostModel(), seed=0, batch=4, population=16)
+    assert found.default.text == "pointwise_nchw()"
+    for candidate in found.propose(3, ()):
+        name, knobs = parse(candidate.text)
+        assert knobs in choices(name, task.func, HOST)
+        expected = normalized(RULES[name](task.func, HOST, **knobs).mod["main"])
+        tvm.ir.assert_structural_equal(candidate.module, expected)
+        tvm.ir.assert_structural_equal(found.replay(candidate.text, candidate.record).module, expected)
+
+
+def test_no_kernel_is_proposed_twice(tasks):
+    found = space.Space(tasks[-1], HOST, space.CostModel(), seed=0, batch=4, population=16)
+    seen: set[str] = {found.default.text}
+    for _ in range(4):
+        candidates = found.propose(4, seen)
+        assert not {candidate.text for candidate in candidates} & seen
+        seen |= {candidate.text for candidate in candidates}
+        found.learn([(candidate, recorded_ms(candidate)) for candidate in candidates])
+
+
+def test_knobs_are_spelled_and_parsed():
+    text = spell("pointwise_nchw", {"tile": (6, 4)})
+    assert text == "pointwise_nchw(tile=(6, 4))"
+    assert parse(text) == ("pointwise_nchw", {"tile": (6, 4)})
+    assert parse("lanes()") == ("lanes", {})
+    for wrong in ("", "lanes", "lanes(3)", "nothing()", "lanes(x=open('/'))", "1 +"):
+        with pytest.raises(ValueError, match=r"rule|malformed"):
+            parse(wrong)
+
+
+def test_a_record_of_another_kernel_cannot_be_replayed(tasks):
+    first = space.Space(tasks[0], HOST, space.CostModel(), seed=0, batch=4, population=16)
+    record = first.default.record
+    with pytest.raises(space.ReplayError, match="doesn't serve"):
+        space.expand(space.replay(tasks[-1].module, record).mod, tasks[-1].module, HOST)
+    with pytest.raises(space.ReplayError):
+        space.replay(tasks[0].module, [[[["SampleNothing", [], [], []]], []], [1.0], {}, []])
+
+
+# ---------------------------------------------------------------------------------------------------------- search
+
+
+def test_same_seed_and_times_give_the_same_decisions(tasks, tmp_path):
+    for name in ("first", "second"):
+        search(tasks, tmp_path / name, trials=28, seed=5)
+    search(tasks, tmp_path / "third", trials=28, seed=6)
+    first = decisions(tmp_path / "first")
+    assert first == decisions(tmp_path / "second")
+    assert first != decisions(tmp_path / "third")
+    assert any(candidate.startswith("metaschedule-") for _, candidate in first)
+
+
+def test_resuming_spends_what_is_left(tasks, tmp_path):
+    state, _ = search(tasks, tmp_path, trials=11)
+    assert (state.spent, state.tried, state.reason) == (11, 11, "trials")
+    state, store = search(tasks, tmp_path, trials=20)
+    assert (state.spent, state.tried) == (20, 9)
+    state, store = search(tasks, tmp_path, trials=20)
+    assert (state.spent, state.tried) == (20, 0)
+    trials = [entry for entry in store.entries if entry["kind"] == "trial"]
+    assert len({(entry["task"], entry["candidate"]) for entry in trials}) == 20
+
+
+def test_records_are_readable_by_tvm(tasks, tmp_path):
+    _, store = search(tasks, tmp_path, trials=24)
+    database = meta_schedule.database.JSONDatabase(work_dir=str(tmp_path))
+    assert len(database) == sum(
+        trial["outcome"] == "ok" for task in store.tasks for trial in store.trials(task).values()
+    )
+    for task in tasks:
+        record = database.query_tuning_record(task.module, space.tvm_target(HOST), "main")
+        # TVM doesn't give out a record whose trace has no steps, which the unscheduled kernel's hasn't
+        times = [trial["ms"][0] for text, trial in store.trials(task.key).items() if text != "default"]
+        assert float(record.run_secs[0]) == pytest.approx(min(times) / 1e3)
+
+
+def test_time_budget_counts_all_runs(tasks, tmp_path):
+    state, _ = search(tasks, tmp_path, Recorded(pause_s=0.05), trials=1000, budget_s=0.5)
+    assert state.reason == "time"
+    state, _ = search(tasks, tmp_path, trials=1000, budget_s=0.5)
+    assert (state.reason, state.tried) == ("time", 0)
+
+
+def test_stops_when_nothing_is_gained(tasks, tmp_path):
+    measurer = Recorded(pause_s=0.01)
+    state, _ = search(tasks, tmp_path, measurer, trials=1000, min_gain=1e9, window_s=0.2)
+    assert state.reason == "gain"
+    assert state.spent < 1000
+
+
+def test_stops_when_nothing_is_left(tasks, tmp_path, monkeypatch):
+    monkeypatch.setattr(space.Space, "_search", lambda self, count, known: [])
+    state, _ = search(tasks, tmp_path, trials=1000)
+    assert state.reason == "exhausted"
+    assert all(row.exhausted for row in state.rows)
+
+
+LIES = {
+    "nan": Result(outcome="ok", ms=(float("nan"),)),
+    "zero": Result(outcome="ok", ms=(0.0, 1e-9)),
+    "negative": Result(outcome="ok", ms=(-1.0,)),
+    "infinite": Result(outcome="ok", ms=(float("inf"),)),
+    "nothing": Result(outcome="ok", ms=()),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lying_runner_never_wins(tasks, tmp_path, lie):
+    task = next(task for task in tasks if "relu" in task.name)
+    found = space.Space(task, HOST, space.CostModel(), seed=0, batch=4, population=16)
+    liars = [spell(found.rule, knobs) for knobs in choices(found.rule, task.func, HOST)][:3]
+    state, store = search((task,), tmp_path, Recorded(answers=dict.fromkeys(liars, LIES[lie])), trials=12)
+    assert dict(state.failures) == {"bad time": len(set(liars) & set(store.trials(task.key)))}
+    assert store.best(task.key).candidate not in liars
+    assert "NaN" not in (tmp_path / "ledger.jsonl").read_text()
+
+
+@pytest.mark.parametrize("outcome", ["crashed", "hung", "wrong", "build failed", "build hung"])
+def test_failures_are_kept_by_class(tasks, tmp_path, outcome):
+    answers = {"default": Result(outcome=outcome, message="so it was")}
+    unscheduled = [task for task in tasks if not any(RULES[rule](task.func, HOST) for rule in HOST.schedules)]
+    state, _ = search(unscheduled, tmp_path, Recorded(answers=answers), trials=10)
+    assert dict(state.failures) == {outcome: len(unscheduled)}
+    again = Store(tmp_path)
+    assert again.trials(unscheduled[0].key)["default"]["message"] == "so it was"
+    assert all(again.best(task.key).candidate != "default" for task in unscheduled if again.best(task.key))
+
+
+def test_winners_are_compared_in_turns(tasks, tmp_path):
+    """A time that was too good to be true the first time is not believed."""
+    task = next(task for task in tasks if "relu" in task.name)
+    found = space.Space(task, HOST, space.CostModel(), seed=0, batch=4, population=16)
+    lucky = found.propose(1, ())[0].text
+    _, store = search((task,), tmp_path, Recorded(answers={lucky: Result(outcome="ok", ms=(0.001,))}), trials=40)
+    good = {text: trial["ms"][0] for text, trial in store.trials(task.key).items()}
+    assert min(good, key=good.get) == lucky
+    best = store.best(task.key)
+    assert best.compared
+    assert best.ms >= 1
+
+
+def test_killed_twenty_times_and_resumed_to_the_same_totals(tasks, tmp_path):
+    """kill -9 at random moments; each run may lose the batch it was at, and nothing else."""
+    trials, batch, moments = 60, 4, random.Random(3)
+    folder, known = tmp_path / "killed", 0
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            try:
+                search(tasks, folder, Recorded(pause_s=0.02), trials=trials, batch=batch)
+            finally:
+                os._exit(0)
+        time.sleep(moments.uniform(0.02, 0.7))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with Store(folder, identity(HOST), writable=True) as store:
+            spent = store.spent(task.key for task in tasks)
+        assert spent >= known
+        known = spent
+    state, store = search(tasks, folder, trials=trials, batch=batch)
+    whole, _ = search(tasks, tmp_path / "whole", trials=trials, batch=batch)
+    assert state.spent == whole.spent == trials
+    entries = [entry for entry in store.entries if entry["kind"] == "trial"]
+    assert len({(entry["task"], entry["candidate"]) for entry in entries}) == len(entries) == trials
+    database = meta_schedule.database.JSONDatabase(work_dir=str(folder))
+    assert len(database) == sum(entry["outcome"] == "ok" for entry in entries)
+
+
+def test_interrupted_batch_keeps_its_results(tasks, tmp_path):
+    class Interrupted(Recorded):
+        def measure(self, task, candidates, best_ms):
+            for number, result in enumerate(super().measure(task, candidates, best_ms)):
+                if number == 2:
+                    raise KeyboardInterrupt
+                yield result
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tasks, tmp_path, Interrupted())
+    store = Store(tmp_path)
+    assert store.spent(store.tasks) == len(tasks) + 2
+    assert store.entries[-1]["reason"] == "interrupted"
+
+
+def interrupted_after(seconds: float, tasks, folder: Path) -> None:
+    with Interrupts() as interrupts:
+        timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        try:
+            search(tasks, folder, check=interrupts.check, trials=100_000, population=32)
+        finally:
+            timer.cancel()
+
+
+def test_ctrl_c_at_any_moment(tasks, tmp_path):
+    """Also inside MetaSchedule, which doesn't survive an exception there."""
+    before = signal.getsignal(signal.SIGINT)
+    for number, seconds in enumerate((0.3, 0.8, 1.2, 1.7)):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_after(seconds, tasks[-2:], tmp_path / str(number))
+        with Store(tmp_path / str(number), writable=True) as store:
+            assert store.quarantined == 0
+            assert store.entries[-1]["reason"] == "interrupted"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+# ------------------------------------------------------------------------------------------------ processes and time
+
+
+@pytest.fixture(scope="module")
+def measurer():
+    found = LocalMeasurer(HOST, dict(identity(HOST).target), builders=1)
+    yield found
+    found.close()
+
+
+def bad_kernel(symbol: str, argument: int) -> tvm.IRModule:
+    """y = x + 1 after a call into the C library."""
+
+    @T.prim_func(s_tir=True)
+    def main(x: T.Buffer((8,), "float32"), y: T.Buffer((8,), "float32")):
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        T.evaluate(T.call_extern("int32", symbol, argument))
+        for i in range(8):
+            with T.sblock("add"):
+                v = T.axis.spatial(8, i)
+                y[v] = x[v] + T.float32(1)
+
+    return tvm.IRModule({"main": main})
+
+
+def adding(number: float) -> tvm.IRModule:
+    @T.prim_func(s_tir=True)
+    def main(x: T.Buffer((8,), "float32"), y: T.Buffer((8,), "float32")):
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        for i in range(8):
+            with T.sblock("add"):
+                v = T.axis.spatial(8, i)
+                y[v] = x[v] + T.float32(number)
+
+    return tvm.IRModule({"main": main})
+
+
+def test_candidates_that_crash_hang_or_compute_something_else(measurer, monkeypatch):
+    task = Task(key="add", name="add", module=adding(1), workload=("1", ""), calls=1, modules=())
+    modules = {
+        "good": adding(1),
+        "wrong": adding(2),
+        "crash": bad_kernel("abort", 0),
+        "good again": adding(1),
+        "hang": bad_kernel("sleep", 1000),
+        "missing": bad_kernel("there_is_no_such_function", 0),
+        "good at last": adding(1),
+    }
+    candidates = [space.Candidate(task="add", text=text, module=module, record=[]) for text, module in modules.items()]
+    list(measurer.measure(task, candidates[:1], None))  # it has started
+    monkeypatch.setattr(measurer.runner, "limit_s", 1.0)
+    monkeypatch.setattr(measure, "START_LIMIT_S", 20.0)
+    results = dict(zip(modules, measurer.measure(task, candidates, None), strict=True))
+    assert {text: result.outcome for text, result in results.items()} == {
+        "good": "ok",
+        "wrong": "wrong",
+        "crash": "crashed",
+        "good again": "ok",
+        "hang": "hung",
+        "missing": "crashed",
+        "good at last": "ok",
+    }
+    assert "SIGABRT" in results["crash"].message
+    assert len(results["good"].ms) >= measure.REPEATS
+    assert measurer.runner.restarts == 3
+    assert measurer.compare(task, [candidates[0], candidates[1]], 3) == []
+    times = measurer.compare(task, [candidates[0], candidates[3]], 3)
+    assert [len(row) >= 3 for row in times] == [True, True]
+
+
+def test_candidate_that_cannot_be_built(measurer):
+    task = Task(key="add", name="add", module=adding(1), workload=("1", ""), calls=1, modules=())
+
+    @T.prim_func(s_tir=True)
+    def main(x: T.Buffer((8,), "float32"), y: T.Buffer((8,), "float32")):
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        for i in T.thread_binding(8, thread="threadIdx.x"):
+            with T.sblock("add"):
+                v = T.axis.spatial(8, i)
+                y[v] = x[v] + T.float32(1)
+
+    module = tvm.IRModule({"main": main})
+    candidate = space.Candidate(task="add", text="bound", module=module, record=[])
+    (result,) = measurer.measure(task, [candidate], None)
+    assert result.outcome == "build failed"
+    assert result.message
+
+
+@pytest.fixture(scope="module")
+def searched(tasks, measurer, tmp_path_factory) -> Path:
+    """A short search of the tiny network by real measurements, in a work dir."""
+    work_dir = tmp_path_factory.mktemp("tune")
+    folder = work_dir / identity(HOST).folder
+    search([task for task in tasks if "relu" in task.name], folder, measurer, trials=5)
+    state, _ = search(tasks, folder, measurer, trials=24)
+    assert state.spent == 24
+    assert not state.failures
+    assert state.seconds["run"] > 0
+    return work_dir
+
+
+# ---------------------------------------------------------------------------------------------------------- builds
+
+
+def with_winners(work_dir: Path, out: Path, tasks) -> Path:
+    """The records with winners other than the defaults, whichever was faster."""
+    folder = out / identity(HOST).folder
+    found = next(work_dir.glob("*/identity.json")).parent
+    folder.mkdir(parents=True)
+    for path in found.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    with Store(folder, identity(HOST), writable=True) as store:
+        for task in tasks:
+            others = [text for text, trial in store.trials(task.key).items() if not apply.is_default(text)]
+            if others:
+                store.append(
+                    [
+                        {
+                            "kind": "winner",
+                            "run": 9,
+                            "task": task.key,
+                            "candidate": others[0],
+                            "ms": [1],
+                            "default_ms": [2],
+                        }
+                    ]
+                )
+    return out
+
+
+def test_build_applies_records(tiny, tasks, searched, tmp_path):
+    records = apply.find_records(HOST, with_winners(searched, tmp_path / "db", tasks))
+    built = building.build(tiny, HOST, tmp_path / "net", records=records)
+    schedules = [layer.schedule for layer in built.layers]
+    assert any(schedule.startswith("pointwise_nchw(tile=") for schedule in schedules)
+    assert "searched" in schedules
+    assert built.manifest["verify"]["passed"] is True
+    report = assemble(built, built.manifest["verify"])
+    assert f"{sum('searched' in schedule for schedule in schedules)} searched, " in schedules_text(report["layers"])
+    timed = assemble(built, built.manifest["verify"], layer_us=[1.0] * len(schedules))
+    assert f"of their time), 0 default (0% of their time) of {len(schedules)} layers" in schedules_text(timed["layers"])
+
+
+def test_records_of_another_board_are_refused(searched, tmp_path):
+    with pytest.raises(UserError, match="board host instead of raspberry-pi-4b"):
+        apply.find_records(TARGETS["raspberry-pi-4b"], searched)
+    with pytest.raises(UserError, match="no records"):
+        apply.find_records(HOST, tmp_path)
+
+
+def test_record_that_no_longer_fits_leaves_the_default(tiny, tasks, tmp_path, searched):
+    records = apply.find_records(HOST, with_winners(searched, tmp_path / "db", tasks))
+    pointwise = next(task for task in tasks if "relu" in task.name)
+    broken = json.loads(json.dumps(records[pointwise.key].record).replace("pointwise_nchw(tile", "pointwise_nchw(tall"))
+    records[pointwise.key] = replace(records[pointwise.key], record=broken)
+    built = building.build(tiny, HOST, tmp_path / "net", records=records)
+    layer = next(layer for layer in built.layers if layer.kernel == pointwise.name)
+    assert layer.schedule == "pointwise_nchw"
+
+
+@pytest.mark.parametrize("fault", ["wrong", "crash"])
+def test_tuned_build_that_fails_falls_back_for_the_offender_alone(
+    tiny, tasks, searched, tmp_path, monkeypatch, caplog, fault
+):
+    records = apply.find_records(HOST, with_winners(searched, tmp_path / "db", tasks))
+    offender = next(task for task in tasks if "relu" in task.name)
+    others = [task for task in tasks if task.key in records and task is not offender]
+    assert others
+
+    def spoiled(func, target, found):
+        tuned = apply.tuned_kernel(func, target, found)
+        if tuned is None or tuned[1] != offender.key:
+            return tuned
+        kernel = tuned[0]
+        call = tvm.tirx.Evaluate(tvm.tirx.call_extern("int32", "abort"))
+        root = kernel.body.block
+        body = call if fault == "wrong" else tvm.tirx.SeqStmt([call, root.body])
+        if fault == "wrong":
+            body = tvm.tirx.Evaluate(tvm.tirx.const(0))
+        changed = tvm.s_tir.SBlock(
+            root.iter_vars, root.reads, root.writes, root.name_hint, body, None, root.alloc_buffers
+        )
+        realized = tvm.s_tir.SBlockRealize([], True, changed)
+        return kernel.with_body(realized), *tuned[1:]
+
+    monkeypatch.setattr(schedule_kernels, "tuned_kernel", spoiled)
+    with caplog.at_level("INFO"):
+        built = building.build(tiny, HOST, tmp_path / "net", records=records)
+    assert any(offender.name in line and "default schedule" in line for line in caplog.messages)
+    by_kernel = {layer.kernel: layer.schedule for layer in built.layers}
+    assert by_kernel[offender.name] == "pointwise_nchw"
+    assert sum("searched" in schedule for schedule in by_kernel.values()) == sum(
+        not apply.is_default(records[task.key].candidate) for task in others
+    )
+    assert built.manifest["verify"]["passed"] is True
+    results = run_vectors(built.library, [vector.inputs for vector in tiny.vectors], tiny.outputs)
+    np.testing.assert_allclose(results[0][0], tiny.vectors[0].outputs[0], atol=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------------- command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--board", "raspberry-pi-4b"], 5, ["isn't this computer"]),
+        (["--runner", "local", "--board", "raspberry-pi-5"], 5, ["--runner local"]),
+        (["--runner", "rpc"], 5, ["--runner rpc"]),
+        (["--runner", "modelled"], 5, ["--runner modelled"]),
+        (["--runner", "magic"], 4, ["no runner 'magic'", "auto, local, rpc, modelled"]),
+        (["--target", "cuda"], 4, ["no target 'cuda'"]),
+        (["--time-budget", "soon"], 4, ["90s, 30m or 2h"]),
+    ],
+)
+def test_what_cannot_be_tuned_is_said_at_once(tvmflow, arguments, code, words):
+    tvmflow("tune", *arguments).failed_with(code, *words)
+
+
+def test_runners_and_durations():
+    assert choose_runner("auto", HOST)[0] == "local"
+    with pytest.raises(MissingDependencyError):
+        choose_runner("auto", TARGETS["raspberry-pi-4b"])
+    assert [parse_duration(text) for text in ("90s", "30m", "1.5h")] == [90, 1800, 5400]
+    for wrong in ("", "0s", "5", "-1m", "m"):
+        with pytest.raises(UserError, match="duration"):
+            parse_duration(wrong)
+
+
+def test_tune_build_and_show(tvmflow, tmp_path):
+    """Interrupted, gone on with, applied by a build that isn't told where the records are, and shown."""
+    cache = {"XDG_CACHE_HOME": str(tmp_path)}
+    model = ["--model", "networks:tiny", "--input-shape", "1x3x9x7"]
+    program = [sys.executable, "-m", "tvmflow.tune", *model, "--trials", "14", "--json", "-"]
+    environment = {**os.environ, **cache}
+    started = subprocess.Popen(
+        program, cwd=ROOT / "tests", env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert started.stderr is not None
+    for line in started.stderr:
+        if "/14 trials" in line:
+            break
+    started.send_signal(signal.SIGINT)
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == 130
+    assert "To go on: tvmflow tune --model networks:tiny" in errors
+
+    done = tvmflow("tune", *model, "--trials", "14", "--json", "-", cwd=ROOT / "tests", **cache)
+    assert done.code == 0, done.err
+    assert done.json["trials"] == 14
+    assert 0 < done.json["trials_of_this_run"] < 14
+    assert done.json["tuned_ms"] <= 1.01 * done.json["untuned_ms"]
+
+    shown = tvmflow("db", "show", tmp_path / "tvmflow" / "tune", "--json", "-")
+    assert shown.code == 0, shown.err
+    assert shown.json[0]["trials"] == 14
+    assert len(shown.json[0]["tasks"]) == len(done.json["tasks"])
+    tvmflow("db", "show", tmp_path / "nothing").failed_with(4, "no records")

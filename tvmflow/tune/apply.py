@@ -1,0 +1,97 @@
+"""From records to a build: which schedules were found for a board, and the kernel that one of them makes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tvmflow import toolchain
+from tvmflow.spec import Target, UserError
+from tvmflow.tune.store import Best, Store, find_stores, task_key
+
+if TYPE_CHECKING:
+    from tvm import tirx
+
+    from tvmflow.tune.store import Identity
+
+log = logging.getLogger(__name__)
+
+SHIPPED = Path(__file__).parents[1] / "schedules" / "tuned"
+SHIPPED_IN_CHECKOUT = Path(__file__).parents[2] / "schedules" / "tuned"
+
+
+def default_work_dir() -> Path:
+    """Where `tvmflow tune` keeps records unless told otherwise, and where `tvmflow build` looks for them."""
+    return toolchain.cache_folder() / "tune"
+
+
+def find_records(target: Target, database: Path | None = None) -> dict[str, Best]:
+    """The best schedule of each task that was tuned for this board, by task key.
+
+    `database` (a store, or a work dir) comes first, then the default work dir, then what tvmflow brings. Raises
+    UserError if `database` has no records for this board, with the reason.
+    """
+    from tvmflow.tune.tasks import identity
+
+    wanted = identity(target)
+    stores = []
+    if database is not None:
+        stores.append(_given(database, wanted))
+    work_dir = default_work_dir() / wanted.folder
+    shipped = [folder / target.name for folder in (SHIPPED, SHIPPED_IN_CHECKOUT)]
+    for folder in [work_dir, *shipped]:
+        if (folder / "identity.json").exists():
+            try:
+                stores.append(Store(folder, wanted))
+            except UserError as error:
+                log.info(f"Not used: {error}")
+    found: dict[str, Best] = {}
+    for store in stores:
+        for key in store.tasks:
+            best = store.best(key)
+            if best is not None:
+                found.setdefault(key, best)
+    return found
+
+
+def _given(database: Path, wanted: Identity) -> Store:
+    errors = []
+    for folder in find_stores(database):
+        try:
+            return Store(folder, wanted)
+        except UserError as error:
+            errors.append(str(error))
+    raise UserError(errors[0] if errors else f"There are no records of `tvmflow tune` in {database}.")
+
+
+def tuned_kernel(
+    func: tirx.PrimFunc, target: Target, records: Mapping[str, Best]
+) -> tuple[tirx.PrimFunc, str, str] | None:
+    """The kernel by its best record, its task's key and by whom it is; None without a record that helps.
+
+    By whom: "pointwise_nchw(tile=(6, 4)), searched" is a rule with knobs that a search found, "searched" is
+    MetaSchedule's own.
+    """
+    from tvmflow.tune.space import ReplayError, expand, replay, rule_of
+    from tvmflow.tune.tasks import normalized, workload_of
+
+    module = normalized(func)
+    key = task_key(workload_of(module))
+    best = records.get(key)
+    if best is None or is_default(best.candidate):
+        return None
+    try:
+        scheduled = replay(module, best.record).mod
+        kernel = expand(scheduled, module, target)["main"]
+    except ReplayError as error:
+        log.info(f"The record of {best.name} can't be used, so it keeps its default: {error}")
+        return None
+    rule = rule_of(scheduled)
+    return kernel.without_attr("global_symbol"), key, f"{rule}, searched" if rule else "searched"
+
+
+def is_default(candidate: str) -> bool:
+    """Whether a candidate is what a build takes anyway: a rule's own choice, or no schedule."""
+    return candidate == "default" or candidate.endswith("()")

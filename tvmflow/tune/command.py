@@ -1,0 +1,160 @@
+"""`tvmflow tune` from its options to its tables."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tvmflow.report.render import text_table
+from tvmflow.spec import Target, UserError
+from tvmflow.tune import measure, progress
+from tvmflow.tune.apply import default_work_dir
+from tvmflow.tune.interrupt import Interrupts
+from tvmflow.tune.session import Options, Session, State
+from tvmflow.tune.store import Store
+
+log = logging.getLogger("tvmflow.tune")
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be tuned, with what, and where the records go."""
+
+    target: Target
+    model: str
+    shapes: Sequence[Any]
+    options: Options
+    runner: str
+    work_dir: Path
+    started: float
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from "90s", "30m" or "2h". Raises UserError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    if match is None or not float(match[1]):
+        raise UserError(f"--time-budget is a duration such as 90s, 30m or 2h, not {text!r}.")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def prepare(
+    target: Target,
+    model: str,
+    shapes: Sequence[Any],
+    *,
+    trials: int,
+    time_budget: str,
+    runner: str,
+    seed: int,
+    work_dir: Path | None,
+    min_gain: float,
+) -> Plan:
+    """Check what can be checked before anything takes time. Raises UserError, MissingDependencyError."""
+    started = time.perf_counter()
+    options = Options(trials=trials, budget_s=parse_duration(time_budget), seed=seed, min_gain=min_gain)
+    chosen, reason = measure.choose_runner(runner, target)
+    log.info(f"Tuning {model} for {target.name} with the {chosen} runner: {reason}")
+    return Plan(
+        target=target,
+        model=model,
+        shapes=shapes,
+        options=options,
+        runner=chosen,
+        work_dir=work_dir or default_work_dir(),
+        started=started,
+    )
+
+
+def list_tasks(target: Target, model: str, shapes: Sequence[Any]) -> tuple[str, Any]:
+    """The kernels that would be tuned, as text and as data."""
+    from tvmflow.frontend import import_model
+    from tvmflow.tune.tasks import extract
+
+    tasks = extract(import_model(model, shapes), target)
+    rows = [[task.name, task.calls, ", ".join(task.modules)] for task in tasks]
+    content = [
+        {"name": task.name, "key": task.key, "calls": task.calls, "modules": list(task.modules)} for task in tasks
+    ]
+    return text_table(["task", "calls", "modules"], rows), content
+
+
+def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
+    """Search, and say what came of it. KeyboardInterrupt passes after a word on how to go on."""
+    from tvmflow.frontend import import_model
+    from tvmflow.tune.tasks import extract, identity, select
+
+    whose = identity(plan.target)
+    with Store(plan.work_dir / whose.folder, whose, writable=True) as store, Interrupts() as interrupts:
+        # its processes import what they need while this one imports the network
+        measurer = measure.LocalMeasurer(plan.target, dict(whose.target), check=interrupts.check)
+        try:
+            if store.quarantined:
+                log.info(f"{store.quarantined} unusable lines were set aside in {store.folder / 'quarantine.jsonl'}")
+            tasks = select(extract(import_model(plan.model, plan.shapes), plan.target), names)
+            spent = store.spent(task.key for task in tasks)
+            if spent:
+                log.info(f"Going on after {spent} trials of earlier runs in {store.folder}")
+            with progress.watching() as watch:
+                session = Session(
+                    tasks,
+                    plan.target,
+                    store,
+                    measurer,
+                    plan.options,
+                    watch,
+                    started=plan.started,
+                    check=interrupts.check,
+                )
+                state = session.run()
+        except KeyboardInterrupt:
+            kept = sum(entry["kind"] == "trial" for entry in store.entries)
+            log.info(f"Stopped; {kept} trials are kept. To go on: {shlex.join(['tvmflow', *sys.argv[1:]])}")
+            raise
+        finally:
+            measurer.close()
+        text = f"{progress.final_text(state)}\n{store.folder}: `tvmflow build` uses these records{_hint(plan)}."
+        return text, summary(state, store)
+
+
+def _hint(plan: Plan) -> str:
+    return "" if plan.work_dir == default_work_dir() else f" with --db {plan.work_dir}"
+
+
+def summary(state: State, store: Store) -> dict[str, Any]:
+    """A search as data."""
+    before, after = state.compared_ms
+    return {
+        "folder": str(store.folder),
+        "reason": state.reason,
+        "trials": state.spent,
+        "trials_of_this_run": state.tried,
+        "failures": dict(state.failures),
+        "quarantined_lines": store.quarantined,
+        "seconds": dict(state.seconds),
+        "basis": "measured",
+        "untuned_ms": before,
+        "tuned_ms": after,
+        "tasks": [
+            {
+                "name": row.task.name,
+                "key": row.task.key,
+                "calls": row.task.calls,
+                "trials": row.trials,
+                "failed": row.failed,
+                "untuned_ms": row.default_ms,
+                "best_ms": row.best_ms,
+                "best": row.best,
+                "winner": best.candidate if (best := store.best(row.task.key)) else None,
+            }
+            for row in state.rows
+        ],
+    }

@@ -1,0 +1,507 @@
+"""What a search leaves behind: a ledger that nothing can spoil, and MetaSchedule's database made from it.
+
+A store is a folder for one `Identity`, since records of another board, TVM or rule set are about other kernels:
+
+- `identity.json`: whose records these are.
+- `ledger.jsonl`: one JSON object a line, appended batch by batch and synced: runs with their options, tasks, batches
+  with their seconds, trials with outcome, times and record, winners, ends. Budgets and resuming go by it alone, and it
+  is the event log for other programs.
+- `database_workload.json`, `database_tuning_record.json`: the successful trials as TVM reads them, derived.
+- `quarantine.jsonl`: lines of these files that were torn or not ours, with the reason.
+
+Nothing here imports tvm. docs/tune.md has the format.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tvmflow.spec import UserError
+
+Entry = dict[str, Any]
+
+SCHEMA_VERSION = "1.0"
+IDENTITY, LEDGER, QUARANTINE, LOCK = "identity.json", "ledger.jsonl", "quarantine.jsonl", "lock"
+WORKLOADS, RECORDS = "database_workload.json", "database_tuning_record.json"
+
+OUTCOMES = ("ok", "build failed", "build hung", "crashed", "hung", "wrong", "bad time")
+"""How a trial can end. "wrong" computed something else, "bad time" is zero, negative or no number."""
+
+FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "task": {"task": str, "name": str, "workload": list},
+    "run": {"run": int, "options": dict},
+    "batch": {"run": int, "task": str, "seconds": dict},
+    "trial": {"run": int, "task": str, "candidate": str, "outcome": str, "ms": list, "message": str},
+    "winner": {"run": int, "task": str, "candidate": str, "ms": list, "default_ms": list},
+    "end": {"run": int, "reason": str},
+}
+"""The kinds of lines in a ledger and what each has at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Whose records: the board, its CPU, the dict of its tvm Target, the versions of TVM and of the rule set."""
+
+    board: str
+    cpu: str
+    target: Mapping[str, Any]
+    tvm: str
+    rules: str
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder in a work dir."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return f"{self.board}-tvm{self.tvm}-{digest[:8]}"
+
+    def differences(self, other: Identity) -> list[str]:
+        """The fields in which they differ, with both values."""
+        mine, its = asdict(self), asdict(other)
+        return [f"{key} {its[key]} instead of {mine[key]}" for key in mine if mine[key] != its[key]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The schedule to use for a task: the winner of a comparison (`compared`), or the fastest record so far."""
+
+    task: str
+    name: str
+    candidate: str
+    record: list[Any]
+    ms: float
+    default_ms: float | None
+    compared: bool
+
+
+class Store:
+    """The folder of one identity, read, and with `writable` locked, mended and open for more.
+
+    `entries` are the ledger's intact lines in order, `quarantined` counts the lines that were set aside. Raises
+    UserError if it can't be used: another process writes it, or it is another identity's.
+    """
+
+    def __init__(self, folder: Path, identity: Identity | None = None, *, writable: bool = False) -> None:
+        self.folder, self.writable = folder, writable
+        self.quarantined = 0
+        self._lock = -1
+        if writable:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(folder)
+        try:
+            self.identity = self._read_identity(identity)
+            self._forget()
+            self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others write."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    # ------------------------------------------------------------------------------------------------------ reading
+
+    def trials(self, task: str) -> dict[str, Entry]:
+        """The trials of a task by candidate, those merged from elsewhere included."""
+        return self._outcomes.get(task, {})
+
+    def spent(self, tasks: Iterable[str]) -> int:
+        """Trials that were spent here on these tasks."""
+        return sum(not trial.get("merged") for task in tasks for trial in self.trials(task).values())
+
+    def seconds(self, tasks: Iterable[str]) -> float:
+        """Seconds that were spent here on these tasks."""
+        wanted = set(tasks)
+        batches = (entry for entry in self.entries if entry["kind"] == "batch" and entry["task"] in wanted)
+        return sum(sum(entry["seconds"].values()) for entry in batches)
+
+    def failures(self, tasks: Iterable[str]) -> Counter[str]:
+        """Unsuccessful trials of these tasks by class."""
+        outcomes = (trial["outcome"] for task in tasks for trial in self.trials(task).values())
+        return Counter(outcome for outcome in outcomes if outcome != "ok")
+
+    def best(self, task: str) -> Best | None:
+        """The winner of the latest comparison, else the fastest successful trial."""
+        good = {key: trial for key, trial in self.trials(task).items() if trial["outcome"] == "ok"}
+        winner = next(
+            (entry for entry in reversed(self.entries) if entry["kind"] == "winner" and entry["task"] == task), None
+        )
+        name = self.tasks.get(task, {}).get("name", task)
+        if winner is not None and "record" in good.get(winner["candidate"], {}):
+            return Best(
+                task=task,
+                name=name,
+                candidate=winner["candidate"],
+                record=good[winner["candidate"]]["record"],
+                ms=typical(winner["ms"]),
+                default_ms=typical(winner["default_ms"]) if winner["default_ms"] else None,
+                compared=True,
+            )
+        fastest = min((row for row in good.values() if "record" in row), key=latency_ms, default=None)
+        if fastest is None:
+            return None
+        default = good.get(self.tasks.get(task, {}).get("default", ""))
+        return Best(
+            task=task,
+            name=name,
+            candidate=fastest["candidate"],
+            record=fastest["record"],
+            ms=latency_ms(fastest),
+            default_ms=latency_ms(default) if default else None,
+            compared=False,
+        )
+
+    def _read_identity(self, wanted: Identity | None) -> Identity:
+        path = self.folder / IDENTITY
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.pop("schema_version") != SCHEMA_VERSION:
+                raise ValueError("it has another schema_version")
+            found = Identity(**content)
+        except FileNotFoundError as error:
+            if wanted is None or not self.writable:
+                raise UserError(f"{self.folder} holds no records of `tvmflow tune`: it has no {IDENTITY}.") from error
+            _replace(path, json.dumps({"schema_version": SCHEMA_VERSION, **asdict(wanted)}, indent=1) + "\n")
+            return wanted
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path} is no identity of records: {error}.") from error
+        if wanted is not None and found != wanted:
+            raise UserError(
+                f"The records in {self.folder} aren't for this: {', '.join(wanted.differences(found))}; "
+                "tune again with another --work-dir."
+            )
+        return found
+
+    def _load(self) -> None:
+        path = self.folder / LEDGER
+        text = path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
+        bad = []
+        for line in text.splitlines():
+            try:
+                entry = json.loads(line)
+                self._check(entry)
+            except (ValueError, TypeError, KeyError) as error:
+                bad.append((LEDGER, line, str(error) or type(error).__name__))
+                continue
+            self._take(entry)
+        if self.writable:
+            bad += self._foreign_database_lines()
+            self._quarantine(bad)
+            if any(name == LEDGER for name, _, _ in bad) or (text and not text.endswith("\n")):
+                _replace(self.folder / LEDGER, "".join(map(_line, self.entries)))
+            self._write_database()
+        self.quarantined = len(bad)
+
+    def _check(self, entry: Any) -> None:
+        """Raises ValueError, KeyError or TypeError if this is no line of this ledger."""
+        for name, kind in FIELDS[entry["kind"]].items():
+            if not isinstance(entry[name], kind) or isinstance(entry[name], bool):
+                raise ValueError(f"its {name} is {entry[name]!r}")
+        if entry["kind"] in ("trial", "winner", "batch") and entry["task"] and entry["task"] not in self.tasks:
+            raise ValueError("its task is unknown")
+        if entry["kind"] == "task":
+            _check_workload(entry["workload"])
+        if entry["kind"] == "trial":
+            if entry["outcome"] not in OUTCOMES:
+                raise ValueError(f"its outcome is {entry['outcome']!r}")
+            if entry["outcome"] == "ok" and not are_latencies(entry["ms"]):
+                raise ValueError("its times aren't times")
+            if "record" in entry:
+                check_record(entry["record"], self.identity.target)
+
+    def _take(self, entry: Entry) -> None:
+        if entry["kind"] == "task":
+            self.tasks.setdefault(entry["task"], entry)
+        if entry["kind"] == "trial":
+            # a trial that was written twice counts once
+            self._outcomes.setdefault(entry["task"], {}).setdefault(entry["candidate"], entry)
+        self.entries.append(entry)
+
+    # ------------------------------------------------------------------------------------------------------ writing
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Add lines; when this returns they are on disk."""
+        assert self.writable
+        for entry in entries:
+            self._check(entry)
+            self._take(entry)
+        with (self.folder / LEDGER).open("a", encoding="utf-8") as file:
+            file.write("".join(_line(entry) for entry in entries))
+            file.flush()
+            os.fsync(file.fileno())
+        before = {name: len(lines) for name, lines in self._database.items()}
+        self._extend_database(entries)
+        for name, lines in self._database.items():
+            with (self.folder / name).open("a", encoding="utf-8") as file:
+                file.writelines(lines[before[name] :])
+
+    def rewrite(self, entries: Sequence[Entry]) -> None:
+        """Replace the ledger as a whole, and the database with it."""
+        assert self.writable
+        _replace(self.folder / LEDGER, "".join(map(_line, entries)))
+        self._forget()
+        for entry in entries:
+            self._take(entry)
+        self._extend_database(self.entries)
+        self._write_database()
+
+    def _forget(self) -> None:
+        self.tasks: dict[str, Entry] = {}
+        self.entries: list[Entry] = []
+        self._outcomes: dict[str, dict[str, Entry]] = {}
+        self._database: dict[str, list[str]] = {WORKLOADS: [], RECORDS: []}
+        self._workload_index: dict[str, int] = {}
+
+    def _extend_database(self, entries: Iterable[Entry]) -> None:
+        """Add to `_database`, the lines that its files should have, what these entries say."""
+        for entry in entries:
+            if entry["kind"] != "trial" or entry["outcome"] != "ok" or "record" not in entry:
+                continue
+            if self._outcomes[entry["task"]][entry["candidate"]] is not entry:
+                continue
+            if entry["task"] not in self._workload_index:
+                self._workload_index[entry["task"]] = len(self._workload_index)
+                self._database[WORKLOADS].append(_line(self.tasks[entry["task"]]["workload"]))
+            self._database[RECORDS].append(_line([self._workload_index[entry["task"]], entry["record"]]))
+
+    def _write_database(self) -> None:
+        for name, lines in self._database.items():
+            path, text = self.folder / name, "".join(lines)
+            if not path.exists() or path.read_bytes() != text.encode():
+                _replace(path, text)
+
+    def _foreign_database_lines(self) -> list[tuple[str, str, str]]:
+        """Lines of the database's files that the ledger knows nothing of; lines that are missing are no harm."""
+        self._extend_database(self.entries)
+        bad = []
+        for name, lines in self._database.items():
+            path = self.folder / name
+            known = {line.rstrip("\n") for line in lines}
+            text = path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
+            found = [line for line in text.splitlines() if line not in known]
+            bad += [(name, line, "the ledger has no such record") for line in found]
+        return bad
+
+    def _quarantine(self, bad: Sequence[tuple[str, str, str]]) -> None:
+        if bad:
+            with (self.folder / QUARANTINE).open("a", encoding="utf-8") as file:
+                file.writelines(_line({"file": name, "why": why, "line": line}) for name, line, why in bad)
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def are_latencies(values: Sequence[Any]) -> bool:
+    """Whether these can be times: at least one, and all of them finite numbers above zero."""
+    return bool(values) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+        for value in values
+    )
+
+
+def typical(ms: Sequence[float]) -> float:
+    """The latency that repeats stand for: their lower quartile, since whatever disturbs a run makes it longer."""
+    return sorted(ms)[(len(ms) - 1) // 4]
+
+
+def latency_ms(trial: Entry) -> float:
+    """The latency of a successful trial."""
+    return typical(trial["ms"])
+
+
+def _check_workload(workload: Any) -> None:
+    """Raises ValueError if TVM couldn't read this as a workload: its structural hash and the module in base 64."""
+    if len(workload) != 2 or not all(isinstance(part, str) for part in workload) or not workload[0].isdigit():
+        raise ValueError("it has no workload")
+    base64.b64decode(workload[1], validate=True)
+
+
+def check_record(record: Any, target: Mapping[str, Any]) -> None:
+    """Raises ValueError if this is no tuning record for that target: trace, seconds, target, arguments."""
+    if not isinstance(record, list) or len(record) != 4 or not all(isinstance(part, list) for part in record[:2]):
+        raise ValueError("it is no tuning record")
+    trace = record[0]
+    if len(trace) != 2 or not all(isinstance(part, list) for part in trace) or not isinstance(record[3], list):
+        raise ValueError("it has no trace")
+    if not are_latencies(record[1]):
+        raise ValueError("its times aren't times")
+    if record[2] != target:
+        raise ValueError(f"it is of another target, {json.dumps(record[2])}")
+
+
+# ------------------------------------------------------------------------------------------------- whole stores
+
+
+def merge(into: Store, source: Path) -> tuple[int, int]:
+    """Add what `source`, a store or a folder with MetaSchedule's two files, has for the same target.
+
+    Returns how many trials were added, and how many lines were left out as unusable here. Merged trials cost no
+    budget. Raises UserError if there is nothing to read.
+    """
+    if (source / IDENTITY).exists():
+        other = Store(source)
+        if other.identity != into.identity:
+            raise UserError(
+                f"The records in {source} aren't for this: {', '.join(into.identity.differences(other.identity))}."
+            )
+        tasks = list(other.tasks.values())
+        trials = [trial for task in other.tasks for trial in other.trials(task).values()]
+        refused = other.quarantined
+    elif (source / RECORDS).exists() and (source / WORKLOADS).exists():
+        tasks, trials, refused = _read_database(source, into.identity.target)
+    else:
+        raise UserError(f"{source} holds neither records of `tvmflow tune` nor a database of MetaSchedule.")
+    new = [{**trial, "merged": True} for trial in trials if trial["candidate"] not in into.trials(trial["task"])]
+    wanted = {trial["task"] for trial in new} - set(into.tasks)
+    into.append([*(task for task in tasks if task["task"] in wanted), *new])
+    return len(new), refused
+
+
+def _read_database(folder: Path, target: Mapping[str, Any]) -> tuple[list[Entry], list[Entry], int]:
+    """Tasks and trials from MetaSchedule's files, and how many lines were of no use."""
+    tasks: list[Entry | None] = []
+    trials, refused = [], 0
+    for line in (folder / WORKLOADS).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            workload = json.loads(line)
+            _check_workload(workload)
+            key = task_key(workload)
+            tasks.append({"kind": "task", "task": key, "name": key, "workload": workload})
+        except (ValueError, TypeError):
+            tasks.append(None)
+            refused += 1
+    for line in (folder / RECORDS).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            index, record = json.loads(line)
+            task = tasks[index] if index >= 0 else None
+            if task is None:
+                raise ValueError("its workload is unusable")
+            check_record(record, target)
+        except (ValueError, TypeError, IndexError):
+            refused += 1
+            continue
+        digest = hashlib.sha256(json.dumps(record[0]).encode()).hexdigest()
+        trials.append(
+            {
+                "kind": "trial",
+                "run": 0,
+                "task": task["task"],
+                "candidate": f"foreign-{digest[:16]}",
+                "outcome": "ok",
+                "ms": [1e3 * seconds for seconds in record[1]],
+                "message": "",
+                "record": record,
+            }
+        )
+    return [task for task in tasks if task is not None], trials, refused
+
+
+def prune(store: Store, keep: int) -> int:
+    """Forget all but the `keep` fastest records of each task; returns how many were dropped.
+
+    The trials stay known, so they are neither tried nor paid for again.
+    """
+    kept: set[int] = set()
+    for task in store.tasks:
+        good = [trial for trial in store.trials(task).values() if trial["outcome"] == "ok" and "record" in trial]
+        kept |= {id(trial) for trial in sorted(good, key=latency_ms)[:keep]}
+        best = store.best(task)
+        kept |= {id(trial) for trial in good if best and trial["candidate"] == best.candidate}
+    entries, dropped = [], 0
+    for entry in store.entries:
+        if "record" in entry and id(entry) not in kept:
+            entries.append({key: value for key, value in entry.items() if key != "record"})
+            dropped += 1
+        else:
+            entries.append(entry)
+    store.rewrite(entries)
+    return dropped
+
+
+def export(store: Store, out: Path) -> int:
+    """Write a store of each task's best record alone to `out`, for schedules/tuned/ or another computer."""
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} isn't empty; give the records a folder of their own.")
+    entries: list[Entry] = []
+    for key, task in store.tasks.items():
+        best = store.best(key)
+        if best is None:
+            continue
+        trials = [
+            {**store.trials(key)[name], "merged": True}
+            for name in dict.fromkeys((best.candidate, task.get("default", best.candidate)))
+            if name in store.trials(key)
+        ]
+        winners = [entry for entry in store.entries if entry["kind"] == "winner" and entry["task"] == key]
+        entries += [task, *trials, *winners[-1:]]
+    with Store(out, store.identity, writable=True) as exported:
+        exported.append(entries)
+    (out / LOCK).unlink()
+    return sum(entry["kind"] == "task" for entry in entries)
+
+
+def task_key(workload: Sequence[str]) -> str:
+    """A task's name in a ledger: the structural hash of its kernel, in 16 hexadecimal digits."""
+    return f"{int(workload[0]) % (1 << 64):016x}"
+
+
+def find_stores(folder: Path) -> Iterator[Path]:
+    """The stores in a work dir, or `folder` itself if it is one."""
+    if (folder / IDENTITY).exists():
+        yield folder
+        return
+    yield from sorted(path.parent for path in folder.glob(f"*/{IDENTITY}"))
+
+
+def _lock(folder: Path) -> int:
+    """Hold the folder's lock; the system lets go of it however this process ends. Raises UserError."""
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = os.read(handle, 32).decode("ascii", "replace").strip() or "?"
+        os.close(handle)
+        raise UserError(
+            f"Another tvmflow (process {owner}) is writing {folder}; wait for it, or give another --work-dir."
+        ) from error
+    os.ftruncate(handle, 0)
+    os.write(handle, str(os.getpid()).encode())
+    return handle
+
+
+def _line(content: Any) -> str:
+    return json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all, and have it on disk."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False, encoding="utf-8") as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(file.name)
+            raise

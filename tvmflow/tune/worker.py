@@ -1,0 +1,165 @@
+"""The processes of a search: `python -m tvmflow.tune.worker build|run SETTINGS`, jobs as JSON lines in, answers out.
+
+They import what they need once and live as long as the search. A builder compiles a kernel into a library; a runner
+loads one, checks what it computes and times it. Whatever a candidate does to its process, the search goes on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+sys.modules["torch"] = None  # type: ignore[assignment]  # tvm_ffi would import it: 2 s and 250 MB for nothing
+
+import numpy as np  # noqa: E402
+import tvm  # noqa: E402
+
+from tvmflow.verify import within_tolerance  # noqa: E402
+
+Answer = dict[str, Any]
+
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+SLOW = 8
+"""A candidate that takes this many times as long as the best of its task is timed once and no more."""
+MOST_CALLS = 10_000
+STEADY, MOST_ROUNDS = 1.1, 3
+"""Times whose quartiles are further apart are taken again, this often at most: something else was running."""
+
+
+class Builder:
+    """Compiles {"module", "output"}: a TensorIR module as TVM's JSON, and where its library goes."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        from tvmflow import toolchain
+
+        self.target = tvm.target.Target(settings["target"])
+        linker = toolchain.Linker(name="", command=tuple(settings["linker"]), version="")
+        self.compiler = toolchain.fcompile(linker, settings["triple"])
+
+    def __call__(self, job: dict[str, Any]) -> Answer:
+        module = tvm.ir.load_json(job["module"])
+        tvm.compile(module, target=self.target).export_library(job["output"], fcompile=self.compiler)
+        return {"outcome": "ok"}
+
+
+class Runner:
+    """Times {"library", "reference", "arguments", "best_ms", "repeats"}, or several libraries in turn.
+
+    Every buffer is filled with noise; those that the reference changes are outputs. A candidate must leave the same in
+    all of them.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.cpu = tvm.cpu()
+        self.shortest_ms = settings["shortest_ms"]
+        self.reference: tuple[str, list[np.ndarray], list[np.ndarray]] = ("", [], [])
+
+    def __call__(self, job: dict[str, Any]) -> Answer:
+        if job["reference"] != self.reference[0]:
+            self.reference = (job["reference"], *self._reference(job))
+        _, before, after = self.reference
+        libraries = [tvm.runtime.load_module(path) for path in job["libraries"]]
+        for library in libraries:
+            tensors = [
+                # an element that isn't written stays what no kernel computes
+                tvm.runtime.tensor(given if given is wanted else np.full_like(given, _stale(given.dtype)))
+                for given, wanted in zip(before, after, strict=True)
+            ]
+            library["main"](*tensors)
+            for tensor, wanted in zip(tensors, after, strict=True):
+                if not within_tolerance(wanted, tensor.numpy()):
+                    return {"outcome": "wrong", "message": "it computes something else than the unscheduled kernel"}
+        return {"outcome": "ok", "ms": self._time(libraries, tensors, job)}
+
+    def _time(self, libraries: list[Any], tensors: list[Any], job: dict[str, Any]) -> list[list[float]]:
+        """Times of each library in ms: in turns, so that a machine that changes its pace changes it for all."""
+        timers: list[Callable[[], float]] = []
+        for library in libraries:
+            shortest = 1e3 * min(library.time_evaluator("main", self.cpu, number=1, repeat=2)(*tensors).results)
+            if job["best_ms"] and shortest > SLOW * job["best_ms"]:
+                return [[shortest]]
+            number = max(1, min(MOST_CALLS, round(self.shortest_ms / max(shortest, 1e-6))))
+            evaluator = library.time_evaluator("main", self.cpu, number=number, repeat=1)
+            timers.append(functools.partial(_milliseconds, evaluator, tensors))
+        samples: list[list[float]] = [[] for _ in timers]
+        for _ in range(MOST_ROUNDS):
+            for _ in range(job["repeats"]):
+                for found, timer in zip(samples, timers, strict=True):
+                    found.append(timer())
+            if all(_spread(found) < STEADY for found in samples):
+                break
+        return samples
+
+    def _reference(self, job: dict[str, Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Every buffer before and after the reference has run; inputs are the same arrays in both."""
+        generator = np.random.default_rng(0)
+        before = [_noise(generator, shape, dtype) for dtype, shape in job["arguments"]]
+        tensors = [tvm.runtime.tensor(array) for array in before]
+        tvm.runtime.load_module(job["reference"])["main"](*tensors)
+        after = [tensor.numpy() for tensor in tensors]
+        return before, [
+            given if np.array_equal(given, left, equal_nan=given.dtype.kind == "f") else left
+            for given, left in zip(before, after, strict=True)
+        ]
+
+
+def _milliseconds(evaluator: Any, tensors: list[Any]) -> float:
+    return 1e3 * evaluator(*tensors).mean
+
+
+def _spread(samples: list[float]) -> float:
+    """Upper quartile over lower quartile."""
+    ordered = sorted(samples)
+    return ordered[-1 - len(ordered) // 4] / max(ordered[len(ordered) // 4], 1e-9)
+
+
+def _noise(generator: np.random.Generator, shape: list[int], dtype: str) -> np.ndarray:
+    if np.dtype(dtype).kind == "f":
+        return generator.standard_normal(shape).astype(dtype)
+    return generator.integers(0, 2, shape).astype(dtype)  # an index of that size is in every table
+
+
+def _stale(dtype: np.dtype) -> float:
+    return float("nan") if dtype.kind == "f" else 77
+
+
+def _die_with_parent(parent: int) -> None:
+    """Have the system end this process with the search, even one that was killed while a candidate hangs."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit()
+
+
+KINDS: dict[str, Any] = {"build": Builder, "run": Runner}
+
+
+def main() -> None:
+    kind, settings = sys.argv[1], json.loads(sys.argv[2])
+    _die_with_parent(settings["parent"])
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a linker or a kernel prints is no answer
+    if settings.get("cpus") and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, settings["cpus"])
+    serve: Callable[[dict[str, Any]], Answer] = KINDS[kind](settings)
+    for line in sys.stdin:
+        started = time.perf_counter()
+        try:
+            answer = serve(json.loads(line))
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            answer = {"outcome": "failed", "message": f"{type(error).__name__}: {lines[-1]}"[:500]}
+        answer["seconds"] = time.perf_counter() - started
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
