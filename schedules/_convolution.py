@@ -493,27 +493,34 @@ def unfuse(index: Expr, *lengths: int) -> list[Expr]:
     return found[::-1]
 
 
-def possible_tiles(
+def every_tile(
     channels: int, pixels: int, lanes: int, vectors: Vectors, most: int = INDEX_LIMIT
 ) -> list[tuple[int, int]]:
-    """The tiles of (channels, vectors of pixels) that fit, no larger than `most`."""
-    possible = [
+    """The tiles of (channels, vectors of pixels) that have no more sums than the largest of `vectors.tiles`."""
+    sums = min(most, max(rows * columns for rows, columns in vectors.tiles))
+    widest = max(columns for _, columns in vectors.tiles)
+    return [
         (rows, columns)
-        for rows, columns in vectors.tiles
-        if rows <= channels and columns * lanes <= pixels and rows * columns <= most
+        for columns in range(1, widest + 1)
+        for rows in range(1, min(channels, sums // columns) + 1)
+        if columns * lanes <= pixels
     ]
-    return possible or [(min(channels, 4), 1)]
 
 
-def cheapest_tile(possible: Sequence[tuple[int, int]], channels: int, pixels: int, lanes: int) -> tuple[int, int]:
-    """The tile that should need the fewest instructions."""
+def cheapest_tile(channels: int, pixels: int, lanes: int, vectors: Vectors, most: int = INDEX_LIMIT) -> tuple[int, int]:
+    """The tile of `vectors.tiles` that should need the fewest instructions, no larger than `most`."""
 
     def cost(tile: tuple[int, int]) -> int:
         rows, columns = tile
         tiles = math.ceil(channels / rows) * math.ceil(pixels / (columns * lanes))
         return tiles * (rows * columns + rows + columns + LOOP_COST)
 
-    return min(possible, key=cost)
+    possible = [
+        (rows, columns)
+        for rows, columns in vectors.tiles
+        if rows <= channels and columns * lanes <= pixels and rows * columns <= most
+    ]
+    return min(possible, key=cost, default=(min(channels, 4), 1))
 
 
 def worth_threads(macs: int, target: Target) -> bool:

@@ -27,9 +27,9 @@ from tvm.script.ir_builder import tirx as T
 from tvmflow.schedules._convolution import (
     INDEX_LIMIT,
     cheapest_tile,
+    every_tile,
     fitting,
     kernel,
-    possible_tiles,
     read_convolution,
     starts,
     unfuse,
@@ -58,7 +58,8 @@ def direct_nchw(func: tirx.PrimFunc, target: Target, tile: tuple[int, int] | Non
     elements = conv.batch * conv.in_channels * window.height(conv.out_size[0]) * window.pitch
     if elements >= INDEX_LIMIT:
         return None
-    rows, vectors = tile or cheapest_tile(tiles(func, target), conv.channels, conv.out_size[1], lanes)
+    most = MOST_PRODUCTS // len(window.taps)
+    rows, vectors = tile or cheapest_tile(conv.channels, conv.out_size[1], lanes, registers, most)
     return Schedule(_loops(window, rows, vectors, lanes, registers.lanes, worth_threads(conv.macs, target)))
 
 
@@ -68,7 +69,7 @@ def tiles(func: tirx.PrimFunc, target: Target) -> list[tuple[int, int]]:
     if conv is None or conv.depthwise or not (taps := Window(conv).taps):
         return []
     lanes = fitting(registers.lanes, conv.out_size[1])
-    return possible_tiles(conv.channels, conv.out_size[1], lanes, registers, MOST_PRODUCTS // len(taps))
+    return every_tile(conv.channels, conv.out_size[1], lanes, registers, MOST_PRODUCTS // len(taps))
 
 
 def _loops(window: Window, rows: int, vectors: int, lanes: int, native: int, parallel: bool) -> tirx.PrimFunc:

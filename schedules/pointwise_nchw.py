@@ -27,9 +27,9 @@ from tvm.script.ir_builder import tirx as T
 from tvmflow.schedules._convolution import (
     Convolution,
     cheapest_tile,
+    every_tile,
     fitting,
     kernel,
-    possible_tiles,
     read_convolution,
     starts,
     unfuse,
@@ -50,7 +50,7 @@ def pointwise_nchw(func: tirx.PrimFunc, target: Target, tile: tuple[int, int] | 
     lanes = fitting(registers.lanes, pixels)
     if lanes < 4:
         return None  # nothing to fill a vector with
-    rows, vectors = tile or cheapest_tile(tiles(func, target), conv.channels, pixels, lanes)
+    rows, vectors = tile or cheapest_tile(conv.channels, pixels, lanes, registers)
     return Schedule(_loops(conv, rows, vectors, lanes, registers.unroll, worth_threads(conv.macs, target)))
 
 
@@ -60,7 +60,7 @@ def tiles(func: tirx.PrimFunc, target: Target) -> list[tuple[int, int]]:
     if conv is None:
         return []
     pixels = math.prod(conv.size)
-    return possible_tiles(conv.channels, pixels, fitting(registers.lanes, pixels), registers)
+    return every_tile(conv.channels, pixels, fitting(registers.lanes, pixels), registers)
 
 
 def _read(func: tirx.PrimFunc) -> Convolution | None:
