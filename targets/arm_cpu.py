@@ -9,18 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tvmflow.spec import Cpu, Target
+from tvmflow.targets.llvm import RULES
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-
-RULES = (
-    "pointwise_blocked",
-    "depthwise_blocked",
-    "pointwise_nchw",
-    "depthwise_nchw",
-    "direct_nchw",
-    "dense",
-    "lanes",
-)
 
 RASPBERRY_PI_3B = Target(
     name="raspberry-pi-3b",

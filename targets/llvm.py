@@ -55,6 +55,17 @@ def _memory_bytes() -> int:
         return 0
 
 
+RULES = (
+    "pointwise_blocked",
+    "depthwise_blocked",
+    "pointwise_nchw",
+    "depthwise_nchw",
+    "direct_nchw",
+    "dense",
+    "lanes",
+)
+"""Those for CPUs of any make."""
+
 HOST = Target(
     name="host",
     kind="llvm",
@@ -73,13 +84,5 @@ HOST = Target(
     ),
     memory_bytes=_memory_bytes(),
     datasheet="read from this computer (/proc/cpuinfo, /sys/devices/system/cpu)",
-    schedules=(
-        "pointwise_blocked",
-        "depthwise_blocked",
-        "pointwise_nchw",
-        "depthwise_nchw",
-        "direct_nchw",
-        "dense",
-        "lanes",
-    ),
+    schedules=RULES,
 )

@@ -262,9 +262,7 @@ def _run(command: Sequence[str], folder: Path, what: str, stall_seconds: float) 
     # Nothing of this computer's environment is meant for the board's code: LD_PRELOAD would even break it.
     environment = {"TVM_NUM_THREADS": str(THREADS)}
     if command[0] == sys.executable:
-        root = str(Path(__file__).parents[1])  # a checkout that isn't installed must find itself
-        environment |= os.environ
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        environment |= toolchain.python_environment()
     try:
         process = subprocess.Popen(
             command,

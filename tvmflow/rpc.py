@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from tvmflow.deploy import PATIENCE_SECONDS, connect, report_on
 from tvmflow.report import Report
 from tvmflow.serve import PORT, read_token
 from tvmflow.spec import DeviceError, Measurement, TvmflowError, UserError, VerificationError
+from tvmflow.toolchain import python_environment
 from tvmflow.verify import compare, failure_sentence
 
 log = logging.getLogger(__name__)
@@ -132,8 +132,6 @@ def _call(name: str, server: tuple[str, int, str], job: dict[str, Any], seconds:
         job_file.touch(mode=0o600)  # it holds the token
         content = {**job, "host": host, "port": port, "token": token, "session_seconds": int(seconds)}
         job_file.write_text(json.dumps(content))
-        root = str(Path(__file__).parents[1])  # a checkout that isn't installed must find itself
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "tvmflow.measure.rpc_worker", str(job_file), str(result_file)],
@@ -141,7 +139,7 @@ def _call(name: str, server: tuple[str, int, str], job: dict[str, Any], seconds:
                 text=True,
                 check=False,
                 timeout=seconds,
-                env={**os.environ, "PYTHONPATH": path},
+                env=python_environment(),
             )
         except subprocess.TimeoutExpired as error:
             raise DeviceError(f"{name} didn't finish in {seconds:g} s.", "timeout") from error

@@ -31,6 +31,7 @@ from pathlib import Path
 
 from tvmflow import __version__
 from tvmflow.spec import UserError
+from tvmflow.toolchain import python_environment
 
 log = logging.getLogger(__name__)
 
@@ -184,15 +185,13 @@ class _Session:
         self.folder = Path(tempfile.mkdtemp(dir=server.folder))
         self.control, inner = socket.socketpair()
         limits = {"memory_bytes": server.limits.memory_bytes, "cpu_seconds": server.limits.cpu_seconds}
-        root = str(Path(__file__).parents[1])  # a checkout that isn't installed must find itself
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         with inner:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tvmflow.rpc_session", json.dumps(limits)],
                 stdin=inner.fileno(),
                 stdout=subprocess.DEVNULL,
                 cwd=self.folder,
-                env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(self.folder)},
+                env={**python_environment(), "TMPDIR": str(self.folder)},
                 start_new_session=True,  # so that whatever it starts can be ended with it
             )
 

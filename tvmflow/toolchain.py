@@ -32,6 +32,13 @@ class Linker:
     version: str
 
 
+def python_environment() -> dict[str, str]:
+    """The environment in which `python -m tvmflow…` finds this tvmflow, also in a checkout that isn't installed."""
+    root = str(Path(__file__).parents[1])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}
+
+
 def cache_folder() -> Path:
     """Where what can be made again is kept: $XDG_CACHE_HOME/tvmflow."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tvmflow")

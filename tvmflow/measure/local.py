@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tvmflow.spec import Layer, Measurement, TensorSpec, UserError, VerificationError
+from tvmflow.toolchain import python_environment
 
 NOISY_SPREAD = 1.25
 """p90 ÷ p50 above which a run is called unstable."""
@@ -120,9 +121,7 @@ def _save(arrays: Sequence[np.ndarray], folder: str) -> list[str]:
 def _run_worker(library: Path, job: Mapping[str, Any], folder: Path, threads: int | None = None) -> dict[str, Any]:
     job_file, result_file = folder / "job.json", folder / "result.json"
     job_file.write_text(json.dumps({**job, "library": str(Path(library).resolve())}))
-    environment = dict(os.environ)
-    root = str(Path(__file__).parents[2])  # a checkout that isn't installed must find itself
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    environment = python_environment()
     if threads is not None:
         environment["TVM_NUM_THREADS"] = str(threads)
     finished = subprocess.run(

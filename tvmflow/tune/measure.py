@@ -19,8 +19,6 @@ from typing import IO, Any, Protocol
 from tvmflow.spec import MissingDependencyError, Target, UserError, VerificationError
 from tvmflow.tune.store import are_latencies
 
-ROOT = Path(__file__).parents[2]
-
 BUILD_LIMIT_S = 60.0
 RUN_LIMIT_S = 20.0
 START_LIMIT_S = 120.0
@@ -185,8 +183,7 @@ class LocalMeasurer:
         }
         # the last cores: interrupts and other programs prefer the first
         self._runner_settings = {**shared, "shortest_ms": SHORTEST_MS, "cpus": lent[-threads:]}
-        self._environment = {**os.environ, "TVM_NUM_THREADS": str(threads)}
-        self._environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        self._environment = {**toolchain.python_environment(), "TVM_NUM_THREADS": str(threads)}
         self.builders = [self._worker("build", BUILD_LIMIT_S) for _ in range(builders or max(1, len(lent)))]
         self.runner = self._worker("run", RUN_LIMIT_S)
 
