@@ -34,6 +34,12 @@ def broken() -> nn.Module:
     raise RuntimeError("no weights today")
 
 
+def interrupted() -> nn.Module:
+    """Ctrl-C comes while a string is executed."""
+    exec("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nwhile True: pass")
+    raise AssertionError
+
+
 def number() -> int:
     return 3
 

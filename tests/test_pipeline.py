@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tvmflow import interrupt
 from tvmflow.frontend import import_model
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fuse_operators import fuse_operators, kernels
@@ -58,6 +59,12 @@ def test_stages_do_not_change_what_they_are_given(tiny):
     before = tiny.module.script()
     run_stages(tiny, HOST)
     assert tiny.module.script() == before
+
+
+def test_ctrl_c_that_tvm_lost_ends_the_stages(tiny, monkeypatch):
+    monkeypatch.setattr(interrupt, "noted", True)
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(tiny, HOST)
 
 
 def test_dump_dir_has_a_file_for_each_stage(tiny, tmp_path):

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tvmflow import __version__, bundle, device, toolchain
+from tvmflow import __version__, bundle, device, interrupt, toolchain
 from tvmflow.spec import Program, Target, UserError, VerificationError
 from tvmflow.tune.store import Best
 from tvmflow.verify import TOLERANCE, failure_sentence, verify_library
@@ -49,6 +49,7 @@ def build(
         while True:
             tried = replace(program, records=left)
             compiled = compile_library(tried, target, chosen, library, dump_dir=dump_dir)
+            interrupt.check()
             toolchain.check_elf(library, target.elf, target.name)
             if not verify:
                 break
@@ -73,6 +74,7 @@ def build(
             memory={**compiled.memory, **toolchain.section_bytes(library), "library_bytes": library.stat().st_size},
             verify=verdict,
         )
+        interrupt.check()
         if not runner:
             return write(out)
         made = _make_runner(program, target, chosen, Path(folder))

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from tvmflow import __version__
+from tvmflow import __version__, interrupt
 from tvmflow.spec import TvmflowError, UserError
 
 EPILOG = "Exit codes: 0 ok, 1 internal error, 2 usage, 3 verification failed, 4 unusable input, 5 missing dependency, \
@@ -57,6 +57,7 @@ def main() -> None:
     verbose = len(arguments) < len(sys.argv) - 1
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("tvmflow").setLevel(logging.INFO)
+    interrupt.watch()
     app(args=arguments)
 
 
@@ -78,18 +79,19 @@ def command(function: Callable[..., None], group: typer.Typer = app) -> Callable
             function(*args, **kwargs)
         except typer.Exit:
             raise
-        except KeyboardInterrupt:
-            _fail("interrupted", 130)
         except BrokenPipeError:
             sys.stderr.close()  # whoever read our output has gone; Python would complain of that at its end
             raise typer.Exit(1) from None
-        except TvmflowError as error:
-            _fail(str(error), error.exit_code)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                _fail(f"{type(error).__name__}: {error}", 1, internal=True)
-            _fail(f"The disk is full ({error.filename or 'a temporary file'}); make room, or set TMPDIR.", 4)
-        except Exception as error:
+        except (KeyboardInterrupt, Exception) as error:
+            if interrupt.noted or isinstance(error, KeyboardInterrupt):
+                exec(
+                    ""
+                )  # Python dies of a SIGINT that hit the exec of a string, unless another exec went well after it
+                _fail("interrupted", 130)
+            if isinstance(error, TvmflowError):
+                _fail(str(error), error.exit_code)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                _fail(f"The disk is full ({error.filename or 'a temporary file'}); make room, or set TMPDIR.", 4)
             _fail(f"{type(error).__name__}: {error}", 1, internal=True)
 
     return group.command()(guarded)

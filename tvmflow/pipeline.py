@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from tvmflow import interrupt
 from tvmflow.passes.block_channels import block_channels
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fold_scales import fold_scales
@@ -41,6 +42,7 @@ def run_stages(program: Program, target: Target, dump_dir: Path | None = None) -
     """Take `program` through the stages of its target; each stage's result goes into `dump_dir` as TVMScript."""
     for number, stage in enumerate(STAGES[target.kind]):
         program = stage(program, target)
+        interrupt.check()
         if dump_dir is not None:
             dump_dir.mkdir(parents=True, exist_ok=True)
             (dump_dir / f"{number}-{stage.__name__}.py").write_text(program.module.script())

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tvmflow import interrupt
 from tvmflow.report.render import text_table
 from tvmflow.spec import Target, UserError
 from tvmflow.tune import measure, progress
 from tvmflow.tune.apply import default_work_dir
-from tvmflow.tune.interrupt import Interrupts
 from tvmflow.tune.session import Options, Session, State
 from tvmflow.tune.store import Store
 
@@ -93,9 +93,9 @@ def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
     from tvmflow.tune.tasks import extract, identity, select
 
     whose = identity(plan.target)
-    with Store(plan.work_dir / whose.folder, whose, writable=True) as store, Interrupts() as interrupts:
+    with Store(plan.work_dir / whose.folder, whose, writable=True) as store, interrupt.deferred():
         # its processes import what they need while this one imports the network
-        measurer = measure.LocalMeasurer(plan.target, dict(whose.target), check=interrupts.check)
+        measurer = measure.LocalMeasurer(plan.target, dict(whose.target), check=interrupt.check)
         try:
             if store.quarantined:
                 log.info(f"{store.quarantined} unusable lines were set aside in {store.folder / 'quarantine.jsonl'}")
@@ -112,7 +112,7 @@ def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
                     plan.options,
                     watch,
                     started=plan.started,
-                    check=interrupts.check,
+                    check=interrupt.check,
                 )
                 state = session.run()
         except KeyboardInterrupt:
