@@ -147,13 +147,14 @@ def compare(model: str, root: Path, rounds: int, seconds: float) -> dict[str, An
     from tvmflow.frontend import import_model
     from tvmflow.measure.local import time_library
     from tvmflow.targets import TARGETS
-    from tvmflow.tune import store as stores
+    from tvmflow.tune import exchange
     from tvmflow.tune.apply import find_records
+    from tvmflow.tune.store import Store
     from tvmflow.tune.tasks import identity
 
     target = TARGETS["host"]
-    with stores.Store(root / "merged", identity(target), writable=True) as merged:
-        stores.merge(merged, root / "stock")
+    with Store(root / "merged", identity(target), writable=True) as merged:
+        exchange.merge(merged, root / "stock")
         foreign = {key: best for key in merged.tasks if (best := merged.best(key))}
     program = import_model(model)
     without_rules = replace(target, schedules=())

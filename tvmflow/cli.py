@@ -242,6 +242,10 @@ def tune(
     min_gain: Annotated[
         float, typer.Option("--min-gain", min=0, help="Stop when a minute saves less than this percentage.")
     ] = 0.5,
+    builders: Annotated[
+        str | None,
+        typer.Option("--builders", help="A Dask cluster that builds candidates: its scheduler's address."),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Search better schedules for a network on a board. The same command again goes on where it stopped."""
@@ -264,6 +268,7 @@ def tune(
         seed=seed,
         work_dir=work_dir,
         min_gain=min_gain,
+        builders=builders,
     )
     _show(*tuning.tune(plan, tasks), json)
 

@@ -11,10 +11,10 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from tvmflow.spec import Target
-from tvmflow.tune.measure import Measurer, Result, classified
-from tvmflow.tune.store import Best, Entry, Store, latency_ms, typical
+from tvmflow.tune.store import Best, Entry, Result, Store, classified, latency_ms, typical
 
 if TYPE_CHECKING:
+    from tvmflow.tune.measure import Measurer
     from tvmflow.tune.space import Candidate, Space
     from tvmflow.tune.tasks import Task
 
