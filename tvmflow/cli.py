@@ -246,6 +246,9 @@ def tune(
         str | None,
         typer.Option("--builders", help="A Dask cluster that builds candidates: its scheduler's address."),
     ] = None,
+    transfer: Annotated[
+        bool, typer.Option("--transfer/--no-transfer", help="Let the cost model start from earlier searches' records.")
+    ] = True,
     json: Json = None,
 ) -> None:
     """Search better schedules for a network on a board. The same command again goes on where it stopped."""
@@ -269,6 +272,7 @@ def tune(
         work_dir=work_dir,
         min_gain=min_gain,
         builders=builders,
+        transfer=transfer,
     )
     _show(*tuning.tune(plan, tasks), json)
 

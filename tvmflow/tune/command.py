@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,11 @@ from tvmflow import interrupt
 from tvmflow.report.render import text_table
 from tvmflow.spec import Target, UserError
 from tvmflow.tune import measure, progress
-from tvmflow.tune.apply import default_work_dir
+from tvmflow.tune.apply import default_work_dir, shipped_folders
 from tvmflow.tune.builders import Builders, ClusterPool, LocalPool, Pool
 from tvmflow.tune.session import Options, Session, State
 from tvmflow.tune.store import Identity, Store
+from tvmflow.tune.transfer import Lesson, find_lessons
 
 log = logging.getLogger("tvmflow.tune")
 
@@ -37,6 +38,7 @@ class Plan:
     options: Options
     runner: str
     builders: str | None
+    transfer: bool
     work_dir: Path
     started: float
 
@@ -61,6 +63,7 @@ def prepare(
     work_dir: Path | None,
     min_gain: float,
     builders: str | None,
+    transfer: bool,
 ) -> Plan:
     """Check what can be checked before anything takes time. Raises UserError, MissingDependencyError."""
     started = time.perf_counter()
@@ -74,6 +77,7 @@ def prepare(
         options=options,
         runner=chosen,
         builders=builders,
+        transfer=transfer,
         work_dir=work_dir or default_work_dir(),
         started=started,
     )
@@ -122,6 +126,7 @@ def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
                     watch,
                     started=plan.started,
                     check=interrupt.check,
+                    lessons=_lessons(plan, whose, {task.key for task in tasks}),
                 )
                 state = session.run()
         except KeyboardInterrupt:
@@ -136,6 +141,18 @@ def _pool(plan: Plan, whose: Identity) -> Pool:
     if plan.builders:
         return ClusterPool(plan.builders, plan.target, whose.target)
     return LocalPool(plan.target, whose.target)
+
+
+def _lessons(plan: Plan, whose: Identity, known: Collection[str]) -> list[Lesson]:
+    if not plan.transfer:
+        return []
+    lessons = list(find_lessons([plan.work_dir, *shipped_folders()], whose, plan.target, known))
+    if lessons:
+        trials, sources = sum(len(lesson.measured) for lesson in lessons), {lesson.source for lesson in lessons}
+        log.info(
+            f"The cost model starts from {trials} trials of {len(lessons)} kernels in {', '.join(sorted(sources))}"
+        )
+    return lessons
 
 
 def _hint(plan: Plan) -> str:

@@ -28,6 +28,7 @@ from tvmflow.schedules import RULES, choices, parse, spell
 from tvmflow.spec import Target
 from tvmflow.tune.store import typical
 from tvmflow.tune.tasks import Task, normalized, tvm_target
+from tvmflow.tune.transfer import Lesson
 
 ANNOTATION = "tvmflow.schedule"
 UNSCHEDULED = "default"
@@ -89,6 +90,14 @@ class CostModel:
                 for _, ms in measured
             ]
             self.model.update(context, [_as_measure(candidate.module) for candidate, _ in measured], results)
+
+    def teach(self, lesson: Lesson, target: Target) -> None:
+        """From latencies of another search, which compare with each other only."""
+        strategy = meta_schedule.search_strategy.EvolutionarySearch()
+        self.learn(_Context(lesson.task, tvm_target(target), strategy, 1), lesson.measured)
+        kernel = meta_schedule.utils.shash2hex(lesson.task.module)
+        if kernel in self.model.data:  # under another name, or they would be compared with this search's latencies
+            self.model.data[f"{lesson.source} {kernel}"] = self.model.data.pop(kernel)
 
     def rank(self, context: _Context, candidates: Sequence[Candidate]) -> np.ndarray:
         """A score for each, higher is faster."""
@@ -157,13 +166,7 @@ class Space:
 
     def replay(self, text: str, record: Sequence[Any]) -> Candidate:
         """The candidate of a record. Raises ReplayError if it isn't one of this kernel."""
-        schedule = replay(self.task.module, record)
-        return Candidate(
-            task=self.task.key,
-            text=text,
-            module=expand(schedule.mod, self.task.module, self.target),
-            record=[record[0], [], *record[2:]],
-        )
+        return replayed(self.task, self.target, text, record)
 
     def propose(self, count: int, known: Collection[str]) -> list[Candidate]:
         """Up to `count` candidates that aren't `known`; none if the space is exhausted."""
@@ -229,6 +232,12 @@ def replay(module: tvm.IRModule, record: Sequence[Any]) -> Schedule:
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
         raise ReplayError(str(error).strip().splitlines()[-1]) from error
     return schedule
+
+
+def replayed(task: Task, target: Target, text: str, record: Sequence[Any]) -> Candidate:
+    """The candidate of a record. Raises ReplayError if it isn't one of this task."""
+    module = expand(replay(task.module, record).mod, task.module, target)
+    return Candidate(task=task.key, text=text, module=module, record=[record[0], [], *record[2:]])
 
 
 def expand(scheduled: tvm.IRModule, unscheduled: tvm.IRModule, target: Target) -> tvm.IRModule:
