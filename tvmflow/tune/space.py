@@ -93,6 +93,7 @@ class CostModel:
 
     def teach(self, lesson: Lesson, target: Target) -> None:
         """From latencies of another search, which compare with each other only."""
+        self.model.adaptive_training = False  # or the next training would wait for a fifth more than all lessons
         strategy = meta_schedule.search_strategy.EvolutionarySearch()
         self.learn(_Context(lesson.task, tvm_target(target), strategy, 1), lesson.measured)
         kernel = meta_schedule.utils.shash2hex(lesson.task.module)
@@ -105,7 +106,11 @@ class CostModel:
 
 
 class Space:
-    """The candidates of one task. `default` is what it gets without tuning; `exhausted` when nothing is left."""
+    """The candidates of one task.
+
+    `default` is what it gets without tuning, `choices` are the rule's others that weren't proposed yet. It is
+    `exhausted` when MetaSchedule's own space has no more either.
+    """
 
     def __init__(self, task: Task, target: Target, model: CostModel, *, seed: int, batch: int, population: int) -> None:
         self.task, self.model = task, model
@@ -124,7 +129,7 @@ class Space:
         default = spell(self.rule, {}) if self.rule else UNSCHEDULED
         self.default = self._described(default)
         self._seen.add(_hash(self.default.module))
-        self._left = self._family()
+        self.choices = self._family()
 
     def _family(self) -> list[Candidate]:
         """The rule's choices that make other kernels than those before them."""
@@ -161,7 +166,7 @@ class Space:
                 continue
             self._seen.add(_hash(candidate.module))
             known.append((candidate, typical(trial["ms"])))
-        self._left = [candidate for candidate in self._left if candidate.text not in trials]
+        self.choices = [candidate for candidate in self.choices if candidate.text not in trials]
         self.learn(known)
 
     def replay(self, text: str, record: Sequence[Any]) -> Candidate:
@@ -170,19 +175,19 @@ class Space:
 
     def propose(self, count: int, known: Collection[str]) -> list[Candidate]:
         """Up to `count` candidates that aren't `known`; none if the space is exhausted."""
-        if not self._left:
+        if not self.choices:
             found = self._search(count, known)
             self.exhausted = not found
             return found
-        order = list(range(len(self._left)))
+        order = list(range(len(self.choices)))
         self._random.shuffle(order)
         if self.model.trained:
-            scores = self.model.rank(self._context, self._left)
+            scores = self.model.rank(self._context, self.choices)
             lots = order[: round(count * EXPLORED)]
             order = [*lots, *sorted(set(order) - set(lots), key=lambda index: (-scores[index], index))]
-        chosen = [self._left[index] for index in order[:count]]
+        chosen = [self.choices[index] for index in order[:count]]
         taken = {candidate.text for candidate in chosen}
-        self._left = [candidate for candidate in self._left if candidate.text not in taken]
+        self.choices = [candidate for candidate in self.choices if candidate.text not in taken]
         return chosen
 
     def _search(self, count: int, known: Collection[str]) -> list[Candidate]:
