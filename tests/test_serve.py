@@ -301,6 +301,7 @@ def test_a_session_that_goes_wrong_ends_alone(tmp_path, host_bundle, hostile, to
         with pytest.raises((VerificationError, DeviceError)):
             deploy(server, hostile(code), token_file)
         wait_for(lambda: server.counts["failed"] == 1 and session_folders(server) == [])
+        server.limits = Limits()  # a good session may take its time
         assert deploy(server, host_bundle, token_file)["verify"]["passed"] is True
 
 
