@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tvm
 from conftest import ROOT
@@ -516,22 +517,42 @@ def test_runners_and_durations():
             parse_duration(wrong)
 
 
+def signalled_after_a_batch(command: list[str], number: signal.Signals, cache: Path) -> tuple[int, str, int]:
+    """Exit code, what stderr had after the signal, and the process's number."""
+    with subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=ROOT / "tests",
+        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert any("/14 trials" in line for line in process.stderr)
+        process.send_signal(number)
+        errors = process.stderr.read()
+    return process.returncode, errors, process.pid
+
+
+def workers_of(search: int) -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if f'"parent": {search},' in " ".join(process.info["cmdline"] or ())
+    ]
+
+
 def test_tune_build_and_show(tvmflow, tmp_path):
-    """Interrupted, gone on with, applied by a build that isn't told where the records are, and shown."""
+    """Killed, interrupted, gone on with, and shown."""
     cache = {"XDG_CACHE_HOME": str(tmp_path)}
     model = ["--model", "networks:tiny", "--input-shape", "1x3x9x7"]
-    program = [sys.executable, "-m", "tvmflow.tune", *model, "--trials", "14", "--json", "-"]
-    environment = {**os.environ, **cache}
-    started = subprocess.Popen(
-        program, cwd=ROOT / "tests", env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert started.stderr is not None
-    for line in started.stderr:
-        if "/14 trials" in line:
-            break
-    started.send_signal(signal.SIGINT)
-    _, errors = started.communicate(timeout=60)
-    assert started.returncode == 130
+    command = ["tvmflow.tune", *model, "--trials", "14"]
+    code, _, killed = signalled_after_a_batch(command, signal.SIGKILL, tmp_path)
+    assert code == -signal.SIGKILL
+    psutil.wait_procs(workers_of(killed), timeout=60)
+    assert workers_of(killed) == []
+    code, errors, _ = signalled_after_a_batch(command, signal.SIGINT, tmp_path)
+    assert code == 130
     assert "To go on: tvmflow tune --model networks:tiny" in errors
 
     done = tvmflow("tune", *model, "--trials", "14", "--json", "-", cwd=ROOT / "tests", **cache)
