@@ -172,7 +172,7 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     try:
         run, library_version = RUNNERS[options.name](options.folder, options.threads)
-        error = _error(run(), np.load(options.folder / "expected.npy"))
+        error = error_of(run(), np.load(options.folder / "expected.npy"))
     except Exception as reason:
         print(json.dumps({"absent": f"{type(reason).__name__}: {reason}".splitlines()[0]}), file=answers)
         return
@@ -186,7 +186,7 @@ def main() -> None:
         print(json.dumps({"p50": statistics.median(_samples(run, float(line)))}), file=answers)
 
 
-def _error(output: np.ndarray, expected: np.ndarray) -> float:
+def error_of(output: np.ndarray, expected: np.ndarray) -> float:
     """Largest error, relative to the largest expected value or to 1; infinite if it is no tensor of numbers like it."""
     if output.shape != expected.shape or not np.isfinite(output).all():
         return float("inf")

@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import peers, plots
+from benchmarks import arm_instructions, peers, plots
+from tvmflow import device
 from tvmflow.bundle import open_bundle
 
 
@@ -79,3 +80,23 @@ def test_tables_and_plots(tmp_path):
         assert f"![{name}](peers-{name}.svg)" in text
         draw(document, tmp_path / "plot.svg")
         assert b"</svg>" in (tmp_path / "plot.svg").read_bytes()
+
+
+def test_c_of_the_instruction_counts_compiles(tmp_path):
+    compiler = [sys.executable, "-m", "ziglang", "cc", "-Wall", "-Wextra", "-Werror", "-fPIC"]
+    for name in ("count_instructions", "run_bundle"):
+        options = [f"-I{device.HERE}", "-c", "-o", str(tmp_path / f"{name}.o")]
+        subprocess.run([*compiler, *options, str(arm_instructions.HERE / f"{name}.c")], check=True)
+
+
+def test_counts_are_said_to_be_no_latencies():
+    counts = {
+        "tvmflow": {"instructions": 2e6, "estimates": [2e6, 2e6], "times_tvmflow": 1.0},
+        "ncnn": {"instructions": 3e6, "estimates": [2.9e6, 3.1e6], "times_tvmflow": 1.5},
+    }
+    network = {"model": "dilated-net", "multiply_adds": 4_000_000, "counts": counts, "absent": {"litert": "it is not"}}
+    around = {"date": "2026-01-01T00:00", "versions": {"tvmflow": "1", "ncnn": "2"}}
+    text = arm_instructions.markdown({"environment": around, "board": "b", "qemu": "qemu 7", "networks": [network]})
+    assert "not latencies" in text
+    assert "| dilated-net | ncnn | 2 | 3.00 | 2.90 and 3.10 | 1.50 | 0.750 |" in text
+    assert "dilated-net: litert was not counted (it is not)." in text
