@@ -12,7 +12,7 @@ help:
 	@echo "make demo   compile the paper's network for this computer and a Raspberry Pi 4B, verify, time, report"
 	@echo "make test   run the tests"
 	@echo "make lint   check style and types"
-	@echo "make bench  compare with ONNX Runtime and PyTorch on this computer"
+	@echo "make bench  compare with other libraries on this computer"
 	@echo "make tuned  search schedules for this computer's CPU and put the best into schedules/tuned (half an hour)"
 	@echo "make clean  remove what the others made, .venv included"
 
