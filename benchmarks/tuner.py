@@ -4,8 +4,9 @@
 starts before its imports, then builds the network with each one's records and times the builds in turns. MetaSchedule
 gets one repair, without which nearly all its builds run into their time-out: its import of tensor intrinsics asks
 Python's `inspect.stack` for one frame thousands of times, which takes half a minute, and a plain walk takes five
-seconds. Its own default of 64 trials at a time is kept: 320 trials reach five kernels, and the others stay as TVM made
-them. It needs the `bench` extra. Results go to benchmarks/results/tuner.json.
+seconds. It runs twice: with its own default of 64 trials at a time, of which 320 reach five kernels and leave the
+others as TVM made them, and with as many at a time as tvmflow, so that every kernel gets its share. tvmflow learns
+nothing from earlier records here. It needs the `bench` extra. Results go to benchmarks/results/tuner.json and .md.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "tuner.json"
 BAR_S = 150.0
+STOCK = (64, 8)
+"""Trials at a time: MetaSchedule's default, and tvmflow's."""
 
 
 def main() -> None:
@@ -33,9 +36,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="timed seconds of a turn")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--stock-in", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--at-a-time", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stock_in is not None:
-        search_stock(options.model, options.trials, options.stock_in)
+        search_stock(options.model, options.trials, options.at_a_time, options.stock_in)
         return
 
     from tvmflow.report import environment, write_json
@@ -44,8 +48,13 @@ def main() -> None:
         root = Path(folder)
         shared = ["--model", options.model, "--trials", str(options.trials)]
         records = ["--work-dir", str(root / "ours"), "--json", str(root / "ours.json")]
-        ours = timed(["tvmflow", "tune", *shared, *records, "--min-gain", "0"])
-        stock = timed(["benchmarks.tuner", *shared, "--stock-in", str(root / "stock")])
+        ours = timed(["tvmflow", "tune", *shared, *records, "--min-gain", "0", "--no-transfer"])
+        stock = {
+            number: timed(
+                ["benchmarks.tuner", *shared, "--stock-in", f"{root / str(number)}", "--at-a-time", f"{number}"]
+            )
+            for number in STOCK
+        }
         found = json.loads((root / "ours.json").read_text())
         rows = {
             "tvmflow": {
@@ -54,7 +63,7 @@ def main() -> None:
                 "failed": sum(found["failures"].values()),
                 "seconds_by_kind": found["seconds"],
             },
-            "MetaSchedule": {"seconds": stock, **count(root / "stock")},
+            **{name_of(number): {"seconds": seconds, **count(root / f"{number}")} for number, seconds in stock.items()},
         }
         networks = compare(options.model, root, options.rounds, options.seconds)
         versions = networks.pop("versions")
@@ -71,8 +80,10 @@ def main() -> None:
     }
     options.output.parent.mkdir(exist_ok=True)
     write_json(options.output, document)
-    print(table(rows))
-    print(f"\n{options.trials} trials in {ours:.0f} s; the bar is {BAR_S:.0f} s for 320 on two cores")
+    text = markdown(document, options.trials)
+    options.output.with_suffix(".md").write_text(text)
+    print(text)
+    print(f"{options.trials} trials in {ours:.0f} s; the bar is {BAR_S:.0f} s for 320 on two cores")
 
 
 def timed(command: list[str]) -> float:
@@ -101,8 +112,12 @@ def repair_import() -> None:
         inspect.stack = original
 
 
-def search_stock(model: str, trials: int, out: Path) -> None:
-    """MetaSchedule with its own defaults on the kernels that `tvmflow tune` would tune."""
+def name_of(at_a_time: int) -> str:
+    return f"MetaSchedule, {at_a_time} at a time"
+
+
+def search_stock(model: str, trials: int, at_a_time: int, out: Path) -> None:
+    """MetaSchedule, but for `at_a_time` with its own defaults, on the kernels that `tvmflow tune` would tune."""
     repair_import()
     from tvm.s_tir import meta_schedule
 
@@ -129,6 +144,7 @@ def search_stock(model: str, trials: int, out: Path) -> None:
         task_weights=[float(task.calls) for task in tasks],
         work_dir=str(out),
         max_trials_global=trials,
+        num_trials_per_iter=at_a_time,
         builder=meta_schedule.builder.LocalBuilder(initializer=repair_import),
     )
 
@@ -147,21 +163,23 @@ def compare(model: str, root: Path, rounds: int, seconds: float) -> dict[str, An
     from tvmflow.frontend import import_model
     from tvmflow.measure.local import time_library
     from tvmflow.targets import TARGETS
-    from tvmflow.tune import store as stores
+    from tvmflow.tune import exchange
     from tvmflow.tune.apply import find_records
+    from tvmflow.tune.store import Store
     from tvmflow.tune.tasks import identity
 
     target = TARGETS["host"]
-    with stores.Store(root / "merged", identity(target), writable=True) as merged:
-        stores.merge(merged, root / "stock")
-        foreign = {key: best for key in merged.tasks if (best := merged.best(key))}
     program = import_model(model)
     without_rules = replace(target, schedules=())
     builds = {
         "tvmflow": build(program, target, root / "ours-net", records=find_records(target, root / "ours")),
-        "MetaSchedule": build(program, without_rules, root / "stock-net", records=foreign),
         "untuned": build(program, target, root / "untuned-net"),
     }
+    for number in STOCK:
+        with Store(root / f"merged-{number}", identity(target), writable=True) as merged:
+            exchange.merge(merged, root / f"{number}")
+            foreign = {key: best for key in merged.tasks if (best := merged.best(key))}
+        builds[name_of(number)] = build(program, without_rules, root / f"net-{number}", records=foreign)
     times: dict[str, list[float]] = {name: [] for name in builds}
     for _ in range(rounds):
         for name, built in builds.items():
@@ -173,23 +191,27 @@ def compare(model: str, root: Path, rounds: int, seconds: float) -> dict[str, An
     }
 
 
-def table(rows: dict[str, Any]) -> str:
-    from tvmflow.report.render import text_table
-
-    return text_table(
-        ["", "seconds", "trials", "failed", "trials a second", "network"],
-        [
-            [
-                name,
-                f"{row['seconds']:.0f}" if "seconds" in row else "",
-                row.get("trials", ""),
-                row.get("failed", ""),
-                f"{row['trials_per_second']:.2f}" if "seconds" in row else "",
-                f"{row['network_ms']:.3f} ms",
-            ]
-            for name, row in rows.items()
-        ],
-    )
+def markdown(document: dict[str, Any], trials: int) -> str:
+    around, rows = document["environment"], document["rows"]
+    lines = [
+        f"# {trials} trials of tvmflow tune and of MetaSchedule",
+        "",
+        f"{document['model']} on {around['cpu']}, {document['threads']} threads, {around['date']}, TVM "
+        f"{around['versions']['tvm']}. Seconds from start to end, imports included; the network's latency is the "
+        "median over rounds in turns.",
+        "",
+        "| | seconds | trials | failed | trials a second | network, ms |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        figures = ["", "", "", ""]
+        if "seconds" in row:
+            pace = f"{row['trials_per_second']:.2f}"
+            figures = [f"{row['seconds']:.0f}", str(row["trials"]), str(row["failed"]), pace]
+        lines.append(f"| {name} | {' | '.join(figures)} | {row['network_ms']:.3f} |")
+    times = rows["tvmflow"]["seconds_by_kind"]
+    spent = ", ".join(f"{kind} {seconds:.0f} s" for kind, seconds in times.items())
+    return "\n".join([*lines, "", f"Where tvmflow's time goes: {spent}.", ""])
 
 
 if __name__ == "__main__":

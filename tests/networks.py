@@ -20,6 +20,12 @@ def tiny() -> nn.Module:
     return network
 
 
+def two_pointwise() -> nn.Module:
+    """Two 1×1 convolutions whose channels fill no block."""
+    torch.manual_seed(4)
+    return nn.Sequential(nn.Conv2d(6, 21, 1), nn.ReLU(), nn.Conv2d(21, 22, 1), nn.ReLU()).eval()
+
+
 class _Exotic(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.lgamma(x) + torch.special.i0(x)

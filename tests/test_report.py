@@ -11,8 +11,10 @@ from conftest import ROOT
 
 from tvmflow import report as reports
 from tvmflow.report.render import render_html, report_text, text_table
+from tvmflow.report.search import convergence
 from tvmflow.spec import Measurement, UserError
 from tvmflow.survey import survey
+from tvmflow.tune.store import Identity, Store
 
 MEASUREMENT = Measurement(
     basis="measured",
@@ -110,6 +112,57 @@ def test_reports_from_a_board_are_taken_as_they_are(surveyed, tmp_path):
     page = render_html(reports.collect([reports.read_report(tmp_path / "pi.json")]))
     assert "Raspberry &lt;Pi&gt;" in page
     assert "temperature c 51.5" in page
+
+
+def searched(*times: float | None, untuned: str = "rule()") -> dict:
+    """A search's only task, whose trials took these ms or failed."""
+    rows = [{"candidate": f"c{place}", "outcome": "ok" if ms else "wrong", "ms": ms} for place, ms in enumerate(times)]
+    winner = {"candidate": "rule(tile=<3>)", "ms": 1.0, "default_ms": 2.0, "compared": False}
+    return {"name": "conv<1>", "key": "0" * 16, "untuned_ms": times[0], "winner": winner, "trials": rows}
+
+
+def test_convergence_is_of_the_fastest_so_far():
+    plot = convergence(searched(2.0, None, 4.0, 1.0, 3.0))
+    assert (plot["fastest_us"], plot["slowest_us"], plot["beyond"]) == (1000, 3000, 1)
+    assert plot["failures"] == [60]
+    assert plot["untuned"] == 40
+    assert plot["best"] == [(0, 40), (60, 40), (120, 40), (180, 40), (180, 80), (240, 80)]
+    assert plot["trials"] == [(0, 40), (120, 0), (180, 80), (240, 0)]
+
+
+@pytest.mark.parametrize("times", [(2.0,), (None, 2.0), (2.0, 2.0), (None,)])
+def test_convergence_of_few_trials(times):
+    plot = convergence(searched(*times))
+    assert (plot is None) == (times == (None,))
+    if plot is not None:
+        assert all(0 <= y <= 80 for _, y in plot["best"] + plot["trials"])
+
+
+def test_report_shows_searches(tvmflow, tmp_path, schema):
+    whose = Identity(board="host", cpu="Some <CPU>", target={"kind": "llvm"}, tvm="0.27", rules="12345678")
+    key = f"{7:016x}"
+    trial = {"kind": "trial", "run": 1, "task": key, "message": ""}
+    good = [[[], []], [0.001], {"kind": "llvm"}, []]
+    with Store(tmp_path / "work" / whose.folder, whose, writable=True) as store:
+        store.append(
+            [
+                {"kind": "task", "task": key, "name": "conv<1>", "default": "rule()", "workload": ["7", "bm8="]},
+                {**trial, "candidate": "rule()", "outcome": "ok", "ms": [2.0], "record": good},
+                {**trial, "candidate": "a", "outcome": "crashed", "ms": []},
+                {**trial, "candidate": "b", "outcome": "ok", "ms": [1.0], "record": good},
+            ]
+        )
+    done = tvmflow("report", tmp_path / "work", "-o", tmp_path)
+    assert done.code == 0, done.err
+    document = json.loads((tmp_path / "report.json").read_text())
+    jsonschema.validate(document, schema)
+    (search,) = document["searches"]
+    assert (search["trials"], search["failures"]) == (3, {"crashed": 1})
+    assert [trial["ms"] for trial in search["tasks"][0]["trials"]] == [2.0, None, 1.0]
+    page = (tmp_path / "report.html").read_text()
+    assert "Some &lt;CPU&gt;" in page
+    assert "conv&lt;1&gt;<br>1000 to 2000 µs, 3 trials" in page
+    assert page.count("<polyline") == 1
 
 
 @pytest.mark.parametrize(

@@ -64,11 +64,11 @@ def health(server: Server) -> dict:
 
 
 def wait_for(condition) -> None:
-    for _ in range(200):
+    for _ in range(1200):
         if condition():
             return
         time.sleep(0.05)
-    raise AssertionError("it didn't happen in ten seconds")
+    raise AssertionError("it didn't happen in a minute")
 
 
 def session_folders(server: Server) -> list[str]:
@@ -301,6 +301,7 @@ def test_a_session_that_goes_wrong_ends_alone(tmp_path, host_bundle, hostile, to
         with pytest.raises((VerificationError, DeviceError)):
             deploy(server, hostile(code), token_file)
         wait_for(lambda: server.counts["failed"] == 1 and session_folders(server) == [])
+        server.limits = Limits()  # a good session may take its time
         assert deploy(server, host_bundle, token_file)["verify"]["passed"] is True
 
 

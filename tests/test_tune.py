@@ -12,15 +12,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tvm
 from conftest import ROOT
+from kernels import TASK, adding, as_candidate, bound_to_threads, calling
 from tvm.s_tir import meta_schedule
-from tvm.script import tirx as T
 
 from tvmflow import build as building
 from tvmflow import interrupt
@@ -31,11 +33,12 @@ from tvmflow.report.render import schedules_text
 from tvmflow.schedules import RULES, choices, parse, spell
 from tvmflow.spec import MissingDependencyError, UserError
 from tvmflow.targets import TARGETS
-from tvmflow.tune import apply, measure, space
+from tvmflow.tune import apply, measure, processes, space
+from tvmflow.tune.builders import Builders, LocalPool
 from tvmflow.tune.command import list_tasks, parse_duration
-from tvmflow.tune.measure import LocalMeasurer, Result, choose_runner
+from tvmflow.tune.measure import LocalMeasurer, choose_runner
 from tvmflow.tune.session import Options, Session, State
-from tvmflow.tune.store import Store
+from tvmflow.tune.store import Result, Store
 from tvmflow.tune.tasks import Task, extract, identity, normalized, select
 
 HOST = TARGETS["host"]
@@ -327,54 +330,28 @@ def test_ctrl_c_at_any_moment(tasks, tmp_path):
 
 @pytest.fixture(scope="module")
 def measurer():
-    found = LocalMeasurer(HOST, dict(identity(HOST).target), builders=1)
-    yield found
-    found.close()
-
-
-def bad_kernel(symbol: str, argument: int) -> tvm.IRModule:
-    """y = x + 1 after a call into the C library."""
-
-    @T.prim_func(s_tir=True)
-    def main(x: T.Buffer((8,), "float32"), y: T.Buffer((8,), "float32")):
-        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
-        T.evaluate(T.call_extern("int32", symbol, argument))
-        for i in range(8):
-            with T.sblock("add"):
-                v = T.axis.spatial(8, i)
-                y[v] = x[v] + T.float32(1)
-
-    return tvm.IRModule({"main": main})
-
-
-def adding(number: float) -> tvm.IRModule:
-    @T.prim_func(s_tir=True)
-    def main(x: T.Buffer((8,), "float32"), y: T.Buffer((8,), "float32")):
-        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
-        for i in range(8):
-            with T.sblock("add"):
-                v = T.axis.spatial(8, i)
-                y[v] = x[v] + T.float32(number)
-
-    return tvm.IRModule({"main": main})
+    with (
+        closing(Builders(LocalPool(HOST, identity(HOST).target, count=1))) as builders,
+        closing(LocalMeasurer(HOST, builders)) as found,
+    ):
+        yield found
 
 
 def test_candidates_that_crash_hang_or_compute_something_else(measurer, monkeypatch):
-    task = Task(key="add", name="add", module=adding(1), workload=("1", ""), calls=1, modules=())
     modules = {
         "good": adding(1),
         "wrong": adding(2),
-        "crash": bad_kernel("abort", 0),
+        "crash": calling("abort", 0),
         "good again": adding(1),
-        "hang": bad_kernel("sleep", 1000),
-        "missing": bad_kernel("there_is_no_such_function", 0),
+        "hang": calling("sleep", 1000),
+        "missing": calling("there_is_no_such_function", 0),
         "good at last": adding(1),
     }
-    candidates = [space.Candidate(task="add", text=text, module=module, record=[]) for text, module in modules.items()]
-    list(measurer.measure(task, candidates[:1], None))  # it has started
+    candidates = [as_candidate(text, module) for text, module in modules.items()]
+    list(measurer.measure(TASK, candidates[:1], None))  # it has started
     monkeypatch.setattr(measurer.runner, "limit_s", 1.0)
-    monkeypatch.setattr(measure, "START_LIMIT_S", 20.0)
-    results = dict(zip(modules, measurer.measure(task, candidates, None), strict=True))
+    monkeypatch.setattr(processes, "START_LIMIT_S", 20.0)
+    results = dict(zip(modules, measurer.measure(TASK, candidates, None), strict=True))
     assert {text: result.outcome for text, result in results.items()} == {
         "good": "ok",
         "wrong": "wrong",
@@ -387,25 +364,13 @@ def test_candidates_that_crash_hang_or_compute_something_else(measurer, monkeypa
     assert "SIGABRT" in results["crash"].message
     assert len(results["good"].ms) >= measure.REPEATS
     assert measurer.runner.restarts == 3
-    assert measurer.compare(task, [candidates[0], candidates[1]], 3) == []
-    times = measurer.compare(task, [candidates[0], candidates[3]], 3)
+    assert measurer.compare(TASK, [candidates[0], candidates[1]], 3) == []
+    times = measurer.compare(TASK, [candidates[0], candidates[3]], 3)
     assert [len(row) >= 3 for row in times] == [True, True]
 
 
 def test_candidate_that_cannot_be_built(measurer):
-    task = Task(key="add", name="add", module=adding(1), workload=("1", ""), calls=1, modules=())
-
-    @T.prim_func(s_tir=True)
-    def main(x: T.Buffer((8,), "float32"), y: T.Buffer((8,), "float32")):
-        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
-        for i in T.thread_binding(8, thread="threadIdx.x"):
-            with T.sblock("add"):
-                v = T.axis.spatial(8, i)
-                y[v] = x[v] + T.float32(1)
-
-    module = tvm.IRModule({"main": main})
-    candidate = space.Candidate(task="add", text="bound", module=module, record=[])
-    (result,) = measurer.measure(task, [candidate], None)
+    (result,) = measurer.measure(TASK, [as_candidate("bound", bound_to_threads())], None)
     assert result.outcome == "build failed"
     assert result.message
 
@@ -552,22 +517,42 @@ def test_runners_and_durations():
             parse_duration(wrong)
 
 
+def signalled_after_a_batch(command: list[str], number: signal.Signals, cache: Path) -> tuple[int, str, int]:
+    """Exit code, what stderr had after the signal, and the process's number."""
+    with subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=ROOT / "tests",
+        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert any("/14 trials" in line for line in process.stderr)
+        process.send_signal(number)
+        errors = process.stderr.read()
+    return process.returncode, errors, process.pid
+
+
+def workers_of(search: int) -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if f'"parent": {search},' in " ".join(process.info["cmdline"] or ())
+    ]
+
+
 def test_tune_build_and_show(tvmflow, tmp_path):
-    """Interrupted, gone on with, applied by a build that isn't told where the records are, and shown."""
+    """Killed, interrupted, gone on with, and shown."""
     cache = {"XDG_CACHE_HOME": str(tmp_path)}
     model = ["--model", "networks:tiny", "--input-shape", "1x3x9x7"]
-    program = [sys.executable, "-m", "tvmflow.tune", *model, "--trials", "14", "--json", "-"]
-    environment = {**os.environ, **cache}
-    started = subprocess.Popen(
-        program, cwd=ROOT / "tests", env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert started.stderr is not None
-    for line in started.stderr:
-        if "/14 trials" in line:
-            break
-    started.send_signal(signal.SIGINT)
-    _, errors = started.communicate(timeout=60)
-    assert started.returncode == 130
+    command = ["tvmflow.tune", *model, "--trials", "14"]
+    code, _, killed = signalled_after_a_batch(command, signal.SIGKILL, tmp_path)
+    assert code == -signal.SIGKILL
+    psutil.wait_procs(workers_of(killed), timeout=60)
+    assert workers_of(killed) == []
+    code, errors, _ = signalled_after_a_batch(command, signal.SIGINT, tmp_path)
+    assert code == 130
     assert "To go on: tvmflow tune --model networks:tiny" in errors
 
     done = tvmflow("tune", *model, "--trials", "14", "--json", "-", cwd=ROOT / "tests", **cache)

@@ -242,6 +242,13 @@ def tune(
     min_gain: Annotated[
         float, typer.Option("--min-gain", min=0, help="Stop when a minute saves less than this percentage.")
     ] = 0.5,
+    builders: Annotated[
+        str | None,
+        typer.Option("--builders", help="A Dask cluster that builds candidates: its scheduler's address."),
+    ] = None,
+    transfer: Annotated[
+        bool, typer.Option("--transfer/--no-transfer", help="Let the cost model start from earlier searches' records.")
+    ] = True,
     json: Json = None,
 ) -> None:
     """Search better schedules for a network on a board. The same command again goes on where it stopped."""
@@ -264,6 +271,8 @@ def tune(
         seed=seed,
         work_dir=work_dir,
         min_gain=min_gain,
+        builders=builders,
+        transfer=transfer,
     )
     _show(*tuning.tune(plan, tasks), json)
 
@@ -479,7 +488,11 @@ def serve(
 @command
 def report(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE|REPORT.json…", help="Bundles, or reports that --json wrote.")
+        list[Path],
+        typer.Argument(
+            metavar="BUNDLE|REPORT.json|RECORDS…",
+            help="Bundles, reports that --json wrote, or work dirs of `tvmflow tune`.",
+        ),
     ],
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder for report.json and report.html.")],
     threads: Threads = None,
@@ -487,24 +500,30 @@ def report(
 ) -> None:
     """Verify bundles, time those that this computer can run, and write report.json and report.html.
 
-    Reports that were made elsewhere, as by `deploy` on a board, are put beside them as they are.
+    Reports that were made elsewhere, as by `deploy` on a board, are put beside them as they are; records of `tvmflow
+    tune` are shown as the course of the search.
     """
     from tvmflow.report import collect, read_report, write_json, write_text
     from tvmflow.report.render import render_html, report_text
+    from tvmflow.report.search import search_of
     from tvmflow.spec import VerificationError
     from tvmflow.survey import survey
+    from tvmflow.tune.store import Store, find_stores
 
     if not out.is_dir():
         raise UserError(f"There is no folder {out} for the report.")
-    reports = []
+    reports, searches = [], []
     for path in sources:
         if path.suffix == ".json":
             reports.append(read_report(path))
+        elif records := list(find_stores(path)):
+            searches += [search_of(Store(folder)) for folder in records]
+            continue
         else:
             log.info(f"Surveying {path}")
             reports.append(survey(path, threads=threads, seconds=seconds, must_run=False))
         print(report_text(reports[-1], layers=False), end="\n\n")
-    document = collect(reports)
+    document = collect(reports, searches)
     write_json(out / "report.json", document)
     write_text(out / "report.html", render_html(document))
     print(f"{out / 'report.json'}\n{out / 'report.html'}")

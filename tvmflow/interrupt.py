@@ -29,14 +29,14 @@ def deferred() -> Iterator[None]:
     Raised inside MetaSchedule's callbacks, KeyboardInterrupt ends the whole process.
     """
     global noted
-    noted = False
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, _note)
+    noted, before = False, signal.signal(signal.SIGINT, _note)
     try:
         yield
     finally:
+        noted = False  # it has been raised, or what it was to end has ended
         signal.signal(signal.SIGINT, before)
 
 

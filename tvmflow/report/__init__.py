@@ -119,9 +119,14 @@ def environment(versions: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def collect(reports: Sequence[Report]) -> dict[str, Any]:
-    """Several reports as one document."""
-    return {"schema_version": SCHEMA_VERSION, "generator": f"tvmflow {__version__}", "reports": list(reports)}
+def collect(reports: Sequence[Report], searches: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Several reports, and the searches behind their schedules, as one document."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "generator": f"tvmflow {__version__}",
+        "reports": list(reports),
+        "searches": list(searches),
+    }
 
 
 def read_report(path: Path) -> Report:

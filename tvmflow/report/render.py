@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmflow.report import Report
+from tvmflow.report.search import convergence
 
 NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ms|%)?|\?|")
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -135,6 +136,12 @@ def render_html(document: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(windows=windows_text, verdict=verdict_text, memory=memory_text, schedules=schedules_text)
+    environment.filters.update(
+        verdict=verdict_text,
+        windows=windows_text,
+        memory=memory_text,
+        schedules=schedules_text,
+        convergence=convergence,
+    )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render({**document, "reports": [{"device": None, **report} for report in document["reports"]]})

@@ -18,13 +18,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHIPPED = Path(__file__).parents[1] / "schedules" / "tuned"
-SHIPPED_IN_CHECKOUT = Path(__file__).parents[2] / "schedules" / "tuned"
-
 
 def default_work_dir() -> Path:
     """Where `tvmflow tune` keeps records unless told otherwise, and where `tvmflow build` looks for them."""
     return toolchain.cache_folder() / "tune"
+
+
+def shipped_folders() -> list[Path]:
+    """What tvmflow brings: a store for each CPU that was tuned for."""
+    import tvmflow.schedules
+
+    tuned = Path(str(tvmflow.schedules.__file__)).parent / "tuned"
+    return sorted(path.parent for path in tuned.glob("*/identity.json"))
 
 
 def find_records(target: Target, database: Path | None = None) -> dict[str, Best]:
@@ -39,14 +44,14 @@ def find_records(target: Target, database: Path | None = None) -> dict[str, Best
     stores = []
     if database is not None:
         stores.append(_given(database, wanted))
-    work_dir = default_work_dir() / wanted.folder
-    shipped = [folder / target.name for folder in (SHIPPED, SHIPPED_IN_CHECKOUT)]
-    for folder in [work_dir, *shipped]:
-        if (folder / "identity.json").exists():
-            try:
-                stores.append(Store(folder, wanted))
-            except UserError as error:
-                log.info(f"Not used: {error}")
+    for folder in [*find_stores(default_work_dir() / wanted.folder), *shipped_folders()]:
+        try:
+            store = Store(folder)
+        except UserError as error:
+            log.info(f"Not used: {error}")
+            continue
+        if store.identity == wanted:
+            stores.append(store)
     found: dict[str, Best] = {}
     for store in stores:
         for key in store.tasks:

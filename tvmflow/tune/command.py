@@ -7,7 +7,8 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from tvmflow import interrupt
 from tvmflow.report.render import text_table
 from tvmflow.spec import Target, UserError
 from tvmflow.tune import measure, progress
-from tvmflow.tune.apply import default_work_dir
+from tvmflow.tune.apply import default_work_dir, shipped_folders
+from tvmflow.tune.builders import Builders, ClusterPool, LocalPool, Pool
 from tvmflow.tune.session import Options, Session, State
-from tvmflow.tune.store import Store
+from tvmflow.tune.store import Identity, Store
+from tvmflow.tune.transfer import Lesson, find_lessons
 
 log = logging.getLogger("tvmflow.tune")
 
@@ -34,6 +37,8 @@ class Plan:
     shapes: Sequence[Any]
     options: Options
     runner: str
+    builders: str | None
+    transfer: bool
     work_dir: Path
     started: float
 
@@ -57,6 +62,8 @@ def prepare(
     seed: int,
     work_dir: Path | None,
     min_gain: float,
+    builders: str | None,
+    transfer: bool,
 ) -> Plan:
     """Check what can be checked before anything takes time. Raises UserError, MissingDependencyError."""
     started = time.perf_counter()
@@ -69,6 +76,8 @@ def prepare(
         shapes=shapes,
         options=options,
         runner=chosen,
+        builders=builders,
+        transfer=transfer,
         work_dir=work_dir or default_work_dir(),
         started=started,
     )
@@ -93,9 +102,13 @@ def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
     from tvmflow.tune.tasks import extract, identity, select
 
     whose = identity(plan.target)
-    with Store(plan.work_dir / whose.folder, whose, writable=True) as store, interrupt.deferred():
-        # its processes import what they need while this one imports the network
-        measurer = measure.LocalMeasurer(plan.target, dict(whose.target), check=interrupt.check)
+    with (
+        Store(plan.work_dir / whose.folder, whose, writable=True) as store,
+        interrupt.deferred(),
+        # their processes import what they need while this one imports the network
+        closing(Builders(_pool(plan, whose), check=interrupt.check)) as builders,
+        closing(measure.LocalMeasurer(plan.target, builders, check=interrupt.check)) as measurer,
+    ):
         try:
             if store.quarantined:
                 log.info(f"{store.quarantined} unusable lines were set aside in {store.folder / 'quarantine.jsonl'}")
@@ -113,16 +126,33 @@ def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
                     watch,
                     started=plan.started,
                     check=interrupt.check,
+                    lessons=_lessons(plan, whose, {task.key for task in tasks}),
                 )
                 state = session.run()
         except KeyboardInterrupt:
             kept = sum(entry["kind"] == "trial" for entry in store.entries)
             log.info(f"Stopped; {kept} trials are kept. To go on: {shlex.join(['tvmflow', *sys.argv[1:]])}")
             raise
-        finally:
-            measurer.close()
         text = f"{progress.final_text(state)}\n{store.folder}: `tvmflow build` uses these records{_hint(plan)}."
         return text, summary(state, store)
+
+
+def _pool(plan: Plan, whose: Identity) -> Pool:
+    if plan.builders:
+        return ClusterPool(plan.builders, plan.target, whose.target)
+    return LocalPool(plan.target, whose.target)
+
+
+def _lessons(plan: Plan, whose: Identity, known: Collection[str]) -> list[Lesson]:
+    if not plan.transfer:
+        return []
+    lessons = list(find_lessons([plan.work_dir, *shipped_folders()], whose, plan.target, known))
+    if lessons:
+        trials, sources = sum(len(lesson.measured) for lesson in lessons), {lesson.source for lesson in lessons}
+        log.info(
+            f"The cost model starts from {trials} trials of {len(lessons)} kernels in {', '.join(sorted(sources))}"
+        )
+    return lessons
 
 
 def _hint(plan: Plan) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 from tvmflow.report.render import text_table
 from tvmflow.spec import UserError
-from tvmflow.tune import store as stores
+from tvmflow.tune import exchange
 from tvmflow.tune.session import failure_text
-from tvmflow.tune.store import Store, find_stores
+from tvmflow.tune.store import RECORDS, Store, find_stores
 
 
 def _only(folder: Path) -> Path:
@@ -75,8 +75,8 @@ def merge(folder: Path, sources: Sequence[Path]) -> str:
     lines = []
     with Store(_only(folder), writable=True) as store:
         for source in sources:
-            path = source if (source / stores.RECORDS).exists() else _only(source)
-            added, refused = stores.merge(store, path)
+            path = source if (source / RECORDS).exists() else _only(source)
+            added, refused = exchange.merge(store, path)
             lines.append(f"{source}: {added} trials added, {refused} unusable lines left out")
     return "\n".join(lines)
 
@@ -84,10 +84,10 @@ def merge(folder: Path, sources: Sequence[Path]) -> str:
 def export(folder: Path, out: Path) -> str:
     """Copy the best records; what was done."""
     with Store(_only(folder), writable=True) as store:
-        return f"{out}: the best records of {stores.export(store, out)} tasks"
+        return f"{out}: the best records of {exchange.export(store, out)} tasks"
 
 
 def prune(folder: Path, keep: int) -> str:
     """Forget slow records; what was done."""
     with Store(_only(folder), writable=True) as store:
-        return f"{store.folder}: {stores.prune(store, keep)} records dropped"
+        return f"{store.folder}: {exchange.prune(store, keep)} records dropped"

@@ -5,18 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from tvmflow.spec import Target
-from tvmflow.tune.measure import Measurer, Result, classified
-from tvmflow.tune.store import Best, Entry, Store, latency_ms, typical
+from tvmflow.tune.store import Best, Entry, Result, Store, classified, latency_ms, typical
 
 if TYPE_CHECKING:
+    from tvmflow.tune.measure import Measurer
     from tvmflow.tune.space import Candidate, Space
     from tvmflow.tune.tasks import Task
+    from tvmflow.tune.transfer import Lesson
 
 REASONS = {
     "trials": "all trials are spent",
@@ -130,9 +131,11 @@ class Session:
         *,
         started: float | None = None,
         check: Callable[[], None] = lambda: None,
+        lessons: Iterable[Lesson] = (),
     ) -> None:
         self.tasks, self.target, self.store = tuple(tasks), target, store
         self.measurer, self.options, self.watch = measurer, options, watch
+        self.lessons = lessons
         self.check = check  # asked between steps; what it raises passes
         self.keys = [task.key for task in tasks]
         self.started = time.perf_counter() if started is None else started
@@ -181,7 +184,14 @@ class Session:
         model = CostModel()
         remaining = max(1, self.options.trials // max(1, len(self.tasks)))
         population = self.options.population or min(MOST_POPULATION, max(16, 8 * remaining))
-        entries: list[Entry] = [self._entry("run", options=asdict(self.options), runner=self.measurer.name)]
+        learnt: Counter[str] = Counter()
+        for lesson in self.lessons:
+            self.check()
+            model.teach(lesson, self.target)
+            learnt[lesson.source] += len(lesson.measured)
+        entries: list[Entry] = [
+            self._entry("run", options=asdict(self.options), runner=self.measurer.name, learnt_from=dict(learnt))
+        ]
         for task in self.tasks:
             space = Space(
                 task, self.target, model, seed=self.options.seed, batch=self.options.batch, population=population

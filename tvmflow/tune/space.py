@@ -28,6 +28,7 @@ from tvmflow.schedules import RULES, choices, parse, spell
 from tvmflow.spec import Target
 from tvmflow.tune.store import typical
 from tvmflow.tune.tasks import Task, normalized, tvm_target
+from tvmflow.tune.transfer import Lesson
 
 ANNOTATION = "tvmflow.schedule"
 UNSCHEDULED = "default"
@@ -90,13 +91,26 @@ class CostModel:
             ]
             self.model.update(context, [_as_measure(candidate.module) for candidate, _ in measured], results)
 
+    def teach(self, lesson: Lesson, target: Target) -> None:
+        """From latencies of another search, which compare with each other only."""
+        self.model.adaptive_training = False  # or the next training would wait for a fifth more than all lessons
+        strategy = meta_schedule.search_strategy.EvolutionarySearch()
+        self.learn(_Context(lesson.task, tvm_target(target), strategy, 1), lesson.measured)
+        kernel = meta_schedule.utils.shash2hex(lesson.task.module)
+        if kernel in self.model.data:  # under another name, or they would be compared with this search's latencies
+            self.model.data[f"{lesson.source} {kernel}"] = self.model.data.pop(kernel)
+
     def rank(self, context: _Context, candidates: Sequence[Candidate]) -> np.ndarray:
         """A score for each, higher is faster."""
         return self.model.predict(context, [_as_measure(candidate.module) for candidate in candidates])
 
 
 class Space:
-    """The candidates of one task. `default` is what it gets without tuning; `exhausted` when nothing is left."""
+    """The candidates of one task.
+
+    `default` is what it gets without tuning, `choices` are the rule's others that weren't proposed yet. It is
+    `exhausted` when MetaSchedule's own space has no more either.
+    """
 
     def __init__(self, task: Task, target: Target, model: CostModel, *, seed: int, batch: int, population: int) -> None:
         self.task, self.model = task, model
@@ -115,7 +129,7 @@ class Space:
         default = spell(self.rule, {}) if self.rule else UNSCHEDULED
         self.default = self._described(default)
         self._seen.add(_hash(self.default.module))
-        self._left = self._family()
+        self.choices = self._family()
 
     def _family(self) -> list[Candidate]:
         """The rule's choices that make other kernels than those before them."""
@@ -152,34 +166,28 @@ class Space:
                 continue
             self._seen.add(_hash(candidate.module))
             known.append((candidate, typical(trial["ms"])))
-        self._left = [candidate for candidate in self._left if candidate.text not in trials]
+        self.choices = [candidate for candidate in self.choices if candidate.text not in trials]
         self.learn(known)
 
     def replay(self, text: str, record: Sequence[Any]) -> Candidate:
         """The candidate of a record. Raises ReplayError if it isn't one of this kernel."""
-        schedule = replay(self.task.module, record)
-        return Candidate(
-            task=self.task.key,
-            text=text,
-            module=expand(schedule.mod, self.task.module, self.target),
-            record=[record[0], [], *record[2:]],
-        )
+        return replayed(self.task, self.target, text, record)
 
     def propose(self, count: int, known: Collection[str]) -> list[Candidate]:
         """Up to `count` candidates that aren't `known`; none if the space is exhausted."""
-        if not self._left:
+        if not self.choices:
             found = self._search(count, known)
             self.exhausted = not found
             return found
-        order = list(range(len(self._left)))
+        order = list(range(len(self.choices)))
         self._random.shuffle(order)
         if self.model.trained:
-            scores = self.model.rank(self._context, self._left)
+            scores = self.model.rank(self._context, self.choices)
             lots = order[: round(count * EXPLORED)]
             order = [*lots, *sorted(set(order) - set(lots), key=lambda index: (-scores[index], index))]
-        chosen = [self._left[index] for index in order[:count]]
+        chosen = [self.choices[index] for index in order[:count]]
         taken = {candidate.text for candidate in chosen}
-        self._left = [candidate for candidate in self._left if candidate.text not in taken]
+        self.choices = [candidate for candidate in self.choices if candidate.text not in taken]
         return chosen
 
     def _search(self, count: int, known: Collection[str]) -> list[Candidate]:
@@ -229,6 +237,12 @@ def replay(module: tvm.IRModule, record: Sequence[Any]) -> Schedule:
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
         raise ReplayError(str(error).strip().splitlines()[-1]) from error
     return schedule
+
+
+def replayed(task: Task, target: Target, text: str, record: Sequence[Any]) -> Candidate:
+    """The candidate of a record. Raises ReplayError if it isn't one of this task."""
+    module = expand(replay(task.module, record).mod, task.module, target)
+    return Candidate(task=task.key, text=text, module=module, record=[record[0], [], *record[2:]])
 
 
 def expand(scheduled: tvm.IRModule, unscheduled: tvm.IRModule, target: Target) -> tvm.IRModule:

@@ -39,6 +39,16 @@ WORKLOADS, RECORDS = "database_workload.json", "database_tuning_record.json"
 OUTCOMES = ("ok", "build failed", "build hung", "crashed", "hung", "wrong", "bad time")
 """How a trial can end. "wrong" computed something else, "bad time" is zero, negative or no number."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What became of a candidate: one of OUTCOMES, and its times in ms if it is "ok"."""
+
+    outcome: str
+    ms: tuple[float, ...] = ()
+    message: str = ""
+
+
 FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "task": {"task": str, "name": str, "workload": list},
     "run": {"run": int, "options": dict},
@@ -220,7 +230,7 @@ class Store:
         if entry["kind"] in ("trial", "winner", "batch") and entry["task"] and entry["task"] not in self.tasks:
             raise ValueError("its task is unknown")
         if entry["kind"] == "task":
-            _check_workload(entry["workload"])
+            check_workload(entry["workload"])
         if entry["kind"] == "trial":
             if entry["outcome"] not in OUTCOMES:
                 raise ValueError(f"its outcome is {entry['outcome']!r}")
@@ -318,6 +328,13 @@ def are_latencies(values: Sequence[Any]) -> bool:
     )
 
 
+def classified(result: Result) -> Result:
+    """`result`, if its times can be times; a runner that lies doesn't win."""
+    if result.outcome == "ok" and not are_latencies(result.ms):
+        return Result(outcome="bad time", message=f"it was timed as {', '.join(map(str, result.ms)) or 'nothing'}")
+    return result
+
+
 def typical(ms: Sequence[float]) -> float:
     """The latency that repeats stand for: their lower quartile, since whatever disturbs a run makes it longer."""
     return sorted(ms)[(len(ms) - 1) // 4]
@@ -328,7 +345,7 @@ def latency_ms(trial: Entry) -> float:
     return typical(trial["ms"])
 
 
-def _check_workload(workload: Any) -> None:
+def check_workload(workload: Any) -> None:
     """Raises ValueError if TVM couldn't read this as a workload: its structural hash and the module in base 64."""
     if len(workload) != 2 or not all(isinstance(part, str) for part in workload) or not workload[0].isdigit():
         raise ValueError("it has no workload")
@@ -346,117 +363,6 @@ def check_record(record: Any, target: Mapping[str, Any]) -> None:
         raise ValueError("its times aren't times")
     if record[2] != target:
         raise ValueError(f"it is of another target, {json.dumps(record[2])}")
-
-
-# ------------------------------------------------------------------------------------------------- whole stores
-
-
-def merge(into: Store, source: Path) -> tuple[int, int]:
-    """Add what `source`, a store or a folder with MetaSchedule's two files, has for the same target.
-
-    Returns how many trials were added, and how many lines were left out as unusable here. Merged trials cost no
-    budget. Raises UserError if there is nothing to read.
-    """
-    if (source / IDENTITY).exists():
-        other = Store(source)
-        if other.identity != into.identity:
-            raise UserError(
-                f"The records in {source} aren't for this: {', '.join(into.identity.differences(other.identity))}."
-            )
-        tasks = list(other.tasks.values())
-        trials = [trial for task in other.tasks for trial in other.trials(task).values()]
-        refused = other.quarantined
-    elif (source / RECORDS).exists() and (source / WORKLOADS).exists():
-        tasks, trials, refused = _read_database(source, into.identity.target)
-    else:
-        raise UserError(f"{source} holds neither records of `tvmflow tune` nor a database of MetaSchedule.")
-    new = [{**trial, "merged": True} for trial in trials if trial["candidate"] not in into.trials(trial["task"])]
-    wanted = {trial["task"] for trial in new} - set(into.tasks)
-    into.append([*(task for task in tasks if task["task"] in wanted), *new])
-    return len(new), refused
-
-
-def _read_database(folder: Path, target: Mapping[str, Any]) -> tuple[list[Entry], list[Entry], int]:
-    """Tasks and trials from MetaSchedule's files, and how many lines were of no use."""
-    tasks: list[Entry | None] = []
-    trials, refused = [], 0
-    for line in (folder / WORKLOADS).read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            workload = json.loads(line)
-            _check_workload(workload)
-            key = task_key(workload)
-            tasks.append({"kind": "task", "task": key, "name": key, "workload": workload})
-        except (ValueError, TypeError):
-            tasks.append(None)
-            refused += 1
-    for line in (folder / RECORDS).read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            index, record = json.loads(line)
-            task = tasks[index] if index >= 0 else None
-            if task is None:
-                raise ValueError("its workload is unusable")
-            check_record(record, target)
-        except (ValueError, TypeError, IndexError):
-            refused += 1
-            continue
-        digest = hashlib.sha256(json.dumps(record[0]).encode()).hexdigest()
-        trials.append(
-            {
-                "kind": "trial",
-                "run": 0,
-                "task": task["task"],
-                "candidate": f"foreign-{digest[:16]}",
-                "outcome": "ok",
-                "ms": [1e3 * seconds for seconds in record[1]],
-                "message": "",
-                "record": record,
-            }
-        )
-    return [task for task in tasks if task is not None], trials, refused
-
-
-def prune(store: Store, keep: int) -> int:
-    """Forget all but the `keep` fastest records of each task; returns how many were dropped.
-
-    The trials stay known, so they are neither tried nor paid for again.
-    """
-    kept: set[int] = set()
-    for task in store.tasks:
-        good = [trial for trial in store.trials(task).values() if trial["outcome"] == "ok" and "record" in trial]
-        kept |= {id(trial) for trial in sorted(good, key=latency_ms)[:keep]}
-        best = store.best(task)
-        kept |= {id(trial) for trial in good if best and trial["candidate"] == best.candidate}
-    entries, dropped = [], 0
-    for entry in store.entries:
-        if "record" in entry and id(entry) not in kept:
-            entries.append({key: value for key, value in entry.items() if key != "record"})
-            dropped += 1
-        else:
-            entries.append(entry)
-    store.rewrite(entries)
-    return dropped
-
-
-def export(store: Store, out: Path) -> int:
-    """Write a store of each task's best record alone to `out`, for schedules/tuned/ or another computer."""
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} isn't empty; give the records a folder of their own.")
-    entries: list[Entry] = []
-    for key, task in store.tasks.items():
-        best = store.best(key)
-        if best is None:
-            continue
-        trials = [
-            {**store.trials(key)[name], "merged": True}
-            for name in dict.fromkeys((best.candidate, task.get("default", best.candidate)))
-            if name in store.trials(key)
-        ]
-        winners = [entry for entry in store.entries if entry["kind"] == "winner" and entry["task"] == key]
-        entries += [task, *trials, *winners[-1:]]
-    with Store(out, store.identity, writable=True) as exported:
-        exported.append(entries)
-    (out / LOCK).unlink()
-    return sum(entry["kind"] == "task" for entry in entries)
 
 
 def task_key(workload: Sequence[str]) -> str:

@@ -86,6 +86,15 @@ def workload_of(module: tvm.IRModule) -> tuple[str, str]:
     return str(shash), str(content)
 
 
+def task_of(key: str, name: str, workload: Sequence[str]) -> Task | None:
+    """The task of a store's line, which knows nothing of layers; None if this TVM can't read it."""
+    try:
+        module = meta_schedule.database.Workload.from_json(list(workload)).mod
+    except (RuntimeError, ValueError, TypeError):
+        return None
+    return Task(key=key, name=name, module=module, workload=(workload[0], workload[1]), calls=0, modules=())
+
+
 def extract(program: Program, target: Target) -> tuple[Task, ...]:
     """The tasks of a network, in the order of their first call."""
     with tvm_target(target):
