@@ -1,21 +1,41 @@
-"""An SSH server on this computer that stands for a board."""
+"""SSH servers on this computer that stand for boards: one that is this computer, one that is emulated."""
 
 from __future__ import annotations
 
 import contextlib
 import getpass
 import os
+import re
+import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
+from conftest import ROOT
 
 from tvmflow.deploy import deploy
+
+KEPT = (
+    "tvmflow",
+    "targets",
+    "schedules",
+    "models",
+    "docs",
+    "tests",
+    "pyproject.toml",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+)
+"""What of a checkout a wheel is built from."""
+EMULATOR = ROOT / "tools" / "emulated-board.py"
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
@@ -48,8 +68,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def ssh_board(folder: Path) -> Iterator[Board]:
-    """A board whose files are in `folder`."""
+def ssh_board(folder: Path, enter: str = "") -> Iterator[Board]:
+    """A board whose files are in `folder`. `enter` is the command that runs a client's there, by default a shell."""
     if SSHD is None or not shutil.which("ssh"):
         pytest.skip(
             "no SSH server: apt-get install openssh-server openssh-client (tools/install-system-packages.sh --tests)"
@@ -62,22 +82,24 @@ def ssh_board(folder: Path) -> Iterator[Board]:
     (folder / "authorized").chmod(0o600)
     (folder / "rewrite").write_text("")
     # what the server runs for a client: its command, in the board's home, with the board's programs
-    (folder / "enter").write_text(
-        f"#!/bin/sh\ncd {folder}/home; export HOME=$PWD PATH={folder}/commands:$PATH\n"
-        f'exec sh -c "$(printf "%s" "$SSH_ORIGINAL_COMMAND" | sed -f {folder}/rewrite)"\n'
+    here = (
+        f"cd {folder}/home; export HOME=$PWD PATH={folder}/commands:$PATH\n"
+        f'exec sh -c "$(printf "%s" "$SSH_ORIGINAL_COMMAND" | sed -f {folder}/rewrite)"'
     )
+    (folder / "enter").write_text(f"#!/bin/sh\n{enter or here}\n")
     (folder / "enter").chmod(0o755)
     port = free_port()
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
         f"PidFile none\nUsePAM no\nStrictModes no\nPasswordAuthentication no\nForceCommand {folder}/enter\n"
-        f"PermitRootLogin yes\n"
+        f"PermitRootLogin yes\nSubsystem sftp /usr/lib/openssh/sftp-server\n"
     )
     known = (folder / "host.pub").read_text()
     (folder / "known").write_text(f"[127.0.0.1]:{port} {known}")
     (folder / "config").write_text(
-        f"Host board\n HostName 127.0.0.1\n Port {port}\n User {getpass.getuser()}\n IdentityFile {folder}/client\n"
-        f" IdentitiesOnly yes\n UserKnownHostsFile {folder}/known\n StrictHostKeyChecking yes\n"
+        f"Host board raspberrypi\n HostName 127.0.0.1\n Port {port}\n User {getpass.getuser()}\n"
+        f" IdentityFile {folder}/client\n IdentitiesOnly yes\n"
+        f" UserKnownHostsFile {folder}/known\n StrictHostKeyChecking yes\n"
     )
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
@@ -86,12 +108,117 @@ def ssh_board(folder: Path) -> Iterator[Board]:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             break
         time.sleep(0.05)
-    yield Board(
-        home=folder / "home",
-        commands=folder / "commands",
-        rewrite=folder / "rewrite",
-        config=folder / "config",
-        process=process,
+    try:
+        yield Board(
+            home=folder / "home",
+            commands=folder / "commands",
+            rewrite=folder / "rewrite",
+            config=folder / "config",
+            process=process,
+        )
+    finally:
+        started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        for running in (*started, process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                running.kill()
+        process.wait()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmulatedBoard:
+    """A 64-bit ARM system under emulation (tools/emulated-board.py) that is reached over SSH, with tvmflow installed.
+
+    `port` is where `tvmflow serve` is to listen, `image` its file system, `checkout` a copy of this one.
+    """
+
+    board: Board
+    port: int
+    image: Path
+    checkout: Path
+
+    @property
+    def token_file(self) -> Path:
+        return self.board.home / ".config" / "tvmflow" / "rpc-token"
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def walk(self, section: str) -> list[str]:
+        """Run what a section of docs/walkthrough.md says, as it says it; what came to standard output, by command.
+
+        A section that starts something "in a second terminal" has its server for as long.
+        """
+        outputs: list[str] = []
+        with contextlib.ExitStack() as background:
+            for kind, commands in walkthrough(section):
+                for command in commands:
+                    command = command.replace("9090", str(self.port))
+                    if kind == "sh background":
+                        _, _, remote = command.partition("raspberrypi ")
+                        background.enter_context(self.serving(remote, self.port))
+                        continue
+                    done = subprocess.run(
+                        ["sh", "-c", command], cwd=self.checkout, env=self.environment, capture_output=True, text=True
+                    )
+                    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+                    outputs.append(done.stdout)
+        return outputs
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """In which `ssh raspberrypi` leads to this board, and nothing of the user's is read."""
+        paths = [self.board.commands, Path(sys.executable).parent, os.environ["PATH"]]
+        return {**os.environ, "PATH": os.pathsep.join(map(str, paths))}
+
+    @contextlib.contextmanager
+    def serving(self, command: str, port: int) -> Iterator[subprocess.Popen]:
+        """A server on the board, once it listens."""
+        with self.running(f"exec {command}") as process:
+            for _ in range(1200):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                    break
+                assert process.poll() is None, "the server ended"
+                time.sleep(0.1)
+            yield process
+
+    @contextlib.contextmanager
+    def running(self, command: str) -> Iterator[subprocess.Popen]:
+        """A command on the board, which is ended with all that it started."""
+        enter = [sys.executable, EMULATOR, "enter", self.image, self.board.home.parent, command]
+        process = subprocess.Popen(enter, stdin=subprocess.DEVNULL, start_new_session=True)
+        try:
+            yield process
+        finally:
+            for started in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    started.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def emulated_board(folder: Path) -> Iterator[EmulatedBoard]:
+    """An empty board whose files are in `folder`."""
+    made = subprocess.run([sys.executable, EMULATOR], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        pytest.skip(made.stderr.strip())
+    image = Path(made.stdout.strip())
+    enter = shlex.join(map(str, (sys.executable, EMULATOR, "enter", image, folder)))
+    checkout = folder / "checkout"
+    shutil.copytree(
+        ROOT, checkout, ignore=lambda path, names: [name for name in names if name not in KEPT and Path(path) == ROOT]
     )
-    process.kill()
-    process.wait()
+    with ssh_board(folder, f'exec {enter} "$SSH_ORIGINAL_COMMAND"') as board:
+        for program in ("ssh", "scp"):
+            board.command(program, f'exec {shutil.which(program)} -F {board.config} -o BatchMode=yes "$@"')
+        yield EmulatedBoard(board=board, port=free_port(), image=image, checkout=checkout)
+
+
+def walkthrough(section: str) -> list[tuple[str, list[str]]]:
+    """The blocks of commands in a section of docs/walkthrough.md: "sh" or "sh background", and the lines."""
+    text = (ROOT / "docs" / "walkthrough.md").read_text()
+    (found,) = re.findall(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    return [
+        (kind, body.splitlines())
+        for kind, body in re.findall(r"^```(sh[^\n]*)\n(.*?)^```", found, re.DOTALL | re.MULTILINE)
+    ]

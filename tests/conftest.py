@@ -119,3 +119,13 @@ def board(tmp_path):
 
     with ssh_board(tmp_path / "ssh") as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory):
+    """An emulated board on which tvmflow was installed as docs/walkthrough.md says."""
+    from boards import emulated_board
+
+    with emulated_board(tmp_path_factory.mktemp("emulated")) as found:
+        found.walk("Install tvmflow on the board")
+        yield found

@@ -19,14 +19,12 @@ import pytest
 from boards import Board
 from conftest import ROOT
 
-from tvmflow import emulate
 from tvmflow.build import build
-from tvmflow.deploy import deploy, doubts
+from tvmflow.deploy import changes, deploy, doubts, window_seconds
 from tvmflow.report import to_json
+from tvmflow.report.render import report_text
 from tvmflow.spec import DeviceError, UserError, VerificationError
 from tvmflow.targets import TARGETS
-
-PI = TARGETS["raspberry-pi-4b"]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +49,7 @@ def test_a_bundle_is_carried_verified_measured_and_reported(board, bundle):
     assert any("0x50000" in warning for warning in report["latency"]["warnings"])
     assert any("Built for host, measured on" in warning for warning in report["latency"]["warnings"])
     assert report["device"]["before"]["machine"] == os.uname().machine
+    assert report["device"]["basis"] == "measured"
     jsonschema.validate(json.loads(to_json(report)), json.loads((ROOT / "docs" / "report.schema.json").read_text()))
     assert (board.home / report["device"]["folder"] / "manifest.json").is_file()
 
@@ -91,23 +90,6 @@ def test_two_clients_at_once(board, bundle):
         thread.join()
     assert [report["verify"]["passed"] for report in results] == [True, True]
     assert len(os.listdir(board.home / ".cache" / "tvmflow")) == 1
-
-
-@pytest.mark.emulated
-def test_the_pi_from_build_to_report(board, tiny, tmp_path):
-    """The board says that it is a Pi 4B, and runs ARM code under qemu."""
-    if reason := emulate.available(PI):
-        pytest.skip(reason)
-    build(tiny, PI, tmp_path / "pi", runner=True)
-    board.command("uname", 'case "$1" in -m) echo aarch64;; *) echo Linux 6.6;; esac')
-    board.rewrite.write_text(
-        f"s#^\\([^ ]*runner/run --\\)#{' '.join(emulate.command(PI))} \\1#\ns#/proc/device-tree/model#model#\n"
-    )
-    (board.home / "model").write_bytes(b"Raspberry Pi 4 Model B Rev 1.4\0")
-    report = board.deploy(tmp_path / "pi")
-    assert report["verify"]["passed"] is True
-    assert report["device"]["before"]["model"] == "Raspberry Pi 4 Model B Rev 1.4"
-    assert not any("Built for" in warning for warning in report["latency"]["warnings"])
 
 
 # ------------------------------------------------------------------------------------------------------------ faults
@@ -245,6 +227,33 @@ def test_doubts(host_bundle):
         known = replace(opened, manifest={**opened.manifest, "target": target})
     assert doubts(known, pi, {"governor": "performance", "throttled": "0x0"}, 1.0) == []
     assert len(doubts(known, {**pi, "model": "Raspberry Pi 5", "load": 3.0}, {"governor": "ondemand"}, 2.0)) == 4
+
+
+def test_a_sustained_run_has_windows(board, bundle):
+    """It is said what clock, temperature and throttling did meanwhile, and where the pace changed."""
+    board.command("vcgencmd", "echo throttled=0x50005")
+    report = deploy(bundle, "board", ssh_config=board.config, threads=1, seconds=2.5, sustained=True)
+    windows = report["latency"]["windows"]
+    assert len(windows) in (2, 3)
+    assert {window["throttled"] for window in windows} == {"0x50005"}
+    assert any("throttled or its voltage low at the end of" in line for line in report["latency"]["warnings"])
+    assert "sustained over" in report_text(report)
+    jsonschema.validate(json.loads(to_json(report)), json.loads((ROOT / "docs" / "report.schema.json").read_text()))
+
+
+def test_changes():
+    def window(at_s: float, p50: float, p90: float, **facts: str) -> dict:
+        return {"at_s": at_s, "p50": p50, "p90": p90, **facts}
+
+    assert changes([]) == []
+    assert changes([window(0, 1.0, 1.1, throttled="0x50000"), window(30, 1.05, 1.1)]) == []
+    found = changes([window(0, 1.0, 1.1), window(30, 1.5, 3.0, throttled="0x5")])
+    assert [line.split(":")[0] for line in found] == [
+        "The pace changed",
+        "1 of 2 windows were unstable",
+        "The board was throttled or its voltage low at the end of 1 of 2 windows.",
+    ]
+    assert [window_seconds(seconds) for seconds in (1, 600, 1800, 1e6)] == [1, 10, 30, 60]
 
 
 def test_command_line(tvmflow, board, bundle, tmp_path):

@@ -364,3 +364,21 @@ def test_a_server_that_is_lost_during_a_session(tmp_path, host_bundle, hostile, 
             deploy(server, hostile("sleep(600);"), token_file)
     assert caught.value.kind in ("lost", "timeout")
     assert list(tmp_path.glob("tvmflow-serve-*")) == []
+
+
+def test_layers_are_timed_in_a_run_of_their_own(server, host_bundle, token_file):
+    address = f"127.0.0.1:{server.port}"
+    report = rpc.deploy(host_bundle, address=address, token_file=token_file, threads=1, seconds=0.1, profiled=True)
+    assert all(layer["latency"]["basis"] == "measured" for layer in report["layers"])
+    assert all(layer["modules"] for layer in report["layers"])
+    wait_for(lambda: server.counts["served"] == 2)
+
+
+def test_a_sustained_run_has_windows(server, host_bundle, token_file):
+    address = f"127.0.0.1:{server.port}"
+    report = rpc.deploy(host_bundle, address=address, token_file=token_file, threads=1, seconds=2.0, sustained=True)
+    windows = report["latency"]["windows"]
+    assert len(windows) >= 2
+    assert [window["at_s"] for window in windows] == sorted(window["at_s"] for window in windows)
+    assert sum(window["repeats"] for window in windows) >= report["latency"]["repeats"]
+    assert report["latency"]["max"] == max(window["max"] for window in windows)

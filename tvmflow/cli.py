@@ -427,6 +427,12 @@ def deploy(
     ssh_config: Annotated[Path | None, typer.Option("--ssh-config", help="In place of ~/.ssh/config.")] = None,
     threads: Threads = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs there.")] = 3.0,
+    sustained: Annotated[
+        str | None, typer.Option("--sustained", help="30m, say: time for so long, and watch clock and temperature.")
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="With --rpc: also time each layer, in another run.")
+    ] = False,
     json: Json = None,
 ) -> None:
     """Carry a bundle to a board, verify and time it there.
@@ -434,26 +440,31 @@ def deploy(
     Over SSH alone, the bundle's own runner does it (`build --runner c`) and nothing has to be installed on the board.
     With --rpc, TVM there does it, in a session of `tvmflow serve`.
     """
+    times: dict[str, Any] = {"threads": threads, "seconds": seconds}
+    if sustained is not None:
+        from tvmflow.tune.command import parse_duration
+
+        times = {"threads": threads, "seconds": parse_duration(sustained, "--sustained"), "sustained": True}
     if rpc or host is not None:
         from tvmflow.rpc import deploy as carry_by_rpc
 
-        report = carry_by_rpc(
-            bundle,
-            ssh=ssh,
-            ssh_config=ssh_config,
-            address=host,
-            token_file=token_file,
-            port=port,
-            threads=threads,
-            seconds=seconds,
-        )
+        where: dict[str, Any] = {
+            "ssh": ssh,
+            "ssh_config": ssh_config,
+            "address": host,
+            "token_file": token_file,
+            "port": port,
+        }
+        report = carry_by_rpc(bundle, profiled=profile, **times, **where)
     else:
         from tvmflow.deploy import deploy as carry
 
+        if profile:
+            raise UserError("--profile needs TVM on the board: --rpc, with `tvmflow serve` there.")
         if ssh is None:
             raise UserError("Say where the board is: --ssh user@host, or --host 127.0.0.1:PORT.")
-        report = carry(bundle, ssh, folder=to, ssh_config=ssh_config, threads=threads, seconds=seconds)
-    _finish(report, json, layers=False)
+        report = carry(bundle, ssh, folder=to, ssh_config=ssh_config, **times)
+    _finish(report, json, layers=profile)
 
 
 @command

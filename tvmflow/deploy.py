@@ -18,7 +18,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -39,6 +39,11 @@ PATIENCE_SECONDS = 120.0
 RETRIES_AFTER = (1.0, 3.0)
 """Seconds to wait before a connection is tried again: a board may just be starting."""
 
+STEADY_PACE = 1.1
+"""Highest ÷ lowest p50 of windows, up to which a sustained run kept its pace."""
+THROTTLED_NOW = 0xF
+"""The flags of `vcgencmd get_throttled` that are about now; the others are about the time since it was switched on."""
+
 MACHINES = {("x86_64", "64"): (64, "x64"), ("aarch64", "64"): (64, "AArch64")}
 """`uname -m` and `getconf LONG_BIT` → ELF class and machine; a 64-bit kernel may carry a 32-bit system."""
 OLDEST_GLIBC = (2, 28)
@@ -46,6 +51,16 @@ OLDEST_GLIBC = (2, 28)
 FACTS = """
 say() { printf '%s=%s\\n' "$1" "$2"; }
 first() { [ -r "$1" ] && tr -d '\\0' < "$1" | head -n 1; }
+emulator() {
+  process=$$
+  while [ "${process:-0}" -gt 1 ]; do # head is a process of its own: qemu shows each the command line that it expects
+    program=$(head -n 1 "/proc/$process/cmdline" 2>/dev/null | tr '\\0' '\\n' | head -n 1)
+    case "${program##*/}" in qemu-aarch64* | qemu-arm* | qemu-x86_64*) echo "${program##*/}" && return ;; esac
+    process=$(sed -n 's/^PPid:[^0-9]*//p' "/proc/$process/status" 2>/dev/null)
+  done
+  case "$(uname -m)" in aarch64 | arm*) grep -q '^CPU implementer' /proc/cpuinfo || echo "an emulator" ;; esac
+}
+say emulator "$(emulator)"
 say machine "$(uname -m)"
 say kernel "$(uname -sr)"
 say bits "$(getconf LONG_BIT 2>/dev/null)"
@@ -135,11 +150,13 @@ def deploy(
     ssh_config: Path | None = None,
     threads: int | None = None,
     seconds: float = 3.0,
+    sustained: bool = False,
 ) -> Report:
     """The report on the bundle at `path` as it is on `host` ("user@pi" or a name of the SSH configuration).
 
     The bundle stays in `folder` there, by default one of its own under .cache/tvmflow; what is there already isn't
-    sent again. `seconds` of steady runs are measured, hours if you like. Raises UserError, DeviceError,
+    sent again. `seconds` of steady runs are measured; `sustained`, in windows, with what the board says of itself
+    after each. Raises UserError, DeviceError,
     VerificationError, MissingDependencyError.
     """
     with bundles.open_bundle(path) as bundle:
@@ -153,27 +170,72 @@ def deploy(
             upload(bundle, connection, place)
             log.info(f"Verifying on {host}")
             verdict = self_test(bundle, connection, place)
-            log.info(f"Measuring on {host} for {seconds:g} s")
-            samples = _runner(connection, place, f"--samples {seconds!r}", threads, seconds + PATIENCE_SECONDS)
+            measurement = None
+            if "emulator" not in before:
+                log.info(f"Measuring on {host} for {seconds:g} s")
+                arguments = (
+                    f"--samples {seconds!r} {window_seconds(seconds)!r}" if sustained else f"--samples {seconds!r}"
+                )
+                samples = _runner(connection, place, arguments, threads, seconds + PATIENCE_SECONDS)
+                measurement = Measurement(
+                    basis="measured",
+                    samples_ms=tuple(samples["samples"]),
+                    threads=samples["threads"],
+                    setup_ms=samples["setup"],
+                    first_ms=samples["first"],
+                    warmup_ms=tuple(samples["warmup"]),
+                    windows=tuple(samples.get("windows", ())),
+                )
             after = facts(connection)
-        measurement = Measurement(
-            basis="measured",
-            samples_ms=tuple(samples["samples"]),
-            threads=samples["threads"],
-            setup_ms=samples["setup"],
-            first_ms=samples["first"],
-            warmup_ms=tuple(samples["warmup"]),
-        )
         return report_on(
             bundle, verdict, measurement, {"host": host, "folder": place, "before": before, "after": after}
         )
 
 
-def report_on(bundle: Bundle, verdict: Mapping[str, Any], measurement: Measurement, board: Mapping[str, Any]) -> Report:
-    """A report with what the board said of itself, and with the doubts that follow from it."""
-    report = assemble(bundle, verdict, measurement=measurement)
-    report["latency"]["warnings"] = doubts(bundle, board["before"], board["after"], report["latency"]["spread"])
-    return {**report, "device": dict(board)}
+def report_on(
+    bundle: Bundle,
+    verdict: Mapping[str, Any],
+    measurement: Measurement | None,
+    board: Mapping[str, Any],
+    layer_us: Sequence[float] | None = None,
+) -> Report:
+    """A report with what the board said of itself, and with the doubts that follow from it.
+
+    Of an emulated board there is no measurement: its time says nothing about one.
+    """
+    if emulator := board["before"].get("emulator"):
+        note = f"{board['host']} is emulated ({emulator}), and time there says nothing about a board."
+        report = assemble(bundle, {**verdict, "method": "emulated"}, note=note)
+        return {**report, "device": {"basis": "emulated", **board}}
+    report = assemble(bundle, verdict, measurement=measurement, layer_us=layer_us)
+    found = doubts(bundle, board["before"], board["after"], report["latency"]["spread"])
+    report["latency"]["warnings"] = [*found, *changes(report["latency"].get("windows", ()))]
+    return {**report, "device": {"basis": "measured", **board}}
+
+
+def window_seconds(seconds: float) -> float:
+    """How long a window of a sustained run is: some sixty of them, but a second to a minute each."""
+    return min(60.0, max(1.0, seconds / 60))
+
+
+def changes(windows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In what a board changed its pace over the windows of a sustained run."""
+    if not windows:
+        return []
+    found = []
+    ordered = sorted(windows, key=lambda window: window["p50"])
+    fastest, slowest = ordered[0], ordered[-1]
+    if slowest["p50"] > STEADY_PACE * fastest["p50"]:
+        found.append(
+            f"The pace changed: p50 was {fastest['p50']:.3f} ms at {fastest['at_s']:.0f} s and {slowest['p50']:.3f} ms "
+            f"at {slowest['at_s']:.0f} s."
+        )
+    unstable = sum(window["p90"] > NOISY_SPREAD * window["p50"] for window in windows)
+    if unstable:
+        found.append(f"{unstable} of {len(windows)} windows were unstable: p90 over {NOISY_SPREAD} times p50.")
+    if throttled := sum(bool(int(window.get("throttled", "0x0"), 16) & THROTTLED_NOW) for window in windows):
+        found.append(f"The board was throttled or its voltage low at the end of {throttled} of {len(windows)} windows.")
+    return found
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import signal
@@ -11,14 +12,16 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tvmflow import bundle as bundles
-from tvmflow.bundle import Bundle
-from tvmflow.deploy import PATIENCE_SECONDS, connect, report_on
+from tvmflow.deploy import PATIENCE_SECONDS, connect, report_on, window_seconds
+from tvmflow.measure.local import layer_times
 from tvmflow.report import Report
 from tvmflow.serve import PORT, read_token
 from tvmflow.spec import DeviceError, Measurement, TvmflowError, UserError, VerificationError
@@ -28,109 +31,145 @@ from tvmflow.verify import compare, failure_sentence
 log = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 10.0
+PROFILED_RUNS = 50
 LOOPBACK = ("127.0.0.1", "localhost")
 TOKEN_COMMAND = 'cat "${XDG_CONFIG_HOME:-$HOME/.config}/tvmflow/rpc-token"'
 
 
-def deploy(
-    path: Path,
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a board's `tvmflow serve` answers: `port` is of this computer, `name` is the board for people."""
+
+    name: str
+    port: int
+    token: str
+
+
+@contextlib.contextmanager
+def reach(
     *,
     ssh: str | None = None,
     ssh_config: Path | None = None,
     address: str | None = None,
     token_file: Path | None = None,
     port: int = PORT,
+) -> Iterator[Place]:
+    """The server of a board, for as long as the block lasts.
+
+    Either `ssh` is the board ("user@pi"), whose server at `port` and token are reached through SSH, or `address`
+    ("127.0.0.1:9090") is a port of this computer that leads there, and `token_file` has the token. Raises UserError,
+    DeviceError.
+    """
+    if address is not None:
+        local = parse_address(address)
+        if token_file is None:
+            raise UserError("--host needs --token-file, a copy of the file that `tvmflow serve` names.")
+        yield Place(name=address, port=local, token=read_token(token_file))
+        return
+    if ssh is None:
+        raise UserError("Say where the board is: --ssh user@host, or --host 127.0.0.1:PORT.")
+    with connect(ssh, ssh_config) as connection:
+        said = connection.run(TOKEN_COMMAND, seconds=60, what="reading the token")
+        if said.returncode != 0:
+            raise DeviceError(f"{ssh} has no token for RPC: is `tvmflow serve` running there?", "unreachable")
+        yield Place(name=ssh, port=connection.forward(port), token=said.stdout.strip())
+
+
+def deploy(
+    path: Path,
+    *,
     threads: int | None = None,
     seconds: float = 3.0,
+    sustained: bool = False,
+    profiled: bool = False,
+    **where: Any,
 ) -> Report:
-    """The report on the bundle at `path` as it is on the board.
+    """The report on the bundle at `path` as it is on the board that `reach` finds by `where`.
 
-    Either `ssh` is the board ("user@pi"), whose server and token are reached through SSH, or `address`
-    ("127.0.0.1:9090") is a port of this computer that leads there, and `token_file` has the token. Raises UserError,
-    DeviceError, VerificationError.
+    `seconds` of steady runs are measured; `sustained`, in windows, with what the board says of itself after each.
+    `profiled`, layers are timed too, in a session of their own. Raises UserError, DeviceError, VerificationError.
     """
-    with bundles.open_bundle(path) as bundle:
-        if address is not None:
-            host, local = parse_address(address)
-            if token_file is None:
-                raise UserError("--host needs --token-file, a copy of the file that `tvmflow serve` names.")
-            return _deploy(bundle, address, (host, local, read_token(token_file)), threads, seconds)
-        if ssh is None:
-            raise UserError("Say where the board is: --ssh user@host, or --host 127.0.0.1:PORT.")
-        with connect(ssh, ssh_config) as connection:
-            said = connection.run(TOKEN_COMMAND, seconds=60, what="reading the token")
-            if said.returncode != 0:
-                raise DeviceError(f"{ssh} has no token for RPC: is `tvmflow serve` running there?", "unreachable")
-            return _deploy(bundle, ssh, ("127.0.0.1", connection.forward(port), said.stdout.strip()), threads, seconds)
+    with bundles.open_bundle(path) as bundle, reach(**where) as place:
+        check_health(place)
+        log.info(f"Verifying and measuring on {place.name} for {seconds:g} s")
+        vectors = bundle.vectors()
+        with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
+            inputs = [Path(folder, f"input-{index}.npy") for index in range(len(bundle.inputs))]
+            outputs = [Path(folder, f"output-{index}.npy") for index in range(len(bundle.outputs))]
+            for index, file in enumerate(inputs):
+                np.save(file, np.stack([vector.inputs[index] for vector in vectors]))
+            job = {
+                "name": place.name,
+                "elf": bundle.target.elf,
+                "library": str(bundle.library.resolve()),
+                "inputs": list(map(str, inputs)),
+                "outputs": list(map(str, outputs)),
+                "threads": threads,
+                "seconds": seconds,
+                "window_seconds": window_seconds(seconds) if sustained else None,
+                "profile": None,
+            }
+            result = _call(place, job, seconds + PATIENCE_SECONDS)
+            stacks = [np.load(file) for file in outputs]
+            given = [tuple(stack[index] for stack in stacks) for index in range(len(vectors))]
+            verdict = {"method": "device", **compare(vectors, given)}
+            if not verdict["passed"]:
+                raise VerificationError(failure_sentence(verdict, f"{path} on {place.name}"))
+            times, layer_us = result["times"], None
+            if times and profiled:
+                log.info(f"Profiling on {place.name}")
+                described = {"kernels": sorted({layer.kernel for layer in bundle.layers}), "repeats": PROFILED_RUNS}
+                calls = _call(place, {**job, "profile": described}, PATIENCE_SECONDS)["calls"]
+                layer_us = layer_times(calls, bundle.layers)
+        measurement = times and Measurement(
+            basis="measured",
+            samples_ms=tuple(times["samples_ms"]),
+            threads=times["threads"],
+            setup_ms=times["setup_ms"],
+            first_ms=times["first_ms"],
+            warmup_ms=tuple(times["warmup_ms"]),
+            windows=tuple(times["windows"]),
+        )
+        board = {"host": place.name, "folder": "", "before": result["before"], "after": result["after"]}
+        return report_on(bundle, verdict, measurement, board, layer_us)
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """`127.0.0.1:9090` or `localhost`. Raises UserError for elsewhere: RPC isn't encrypted."""
+def parse_address(text: str) -> int:
+    """The port in `127.0.0.1:9090` or `localhost`. Raises UserError for elsewhere: RPC isn't encrypted."""
     host, _, port = text.partition(":")
     if host not in LOOPBACK:
         raise UserError(f"--host {text}: RPC isn't encrypted, so it is spoken on this computer only; use --ssh {host}.")
     if port and not (port.isdigit() and 0 < int(port) < 65536):
         raise UserError(f"--host takes 127.0.0.1:PORT, not {text!r}.")
-    return "127.0.0.1", int(port or PORT)
+    return int(port or PORT)
 
 
-def _deploy(bundle: Bundle, name: str, server: tuple[str, int, str], threads: int | None, seconds: float) -> Report:
-    check_health(name, *server[:2])
-    log.info(f"Verifying and measuring on {name} for {seconds:g} s")
-    vectors = bundle.vectors()
-    with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
-        inputs = [Path(folder, f"input-{index}.npy") for index in range(len(bundle.inputs))]
-        outputs = [Path(folder, f"output-{index}.npy") for index in range(len(bundle.outputs))]
-        for index, file in enumerate(inputs):
-            np.save(file, np.stack([vector.inputs[index] for vector in vectors]))
-        job = {
-            "name": name,
-            "elf": bundle.target.elf,
-            "library": str(bundle.library.resolve()),
-            "inputs": list(map(str, inputs)),
-            "outputs": list(map(str, outputs)),
-            "threads": threads,
-            "seconds": seconds,
-        }
-        result = _call(name, server, job, seconds + PATIENCE_SECONDS)
-        stacks = [np.load(file) for file in outputs]
-    given = [tuple(stack[index] for stack in stacks) for index in range(len(vectors))]
-    verdict = {"method": "device", **compare(vectors, given)}
-    if not verdict["passed"]:
-        raise VerificationError(failure_sentence(verdict, f"{bundle.path} on {name}"))
-    measurement = Measurement(
-        basis="measured",
-        samples_ms=tuple(result["samples_ms"]),
-        threads=result["threads"],
-        setup_ms=result["setup_ms"],
-        first_ms=result["first_ms"],
-        warmup_ms=tuple(result["warmup_ms"]),
-    )
-    board = {"host": name, "folder": "", "before": result["before"], "after": result["after"]}
-    return report_on(bundle, verdict, measurement, board)
-
-
-def check_health(name: str, host: str, port: int) -> None:
+def check_health(place: Place) -> None:
     """Raises DeviceError unless a server of tvmflow answers."""
     try:
-        with urllib.request.urlopen(f"http://{host}:{port}/health", timeout=HEALTH_SECONDS) as answer:
+        with urllib.request.urlopen(f"http://{LOOPBACK[0]}:{place.port}/health", timeout=HEALTH_SECONDS) as answer:
             health = json.loads(answer.read(4096))
             if health["status"] != "ok":
                 raise ValueError(health["status"])
     except (OSError, ValueError, KeyError, TypeError, urllib.error.URLError) as error:
         reason = getattr(error, "reason", error)
-        raise DeviceError(f"No `tvmflow serve` answers on {name}: {reason}.", "unreachable") from error
+        raise DeviceError(f"No `tvmflow serve` answers on {place.name}: {reason}.", "unreachable") from error
     if health["busy"]:
-        log.info(f"{name} is busy with another session; waiting for it")
+        log.info(f"{place.name} is busy with another session; waiting for it")
 
 
-def _call(name: str, server: tuple[str, int, str], job: dict[str, Any], seconds: float) -> dict[str, Any]:
+def _call(place: Place, job: dict[str, Any], seconds: float) -> dict[str, Any]:
     """One session on the board. Raises DeviceError, VerificationError."""
-    host, port, token = server
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
         job_file, result_file = Path(folder, "job.json"), Path(folder, "result.json")
         job_file.touch(mode=0o600)  # it holds the token
-        content = {**job, "host": host, "port": port, "token": token, "session_seconds": int(seconds)}
+        content = {
+            **job,
+            "host": LOOPBACK[0],
+            "port": place.port,
+            "token": place.token,
+            "session_seconds": int(seconds),
+        }
         job_file.write_text(json.dumps(content))
         try:
             done = subprocess.run(
@@ -142,19 +181,20 @@ def _call(name: str, server: tuple[str, int, str], job: dict[str, Any], seconds:
                 env=python_environment(),
             )
         except subprocess.TimeoutExpired as error:
-            raise DeviceError(f"{name} didn't finish in {seconds:g} s.", "timeout") from error
+            raise DeviceError(f"{place.name} didn't finish in {seconds:g} s.", "timeout") from error
         if done.returncode == -signal.SIGINT:
             raise KeyboardInterrupt
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise DeviceError(f"{name} was lost: {lines[-1]}.", "lost")
+            raise DeviceError(f"{place.name} was lost: {lines[-1]}.", "lost")
         result: dict[str, Any] = json.loads(result_file.read_text())
     if "error" in result:
-        raise _failure(name, result["error"], result["message"], (host, port))
+        raise _failure(place, result["error"], result["message"])
     return result
 
 
-def _failure(name: str, step: str, message: str, address: tuple[str, int]) -> TvmflowError:
+def _failure(place: Place, step: str, message: str) -> TvmflowError:
+    name = place.name
     if step == "incompatible":
         return UserError(message)
     if step == "auth":
@@ -165,7 +205,7 @@ def _failure(name: str, step: str, message: str, address: tuple[str, int]) -> Tv
         return DeviceError(f"{name} was lost before the bundle was there: {message}.", "upload")
     time.sleep(1.0)  # a server that is going down takes its sessions down first
     try:
-        check_health(name, *address)
+        check_health(place)
     except DeviceError:
         return DeviceError(f"{name} was lost while it ran the network: {message}.", "lost")
     what = "can't be loaded" if step == "load" else "crashed or took too much"

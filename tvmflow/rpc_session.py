@@ -52,6 +52,14 @@ def main(text: str) -> None:
     def facts() -> str:
         return subprocess.run(["sh", "-c", FACTS], capture_output=True, text=True, check=False, timeout=60).stdout
 
+    @tvm.register_global_func("tvmflow.profile", override=True)
+    def profile(job: str) -> str:
+        from tvmflow.measure.worker import profile
+
+        content = json.loads(job)
+        paths = {"library": workpath(content["library"]), "inputs": [workpath(name) for name in content["inputs"]]}
+        return json.dumps(profile({**content, **paths}))
+
     kept = utils.tempdir()  # TVM's server removes its own; ours is removed by the server above
     for name, limit in (
         ("RLIMIT_AS", limits["memory_bytes"]),

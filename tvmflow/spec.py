@@ -126,7 +126,10 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Latencies of one network on one device, made only by `tvmflow.measure`. Samples in ms, one per inference."""
+    """Latencies of one network on one device, made only by `tvmflow.measure`. Samples in ms, one per inference.
+
+    `windows` are the parts of a sustained run: when each began, its figures, and what the board said after it.
+    """
 
     basis: Basis
     samples_ms: tuple[float, ...]
@@ -134,6 +137,7 @@ class Measurement:
     setup_ms: float
     first_ms: float
     warmup_ms: tuple[float, ...] = ()
+    windows: tuple[Mapping[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 

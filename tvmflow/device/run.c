@@ -14,10 +14,13 @@
 #define USAGE \
   "usage: run INPUT.npy...          outputs, and the time they took, as JSON\n" \
   "       run --bench [SECONDS]     latency of single inferences as JSON (3 s)\n" \
-  "       run --samples [SECONDS]   the same, each inference's time instead of a summary\n" \
+  "       run --samples [SECONDS [WINDOW]]\n" \
+  "                                 the same, with each inference's time, or a summary of each WINDOW seconds\n" \
+  "                                 beside a million of them at most\n" \
   "       run --self-test           compare with the golden vectors; 0 if they agree, 3 if not\n"
 #define WARMUP_SECONDS 0.5
 #define WARMUP_RUNS 10
+#define MOST_SAMPLES (1 << 20)
 
 static char bundle[PATH_MAX];
 static tvmflow_network *network;
@@ -201,38 +204,99 @@ static void append(Samples *samples, double value) {
 }
 
 static void print_samples(const char *name, const Samples *samples) {
-  printf(", \"%s\": [", name);
+  printf("\"%s\": [", name);
   for (size_t index = 0; index < samples->count; ++index) printf("%s%.6f", index ? ", " : "", samples->values[index]);
   printf("]");
 }
 
-static void bench(double seconds, double setup, int raw) {
-  Samples warmup = {0}, steady = {0};
+/* Percentiles and extremes as JSON members; sorts the samples. */
+static void print_summary(const Samples *samples) {
+  size_t count = samples->count;
+  qsort(samples->values, count, sizeof *samples->values, ascending);
+  printf("\"p50\": %.6f, \"p90\": %.6f, \"p99\": %.6f, \"mean\": %.6f, \"min\": %.6f, \"max\": %.6f, \"repeats\": %zu",
+         percentile(samples->values, count, .5), percentile(samples->values, count, .9),
+         percentile(samples->values, count, .99), samples->total / (double)count, samples->values[0],
+         samples->values[count - 1], count);
+}
+
+/* A number from a file of the system, scaled, if there is one. */
+static void print_fact(const char *name, const char *path, double factor) {
+  double value;
+  FILE *file = fopen(path, "r");
+  if (file == NULL) return;
+  if (fscanf(file, "%lf", &value) == 1) printf(", \"%s\": %.2f", name, factor * value);
+  fclose(file);
+}
+
+/* What the Raspberry Pi's firmware says of throttling; nothing elsewhere. */
+static void print_throttling(void) {
+  unsigned flags;
+  FILE *said = popen("vcgencmd get_throttled 2>/dev/null", "r");
+  if (said == NULL) return;
+  if (fscanf(said, "throttled=%x", &flags) == 1) printf(", \"throttled\": \"0x%x\"", flags);
+  pclose(said);
+}
+
+static void print_window(const Samples *samples, double at_s) {
+  printf("{\"at_s\": %.3f, ", at_s);
+  print_summary(samples);
+  print_fact("temperature_c", "/sys/class/thermal/thermal_zone0/temp", 1e-3);
+  print_fact("clock_mhz", "/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", 1e-3);
+  print_throttling();
+  printf("}");
+  fflush(stdout);
+}
+
+/* Keeps every so many of the samples, so that hours of them fit into memory and still stand for all. */
+static void append_thinned(Samples *samples, double value, size_t number, size_t *every) {
+  if (number % *every != 0) return;
+  append(samples, value);
+  if (samples->count < MOST_SAMPLES) return;
+  *every *= 2;
+  samples->count /= 2;
+  for (size_t index = 0; index < samples->count; ++index) samples->values[index] = samples->values[2 * index];
+}
+
+static void bench(double seconds, double window, double setup, int raw) {
+  Samples warmup = {0}, steady = {0}, part = {0};
+  size_t number = 0, every = 1;
   read_vector(tvmflow_vector(network, 0), "input", tvmflow_input, inputs);
   double started = now_ms();
   infer();
   double first = now_ms() - started;
   started = now_ms();
   while (warmup.count < WARMUP_RUNS || now_ms() - started < 1e3 * WARMUP_SECONDS) append(&warmup, timed());
-  started = now_ms();
-  do append(&steady, timed());
-  while (now_ms() - started < 1e3 * seconds);
-  printf("{\"basis\": \"measured\", \"unit\": \"ms\", \"threads\": %ld, \"setup\": %.6f, \"first\": %.6f",
+  printf("{\"basis\": \"measured\", \"unit\": \"ms\", \"threads\": %ld, \"setup\": %.6f, \"first\": %.6f, ",
          atol(getenv("TVM_NUM_THREADS")), setup, first);
+  started = now_ms();
+  if (window > 0) {
+    printf("\"windows\": [");
+    for (double at_s = 0; at_s < seconds; at_s = (now_ms() - started) / 1e3) {
+      if (at_s > 0) printf(", ");
+      double window_started = now_ms();
+      part.count = 0, part.total = 0;
+      do {
+        append(&part, timed());
+        append_thinned(&steady, part.values[part.count - 1], number++, &every);
+      } while (now_ms() - window_started < 1e3 * window);
+      print_window(&part, at_s);
+    }
+    printf("], ");
+  } else {
+    do append(&steady, timed());
+    while (now_ms() - started < 1e3 * seconds);
+  }
   if (raw) {
     print_samples("warmup", &warmup);
+    printf(", ");
     print_samples("samples", &steady);
   } else {
-    size_t count = steady.count;
-    qsort(steady.values, count, sizeof *steady.values, ascending);
-    printf(", \"p50\": %.6f, \"p90\": %.6f, \"p99\": %.6f, \"mean\": %.6f, \"min\": %.6f, \"max\": %.6f, \"repeats\": %zu",
-           percentile(steady.values, count, .5), percentile(steady.values, count, .9),
-           percentile(steady.values, count, .99), steady.total / (double)count, steady.values[0],
-           steady.values[count - 1], count);
+    print_summary(&steady);
   }
   printf("}\n");
   free(warmup.values);
   free(steady.values);
+  free(part.values);
 }
 
 static void find_bundle(void) {
@@ -268,9 +332,10 @@ int main(int argc, char **argv) {
   if (strcmp(argv[1], "--self-test") == 0) {
     status = self_test();
   } else if (strcmp(argv[1], "--bench") == 0 || strcmp(argv[1], "--samples") == 0) {
-    double seconds = argc > 2 ? atof(argv[2]) : 3;
+    int raw = strcmp(argv[1], "--samples") == 0;
+    double seconds = argc > 2 ? atof(argv[2]) : 3, window = raw && argc > 3 ? atof(argv[3]) : 0;
     if (!(seconds > 0)) stop(2, "it takes seconds, not", argv[2]);
-    bench(seconds, setup, strcmp(argv[1], "--samples") == 0);
+    bench(seconds, window, setup, raw);
   } else {
     if (argc - 1 != count) stop(2, "give one .npy file for each input of the network", "");
     for (int index = 0; index < count; ++index) read_npy(argv[index + 1], tvmflow_input(network, index), inputs[index]);

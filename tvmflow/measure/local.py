@@ -97,6 +97,11 @@ def profile_library(
             "kernels": sorted({layer.kernel for layer in layers}),
         }
         calls = _run_worker(library, job, Path(folder), threads)["calls"]
+    return layer_times(calls, layers)
+
+
+def layer_times(calls: Sequence[tuple[str, Sequence[float]]], layers: Sequence[Layer]) -> tuple[float, ...]:
+    """Median time of each layer in µs, from the calls of `worker.profile`. Raises VerificationError if they differ."""
     if [kernel for kernel, _ in calls] != [layer.kernel for layer in layers]:
         raise VerificationError(
             f"The library ran {len(calls)} kernels where its manifest names {len(layers)}; build the bundle again."

@@ -1,14 +1,17 @@
 """The process that runs a library on a board over RPC: `python -m tvmflow.measure.rpc_worker JOB.json RESULT.json`.
 
 TVM's client has no time-outs of its own and goes down with a connection that breaks in the middle, so it does so here.
-A result is {"before": facts, "samples_ms": […], …}, or {"error": step, "message": …} with the step that failed.
+A result is {"before": facts, "after": facts, "times": {"samples_ms": […], …}}, with null for the times of an emulated
+board, or {"error": step, "message": …} with the step that failed.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,11 @@ import tvm  # noqa: E402
 from tvm import relax, rpc  # noqa: E402
 
 from tvmflow.deploy import parse_facts, why_incompatible  # noqa: E402
+from tvmflow.report import summarize  # noqa: E402
 
 WARMUP_SECONDS = 0.5
 WARMUP_RUNS = 10
+MOST_SAMPLES = 1 << 20
 ENTRY = "invoke_stateful"
 """Runs what `set_input` was given: results stay on the board, for a tuple of them can't be sent (TVM 0.27)."""
 
@@ -39,6 +44,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         threads = job["threads"] or int(before.get("cores", 1))
         step = "upload"
         session.upload(job["library"], target="model.so")
+        if job["profile"]:
+            return _profile(job, session, before, threads)
         step = "load"
         started = time.perf_counter_ns()
         device = session.cpu(0)
@@ -61,23 +68,57 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             collected.append([tensor.numpy() for tensor in results])
         for path, outputs in zip(job["outputs"], zip(*collected, strict=True), strict=True):
             np.save(path, np.stack(outputs))
-        warmup = _time(machine, device, WARMUP_RUNS)
-        while sum(warmup) < 1e3 * WARMUP_SECONDS:
-            warmup += _time(machine, device, WARMUP_RUNS)
-        runs = max(1, round(1e3 * job["seconds"] / float(np.median(warmup))))
-        samples = _time(machine, device, runs)
-        return {
-            "before": before,
-            "after": parse_facts(facts()),
-            "setup_ms": setup_ms,
-            "first_ms": first_ms,
-            "warmup_ms": warmup,
-            "samples_ms": samples,
-            "threads": threads,
-        }
+        times = None
+        if "emulator" not in before:
+            warmup = _time(machine, device, WARMUP_RUNS)
+            while sum(warmup) < 1e3 * WARMUP_SECONDS:
+                warmup += _time(machine, device, WARMUP_RUNS)
+            pace_ms = float(np.median(warmup))
+            samples, windows = _time_steady(job, pace_ms, lambda runs: _time(machine, device, runs), facts)
+            times = {
+                "setup_ms": setup_ms,
+                "first_ms": first_ms,
+                "warmup_ms": warmup,
+                "samples_ms": samples,
+                "windows": windows,
+                "threads": threads,
+            }
+        return {"before": before, "after": parse_facts(facts()), "times": times}
     except Exception as error:  # TVM's client raises several kinds, and what they say is all there is
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return {"error": step, "message": f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"}
+
+
+def _profile(job: dict[str, Any], session: rpc.RPCSession, before: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Times of the kernels inside inferences, which the board takes by itself: the network would be timed with them."""
+    for index, path in enumerate(job["inputs"]):
+        with tempfile.TemporaryDirectory() as folder:
+            np.save(Path(folder, "first.npy"), np.load(path)[0])
+            session.upload(str(Path(folder, "first.npy")), target=f"input-{index}.npy")
+    session.get_function("runtime.config_threadpool")(1, threads)
+    inputs = [f"input-{index}.npy" for index in range(len(job["inputs"]))]
+    described = {"library": "model.so", "inputs": inputs, **job["profile"]}
+    return {"before": before, **json.loads(session.get_function("tvmflow.profile")(json.dumps(described)))}
+
+
+def _time_steady(
+    job: dict[str, Any], pace_ms: float, time_runs: Callable[[int], list[float]], facts: Callable[[], str]
+) -> tuple[list[float], list[dict[str, Any]]]:
+    """Times of steady runs in ms for the job's seconds, and windows of them if it is a sustained run."""
+    if job["window_seconds"] is None:
+        return time_runs(max(1, round(1e3 * job["seconds"] / pace_ms))), []
+    samples: list[float] = []
+    windows: list[dict[str, Any]] = []
+    started = time.perf_counter()
+    while not windows or time.perf_counter() - started < job["seconds"]:
+        at_s = time.perf_counter() - started
+        found = time_runs(max(1, round(1e3 * job["window_seconds"] / pace_ms)))
+        said = parse_facts(facts())
+        told: dict[str, Any] = {key: said[key] for key in ("temperature_c", "clock_mhz", "throttled") if key in said}
+        windows.append({"at_s": at_s, **summarize(found), **told})
+        samples += found
+    every = 1 + len(samples) // MOST_SAMPLES
+    return samples[::every], windows
 
 
 def _time(machine: relax.VirtualMachine, device: tvm.runtime.Device, runs: int) -> list[float]:

@@ -64,27 +64,43 @@ def assemble(
     }
 
 
-def latency(measurement: Measurement) -> dict[str, Any]:
-    """Figures of a measurement, in ms: percentiles of the steady runs; set-up, first and warm-up runs apart."""
-    samples = np.asarray(measurement.samples_ms)
+def summarize(samples_ms: Sequence[float]) -> dict[str, Any]:
+    """Percentiles, mean and extremes of times in ms."""
+    samples = np.asarray(samples_ms)
     p50, p90, p99 = (float(value) for value in np.percentile(samples, [50, 90, 99]))
     return {
-        "basis": measurement.basis,
-        "unit": "ms",
         "p50": p50,
         "p90": p90,
         "p99": p99,
         "mean": float(samples.mean()),
         "min": float(samples.min()),
         "max": float(samples.max()),
-        "spread": p90 / p50,
         "repeats": len(samples),
+    }
+
+
+def latency(measurement: Measurement) -> dict[str, Any]:
+    """Figures of a measurement, in ms: percentiles of the steady runs; set-up, first and warm-up runs apart.
+
+    Where a run was so long that its samples were thinned, the extremes are those of all.
+    """
+    figures = summarize(measurement.samples_ms)
+    windows = [dict(window) for window in measurement.windows]
+    if windows:
+        figures["min"] = min(window["min"] for window in windows)
+        figures["max"] = max(window["max"] for window in windows)
+    return {
+        "basis": measurement.basis,
+        "unit": "ms",
+        **figures,
+        "spread": figures["p90"] / figures["p50"],
         "threads": measurement.threads,
         "setup": measurement.setup_ms,
         "first": measurement.first_ms,
         "warm": float(np.median(measurement.warmup_ms)) if measurement.warmup_ms else None,
         "warmup_repeats": len(measurement.warmup_ms),
         "warnings": list(measurement.warnings),
+        **({"windows": windows} if windows else {}),
     }
 
 

@@ -50,7 +50,26 @@ def latency_text(report: Report) -> str:
         f"p90 {figures['p90']:.3f}, p99 {figures['p99']:.3f}, mean {figures['mean']:.3f}, min {figures['min']:.3f} ms",
         f"set-up {figures['setup']:.1f}, first {figures['first']:.3f}, warm {figures['warm']:.3f} ms",
     ]
+    if windows := figures.get("windows"):
+        lines.append(windows_text(windows))
     return "\n".join([*lines, *(f"warning: {warning}" for warning in figures["warnings"])])
+
+
+def windows_text(windows: Sequence[Mapping[str, Any]]) -> str:
+    """How a board fared over a sustained run, in one line."""
+    words = [
+        f"p50 {_range([row['p50'] for row in windows], 3)} ms",
+        f"p99 to {max(row['p99'] for row in windows):.3f} ms",
+    ]
+    for key, unit in (("temperature_c", "°C"), ("clock_mhz", "MHz")):
+        if known := [row[key] for row in windows if key in row]:
+            words.append(f"{_range(known, 0)} {unit}")
+    return f"sustained over {len(windows)} windows: {', '.join(words)}"
+
+
+def _range(values: Sequence[float], digits: int) -> str:
+    lowest, highest = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+    return lowest if lowest == highest else f"{lowest}–{highest}"
 
 
 def memory_text(memory: Mapping[str, int]) -> str:
@@ -118,7 +137,11 @@ def render_html(document: Mapping[str, Any]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        verdict=verdict_text, memory=memory_text, schedules=schedules_text, convergence=convergence
+        verdict=verdict_text,
+        windows=windows_text,
+        memory=memory_text,
+        schedules=schedules_text,
+        convergence=convergence,
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render({**document, "reports": [{"device": None, **report} for report in document["reports"]]})

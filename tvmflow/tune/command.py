@@ -46,11 +46,11 @@ class Plan:
     started: float
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, option: str = "--time-budget") -> float:
     """Seconds from "90s", "30m" or "2h". Raises UserError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
     if match is None or not float(match[1]):
-        raise UserError(f"--time-budget is a duration such as 90s, 30m or 2h, not {text!r}.")
+        raise UserError(f"{option} is a duration such as 90s, 30m or 2h, not {text!r}.")
     return float(match[1]) * UNITS[match[2]]
 
 
