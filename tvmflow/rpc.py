@@ -95,7 +95,7 @@ def _deploy(bundle: Bundle, name: str, server: tuple[str, int, str], threads: in
         result = _call(name, server, job, seconds + PATIENCE_SECONDS)
         stacks = [np.load(file) for file in outputs]
     given = [tuple(stack[index] for stack in stacks) for index in range(len(vectors))]
-    verdict = {"method": "device", **compare(vectors, given)}
+    verdict = {"method": "device", **compare(vectors, given, bundle.target.arithmetic)}
     if not verdict["passed"]:
         raise VerificationError(failure_sentence(verdict, f"{bundle.path} on {name}"))
     measurement = Measurement(
