@@ -65,6 +65,8 @@ def test_tables_and_plots(tmp_path):
     network = {
         "model": "dilated-net",
         "environment": around,
+        "rounds": 3,
+        "seconds": 0.1,
         "load_after": 0.5,
         "limits": limits,
         "absent": {"ncnn": "pnnx is not installed"},
