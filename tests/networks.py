@@ -98,3 +98,10 @@ class _Constant(nn.Module):
 def constant() -> nn.Module:
     """A network whose answer is known at build time: no kernel is left of it."""
     return _Constant().eval()
+
+
+def enormous() -> nn.Module:
+    """A weight that float16 can't hold."""
+    network = nn.Linear(4, 2, bias=False).eval()
+    nn.init.constant_(network.weight, 1e6)
+    return network
