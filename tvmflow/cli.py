@@ -232,6 +232,15 @@ def tune(
         str, typer.Option("--time-budget", help="90s, 30m or 2h of searching, earlier runs included.")
     ] = "30m",
     runner: Annotated[str, typer.Option("--runner", help="auto, local, rpc or modelled.")] = "auto",
+    ssh: Annotated[
+        list[str] | None, typer.Option("--ssh", help="A board where `tvmflow serve` runs; several if given again.")
+    ] = None,
+    host: Annotated[
+        list[str] | None, typer.Option("--host", help="127.0.0.1:PORT that leads to one; several if given again.")
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option("--token-file", help="The servers' token, for --host.")] = None,
+    port: Annotated[int, typer.Option("--port", help="Of `tvmflow serve`, for --ssh.")] = 9090,
+    ssh_config: Annotated[Path | None, typer.Option("--ssh-config", help="In place of ~/.ssh/config.")] = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     tasks: Annotated[
         str | None, typer.Option("--tasks", help="'list' shows them; names with commas (and *) tune these alone.")
@@ -255,6 +264,7 @@ def tune(
     from tvmflow import targets
     from tvmflow.frontend import parse_input_shape
     from tvmflow.tune import command as tuning
+    from tvmflow.tune.remote import Where
 
     shapes = [parse_input_shape(text) for text in input_shape or []]
     found = targets.find(target, board)
@@ -273,6 +283,10 @@ def tune(
         min_gain=min_gain,
         builders=builders,
         transfer=transfer,
+        boards=[
+            *(Where(name=name, arguments={"ssh": name, "ssh_config": ssh_config, "port": port}) for name in ssh or []),
+            *(Where(name=name, arguments={"address": name, "token_file": token_file}) for name in host or []),
+        ],
     )
     _show(*tuning.tune(plan, tasks), json)
 

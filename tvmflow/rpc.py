@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import logging
 import signal
@@ -10,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -146,16 +146,21 @@ def parse_address(text: str) -> int:
 
 def check_health(place: Place) -> None:
     """Raises DeviceError unless a server of tvmflow answers."""
+    if health(place)["busy"]:
+        log.info(f"{place.name} is busy with another session; waiting for it")
+
+
+def health(place: Place) -> dict[str, Any]:
+    """What a server says of itself. Raises DeviceError unless it is one of tvmflow's and well."""
     try:
         with urllib.request.urlopen(f"http://{LOOPBACK[0]}:{place.port}/health", timeout=HEALTH_SECONDS) as answer:
-            health = json.loads(answer.read(4096))
-            if health["status"] != "ok":
-                raise ValueError(health["status"])
-    except (OSError, ValueError, KeyError, TypeError, urllib.error.URLError) as error:
+            said: dict[str, Any] = json.loads(answer.read(4096))
+            if said["status"] != "ok" or said["busy"] not in (True, False):
+                raise ValueError(said["status"])
+            return said
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise DeviceError(f"No `tvmflow serve` answers on {place.name}: {reason}.", "unreachable") from error
-    if health["busy"]:
-        log.info(f"{place.name} is busy with another session; waiting for it")
 
 
 def _call(place: Place, job: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -42,6 +42,8 @@ SUCCESS, DENIED = MAGIC, MAGIC + 2
 
 LONGEST_KEY = 256
 HANDSHAKE_SECONDS = 5.0
+FAREWELL_SECONDS = 10.0
+"""How long a session may go on once its client has left."""
 MOST_PEERS = 16
 """Connections that are saying who they are or waiting for their turn; more are closed at once."""
 
@@ -152,7 +154,13 @@ class Server:
         return bool(key) and hmac.compare_digest(key[0], f"client:{self.token}".encode())
 
     def _tell_health(self, connection: socket.socket) -> None:
-        content = {"status": "ok", "busy": self.busy.locked(), "tvmflow": __version__, **self.counts}
+        content = {
+            "status": "ok",
+            "busy": self.busy.locked(),
+            "tvmflow": __version__,
+            "session_seconds": self.limits.seconds,
+            **self.counts,
+        }
         body = json.dumps(content).encode()
         head = f"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
@@ -167,7 +175,7 @@ class Server:
             name = b"server:tvmflow"
             session.hand_over(connection)
             connection.sendall(struct.pack("<ii", SUCCESS, len(name)) + name)
-            outcome = session.wait(self.limits.seconds, self.stopped)
+            outcome = session.wait(self.limits.seconds, self.stopped, connection)
         except OSError as error:
             outcome = str(error)
         finally:
@@ -198,12 +206,17 @@ class _Session:
     def hand_over(self, connection: socket.socket) -> None:
         socket.send_fds(self.control, [b"."], [connection.fileno()])
 
-    def wait(self, seconds: float, stopped: threading.Event) -> str:
+    def wait(self, seconds: float, stopped: threading.Event, connection: socket.socket) -> str:
         """ "" when the session has ended well, else what happened to it."""
         until = time.monotonic() + seconds
+        left = 0.0
         while (code := self.process.poll()) is None:
             if stopped.wait(0.05):
                 return "the server was stopped"
+            if not left and _has_left(connection):
+                left = time.monotonic()
+            if left and time.monotonic() > left + FAREWELL_SECONDS:  # what it runs doesn't notice
+                return "its client has left"
             if time.monotonic() > until:
                 return f"it took longer than {seconds:g} s"
         if code < 0:
