@@ -6,13 +6,14 @@ TORCH ?= torch==2.13.0
 DEMO := dist/demo
 BIN := .venv/bin
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench tuned clean
 
 help:
 	@echo "make demo   compile the paper's network for this computer and a Raspberry Pi 4B, verify, time, report"
 	@echo "make test   run the tests"
 	@echo "make lint   check style and types"
-	@echo "make bench  compare with ONNX Runtime and PyTorch on this computer"
+	@echo "make bench  compare with other libraries on this computer"
+	@echo "make tuned  search schedules for this computer's CPU and put the best into schedules/tuned (half an hour)"
 	@echo "make clean  remove what the others made, .venv included"
 
 .venv/installed: pyproject.toml
@@ -37,6 +38,16 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.peers --models dilated-net mobilenet-v1 squeezenet small-vgg
 	$(BIN)/python -m benchmarks.depthwise
+
+# One folder for each CPU; name it by TUNED if this board is no longer called host.
+TUNED ?= host-$(shell $(BIN)/python -c "from tvm.target import codegen; print(codegen.llvm_get_system_cpu())" 2>/dev/null)
+
+tuned: .venv/installed
+	rm -rf runs/tuned schedules/tuned/$(TUNED)
+	for model in dilated-net mobilenet-v1 squeezenet small-vgg; do \
+		$(BIN)/tvmflow tune --model $$model --work-dir runs/tuned || exit 1; \
+	done
+	$(BIN)/tvmflow db export runs/tuned -o schedules/tuned/$(TUNED)
 
 clean:
 	rm -rf .venv dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache

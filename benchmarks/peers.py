@@ -1,9 +1,11 @@
-"""Whole networks on this computer: tvmflow beside ONNX Runtime and PyTorch, in one run.
+"""Whole networks on this computer: tvmflow beside the libraries that one would take instead, in one run.
 
-`python -m benchmarks.peers` (or `make bench`) builds the paper's network, checks that all three compute the same, times
-single inferences with one thread and with all, and writes the medians and their ratios to benchmarks/results/peers.json
-and .md. The three take turns, so that a machine that changes its pace changes it for all. Beside each layer stands what
-part it reaches of this computer's own limits, which are measured in the same run. `--models` takes several networks.
+`python -m benchmarks.peers` (or `make bench`) builds the paper's network, checks that all compute the same, times
+single inferences with one thread and with all, and writes medians, spreads and ratios to benchmarks/results/peers.json
+and .md, with two plots. The libraries take turns, so that a machine that changes its pace changes it for all; those
+that wait are stopped. Beside each layer stands what part it reaches of this computer's own limits, measured with it.
+`--models` takes several networks, `--append` keeps those that the results have already. `pip install .[bench,peers]`
+brings what is compared; a library that isn't there is listed as absent.
 """
 
 from __future__ import annotations
@@ -11,164 +13,221 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmarks import roofline
-from benchmarks.runners import RUNNERS
+from benchmarks import plots, roofline
+from benchmarks.convert import build_bundles, convert
+from benchmarks.runners import RUNNERS, TOLERANCE
 
-if TYPE_CHECKING:
-    from tvmflow.bundle import Bundle
-
+OURS = "tvmflow"
 RESULTS = Path(__file__).parent / "results" / "peers.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=["dilated-net"], help="networks of the registry")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each takes its turn")
-    parser.add_argument("--seconds", type=float, default=2.0, help="timed seconds of a turn")
+    parser.add_argument("--libraries", nargs="+", default=list(RUNNERS), choices=RUNNERS, help="beside tvmflow")
+    parser.add_argument("--rounds", type=int, default=7, help="how often each takes its turn")
+    parser.add_argument("--seconds", type=float, default=0.7, help="timed seconds of a turn")
+    parser.add_argument(
+        "--litert-python", default=sys.executable, help="interpreter of an environment with litert-torch"
+    )
+    parser.add_argument(
+        "--append", action="store_true", help="keep the networks in the results that aren't measured now"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
 
-    from tvmflow.report import environment, write_json
+    from tvmflow.models import MODELS
+    from tvmflow.report import write_json
 
+    kept = json.loads(options.output.read_text())["networks"] if options.append and options.output.exists() else []
     limits = roofline.limits()
-    networks = [measure(model, limits, options.rounds, options.seconds) for model in options.models]
-    versions = {name: version for network in networks for name, version in network.pop("versions").items()}
-    document = {
-        "basis": "measured",
-        "unit": "ms",
-        "environment": environment(versions),
-        "load_after": round(os.getloadavg()[0], 2),
-        "limits": limits,
-        "networks": networks,
-    }
+    libraries = list(dict.fromkeys([OURS, *options.libraries]))
+    networks = {network["model"]: network for network in kept}
+    for model in options.models:
+        networks[model] = measure(model, limits, libraries, options)
+    if len({network["environment"]["cpu"] for network in networks.values()}) > 1:
+        raise SystemExit("What --append keeps was measured on another CPU: these can't stand in one table.")
+    ordered = [networks[model] for model in MODELS if model in networks]
+    document = {"basis": "measured", "unit": "ms", "networks": ordered}
     options.output.parent.mkdir(exist_ok=True)
     write_json(options.output, document)
-    text = markdown(document)
+    text = markdown(document, options.output.stem)
     options.output.with_suffix(".md").write_text(text)
+    for name, draw in plots.PLOTS.items():
+        draw(document, options.output.with_name(f"{options.output.stem}-{name}.svg"))
     print(text)
 
 
-def measure(model: str, limits: dict[str, float], rounds: int, seconds: float) -> dict[str, Any]:
-    """One network: rows of latencies by threads, and its layers on one thread."""
-    with tempfile.TemporaryDirectory() as folder:
-        layers = roofline.layers(prepare(model, Path(folder)), limits)
-        cores = len(os.sched_getaffinity(0))
-        rows = [compare(Path(folder), threads, rounds, seconds) for threads in sorted({1, cores})]
-    versions = {name: version for row in rows for name, version in row.pop("versions").items()}
-    return {"model": model, "rows": rows, "layers": layers, "versions": versions}
-
-
-def prepare(model: str, folder: Path) -> Bundle:
-    """Put the network into `folder` as each runner takes it, with one input and the expected output."""
-    import numpy as np
-    import torch
-
-    from tvmflow.build import build
+def measure(model: str, limits: dict[str, float], libraries: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """One network: rows of latencies by threads, its layers on one thread, and when and where this was measured."""
     from tvmflow.frontend import import_model
-    from tvmflow.models import MODELS
-    from tvmflow.targets import TARGETS
+    from tvmflow.report import environment
 
-    program = import_model(model)
-    bundle = build(program, TARGETS["host"], folder / "bundle")
-    np.save(folder / "input.npy", program.vectors[0].inputs[0])
-    np.save(folder / "expected.npy", program.vectors[0].outputs[0])
-    example = torch.from_numpy(program.vectors[0].inputs[0])
-    torch.onnx.export(MODELS[model](), (example,), folder / "model.onnx", dynamo=True, verbose=False)
-    (folder / "model").write_text(model)
-    return bundle
-
-
-def compare(folder: Path, threads: int, rounds: int, seconds: float) -> dict[str, Any]:
-    """Medians over rounds of each runner's median latency, and how many times as long as tvmflow each takes."""
-    medians: dict[str, list[float]] = {name: [] for name in RUNNERS}
-    versions = {}
-    for _ in range(rounds):
-        for name in RUNNERS:
-            result = turn(name, folder, threads, seconds)
-            medians[name].append(result["p50"])
-            versions[name] = result["version"]
-    figures = {name: sorted(values)[len(values) // 2] for name, values in medians.items()}
-    ratios = {
-        name: [peer / ours for peer, ours in zip(values, medians["tvmflow"], strict=True)]
-        for name, values in medians.items()
-        if name != "tvmflow"
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
+        folder, program = Path(name), import_model(model)
+        absent = convert(program, folder, options.litert_python)
+        bundle = build_bundles(program, folder)
+        found = [library for library in libraries if library not in absent]
+        versions: dict[str, str] = {}
+        rows = []
+        for threads in sorted({1, len(os.sched_getaffinity(0))}):
+            rows.append(compare(folder, found, threads, options, versions, absent))
+        layers = roofline.layers(bundle, limits)
+    return {
+        "model": model,
+        "environment": environment(versions),
+        "load_after": round(os.getloadavg()[0], 2),
+        "limits": limits,
+        "absent": {library: absent[library] for library in libraries if library in absent},
+        "rows": rows,
+        "layers": layers,
     }
+
+
+def compare(
+    folder: Path,
+    libraries: list[str],
+    threads: int,
+    options: argparse.Namespace,
+    versions: dict[str, str],
+    absent: dict[str, str],
+) -> dict[str, Any]:
+    """Each library's median latency in each round, their median, and how many times tvmflow's it is in each round.
+
+    What is absent or wrong goes into `absent` and is not timed.
+    """
+    with ExitStack() as stack:
+        contestants = {}
+        for name in libraries:
+            contestant = Contestant(name, stack.enter_context(process(name, folder, threads)))
+            said = contestant.hear()
+            error = said.get("error", 0.0)
+            if reason := said.get("absent") or (error > TOLERANCE and f"its answer is wrong by {error:.2g}"):
+                absent[name] = reason
+                continue
+            versions[name] = said["version"]
+            contestants[name] = contestant
+        if OURS not in contestants:
+            raise SystemExit(f"{OURS} can't be timed: {absent[OURS]}")
+        medians: dict[str, list[float]] = {name: [] for name in contestants}
+        for _ in range(options.rounds):
+            for name, contestant in contestants.items():
+                medians[name].append(contestant.turn(options.seconds))
     return {
         "threads": threads,
-        "p50": figures,
-        "all_rounds": medians,
-        "times_tvmflow": {name: figures[name] / figures["tvmflow"] for name in figures if name != "tvmflow"},
-        "ratio_range": {name: [min(values), max(values)] for name, values in ratios.items()},
-        "versions": versions,
+        "libraries": {
+            name: {
+                "p50": statistics.median(values),
+                "rounds": values,
+                "times_tvmflow": [value / ours for value, ours in zip(values, medians[OURS], strict=True)],
+            }
+            for name, values in medians.items()
+        },
     }
 
 
-def turn(name: str, folder: Path, threads: int, seconds: float) -> dict[str, Any]:
-    """One runner in a process of its own: thread pools and allocators start anew."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.runners", name, str(folder), str(threads), str(seconds)],
-        capture_output=True,
+class Contestant:
+    """A runner in a process of its own, which stands still but for its turns."""
+
+    def __init__(self, name: str, runner: subprocess.Popen[str]) -> None:
+        self.name, self.runner = name, runner
+
+    def hear(self) -> dict[str, Any]:
+        """Its next answer; it stands still from then on."""
+        assert self.runner.stdout is not None
+        line = self.runner.stdout.readline()
+        self.runner.send_signal(signal.SIGSTOP)
+        return json.loads(line) if line else {"absent": f"it ended with exit code {self.runner.wait()}"}
+
+    def turn(self, seconds: float) -> float:
+        """The median of the single inferences that it does in that time, in ms."""
+        assert self.runner.stdin is not None
+        self.runner.send_signal(signal.SIGCONT)
+        print(seconds, file=self.runner.stdin, flush=True)
+        answer = self.hear()
+        if "p50" not in answer:
+            raise SystemExit(f"{self.name} failed while it was timed: {answer['absent']}")
+        return answer["p50"]
+
+
+@contextmanager
+def process(name: str, folder: Path, threads: int) -> Iterator[subprocess.Popen[str]]:
+    runner = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.runners", name, str(folder), str(threads)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         text=True,
-        check=False,
         env={**os.environ, "TVM_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)},
     )
-    if done.returncode != 0:
-        raise SystemExit(f"{name} failed: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    with runner:
+        try:
+            yield runner
+        finally:
+            runner.kill()
 
 
-def markdown(document: dict[str, Any]) -> str:
-    """The document as tables: latencies by network and threads, then each network's layers."""
-    limits, around = document["limits"], document["environment"]
-    peers = [name for name in RUNNERS if name != "tvmflow"]
+def markdown(document: dict[str, Any], stem: str) -> str:
+    """The document as tables: each network's latencies by library and threads, then its layers."""
     lines = [
         "# Whole networks beside other libraries",
         "",
-        f"{around['cpu']}, {around['cores']} cores, {around['date']}, load {document['load_after']}; "
-        + ", ".join(f"{name} {version}" for name, version in around["versions"].items())
-        + ". Medians over rounds of the median latency; in brackets the lowest and highest ratio of a round.",
+        "Batch 1, float32, *measured*: the median over rounds of each round's median latency, and in brackets the "
+        "lowest and the highest round. × is how many times as long as tvmflow it takes, by the same rule over the "
+        "ratios of each round. Made by `python -m benchmarks.peers`.",
         "",
-        "| network | threads | "
-        + " | ".join(f"{name}, ms" for name in RUNNERS)
-        + " | "
-        + " | ".join(f"{name} ÷ tvmflow" for name in peers)
-        + " |",
-        "|---" * (2 + len(RUNNERS) + len(peers)) + "|",
+        *(f"![{name}]({stem}-{name}.svg)" for name in plots.PLOTS),
     ]
     for network in document["networks"]:
-        for row in network["rows"]:
-            ratios = [
-                f"{row['times_tvmflow'][name]:.2f} ({low:.2f}–{high:.2f})"
-                for name in peers
-                for low, high in [row["ratio_range"][name]]
-            ]
-            figures = [f"{row['p50'][name]:.3f}" for name in RUNNERS]
-            lines.append(f"| {network['model']} | {row['threads']} | " + " | ".join([*figures, *ratios]) + " |")
-    lines += [
-        "",
-        f"One core does {limits['gflops']:.0f} GFLOP/s of fused multiply-adds and reads {limits['gbps']:.0f} GB/s from "
-        "behind its L2 cache. Layers on one thread, instrumented; bytes are counted once for each tensor.",
-    ]
-    for network in document["networks"]:
+        around, limits = network["environment"], network["limits"]
+        threads = [row["threads"] for row in network["rows"]]
         lines += [
             "",
             f"## {network['model']}",
             "",
-            "| modules | rule | µs | GFLOP/s | of peak | GB/s | of read limit |",
+            f"{around['cpu']}, {around['cores']} cores, {around['date']}, load after it {network['load_after']}.",
+            "",
+            "| library | version | " + " | ".join(f"{count} thr., ms | ×" for count in threads) + " |",
+            "|---" * (2 + 2 * len(threads)) + "|",
         ]
-        lines.append("|---" * 7 + "|")
-        for layer in network["layers"]:
-            lines.append(
-                f"| {', '.join(layer['modules'])} | {layer['schedule']} | {layer['us']:.1f} | {layer['gflops']:.1f} "
-                f"| {layer['of_peak']:.0%} | {layer['gbps']:.1f} | {layer['of_bandwidth']:.0%} |"
-            )
+        for name in network["rows"][0]["libraries"]:
+            cells = []
+            for row in network["rows"]:
+                figures = row["libraries"].get(name)
+                cells += [spread(figures["rounds"], 3), spread(figures["times_tvmflow"], 2)] if figures else ["–", "–"]
+            lines.append(f"| {name} | {around['versions'][name]} | " + " | ".join(cells) + " |")
+        lines += ["", *(f"Not measured: {name} ({reason}).\n" for name, reason in network["absent"].items())]
+        lines += [
+            f"One core does {limits['gflops']:.0f} GFLOP/s of fused multiply-adds, and reads {limits['gbps_l2']:.0f} "
+            f"GB/s within its L2 cache, {limits['gbps']:.0f} from behind it, {limits['gbps_memory']:.0f} from memory. "
+            "Layers on one thread, instrumented; bytes are counted once for each tensor, and multiply-adds as the "
+            "original network has them, so that a layer of which taps meet nothing but padding can exceed the peak.",
+            "",
+            "| modules | rule | µs | GFLOP/s | of peak | GB/s | of read limit behind L2 |",
+            "|---" * 7 + "|",
+        ]
+        lines += [
+            f"| {', '.join(layer['modules'])} | {layer['schedule']} | {layer['us']:.1f} | {layer['gflops']:.1f} "
+            f"| {layer['of_peak']:.0%} | {layer['gbps']:.1f} | {layer['of_bandwidth']:.0%} |"
+            for layer in network["layers"]
+        ]
     return "\n".join(lines) + "\n"
+
+
+def spread(values: list[float], digits: int) -> str:
+    """ "1.27 (1.26–1.30)": median, lowest, highest."""
+    middle, low, high = (f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
+    return f"{middle} ({low}–{high})"
 
 
 if __name__ == "__main__":

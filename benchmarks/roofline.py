@@ -12,11 +12,15 @@ if TYPE_CHECKING:
 SUMS = 16  # vectors of independent sums: latency 4 × 2 units × 2
 PRODUCTS = 1 << 14
 READ_BYTES = 12 << 20  # the paper's network has as many bytes of weights: behind L2, within L3 where there is one
+MEMORY_BYTES = 256 << 20  # more than any cache that this core has for itself
 SECONDS = 1.0
 
 
 def limits() -> dict[str, float]:
-    """GFLOP/s of fused multiply-adds in registers, and GB/s of reading what is not in the L2 cache, of one core."""
+    """What one core reaches: GFLOP/s of fused multiply-adds in registers, and GB/s of reading.
+
+    `gbps_l2` is of what is in the L2 cache, `gbps` of what isn't any more, `gbps_memory` of what is in no cache.
+    """
     import numpy as np
     import tvm
     from tvm import tirx
@@ -28,7 +32,8 @@ def limits() -> dict[str, float]:
     from tvmflow.toolchain import tvm_target_dict
 
     host = TARGETS["host"]
-    lanes, elements = vectors_of(host).lanes, READ_BYTES // 4
+    lanes = vectors_of(host).lanes
+    bytes_read = {"gbps_l2": (host.cpu.l2_bytes or 1 << 19) // 2, "gbps": READ_BYTES, "gbps_memory": MEMORY_BYTES}
 
     def kernel(name: str, steps: int, length: int, term: Callable[..., Any]) -> tirx.PrimFunc:
         """Adds `term(buffer, step, sum, lane, total)` to some vectors, over and over, and stores their sums."""
@@ -55,20 +60,23 @@ def limits() -> dict[str, float]:
                 "multiply": kernel(
                     "multiply", PRODUCTS, SUMS * lanes, lambda data, step, place, lane, total: total * data[0] + data[1]
                 ),
-                "read": kernel(
-                    "read",
-                    elements // (SUMS * lanes),
-                    elements,
-                    lambda data, step, place, lane, total: total + data[(step * SUMS + place) * lanes + lane],
-                ),
+                **{
+                    name: kernel(
+                        name,
+                        size // (4 * SUMS * lanes),
+                        size // 4,
+                        lambda data, step, place, lane, total: total + data[(step * SUMS + place) * lanes + lane],
+                    )
+                    for name, size in bytes_read.items()
+                },
             }
         ),
         target=tvm.target.Target(tvm_target_dict(host)),
     )
 
     def fastest(name: str, length: int) -> float:
-        run, best, until = library[name], float("inf"), time.perf_counter() + SECONDS
         arguments = [tvm.runtime.tensor(np.full(size, 0.5, "float32")) for size in (length, SUMS * lanes)]
+        run, best, until = library[name], float("inf"), time.perf_counter() + SECONDS
         while time.perf_counter() < until:
             started = time.perf_counter()
             run(*arguments)
@@ -77,7 +85,7 @@ def limits() -> dict[str, float]:
 
     return {
         "gflops": 2e-9 * PRODUCTS * SUMS * lanes / fastest("multiply", SUMS * lanes),
-        "gbps": 1e-9 * READ_BYTES / fastest("read", elements),
+        **{name: 1e-9 * size / fastest(name, size // 4) for name, size in bytes_read.items()},
     }
 
 
@@ -94,6 +102,7 @@ def layers(bundle: Bundle, limits: dict[str, float]) -> list[dict[str, Any]]:
                 "modules": list(layer.modules),
                 "schedule": layer.schedule,
                 "us": us,
+                "intensity": 2 * layer.macs / layer.bytes,
                 "gflops": gflops,
                 "of_peak": gflops / limits["gflops"],
                 "gbps": gbps,

@@ -1,33 +1,51 @@
-"""Ways of running the network: `python -m benchmarks.runners NAME FOLDER THREADS SECONDS` prints {"p50", "version"}.
+"""Ways of running a network, all by the same protocol: `python -m benchmarks.runners NAME FOLDER THREADS`.
 
-A runner makes a function of no arguments that returns the output; it is checked before it is timed.
+A runner takes the network from FOLDER, where `benchmarks.convert` has put it, and makes a function of no arguments that
+returns the output. The process says in one line of JSON which version it is and how far its answer is off, or that it
+is `absent` and why. Then each line of its input is a number of seconds, and it answers with the median time of an
+inference; or, with `--inferences N`, it runs the network that often and ends. Only NumPy and the library are imported.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-WARMUP_SECONDS = 0.5
+WARMUP_SECONDS = 0.3
+TOLERANCE = 1e-4
+"""Of the largest output or of 1, whichever is more: some libraries compute 3×3 convolutions by Winograd's algorithm."""
+
 Run = Callable[[], np.ndarray]
 
 
 def run_tvmflow(folder: Path, threads: int) -> tuple[Run, str]:
+    from tvmflow import __version__
+
+    return _run_tvm(folder / "bundle"), __version__
+
+
+def run_tvm_untuned(folder: Path, threads: int) -> tuple[Run, str]:
+    return _run_tvm(folder / "untuned"), version("apache-tvm")
+
+
+def _run_tvm(bundle: Path) -> Run:
     sys.modules["torch"] = None  # type: ignore[assignment]  # tvm_ffi would import it, which no deployment does
     import tvm
     from tvm import relax
 
-    from tvmflow import __version__
-
-    machine = relax.VirtualMachine(tvm.runtime.load_module(str(folder / "bundle" / "model.so")), tvm.cpu())
-    tensor = tvm.runtime.tensor(np.load(folder / "input.npy"))
+    machine = relax.VirtualMachine(tvm.runtime.load_module(str(bundle / "model.so")), tvm.cpu())
+    tensor = tvm.runtime.tensor(_input(bundle.parent))
     main = machine["main"]
-    return lambda: main(tensor).numpy(), __version__
+    return lambda: main(tensor).numpy()
 
 
 def run_onnxruntime(folder: Path, threads: int) -> tuple[Run, str]:
@@ -37,8 +55,62 @@ def run_onnxruntime(folder: Path, threads: int) -> tuple[Run, str]:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
-    feeds = {session.get_inputs()[0].name: np.load(folder / "input.npy")}
+    feeds = {session.get_inputs()[0].name: _input(folder)}
     return lambda: session.run(None, feeds)[0], onnxruntime.__version__
+
+
+def run_openvino(folder: Path, threads: int) -> tuple[Run, str]:
+    import openvino
+
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",  # it would take bfloat16 where the CPU has it
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+    }
+    compiled = openvino.Core().compile_model(str(folder / "model.onnx"), "CPU", settings)
+    request, tensor = compiled.create_infer_request(), openvino.Tensor(_input(folder))
+
+    def run() -> np.ndarray:
+        request.infer([tensor])
+        return request.get_output_tensor(0).data
+
+    return run, version("openvino")
+
+
+def run_litert(folder: Path, threads: int) -> tuple[Run, str]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(folder / "model.tflite"), num_threads=threads)  # XNNPACK by default
+    interpreter.allocate_tensors()
+    given, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    interpreter.set_tensor(given, np.ascontiguousarray(_input(folder).transpose(0, 2, 3, 1)))
+
+    def run() -> np.ndarray:
+        interpreter.invoke()
+        return interpreter.get_tensor(result)
+
+    return run, version("ai-edge-litert")
+
+
+def run_ncnn(folder: Path, threads: int) -> tuple[Run, str]:
+    import ncnn
+
+    network = ncnn.Net()
+    network.opt.num_threads = threads
+    for name in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
+        setattr(network.opt, name, False)  # float32, as all the others
+    network.load_param(str(folder / "model.ncnn.param"))
+    network.load_model(str(folder / "model.ncnn.bin"))
+    array = _input(folder)[0]  # ncnn.Mat looks at it and doesn't keep it
+    image = ncnn.Mat(array).clone()
+
+    def run() -> np.ndarray:
+        with network.create_extractor() as extractor:
+            extractor.input("in0", image)
+            return np.array(extractor.extract("out0")[1])[None]
+
+    return run, version("ncnn")
 
 
 def run_pytorch(folder: Path, threads: int) -> tuple[Run, str]:
@@ -47,8 +119,23 @@ def run_pytorch(folder: Path, threads: int) -> tuple[Run, str]:
     from tvmflow.models import MODELS
 
     torch.set_num_threads(threads)
-    network = MODELS[(folder / "model").read_text()]()
-    tensor = torch.from_numpy(np.load(folder / "input.npy"))
+    return _run_torch(MODELS[(folder / "model").read_text()](), folder)
+
+
+def run_pytorch_compiled(folder: Path, threads: int) -> tuple[Run, str]:
+    os.environ |= {"TORCHINDUCTOR_FREEZING": "1", "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
+    import torch
+
+    from tvmflow.models import MODELS
+
+    torch.set_num_threads(threads)
+    return _run_torch(torch.compile(MODELS[(folder / "model").read_text()]()), folder)
+
+
+def _run_torch(network: Callable, folder: Path) -> tuple[Run, str]:
+    import torch
+
+    tensor = torch.from_numpy(_input(folder))
 
     def run() -> np.ndarray:
         with torch.inference_mode():
@@ -57,22 +144,65 @@ def run_pytorch(folder: Path, threads: int) -> tuple[Run, str]:
     return run, torch.__version__
 
 
-RUNNERS = {"tvmflow": run_tvmflow, "onnxruntime": run_onnxruntime, "pytorch": run_pytorch}
+def _input(folder: Path) -> np.ndarray:
+    return np.load(folder / "input.npy")
 
 
-def main(name: str, folder: str, threads: str, seconds: str) -> None:
-    run, version = RUNNERS[name](Path(folder), int(threads))
-    np.testing.assert_allclose(run(), np.load(Path(folder, "expected.npy")), rtol=0, atol=1e-4)
-    samples: list[float] = []
-    for duration in (WARMUP_SECONDS, float(seconds)):
-        samples.clear()
-        until = time.perf_counter() + duration
-        while time.perf_counter() < until:
-            started = time.perf_counter_ns()
+RUNNERS = {
+    "tvmflow": run_tvmflow,
+    "onnxruntime": run_onnxruntime,
+    "openvino": run_openvino,
+    "litert": run_litert,
+    "ncnn": run_ncnn,
+    "pytorch": run_pytorch,
+    "pytorch-compiled": run_pytorch_compiled,
+    "tvm-untuned": run_tvm_untuned,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=RUNNERS)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("threads", type=int)
+    parser.add_argument("--inferences", type=int, help="run that often, then end")
+    options = parser.parse_args()
+
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a library prints is no answer
+    try:
+        run, library_version = RUNNERS[options.name](options.folder, options.threads)
+        error = error_of(run(), np.load(options.folder / "expected.npy"))
+    except Exception as reason:
+        print(json.dumps({"absent": f"{type(reason).__name__}: {reason}".splitlines()[0]}), file=answers)
+        return
+    print(json.dumps({"version": library_version, "error": error}), file=answers)
+    if options.inferences is not None:
+        for _ in range(options.inferences):
             run()
-            samples.append((time.perf_counter_ns() - started) / 1e6)
-    print(json.dumps({"p50": float(np.median(samples)), "version": version}))
+        return
+    for line in sys.stdin:
+        _samples(run, WARMUP_SECONDS)
+        print(json.dumps({"p50": statistics.median(_samples(run, float(line)))}), file=answers)
+
+
+def error_of(output: np.ndarray, expected: np.ndarray) -> float:
+    """Largest error, relative to the largest expected value or to 1; infinite if it is no tensor of numbers like it."""
+    if output.shape != expected.shape or not np.isfinite(output).all():
+        return float("inf")
+    return float(np.abs(output - expected).max() / max(1.0, np.abs(expected).max()))
+
+
+def _samples(run: Run, seconds: float) -> list[float]:
+    """Times of single inferences in ms, three at least."""
+    samples: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(samples) < 3 or time.perf_counter() < until:
+        started = time.perf_counter_ns()
+        run()
+        samples.append((time.perf_counter_ns() - started) / 1e6)
+    return samples
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

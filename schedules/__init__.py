@@ -46,6 +46,8 @@ def tiles(name: str, func: PrimFunc, target: Target) -> list[Any]:
 RULES: dict[str, Rule] = {
     "pointwise_blocked": _rule("pointwise_blocked"),
     "depthwise_blocked": _rule("depthwise_blocked"),
+    "conv_blocked": _rule("conv_blocked"),
+    "concat_blocked": _rule("concat_blocked"),
     "pointwise_nchw": _rule("pointwise_nchw"),
     "depthwise_nchw": _rule("depthwise_nchw"),
     "direct_nchw": _rule("direct_nchw"),

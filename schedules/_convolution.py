@@ -115,6 +115,17 @@ def vectors_of(target: Target) -> Vectors:
     return AVX512 if has("avx512f", described) else AVX if has("avx", described) else SSE
 
 
+def most_vectors(registers: Vectors) -> int:
+    """Vectors of channels in a tile of pixels × channels, and in a block of the weights."""
+    return 4 if registers.lanes == 4 and registers.tiles[0][0] * registers.tiles[0][1] > 16 else 2
+
+
+def most_pixels(registers: Vectors, vectors: int) -> int:
+    """Pixels in a tile of so many vectors of channels."""
+    sums = max(rows * columns for rows, columns in registers.tiles)
+    return min(8 if vectors < 4 else 5, sums // vectors)  # 6 × 4 spills on the Cortex-A72
+
+
 def static_shape(buffer: tirx.Buffer) -> tuple[int, ...] | None:
     """The shape of a dense buffer of known size, else None."""
     if not all(isinstance(dim, tirx.IntImm) for dim in buffer.shape) or len(buffer.strides):
@@ -134,7 +145,7 @@ def _block_length(buffer: tirx.Buffer) -> int:
     return int(buffer.shape[4]) if len(buffer.shape) == 5 else 0
 
 
-def _unblocked(access: TensorLoad | tirx.BufferStore, axis: int) -> list[Expr]:
+def unblocked(access: TensorLoad | tirx.BufferStore, axis: int) -> list[Expr]:
     """The indices of an element as they are without blocks of `axis`."""
     buffer = access.source if isinstance(access, TensorLoad) else access.buffer
     indices = list(access.indices)
@@ -151,7 +162,8 @@ def blocked(buffer: tirx.Buffer, *indices: Expr, axis: int = 1) -> tuple[Expr, .
     return (*indices[:axis], tirx.floordiv(channel, block), *indices[axis + 1 :], tirx.floormod(channel, block))
 
 
-def _plain_shape(buffer: tirx.Buffer, axis: int) -> tuple[int, ...] | None:
+def plain_shape(buffer: tirx.Buffer, axis: int) -> tuple[int, ...] | None:
+    """The shape of a buffer as it is without blocks of `axis`; None if it isn't known."""
     shape = static_shape(buffer)
     if shape is None or len(shape) != 5:
         return shape
@@ -196,15 +208,15 @@ def _read(
     product = product_of(core)
     if product is None:
         return None
-    weight = next((load for load in product if all_equal(_unblocked(load, 0), (f, c, r, s), core)), None)
+    weight = next((load for load in product if all_equal(unblocked(load, 0), (f, c, r, s), core)), None)
     data = next((load for load in product if load is not weight), None)
-    if weight is None or data is None or len(_unblocked(data, 1)) != 4:
+    if weight is None or data is None or len(unblocked(data, 1)) != 4:
         return None
     if not weight.source.same_as(param_of(func, weight.source)) or data.source.same_as(weight.source):
         return None
 
     # which element of the (bordered) input meets which weight
-    image, channel, row, column = _unblocked(data, 1)
+    image, channel, row, column = unblocked(data, 1)
     vertical, horizontal = _steps(row, y, r, core), _steps(column, x, s, core)
     if vertical is None or horizontal is None or not _equal(image, n, core):
         return None
@@ -212,21 +224,21 @@ def _read(
     if not depthwise and not _equal(channel, c, core):
         return None
 
-    bordered = _plain_shape(data.source, 1)
+    bordered = plain_shape(data.source, 1)
     source, pad = data.source, (0, 0)
     if border is not None:
         inner = _border(border)
         if inner is None or not border.writes[0].source.same_as(source):
             return None
         source, pad = inner
-    shape = _plain_shape(source, 1)
+    shape = plain_shape(source, 1)
     if bordered is None or shape is None:
         return None
     if not source.same_as(param_of(func, source) if before is None else before):
         return None
     if tuple(str(buffer.dtype) for buffer in (source, weight.source)) != ("float32", "float32"):
         return None
-    if _plain_shape(weight.source, 0) != (extent[f], extent[c], extent[r], extent[s]):
+    if plain_shape(weight.source, 0) != (extent[f], extent[c], extent[r], extent[s]):
         return None
     if shape[0] != extent[n] or shape[1] != (extent[f] if depthwise else extent[c]) or bordered[:2] != shape[:2]:
         return None
@@ -236,7 +248,7 @@ def _read(
 
     total = core.writes[0].source
     whole = (extent[n], extent[f], extent[y], extent[x])
-    if _plain_shape(total, 1) != whole or str(total.dtype) != "float32":
+    if plain_shape(total, 1) != whole or str(total.dtype) != "float32":
         return None
     finish: Callable[[Expr, Sequence[Expr]], Expr] | None
     if tail is None:
@@ -244,7 +256,7 @@ def _read(
     else:
         output = tail.writes[0].source
         finish = finish_of(tail, total)
-        if finish is None or _plain_shape(output, 1) != whole:
+        if finish is None or plain_shape(output, 1) != whole:
             return None
         others = [load.source for load in loads(tail.body.value) if not load.source.same_as(total)]
         if param_of(func, total) is not None or any(param_of(func, other) is None for other in others):
@@ -317,7 +329,7 @@ def is_plain(sch: s_tir.Schedule, name: s_tir.schedule.SBlockRV) -> bool:
             return False
         if int(loop.min) != 0 or int(axis.dom.min) != 0 or int(extents[0]) != int(extents[1]):
             return False
-    stored = [*block.body.indices, *_unblocked(block.body, 1)]
+    stored = [*block.body.indices, *unblocked(block.body, 1)]
     return all(
         any(axis.var.same_as(index) for index in stored)
         for axis in block.iter_vars
@@ -336,7 +348,7 @@ def _axes(core: s_tir.SBlock) -> tuple[list[tirx.Var], list[tirx.Var]] | None:
     reduced = [axis.var for axis in core.iter_vars if axis.iter_type == tirx.IterVar.CommReduce]
     if len(spatial) != 4 or len(reduced) != 3 or len(core.iter_vars) != 7:
         return None
-    return (spatial, reduced) if all_equal(_unblocked(core.body, 1), spatial, core) else None
+    return (spatial, reduced) if all_equal(unblocked(core.body, 1), spatial, core) else None
 
 
 def product_of(core: s_tir.SBlock) -> tuple[TensorLoad, TensorLoad] | None:
@@ -389,7 +401,7 @@ def _border(block: s_tir.SBlock) -> tuple[tirx.Buffer, tuple[int, int]] | None:
         conditions = list(_conjuncts(condition))
     if not isinstance(value, TensorLoad):
         return None
-    shape, indices = _plain_shape(value.source, 1), _unblocked(value, 1)
+    shape, indices = plain_shape(value.source, 1), unblocked(value, 1)
     if shape is None or len(shape) != 4 or not all_equal(indices[:2], (n, c), block):
         return None
     pad, allowed = [], []
@@ -409,10 +421,10 @@ def _border(block: s_tir.SBlock) -> tuple[tirx.Buffer, tuple[int, int]] | None:
 def finish_of(tail: s_tir.SBlock, total: tirx.Buffer) -> Callable[[Expr, Sequence[Expr]], Expr] | None:
     """What the last block makes of the sum at the same place, as a function."""
     axes = [axis.var for axis in tail.iter_vars]
-    if not all_equal(_unblocked(tail.body, 1), axes, tail):
+    if not all_equal(unblocked(tail.body, 1), axes, tail):
         return None
     if not all(
-        all_equal(_unblocked(load, 1), axes, tail) for load in loads(tail.body.value) if load.source.same_as(total)
+        all_equal(unblocked(load, 1), axes, tail) for load in loads(tail.body.value) if load.source.same_as(total)
     ):
         return None
 

@@ -1,14 +1,18 @@
 """Any kernel of plain loops that no other rule takes: pooling, reductions, matrix products, element-wise chains.
 
 1. Element-wise steps that one other step reads are computed there, in place of a pass through memory.
-2. A reduction whose neighbouring outputs read neighbouring (or the same) elements gets a few vectors of them innermost
+2. Of tensors that have their channels in blocks, a vector holds channels, in a reduction or not; a border around such
+   a tensor is a condition for each vector.
+3. A reduction whose neighbouring outputs read neighbouring (or the same) elements gets a few vectors of them innermost
    and its own loops outside, so the results stay in registers. All else is left to LLVM, which vectorises simple loops.
-3. The outer loops are shared among threads if there is enough to do.
+4. The outer loops are shared among threads if there is enough to do.
 
 It claims little, so it can serve everything: steps that TVM's checks refuse are skipped, and a kernel in which nothing
 could be improved is left to TVM's default. A vector length that doesn't divide the axis is never used, because
 the guard that TVM adds makes scalar code of the whole vector.
 
+Max pooling 3×3 of 64×32×32 in blocks: 3.2 µs on one core.
+AMD EPYC (Zen 4, AVX-512, 2 virtual cores), TVM 0.27.0, 2026-11-25.
 Matrix product 128×512×512: 137 GFLOP/s on one core; TVM's default: 1.9.
 Intel Xeon (AVX-512, 2 virtual cores), TVM 0.27.0, 2026-11-23.
 """
@@ -19,7 +23,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import tvm
+import tvm_ffi
 from tvm import sym, tirx
+from tvm.ir import TensorLoad
 from tvm.s_tir import SBlock, Schedule, ScheduleError
 
 from tvmflow.schedules._convolution import (
@@ -51,20 +57,20 @@ def lanes(func: tirx.PrimFunc, target: Target, tile: tuple[int, int] | None = No
     blocks = sch.get_child_blocks(sch.get_sblock("root"))
     if not blocks or not all(is_plain(sch, block) for block in blocks):
         return None
-    changed = False
-    for block in list(blocks[:-1]):
-        consumers = sch.get_consumers(block)
-        if is_reduction(sch.get(block)) or len(consumers) != 1 or is_reduction(sch.get(consumers[0])):
-            continue
-        try:
-            sch.compute_inline(block)
-        except ScheduleError:  # another of the kernel's outputs
-            continue
-        blocks.remove(block)
-        changed = True
+    changed = _inline(sch, blocks)
     for block in blocks:
         changed |= _shape(sch, block, target, tile or (ROWS, VECTORS))
     return sch if changed else None
+
+
+def in_vectors(func: tirx.PrimFunc, target: Target) -> bool:
+    """Whether each step of a kernel can be vectorised here."""
+    sch = Schedule(func)
+    blocks = sch.get_child_blocks(sch.get_sblock("root"))
+    if not all(is_plain(sch, block) for block in blocks):
+        return False
+    _inline(sch, blocks)
+    return all(_vector(sch.get(block), target)[0] > 1 for block in blocks)
 
 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[tuple[int, int]]:
@@ -80,11 +86,13 @@ def _shape(sch: Schedule, block: Any, target: Target, tile: tuple[int, int]) -> 
     reduced = [loop for loop, axis in zip(loops, axes, strict=True) if axis.iter_type == tirx.IterVar.CommReduce]
     if not spatial or len(spatial) + len(reduced) != len(loops):
         return False
-    lane = _vector_length(sch.get(block), target) if reduced else 1
+    long = [index for index, loop in enumerate(spatial) if int(sch.get(loop).extent) > 1]
+    lane, place = _vector(sch.get(block), target)
+    if not reduced and long and place == long[-1]:
+        lane = 1  # LLVM does these by itself
     inner = []
     if lane > 1:
-        long = [index for index, loop in enumerate(spatial) if int(sch.get(loop).extent) > 1]
-        spatial[long[-1]], vector = sch.split(spatial[long[-1]], [None, lane])
+        spatial[place], vector = sch.split(spatial[place], [None, lane])
         inner = [vector]
         for index, most in zip(reversed(long), tile[::-1], strict=False):
             extent = int(sch.get(spatial[index]).extent)
@@ -115,20 +123,65 @@ def _share(sch: Schedule, loops: list[Any], target: Target) -> bool:
     return True
 
 
-def _vector_length(block: SBlock, target: Target) -> int:
-    """Lanes by which the last axis of a float32 sum can be vectorised, 1 if it can't."""
+def _inline(sch: Schedule, blocks: list[Any]) -> bool:
+    """Compute steps where they are read, and take them from the list. True if there were any."""
+    changed = False
+    for block in list(blocks[:-1]):
+        consumers = sch.get_consumers(block)
+        if is_reduction(sch.get(block)) or len(consumers) != 1:
+            continue
+        if is_reduction(sch.get(consumers[0])) and not _is_border(sch.get(block), sch.get(consumers[0])):
+            continue
+        try:
+            sch.compute_inline(block)
+        except ScheduleError:  # another of the kernel's outputs
+            continue
+        blocks.remove(block)
+        changed = True
+    return changed
+
+
+def _is_border(block: SBlock, reader: SBlock) -> bool:
+    """Whether it surrounds a tensor whose channels are in blocks: a vector of them needs one condition, no copy."""
+    value = block.body.value
+    chosen = isinstance(value, tvm.ir.Call) and value.op.same_as(tvm.ir.Op.get("prim.if_then_else"))
+    return chosen and isinstance(value.args[1], TensorLoad) and len(reader.body.buffer.shape) == 5
+
+
+def _vector(block: SBlock, target: Target) -> tuple[int, int]:
+    """Lanes by which a float32 block can be vectorised, 1 if it can't, and along which of its spatial axes.
+
+    It is the last axis along which neighbours lie side by side: the channels of a tensor that has them in blocks.
+    """
+    spatial = [axis for axis in block.iter_vars if axis.iter_type == tirx.IterVar.DataPar]
+    for place in reversed(range(len(spatial))):
+        length = _vector_length(block, spatial[place], target)
+        if length > 1:
+            return length, place
+    return 1, 0
+
+
+def _vector_length(block: SBlock, axis: tirx.IterVar, target: Target) -> int:
     store = block.body
-    spatial = [axis for axis in block.iter_vars if axis.iter_type == tirx.IterVar.DataPar and int(axis.dom.extent) > 1]
-    if not spatial:
-        return 1
-    last, extent = spatial[-1].var, int(spatial[-1].dom.extent)
-    length = math.gcd(extent, vectors_of(target).lanes)
+    length = math.gcd(int(axis.dom.extent), vectors_of(target).lanes)
     reads = loads(store.value)
     if any(str(access.source.dtype) != "float32" for access in reads) or str(store.buffer.dtype) != "float32":
         return 1
-    if length < 4 or _step(store.buffer, store.indices, last, length) != 1:
+    if length < 4 or _depends(store.value, axis.var) or _step(store.buffer, store.indices, axis.var, length) != 1:
         return 1
-    return length if all(_step(load.source, load.indices, last, length) in (0, 1) for load in reads) else 1
+    return length if all(_step(load.source, load.indices, axis.var, length) in (0, 1) for load in reads) else 1
+
+
+def _depends(value: Any, axis: tirx.Var) -> bool:
+    """Whether any condition in an expression asks for the axis: a vector can't choose lane by lane."""
+    found: list[Any] = []
+
+    def note(call: tvm.ir.Call) -> None:
+        if call.op.same_as(tvm.ir.Op.get("prim.if_then_else")):
+            tvm_ffi.structural_walk(call.args[0], (tirx.Var, lambda var: found.append(var)))
+
+    tvm_ffi.structural_walk(value, (tvm.ir.Call, note))
+    return any(var.same_as(axis) for var in found)
 
 
 def _step(buffer: tirx.Buffer, indices: Any, axis: tirx.Var, length: int) -> int | None:

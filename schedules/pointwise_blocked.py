@@ -32,6 +32,8 @@ from tvmflow.schedules._convolution import (
     Vectors,
     blocked,
     kernel,
+    most_pixels,
+    most_vectors,
     read_convolutions,
     starts,
     unfuse,
@@ -78,11 +80,6 @@ def weight_block(channels: int, block: int, target: Target) -> int:
     return max(length for length in range(block, max(block, most) + 1, block) if channels % length == 0)
 
 
-def most_vectors(registers: Vectors) -> int:
-    """Vectors of channels in a tile."""
-    return 4 if registers.lanes == 4 and registers.tiles[0][0] * registers.tiles[0][1] > 16 else 2
-
-
 def _read(func: tirx.PrimFunc) -> Convolution | None:
     found = read_convolutions(func)
     if len(found) != 1 or not fits(found[0]) or not found[0].out_block or not found[0].weight_block:
@@ -93,8 +90,7 @@ def _read(func: tirx.PrimFunc) -> Convolution | None:
 def _tiles(conv: Convolution, registers: Vectors) -> list[int]:
     lanes = math.gcd(registers.lanes, conv.out_block)
     vectors = conv.weight_block // lanes
-    sums = max(rows * columns for rows, columns in registers.tiles)
-    most = min(8 if vectors < 4 else 5, sums // vectors, math.prod(conv.size))  # 6 × 4 spills on the Cortex-A72
+    most = min(most_pixels(registers, vectors), math.prod(conv.size))
     return list(range(most, max(1, most // 2), -1))
 
 

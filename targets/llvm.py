@@ -58,6 +58,8 @@ def _memory_bytes() -> int:
 RULES = (
     "pointwise_blocked",
     "depthwise_blocked",
+    "conv_blocked",
+    "concat_blocked",
     "pointwise_nchw",
     "depthwise_nchw",
     "direct_nchw",

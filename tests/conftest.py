@@ -20,6 +20,10 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 skipped: list[str] = []
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the texts in tests/goldens anew")
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.skipped:
         skipped.append(report.nodeid)
@@ -70,6 +74,23 @@ def tvmflow() -> Callable[..., Finished]:
         return Finished(code=done.returncode, out=done.stdout, err=done.stderr)
 
     return call
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """`golden(text)` compares with tests/goldens/TEST/PARAMETERS.txt, or writes it if --update-golden is given."""
+    name, _, parameters = request.node.name.partition("[")
+    path = ROOT / "tests" / "goldens" / name / f"{parameters.rstrip(']') or 'golden'}.txt"
+
+    def check(text: str) -> None:
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        how = "`pytest --update-golden` writes it; review what changes"
+        assert path.exists(), f"There is no golden {path.relative_to(ROOT)}: {how}"
+        assert text == path.read_text(encoding="utf-8"), f"{path.relative_to(ROOT)} is another: {how}"
+
+    return check
 
 
 @pytest.fixture(scope="session")

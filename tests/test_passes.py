@@ -74,6 +74,14 @@ class Graph:
     def add(self, x: relax.Var, y: relax.Var) -> relax.Var:
         return self.emit("sum", relax.op.add(x, y), self.exact[x] + self.exact[y])
 
+    def max_pool(self, x: relax.Var, size: int, **options) -> relax.Var:
+        exact = nn.functional.max_pool2d(self.exact[x], size, **options)
+        steps = {"strides": options.get("stride", size), "padding": options.get("padding", 0)}
+        return self.emit("max_pool", relax.op.nn.max_pool2d(x, size, **steps), exact)
+
+    def concat(self, *parts: relax.Var) -> relax.Var:
+        return self.emit("concat", relax.op.concat(parts, 1), torch.cat([self.exact[part] for part in parts], 1))
+
     def pool(self, x: relax.Var) -> relax.Var:
         return self.emit("pool", relax.op.mean(x, [2, 3], keepdims=True), self.exact[x].mean((2, 3), keepdim=True))
 
@@ -157,8 +165,69 @@ def test_outputs_and_other_readers_stay_plain():
     x = graph.relu(graph.conv(graph.input, "first", 32))
     y = graph.relu(graph.conv(x, "second", 32))
     z = graph.relu(graph.conv(y, "third", 32, (3, 3), padding=(1, 1)))
-    compiled = graph.check(graph.program(x, z))
-    assert not any(layer.schedule.endswith("blocked") for layer in compiled.layers)
+    program = graph.program(x, z)
+    graph.check(program)
+    assert layouts(program) == [4, 5, 4]
+
+
+def layouts(program: Program, target=HOST) -> list[int]:
+    """The rank of each kernel's result, which is 5 if its channels are in blocks."""
+    return [binding.var.ty.ndim for binding in kernel_calls(scheduled(program, target).module)]
+
+
+def plain_convolutions(graph: Graph, x: relax.Var) -> relax.Var:
+    """Full convolutions with all that may stand between them."""
+    x = graph.relu(graph.conv(x, "stem", 16, (3, 3), padding=(1, 1), stride=(2, 2)))
+    x = graph.max_pool(x, 3, stride=2, padding=1)
+    left = graph.relu(graph.conv(x, "left", 32))
+    right = graph.relu(graph.conv(x, "right", 48, (3, 3), padding=(2, 1), dilation=(2, 1)))
+    x = graph.max_pool(graph.concat(left, right), 2)
+    x = graph.add(graph.relu(graph.conv(x, "around", 80, (5, 5), padding=(2, 2))), x)
+    x = graph.relu(graph.conv(x, "smaller", 32, stride=(2, 2)))
+    return graph.relu(graph.conv(x, "classes", 10))
+
+
+@pytest.mark.parametrize("target", [HOST, NARROW], ids=["host", "narrow"])
+@pytest.mark.parametrize("shape", [(1, 3, 40, 40), (2, 3, 33, 51)])
+def test_full_convolutions_and_what_lies_between_stay_in_blocks(shape, target):
+    graph = Graph(*shape)
+    x = plain_convolutions(graph, graph.input)
+    program = graph.program(graph.pool(x))
+    compiled = graph.check(program, target)
+    assert layouts(program, target) == [5, 5, 5, 5, 5, 5, 5, 5, 4, 4]
+    assert [layer.schedule for layer in compiled.layers][:9] == [
+        "conv_blocked",
+        "lanes",
+        "pointwise_blocked",
+        "conv_blocked",
+        "concat_blocked",
+        "lanes",
+        "conv_blocked",
+        "conv_blocked",
+        "conv_blocked",
+    ]
+
+
+@pytest.mark.parametrize("channels", [24, 10, 37])
+def test_channels_that_fill_no_blocks_stay_plain(channels):
+    graph = Graph(1, 3, 12, 10)
+    x = graph.relu(graph.conv(graph.input, "first", 16, (3, 3), padding=(1, 1)))
+    x = graph.relu(graph.conv(x, "second", channels, (3, 3), padding=(1, 1)))
+    x = graph.concat(x, graph.relu(graph.conv(x, "third", channels)))
+    x = graph.max_pool(graph.relu(graph.conv(x, "fourth", 32, (3, 3))), 2)
+    program = graph.program(x)
+    graph.check(program)
+    assert layouts(program)[1] == 4
+
+
+def test_readers_that_know_no_blocks_keep_tensors_plain():
+    graph = Graph(1, 16, 8, 8)
+    x = graph.relu(graph.conv(graph.input, "first", 32, (3, 3), padding=(1, 1)))
+    turned = graph.emit("turned", relax.op.permute_dims(x, [0, 1, 3, 2]), graph.exact[x].transpose(2, 3))
+    y = graph.conv(x, "second", 32, (3, 3), padding=(1, 1))
+    program = graph.program(graph.concat(turned, y))
+    graph.check(program)
+    assert set(layouts(program)) == {4}
 
 
 def test_a_border_around_one_pixel_stays_plain():

@@ -16,7 +16,7 @@ from tvm import relax, tirx
 import tvmflow.schedules
 from tvmflow.passes.block_channels import block_length, weight_block
 from tvmflow.passes.relayout import Blocked, Layout, Transposed, relayout
-from tvmflow.schedules import RULES, _convolution, tiles
+from tvmflow.schedules import RULES, _convolution, conv_blocked, tiles
 from tvmflow.spec import Target
 from tvmflow.targets import TARGETS
 from tvmflow.toolchain import tvm_target_dict
@@ -31,7 +31,8 @@ class Kernel:
     """Operators to be fused into one kernel, and what they compute: `emit(*variables)` and `oracle(*tensors)`.
 
     `blocked` are the arguments that have their channels in blocks, the result being the last of all arguments;
-    `turned` says that the second argument is a matrix by columns.
+    `packed` says that a convolution's weights are so, which they are with any of these; `turned` that the second
+    argument is a matrix by columns.
     """
 
     name: str
@@ -40,17 +41,22 @@ class Kernel:
     oracle: Callable[..., torch.Tensor]
     dtype: str = "float32"
     blocked: tuple[int, ...] = ()
+    packed: bool = False
     turned: bool = False
 
     def layouts(self, target: Target) -> dict[int, Layout]:
         """Of the arguments that don't lie as they always do."""
         if self.turned:
             return {1: Transposed()}
-        if not self.blocked:
+        if not self.blocked and not self.packed:
             return {}
         lengths: dict[int, Layout] = {place: Blocked(1, block_length(target)) for place in self.blocked}
-        conv = _convolution.read_convolution(replace(self, blocked=()).prim_func())
-        return lengths if conv is None else {**lengths, 1: Blocked(0, weight_block(conv, target))}
+        conv = _convolution.read_convolution(replace(self, blocked=(), packed=False).prim_func())
+        if conv is None:
+            return lengths
+        to_blocks = len(self.shapes) in self.blocked
+        block = weight_block(conv, target) if to_blocks else conv_blocked.weight_block(conv.channels, target)
+        return {**lengths, 1: Blocked(0, block)}
 
     def prim_func(self, target: Target = HOST) -> tirx.PrimFunc:
         builder = relax.BlockBuilder()
@@ -275,9 +281,10 @@ OTHERS = [
 
 
 def in_blocks(kernel: Kernel, *, plain: tuple[int, ...] = ()) -> Kernel:
-    """`kernel` with its channels in blocks; biases and the `plain` arguments stay as they are."""
+    """`kernel` with its channels in blocks; biases and the `plain` arguments (-1 is the result) stay as they are."""
     whole = [place for place, shape in enumerate(kernel.shapes) if place not in (1, *plain) and shape[2:] != (1, 1)]
-    return replace(kernel, name=f"{kernel.name}_plain{plain}", blocked=(*whole, len(kernel.shapes)))
+    result = [] if -1 in plain else [len(kernel.shapes)]
+    return replace(kernel, name=f"{kernel.name}_plain{plain}", blocked=(*whole, *result), packed=True)
 
 
 BLOCKED_POINTWISE = [
@@ -342,6 +349,56 @@ BLOCKED_DEPTHWISE = [
     )
 ]
 
+BLOCKED_CONV = [
+    *(
+        in_blocks(
+            convolution(
+                (1, 32, *size), (32, 32, 3, 3), stride=(s, s), dilation=(d, d), padding=(d, d, d, d), tail="bias+relu"
+            )
+        )
+        for s, d in ((1, 1), (2, 1), (1, 2), (2, 3))
+        for size in ((16, 16), (9, 7), (4, 4))
+    ),
+    *(
+        in_blocks(kernel, plain=plain)
+        for plain, kernel in (
+            ((0,), convolution((1, 3, 32, 32), (64, 3, 3, 3), padding=(1, 1, 1, 1), tail="bias+relu")),
+            ((0,), convolution((2, 3, 33, 31), (16, 3, 7, 7), stride=(2, 2), padding=(3, 3, 3, 3), tail="bias+relu")),
+            ((0,), convolution((2, 5, 13, 11), (48, 5, 5, 5), dilation=(1, 2), padding=(2, 4, 2, 4), tail="bias")),
+            ((0, -1), convolution((1, 5, 9, 7), (24, 5, 3, 3), padding=(1, 1, 1, 1), tail="bias+relu")),
+            ((0, 3, -1), convolution((1, 3, 8, 15), (7, 3, 3, 3), stride=(2, 2), tail="bias+residual+relu")),
+            ((-1,), convolution((1, 64, 8, 8), (10, 64, 1, 1), tail="bias+relu")),
+            ((3, -1), convolution((3, 16, 6, 5), (20, 16, 3, 3), padding=(1, 1, 1, 1), tail="bias+residual")),
+            ((-1,), convolution((1, 16, 7, 1), (21, 16, 3, 1), padding=(1, 0, 1, 0), tail="bias")),
+            ((), convolution((1, 16, 9, 9), (96, 16, 1, 1), stride=(2, 2))),
+            ((), convolution((2, 16, 9, 9), (16, 16, 1, 1), padding=(1, 1, 1, 1), tail="bias")),
+            ((), convolution((3, 16, 12, 17), (80, 16, 1, 5), padding=(0, 2, 0, 2), tail="bias+residual+relu")),
+            ((), convolution((1, 16, 14, 14), (32, 16, 3, 3), stride=(2, 2), padding=(0, 0, 1, 1), tail="silu")),
+            ((), convolution((1, 16, 11, 23), (16, 16, 4, 2), stride=(1, 3), dilation=(2, 7), padding=(3, 8, 0, 1))),
+            ((), convolution((1, 16, 3, 3), (16, 16, 3, 3), dilation=(2, 2), padding=(9, 9, 9, 9), tail="bias")),
+            ((), convolution((1, 32, 1, 1), (32, 32, 3, 3), padding=(1, 1, 1, 1), tail="bias")),
+            ((), convolution((1, 128, 2, 2), (64, 128, 3, 3), padding=(1, 1, 1, 1), tail="bias+relu")),
+        )
+    ),
+]
+
+BLOCKED_CONCAT = [
+    replace(
+        plain(
+            f"concat{len(shapes)}",
+            lambda *parts: relax.op.concat(parts, 1),
+            lambda *parts: torch.cat(parts, 1),
+            *shapes,
+        ),
+        blocked=tuple(range(len(shapes) + 1)),
+    )
+    for shapes in (
+        ((1, 64, 16, 16), (1, 64, 16, 16)),
+        ((2, 16, 5, 7), (2, 48, 5, 7)),
+        ((3, 32, 1, 4), (3, 16, 1, 4), (3, 80, 1, 4)),
+    )
+]
+
 DENSE = [
     Kernel(
         name=f"dense_{rows}x{inputs}x{outputs}_{tail}",
@@ -366,11 +423,29 @@ DENSE = [
     )
 ]
 
-BLOCKED_LANES = [replace(LANES[0], name="mean_blocked", shapes=((2, 704, 16, 16),), blocked=(0,))]
+BLOCKED_LANES = [
+    replace(LANES[0], name="mean_blocked", shapes=((2, 704, 16, 16),), blocked=(0,)),
+    replace(LANES[2], name="max_pool_blocked", shapes=((1, 48, 32, 31),), blocked=(0, 1)),
+    replace(
+        plain(
+            "max_pool_of_stride_2",
+            lambda x: relax.op.nn.max_pool2d(x, [2, 2], [2, 2]),
+            lambda x: functional.max_pool2d(x, 2),
+            (2, 32, 9, 7),
+        ),
+        blocked=(0, 1),
+    ),
+    replace(
+        plain("add_blocked", relax.op.add, torch.add, (3, 64, 7, 5), (3, 64, 7, 5)),
+        blocked=(0, 1, 2),
+    ),
+]
 
 SERVED = {
     "pointwise_blocked": BLOCKED_POINTWISE,
     "depthwise_blocked": BLOCKED_DEPTHWISE,
+    "conv_blocked": BLOCKED_CONV,
+    "concat_blocked": BLOCKED_CONCAT,
     "pointwise_nchw": POINTWISE,
     "depthwise_nchw": DEPTHWISE,
     "direct_nchw": DIRECT,
@@ -448,11 +523,11 @@ def test_only_exact_shapes_are_served():
         func = kernel.prim_func()
         for rule in RULES.keys() - {"lanes"}:
             assert RULES[rule](func, HOST) is None, f"{rule} took {kernel.name}"
-    for kernel in (*BLOCKED_POINTWISE[:5], *BLOCKED_DEPTHWISE[-8:]):
+    for kernel in (*BLOCKED_POINTWISE[:5], *BLOCKED_DEPTHWISE[-8:], *BLOCKED_CONV[-8:]):
         for rule in ("pointwise_nchw", "depthwise_nchw", "direct_nchw"):
             assert RULES[rule](kernel.prim_func(), HOST) is None
     for kernel in (*POINTWISE[:8], *DEPTHWISE[:8], *DIRECT[:4]):
-        for rule in ("pointwise_blocked", "depthwise_blocked"):
+        for rule in ("pointwise_blocked", "depthwise_blocked", "conv_blocked"):
             assert RULES[rule](kernel.prim_func(), HOST) is None
     for kernel in POINTWISE[:8]:
         assert RULES["depthwise_nchw"](kernel.prim_func(), HOST) is None

@@ -84,7 +84,7 @@ def find_or_make() -> Path:
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 made = Path(scratch, "image")
                 make(made, Path(scratch), versions)
-                shutil.rmtree(image, ignore_errors=True)
+                shutil.rmtree(image, ignore_errors=True)  # it is there if something has changed it
                 made.rename(image)
         os.utime(image)
     return image

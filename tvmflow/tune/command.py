@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shlex
 import sys
@@ -26,7 +27,8 @@ from tvmflow.tune.transfer import Lesson, find_lessons
 log = logging.getLogger("tvmflow.tune")
 
 EMULATED_NOTE = "the board is emulated, so that its times say nothing: none are shown, and no build uses these records."
-
+BUSY = 0.5
+"""Load for each core from which something else is running."""
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -74,6 +76,9 @@ def prepare(
     options = Options(trials=trials, budget_s=parse_duration(time_budget), seed=seed, min_gain=min_gain)
     chosen, reason = measure.choose_runner(runner, target, [where.name for where in boards])
     log.info(f"Tuning {model} for {target.name} with the {chosen} runner: {reason}")
+    load = os.getloadavg()[0]
+    if chosen == "local" and load > BUSY * target.cpu.cores:
+        log.info(f"This computer is busy (load {load:.1f} on {target.cpu.cores} cores), which spoils what is measured")
     return Plan(
         target=target,
         model=model,

@@ -1,0 +1,102 @@
+"""What benchmarks say of a library that isn't there or is wrong, and the tables and plots that they make of figures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import arm_instructions, peers, plots
+from tvmflow import device
+from tvmflow.bundle import open_bundle
+
+
+@pytest.fixture(scope="module")
+def folder(host_bundle, tmp_path_factory):
+    """A network as `benchmarks.convert` leaves it, for tvmflow alone."""
+    made = tmp_path_factory.mktemp("runners")
+    shutil.copytree(host_bundle, made / "bundle")
+    with open_bundle(host_bundle) as bundle:
+        (vector, *_) = bundle.vectors()
+    np.save(made / "input.npy", vector.inputs[0])
+    np.save(made / "expected.npy", vector.outputs[0])
+    return made
+
+
+def runner(name, folder, *options, said=""):
+    """The lines of JSON that a runner answers."""
+    command = [sys.executable, "-m", "benchmarks.runners", name, str(folder), "1", *options]
+    done = subprocess.run(command, input=said, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_runner_checks_its_answer_and_times_single_inferences(folder):
+    first, *turns = runner("tvmflow", folder, said="0.01\n0.01\n")
+    assert first["error"] <= 3e-5
+    assert len(turns) == 2
+    assert all(turn["p50"] > 0 for turn in turns)
+
+
+def test_a_wrong_answer_is_told(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "wrong")
+    expected = np.load(folder / "expected.npy")
+    np.save(tmp_path / "wrong" / "expected.npy", expected + np.abs(expected).max())
+    ((first),) = runner("tvmflow", tmp_path / "wrong", "--inferences", "0")
+    assert first["error"] > peers.TOLERANCE
+
+
+def test_a_library_that_has_nothing_to_run_is_absent(folder):
+    ((first),) = runner("onnxruntime", folder)
+    assert "model.onnx" in first["absent"]
+
+
+def test_tables_and_plots(tmp_path):
+    limits = {"gflops": 100.0, "gbps": 30.0, "gbps_l2": 60.0, "gbps_memory": 10.0}
+    around = {"cpu": "a CPU", "cores": 2, "date": "2026-01-01", "versions": {"tvmflow": "1", "openvino": "2"}}
+    libraries = {
+        "tvmflow": {"p50": 2.0, "rounds": [2.0, 1.0, 4.0], "times_tvmflow": [1.0, 1.0, 1.0]},
+        "openvino": {"p50": 3.0, "rounds": [3.0, 2.0, 4.0], "times_tvmflow": [1.5, 2.0, 1.0]},
+    }
+    layer = {"modules": ["stem"], "schedule": "lanes", "us": 1.0, "gflops": 50.0, "of_peak": 0.5, "gbps": 3.0}
+    network = {
+        "model": "dilated-net",
+        "environment": around,
+        "load_after": 0.5,
+        "limits": limits,
+        "absent": {"ncnn": "pnnx is not installed"},
+        "rows": [{"threads": threads, "libraries": libraries} for threads in (1, 2)],
+        "layers": [{**layer, "of_bandwidth": 0.1, "intensity": 8.0}, {**layer, "of_bandwidth": 0.1, "intensity": 0}],
+    }
+    document = {"networks": [network]}
+    text = peers.markdown(document, "peers")
+    figures = "3.000 (2.000–4.000) | 1.50 (1.00–2.00)"
+    assert f"| openvino | 2 | {figures} | {figures} |" in text
+    assert "Not measured: ncnn (pnnx is not installed)." in text
+    for name, draw in plots.PLOTS.items():
+        assert f"![{name}](peers-{name}.svg)" in text
+        draw(document, tmp_path / "plot.svg")
+        assert b"</svg>" in (tmp_path / "plot.svg").read_bytes()
+
+
+def test_c_of_the_instruction_counts_compiles(tmp_path):
+    compiler = [sys.executable, "-m", "ziglang", "cc", "-Wall", "-Wextra", "-Werror", "-fPIC"]
+    for name in ("count_instructions", "run_bundle"):
+        options = [f"-I{device.HERE}", "-c", "-o", str(tmp_path / f"{name}.o")]
+        subprocess.run([*compiler, *options, str(arm_instructions.HERE / f"{name}.c")], check=True)
+
+
+def test_counts_are_said_to_be_no_latencies():
+    counts = {
+        "tvmflow": {"instructions": 2e6, "estimates": [2e6, 2e6], "times_tvmflow": 1.0},
+        "ncnn": {"instructions": 3e6, "estimates": [2.9e6, 3.1e6], "times_tvmflow": 1.5},
+    }
+    network = {"model": "dilated-net", "multiply_adds": 4_000_000, "counts": counts, "absent": {"litert": "it is not"}}
+    around = {"date": "2026-01-01T00:00", "versions": {"tvmflow": "1", "ncnn": "2"}}
+    text = arm_instructions.markdown({"environment": around, "board": "b", "qemu": "qemu 7", "networks": [network]})
+    assert "not latencies" in text
+    assert "| dilated-net | ncnn | 2 | 3.00 | 2.90 and 3.10 | 1.50 | 0.750 |" in text
+    assert "dilated-net: litert was not counted (it is not)." in text

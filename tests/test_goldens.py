@@ -1,0 +1,49 @@
+"""What each rule makes of one small kernel, as text: a change of a rule shows what it changes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_schedules import LANES, Kernel, convolution, depthwise, in_blocks, plain
+from tvm import relax, tirx
+
+from tvmflow.schedules import RULES
+from tvmflow.targets import TARGETS
+
+BOARD = TARGETS["raspberry-pi-4b"]
+"""One that doesn't depend on the computer that runs the tests."""
+MOST_LINES = 100
+
+KERNELS: Mapping[str, Kernel] = {
+    "pointwise_blocked": in_blocks(convolution((1, 16, 2, 2), (8, 16, 1, 1), tail="bias+relu")),
+    "depthwise_blocked": in_blocks(
+        depthwise((1, 8, 1, 4), taps=(1, 3), dilation=(1, 2), padding=(0, 2, 0, 2), tail="bias+relu")
+    ),
+    "pointwise_nchw": convolution((1, 4, 2, 8), (8, 4, 1, 1), tail="bias+relu"),
+    "depthwise_nchw": depthwise((1, 4, 8, 8), taps=(1, 3), padding=(0, 1, 0, 1)),
+    "direct_nchw": convolution((1, 3, 4, 4), (4, 3, 3, 3), padding=(1, 1, 1, 1)),
+    "dense": replace(plain("dense", relax.op.matmul, torch.matmul, (1, 8), (8, 4)), turned=True),
+    "lanes": next(kernel for kernel in LANES if kernel.name == "add"),
+}
+"""A new rule needs a line here: the smallest kernel that shows its strategy."""
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_schedule_text(rule, golden):
+    assert rule in KERNELS, f"The rule {rule} has no golden: give it a small kernel in KERNELS of {Path(__file__).name}"
+    schedule = RULES[rule](KERNELS[rule].prim_func(BOARD), BOARD)
+    assert schedule is not None, f"{rule} doesn't serve its kernel on {BOARD.name}"
+    text = tirx.transform.StmtSimplify()(schedule.mod)["main"].script()
+    text = re.sub(r"T\.int64\((\d+)\)", r"\1", text[text.index("@") :]) + "\n"
+    assert text.count("\n") < MOST_LINES, "a golden that nobody can review: take a smaller kernel"
+    golden(text)
+
+
+def test_no_golden_is_left_over():
+    texts = (Path(__file__).parent / "goldens" / "test_schedule_text").glob("*")
+    assert {path.stem for path in texts} == set(RULES)
