@@ -23,6 +23,7 @@ from tvmflow.tune import remote
 from tvmflow.tune.apply import find_records
 from tvmflow.tune.builders import Builders, LocalPool
 from tvmflow.tune.remote import Board, RemoteMeasurer, Where
+from tvmflow.tune.space import UNSCHEDULED
 from tvmflow.tune.tasks import identity
 
 HOST = TARGETS["host"]
@@ -65,6 +66,7 @@ def test_every_fault_is_the_candidates_own(tmp_path, builders, monkeypatch):
     monkeypatch.setattr("tvmflow.serve.FAREWELL_SECONDS", 1.0)
     batch = [
         *good(1),
+        as_candidate(UNSCHEDULED, TASK.module),
         as_candidate("wrong", adding(2)),
         as_candidate("abort", calling("raise", 6)),
         as_candidate("segfault", calling("raise", 11)),
@@ -72,7 +74,7 @@ def test_every_fault_is_the_candidates_own(tmp_path, builders, monkeypatch):
         *good(1, "after"),
     ]
     with farm(tmp_path, 1) as (_, wheres), remote.boards(wheres, HOST) as found:
-        assert outcomes(found, builders, batch) == ["ok", "wrong", "crashed", "crashed", "hung", "ok"]
+        assert outcomes(found, builders, batch) == ["ok", "ok", "wrong", "crashed", "crashed", "hung", "ok"]
         times = RemoteMeasurer(found, builders).compare(TASK, [batch[0], batch[-1]], 3)
     assert [len(row) >= 3 for row in times] == [True, True]
 

@@ -15,9 +15,11 @@ import selectors
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from tvmflow import toolchain
+from tvmflow import tracker as trackers
 from tvmflow.deploy import why_incompatible
 from tvmflow.rpc import Place, health, reach
 from tvmflow.spec import DeviceError, Target, UserError
@@ -44,6 +46,14 @@ class Where:
 
     name: str
     arguments: Mapping[str, Any]
+
+
+def listed(tracker: str, key: str, token_file: Path | None) -> list[Where]:
+    """The boards of that kind which a tracker knows. Raises DeviceError, UserError."""
+    found = trackers.ports(trackers.parse_address(tracker), trackers.check_key(key))
+    arguments = {"token_file": token_file, "listed": True}
+    addresses = [f"{trackers.LOOPBACK}:{port}" for port in found]
+    return [Where(name=address, arguments={"address": address, **arguments}) for address in addresses]
 
 
 class Board:

@@ -123,6 +123,7 @@ class RemoteRunner(Runner):
         super().__init__(settings)
         self.threads = settings["threads"]
         self.session: Any = None
+        self.sent: set[str] = set()
 
     def __call__(self, job: dict[str, Any]) -> Answer:
         if "connect" in job:
@@ -149,7 +150,9 @@ class RemoteRunner(Runner):
 
     def load(self, path: str) -> Any:
         name = os.path.basename(path)
-        self.session.upload(path, target=name)
+        if name not in self.sent:  # a library that is loaded would change under the board's feet
+            self.session.upload(path, target=name)
+            self.sent.add(name)
         return self.session.load_module(name)
 
 
