@@ -496,7 +496,9 @@ def test_tuned_build_that_fails_falls_back_for_the_offender_alone(
     [
         (["--board", "raspberry-pi-4b"], 5, ["isn't this computer"]),
         (["--runner", "local", "--board", "raspberry-pi-5"], 5, ["--runner local"]),
-        (["--runner", "rpc"], 5, ["--runner rpc"]),
+        (["--runner", "rpc"], 4, ["--ssh user@host"]),
+        (["--runner", "local", "--ssh", "pi"], 4, ["leave out --ssh"]),
+        (["--host", "192.0.2.1"], 4, ["use --ssh"]),
         (["--runner", "modelled"], 5, ["--runner modelled"]),
         (["--runner", "magic"], 4, ["no runner 'magic'", "auto, local, rpc, modelled"]),
         (["--target", "cuda"], 4, ["no target 'cuda'"]),

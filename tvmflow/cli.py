@@ -44,6 +44,9 @@ BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's f
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file; - is stdout.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of the network; all cores by default.")]
 
+Tracker = Annotated[str | None, typer.Option("--tracker", help="127.0.0.1:PORT of TVM's RPC tracker, with --key.")]
+Key = Annotated[str, typer.Option("--key", help="What kind of board, for --tracker: raspberry-pi-4b, say.")]
+
 log = logging.getLogger("tvmflow.cli")
 
 verbose = False
@@ -238,6 +241,19 @@ def tune(
         str, typer.Option("--time-budget", help="90s, 30m or 2h of searching, earlier runs included.")
     ] = "30m",
     runner: Annotated[str, typer.Option("--runner", help="auto, local, rpc or modelled.")] = "auto",
+    ssh: Annotated[
+        list[str] | None, typer.Option("--ssh", help="A board where `tvmflow serve` runs; several if given again.")
+    ] = None,
+    host: Annotated[
+        list[str] | None, typer.Option("--host", help="127.0.0.1:PORT that leads to one; several if given again.")
+    ] = None,
+    tracker: Tracker = None,
+    key: Key = "",
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="The servers' token, for --host and --tracker.")
+    ] = None,
+    port: Annotated[int, typer.Option("--port", help="Of `tvmflow serve`, for --ssh.")] = 9090,
+    ssh_config: Annotated[Path | None, typer.Option("--ssh-config", help="In place of ~/.ssh/config.")] = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     tasks: Annotated[
         str | None, typer.Option("--tasks", help="'list' shows them; names with commas (and *) tune these alone.")
@@ -261,6 +277,7 @@ def tune(
     from tvmflow import targets
     from tvmflow.frontend import parse_input_shape
     from tvmflow.tune import command as tuning
+    from tvmflow.tune.remote import Where, listed
 
     shapes = [parse_input_shape(text) for text in input_shape or []]
     found = targets.find(target, board)
@@ -279,6 +296,11 @@ def tune(
         min_gain=min_gain,
         builders=builders,
         transfer=transfer,
+        boards=[
+            *(Where(name=name, arguments={"ssh": name, "ssh_config": ssh_config, "port": port}) for name in ssh or []),
+            *(Where(name=name, arguments={"address": name, "token_file": token_file}) for name in host or []),
+            *(listed(tracker, key, token_file) if tracker is not None else []),
+        ],
     )
     _show(*tuning.tune(plan, tasks), json)
 
@@ -425,7 +447,11 @@ def deploy(
         str | None,
         typer.Option("--host", help="127.0.0.1:PORT of `tvmflow serve`, or of a tunnel to it; implies --rpc."),
     ] = None,
-    token_file: Annotated[Path | None, typer.Option("--token-file", help="The server's token, for --host.")] = None,
+    tracker: Tracker = None,
+    key: Key = "",
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="The server's token, for --host and --tracker.")
+    ] = None,
     port: Annotated[int, typer.Option("--port", help="Of `tvmflow serve`, for --ssh with --rpc.")] = 9090,
     to: Annotated[
         str | None, typer.Option("--to", help="Folder on the board; one of its own in .cache by default.")
@@ -451,7 +477,7 @@ def deploy(
         from tvmflow.tune.command import parse_duration
 
         times = {"threads": threads, "seconds": parse_duration(sustained, "--sustained"), "sustained": True}
-    if rpc or host is not None:
+    if rpc or host is not None or tracker is not None:
         from tvmflow.rpc import deploy as carry_by_rpc
 
         where: dict[str, Any] = {
@@ -460,6 +486,8 @@ def deploy(
             "address": host,
             "token_file": token_file,
             "port": port,
+            "tracker": tracker,
+            "key": key,
         }
         report = carry_by_rpc(bundle, profiled=profile, **times, **where)
     else:
@@ -483,12 +511,14 @@ def serve(
         float, typer.Option("--session-seconds", min=1, help="What a session may take.")
     ] = 600.0,
     memory_mib: Annotated[int, typer.Option("--memory-mib", min=512, help="Address space of a session.")] = 2048,
+    tracker: Tracker = None,
+    key: Key = "",
 ) -> None:
     """On a board: let `tvmflow deploy --rpc` and TVM's RPC clients in, through SSH and with a token."""
     from tvmflow import serve as server
 
     limits = server.Limits(seconds=session_seconds, cpu_seconds=int(8 * session_seconds), memory_bytes=memory_mib << 20)
-    server.serve(token_file or server.default_token_file(), port=port, limits=limits)
+    server.serve(token_file or server.default_token_file(), port=port, limits=limits, tracker=tracker, key=key)
 
 
 @command

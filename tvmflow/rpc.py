@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
+import http.client
 import json
 import logging
+import secrets
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from tvmflow import bundle as bundles
+from tvmflow import tracker as trackers
 from tvmflow.deploy import PATIENCE_SECONDS, connect, report_on, window_seconds
 from tvmflow.measure.local import layer_times
 from tvmflow.report import Report
-from tvmflow.serve import PORT, read_token
+from tvmflow.serve import PORT, prove, read_token
 from tvmflow.spec import DeviceError, Measurement, TvmflowError, UserError, VerificationError
 from tvmflow.toolchain import python_environment
 from tvmflow.verify import compare, failure_sentence
@@ -53,18 +56,28 @@ def reach(
     address: str | None = None,
     token_file: Path | None = None,
     port: int = PORT,
+    tracker: str | None = None,
+    key: str = "",
+    listed: bool = False,
 ) -> Iterator[Place]:
     """The server of a board, for as long as the block lasts.
 
     Either `ssh` is the board ("user@pi"), whose server at `port` and token are reached through SSH, or `address`
-    ("127.0.0.1:9090") is a port of this computer that leads there, and `token_file` has the token. Raises UserError,
-    DeviceError.
+    ("127.0.0.1:9090") is a port of this computer that leads there, and `token_file` has the token, or `tracker` is the
+    address of one that knows boards of the kind `key`. What a tracker has `listed` has to prove that it knows the
+    token. Raises UserError, DeviceError.
     """
+    if tracker is not None:
+        free = trackers.request(trackers.parse_address(tracker), trackers.check_key(key))
+        address, listed = f"{LOOPBACK[0]}:{free}", True
     if address is not None:
         local = parse_address(address)
         if token_file is None:
-            raise UserError("--host needs --token-file, a copy of the file that `tvmflow serve` names.")
-        yield Place(name=address, port=local, token=read_token(token_file))
+            raise UserError("--host and --tracker need --token-file, a copy of the file that `tvmflow serve` names.")
+        place = Place(name=address, port=local, token=read_token(token_file))
+        if listed:
+            check_proof(place)
+        yield place
         return
     if ssh is None:
         raise UserError("Say where the board is: --ssh user@host, or --host 127.0.0.1:PORT.")
@@ -146,16 +159,35 @@ def parse_address(text: str) -> int:
 
 def check_health(place: Place) -> None:
     """Raises DeviceError unless a server of tvmflow answers."""
+    if health(place)["busy"]:
+        log.info(f"{place.name} is busy with another session; waiting for it")
+
+
+def check_proof(place: Place) -> None:
+    """Raises DeviceError unless what answers there knows the token, which it isn't told."""
+    nonce = secrets.token_hex(16)
+    if not hmac.compare_digest(str(_get(place, f"proof/{nonce}").get("proof")), prove(place.token, nonce, place.port)):
+        raise DeviceError(f"What answers at {place.name} doesn't know the token; nothing was sent to it.", "auth")
+
+
+def health(place: Place) -> dict[str, Any]:
+    """What a server says of itself. Raises DeviceError unless it is one of tvmflow's and well."""
+    said = _get(place, "health")
+    if said.get("status") != "ok" or said.get("busy") not in (True, False):
+        raise DeviceError(f"What answers on {place.name} is no `tvmflow serve`.", "unreachable")
+    return said
+
+
+def _get(place: Place, path: str) -> dict[str, Any]:
     try:
-        with urllib.request.urlopen(f"http://{LOOPBACK[0]}:{place.port}/health", timeout=HEALTH_SECONDS) as answer:
-            health = json.loads(answer.read(4096))
-            if health["status"] != "ok":
-                raise ValueError(health["status"])
-    except (OSError, ValueError, KeyError, TypeError, urllib.error.URLError) as error:
+        with urllib.request.urlopen(f"http://{LOOPBACK[0]}:{place.port}/{path}", timeout=HEALTH_SECONDS) as answer:
+            said = json.loads(answer.read(4096))
+            if not isinstance(said, dict):
+                raise ValueError("it says something else")
+            return said
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise DeviceError(f"No `tvmflow serve` answers on {place.name}: {reason}.", "unreachable") from error
-    if health["busy"]:
-        log.info(f"{place.name} is busy with another session; waiting for it")
 
 
 def _call(place: Place, job: dict[str, Any], seconds: float) -> dict[str, Any]:

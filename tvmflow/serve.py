@@ -28,8 +28,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tvmflow import __version__
+from tvmflow import tracker as trackers
 from tvmflow.spec import UserError
 from tvmflow.toolchain import python_environment
 
@@ -41,7 +43,10 @@ SUCCESS, DENIED = MAGIC, MAGIC + 2
 """TVM's protocol (tvm/rpc/base.py): the magic number, the length of a key and the key; the answer is one of these."""
 
 LONGEST_KEY = 256
+LONGEST_REQUEST = 4096
 HANDSHAKE_SECONDS = 5.0
+FAREWELL_SECONDS = 10.0
+"""How long a session may go on once its client has left."""
 MOST_PEERS = 16
 """Connections that are saying who they are or waiting for their turn; more are closed at once."""
 
@@ -129,7 +134,7 @@ class Server:
             until = time.monotonic() + HANDSHAKE_SECONDS
             start = _receive(connection, 4, until)
             if start == b"GET ":
-                self._tell_health(connection)
+                self._answer(connection, _receive_request(connection, until))
                 return
             if struct.unpack("<i", start)[0] != MAGIC or not self._is_known(connection, until):
                 self.counts["denied"] += 1
@@ -151,8 +156,21 @@ class Server:
         key = _receive(connection, length, until).split()
         return bool(key) and hmac.compare_digest(key[0], f"client:{self.token}".encode())
 
-    def _tell_health(self, connection: socket.socket) -> None:
-        content = {"status": "ok", "busy": self.busy.locked(), "tvmflow": __version__, **self.counts}
+    def _answer(self, connection: socket.socket, path: str) -> None:
+        """To whoever asks: how the server is, or that it knows the token (`prove`)."""
+        if path.startswith("/proof/"):
+            self._tell(connection, {"proof": prove(self.token, path.removeprefix("/proof/"), self.port)})
+            return
+        content = {
+            "status": "ok",
+            "busy": self.busy.locked(),
+            "tvmflow": __version__,
+            "session_seconds": self.limits.seconds,
+            **self.counts,
+        }
+        self._tell(connection, content)
+
+    def _tell(self, connection: socket.socket, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()
         head = f"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
@@ -167,7 +185,7 @@ class Server:
             name = b"server:tvmflow"
             session.hand_over(connection)
             connection.sendall(struct.pack("<ii", SUCCESS, len(name)) + name)
-            outcome = session.wait(self.limits.seconds, self.stopped)
+            outcome = session.wait(self.limits.seconds, self.stopped, connection)
         except OSError as error:
             outcome = str(error)
         finally:
@@ -198,12 +216,17 @@ class _Session:
     def hand_over(self, connection: socket.socket) -> None:
         socket.send_fds(self.control, [b"."], [connection.fileno()])
 
-    def wait(self, seconds: float, stopped: threading.Event) -> str:
+    def wait(self, seconds: float, stopped: threading.Event, connection: socket.socket) -> str:
         """ "" when the session has ended well, else what happened to it."""
         until = time.monotonic() + seconds
+        left = 0.0
         while (code := self.process.poll()) is None:
             if stopped.wait(0.05):
                 return "the server was stopped"
+            if not left and _has_left(connection):
+                left = time.monotonic()
+            if left and time.monotonic() > left + FAREWELL_SECONDS:  # what it runs doesn't notice
+                return "its client has left"
             if time.monotonic() > until:
                 return f"it took longer than {seconds:g} s"
         if code < 0:
@@ -240,6 +263,21 @@ def _receive(connection: socket.socket, count: int, until: float) -> bytes:
     return content
 
 
+def _receive_request(connection: socket.socket, until: float) -> str:
+    """The path of an HTTP request whose "GET " was read. Raises OSError, ValueError."""
+    content = b""
+    while not content.endswith(b"\r\n\r\n"):
+        if len(content) > LONGEST_REQUEST:
+            raise ValueError("the request is too long")
+        content += _receive(connection, 1, until)
+    return (content.split() or [b""])[0].decode("ascii")
+
+
+def prove(token: str, nonce: str, port: int) -> str:
+    """What only who knows the token can say of a nonce. The port is in it: nobody at another one can pass it on."""
+    return hmac.new(token.encode(), f"{nonce} {port}".encode(), "sha256").hexdigest()
+
+
 def _has_left(connection: socket.socket) -> bool:
     try:
         return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
@@ -249,9 +287,17 @@ def _has_left(connection: socket.socket) -> bool:
         return True
 
 
-def serve(token_file: Path, *, port: int = PORT, limits: Limits = Limits()) -> None:
-    """Serve until interrupted or terminated. Raises UserError."""
+def serve(
+    token_file: Path, *, port: int = PORT, limits: Limits = Limits(), tracker: str | None = None, key: str = ""
+) -> None:
+    """Serve until interrupted or terminated, listed by `tracker` as a `key` if there is one. Raises UserError."""
+    registered = tracker is not None and (trackers.parse_address(tracker), trackers.check_key(key))
     server = Server(read_token(token_file, make=True), port=port, limits=limits)
     log.info(f"Serving on 127.0.0.1:{server.port}, token in {token_file}")
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
-    server.run()
+    registration = registered and trackers.Registration(*registered, server.port, server.busy.locked)
+    try:
+        server.run()
+    finally:
+        if registration:
+            registration.close()

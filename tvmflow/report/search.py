@@ -7,6 +7,7 @@ from dataclasses import asdict
 from itertools import accumulate
 from typing import Any
 
+from tvmflow.spec import UserError
 from tvmflow.tune.store import Entry, Store, latency_ms
 
 Search = dict[str, Any]
@@ -17,8 +18,13 @@ HEADROOM = 1.5
 
 
 def search_of(store: Store) -> Search:
-    """A store's content in the form of `search` in docs/report.schema.json. Latencies are measured, in ms."""
+    """A store's content in the form of `search` in docs/report.schema.json. Latencies are measured, in ms.
+
+    Raises UserError for those of an emulated board.
+    """
     identity = store.identity
+    if identity.emulated:
+        raise UserError(f"The records in {store.folder} are of an emulated board, whose times say nothing.")
     return {
         "board": identity.board,
         "cpu": identity.cpu,

@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Collection, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,16 @@ from typing import Any
 from tvmflow import interrupt
 from tvmflow.report.render import text_table
 from tvmflow.spec import Target, UserError
-from tvmflow.tune import measure, progress
+from tvmflow.tune import measure, progress, remote
 from tvmflow.tune.apply import default_work_dir, shipped_folders
 from tvmflow.tune.builders import Builders, ClusterPool, LocalPool, Pool
-from tvmflow.tune.session import Options, Session, State
+from tvmflow.tune.session import Options, Session, State, failure_text
 from tvmflow.tune.store import Identity, Store
 from tvmflow.tune.transfer import Lesson, find_lessons
 
 log = logging.getLogger("tvmflow.tune")
 
+EMULATED_NOTE = "the board is emulated, so that its times say nothing: none are shown, and no build uses these records."
 BUSY = 0.5
 """Load for each core from which something else is running."""
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -40,6 +41,7 @@ class Plan:
     shapes: Sequence[Any]
     options: Options
     runner: str
+    boards: Sequence[remote.Where]
     builders: str | None
     transfer: bool
     work_dir: Path
@@ -67,11 +69,12 @@ def prepare(
     min_gain: float,
     builders: str | None,
     transfer: bool,
+    boards: Sequence[remote.Where] = (),
 ) -> Plan:
     """Check what can be checked before anything takes time. Raises UserError, MissingDependencyError."""
     started = time.perf_counter()
     options = Options(trials=trials, budget_s=parse_duration(time_budget), seed=seed, min_gain=min_gain)
-    chosen, reason = measure.choose_runner(runner, target)
+    chosen, reason = measure.choose_runner(runner, target, [where.name for where in boards])
     log.info(f"Tuning {model} for {target.name} with the {chosen} runner: {reason}")
     load = os.getloadavg()[0]
     if chosen == "local" and load > BUSY * target.cpu.cores:
@@ -82,6 +85,7 @@ def prepare(
         shapes=shapes,
         options=options,
         runner=chosen,
+        boards=boards,
         builders=builders,
         transfer=transfer,
         work_dir=work_dir or default_work_dir(),
@@ -105,16 +109,17 @@ def list_tasks(target: Target, model: str, shapes: Sequence[Any]) -> tuple[str, 
 def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
     """Search, and say what came of it. KeyboardInterrupt passes after a word on how to go on."""
     from tvmflow.frontend import import_model
-    from tvmflow.tune.tasks import extract, identity, select
+    from tvmflow.tune.tasks import extract, select
 
-    whose = identity(plan.target)
     with (
-        Store(plan.work_dir / whose.folder, whose, writable=True) as store,
         interrupt.deferred(),
+        remote.boards(plan.boards, plan.target, check=interrupt.check) as boards,
+        Store(*_whose(plan, boards), writable=True) as store,
         # their processes import what they need while this one imports the network
-        closing(Builders(_pool(plan, whose), check=interrupt.check)) as builders,
-        closing(measure.LocalMeasurer(plan.target, builders, check=interrupt.check)) as measurer,
+        closing(Builders(_pool(plan, store.identity), check=interrupt.check)) as builders,
+        closing(_measurer(plan, boards, builders)) as measurer,
     ):
+        whose = store.identity
         try:
             if store.quarantined:
                 log.info(f"{store.quarantined} unusable lines were set aside in {store.folder / 'quarantine.jsonl'}")
@@ -122,7 +127,7 @@ def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
             spent = store.spent(task.key for task in tasks)
             if spent:
                 log.info(f"Going on after {spent} trials of earlier runs in {store.folder}")
-            with progress.watching() as watch:
+            with progress.watching() if not whose.emulated else nullcontext(_count_trials) as watch:
                 session = Session(
                     tasks,
                     plan.target,
@@ -139,8 +144,33 @@ def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
             kept = sum(entry["kind"] == "trial" for entry in store.entries)
             log.info(f"Stopped; {kept} trials are kept. To go on: {shlex.join(['tvmflow', *sys.argv[1:]])}")
             raise
+        if whose.emulated:
+            return f"{_trials(state)}\n{store.folder}: {EMULATED_NOTE}", summary(state, store)
         text = f"{progress.final_text(state)}\n{store.folder}: `tvmflow build` uses these records{_hint(plan)}."
         return text, summary(state, store)
+
+
+def _whose(plan: Plan, boards: Sequence[remote.Board]) -> tuple[Path, Identity]:
+    """Where the records go, and whose they are."""
+    from tvmflow.tune.tasks import identity
+
+    whose = remote.marked(identity(plan.target), boards)
+    return plan.work_dir / whose.folder, whose
+
+
+def _measurer(plan: Plan, boards: Sequence[remote.Board], builders: Builders) -> measure.Measurer:
+    if plan.runner == "rpc":
+        return remote.RemoteMeasurer(boards, builders, check=interrupt.check)
+    return measure.LocalMeasurer(plan.target, builders, check=interrupt.check)
+
+
+def _count_trials(state: State) -> None:
+    log.info(_trials(state))
+
+
+def _trials(state: State) -> str:
+    failed = failure_text(state.failures)
+    return f"{state.spent}/{state.options.trials} trials ({state.tried} in this run), failed: {failed}"
 
 
 def _pool(plan: Plan, whose: Identity) -> Pool:
@@ -167,7 +197,8 @@ def _hint(plan: Plan) -> str:
 
 def summary(state: State, store: Store) -> dict[str, Any]:
     """A search as data."""
-    before, after = state.compared_ms
+    hidden = store.identity.emulated
+    before, after = (None, None) if hidden else state.compared_ms
     return {
         "folder": str(store.folder),
         "reason": state.reason,
@@ -176,7 +207,7 @@ def summary(state: State, store: Store) -> dict[str, Any]:
         "failures": dict(state.failures),
         "quarantined_lines": store.quarantined,
         "seconds": dict(state.seconds),
-        "basis": "measured",
+        "basis": "emulated" if hidden else "measured",
         "untuned_ms": before,
         "tuned_ms": after,
         "tasks": [
@@ -186,8 +217,8 @@ def summary(state: State, store: Store) -> dict[str, Any]:
                 "calls": row.task.calls,
                 "trials": row.trials,
                 "failed": row.failed,
-                "untuned_ms": row.default_ms,
-                "best_ms": row.best_ms,
+                "untuned_ms": None if hidden else row.default_ms,
+                "best_ms": None if hidden else row.best_ms,
                 "best": row.best,
                 "winner": best.candidate if (best := store.best(row.task.key)) else None,
             }

@@ -35,9 +35,8 @@ def show(folder: Path) -> tuple[str, Any]:
         for key, best in bests.items():
             trials = store.trials(key)
             failed = sum(trial["outcome"] != "ok" for trial in trials.values())
-            figures = (
-                [f"{1e3 * best.ms:.3g} µs", best.candidate + ("" if best.compared else " *")] if best else ["", ""]
-            )
+            shown = f"{1e3 * best.ms:.3g} µs" if best and not store.identity.emulated else ""
+            figures = [shown, best.candidate + ("" if best.compared else " *")] if best else ["", ""]
             rows.append([store.tasks[key]["name"], len(trials), failed, *figures])
         identity = store.identity
         texts.append(
@@ -60,8 +59,8 @@ def show(folder: Path) -> tuple[str, Any]:
                         "name": store.tasks[key]["name"],
                         "trials": len(store.trials(key)),
                         "best": best.candidate if best else None,
-                        "best_ms": best.ms if best else None,
-                        "default_ms": best.default_ms if best else None,
+                        "best_ms": best.ms if best and not identity.emulated else None,
+                        "default_ms": best.default_ms if best and not identity.emulated else None,
                     }
                     for key, best in bests.items()
                 ],

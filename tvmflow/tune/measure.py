@@ -117,27 +117,34 @@ class LocalMeasurer:
 RUNNERS = ("auto", "local", "rpc", "modelled")
 
 
-def choose_runner(choice: str, target: Target) -> tuple[str, str]:
-    """The runner for a board and the reason for it. Raises MissingDependencyError, UserError."""
+def choose_runner(choice: str, target: Target, boards: Sequence[str] = ()) -> tuple[str, str]:
+    """The runner for a board and the reason for it; `boards` are those that were named.
+
+    Raises MissingDependencyError, UserError.
+    """
     from tvmflow.targets import TARGETS
 
     if choice not in RUNNERS:
         raise UserError(f"There is no runner {choice!r}; the runners are {', '.join(RUNNERS)}.")
+    if boards and choice in ("auto", "rpc"):
+        return "rpc", f"it is timed on {', '.join(boards)}"
+    if boards:
+        raise UserError(f"--runner {choice} needs no board over the network; leave out --ssh and --host.")
+    if choice == "rpc":
+        raise UserError("--runner rpc needs a board: --ssh user@host, or --host 127.0.0.1:PORT with --token-file.")
     native = target.kind == "llvm" and target.elf == TARGETS["host"].elf
     if choice in ("auto", "local") and native:
         return "local", f"{target.name} is this computer"
     if choice == "local":
         raise MissingDependencyError(
             f"--runner local times on this computer, and {target.name} is another ({target.cpu.model}); "
-            f"run `tvmflow tune --target llvm` on the board itself."
+            "say which board to time on: --ssh user@host, where `tvmflow serve` runs."
         )
     if choice == "auto":
         raise MissingDependencyError(
-            f"{target.name} ({target.cpu.model}) isn't this computer, and this version of tvmflow can't reach a board "
-            "over the network yet; run `tvmflow tune --target llvm` on the board itself."
+            f"{target.name} ({target.cpu.model}) isn't this computer; say which board to time on: --ssh user@host, "
+            "where `tvmflow serve` runs."
         )
-    missing = {
-        "rpc": "a connection to the board over the network",
-        "modelled": f"a model of the latency of {target.name}",
-    }[choice]
-    raise MissingDependencyError(f"--runner {choice} needs {missing}, which this version of tvmflow doesn't have yet.")
+    raise MissingDependencyError(
+        f"--runner {choice} needs a model of {target.name}'s latency, which this version of tvmflow doesn't have yet."
+    )

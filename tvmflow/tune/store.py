@@ -60,6 +60,10 @@ FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
 """The kinds of lines in a ledger and what each has at least."""
 
 
+EMULATED = ", emulated by "
+"""What the CPU of an identity has in it if the times are an emulator's, which say nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Identity:
     """Whose records: the board, its CPU, the dict of its tvm Target, the versions of TVM and of the rule set."""
@@ -75,6 +79,10 @@ class Identity:
         """The name of its folder in a work dir."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
         return f"{self.board}-tvm{self.tvm}-{digest[:8]}"
+
+    @property
+    def emulated(self) -> bool:
+        return EMULATED in self.cpu
 
     def differences(self, other: Identity) -> list[str]:
         """The fields in which they differ, with both values."""

@@ -68,9 +68,14 @@ def _nearest_first(folders: Sequence[Path], wanted: Identity) -> list[Store]:
 
 
 def distance(identity: Identity, wanted: Identity) -> int | None:
-    """0 for the same identity, then the same board, then the same architecture; None if there is nothing to learn."""
+    """0 for the same identity, then the same board, then the same architecture; None if there is nothing to learn.
+
+    From an emulated board there isn't.
+    """
     if identity == wanted:
         return 0
+    if identity.emulated:
+        return None
     if (identity.board, identity.cpu) == (wanted.board, wanted.cpu):
         return 1
     return 2 if _architecture(identity) == _architecture(wanted) else None

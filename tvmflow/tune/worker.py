@@ -1,4 +1,4 @@
-"""The processes of a search: `python -m tvmflow.tune.worker build|run SETTINGS`, jobs as JSON lines in, answers out.
+"""The processes of a search: `python -m tvmflow.tune.worker KIND SETTINGS`, jobs as JSON lines in, answers out.
 
 They import what they need once and live as long as the search. A builder compiles a kernel into a library; a runner
 loads one, checks what it computes and times it. Whatever a candidate does to its process, the search goes on.
@@ -65,11 +65,11 @@ class Runner:
         if job["reference"] != self.reference[0]:
             self.reference = (job["reference"], *self._reference(job))
         _, before, after = self.reference
-        libraries = [tvm.runtime.load_module(path) for path in job["libraries"]]
+        libraries = [self.load(path) for path in job["libraries"]]
         for library in libraries:
             tensors = [
                 # an element that isn't written stays what no kernel computes
-                tvm.runtime.tensor(given if given is wanted else np.full_like(given, _stale(given.dtype)))
+                tvm.runtime.tensor(given if given is wanted else np.full_like(given, _stale(given.dtype)), self.cpu)
                 for given, wanted in zip(before, after, strict=True)
             ]
             library["main"](*tensors)
@@ -77,6 +77,9 @@ class Runner:
                 if not within_tolerance(wanted, tensor.numpy()):
                     return {"outcome": "wrong", "message": "it computes something else than the unscheduled kernel"}
         return {"outcome": "ok", "ms": self._time(libraries, tensors, job)}
+
+    def load(self, path: str) -> Any:
+        return tvm.runtime.load_module(path)
 
     def _time(self, libraries: list[Any], tensors: list[Any], job: dict[str, Any]) -> list[list[float]]:
         """Times of each library in ms: in turns, so that a machine that changes its pace changes it for all."""
@@ -101,13 +104,61 @@ class Runner:
         """Every buffer before and after the reference has run; inputs are the same arrays in both."""
         generator = np.random.default_rng(0)
         before = [_noise(generator, shape, dtype) for dtype, shape in job["arguments"]]
-        tensors = [tvm.runtime.tensor(array) for array in before]
-        tvm.runtime.load_module(job["reference"])["main"](*tensors)
+        tensors = [tvm.runtime.tensor(array, self.cpu) for array in before]
+        self.load(job["reference"])["main"](*tensors)
         after = [tensor.numpy() for tensor in tensors]
         return before, [
             given if np.array_equal(given, left, equal_nan=given.dtype.kind == "f") else left
             for given, left in zip(before, after, strict=True)
         ]
+
+
+class RemoteRunner(Runner):
+    """The same on a board, in sessions of its `tvmflow serve`, of which {"connect": {"port", "token"}} begins one.
+
+    A job whose session has ended is answered with "ended", unless this process goes down with it.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        self.threads = settings["threads"]
+        self.session: Any = None
+        self.sent: set[str] = set()
+
+    def __call__(self, job: dict[str, Any]) -> Answer:
+        if "connect" in job:
+            return self._connect(**job["connect"])
+        try:
+            return super().__call__(job)
+        except Exception as error:
+            try:
+                self.session.get_function("tvmflow.facts")
+            except Exception:
+                return {"outcome": "ended", "message": f"it ended its session on the board: {_last_line(error)}"}
+            raise
+
+    def _connect(self, port: int, token: str) -> Answer:
+        from tvm import rpc
+
+        from tvmflow.deploy import parse_facts
+
+        self.session = rpc.connect("127.0.0.1", port, key=token)
+        facts = parse_facts(self.session.get_function("tvmflow.facts")())
+        self.session.get_function("runtime.config_threadpool")(1, min(self.threads, int(facts.get("cores", 1))))
+        self.cpu = self.session.cpu(0)
+        return {"outcome": "ok", "facts": facts}
+
+    def load(self, path: str) -> Any:
+        name = os.path.basename(path)
+        if name not in self.sent:  # a library that is loaded would change under the board's feet
+            self.session.upload(path, target=name)
+            self.sent.add(name)
+        return self.session.load_module(name)
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1]}"[:500]
 
 
 def _milliseconds(evaluator: Any, tensors: list[Any]) -> float:
@@ -138,7 +189,7 @@ def _die_with_parent(parent: int) -> None:
         sys.exit()
 
 
-KINDS: dict[str, Any] = {"build": Builder, "run": Runner}
+KINDS: dict[str, Any] = {"build": Builder, "run": Runner, "remote": RemoteRunner}
 
 
 def main() -> None:
@@ -154,8 +205,7 @@ def main() -> None:
         try:
             answer = serve(json.loads(line))
         except Exception as error:
-            lines = str(error).strip().splitlines() or [""]
-            answer = {"outcome": "failed", "message": f"{type(error).__name__}: {lines[-1]}"[:500]}
+            answer = {"outcome": "failed", "message": _last_line(error)}
         answer["seconds"] = time.perf_counter() - started
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
