@@ -21,10 +21,13 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.convert import convert
 from benchmarks.runners import TOLERANCE, error_of
+
+if TYPE_CHECKING:
+    from tvmflow.spec import Target
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "arm_instructions.json"
@@ -51,7 +54,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=["dilated-net"], help="networks of the registry")
     parser.add_argument("--board", default="raspberry-pi-4b")
-    parser.add_argument("--libraries", nargs="+", default=list(WHEELS), choices=WHEELS, help="beside tvmflow")
+    parser.add_argument("--dtype", default="float32", help="what tvmflow computes in")
+    parser.add_argument("--libraries", nargs="*", default=list(WHEELS), choices=WHEELS, help="beside tvmflow")
     parser.add_argument("--qemu", default="qemu-aarch64", help="an emulator that takes -plugin")
     parser.add_argument("--root", type=Path, help="a 64-bit ARM system with Python")
     parser.add_argument("--litert-python", default=sys.executable, help="Python of an environment with litert-torch")
@@ -71,6 +75,7 @@ def main() -> None:
         "unit": "instructions per inference",
         "threads": 1,
         "board": options.board,
+        "dtype": options.dtype,
         "environment": environment({OURS: version("tvmflow"), "tvm": version("apache-tvm"), **versions}),
         "qemu": subprocess.run([options.qemu, "--version"], capture_output=True, text=True, check=True).stdout.split(
             "\n"
@@ -119,7 +124,7 @@ class Emulation:
 
 def prepare(scratch: Path, options: argparse.Namespace) -> Emulation:
     """Compile the plugin, and put together what the emulated programs see."""
-    from tvmflow.targets import TARGETS
+    from tvmflow import emulate
 
     plugin = ["-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", str(scratch / "count_instructions.so")]
     run(os.environ.get("CC", "cc"), *plugin, str(HERE / "count_instructions.c"))
@@ -149,8 +154,15 @@ def prepare(scratch: Path, options: argparse.Namespace) -> Emulation:
         *packages,
     )
     libraries = f"LD_LIBRARY_PATH={root / 'usr' / 'lib' / 'aarch64-linux-gnu'}"
-    cpu = TARGETS[options.board].tvm["mcpu"]
-    command = (options.qemu, "-cpu", cpu, "-L", str(prefix), "-E", libraries)
+    command = (
+        options.qemu,
+        "-cpu",
+        emulate.cpu_model(options.qemu, board_of(options)),
+        "-L",
+        str(prefix),
+        "-E",
+        libraries,
+    )
     return Emulation(command=command, scratch=scratch, prefix=prefix, wheels=scratch / "wheels")
 
 
@@ -166,12 +178,13 @@ def run(*command: str) -> str:
 def count_network(model: str, emulation: Emulation, options: argparse.Namespace) -> dict[str, Any]:
     """Instructions of one inference by each library, and the two estimates that this is the mean of."""
     from tvmflow.frontend import import_model
+    from tvmflow.verify import tolerance
 
     program = import_model(model)
     with tempfile.TemporaryDirectory(dir=emulation.scratch) as name:
         folder = Path(name)
         absent = convert(program, folder, options.litert_python)
-        macs = build_ours(program, folder, options.board)
+        macs = build_ours(program, folder, board_of(options))
         counts = {}
         for library in (OURS, *(library for library in options.libraries if library not in absent)):
             found = [
@@ -182,7 +195,7 @@ def count_network(model: str, emulation: Emulation, options: argparse.Namespace)
             ]
             few, some, many = (count for count, _ in found)
             error = max(error for _, error in found)
-            if error > TOLERANCE:
+            if error > (tolerance("float32", options.dtype) if library == OURS else TOLERANCE):
                 absent[library] = f"its answer is wrong by {error:.2g}"
                 continue
             halves = [(some - few) / 2, (many - some) / 2]
@@ -194,15 +207,20 @@ def count_network(model: str, emulation: Emulation, options: argparse.Namespace)
     return {"model": model, "multiply_adds": macs, "counts": counts, "absent": wanted}
 
 
-def build_ours(program: Any, folder: Path, board: str) -> int:
+def board_of(options: argparse.Namespace) -> Target:
+    from tvmflow import targets
+
+    return targets.compute_in(targets.find(None, options.board), options.dtype)
+
+
+def build_ours(program: Any, folder: Path, board: Target) -> int:
     """The bundle with its runner, and the program that counts run. Returns the network's multiply-adds."""
     from tvmflow import device, toolchain
     from tvmflow.build import build
-    from tvmflow.targets import TARGETS
 
-    bundle = build(program, TARGETS[board], folder / "bundle", runner=True)
+    bundle = build(program, board, folder / "bundle", runner=True)
     runner = folder / "bundle" / device.FOLDER
-    linker = toolchain.select_linker(TARGETS[board], "auto")
+    linker = toolchain.select_linker(board, "auto")
     options = ("-std=gnu11", "-O2", f"-I{device.HERE}", "-Wl,--allow-shlib-undefined", f"-Wl,-rpath,{runner}")
     toolchain.link(linker, folder / "run_bundle", [HERE / "run_bundle.c", runner / "libtvmflow.so"], options)
     return sum(layer.macs for layer in bundle.layers)
@@ -234,10 +252,10 @@ def markdown(document: dict[str, Any]) -> str:
         "# Instructions of one inference on 64-bit ARM",
         "",
         "*Emulated instruction counts, not latencies*: what a core makes of them depends on its pipelines and caches, "
-        f"of which the emulator knows nothing. {document['board']}, one thread, batch 1, float32, {document['qemu']} "
-        "with a counting plugin; the mean of two differences between runs of more and of fewer inferences, so that "
-        "starting cancels out. The others are called from Python, which is a part of their count. Made by "
-        f"`python -m benchmarks.arm_instructions` on {around['date'][:10]}.",
+        f"of which the emulator knows nothing. {document['board']}, one thread, batch 1, {document['dtype']}, "
+        f"{document['qemu']} with a counting plugin; the mean of two differences between runs of more and of fewer "
+        "inferences, so that starting cancels out. The others are called from Python, which is a part of their count. "
+        f"Made by `python -m benchmarks.arm_instructions` on {around['date'][:10]}.",
         "",
         "| network | library | version | million instructions | the two differences | ÷ tvmflow | per multiply-add |",
         "|---" * 7 + "|",

@@ -35,8 +35,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=["dilated-net"], help="networks of the registry")
     parser.add_argument("--libraries", nargs="+", default=list(RUNNERS), choices=RUNNERS, help="beside tvmflow")
-    parser.add_argument("--rounds", type=int, default=7, help="how often each takes its turn")
-    parser.add_argument("--seconds", type=float, default=0.7, help="timed seconds of a turn")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each takes its turn")
+    parser.add_argument("--seconds", type=float, default=0.6, help="timed seconds of a turn")
     parser.add_argument(
         "--litert-python", default=sys.executable, help="interpreter of an environment with litert-torch"
     )
@@ -86,6 +86,8 @@ def measure(model: str, limits: dict[str, float], libraries: list[str], options:
     return {
         "model": model,
         "environment": environment(versions),
+        "rounds": options.rounds,
+        "seconds": options.seconds,
         "load_after": round(os.getloadavg()[0], 2),
         "limits": limits,
         "absent": {library: absent[library] for library in libraries if library in absent},
@@ -195,7 +197,8 @@ def markdown(document: dict[str, Any], stem: str) -> str:
             "",
             f"## {network['model']}",
             "",
-            f"{around['cpu']}, {around['cores']} cores, {around['date']}, load after it {network['load_after']}.",
+            f"{around['cpu']}, {around['cores']} cores, {around['date']}; {network['rounds']} rounds of "
+            f"{network['seconds']} s, load after them {network['load_after']}.",
             "",
             "| library | version | " + " | ".join(f"{count} thr., ms | ×" for count in threads) + " |",
             "|---" * (2 + 2 * len(threads)) + "|",

@@ -102,12 +102,15 @@ AVX512 = Vectors(lanes=16, tiles=((6, 4), (12, 2), (8, 2), (4, 4), (12, 1), (8, 
 AVX = Vectors(lanes=8, tiles=((6, 2), (5, 2), (4, 2), (4, 3), (8, 1)), unroll=4)
 SSE = replace(AVX, lanes=4)
 NEON = replace(AVX512, lanes=4)
+NEON_FLOAT16 = replace(NEON, lanes=8)
 NEON_32BIT = Vectors(lanes=4, tiles=((5, 2), (4, 2), (3, 3), (6, 1)), unroll=1)
 
 
 def vectors_of(target: Target) -> Vectors:
     """The vector registers of a board's CPU."""
     if target.elf != MACHINE_X64:
+        if target.arithmetic == "float16":  # written as float32, of which a register holds half as many
+            return NEON_FLOAT16
         return NEON if target.elf[0] == 64 else NEON_32BIT
     # llvm_get_vector_width says 512 bits of every x86 processor
     described = tvm.target.Target(tvm_target_dict(target))

@@ -20,6 +20,7 @@ Intel Xeon (AVX-512, 2 virtual cores), TVM 0.27.0, 2026-11-23.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -47,24 +48,35 @@ if TYPE_CHECKING:
 CACHE_LINE = 64
 TO_L2 = 2  # llvm.prefetch's locality: everywhere but in L1, which the tile itself needs
 FEWEST_PIXELS = 4
+MOST_UNROLLED = 16
+WEIGHTS, PIXELS = "weights", "pixels"
 
 
-def pointwise_blocked(func: tirx.PrimFunc, target: Target, tile: int | None = None) -> Schedule | None:
-    """`tile` is the number of pixels, by default the one that should need the fewest instructions."""
+Tile = tuple[int, int, str]
+"""Pixels, steps over the input channels that are unrolled, and which operand the outer loop walks."""
+
+
+def pointwise_blocked(func: tirx.PrimFunc, target: Target, tile: Tile | None = None) -> Schedule | None:
+    """By default the pixels that should need the fewest instructions, and the larger operand outside."""
     conv, registers = _read(func), vectors_of(target)
     if conv is None:
         return None
     lanes = math.gcd(registers.lanes, conv.out_block)
     if lanes < 4 or conv.weight_block // lanes > most_vectors(registers):
         return None
-    rows = tile or min(_tiles(conv, registers), key=lambda rows: _cost(conv, rows, lanes))
-    return Schedule(_loops(conv, rows, lanes, registers.unroll, worth_threads(conv.macs, target)))
+    if tile is None:
+        rows = min(_pixels(conv, registers), key=lambda rows: _cost(conv, rows, lanes))
+        unroll = max(steps for steps in _unrolls(conv) if steps <= registers.unroll)
+        tile = rows, unroll, WEIGHTS if conv.channels >= math.prod(conv.size) else PIXELS
+    return Schedule(_loops(conv, tile, lanes, worth_threads(conv.macs, target)))
 
 
-def tiles(func: tirx.PrimFunc, target: Target) -> list[int]:
+def tiles(func: tirx.PrimFunc, target: Target) -> list[Tile]:
     """What `tile` may be for this kernel."""
     conv = _read(func)
-    return [] if conv is None else _tiles(conv, vectors_of(target))
+    if conv is None:
+        return []
+    return list(itertools.product(_pixels(conv, vectors_of(target)), _unrolls(conv), (WEIGHTS, PIXELS)))
 
 
 def fits(conv: Convolution) -> bool:
@@ -87,11 +99,15 @@ def _read(func: tirx.PrimFunc) -> Convolution | None:
     return found[0] if found[0].weight_block % found[0].out_block == 0 else None
 
 
-def _tiles(conv: Convolution, registers: Vectors) -> list[int]:
+def _pixels(conv: Convolution, registers: Vectors) -> list[int]:
     lanes = math.gcd(registers.lanes, conv.out_block)
     vectors = conv.weight_block // lanes
     most = min(most_pixels(registers, vectors), math.prod(conv.size))
     return list(range(most, max(1, most // 2), -1))
+
+
+def _unrolls(conv: Convolution) -> list[int]:
+    return [steps for steps in range(1, MOST_UNROLLED + 1) if conv.in_channels % steps == 0]
 
 
 def _cost(conv: Convolution, rows: int, lanes: int) -> int:
@@ -100,12 +116,12 @@ def _cost(conv: Convolution, rows: int, lanes: int) -> int:
     return math.ceil(math.prod(conv.size) / rows) * (rows * vectors + rows + vectors)
 
 
-def _loops(conv: Convolution, rows: int, lanes: int, unroll: int, parallel: bool) -> tirx.PrimFunc:
+def _loops(conv: Convolution, tile: Tile, lanes: int, parallel: bool) -> tirx.PrimFunc:
+    rows, unroll, outside = tile
     pixels, width, block = math.prod(conv.size), conv.size[1], conv.weight_block
     vectors = block // lanes
     weight_tiles, (pixel_tiles, pixel_start) = conv.channels // block, starts(pixels, rows)
-    weights_outside = conv.channels >= pixels
-    unroll = next(step for step in range(unroll, 0, -1) if conv.in_channels % step == 0)
+    weights_outside = outside == WEIGHTS
     steps = conv.in_channels // unroll
     # bytes of the next block of weights that are due with each step
     share = 4 * conv.in_channels * block // (conv.batch * pixel_tiles * steps)

@@ -45,6 +45,14 @@ def find(kind: str | None, board: str | None) -> Target:
     return target
 
 
+def compute_in(target: Target, dtype: str) -> Target:
+    """The board, told to compute float32 networks in `dtype`. Raises UserError if its CPU can't do that well."""
+    if dtype not in target.arithmetics:
+        others = ", ".join(board.name for board in TARGETS.values() if dtype in board.arithmetics)
+        raise UserError(f"The {target.cpu.model} of {target.name} has no {dtype} arithmetic; boards that do: {others}.")
+    return replace(target, arithmetic=dtype)
+
+
 def load_toml(path: Path) -> Target:
     """A board of the user's own. It says which known board it `extends` and what differs. Raises UserError.
 

@@ -97,6 +97,7 @@ RASPBERRY_PI_5 = Target(
     datasheet="Raspberry Pi 5 product brief (BCM2712); Arm 100798, Cortex-A76 TRM",
     schedules=RULES,
     identity="Raspberry Pi 5",
+    arithmetics=("float32", "float16"),
 )
 
 ANDROID_ARM64 = replace(

@@ -65,6 +65,8 @@ def test_tables_and_plots(tmp_path):
     network = {
         "model": "dilated-net",
         "environment": around,
+        "rounds": 3,
+        "seconds": 0.1,
         "load_after": 0.5,
         "limits": limits,
         "absent": {"ncnn": "pnnx is not installed"},
@@ -96,7 +98,8 @@ def test_counts_are_said_to_be_no_latencies():
     }
     network = {"model": "dilated-net", "multiply_adds": 4_000_000, "counts": counts, "absent": {"litert": "it is not"}}
     around = {"date": "2026-01-01T00:00", "versions": {"tvmflow": "1", "ncnn": "2"}}
-    text = arm_instructions.markdown({"environment": around, "board": "b", "qemu": "qemu 7", "networks": [network]})
+    document = {"environment": around, "board": "b", "dtype": "float32", "qemu": "qemu 7", "networks": [network]}
+    text = arm_instructions.markdown(document)
     assert "not latencies" in text
     assert "| dilated-net | ncnn | 2 | 3.00 | 2.90 and 3.10 | 1.50 | 0.750 |" in text
     assert "dilated-net: litert was not counted (it is not)." in text

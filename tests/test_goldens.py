@@ -24,6 +24,11 @@ KERNELS: Mapping[str, Kernel] = {
     "depthwise_blocked": in_blocks(
         depthwise((1, 8, 1, 4), taps=(1, 3), dilation=(1, 2), padding=(0, 2, 0, 2), tail="bias+relu")
     ),
+    "conv_blocked": in_blocks(convolution((1, 8, 1, 4), (8, 8, 1, 2), padding=(0, 1, 0, 0), tail="bias+relu")),
+    "concat_blocked": replace(
+        plain("concat", lambda *x: relax.op.concat(x, 1), lambda *x: torch.cat(x, 1), (1, 8, 2, 2), (1, 16, 2, 2)),
+        blocked=(0, 1, 2),
+    ),
     "pointwise_nchw": convolution((1, 4, 2, 8), (8, 4, 1, 1), tail="bias+relu"),
     "depthwise_nchw": depthwise((1, 4, 8, 8), taps=(1, 3), padding=(0, 1, 0, 1)),
     "direct_nchw": convolution((1, 3, 4, 4), (4, 3, 3, 3), padding=(1, 1, 1, 1)),

@@ -16,6 +16,7 @@ from tvmflow.passes.block_channels import block_channels
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fuse_depthwise import fuse_depthwise
 from tvmflow.passes.fuse_operators import fuse_operators
+from tvmflow.passes.narrow_floats import narrow
 from tvmflow.passes.relayout import Blocked, Transposed, relayout
 from tvmflow.passes.rename import rename
 from tvmflow.passes.transpose_dense import transpose_dense
@@ -430,3 +431,34 @@ def test_fuse_depthwise():
     (only,) = fused.layers
     assert (only.kernel, only.modules) == ("first_second", ("first", "second"))
     assert (only.macs, only.bytes) == (144, 416 + 288 - 2 * 128)
+
+
+def test_narrow_floats():
+    """Sums in float16 or in float32; functions always in float32, choices and numbers as what they are mixed with."""
+
+    @T.prim_func(private=True, s_tir=True)
+    def before(x: T.Buffer((6,), "float32"), w: T.Buffer((4,), "float32"), y: T.Buffer((4,), "float32")):
+        total = T.sblock_alloc_buffer((4,), "float32")
+        for i in T.vectorized(4):
+            total[i] = x[i] * w[i] + T.if_then_else(i < 2, x[i + 2], T.float32(0))
+        for i in range(4):
+            y[i] = T.exp(total[i]) + T.float32(2)
+
+    @T.prim_func(private=True, s_tir=True)
+    def sums(x: T.Buffer((6,), "float32"), w: T.Buffer((4,), "float16"), y: T.Buffer((4,), "float16")):
+        total = T.sblock_alloc_buffer((4,), "float16")
+        for i in T.vectorized(4):
+            total[i] = T.Cast("float16", x[i]) * w[i] + T.if_then_else(i < 2, T.Cast("float16", x[i + 2]), T.float16(0))
+        for i in range(4):
+            y[i] = T.Cast("float16", T.exp(T.Cast("float32", total[i]))) + T.float16(2)
+
+    @T.prim_func(private=True, s_tir=True)
+    def storage(x: T.Buffer((6,), "float32"), w: T.Buffer((4,), "float16"), y: T.Buffer((4,), "float16")):
+        total = T.sblock_alloc_buffer((4,), "float32")
+        for i in T.vectorized(4):
+            total[i] = x[i] * T.Cast("float32", w[i]) + T.if_then_else(i < 2, x[i + 2], T.float32(0))
+        for i in range(4):
+            y[i] = T.Cast("float16", T.exp(total[i]) + T.float32(2))
+
+    tvm.ir.assert_structural_equal(narrow(before, (1, 2), sums=True), sums)
+    tvm.ir.assert_structural_equal(narrow(before, (1, 2), sums=False), storage)

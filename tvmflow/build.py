@@ -15,7 +15,7 @@ from typing import Any
 from tvmflow import __version__, bundle, device, interrupt, toolchain
 from tvmflow.spec import Program, Target, UserError, VerificationError
 from tvmflow.tune.store import Best
-from tvmflow.verify import TOLERANCE, failure_sentence, verify_library
+from tvmflow.verify import failure_sentence, tolerance, verify_library
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _make_runner(program: Program, target: Target, linker: toolchain.Linker, fol
         inputs=program.inputs,
         outputs=program.outputs,
         vectors=bundle.vector_names(program),
-        tolerance=max(TOLERANCE[spec.dtype] for spec in program.outputs),
+        tolerance=max(tolerance(spec.dtype, target.arithmetic) for spec in program.outputs),
     )
 
 

@@ -70,7 +70,8 @@ class Bundle:
         """The board as it was when the bundle was built."""
         content = self.manifest["target"]
         elf = (content["elf"]["bits"], content["elf"]["machine"])
-        return Target(**{**content, "elf": elf, "cpu": Cpu(**content["cpu"]), "schedules": tuple(content["schedules"])})
+        lists = {key: tuple(content[key]) for key in ("schedules", "arithmetics") if key in content}
+        return Target(**{**content, **lists, "elf": elf, "cpu": Cpu(**content["cpu"])})
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -212,6 +213,7 @@ def _describe(
             "tvm": toolchain.tvm_target_dict(target),
             "elf": {"bits": target.elf[0], "machine": target.elf[1]},
             "schedules": list(target.schedules),
+            "arithmetics": list(target.arithmetics),
         },
         "versions": dict(versions),
         "inputs": [{**asdict(spec), "shape": list(spec.shape)} for spec in program.inputs],

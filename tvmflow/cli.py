@@ -168,6 +168,10 @@ def build(
     board: Board = None,
     model: ModelName = "dilated-net",
     input_shape: InputShapes = None,
+    dtype: Annotated[
+        Literal["float32", "float16"],
+        typer.Option("--dtype", help="What the network is computed in; float16 on boards whose CPU has it."),
+    ] = "float32",
     linker: Annotated[str, typer.Option("--linker", help="auto, zig, cc or the command of a cross compiler.")] = "auto",
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Run it against PyTorch's outputs.")] = True,
     runner: Annotated[
@@ -193,10 +197,12 @@ def build(
 
     if db is not None and not tuned:
         raise UserError("--db names records to use and --no-tuned says to use none; give one of them.")
-    found = targets.find(target, board)
+    if db is not None and dtype != "float32":
+        raise UserError(f"--db names records of float32 kernels, which --dtype {dtype} has none of; give one of them.")
+    found = targets.compute_in(targets.find(target, board), dtype)
     shapes = [parse_input_shape(text) for text in input_shape or []]
     builder.check(found, out, linker, runner=runner is not None)  # before the import, which takes its time
-    records = apply.find_records(found, db) if tuned else {}
+    records = apply.find_records(found, db) if tuned and dtype == "float32" else {}
     log.info(f"Importing {model}")
     program = import_model(model, shapes)
     built = builder.build(

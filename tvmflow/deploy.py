@@ -29,7 +29,7 @@ from tvmflow.bundle import Bundle
 from tvmflow.measure.local import NOISY_SPREAD
 from tvmflow.report import Report, assemble
 from tvmflow.spec import DeviceError, Measurement, MissingDependencyError, UserError, VerificationError
-from tvmflow.verify import TOLERANCE
+from tvmflow.verify import tolerance
 
 log = logging.getLogger(__name__)
 
@@ -404,7 +404,7 @@ def self_test(bundle: Bundle, connection: Connection, place: str) -> dict[str, A
         "max_abs_error": max(row["max_abs_error"] for row in rows),
         "max_rel_error": max(row["max_rel_error"] for row in rows),
         "argmax_agreement": sum(row.pop("same_argmax") for row in rows) / len(rows),
-        "tolerance": {spec.dtype: TOLERANCE[spec.dtype] for spec in bundle.outputs},
+        "tolerance": {spec.dtype: tolerance(spec.dtype, bundle.target.arithmetic) for spec in bundle.outputs},
         "vectors": rows,
     }
 

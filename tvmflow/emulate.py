@@ -141,7 +141,7 @@ def command(target: Target) -> list[str]:
     """What to put before a program for `target`, to run it here. Raises MissingDependencyError."""
     emulator = _find_emulator(target)
     qemu = _find_qemu(emulator)
-    return [qemu, "-cpu", _cpu(qemu, target), "-L", str(find_root(emulator))]
+    return [qemu, "-cpu", cpu_model(qemu, target), "-L", str(find_root(emulator))]
 
 
 def _describe_bundle(folder: Path, library: Path, inputs: Sequence[np.ndarray], outputs: Sequence[TensorSpec]) -> None:
@@ -198,7 +198,7 @@ def _holds(root: Path, name: str) -> bool:
     return any(next(root.glob(f"{folder}/{name}"), None) for folder in ("lib*", "lib/*", "usr/lib*", "usr/lib/*"))
 
 
-def _cpu(qemu: str, target: Target) -> str:
+def cpu_model(qemu: str, target: Target) -> str:
     """qemu's model of the board's CPU, so that an instruction which that CPU lacks fails, or its fullest model."""
     try:
         known = subprocess.run([qemu, "-cpu", "help"], capture_output=True, text=True, timeout=60, check=False).stdout

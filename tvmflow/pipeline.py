@@ -12,6 +12,7 @@ from tvmflow.passes.fold_scales import fold_scales
 from tvmflow.passes.fuse_depthwise import fuse_depthwise
 from tvmflow.passes.fuse_operators import fuse_operators
 from tvmflow.passes.lower import lower, plan_memory
+from tvmflow.passes.narrow_floats import narrow_floats
 from tvmflow.passes.schedule_kernels import schedule_kernels
 from tvmflow.passes.transpose_dense import transpose_dense
 from tvmflow.spec import Program, Target
@@ -30,6 +31,8 @@ CPU: tuple[Stage, ...] = (
     transpose_dense,
     # loops: each kernel gets the first schedule that fits it
     schedule_kernels,
+    # numbers: float16 where the board is told so
+    narrow_floats,
     # virtual machine: storage is planned, what is left becomes byte code
     plan_memory,
     lower,

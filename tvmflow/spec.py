@@ -108,7 +108,8 @@ class Target:
 
     `elf` is the ELF header's (class in bits, machine as pyelftools names it); `datasheet` cites the figures' source;
     `schedules` names the rules of `tvmflow.schedules.RULES` to try, first match wins. `identity` is how the board's
-    name in its device tree begins, by which it is known when it is measured.
+    name in its device tree begins, by which it is known when it is measured. `arithmetic` is the dtype that float32
+    networks are computed in, one of `arithmetics`, those that its CPU has vector instructions for.
     """
 
     name: str
@@ -122,6 +123,8 @@ class Target:
     datasheet: str
     schedules: tuple[str, ...] = ()
     identity: str = ""
+    arithmetic: str = "float32"
+    arithmetics: tuple[str, ...] = ("float32",)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,22 @@ TOLERANCE: dict[str, float] = {"float64": 1e-6, "float32": 3e-5, "float16": 2e-2
 """Allowed |error|, relative to the largest |value| of the reference output or to 1, whichever is more.
 
 float32 leaves room for another order of summation (some 1e-6 for networks of ten million multiply-adds an output)
-and none for a wrong weight. Integer networks have to match exactly.
+and none for a wrong weight. Integer networks have to match exactly. float16 has eleven bits, and a sum of a thousand
+terms is rounded a thousand times.
 """
+
+
+def tolerance(dtype: str, arithmetic: str = "float32") -> float:
+    """What is allowed of an output of that dtype if float32 networks are computed in `arithmetic`."""
+    return TOLERANCE[arithmetic if dtype == "float32" else dtype]
+
 
 Runner = Callable[[Sequence[tuple[np.ndarray, ...]]], list[tuple[np.ndarray, ...]]]
 
 
-def compare(vectors: Sequence[Vector], results: Sequence[tuple[np.ndarray, ...]]) -> dict[str, Any]:
+def compare(
+    vectors: Sequence[Vector], results: Sequence[tuple[np.ndarray, ...]], arithmetic: str = "float32"
+) -> dict[str, Any]:
     """Errors of `results` against the outputs of `vectors`, one verdict, and the vectors that fail it."""
     rows: list[dict[str, Any]] = []
     agreeing = 0
@@ -32,7 +41,7 @@ def compare(vectors: Sequence[Vector], results: Sequence[tuple[np.ndarray, ...]]
         for reference, output in zip(vector.outputs, outputs, strict=True):
             error, scale = _error(reference, output)
             absolute, worst = max(absolute, error), max(worst, error / scale)
-            allowed = max(allowed, TOLERANCE[str(reference.dtype)])
+            allowed = max(allowed, tolerance(str(reference.dtype), arithmetic))
         agreeing += bool(np.array_equal(np.argmax(vector.outputs[0], -1), np.argmax(outputs[0], -1)))
         rows.append(
             {"name": vector.name, "passed": bool(worst <= allowed), "max_abs_error": absolute, "max_rel_error": worst}
@@ -43,7 +52,7 @@ def compare(vectors: Sequence[Vector], results: Sequence[tuple[np.ndarray, ...]]
         "max_abs_error": max(row["max_abs_error"] for row in rows),
         "max_rel_error": max(row["max_rel_error"] for row in rows),
         "argmax_agreement": agreeing / len(rows),
-        "tolerance": {dtype: TOLERANCE[dtype] for dtype in dtypes},
+        "tolerance": {dtype: tolerance(dtype, arithmetic) for dtype in dtypes},
         "vectors": rows,
     }
 
@@ -78,7 +87,7 @@ def verify_library(
         results = runner([vector.inputs for vector in vectors])
     except MissingDependencyError as error:
         return {"passed": None, "method": None, "reason": str(error)}
-    return {"method": method, **compare(vectors, results)}
+    return {"method": method, **compare(vectors, results, target.arithmetic)}
 
 
 def verify_bundle(bundle: Bundle) -> dict[str, Any]:

@@ -47,7 +47,10 @@ def assemble(
     return {
         "schema_version": SCHEMA_VERSION,
         "model": dict(manifest["model"]),
-        "target": {key: manifest["target"][key] for key in ("name", "kind", "description", "cpu", "datasheet")},
+        "target": {
+            **{key: manifest["target"][key] for key in ("name", "kind", "description", "cpu", "datasheet")},
+            "arithmetic": bundle.target.arithmetic,
+        },
         "verify": dict(verdict),
         "latency": latency(measurement) if measurement else None,
         "latency_note": note,

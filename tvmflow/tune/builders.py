@@ -18,7 +18,8 @@ from tvmflow.spec import DeviceError, MissingDependencyError, Target, UserError,
 from tvmflow.tune.processes import CHECK_S, Worker, WorkerError
 from tvmflow.tune.store import Result
 
-BUILD_LIMIT_S = 60.0
+BUILD_LIMIT_S = 20.0
+"""A good kernel compiles in a tenth of a second; unrolled beyond measure, one can take LLVM minutes."""
 POLL_S = 0.02
 CLUSTER_LIMIT_S = 15.0
 """How long a cluster may take to answer, and how long it may be without workers."""

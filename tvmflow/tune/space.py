@@ -34,6 +34,9 @@ ANNOTATION = "tvmflow.schedule"
 UNSCHEDULED = "default"
 EXPLORED = 0.25
 """Share of a batch that is drawn by lot rather than by the cost model."""
+POPULATION_BEHIND_A_RULE = 16
+"""Of MetaSchedule's evolution, after a rule's choices: what it finds there is never near, and a large one takes seconds
+for each batch."""
 SILENT = logging.getLogger("tvmflow.tune.metaschedule")
 
 
@@ -119,13 +122,15 @@ class Space:
         self._random = random.Random(f"{seed} {task.key}")
         self._database = meta_schedule.database.MemoryDatabase()
         self._seen: set[int] = set()
-        self._population, self._batch = population, batch
+        self._batch = batch
+        self.rule = next((name for name in target.schedules if RULES[name](task.func, target) is not None), None)
+        if self.rule is not None:
+            population = min(population, POPULATION_BEHIND_A_RULE)
         self._strategy = meta_schedule.search_strategy.EvolutionarySearch(
             population_size=population, init_min_unmeasured=max(4, population // 8), genetic_num_iters=2
         )
         self._context = _Context(task, self.tvm_target, self._strategy, 1 + self._random.randrange(1 << 30))
         self._searching = False
-        self.rule = next((name for name in target.schedules if RULES[name](task.func, target) is not None), None)
         default = spell(self.rule, {}) if self.rule else UNSCHEDULED
         self.default = self._described(default)
         self._seen.add(_hash(self.default.module))

@@ -1,0 +1,83 @@
+"""float16 on boards that have it: right under emulation, with a tolerance of its own, and refused elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from tvmflow import targets
+from tvmflow.build import build, compile_library
+from tvmflow.bundle import open_bundle
+from tvmflow.frontend import import_model, parse_input_shape
+from tvmflow.pipeline import run_stages
+from tvmflow.report import assemble
+from tvmflow.spec import UserError
+from tvmflow.targets import TARGETS
+from tvmflow.toolchain import select_linker
+from tvmflow.verify import TOLERANCE, tolerance, verify_library
+
+BOARD = targets.compute_in(TARGETS["raspberry-pi-5"], "float16")
+
+
+def test_boards_that_have_it():
+    assert {board.name for board in TARGETS.values() if "float16" in board.arithmetics} == {
+        "raspberry-pi-5",
+        "android-arm64",
+    }
+
+
+def test_other_boards_refuse(tvmflow, tmp_path):
+    done = tvmflow("build", "--board", "raspberry-pi-4b", "--dtype", "float16", "-o", tmp_path / "out")
+    done.failed_with(4, "Cortex-A72", "float16", "raspberry-pi-5")
+    done = tvmflow("build", "--board", "raspberry-pi-5", "--dtype", "float16", "--db", tmp_path, "-o", tmp_path / "out")
+    done.failed_with(4, "--db", "float32")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tolerance():
+    assert tolerance("float32") == TOLERANCE["float32"]
+    assert tolerance("float32", "float16") == TOLERANCE["float16"]
+    assert tolerance("int32", "float16") == 0
+    assert tolerance("float64", "float16") == TOLERANCE["float64"]
+
+
+@pytest.mark.emulated
+def test_bundle(tiny, tmp_path):
+    bundle = build(tiny, BOARD, tmp_path / "out")
+    wide = build(tiny, TARGETS["raspberry-pi-5"], tmp_path / "wide", verify=False)
+    with open_bundle(tmp_path / "out") as opened:
+        assert opened.target == bundle.target
+        assert (opened.target.arithmetic, opened.target.arithmetics) == ("float16", BOARD.arithmetics)
+        verdict = opened.manifest["verify"]
+        assert verdict["passed"] is True
+        assert verdict["tolerance"] == {"float32": TOLERANCE["float16"]}
+        assert verdict["max_rel_error"] > TOLERANCE["float32"]  # it is another arithmetic, not another name for it
+        assert assemble(opened, verdict)["target"]["arithmetic"] == "float16"
+        assert {spec.dtype for spec in (*opened.inputs, *opened.outputs)} == {"float32"}
+        assert 2 * opened.manifest["memory"]["weights_bytes"] == wide.manifest["memory"]["weights_bytes"]
+        assert sum(layer.macs for layer in opened.layers) == sum(layer.macs for layer in wide.layers)
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [("residual", ["1x3x8x6"]), ("two_in_two_out", ["1x6", "1x5"]), ("constant", ["2"])],
+)
+def test_networks(name, shapes, tmp_path):
+    program = import_model(f"networks:{name}", [parse_input_shape(shape) for shape in shapes])
+    library = tmp_path / "model.so"
+    compile_library(program, BOARD, select_linker(BOARD), library)
+    verdict = verify_library(library, BOARD, program.vectors, program.outputs)
+    assert verdict["passed"] is True, verdict
+
+
+def test_the_papers_network_is_narrow_throughout():
+    program = run_stages(import_model("dilated-net"), BOARD)
+    script = program.module.script(show_meta=False)
+    wide = [line for line in script.splitlines() if 'dtype="float32"' in line and "alloc_tensor" in line]
+    assert ["(1, 10)" in line for line in wide] == [True]  # the logits
+    assert program.memory["weights_bytes"] < 6.3e6  # 12.5 MB in float32
+
+
+def test_weights_that_overflow_are_refused():
+    with pytest.raises(UserError, match=r"weights up to 1e\+06; float16"):
+        run_stages(import_model("networks:enormous", [parse_input_shape("1x4")]), BOARD)
