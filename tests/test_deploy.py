@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -15,12 +16,14 @@ from pathlib import Path
 
 import jsonschema
 import numpy as np
+import psutil
 import pytest
 from boards import Board
 from conftest import ROOT
 
 from tvmflow.build import build
-from tvmflow.deploy import changes, deploy, doubts, window_seconds
+from tvmflow.bundle import open_bundle
+from tvmflow.deploy import changes, connect, deploy, doubts, upload, window_seconds
 from tvmflow.report import to_json
 from tvmflow.report.render import report_text
 from tvmflow.spec import DeviceError, UserError, VerificationError
@@ -74,6 +77,29 @@ def test_other_folders_are_left_alone(board, bundle):
     with pytest.raises(DeviceError, match="exists and is no bundle"):
         board.deploy(bundle, folder="thesis")
     assert left_on(board) == ["text", "thesis"]
+
+
+def test_many_deploys_leave_nothing(board, bundle, tmp_path, monkeypatch):
+    """No file, process or descriptor more than after one: five in a row, and 45 of which only the check is made.
+
+    Whole ones take seconds, which a test has few of.
+    """
+
+    def left() -> tuple:
+        started = psutil.Process().children(recursive=True)
+        files = os.listdir(tmp_path / "tmp")
+        return len(os.listdir("/proc/self/fd")), len(started), files, sorted(board.home.rglob("*"))
+
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    board.deploy(bundle)
+    before = left()
+    for _ in range(5):
+        board.deploy(bundle)
+    with open_bundle(bundle) as opened, connect("board", board.config) as connection:
+        for _ in range(45):
+            upload(opened, connection, f".cache/tvmflow/{opened.digest[:16]}")
+    assert left() == before
 
 
 def test_names_with_spaces_and_quotes(board, bundle):
@@ -219,8 +245,6 @@ def test_bundles_without_a_runner_and_hosts_that_are_none(host_bundle, bundle, t
 
 
 def test_doubts(host_bundle):
-    from tvmflow.bundle import open_bundle
-
     pi = {"model": "Raspberry Pi 4 Model B Rev 1.4", "load": 0.1, "cores": 4.0}
     with open_bundle(host_bundle) as opened:
         target = {**opened.manifest["target"], "identity": "Raspberry Pi 4 Model B"}

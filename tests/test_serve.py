@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -311,6 +312,43 @@ def test_a_client_that_leaves_in_the_middle(server, host_bundle, token_file):
         assert peer.recv(4) == struct.pack("<i", MAGIC)
         assert health(server)["busy"] is True
     assert deploy(server, host_bundle, token_file)["verify"]["passed"] is True
+
+
+def test_what_a_session_is_sent_harms_it_alone(server, host_bundle, token_file):
+    """Peers with the token that then say nonsense, or nothing, as one whose computer was switched off."""
+    unlimited, server.limits = server.limits, Limits(seconds=5.0)
+    messages = [os.urandom(4096), struct.pack("<Q", 2**62) + b"x" * 4096, struct.pack("<QQ", 8, 2**63), b""]
+    for number, said in enumerate(messages, 1):
+        with connect(server) as peer:
+            peer.sendall(hello(b"client:" + TOKEN.encode()))
+            assert peer.recv(4) == struct.pack("<i", MAGIC)
+            with contextlib.suppress(OSError):
+                peer.sendall(said)
+            wait_for(lambda number=number: server.counts["served"] + server.counts["failed"] == number)
+    server.limits = unlimited
+    wait_for(lambda: session_folders(server) == [])
+    assert deploy(server, host_bundle, token_file)["verify"]["passed"] is True
+
+
+def test_a_full_disk_on_the_board(server, host_bundle, token_file):
+    """Files of the session end after a thousand bytes, and TVM doesn't notice."""
+    resource.prlimit(server.spare.process.pid, resource.RLIMIT_FSIZE, (1000, 1000))
+    with pytest.raises(DeviceError, match="is its disk full") as caught:
+        deploy(server, host_bundle, token_file)
+    assert caught.value.kind == "upload"
+    assert deploy(server, host_bundle, token_file)["verify"]["passed"] is True
+
+
+def test_many_strangers_leave_nothing(server):
+    """Two hundred peers in a row that are refused, and as many that ask how the server is."""
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(200):
+        with connect(server) as peer:
+            peer.sendall(hello(b"client:wrong"))
+            assert peer.recv(4) == struct.pack("<i", MAGIC + 2)
+        assert health(server)["status"] == "ok"
+    assert server.counts["denied"] == 200
+    wait_for(lambda: (len(os.listdir("/proc/self/fd")), threading.active_count()) <= before)
 
 
 def test_a_spare_that_died_is_replaced(server, host_bundle, token_file):

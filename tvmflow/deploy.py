@@ -245,7 +245,9 @@ def connect(host: str, ssh_config: Path | None = None) -> Iterator[Connection]:
         raise UserError(f"--ssh takes user@host or a name of your SSH configuration, not {host!r}.")
     if ssh_config is not None and not ssh_config.is_file():
         raise UserError(f"There is no SSH configuration {ssh_config}.")
-    with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
+    # the path of a socket may have 107 bytes, of which ssh adds 17 for a while
+    short = None if len(tempfile.gettempdir()) < 64 else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="tvmflow-", dir=short) as folder:
         options = {
             "BatchMode": "yes",  # a password prompt would wait for ever
             "ConnectTimeout": CONNECT_SECONDS,
@@ -253,7 +255,7 @@ def connect(host: str, ssh_config: Path | None = None) -> Iterator[Connection]:
             "ServerAliveInterval": 5,
             "ServerAliveCountMax": 3,
             "ControlMaster": "auto",
-            "ControlPath": f"{folder}/%C",
+            "ControlPath": f"{folder}/ssh",
             "ControlPersist": 60,
         }
         given = ["-F", str(ssh_config)] if ssh_config else []

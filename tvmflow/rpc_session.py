@@ -6,6 +6,7 @@ imports done. What it runs may crash or run wild: limits hold it, and the server
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -51,6 +52,10 @@ def main(text: str) -> None:
     @tvm.register_global_func("tvmflow.facts", override=True)
     def facts() -> str:
         return subprocess.run(["sh", "-c", FACTS], capture_output=True, text=True, check=False, timeout=60).stdout
+
+    @tvm.register_global_func("tvmflow.digest", override=True)
+    def digest(name: str) -> str:
+        return hashlib.sha256(Path(workpath(name)).read_bytes()).hexdigest()
 
     @tvm.register_global_func("tvmflow.profile", override=True)
     def profile(job: str) -> str:

@@ -7,6 +7,7 @@ board, or {"error": step, "message": …} with the step that failed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import tempfile
@@ -44,6 +45,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         threads = job["threads"] or int(before.get("cores", 1))
         step = "upload"
         session.upload(job["library"], target="model.so")
+        if session.get_function("tvmflow.digest")("model.so") != _sha256(job["library"]):  # TVM doesn't look
+            return {"error": "upload", "message": "what arrived isn't what was sent; is its disk full?"}
         if job["profile"]:
             return _profile(job, session, before, threads)
         step = "load"
@@ -87,6 +90,10 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # TVM's client raises several kinds, and what they say is all there is
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return {"error": step, "message": f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"}
+
+
+def _sha256(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _profile(job: dict[str, Any], session: rpc.RPCSession, before: dict[str, Any], threads: int) -> dict[str, Any]:
