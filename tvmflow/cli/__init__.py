@@ -1,0 +1,90 @@
+"""The command line: text into calls, results into text. No compiler logic lives here.
+
+Results go to stdout, progress and errors to stderr. tvm and torch are imported by the commands that need them, so
+that help comes at once. COMMANDS lists every command.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from tvmflow import __version__, interrupt
+from tvmflow.cli import bundles, devices, learning, outcome, tuning
+
+HELP = "Take a trained network to the device where it has to run, and say honestly what it costs there."
+EPILOG = "Exit codes: 0 ok, 1 internal error, 2 usage, 3 verification failed, 4 unusable input, 5 missing dependency, \
+7 device unreachable or lost, 8 unsupported operators, 130 interrupted."
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "boards": bundles.boards,
+    "build": bundles.build,
+    "tune": tuning.tune,
+    "run": bundles.run,
+    "verify": bundles.verify,
+    "bench": bundles.bench,
+    "profile": bundles.profile,
+    "deploy": devices.deploy,
+    "serve": devices.serve,
+    "report": bundles.report,
+    "train": learning.train,
+    "evaluate": learning.evaluate,
+    "doctor": bundles.doctor,
+}
+DB_COMMANDS: dict[str, Callable[..., None]] = {
+    "show": tuning.show_records,
+    "merge": tuning.merge,
+    "export": tuning.export,
+    "prune": tuning.prune,
+}
+
+
+def main() -> None:
+    """Entry point of `tvmflow` and `python -m tvmflow`."""
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("-v", "--verbose")]
+    outcome.verbose = len(arguments) < len(sys.argv) - 1
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("tvmflow").setLevel(logging.INFO)
+    interrupt.watch()
+    _app()(args=arguments)
+
+
+def _app() -> typer.Typer:
+    app = _group("tvmflow", HELP)
+    app.callback()(root)
+    for name, function in COMMANDS.items():
+        app.command(name)(outcome.guarded(function))
+    db = _group("db", "Look after the records of `tvmflow tune`.")
+    for name, function in DB_COMMANDS.items():
+        db.command(name)(outcome.guarded(function))
+    app.add_typer(db)
+    return app
+
+
+def _group(name: str, what: str) -> typer.Typer:
+    return typer.Typer(
+        name=name,
+        help=what,
+        epilog=EPILOG,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tvmflow {__version__}")
+        raise typer.Exit
+
+
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say it.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show where an error comes from.")] = False,
+) -> None:
+    pass

@@ -1,0 +1,245 @@
+"""Commands that make bundles on this computer and look at them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tvmflow.cli.options import Board, BundlePath, InputShapes, Json, ModelName, Target, Threads
+from tvmflow.cli.outcome import show, show_report
+from tvmflow.spec import UserError
+
+log = logging.getLogger("tvmflow.cli")
+
+
+NOT_TIMED = "It wasn't timed: `tvmflow bench` does that on the device itself."
+
+
+def boards(json: Json = None) -> None:
+    """List the boards that can be built for."""
+    from tvmflow.report.render import text_table
+    from tvmflow.targets import DEFAULT_BOARD, TARGETS
+
+    rows = [
+        [
+            target.name + (" *" if target.name in DEFAULT_BOARD.values() else ""),
+            target.kind,
+            target.cpu.model,
+            target.cpu.cores,
+            target.cpu.clock_mhz or "?",
+            target.memory_bytes >> 20,
+            target.description,
+        ]
+        for target in TARGETS.values()
+    ]
+    table = text_table(["board", "target", "CPU", "cores", "MHz", "MiB", "description"], rows)
+    show(f"{table}\n\n* the default of its target", {name: asdict(target) for name, target in TARGETS.items()}, json)
+
+
+def build(
+    out: Annotated[
+        Path, typer.Option("-o", "--output", help="Where the bundle goes: a folder, or a file ending in .tar.")
+    ],
+    target: Target = None,
+    board: Board = None,
+    model: ModelName = "dilated-net",
+    input_shape: InputShapes = None,
+    dtype: Annotated[
+        Literal["float32", "float16"],
+        typer.Option("--dtype", help="What the network is computed in; float16 on boards whose CPU has it."),
+    ] = "float32",
+    linker: Annotated[str, typer.Option("--linker", help="auto, zig, cc or the command of a cross compiler.")] = "auto",
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Run it against PyTorch's outputs.")] = True,
+    runner: Annotated[
+        Literal["c", "c++"] | None,
+        typer.Option("--runner", help="Add a program and a C library for devices without Python (c++ means the same)."),
+    ] = None,
+    dump_dir: Annotated[Path | None, typer.Option("--dump-dir", help="Write each stage's IR there.")] = None,
+    tuned: Annotated[
+        bool, typer.Option("--tuned/--no-tuned", help="Use the records of `tvmflow tune` for this board.")
+    ] = True,
+    db: Annotated[
+        Path | None, typer.Option("--db", help="Records of `tvmflow tune` to use before others: its --work-dir.")
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Compile a network for a board into a bundle, verified against PyTorch wherever its code can run."""
+    from tvmflow import build as builder
+    from tvmflow import targets
+    from tvmflow.frontend import import_model, parse_input_shape
+    from tvmflow.report import assemble
+    from tvmflow.report.render import memory_text, schedules_text, verdict_text
+    from tvmflow.tune import apply
+
+    if db is not None and not tuned:
+        raise UserError("--db names records to use and --no-tuned says to use none; give one of them.")
+    if db is not None and dtype != "float32":
+        raise UserError(f"--db names records of float32 kernels, which --dtype {dtype} has none of; give one of them.")
+    found = targets.compute_in(targets.find(target, board), dtype)
+    shapes = [parse_input_shape(text) for text in input_shape or []]
+    builder.check(found, out, linker, runner=runner is not None)  # before the import, which takes its time
+    records = apply.find_records(found, db) if tuned and dtype == "float32" else {}
+    log.info(f"Importing {model}")
+    program = import_model(model, shapes)
+    built = builder.build(
+        program,
+        found,
+        out,
+        linker=linker,
+        dump_dir=dump_dir,
+        verify=verify,
+        runner=runner is not None,
+        records=records,
+    )
+    report = assemble(built, built.manifest["verify"], note=NOT_TIMED)
+    lines = [
+        f"{out}: {built.name} for {found.name}",
+        f"verify   {verdict_text(report['verify'])}",
+        f"memory   {memory_text(report['memory'])}",
+        f"layers   {schedules_text(report['layers'])}",
+    ]
+    show("\n".join(lines), report, json)
+
+
+def run(
+    bundle: BundlePath,
+    inputs: Annotated[list[Path], typer.Option("--input", help="A .npy file or an image; once per input.")],
+    json: Json = None,
+) -> None:
+    """Run a bundle on an input of yours."""
+    from tvmflow.bundle import open_bundle
+    from tvmflow.infer import infer
+
+    with open_bundle(bundle) as opened:
+        result = infer(opened, inputs)
+    if "classes" in result:
+        text = "\n".join(f"{row['probability']:7.2%}  {row['label']}" for rows in result["classes"] for row in rows)
+    else:
+        text = "\n".join(f"{name}: {values}" for name, values in result["outputs"].items())
+    show(text, result, json)
+
+
+def verify(bundle: BundlePath, json: Json = None) -> None:
+    """Check a bundle's files, run it on its golden vectors and compare with what PyTorch gave."""
+    from tvmflow.bundle import open_bundle
+    from tvmflow.report.render import text_table, verdict_text
+    from tvmflow.spec import MissingDependencyError, VerificationError
+    from tvmflow.verify import failure_sentence, verify_bundle
+
+    with open_bundle(bundle) as opened:
+        verdict = verify_bundle(opened)
+        what = f"{bundle} ({opened.name} for {opened.target.name})"
+    if verdict["passed"] is None:
+        raise MissingDependencyError(f"{what} can't be verified here: {verdict['reason']}")
+    rows = [
+        [
+            row["name"],
+            "passed" if row["passed"] else "FAILED",
+            f"{row['max_abs_error']:.2e}",
+            f"{row['max_rel_error']:.2e}",
+        ]
+        for row in verdict["vectors"]
+    ]
+    table = text_table(["vector", "verdict", "max error", "relative"], rows)
+    show(f"{table}\n\n{what}: {verdict_text(verdict)}", verdict, json)
+    if not verdict["passed"]:
+        raise VerificationError(failure_sentence(verdict, what))
+
+
+def bench(
+    bundle: BundlePath,
+    threads: Threads = None,
+    repeats: Annotated[
+        int | None, typer.Option("--repeats", help="Timed runs; as many as fit --seconds by default.")
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs.")] = 3.0,
+    json: Json = None,
+) -> None:
+    """Time a bundle on this computer: set-up, first, warm and steady latency."""
+    from tvmflow.survey import survey
+
+    log.info(f"Timing {bundle}")
+    report = survey(bundle, threads=threads, repeats=repeats, seconds=seconds, profiled=False)
+    show_report(report, json, layers=False)
+
+
+def profile(
+    bundle: BundlePath,
+    threads: Threads = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Instrumented runs.")] = 50,
+    json: Json = None,
+) -> None:
+    """Time each layer of a bundle on this computer, by module name. Use `bench` for the latency of the whole."""
+    from tvmflow.survey import survey
+
+    log.info(f"Profiling {bundle}")
+    report = survey(bundle, threads=threads, repeats=repeats, timed=False)
+    show_report(report, json, layers=True)
+
+
+def report(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="BUNDLE|REPORT.json|RECORDS…",
+            help="Bundles, reports that --json wrote, or work dirs of `tvmflow tune`.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder for report.json and report.html.")],
+    threads: Threads = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs.")] = 3.0,
+) -> None:
+    """Verify bundles, time those that this computer can run, and write report.json and report.html.
+
+    Reports that were made elsewhere, as by `deploy` on a board, are put beside them as they are; records of `tvmflow
+    tune` are shown as the course of the search.
+    """
+    from tvmflow.report import collect, read_report, write_json, write_text
+    from tvmflow.report.render import render_html, report_text
+    from tvmflow.report.search import search_of
+    from tvmflow.spec import VerificationError
+    from tvmflow.survey import survey
+    from tvmflow.tune.store import Store, find_stores
+
+    if not out.is_dir():
+        raise UserError(f"There is no folder {out} for the report.")
+    reports, searches = [], []
+    for path in sources:
+        if path.suffix == ".json":
+            reports.append(read_report(path))
+        elif records := list(find_stores(path)):
+            searches += [search_of(Store(folder)) for folder in records]
+            continue
+        else:
+            log.info(f"Surveying {path}")
+            reports.append(survey(path, threads=threads, seconds=seconds, must_run=False))
+        print(report_text(reports[-1], layers=False), end="\n\n")
+    document = collect(reports, searches)
+    write_json(out / "report.json", document)
+    write_text(out / "report.html", render_html(document))
+    print(f"{out / 'report.json'}\n{out / 'report.html'}")
+    failed = [row["target"]["name"] for row in reports if row["verify"]["passed"] is False]
+    if failed:
+        raise VerificationError(f"The bundles for {', '.join(failed)} don't compute what the network computes.")
+
+
+def doctor(json: Json = None) -> None:
+    """Say which tools were found, which are missing, what each is for, and the command that installs it."""
+    from tvmflow.doctor import examine
+    from tvmflow.report.render import text_table
+    from tvmflow.spec import MissingDependencyError
+
+    findings = examine()
+    table = text_table(
+        ["", "tool", "found", "needed for"],
+        [[finding.status, finding.name, finding.detail, finding.needed_for] for finding in findings],
+    )
+    remedies = [f"{finding.name}: {finding.remedy}" for finding in findings if finding.remedy]
+    text = "\n".join([table, "", *remedies]).strip()
+    show(text, [asdict(finding) for finding in findings], json)
+    if problems := [finding.name for finding in findings if finding.status == "problem"]:
+        raise MissingDependencyError(f"tvmflow can't work without {', '.join(problems)}; the commands above mend that.")

@@ -1,0 +1,72 @@
+"""Commands that need CIFAR-10: training and evaluating."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tvmflow.cli.options import Json
+from tvmflow.cli.outcome import show
+
+log = logging.getLogger("tvmflow.cli")
+
+
+def train(
+    data: Annotated[Path, typer.Option("--data", help="CIFAR-10: an archive or folder of images, or its batches.")],
+    work_dir: Annotated[Path, typer.Option("--work-dir", help="Checkpoints; started again, the run goes on.")] = Path(
+        "runs/dilated-net"
+    ),
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for weights and model card; the work dir by default.")
+    ] = None,
+    epochs: Annotated[int, typer.Option("--epochs", min=1)] = 16,
+    batch: Annotated[int, typer.Option("--batch", min=1)] = 128,
+    rate: Annotated[float, typer.Option("--rate", help="Peak of the learning rate.")] = 4e-3,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    delta: Annotated[int, typer.Option("--delta", min=0, help="The paper's dilated rate δ.")] = 2,
+    joint: Annotated[
+        Literal["separate", "merged"], typer.Option("--joint", help="Reading of the joint module.")
+    ] = "separate",
+) -> None:
+    """Train the paper's network on CIFAR-10. A run that was stopped goes on where it was."""
+    import shlex
+
+    from tvmflow.models import train as trainer
+    from tvmflow.models.data import load_cifar10
+    from tvmflow.models.dilated_net import DilatedNetConfig
+
+    network = DilatedNetConfig(delta=delta, joint=joint)
+    config = trainer.TrainConfig(network=network, epochs=epochs, batch=batch, peak_rate=rate, seed=seed)
+    log.info(f"Reading {data}")
+    cifar = load_cifar10(data)
+    try:
+        finished = trainer.train(config, cifar, work_dir)
+    except KeyboardInterrupt:
+        log.info(f"\nThe same command goes on from the last checkpoint in {work_dir}.")
+        raise
+    name = "dilated-net" if joint == "separate" else "dilated-net-merged"
+    trainer.export(finished, cifar, out or work_dir, name, shlex.join(["tvmflow", *sys.argv[1:]]))
+    print(f"{(out or work_dir) / name}.safetensors: accuracy {finished.curve[-1].test_accuracy:.2%} ({cifar.note})")
+
+
+def evaluate(
+    data: Annotated[Path, typer.Option("--data", help="CIFAR-10: an archive or folder of images, or its batches.")],
+    model: Annotated[str, typer.Option("--model", help="A network of the registry.")] = "dilated-net",
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="Also evaluate this bundle and compare.")] = None,
+    json: Json = None,
+) -> None:
+    """Accuracy on the 10,000 test images of CIFAR-10, in PyTorch and, with --bundle, compiled."""
+    from tvmflow.evaluate import evaluate as run_evaluation
+
+    log.info(f"Evaluating {model} on {data}")
+    result = run_evaluation(data, model, bundle)
+    lines = [f"{result['accuracy']:.2%} of {result['images']:,} images in PyTorch ({result['data']})"]
+    if compiled := result.get("compiled"):
+        lines.append(
+            f"{compiled['accuracy']:.2%} compiled for {compiled['target']}, agreeing on {compiled['agreement']:.2%}"
+        )
+    show("\n".join(lines), result, json)

@@ -1,0 +1,73 @@
+"""How a command ends: with text or JSON on stdout, or with one sentence on stderr and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from tvmflow import interrupt
+from tvmflow.spec import TvmflowError
+
+verbose = False
+"""Whether errors show their traceback: -v, anywhere on the line."""
+
+
+def guarded(function: Callable[..., None]) -> Callable[..., None]:
+    """A command whose errors become one sentence and an exit code."""
+
+    @functools.wraps(function)
+    def command(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except BrokenPipeError:
+            sys.stderr.close()  # whoever read our output has gone; Python would complain of that at its end
+            raise typer.Exit(1) from None
+        except (KeyboardInterrupt, Exception) as error:
+            if interrupt.noted or isinstance(error, KeyboardInterrupt):
+                # Python dies of a SIGINT that hit the exec of a string, unless another exec has gone well since
+                exec("")
+                fail("interrupted", 130)
+            if isinstance(error, TvmflowError):
+                fail(str(error), error.exit_code)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                fail(f"The disk is full ({error.filename or 'a temporary file'}); make room, or set TMPDIR.", 4)
+            fail(f"{type(error).__name__}: {error}", 1, internal=True)
+
+    return command
+
+
+def fail(message: str, code: int, *, internal: bool = False) -> None:
+    """End with a sentence and an exit code."""
+    if verbose:
+        traceback.print_exc()
+    hint = "" if verbose or not internal else " (a fault of tvmflow itself; -v shows where)"
+    print(f"tvmflow: {message}{hint}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def show(text: str, content: Any, json: Path | None) -> None:
+    """Print `text`, or write `content` as JSON: to a file beside the text, or to stdout instead of it."""
+    from tvmflow.report import to_json, write_json
+
+    if json == Path("-"):
+        print(to_json(content))
+        return
+    print(text)
+    if json is not None:
+        write_json(json, content)
+
+
+def show_report(report: dict[str, Any], json: Path | None, *, layers: bool) -> None:
+    """`show` a report, with a table of its layers if asked for."""
+    from tvmflow.report.render import report_text
+
+    show(report_text(report, layers=layers), report, json)
