@@ -49,6 +49,7 @@ RULES: dict[str, Rule] = {
     "conv_blocked": _rule("conv_blocked"),
     "concat_blocked": _rule("concat_blocked"),
     "pointwise_nchw": _rule("pointwise_nchw"),
+    "depthwise_rows": _rule("depthwise_rows"),
     "depthwise_nchw": _rule("depthwise_nchw"),
     "direct_nchw": _rule("direct_nchw"),
     "dense": _rule("dense"),

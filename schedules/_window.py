@@ -71,14 +71,28 @@ class Window:
             with T.serial(0, vectors) as vector, T.vectorized(0, length) as lane:
                 copy(0, low + start(vector) + lane)
             return
-        # LLVM vectorises the copy of all phases at once, not of one after the other
         high = max(low, high)
-        with T.serial(low, high) as index:
-            for phase in range(self.phases):
-                copy(phase, index)
+        length = fitting(lanes, high - low) if high > low and self.phases == self.conv.stride[1] else 1
+        if length > 1:
+            self._part(store, row, image, length, low, high)
+        else:
+            with T.serial(low, high) as index:
+                for phase in range(self.phases):
+                    copy(phase, index)
         for phase, (first, last) in enumerate(self.filled):
             for index in (*range(first, min(low, last)), *range(max(high, first), last)):
                 copy(phase, index)
+
+    def _part(self, store: Store, row: Expr, image: Sequence[Expr], length: int, low: int, high: int) -> None:
+        """Emit the loop that copies places `low` to `high` of all phases, of which each vector read is shuffled."""
+        stride = self.conv.stride[1]
+        vectors, start = starts(high - low, length)
+        with T.serial(0, vectors) as vector:
+            index = low + start(vector)
+            read = self.conv.data[(*image, T.ramp(index * stride + self.before, 1, stride * length))]
+            for phase in range(stride):
+                lanes = [phase + stride * lane for lane in range(length)]
+                store(T.ramp(row * self.pitch + phase * self.part + index, 1, length), T.Shuffle([read], lanes))
 
     def _filled(self, phase: int) -> tuple[int, int]:
         """First and last + 1 place within a phase that hold input and not border."""

@@ -61,6 +61,7 @@ RULES = (
     "conv_blocked",
     "concat_blocked",
     "pointwise_nchw",
+    "depthwise_rows",
     "depthwise_nchw",
     "direct_nchw",
     "dense",

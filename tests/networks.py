@@ -80,6 +80,28 @@ def residual() -> nn.Module:
     return _Residual().eval()
 
 
+class _Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, stride=2, padding=1)
+        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.left = nn.Conv2d(32, 16, 1)
+        self.right = nn.Conv2d(32, 32, 3, padding=(2, 1), dilation=(2, 1))
+        self.wide = nn.Conv2d(48, 24, 5, padding=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(nn.functional.max_pool2d(x, 2)))
+        x = nn.functional.max_pool2d(torch.relu(self.depthwise(x)), 3, 1, 1)
+        x = torch.cat([torch.relu(self.left(x)), torch.relu(self.right(x))], 1)
+        return torch.relu(self.wide(x)).mean((2, 3))
+
+
+def plain() -> nn.Module:
+    """Full convolutions of several kinds, pooling and concatenation: 3×21×26 to 24."""
+    torch.manual_seed(4)
+    return _Plain().eval()
+
+
 class _Constant(nn.Module):
     def __init__(self) -> None:
         super().__init__()

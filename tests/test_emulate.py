@@ -53,6 +53,18 @@ def test_several_inputs_and_outputs_keep_their_order(board, tmp_path):
 
 
 @pytest.mark.emulated
+def test_kernels_in_blocks_are_right(board, tmp_path):
+    from tvmflow.frontend import import_model, parse_input_shape
+    from tvmflow.pipeline import run_stages
+
+    program = import_model("networks:plain", [parse_input_shape("1x3x21x26")])
+    verdict = verify_library(compile_for(program, board, tmp_path), board, program.vectors, program.outputs)
+    assert verdict["passed"] is True
+    served = {layer.schedule for layer in run_stages(program, board).layers}
+    assert served >= {"conv_blocked", "pointwise_blocked", "depthwise_blocked", "concat_blocked", "lanes"}
+
+
+@pytest.mark.emulated
 def test_loops_split_among_threads_and_workspaces_are_served(board, tmp_path):
     import tvm
     from tvm import relax, s_tir, te

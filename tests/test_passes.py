@@ -340,7 +340,7 @@ def test_the_papers_network_on_every_board(target):
     named = {name for layer in program.layers for name in layer.modules}
     assert {f"joint.{number}.{part}" for number in range(9) for part in ("dilated", "depthwise", "pointwise")} <= named
     served = [layer.schedule for layer in program.layers if layer.modules[0].startswith("joint")]
-    assert set(served) == {"depthwise_nchw", "depthwise_blocked", "pointwise_blocked"}
+    assert set(served) == {"depthwise_rows", "depthwise_blocked", "pointwise_blocked"}
     assert served.count("depthwise_blocked") == 8
     assert served.count("pointwise_blocked") == 9
     assert [layer.kernel for layer in program.layers] == [

@@ -203,6 +203,37 @@ DEPTHWISE = [
     depthwise((1, 300, 4, 4), dilation=(5, 5), padding=(5, 5, 5, 5), tail="bias"),
 ]
 
+DEPTHWISE_ROWS = [
+    *(
+        depthwise((1, 5, *size), dilation=(d, d), padding=(d, d, d, d), tail="bias+relu" if d % 2 else "")
+        for d in (1, 2, 5, 7)
+        for size in ((32, 32), (8, 8), (4, 4), (21, 43))
+    ),
+    *(
+        depthwise((1, 6, *size), stride=(s, s), padding=(p, p, p, p), tail="bias")
+        for s, p in ((1, 0), (1, 5), (2, 0), (2, 1), (2, 5))
+        for size in ((32, 32), (9, 11))
+    ),
+    depthwise((1, 4, 20, 20), dilation=(2, 5), padding=(2, 5, 2, 5)),
+    depthwise((1, 4, 20, 20), dilation=(7, 1), padding=(7, 1, 7, 1), tail="bias+residual+relu"),
+    depthwise((2, 7, 13, 17), stride=(2, 1), dilation=(1, 3), padding=(1, 3, 1, 3), tail="relu"),
+    depthwise((3, 3, 11, 12), stride=(1, 2), dilation=(4, 2), padding=(4, 0, 3, 5)),
+    depthwise((2, 3, 16, 40), stride=(3, 2), dilation=(2, 3), padding=(1, 3, 1, 4)),
+    depthwise((1, 8, 16, 16), stride=(2, 2), padding=(0, 0, 1, 1), tail="bias+silu"),
+    depthwise((1, 2, 50, 97), stride=(2, 2), padding=(1, 1, 1, 1)),
+    depthwise((1, 5, 14, 14), taps=(5, 5), padding=(2, 2, 2, 2)),
+    depthwise((1, 5, 14, 15), taps=(5, 5), stride=(2, 2), padding=(2, 2, 2, 2), tail="bias"),
+    depthwise((1, 8, 16, 16), taps=(7, 7), padding=(3, 3, 3, 3)),
+    depthwise((1, 5, 14, 14), taps=(1, 3), padding=(0, 1, 0, 1)),
+    depthwise((1, 5, 14, 14), taps=(2, 2)),
+    depthwise((1, 3, 8, 8), dilation=(2, 2), padding=(9, 9, 9, 9), tail="bias"),
+    depthwise((2, 7, 4, 4), stride=(2, 2), padding=(1, 1, 1, 1), tail="bias+residual+relu"),
+    depthwise((1, 7, 4, 4), stride=(2, 2), dilation=(3, 5), padding=(3, 5, 3, 5)),
+    depthwise((1, 7, 10, 3), stride=(3, 1), padding=(1, 1, 1, 1), tail="bias"),
+    depthwise((1, 2, 5, 8), padding=(1, 20, 1, 20)),  # vectors that meet the border only
+    depthwise((1, 300, 4, 4), dilation=(5, 5), padding=(5, 5, 5, 5), tail="bias"),
+]
+
 DIRECT = [
     *(
         convolution((1, 5, *size), (7, 5, 3, 3), stride=(s, s), dilation=(d, d), padding=(d, d, d, d), tail="bias+relu")
@@ -246,7 +277,7 @@ OTHERS = [
     convolution((1, 16, 8, 8), (24, 8, 1, 1), groups=2),
     convolution((1, 16, 8, 8), (32, 1, 3, 3), groups=16, padding=(1, 1, 1, 1), tail="bias"),  # two filters a channel
     convolution((1, 512, 1, 1), (10, 512, 1, 1), tail="bias"),
-    depthwise((1, 8, 16, 16), taps=(7, 7), padding=(3, 3, 3, 3)),
+    depthwise((1, 8, 16, 16), taps=(15, 15), padding=(7, 7, 7, 7)),
     depthwise((1, 8, 16, 16), padding=(1, 1, 1, 1), dtype="float64"),
     plain("dense", relax.op.matmul, torch.matmul, (1, 1024), (1024, 10)),
     plain("transposed", relax.op.nn.conv2d_transpose, functional.conv_transpose2d, (1, 6, 8, 8), (6, 4, 3, 3)),
@@ -447,6 +478,7 @@ SERVED = {
     "conv_blocked": BLOCKED_CONV,
     "concat_blocked": BLOCKED_CONCAT,
     "pointwise_nchw": POINTWISE,
+    "depthwise_rows": DEPTHWISE_ROWS,
     "depthwise_nchw": DEPTHWISE,
     "direct_nchw": DIRECT,
     "lanes": [*LANES[:2], *BLOCKED_LANES, *LANES[2:]],
@@ -524,12 +556,13 @@ def test_only_exact_shapes_are_served():
         for rule in RULES.keys() - {"lanes"}:
             assert RULES[rule](func, HOST) is None, f"{rule} took {kernel.name}"
     for kernel in (*BLOCKED_POINTWISE[:5], *BLOCKED_DEPTHWISE[-8:], *BLOCKED_CONV[-8:]):
-        for rule in ("pointwise_nchw", "depthwise_nchw", "direct_nchw"):
+        for rule in ("pointwise_nchw", "depthwise_rows", "depthwise_nchw", "direct_nchw"):
             assert RULES[rule](kernel.prim_func(), HOST) is None
     for kernel in (*POINTWISE[:8], *DEPTHWISE[:8], *DIRECT[:4]):
         for rule in ("pointwise_blocked", "depthwise_blocked", "conv_blocked"):
             assert RULES[rule](kernel.prim_func(), HOST) is None
     for kernel in POINTWISE[:8]:
+        assert RULES["depthwise_rows"](kernel.prim_func(), HOST) is None
         assert RULES["depthwise_nchw"](kernel.prim_func(), HOST) is None
     for kernel in DEPTHWISE[:8]:
         assert RULES["pointwise_nchw"](kernel.prim_func(), HOST) is None
