@@ -66,10 +66,8 @@ def main() -> None:
 
     from tvmflow.report import environment, write_json
 
-    with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
-        emulation = prepare(Path(name), options)
-        networks = [count_network(model, emulation, options) for model in options.models]
     versions = {library: version(WHEELS[library]) for library in options.libraries}
+    networks: list[dict[str, Any]] = []
     document = {
         "basis": "emulated",
         "unit": "instructions per inference",
@@ -77,14 +75,16 @@ def main() -> None:
         "board": options.board,
         "dtype": options.dtype,
         "environment": environment({OURS: version("tvmflow"), "tvm": version("apache-tvm"), **versions}),
-        "qemu": subprocess.run([options.qemu, "--version"], capture_output=True, text=True, check=True).stdout.split(
-            "\n"
-        )[0],
+        "qemu": run(options.qemu, "--version").splitlines()[0],
         "networks": networks,
     }
     options.output.parent.mkdir(exist_ok=True)
-    write_json(options.output, document)
-    options.output.with_suffix(".md").write_text(markdown(document))
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
+        emulation = prepare(Path(name), options)
+        for model in options.models:  # slow: what is done is written
+            networks.append(count_network(model, emulation, options))
+            write_json(options.output, document)
+            options.output.with_suffix(".md").write_text(markdown(document))
     print(markdown(document))
 
 

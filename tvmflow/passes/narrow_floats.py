@@ -1,7 +1,8 @@
 """Compute in float16 what was made for float32: half the bytes, and twice the lanes of a vector.
 
 It comes after the schedules, which have been written for twice the lanes already (`schedules._convolution.vectors_of`),
-and rewrites kernels, weights and the tensors between kernels. Inputs and outputs of the network stay as they are.
+and rewrites kernels, weights and the tensors between kernels. Inputs and outputs of the network stay as they are, and
+so do kernels that have vectors written out, with all that they read and write: such are the first layers of a network.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ def _stay_wide(module: tvm.IRModule, exact: set[str]) -> set[relax.Var]:
     others = [binding for block in main.body.blocks for binding in block.bindings if binding.var not in calls]
     summed = {var for var, name in calls.items() if name in exact and _sums_in_place(module[name])}
     wide = {*main.params, *_variables(main.body.body), *summed}
+    for binding in kernel_calls(module):
+        if has_vectors(module[binding.value.args[0]]):
+            wide |= {binding.var, *_variables(binding.value.args[1])}
     while True:
         together = [{binding.var, *_variables(binding.value)} for binding in others]
         found = wide.union(*(group for group in together if group & wide))
@@ -103,7 +107,8 @@ class _Narrow(PyExprMutator):
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         call = binding.value
-        if getattr(getattr(call, "op", None), "name", "") != "relax.call_tir":
+        called = getattr(getattr(call, "op", None), "name", "")
+        if called != "relax.call_tir" or has_vectors(self.module[call.args[0]]):
             super().visit_var_binding_(binding)
             return
         name, given = call.args[0].name_hint, [*call.args[1].fields, binding.var]
@@ -131,6 +136,13 @@ def _numbers_fit(func: tirx.PrimFunc) -> bool:
     found: list[float] = []
     tvm_ffi.structural_walk(func.body, (tirx.FloatImm, lambda number: found.append(number.value)))
     return all(abs(value) <= LARGEST for value in found)
+
+
+def has_vectors(func: tirx.PrimFunc) -> bool:
+    """Whether a kernel has vectors written out, as for shuffles. Such a kernel stays as it is."""
+    found: list[Any] = []
+    tvm_ffi.structural_walk(func.body, ((tirx.Shuffle, tirx.Ramp, tirx.Broadcast), found.append))
+    return bool(found)
 
 
 def _sums_in_place(func: tirx.PrimFunc) -> bool:
