@@ -18,25 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from boards import TOKEN, running, wait_for
 
 from tvmflow import rpc, serve, toolchain
 from tvmflow.serve import MAGIC, Limits, Server, read_token
 from tvmflow.spec import DeviceError, UserError, VerificationError
 from tvmflow.targets import TARGETS
-
-TOKEN = "0123456789abcdef" * 2
-
-
-@contextlib.contextmanager
-def running(folder: Path, **limits) -> Iterator[Server]:
-    server = Server(TOKEN, port=0, limits=Limits(**limits), folder=folder)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-        thread.join()
 
 
 @pytest.fixture
@@ -44,14 +31,6 @@ def server(tmp_path) -> Iterator[Server]:
     (tmp_path / "serve").mkdir()
     with running(tmp_path / "serve") as found:
         yield found
-
-
-@pytest.fixture
-def token_file(tmp_path) -> Path:
-    path = tmp_path / "token"
-    path.write_text(TOKEN)
-    path.chmod(0o600)
-    return path
 
 
 def deploy(server: Server, bundle: Path, token_file: Path):
@@ -62,14 +41,6 @@ def deploy(server: Server, bundle: Path, token_file: Path):
 def health(server: Server) -> dict:
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/health", timeout=10) as answer:
         return json.loads(answer.read())
-
-
-def wait_for(condition) -> None:
-    for _ in range(1200):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it didn't happen in a minute")
 
 
 def session_folders(server: Server) -> list[str]:
