@@ -30,6 +30,7 @@ KERNELS: Mapping[str, Kernel] = {
         blocked=(0, 1, 2),
     ),
     "pointwise_nchw": convolution((1, 4, 2, 8), (8, 4, 1, 1), tail="bias+relu"),
+    "depthwise_rows": depthwise((1, 4, 1, 8), taps=(1, 3), padding=(0, 1, 0, 1)),
     "depthwise_nchw": depthwise((1, 4, 8, 8), taps=(1, 3), padding=(0, 1, 0, 1)),
     "direct_nchw": convolution((1, 3, 4, 4), (4, 3, 3, 3), padding=(1, 1, 1, 1)),
     "dense": replace(plain("dense", relax.op.matmul, torch.matmul, (1, 8), (8, 4)), turned=True),

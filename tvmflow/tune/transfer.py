@@ -96,12 +96,12 @@ def _lesson(store: Store, key: str, entry: dict, target: Target, most: int) -> L
     if len(good) < 2:
         return None
     ordered = sorted(good, key=latency_ms)
-    step = max(1, -(-len(ordered) // max(1, most)))
+    count = min(len(ordered), most)
     task = task_of(key, entry["name"], entry["workload"])
     if task is None:
         return None
     measured = []
-    for row in ordered[::step]:
+    for row in (ordered[place * len(ordered) // count] for place in range(count)):
         try:
             measured.append((replayed(task, target, row["candidate"], row["record"]), latency_ms(row)))
         except ReplayError:
