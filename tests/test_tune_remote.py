@@ -92,7 +92,7 @@ def test_a_lost_board_is_taken_back_and_nothing_is_lost(tmp_path, builders, monk
                     return servers[-1].run()
                 time.sleep(0.1)
 
-        batch = [as_candidate(f"slow {number}", calling("usleep", 300_000)) for number in range(6)]
+        batch = [as_candidate(f"slow {number}", calling("usleep", 60_000)) for number in range(6)]
         replaced = threading.Thread(target=replace)
         results = RemoteMeasurer(found, builders).measure(TASK, batch, None)
         seen = [next(results).outcome]
