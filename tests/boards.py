@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import pytest
 from conftest import ROOT
 
 from tvmflow.deploy import deploy
+from tvmflow.serve import Limits, Server
 
 KEPT = (
     "tvmflow",
@@ -35,6 +37,7 @@ KEPT = (
     "LICENSE",
 )
 """What of a checkout a wheel is built from."""
+TOKEN = "0123456789abcdef" * 2
 EMULATOR = ROOT / "tools" / "emulated-board.py"
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
@@ -222,3 +225,24 @@ def walkthrough(section: str) -> list[tuple[str, list[str]]]:
         (kind, body.splitlines())
         for kind, body in re.findall(r"^```(sh[^\n]*)\n(.*?)^```", found, re.DOTALL | re.MULTILINE)
     ]
+
+
+@contextlib.contextmanager
+def running(folder: Path, **limits) -> Iterator[Server]:
+    """A server of `tvmflow serve` in this process, whose token is TOKEN."""
+    server = Server(TOKEN, port=0, limits=Limits(**limits), folder=folder)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join()
+
+
+def wait_for(condition) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it didn't happen in a minute")

@@ -129,3 +129,14 @@ def emulated(tmp_path_factory):
     with emulated_board(tmp_path_factory.mktemp("emulated")) as found:
         found.walk("Install tvmflow on the board")
         yield found
+
+
+@pytest.fixture
+def token_file(tmp_path) -> Path:
+    """A copy of the token of `boards.running`."""
+    from boards import TOKEN
+
+    path = tmp_path / "token"
+    path.write_text(TOKEN)
+    path.chmod(0o600)
+    return path

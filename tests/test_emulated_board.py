@@ -6,14 +6,13 @@ import contextlib
 import json
 import socket
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from boards import EmulatedBoard, free_port
+from boards import EmulatedBoard, free_port, wait_for
 
 from tvmflow import rpc
 from tvmflow.build import build
@@ -46,13 +45,6 @@ def health(port: int) -> dict:
 
 def deploy(board: EmulatedBoard, bundle: Path, address: str | None = None) -> dict:
     return rpc.deploy(bundle, address=address or board.address, token_file=board.token_file, seconds=0.1)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it didn't happen"
-        time.sleep(0.1)
 
 
 def test_deployed_and_verified_there(served, bundle):

@@ -12,8 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 
 import pytest
-from boards import free_port
-from test_serve import TOKEN, running, token_file, wait_for  # noqa: F401
+from boards import TOKEN, free_port, running, wait_for
 
 from tvmflow import rpc, tracker
 from tvmflow.serve import DENIED, MAGIC, Server, prove
@@ -59,7 +58,7 @@ def _free(port: int) -> int:
         return asked.ask(tracker.SUMMARY)[1]["queue_info"].get(KEY, {"free": 0})["free"]
 
 
-def test_a_board_is_found_used_and_offered_again(server, port, host_bundle, token_file):  # noqa: F811
+def test_a_board_is_found_used_and_offered_again(server, port, host_bundle, token_file):
     where = {"tracker": f"127.0.0.1:{port}", "key": KEY, "token_file": token_file}
     for number in (1, 2):
         report = rpc.deploy(host_bundle, seconds=0.1, threads=1, **where)
@@ -113,7 +112,7 @@ class Impostor:
 
 
 @pytest.mark.parametrize("kind", ["ignorant", "relaying", "elsewhere"])
-def test_who_pretends_to_be_a_board_learns_nothing(server, port, host_bundle, token_file, kind):  # noqa: F811
+def test_who_pretends_to_be_a_board_learns_nothing(server, port, host_bundle, token_file, kind):
     """One that passes the question on to a real board has the wrong port in its proof."""
 
     def ask_a_board(path: str) -> bytes:
@@ -139,7 +138,7 @@ def test_a_proof_is_of_one_nonce_and_one_port(server):
     assert len({prove(TOKEN, "a", 1), prove(TOKEN, "b", 1), prove(TOKEN, "a", 2), prove("x", "a", 1)}) == 4
 
 
-def test_a_tracker_that_is_none_or_elsewhere(tmp_path, host_bundle, token_file):  # noqa: F811
+def test_a_tracker_that_is_none_or_elsewhere(tmp_path, host_bundle, token_file):
     for address in ("192.0.2.1:9190", "farm", "0.0.0.0:9190"):
         with pytest.raises(UserError, match="neither encrypts nor asks"):
             rpc.deploy(host_bundle, tracker=address, key=KEY, token_file=token_file)

@@ -12,9 +12,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from boards import TOKEN, running
 from conftest import ROOT
 from kernels import TASK, adding, as_candidate, calling
-from test_serve import TOKEN, running, token_file  # noqa: F401
 
 from tvmflow.serve import Server
 from tvmflow.spec import DeviceError, UserError
@@ -92,7 +92,7 @@ def test_a_lost_board_is_taken_back_and_nothing_is_lost(tmp_path, builders, monk
                     return servers[-1].run()
                 time.sleep(0.1)
 
-        batch = [as_candidate(f"slow {number}", calling("usleep", 300_000)) for number in range(6)]
+        batch = [as_candidate(f"slow {number}", calling("usleep", 60_000)) for number in range(6)]
         replaced = threading.Thread(target=replace)
         results = RemoteMeasurer(found, builders).measure(TASK, batch, None)
         seen = [next(results).outcome]
@@ -107,6 +107,25 @@ def test_a_lost_board_is_taken_back_and_nothing_is_lost(tmp_path, builders, monk
         assert found[0].state != "lost", states
         servers[-1].stop()
         replaced.join()
+
+
+def test_a_board_behind_ssh(board, tmp_path, builders, monkeypatch):
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    (board.home / ".config" / "tvmflow").mkdir(parents=True)
+    (board.home / ".config" / "tvmflow" / "rpc-token").write_text(TOKEN)
+    with farm(tmp_path, 1) as (servers, _):
+        where = Where(name="board", arguments={"ssh": "board", "ssh_config": board.config, "port": servers[0].port})
+        with remote.boards([where], HOST) as found:
+            assert outcomes(found, builders, good(2, "ssh")) == ["ok", "ok"]
+
+
+def test_boards_that_are_not_alike(tmp_path, builders):
+    """The one that comes back as another is left out; the search goes on with the first."""
+    with farm(tmp_path, 2) as (_, wheres), remote.boards(wheres, HOST) as found:
+        remote.check_alike(found)
+        found[1].facts = {**found[1].facts, "model": "another"}
+        with pytest.raises(UserError, match="aren't alike"):
+            remote.check_alike(found)
 
 
 def test_all_boards_stay_away(tmp_path, builders, monkeypatch):

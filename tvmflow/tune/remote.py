@@ -293,6 +293,7 @@ class RemoteMeasurer:
             answer = {"outcome": error.outcome, "message": str(error)}
         except (DeviceError, UserError) as error:
             log.info(f"Going on without {board.where.name}: {error}")
+            board.facts = {}  # of a board that isn't the others' like nothing counts
             board.lose()
             return
         if was_connecting:
