@@ -11,7 +11,8 @@
 5. Threads share the channels.
 
 Padding the whole input first, as TVM does by itself, writes and reads a larger input from the L2 cache; conditions in
-place of a border can't be vectorised. A vector over channels needs another layout.
+place of a border can't be vectorised. A vector over channels needs another layout. `depthwise_rows` goes first and does
+without the copy where it can.
 
 3×3 of dilation 5 on 256×16×16: 30 µs, on 1024×4×4: 5 µs; TVM's default: 82 and 107 µs, on one core.
 Intel Xeon (AVX-512, 2 virtual cores), TVM 0.27.0, 2026-11-23.
