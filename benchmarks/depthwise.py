@@ -162,7 +162,9 @@ def markdown(document: dict[str, Any]) -> str:
         "# Depthwise 3×3 alone, one thread",
         "",
         f"{document['environment'].get('cpu', '')} µs for each layer; the ratio is to the better of the two others. "
-        f"Geometric mean {document['geometric_mean_ratio']:.2f}, lowest {document['lowest_ratio']:.2f}.",
+        f"Geometric mean {document['geometric_mean_ratio']:.2f}, lowest {document['lowest_ratio']:.2f}. "
+        f"{document['environment'].get('date', '')[:10]}, load {document['load']:.1f}; of at most "
+        f"{MOST_ELEMENTS} inputs.",
         "",
         "| C | H = W | stride | δ | tvmflow | ONNX Runtime | PyTorch | ratio |",
         "|---|---|---|---|---|---|---|---|",
