@@ -47,7 +47,7 @@ tuned: .venv/installed
 	for model in dilated-net mobilenet-v1 squeezenet small-vgg; do \
 		$(BIN)/tvmflow tune --model $$model --work-dir runs/tuned || exit 1; \
 	done
-	$(BIN)/tvmflow db export runs/tuned -o schedules/tuned/$(TUNED)
+	$(BIN)/tvmflow db export runs/tuned --better -o schedules/tuned/$(TUNED)
 
 clean:
 	rm -rf .venv dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache

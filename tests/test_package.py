@@ -18,7 +18,7 @@ FOLDERS = {
     "models": "tvmflow/models",
     "tvmflow": "tvmflow",
 }
-SHIPPED = {".py", ".c", ".h", ".j2", ".typed", ".safetensors", ".json", ".md"}
+SHIPPED = {".py", ".c", ".h", ".j2", ".typed", ".safetensors", ".json", ".jsonl", ".md"}
 
 
 @pytest.fixture(scope="module")

@@ -191,6 +191,15 @@ def test_export(folder, tmp_path):
         database.export(folder, tmp_path / "out")
 
 
+def test_export_of_what_is_better(folder, tmp_path):
+    assert "of 1 tasks" in database.export(folder, tmp_path / "better", better=True)
+    with Store(folder, writable=True) as opened:
+        opened.append(
+            [{"kind": "winner", "run": 1, "task": TASK["task"], "candidate": "rule()", "ms": [1], "default_ms": [1]}]
+        )
+    assert "of 0 tasks" in database.export(folder, tmp_path / "none", better=True)
+
+
 def test_show(folder):
     text, content = database.show(folder.parent)
     assert "4 trials" in text

@@ -111,11 +111,12 @@ def merge(
 def export(
     folder: Records,
     out: Annotated[Path, typer.Option("-o", "--output", help="An empty or new folder.")],
+    better: Annotated[bool, typer.Option("--better", help="Only what beats the untuned kernel.")] = False,
 ) -> None:
     """Copy each task's best record alone, for another computer or for schedules/tuned/."""
     from tvmflow.tune import database
 
-    print(database.export(folder, out))
+    print(database.export(folder, out, better=better))
 
 
 def prune(

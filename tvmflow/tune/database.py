@@ -80,10 +80,10 @@ def merge(folder: Path, sources: Sequence[Path]) -> str:
     return "\n".join(lines)
 
 
-def export(folder: Path, out: Path) -> str:
+def export(folder: Path, out: Path, *, better: bool = False) -> str:
     """Copy the best records; what was done."""
     with Store(_only(folder), writable=True) as store:
-        return f"{out}: the best records of {exchange.export(store, out)} tasks"
+        return f"{out}: the best records of {exchange.export(store, out, better=better)} tasks"
 
 
 def prune(folder: Path, keep: int) -> str:

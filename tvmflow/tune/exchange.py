@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmflow.spec import UserError
+from tvmflow.tune.apply import is_default
 from tvmflow.tune.store import (
     IDENTITY,
     LOCK,
@@ -109,14 +110,17 @@ def prune(store: Store, keep: int) -> int:
     return dropped
 
 
-def export(store: Store, out: Path) -> int:
-    """Write a store of each task's best record alone to `out`, for schedules/tuned/ or another computer."""
+def export(store: Store, out: Path, *, better: bool = False) -> int:
+    """Write a store of each task's best record alone to `out`, for schedules/tuned/ or another computer.
+
+    With `better`, only of tasks for which a search found what beats the untuned kernel. Returns how many there are.
+    """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} isn't empty; give the records a folder of their own.")
     entries: list[Entry] = []
     for key, task in store.tasks.items():
         best = store.best(key)
-        if best is None:
+        if best is None or (better and is_default(best.candidate)):
             continue
         trials = [
             {**store.trials(key)[name], "merged": True}
