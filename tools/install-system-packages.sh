@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what running ARM code on this computer takes, qemu's user-mode emulators and the boards' C and C++ libraries,
 # and the SSH client that deploying takes; with --tests also the SSH server that the tests of deploying run for themselves
-# (Debian starts one of its own, too), and proot for the emulated board of tools/emulated-board.py. Everything else, linkers included, comes with `pip install tvmflow`.
+# (Debian starts one of its own, too), and proot for the emulated board of tools/emulated-board.py. Everything else,
+# linkers included, comes with `pip install tvmflow`.
 set -eu
 
 packages="qemu-user-static libc6-arm64-cross libstdc++6-arm64-cross libc6-armhf-cross openssh-client"
