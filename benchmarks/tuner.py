@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=5, help="how often each build is timed")
     parser.add_argument("--seconds", type=float, default=2.0, help="timed seconds of a turn")
+    parser.add_argument("--stock", type=int, nargs="+", default=STOCK, help="trials at a time of each MetaSchedule run")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--stock-in", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--at-a-time", type=int, help=argparse.SUPPRESS)
@@ -53,7 +55,7 @@ def main() -> None:
             number: timed(
                 ["benchmarks.tuner", *shared, "--stock-in", f"{root / str(number)}", "--at-a-time", f"{number}"]
             )
-            for number in STOCK
+            for number in options.stock
         }
         found = json.loads((root / "ours.json").read_text())
         rows = {
@@ -65,7 +67,7 @@ def main() -> None:
             },
             **{name_of(number): {"seconds": seconds, **count(root / f"{number}")} for number, seconds in stock.items()},
         }
-        networks = compare(options.model, root, options.rounds, options.seconds)
+        networks = compare(options.model, root, options.stock, options.rounds, options.seconds)
         versions = networks.pop("versions")
     for name, row in rows.items():
         row |= {"trials_per_second": row["trials"] / row["seconds"], "network_ms": networks[name]}
@@ -155,7 +157,7 @@ def count(folder: Path) -> dict[str, int]:
     return {"trials": len(records), "failed": sum(min(record[1], default=1e10) >= 1e9 for record in records)}
 
 
-def compare(model: str, root: Path, rounds: int, seconds: float) -> dict[str, Any]:
+def compare(model: str, root: Path, stock: Sequence[int], rounds: int, seconds: float) -> dict[str, Any]:
     """Median latency in ms of the network by the records of each, and with none, built and timed in turns."""
     from dataclasses import replace
 
@@ -175,7 +177,7 @@ def compare(model: str, root: Path, rounds: int, seconds: float) -> dict[str, An
         "tvmflow": build(program, target, root / "ours-net", records=find_records(target, root / "ours")),
         "untuned": build(program, target, root / "untuned-net"),
     }
-    for number in STOCK:
+    for number in stock:
         with Store(root / f"merged-{number}", identity(target), writable=True) as merged:
             exchange.merge(merged, root / f"{number}")
             foreign = {key: best for key in merged.tasks if (best := merged.best(key))}
