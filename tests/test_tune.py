@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -304,11 +305,15 @@ def test_interrupted_batch_keeps_its_results(tasks, tmp_path):
 
 
 def interrupted_after(seconds: float, tasks, folder: Path) -> None:
+    """Searches in folders 0, 1, …, since one may have nothing left to try before Ctrl-C comes."""
     with interrupt.deferred():
         timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
+        until = time.monotonic() + 60
         try:
-            search(tasks, folder, check=interrupt.check, trials=100_000, population=32)
+            for number in itertools.count():
+                search(tasks, folder / str(number), check=interrupt.check, trials=100_000, population=32, seed=number)
+                assert time.monotonic() < until, "Ctrl-C was lost"
         finally:
             timer.cancel()
 
@@ -319,7 +324,8 @@ def test_ctrl_c_at_any_moment(tasks, tmp_path):
     for number, seconds in enumerate((0.3, 0.8, 1.2, 1.7)):
         with pytest.raises(KeyboardInterrupt):
             interrupted_after(seconds, tasks[-2:], tmp_path / str(number))
-        with Store(tmp_path / str(number), writable=True) as store:
+        last = max((tmp_path / str(number)).iterdir(), key=lambda folder: int(folder.name))
+        with Store(last, writable=True) as store:
             assert store.quarantined == 0
             assert store.entries[-1]["reason"] == "interrupted"
     assert signal.getsignal(signal.SIGINT) is before
