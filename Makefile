@@ -13,7 +13,7 @@ help:
 	@echo "make test   run the tests"
 	@echo "make lint   check style and types"
 	@echo "make bench  compare with other libraries on this computer"
-	@echo "make tuned  search schedules for this computer's CPU and put the best into schedules/tuned (half an hour)"
+	@echo "make tuned  search schedules for this computer's CPU and put the best into schedules/tuned (ten minutes)"
 	@echo "make clean  remove what the others made, .venv included"
 
 .venv/installed: pyproject.toml

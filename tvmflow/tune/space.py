@@ -96,9 +96,10 @@ class CostModel:
 
     def teach(self, lesson: Lesson, target: Target) -> None:
         """From latencies of another search, which compare with each other only."""
-        self.model.adaptive_training = False  # or the next training would wait for a fifth more than all lessons
         strategy = meta_schedule.search_strategy.EvolutionarySearch()
+        self.model.adaptive_training = True  # many lessons are worth few trainings
         self.learn(_Context(lesson.task, tvm_target(target), strategy, 1), lesson.measured)
+        self.model.adaptive_training = False  # or the search's own trials would wait for a fifth more than all lessons
         kernel = meta_schedule.utils.shash2hex(lesson.task.module)
         if kernel in self.model.data:  # under another name, or they would be compared with this search's latencies
             self.model.data[f"{lesson.source} {kernel}"] = self.model.data.pop(kernel)
