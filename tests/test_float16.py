@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tvmflow import targets
+from tvmflow.backends import Timing
 from tvmflow.build import build, compile_library
 from tvmflow.bundle import open_bundle
 from tvmflow.frontend import import_model, parse_input_shape
@@ -51,7 +52,7 @@ def test_bundle(tiny, tmp_path):
         assert verdict["passed"] is True
         assert verdict["tolerance"] == {"float32": TOLERANCE["float16"]}
         assert verdict["max_rel_error"] > TOLERANCE["float32"]  # it is another arithmetic, not another name for it
-        assert assemble(opened, verdict)["target"]["arithmetic"] == "float16"
+        assert assemble(opened, verdict, Timing())["target"]["arithmetic"] == "float16"
         assert {spec.dtype for spec in (*opened.inputs, *opened.outputs)} == {"float32"}
         assert opened.manifest["memory"]["weights_bytes"] < wide.manifest["memory"]["weights_bytes"]
         assert sum(layer.macs for layer in opened.layers) == sum(layer.macs for layer in wide.layers)

@@ -27,6 +27,7 @@ from tvm.s_tir import meta_schedule
 
 from tvmflow import build as building
 from tvmflow import interrupt
+from tvmflow.backends import Timing, layer_rows
 from tvmflow.measure.local import run_vectors
 from tvmflow.passes import schedule_kernels
 from tvmflow.report import assemble
@@ -432,9 +433,9 @@ def test_build_applies_records(tiny, tasks, searched, tmp_path):
     assert any(schedule.startswith("pointwise_nchw(tile=") for schedule in schedules)
     assert "searched" in schedules
     assert built.manifest["verify"]["passed"] is True
-    report = assemble(built, built.manifest["verify"])
+    report = assemble(built, built.manifest["verify"], Timing())
     assert f"{sum('searched' in schedule for schedule in schedules)} searched, " in schedules_text(report["layers"])
-    timed = assemble(built, built.manifest["verify"], layer_us=[1.0] * len(schedules))
+    timed = assemble(built, built.manifest["verify"], Timing(layers=layer_rows([1.0] * len(schedules))))
     assert f"of their time), 0 default (0% of their time) of {len(schedules)} layers" in schedules_text(timed["layers"])
 
 

@@ -17,12 +17,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from tvmflow import device, toolchain
-from tvmflow.spec import Cpu, Layer, Preprocessing, Program, Target, TensorSpec, UserError, Vector
+from tvmflow.spec import NO_ELF, Cpu, Layer, Preprocessing, Program, Target, TensorSpec, UserError, Vector
 
 FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.0"
 MANIFEST, LIBRARY = "manifest.json", "model.so"
@@ -149,11 +150,13 @@ def write(
     memory: Mapping[str, int],
     verify: Mapping[str, Any],
     runner: Path | None = None,
+    extras: Mapping[str, Path] = MappingProxyType({}),
 ) -> Bundle:
     """Write a bundle to `out`, replacing the bundle that may be there; nothing is left if that fails.
 
-    `runner` is a folder of `device.make_runner`. The same build gives the same bytes. Raises UserError, also for a full
-    disk.
+    `library` becomes LIBRARY, with its own suffix. `runner` is a folder of `device.make_runner`; `extras` are other
+    files and folders, by their names in the bundle. The same build gives the same bytes. Raises UserError, also for a
+    full disk.
     """
     check_destination(out)
     scratch: Path | None = None
@@ -161,11 +164,13 @@ def write(
         scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
         root = scratch / "bundle"
         root.mkdir()
-        shutil.copyfile(library, root / LIBRARY)
+        shutil.copyfile(library, root / library_name(library))
         if runner is not None:
             shutil.copytree(runner, root / runner.name)
+        for name, path in extras.items():
+            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, root / name)
         _write_vectors(root, program)
-        content = _describe(program, target, versions, memory, verify, runner is not None)
+        content = _describe(program, target, versions, memory, verify, library_name(library), runner is not None)
         (root / "README.md").write_text(_readme(content), encoding="utf-8")
         (root / "run.py").write_text(_runner(content), encoding="utf-8")
         members = sorted(path for path in root.rglob("*") if path.is_file())
@@ -196,6 +201,7 @@ def _describe(
     versions: Mapping[str, str],
     memory: Mapping[str, int],
     verify: Mapping[str, Any],
+    library: str,
     runner: bool,
 ) -> dict[str, Any]:
     pre = program.preprocessing
@@ -231,9 +237,14 @@ def _describe(
         "memory": dict(memory),
         "verify": dict(verify),
         "vectors": vector_names(program),
-        "library": LIBRARY,
+        "library": library,
         "runner": device.PROGRAM if runner else None,
     }
+
+
+def library_name(library: Path) -> str:
+    """What a library is called in a bundle: "model", with the suffix of its kind."""
+    return Path(LIBRARY).with_suffix(library.suffix).name
 
 
 def vector_names(program: Program) -> list[str]:
@@ -406,7 +417,8 @@ def _check(path: Path, root: Path) -> Bundle:
     bundle = Bundle(path=path, root=root, manifest=manifest)
     if manifest["library"] not in members:
         raise UserError(f"{path} names a library {manifest['library']!r} that isn't among its members.")
-    toolchain.check_elf(bundle.library, bundle.target.elf, f"{path}, built for {bundle.target.name},")
+    if bundle.target.elf != NO_ELF:
+        toolchain.check_elf(bundle.library, bundle.target.elf, f"{path}, built for {bundle.target.name},")
     return bundle
 
 

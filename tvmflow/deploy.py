@@ -25,6 +25,7 @@ from typing import IO, Any, cast
 
 from tvmflow import bundle as bundles
 from tvmflow import device
+from tvmflow.backends import Timing, layer_rows
 from tvmflow.bundle import Bundle
 from tvmflow.measure.local import NOISY_SPREAD
 from tvmflow.report import Report, assemble
@@ -197,7 +198,7 @@ def report_on(
     verdict: Mapping[str, Any],
     measurement: Measurement | None,
     board: Mapping[str, Any],
-    layer_us: Sequence[float] | None = None,
+    layer_us: Sequence[float] = (),
 ) -> Report:
     """A report with what the board said of itself, and with the doubts that follow from it.
 
@@ -205,9 +206,9 @@ def report_on(
     """
     if emulator := board["before"].get("emulator"):
         note = f"{board['host']} is emulated ({emulator}), and time there says nothing about a board."
-        report = assemble(bundle, {**verdict, "method": "emulated"}, note=note)
+        report = assemble(bundle, {**verdict, "method": "emulated"}, Timing(note=note))
         return {**report, "device": {"basis": "emulated", **board}}
-    report = assemble(bundle, verdict, measurement=measurement, layer_us=layer_us)
+    report = assemble(bundle, verdict, Timing(measurement=measurement, layers=layer_rows(layer_us)))
     found = doubts(bundle, board["before"], board["after"], report["latency"]["spread"])
     report["latency"]["warnings"] = [*found, *changes(report["latency"].get("windows", ()))]
     return {**report, "device": {"basis": "measured", **board}}

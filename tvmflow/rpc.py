@@ -128,7 +128,8 @@ def deploy(
             verdict = {"method": "device", **compare(vectors, given, bundle.target.arithmetic)}
             if not verdict["passed"]:
                 raise VerificationError(failure_sentence(verdict, f"{path} on {place.name}"))
-            times, layer_us = result["times"], None
+            times = result["times"]
+            layer_us: tuple[float, ...] = ()
             if times and profiled:
                 log.info(f"Profiling on {place.name}")
                 described = {"kernels": sorted({layer.kernel for layer in bundle.layers}), "repeats": PROFILED_RUNS}

@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # importing the nouns must cost nothing: tvm takes 4 s to imp
 
 Basis = Literal["measured", "simulated", "emulated", "modelled"]
 
+NO_ELF = (0, "")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
@@ -55,7 +57,8 @@ class Layer:
     `modules` are the paths of the PyTorch modules (or ONNX nodes) whose work it does; `macs` counts multiply-adds;
     `bytes` is the tensor traffic if every operand is read and every result written once; `schedule` is the rule of
     `tvmflow.schedules.RULES` that shaped the kernel, with ", searched" and the knobs if a search chose them, "searched"
-    if it is MetaSchedule's own, "default" where nothing shaped it.
+    if it is MetaSchedule's own, "default" where nothing shaped it. `details` is what only one kind of target knows of a
+    layer; docs/report.md has the names.
     """
 
     kernel: str
@@ -63,6 +66,7 @@ class Layer:
     macs: int
     bytes: int
     schedule: str = "default"
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +110,11 @@ class Cpu:
 class Target:
     """A board, as pure data. `tvm` is the dict that `tvm.target.Target` takes; `triple` is what the linker is given.
 
-    `elf` is the ELF header's (class in bits, machine as pyelftools names it); `datasheet` cites the figures' source;
-    `schedules` names the rules of `tvmflow.schedules.RULES` to try, first match wins. `identity` is how the board's
-    name in its device tree begins, by which it is known when it is measured. `arithmetic` is the dtype that float32
-    networks are computed in, one of `arithmetics`, those that its CPU has vector instructions for.
+    `elf` is the ELF header's (class in bits, machine as pyelftools names it), or NO_ELF where the library is none;
+    `datasheet` cites the figures' source; `schedules` names the rules of `tvmflow.schedules.RULES` to try, first match
+    wins. `identity` is how the board's name in its device tree begins, by which it is known when it is measured.
+    `arithmetic` is the dtype that float32 networks are computed in, one of `arithmetics`, those that its CPU has vector
+    instructions for.
     """
 
     name: str

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
+from tvmflow import backends
 from tvmflow import bundle as bundles
-from tvmflow.measure.local import profile_library, time_library
+from tvmflow.backends import Timing
 from tvmflow.report import Report, assemble
 from tvmflow.spec import VerificationError
-from tvmflow.targets import TARGETS
 from tvmflow.verify import failure_sentence, verify_bundle
 
 
@@ -35,21 +34,9 @@ def survey(
         verdict = verify_bundle(bundle)
         if must_run and not verdict["passed"]:
             raise VerificationError(failure_sentence(verdict, f"{path} ({bundle.name} for {bundle.target.name})"))
-        if bundle.target.elf != TARGETS["host"].elf:
-            note = f"no {bundle.target.name} was at hand, and emulation checks answers, never speed."
-            return assemble(bundle, verdict, note=note)
-        if not verdict["passed"]:
-            return assemble(bundle, verdict, note="wrong answers aren't timed.")
-        inputs = bundle.vectors()[0].inputs
-        measurement, layer_us = None, None
-        if timed:
-            measurement = time_library(bundle.library, inputs, threads=threads, repeats=repeats, seconds=seconds)
-            if bundle.target.name != "host":
-                warning = f"Built for {bundle.target.name}, timed on this computer ({TARGETS['host'].cpu.model})."
-                measurement = replace(measurement, warnings=(*measurement.warnings, warning))
-        if profiled:
-            runs = (None if timed else repeats) or 50
-            layer_us = profile_library(bundle.library, inputs, bundle.layers, threads=threads, repeats=runs)
-        return assemble(
-            bundle, verdict, measurement=measurement, note="" if timed else "only profiled.", layer_us=layer_us
+        if verdict["passed"] is False:
+            return assemble(bundle, verdict, Timing(note="wrong answers aren't timed."))
+        timing = backends.of(bundle.target).time(
+            bundle, threads=threads, repeats=repeats, seconds=seconds, whole=timed, layers=profiled
         )
+        return assemble(bundle, verdict, timing)

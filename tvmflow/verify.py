@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tvmflow import backends
 from tvmflow.spec import MissingDependencyError, Target, TensorSpec, Vector
 
 if TYPE_CHECKING:
@@ -96,19 +97,11 @@ def verify_bundle(bundle: Bundle) -> dict[str, Any]:
 
 
 def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
-    """How code for `target` is run on this computer ("native", "emulated", "emulated kernels"), and the function.
+    """How code for `target` is run on this computer ("native", "emulated", …), and the function.
 
     Raises MissingDependencyError where it can't be.
     """
-    from tvmflow.targets import TARGETS
-
-    if target.elf == TARGETS["host"].elf:
-        from tvmflow.measure.local import run_vectors
-
-        return "native", lambda inputs: run_vectors(library, inputs, outputs)
-    from tvmflow import emulate
-
-    return emulate.method(target), lambda inputs: emulate.run_vectors(library, target, inputs, outputs)
+    return backends.of(target).find_runner(library, target, outputs)
 
 
 def failure_sentence(verdict: Mapping[str, Any], what: str) -> str:

@@ -68,8 +68,8 @@ def build(
     json: Json = None,
 ) -> None:
     """Compile a network for a board into a bundle, verified against PyTorch wherever its code can run."""
-    from tvmflow import build as builder
-    from tvmflow import targets
+    from tvmflow import backends, targets
+    from tvmflow.backends import Timing
     from tvmflow.frontend import import_model, parse_input_shape
     from tvmflow.report import assemble
     from tvmflow.report.render import memory_text, schedules_text, verdict_text
@@ -80,6 +80,7 @@ def build(
     if db is not None and dtype != "float32":
         raise UserError(f"--db names records of float32 kernels, which --dtype {dtype} has none of; give one of them.")
     found = targets.compute_in(targets.find(target, board), dtype)
+    builder = backends.of(found)
     shapes = [parse_input_shape(text) for text in input_shape or []]
     builder.check(found, out, linker, runner=runner is not None)  # before the import, which takes its time
     records = apply.find_records(found, db) if tuned and dtype == "float32" else {}
@@ -95,7 +96,7 @@ def build(
         runner=runner is not None,
         records=records,
     )
-    report = assemble(built, built.manifest["verify"], note=NOT_TIMED)
+    report = assemble(built, built.manifest["verify"], Timing(note=NOT_TIMED))
     lines = [
         f"{out}: {built.name} for {found.name}",
         f"verify   {verdict_text(report['verify'])}",

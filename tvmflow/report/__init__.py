@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from tvmflow import __version__
+from tvmflow.backends import Timing
 from tvmflow.bundle import Bundle
 from tvmflow.spec import Measurement, UserError
 from tvmflow.targets import TARGETS
@@ -33,16 +34,13 @@ Report = dict[str, Any]
 def assemble(
     bundle: Bundle,
     verdict: Mapping[str, Any],
-    *,
-    measurement: Measurement | None = None,
-    note: str = "",
-    layer_us: Sequence[float] | None = None,
+    timing: Timing,
 ) -> Report:
-    """The report on a bundle. `verdict` comes from `verify`; `layer_us` are times per layer in µs on this computer.
+    """The report on a bundle. `verdict` comes from `verify`, `timing` from the backend or from the device.
 
-    Without a measurement, `latency` is null and `note` says why.
+    Without a measurement, `latency` is null and `latency_note` says why.
     """
-    manifest = bundle.manifest
+    manifest, measurement = bundle.manifest, timing.measurement
     measured_bytes = {key: value for key, value in (measurement.facts if measurement else {}).items() if "bytes" in key}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -53,12 +51,13 @@ def assemble(
         },
         "verify": dict(verdict),
         "latency": latency(measurement) if measurement else None,
-        "latency_note": note,
+        "latency_note": timing.note,
         "layers": [
             {
                 **asdict(layer),
                 "modules": list(layer.modules),
-                "latency": None if layer_us is None else {"basis": "measured", "unit": "us", "p50": layer_us[index]},
+                "latency": dict(timing.layers[index]) if timing.layers else None,
+                "details": {**layer.details, **(timing.details[index] if timing.details else {})},
             }
             for index, layer in enumerate(bundle.layers)
         ],

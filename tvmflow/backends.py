@@ -1,0 +1,76 @@
+"""What a kind of target is to the commands: how a network is built for it, run on this computer, and timed there.
+
+A new kind is one module with the functions of Backend and one line in MODULES, besides its boards and its stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from tvmflow.spec import Measurement, Program, Target, TensorSpec
+
+if TYPE_CHECKING:
+    from tvmflow.bundle import Bundle
+    from tvmflow.tune.store import Best
+    from tvmflow.verify import Runner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What is known of a bundle's latency here: a measurement, or a note that says why there is none.
+
+    `layers` has for each layer its latency as the report gives it, {"basis", "unit", "p50"}, or is empty. `details`
+    has what else was found of each layer, merged into `Layer.details`, or is empty.
+    """
+
+    measurement: Measurement | None = None
+    note: str = ""
+    layers: Sequence[Mapping[str, Any]] = ()
+    details: Sequence[Mapping[str, Any]] = ()
+
+
+def layer_rows(times_us: Sequence[float]) -> list[dict[str, Any]]:
+    """Measured times of layers in µs as `Timing.layers` has them."""
+    return [{"basis": "measured", "unit": "us", "p50": value} for value in times_us]
+
+
+class Backend(Protocol):
+    """The functions of a kind's module."""
+
+    def check(self, target: Target, out: Path, linker: str = "auto", *, runner: bool = False) -> Any:
+        """Raise what `build` would raise, before a network is imported."""
+
+    def build(
+        self,
+        program: Program,
+        target: Target,
+        out: Path,
+        *,
+        linker: str = "auto",
+        dump_dir: Path | None = None,
+        verify: bool = True,
+        runner: bool = False,
+        records: Mapping[str, Best] | None = None,
+    ) -> Bundle:
+        """Compile into a bundle, verified wherever this computer can run it."""
+
+    def find_runner(self, library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
+        """How `library` is run on this computer, in a word, and the function. Raises MissingDependencyError."""
+
+    def time(
+        self, bundle: Bundle, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
+    ) -> Timing:
+        """What this computer can say of the latency of the `whole` and of the `layers` of a bundle that is right."""
+
+
+MODULES: dict[str, str] = {"llvm": "tvmflow.cpu", "arm_cpu": "tvmflow.cpu"}
+"""The module of each kind of target."""
+
+
+def of(target: Target) -> Backend:
+    """The backend of a board's kind."""
+    return cast(Backend, import_module(MODULES[target.kind]))

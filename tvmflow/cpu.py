@@ -1,0 +1,54 @@
+"""The backend of boards with a CPU under an operating system: TVM's runtime runs one shared library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tvmflow.backends import Timing, layer_rows
+from tvmflow.build import build, check
+from tvmflow.measure.local import profile_library, run_vectors, time_library
+from tvmflow.spec import Measurement, Target, TensorSpec
+from tvmflow.targets import TARGETS
+
+if TYPE_CHECKING:
+    from tvmflow.bundle import Bundle
+    from tvmflow.verify import Runner
+
+__all__ = ["build", "check", "find_runner", "time"]
+
+
+def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
+    """ "native", or "emulated" or "emulated kernels" under qemu."""
+    if target.elf == TARGETS["host"].elf:
+        return "native", lambda inputs: run_vectors(library, inputs, outputs)
+    from tvmflow import emulate
+
+    return emulate.method(target), lambda inputs: emulate.run_vectors(library, target, inputs, outputs)
+
+
+def time(
+    bundle: Bundle, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
+) -> Timing:
+    """Measured where this computer runs the bundle's code itself; each layer in a run of its own."""
+    host = TARGETS["host"]
+    if bundle.target.elf != host.elf:
+        return Timing(note=f"no {bundle.target.name} was at hand, and emulation checks answers, never speed.")
+    inputs = bundle.vectors()[0].inputs
+    measurement: Measurement | None = None
+    layer_us: Sequence[float] = ()
+    if whole:
+        measurement = time_library(bundle.library, inputs, threads=threads, repeats=repeats, seconds=seconds)
+        if bundle.target.name != host.name:
+            warning = f"Built for {bundle.target.name}, timed on this computer ({host.cpu.model})."
+            measurement = replace(measurement, warnings=(*measurement.warnings, warning))
+    if layers:
+        runs = (None if whole else repeats) or 50
+        layer_us = profile_library(bundle.library, inputs, bundle.layers, threads=threads, repeats=runs)
+    return Timing(
+        measurement=measurement,
+        note="" if whole else "only profiled.",
+        layers=layer_rows(layer_us),
+    )
