@@ -37,8 +37,10 @@ FORMAT = 1
 """Of the files that `save` writes."""
 
 MAX_SHIFT = 31
-BATCH = 32
+BATCH = 16
 """Images that the reference computes at once: few enough for the caches, enough for vectors to be long."""
+CACHED = 1 << 16
+"""Outputs of a depthwise layer that it computes at once."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -170,18 +172,21 @@ def accumulate(layer: IntegerLayer, x: np.ndarray) -> np.ndarray:
     weight = layer.weight.astype(real).reshape(groups, outputs // groups, inputs, *kernel)
     acc = np.empty((groups, outputs // groups, height, width, count), real)
     acc[...] = layer.bias.reshape(groups, -1, 1, 1, 1)
+    together = max(1, CACHED // (height * width * count))
     for row, column in np.ndindex(*kernel):
         to_rows, from_rows = _window(layer, 0, row, x.shape[2], height)
         to_columns, from_columns = _window(layer, 1, column, x.shape[3], width)
-        part = planes[:, :, from_rows, from_columns]
-        if part.size == 0:
+        if to_rows.start == to_rows.stop or to_columns.start == to_columns.stop:
             continue
-        tap = weight[..., row, column]
-        if inputs == 1:
-            products = tap[..., None, None] * part
-        else:
-            products = (tap @ part.reshape(groups, inputs, -1)).reshape(groups, -1, *part.shape[2:])
-        acc[:, :, to_rows, to_columns] += products
+        for first in range(0, groups, together):
+            some = slice(first, first + together)
+            part = planes[some, :, from_rows, from_columns]
+            tap = weight[some, ..., row, column]
+            if inputs == 1:
+                products = tap[..., None, None] * part
+            else:
+                products = (tap @ part.reshape(len(part), inputs, -1)).reshape(len(part), -1, *part.shape[2:])
+            acc[some, :, to_rows, to_columns] += products
     return np.ascontiguousarray(acc.reshape(outputs, height, width, count).transpose(3, 0, 1, 2)).astype(np.int32)
 
 
