@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tvmflow import interrupt
+from tvmflow.cortex_m.stages import choose_kernels, lower_kernels, place_tensors
 from tvmflow.passes.block_channels import block_channels
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fold_scales import fold_scales
@@ -38,7 +39,16 @@ CPU: tuple[Stage, ...] = (
     lower,
 )
 
-STAGES: dict[str, tuple[Stage, ...]] = {"llvm": CPU, "arm_cpu": CPU}
+MCU: tuple[Stage, ...] = (
+    # kernels: integer layers become loops over plain pointers, two depthwise ones in a row one kernel in place
+    choose_kernels,
+    # memory: one static arena, packed by lifetime
+    place_tensors,
+    # loops become what LLVM takes; there is no virtual machine
+    lower_kernels,
+)
+
+STAGES: dict[str, tuple[Stage, ...]] = {"llvm": CPU, "arm_cpu": CPU, "cortex_m": MCU}
 
 
 def run_stages(program: Program, target: Target, dump_dir: Path | None = None) -> Program:
