@@ -37,6 +37,9 @@ from tvmflow.schedules.cortex_m._kernel import (
 PIXELS = 4
 DSP_UNROLL = 16
 """Pairs of input channels in one step: what LLVM keeps on the stack between steps is paid once for all."""
+DSP_PITCH = 6
+PLACES = (0, 1, 3, 4)
+"""Where the words of four pixels lie among DSP_PITCH: LLVM makes LDRD of two neighbouring loads, but not of a longer run."""
 TWICE_MINUS_128 = 0xFF80FF80 - (1 << 32)
 LANES = 16
 MVE_UNROLL = 4
@@ -64,7 +67,7 @@ def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:
     pointers = {
         "source": (dtype, before),
         "destination": (layer.dtype, after),
-        "scratch": ("int32", PIXELS * steps),
+        "scratch": ("int32", DSP_PITCH * steps),
         **constant_pointers(constants),
     }
     unroll = next(count for count in (DSP_UNROLL, 8, 4, 2, 1) if steps % count == 0)
@@ -86,7 +89,7 @@ def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:
                         word = T.bind(stream[base + 4 + step])
                         upper = T.bind(intrinsic("sxtb16", rotate_right(word, 8)))
                         for j in range(PIXELS):
-                            x = T.bind(scratch[step * PIXELS + j])
+                            x = T.bind(scratch[step * DSP_PITCH + PLACES[j]])
                             T.buffer_store(both, intrinsic("smlad", word, x, both[j]), [j])
                             T.buffer_store(second, intrinsic("smlad", upper, x, second[j]), [j])
                 for number in range(2):
@@ -108,7 +111,7 @@ def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:
         layers=(layer,),
         func=builder.get(),
         constants=constants,
-        scratch={"scratch": 4 * PIXELS * steps},
+        scratch={"scratch": 4 * DSP_PITCH * steps},
     )
 
 
@@ -139,7 +142,7 @@ def _gather_pairs(
                 for half in range(2)
             )
             word = T.bind(tirx.bitwise_or(tirx.bitwise_and(low, 0xFFFF), tirx.shift_left(high, T.int32(16))))
-            T.buffer_store(scratch, word, [step * PIXELS + j])
+            T.buffer_store(scratch, word, [step * DSP_PITCH + PLACES[j]])
             T.buffer_store(begin, intrinsic("smlad", word, T.int32(TWICE_MINUS_128), begin[j]), [j])
 
     with T.serial(0, inputs // 2) as step:
