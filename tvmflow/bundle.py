@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from tvmflow import device, toolchain
-from tvmflow.spec import NO_ELF, Cpu, Layer, Preprocessing, Program, Target, TensorSpec, UserError, Vector
+from tvmflow.spec import NO_ELF, Cpu, Layer, Mcu, Preprocessing, Program, Target, TensorSpec, UserError, Vector
 
 FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.0"
 MANIFEST, LIBRARY = "manifest.json", "model.so"
@@ -72,7 +72,8 @@ class Bundle:
         content = self.manifest["target"]
         elf = (content["elf"]["bits"], content["elf"]["machine"])
         lists = {key: tuple(content[key]) for key in ("schedules", "arithmetics") if key in content}
-        return Target(**{**content, **lists, "elf": elf, "cpu": Cpu(**content["cpu"])})
+        mcu = content.get("mcu") and Mcu(**{**content["mcu"], "unverified": tuple(content["mcu"]["unverified"])})
+        return Target(**{**content, **lists, "elf": elf, "cpu": Cpu(**content["cpu"]), "mcu": mcu})
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
