@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from vta_programs import BLOCK_16, SMALL, program, spoil
+from vta_programs import state as random_state
 
 from tvmflow.spec import UserError
-from tvmflow.vta import config, isa
+from tvmflow.vta import config, isa, semantics, simulate
 from tvmflow.vta.config import SAMPLES, Config
 from tvmflow.vta.isa import Alu, Finish, Gemm, Load, Memory, Operation, Store, Uop
+from tvmflow.vta.semantics import RefusedError, State
 
 PYNQ = SAMPLES["pynq"]
 OLD = Config(version="0.0.1")
-SMALL = Config(log_batch=1, log_block=2, log_uop_buffer=8, log_inp_buffer=8, log_wgt_buffer=8, log_acc_buffer=9)
 
 
 # Configuration
@@ -148,3 +150,127 @@ def test_what_is_no_program_is_refused(code, words):
 
 def test_disassembly(golden):
     golden(isa.disassemble(EXAMPLES))
+
+
+# Meaning
+
+
+def machine_state(memory: int = 4096) -> State:
+    """A PYNQ whose ACC[i] holds i in every lane and whose micro-ops 0 … 15 are (i, i, i)."""
+    state = State(config=PYNQ, dram=np.zeros(memory, np.uint8))
+    state.uop[:16] = isa.encode_uops([(i, i, i) for i in range(16)], PYNQ)
+    state.acc[:] = np.arange(2048)[:, None, None]
+    return state
+
+
+def test_a_convolution_computed_by_hand():
+    rng = np.random.default_rng(1)
+    state = State(config=PYNQ, dram=np.zeros(4096, np.uint8))
+    inputs, weights, bias = rng.integers(-128, 128, 16), rng.integers(-128, 128, (16, 16)), rng.integers(-999, 999, 16)
+    state.dram[:16] = inputs.astype(np.int8).view(np.uint8)
+    state.dram[256:512] = weights.astype(np.int8).view(np.uint8).reshape(-1)
+    state.dram[512:576] = bias.astype(np.int32).view(np.uint8)
+    state.dram[576:580] = isa.encode_uops([Uop(3, 1, 2)], PYNQ).view(np.uint8)
+    one = {"y_size": 1, "x_size": 1, "x_stride": 1}
+    loops = {"uop_bgn": 0, "uop_end": 1}
+    program = (
+        Load(memory=Memory.UOP, dram_base=144, **one),
+        Load(memory=Memory.INP, sram_base=1, dram_base=0, **one),
+        Load(memory=Memory.WGT, sram_base=2, dram_base=1, **one),
+        Load(memory=Memory.ACC, sram_base=3, dram_base=8, **one),
+        Gemm(**loops),
+        Load(memory=Memory.UOP, dram_base=145, **one),
+        Alu(operation=Operation.ADD, use_imm=True, imm=32, **loops),
+        Alu(operation=Operation.SHR, use_imm=True, imm=6, **loops),
+        Alu(operation=Operation.MAX, use_imm=True, imm=0, **loops),
+        Alu(operation=Operation.MIN, use_imm=True, imm=127, **loops),
+        Store(sram_base=3, dram_base=50, **one),
+        Finish(),
+    )
+    state.dram[580:584] = isa.encode_uops([Uop(3, 3)], PYNQ).view(np.uint8)
+    fast = State(config=PYNQ, dram=state.dram.copy())
+    semantics.run(program, state)
+    simulate.run(program, fast)
+    expected = np.clip((weights @ inputs + bias + 32) >> 6, 0, 127)
+    assert state.dram[800:816].tolist() == fast.dram[800:816].tolist() == expected.tolist()
+
+
+def one_op(operation, imm):
+    return Alu(operation=operation, use_imm=True, imm=imm, uop_bgn=0, uop_end=1)
+
+
+REFUSED = {
+    "MUL": (Alu(operation=Operation.MUL, uop_bgn=0, uop_end=1), "MUL exists in upstream's functional simulator"),
+    "ACC_8BIT": (Load(memory=Memory.ACC_8BIT, y_size=1, x_size=1, x_stride=1), "ACC_8BIT is ignored"),
+    "shift": (one_op(Operation.SHR, 16), "SHR by 16: the HLS core shifts by -16 … 15"),
+    "shift by tile": (Alu(operation=Operation.SHR, uop_bgn=0, uop_end=1), "SHR by ACC"),
+    "stale": (Store(sram_base=3, y_size=1, x_size=1, x_stride=1), r"OUT\[3\], which is stale"),
+    "src": (
+        Alu(operation=Operation.ADD, use_imm=True, uop_bgn=0, uop_end=2, iter_in=2, dst_factor_in=1),
+        "src 0 and dst 1: the Chisel core reads src",
+    ),
+    "index": (Gemm(uop_bgn=0, uop_end=1, iter_in=3, dst_factor_in=1024), r"uses ACC\[2048\], beyond the buffer's 2048"),
+    "weights": (Gemm(uop_bgn=0, uop_end=1, iter_in=3, wgt_factor_in=512), r"uses WGT\[1024\], beyond"),
+    "load": (Load(memory=Memory.INP, sram_base=2047, y_size=1, x_size=2, x_stride=2), "INP writes beyond the buffer's"),
+    "memory": (Load(memory=Memory.WGT, dram_base=16, y_size=1, x_size=1, x_stride=1), "reads beyond the memory's 4096"),
+    "padding": (Load(memory=Memory.WGT, y_size=1, x_size=1, x_stride=1, x_pad_0=1), "does not pad WGT"),
+    "rows": (Load(memory=Memory.UOP, y_size=2, x_size=1, x_stride=1), "HLS core ignores y_size"),
+    "nothing": (Gemm(uop_bgn=3, uop_end=3), "without a single step"),
+}
+
+
+@pytest.mark.parametrize("run", [semantics.run, simulate.run], ids=["oracle", "fast"])
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_hardware_would_do_wrongly_is_refused(run, case):
+    instruction, words = REFUSED[case]
+    with pytest.raises(RefusedError, match=f"Instruction 1: .*{words}"):
+        run((isa.nop("load"), instruction), machine_state())
+
+
+@pytest.mark.parametrize("run", [semantics.run, simulate.run], ids=["oracle", "fast"])
+def test_out_is_a_buffer_of_its_own(run):
+    store = Store(sram_base=3, y_size=1, x_size=1, x_stride=1)
+    write = Alu(operation=Operation.ADD, use_imm=True, uop_bgn=3, uop_end=4)
+    state = machine_state()
+    run((write, store), state)
+    assert state.dram[:16].tolist() == [3] * 16
+    for spoiler in (
+        Load(memory=Memory.ACC, sram_base=3, y_size=1, x_size=1, x_stride=1),
+        Gemm(uop_bgn=3, uop_end=4, reset=True),
+    ):
+        with pytest.raises(RefusedError, match="stale"):
+            run((write, spoiler, store), machine_state())
+
+
+PROGRAMS = 10_000
+"""Random programs that the oracle and the fast simulator have to agree on; some of them are refused by both."""
+
+
+def test_the_fast_simulator_does_what_the_instructions_mean():
+    refused = 0
+    for seed in range(PROGRAMS):
+        rng = np.random.default_rng(seed)
+        machine = (SMALL, BLOCK_16)[seed % 2]
+        instructions, dram = program(rng, machine)
+        if seed % 10 == 1:
+            assert isa.decode_program(isa.encode_program(instructions, machine), machine) == instructions
+        if seed % 10 == 0:
+            instructions = spoil(rng, instructions)
+        slow = random_state(machine, dram, rng)
+        fast = State(config=machine, dram=dram.copy())
+        for name in ("inp", "wgt", "out", "acc", "uop"):
+            getattr(fast, name)[:] = getattr(slow, name)
+        said = []
+        for run, state in ((semantics.run, slow), (simulate.run, fast)):
+            try:
+                run(instructions, state)
+                said.append("")
+            except RefusedError as error:
+                said.append(str(error))
+        assert said[0] == said[1], seed
+        assert seed % 10 == 0 or not said[0], (seed, said[0])
+        refused += bool(said[0])
+        if not said[0]:
+            for name in ("dram", "inp", "wgt", "out", "acc", "uop", "fresh"):
+                assert np.array_equal(getattr(slow, name), getattr(fast, name)), (seed, name)
+    assert refused > PROGRAMS // 50

@@ -127,10 +127,10 @@ def store(instruction: Store, state: State) -> None:
 def gemm(instruction: Gemm, state: State) -> None:
     """ACC[dst] += INP[src] · WGT[wgt]ᵀ in int32, which wraps; OUT[dst] = its low bytes. With reset, ACC[dst] = 0."""
     _check_loops(instruction, state)
+    micro_ops = isa.decode_uops(state.uop[instruction.uop_bgn : instruction.uop_end], state.config).tolist()
     for i in range(instruction.iter_out):
         for j in range(instruction.iter_in):
-            for micro_op in state.uop[instruction.uop_bgn : instruction.uop_end]:
-                dst, src, wgt = map(int, isa.decode_uops(micro_op, state.config))
+            for dst, src, wgt in micro_ops:
                 dst += i * instruction.dst_factor_out + j * instruction.dst_factor_in
                 src += i * instruction.src_factor_out + j * instruction.src_factor_in
                 wgt += i * instruction.wgt_factor_out + j * instruction.wgt_factor_in
@@ -156,10 +156,10 @@ def alu(instruction: Alu, state: State) -> None:
     if operation == Operation.SHR and instruction.imm not in SHIFTS:
         raise RefusedError(f"ALU SHR by {instruction.imm}: the HLS core shifts by {SHIFTS[0]} … {SHIFTS[-1]} only.")
     _check_loops(instruction, state)
+    micro_ops = isa.decode_uops(state.uop[instruction.uop_bgn : instruction.uop_end], state.config).tolist()
     for i in range(instruction.iter_out):
         for j in range(instruction.iter_in):
-            for micro_op in state.uop[instruction.uop_bgn : instruction.uop_end]:
-                dst, src, _ = map(int, isa.decode_uops(micro_op, state.config))
+            for dst, src, _ in micro_ops:
                 dst += i * instruction.dst_factor_out + j * instruction.dst_factor_in
                 src += i * instruction.src_factor_out + j * instruction.src_factor_in
                 _check_index("ALU", "ACC", dst, state.acc)
