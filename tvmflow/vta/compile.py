@@ -7,9 +7,8 @@ follow each other without a stop all the same, since each load waits only for th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
@@ -17,72 +16,32 @@ from tvmflow.integer import RANGES, IntegerNetwork
 from tvmflow.spec import UserError
 from tvmflow.vta import isa
 from tvmflow.vta.config import Config
-from tvmflow.vta.emit import HAZARD_DISTANCE, Infeasible, Stream
-from tvmflow.vta.isa import Instruction, Load, Memory, Uop
-from tvmflow.vta.layout import Tensor, ones_tile, pack, place, unpack
+from tvmflow.vta.emit import Infeasible, Stream
+from tvmflow.vta.isa import Instruction, Load, Memory, Store
+from tvmflow.vta.layout import TENSORS, ones_tile, place
+from tvmflow.vta.program import Executable, Mark, Region
 from tvmflow.vta.tiles import Tiling, Weights, Work, emit, input_rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Compiled:
-    """A program for one configuration. Addresses in it are relative to the beginning of its memory image.
+    """A program, the layers that it computes in their order, their tilings, and where each activation is in memory."""
 
-    `layer_of` has for each instruction the number of the layer it is for, −1 for those of none. `memory` is the image,
-    uint8: activations from byte 0 on, weights from `weights_offset`, micro-ops from `uops_offset`.
-    """
-
-    name: str
-    config: Config
-    instructions: tuple[Instruction, ...]
-    layer_of: tuple[int, ...]
-    memory: np.ndarray
-    weights_offset: int
-    uops_offset: int
-    uops: int
-    input: Tensor
-    output: Tensor
+    executable: Executable
     works: tuple[Work, ...]
     schedule: Mapping[str, Tiling]
-
-    def input_bytes(self, q: np.ndarray) -> np.ndarray:
-        """int8 C×H×W → what the host writes at the input's place."""
-        return pack(q, self.config.block).view(np.uint8).ravel()
-
-    def output_of(self, memory: np.ndarray) -> np.ndarray:
-        """The image after a run → int8 C×H×W."""
-        return self.tensor_of(self.output, memory)
-
-    def tensor_of(self, tensor: Tensor, memory: np.ndarray) -> np.ndarray:
-        """An activation, int8 C×H×W, from the image after a run."""
-        size = self.config.inp_bytes
-        raw = memory[tensor.tile * size : (tensor.tile + tensor.tiles) * size]
-        shape = (tensor.blocks, *tensor.shape[1:], self.config.block)
-        return unpack(raw.view(np.int8).reshape(shape), tensor.shape[0])
-
-    @cached_property
-    def input_offset(self) -> int:
-        return self.input.tile * self.config.inp_bytes
-
-    @cached_property
-    def output_offset(self) -> int:
-        return self.output.tile * self.config.inp_bytes
+    regions: Mapping[str, Region]
+    uops: int
 
 
-def compile_network(
-    network: IntegerNetwork,
-    config: Config,
-    schedule: Mapping[str, Tiling] | None = None,
-    *,
-    single: bool = False,
-) -> Compiled:
+def compile_network(network: IntegerNetwork, config: Config, schedule: Mapping[str, Tiling] | None = None) -> Compiled:
     """Compile with the tilings of `schedule`, by layer, and `default_tiling` for the others.
 
-    With `single` nothing overlaps: each buffer holds one thing at a time. Raises UserError for networks that the
-    accelerator can't run, and Infeasible for a tiling that doesn't fit.
+    Raises UserError for networks that the accelerator can't run, and Infeasible for a tiling that doesn't fit.
     """
     works = prepare(network, config)
     tilings = {work.layer.name: (schedule or {}).get(work.layer.name) or default_tiling(work, config) for work in works}
-    return compile_works(network.name, works, config, tilings, single=single)
+    return compile_works(works, config, tilings)
 
 
 def prepare(network: IntegerNetwork, config: Config) -> tuple[Work, ...]:
@@ -90,7 +49,9 @@ def prepare(network: IntegerNetwork, config: Config) -> tuple[Work, ...]:
     if network.scheme != "power-of-two":
         raise UserError(f"VTA only shifts: it takes the scheme power-of-two, and {network.name} has {network.scheme}.")
     if config.batch != 1:
-        raise UserError(f"Networks are compiled for VTAs with LOG_BATCH 0; {config.bitstream} has a batch of {config.batch}.")
+        raise UserError(
+            f"Networks are compiled for VTAs with LOG_BATCH 0; {config.bitstream} has a batch of {config.batch}."
+        )
     shapes = {"input": network.input_shape[1:], **{layer.name: layer.output_shape[1:] for layer in network.layers}}
     tensors, _ = place(shapes, config.block)  # type: ignore[arg-type]
     ranges = {"input": RANGES["int8"], **{layer.name: (layer.minimum, layer.maximum) for layer in network.layers}}
@@ -98,56 +59,66 @@ def prepare(network: IntegerNetwork, config: Config) -> tuple[Work, ...]:
     for layer in network.layers:
         lowest, highest = ranges[layer.inputs[0]]
         works.append(
-            Work(layer=layer, source=tensors[layer.inputs[0]], target=tensors[layer.name], lowest=lowest, highest=highest)
+            Work(
+                layer=layer, source=tensors[layer.inputs[0]], target=tensors[layer.name], lowest=lowest, highest=highest
+            )
         )
         _ = works[-1].shifts  # raises what can't be done
     return tuple(works)
 
 
-def compile_works(
-    name: str, works: Iterable[Work], config: Config, schedule: Mapping[str, Tiling], *, single: bool = False
-) -> Compiled:
-    """Compile layers, which need not be all of a network."""
-    works = tuple(works)
-    tiles = max(tensor.tile + tensor.tiles for work in works for tensor in (work.source, work.target))
-    stream, weights = Stream(config, tiles, single=single), Weights()
-    for number, work in enumerate(works):
-        stream.layer = number
+def compile_works(works: Sequence[Work], config: Config, schedule: Mapping[str, Tiling]) -> Compiled:
+    """Compile layers that follow each other, which need not be all of a network. Raises Infeasible."""
+    tensors = {tensor.name: tensor for work in works for tensor in (work.source, work.target)}
+    tiles = max(tensor.tile + tensor.tiles for tensor in tensors.values())
+    stream, weights = Stream(config, tiles), Weights()
+    marks = []
+    for work in works:
+        first, tiling = len(stream.drafts), schedule[work.layer.name]
         try:
-            emit(stream, weights, work, schedule[work.layer.name])
+            emit(stream, weights, work, tiling)
         except Infeasible as error:
-            raise Infeasible(f"{work.layer.name} as {schedule[work.layer.name]}: {error}") from error
-    stream.layer = -1
+            raise Infeasible(f"{work.layer.name} can't be cut into {tiling}: {error}") from error
+        marks.append(Mark(name=work.layer.name, first=first, last=len(stream.drafts)))
     stream.finish()
-    weights_offset = _up(tiles * config.inp_bytes, config.alignment)
-    uops_offset = weights_offset + weights.count * config.wgt_bytes
-    memory = np.zeros(_up(uops_offset + len(stream.uops) * config.uop_bytes, config.alignment), np.uint8)
-    memory[: config.inp_bytes] = ones_tile(config).view(np.uint8).ravel()
-    if weights.count:
-        memory[weights_offset:uops_offset] = np.concatenate(weights.tiles).view(np.uint8).ravel()
-    words = isa.encode_uops(stream.uops, config)
-    memory[uops_offset : uops_offset + words.nbytes] = words.view(np.uint8)
-    offsets = {Memory.WGT: weights_offset // config.wgt_bytes, Memory.UOP: uops_offset // config.uop_bytes}
+
+    # the image: the tile of ones, weights, micro-ops; behind it the activations, which no one initialises
+    ones = ones_tile(config)
+    parts = [ones, np.zeros(config.alignment - ones.nbytes % config.alignment, np.int8), *weights.tiles]
+    offsets = {Memory.WGT: config.alignment}
+    offsets[Memory.UOP] = config.alignment + weights.count * config.wgt_bytes
+    parts.append(isa.encode_uops(stream.uops, config))
+    image = np.concatenate([part.reshape(-1).view(np.uint8) for part in parts])
+    behind = offsets[Memory.INP] = _up(image.size, config.alignment) - TENSORS * config.inp_bytes
+    regions = {
+        name: Region(name=name, offset=behind + tensor.tile * config.inp_bytes, shape=(1, *tensor.shape))
+        for name, tensor in tensors.items()
+    }
     return Compiled(
-        name=name,
-        config=config,
-        instructions=tuple(_moved(instruction, offsets) for instruction in stream.instructions()),
-        layer_of=tuple(draft.layer for draft in stream.drafts),
-        memory=memory,
-        weights_offset=weights_offset,
-        uops_offset=uops_offset,
+        executable=Executable(
+            config=config,
+            instructions=tuple(_moved(instruction, offsets, config) for instruction in stream.instructions()),
+            image=image,
+            memory_bytes=_up(behind + tiles * config.inp_bytes, config.alignment),
+            inputs=(regions[works[0].source.name],),
+            outputs=(regions[works[-1].target.name],),
+            layers=tuple(marks),
+        ),
+        works=tuple(works),
+        schedule={work.layer.name: schedule[work.layer.name] for work in works},
+        regions=regions,
         uops=len(stream.uops),
-        input=works[0].source,
-        output=works[-1].target,
-        works=works,
-        schedule=schedule,
     )
 
 
-def _moved(instruction: Instruction, offsets: Mapping[Memory, int]) -> Instruction:
-    if isinstance(instruction, Load) and instruction.x_size and instruction.memory in offsets:
-        return replace(instruction, dram_base=instruction.dram_base + offsets[instruction.memory])
-    return instruction
+def _moved(instruction: Instruction, offsets: Mapping[Memory, int], config: Config) -> Instruction:
+    """The instruction with its address in the image; the tile of ones lies at its beginning."""
+    if not isinstance(instruction, Load | Store) or isa.is_nop(instruction):
+        return instruction
+    memory = instruction.memory if isinstance(instruction, Load) else Memory.INP
+    if memory == Memory.INP and instruction.dram_base < TENSORS:
+        return instruction
+    return replace(instruction, dram_base=instruction.dram_base + offsets[memory] // isa.element_bytes(memory, config))
 
 
 def _up(value: int, multiple: int) -> int:
@@ -188,6 +159,3 @@ def _pieces(tiles: int) -> int:
 def _parts(size: int) -> list[int]:
     """Sizes of parts that cut `size` into equal parts, but for the last."""
     return sorted({-(-size // count) for count in range(1, size + 1)})
-
-
-assert HAZARD_DISTANCE > 0

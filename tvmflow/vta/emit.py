@@ -5,8 +5,8 @@ of queues: instruction `j` of one needs all of the other up to `p(j)`; it pops a
 earlier instruction has waited for as much. The k-th pop thus waits for the k-th push, tokens balance, and since every
 wait is for something earlier in the program, there is no deadlock.
 
-Buffers are rings: what is loaded stays where it is until the ring comes round, so the load queue runs ahead of compute
-as far as there is room, which is double buffering, and what is loaded twice in a row is loaded once.
+New tiles take the place of those that were used longest ago. So the load queue runs ahead of compute as far as there is
+room, which is double buffering, and what is still on chip when it is wanted again isn't loaded again.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ LEAST, MOST = -(2**31), 2**31 - 1
 
 
 class Loop(NamedTuple):
-    """A loop around micro-ops: how often, and what it adds to their ACC, source and WGT indices."""
+    """A loop around micro-ops: how many times, and what it adds to their ACC, source and WGT indices."""
 
-    count: int
+    times: int
     dst: int = 0
     src: int = 0
     wgt: int = 0
@@ -67,50 +67,52 @@ FLAGS = {
 """Producer and consumer queue → the flags that push and pop a token between them."""
 
 
-@dataclass
-class Ring:
-    """One on-chip buffer: what lies where. `single` puts everything at the start, for programs without overlap."""
+class Buffer:
+    """One on-chip buffer: what lies where. With `single`, everything is put at its start."""
 
-    depth: int
-    single: bool = False
-    position: int = 0
-    held: dict[Hashable, tuple[int, int]] = field(default_factory=dict)
+    def __init__(self, depth: int) -> None:
+        self.depth, self.single = depth, False
+        self._held: dict[Hashable, range] = {}
+        self._touched = np.zeros(depth, np.int64)
+        self._now = 0
 
     def find(self, key: Hashable) -> int | None:
         """Where `key` lies, if it does."""
-        return self.held[key][0] if key in self.held else None
+        return self._held[key].start if key in self._held else None
 
     def take(self, count: int, key: Hashable = None) -> int:
-        """Room for `count` tiles, in place of what was put there longest ago. Raises Infeasible."""
+        """Room for `count` tiles, where nothing was used for the longest time. Raises Infeasible."""
         if count > self.depth:
             raise Infeasible(f"{count} tiles don't fit a buffer of {self.depth}.")
-        if self.single or self.position + count > self.depth:
-            self.position = 0
-        start = self.position
-        self.position += count
-        self.held = {
-            other: (begin, size)
-            for other, (begin, size) in self.held.items()
-            if begin + size <= start or start + count <= begin
+        borders = np.flatnonzero(np.diff(self._touched)) + 1
+        starts = [0, self.depth - count, *(int(start) for start in borders if start + count <= self.depth)]
+        start = 0 if self.single else min(starts, key=lambda start: (self._touched[start : start + count].max(), start))
+        taken = range(start, start + count)
+        self._held = {
+            other: held for other, held in self._held.items() if held.stop <= taken.start or taken.stop <= held.start
         }
         if key is not None:
-            self.held[key] = (start, count)
+            self._held[key] = taken
+        self.touch(slice(start, start + count))
         return start
+
+    def touch(self, tiles: slice) -> None:
+        """These tiles are in use."""
+        self._now += 1
+        self._touched[tiles] = self._now
 
 
 class Stream:
     """A program while it is written: instructions, micro-ops and who last touched every tile on chip and in memory.
 
-    `dram_tiles` is how many INP tiles of memory the program stores to and loads from, from tile 0. With `single` there
-    is one place for everything in each buffer, so nothing overlaps.
+    `dram_tiles` is how many INP tiles of memory the program stores to and loads from, from tile 0.
     """
 
-    def __init__(self, config: Config, dram_tiles: int, *, single: bool = False) -> None:
+    def __init__(self, config: Config, dram_tiles: int) -> None:
         self.config = config
         self.drafts: list[Draft] = []
         self.uops: list[Uop] = []
-        self.inp, self.wgt = Ring(config.inp_depth, single), Ring(config.wgt_depth, single)
-        self.acc = Ring(config.acc_depth, single)
+        self.inp, self.wgt, self.acc = Buffer(config.inp_depth), Buffer(config.wgt_depth), Buffer(config.acc_depth)
         self.layer = -1
         """The number of the layer that the next instructions are for."""
         self._queues: tuple[list[Draft], list[Draft], list[Draft]] = ([], [], [])
@@ -124,6 +126,11 @@ class Stream:
         self._high = np.full(config.acc_depth, MOST, np.int64)
         self._synced = dict.fromkeys(FLAGS, NEVER)
         self._known_stores: list[tuple[int, int]] = []  # (store, the compute instruction that first knows of it)
+        # what the queues have done, in cycles, if nothing ever waits: when compute begins an instruction, a store ends
+        self._begins: list[int] = []
+        self._clock = 0
+        self._ends: list[int] = []
+        self._after: list[int] = []  # of each store: the number of compute instructions before it
         self._uop_limit = min(config.uop_depth, CHISEL_UOP_DEPTH)
         self._uop_load: Draft | None = None
         self._uop_table: dict[tuple[Uop, ...], int] = {}
@@ -157,6 +164,8 @@ class Stream:
         index = self._gemm(False, outer, inner, uops, acc, loaded)
         self._used[Memory.INP][inp] = index
         self._used[Memory.WGT][wgt] = index
+        self.inp.touch(inp)
+        self.wgt.touch(wgt)
         self._low[acc], self._high[acc] = LEAST, MOST
 
     def reset(self, start: int, count: int) -> None:
@@ -207,6 +216,7 @@ class Stream:
         )
         index = self._emit(STORE, instruction, {COMPUTE: int(self._computed[source].max())})
         self._stored[source] = index
+        self.acc.touch(source)
         for start in _starts(dram, rows, stride):
             self._memory[start : start + columns] = index
 
@@ -229,8 +239,8 @@ class Stream:
             reset=reset,
             uop_bgn=begin,
             uop_end=begin + len(uops),
-            iter_out=outer.count,
-            iter_in=inner.count,
+            iter_out=outer.times,
+            iter_in=inner.times,
             dst_factor_out=outer.dst,
             dst_factor_in=inner.dst,
             src_factor_out=outer.src,
@@ -248,8 +258,8 @@ class Stream:
             operation=operation,
             uop_bgn=begin,
             uop_end=begin + 1,
-            iter_out=outer.count,
-            iter_in=inner.count,
+            iter_out=outer.times,
+            iter_in=inner.times,
             dst_factor_out=outer.dst,
             dst_factor_in=inner.dst,
             src_factor_out=outer.src,
@@ -267,23 +277,46 @@ class Stream:
         draft = Draft(instruction, self.layer)
         index = len(self._queues[queue])
         for producer, needed in waits.items():
-            if needed <= self._synced[producer, queue]:
-                continue
-            push, pop = FLAGS[producer, queue]
-            self._queues[producer][needed].tokens.add(push)
-            draft.tokens.add(pop)
-            self._synced[producer, queue] = needed
-            if producer == STORE:
-                self._known_stores.append((needed, index))
+            if needed > self._synced[producer, queue]:
+                self._link(producer, needed, queue, draft)
+                self._synced[producer, queue] = needed
+                if producer == STORE:
+                    self._known_stores.append((needed, index))
         self._queues[queue].append(draft)
         self.drafts.append(draft)
+        if queue == COMPUTE:
+            self._begins.append(self._clock)
+            self._clock += _cycles(instruction)
+        elif queue == STORE:
+            self._ends.append(max(self._clock, self._ends[-1] if self._ends else 0) + _cycles(instruction))
+            self._after.append(len(self._queues[COMPUTE]))
         return index
 
+    def _link(self, producer: int, needed: int, queue: int, draft: Draft) -> None:
+        push, pop = FLAGS[producer, queue]
+        self._queues[producer][needed].tokens.add(push)
+        draft.tokens.add(pop)
+
     def _knows(self, store: int) -> int:
-        """The first compute instruction that runs after `store` is done; one is made if there is none yet."""
+        """A compute instruction that runs after `store` is done: the first that won't have to wait for it.
+
+        No queue leads from stores to loads, so a load waits for a compute instruction that has waited for the store.
+        """
         place = bisect.bisect_left(self._known_stores, (store, NEVER))
+        known = self._known_stores[place][1] if place < len(self._known_stores) else len(self._begins)
+        earliest = max(self._after[store], bisect.bisect_left(self._begins, self._ends[store]))
+        if place:
+            earliest = max(earliest, self._known_stores[place - 1][1] + 1)
+        if earliest < known:
+            if known < len(self._begins) and self._known_stores[place][0] == store:  # its one token is popped earlier
+                self._queues[COMPUTE][known].tokens.discard(FLAGS[STORE, COMPUTE][1])
+                del self._known_stores[place]
+            self._link(STORE, store, COMPUTE, self._queues[COMPUTE][earliest])
+            self._known_stores.insert(place, (store, earliest))
+            self._synced[STORE, COMPUTE] = max(self._synced[STORE, COMPUTE], store)
+            return earliest
         if place < len(self._known_stores):
-            return self._known_stores[place][1]
+            return known
         return self._emit(COMPUTE, isa.nop("compute"), {STORE: store})
 
     # ------------------------------------------------------------------------------------------------------ micro-ops
@@ -312,6 +345,17 @@ class Stream:
         self._uop_load, self._uop_table, self._uop_count = None, {}, 0
 
 
+def _cycles(instruction: Instruction) -> int:
+    """Roughly what an instruction takes: enough to see which of two ends first. `tvmflow.vta.timing` has the truth."""
+    if isinstance(instruction, Gemm):
+        return instruction.steps + 7
+    if isinstance(instruction, Alu):
+        return instruction.steps * (1 if instruction.use_imm else 2) + 7
+    if isinstance(instruction, Store):
+        return 3 * instruction.y_size * instruction.x_size + 50
+    return 2
+
+
 def _nobody(count: int) -> np.ndarray:
     return np.full(count, NEVER, np.int64)
 
@@ -327,12 +371,12 @@ def _size(value: int) -> int:
 
 
 def _check_loops(*loops: Loop) -> None:
-    if any(loop.count >= 1 << 14 for loop in loops):
+    if any(loop.times >= 1 << 14 for loop in loops):
         raise Infeasible("A loop is beyond an instruction's fields.")
 
 
 def _span(part: int, outer: Loop, inner: Loop, uops: Sequence[Uop]) -> slice:
     """The tiles from the first to the last that a loop nest touches."""
     begins = [uop[part] for uop in uops]
-    reach = (outer.count - 1) * outer[part + 1] + (inner.count - 1) * inner[part + 1]
+    reach = (outer.times - 1) * outer[part + 1] + (inner.times - 1) * inner[part + 1]
     return slice(min(begins), max(begins) + reach + 1)

@@ -1,4 +1,4 @@
-"""Where everything lies: tensors and weights as tiles, and the memory image that a program works in.
+"""Tensors and weights as tiles of VTA.
 
 An activation of C×H×W is ⌈C/16⌉×H×W tiles of 16 channels, a weight tile 16 outputs × 16 inputs; channels that are no
 multiple of 16 are filled up with zeros, whose weights are 0. (16 stands for the configuration's block.)
@@ -13,6 +13,9 @@ import numpy as np
 
 from tvmflow.integer import IntegerLayer
 from tvmflow.vta.config import Config
+
+TENSORS = 1
+"""The first tile of the activations; tile 0 is that of ones."""
 
 ONES = 127
 """The value of the lanes of the tile that biases are multiplied with, but for lane 0, which has 1."""
@@ -43,26 +46,11 @@ class Tensor:
 
 def place(shapes: Mapping[str, tuple[int, int, int]], block: int) -> tuple[dict[str, Tensor], int]:
     """A place for each tensor, behind the tile of ones, and how many tiles that takes."""
-    tensors, tile = {}, 1
+    tensors, tile = {}, TENSORS
     for name, shape in shapes.items():
         tensors[name] = Tensor(name=name, tile=tile, shape=shape, block=block)
         tile += tensors[name].tiles
     return tensors, tile
-
-
-def pack(activation: np.ndarray, block: int) -> np.ndarray:
-    """int8 C×H×W → tiles, int8 blocks×H×W×block."""
-    channels, height, width = activation.shape
-    blocks = -(-channels // block)
-    padded = np.zeros((blocks * block, height, width), np.int8)
-    padded[:channels] = activation
-    return np.ascontiguousarray(padded.reshape(blocks, block, height, width).transpose(0, 2, 3, 1))
-
-
-def unpack(tiles: np.ndarray, channels: int) -> np.ndarray:
-    """The inverse: int8 blocks×H×W×block → C×H×W."""
-    blocks, height, width, block = tiles.shape
-    return tiles.transpose(0, 3, 1, 2).reshape(blocks * block, height, width)[:channels]
 
 
 def ones_tile(config: Config) -> np.ndarray:
@@ -105,9 +93,7 @@ def weight_tiles(layer: IntegerLayer, block: int) -> np.ndarray:
         tiles = np.zeros((blocks * block, height * width, block), np.int8)
         channels = np.arange(outputs)
         tiles[channels, :, channels % block] = taps[:, 0]
-        return np.ascontiguousarray(
-            tiles.reshape(blocks, 1, block, height * width, block).transpose(0, 1, 3, 2, 4)
-        )
+        return np.ascontiguousarray(tiles.reshape(blocks, 1, block, height * width, block).transpose(0, 1, 3, 2, 4))
     inputs = per_group * layer.groups
     dense = np.zeros((blocks * block, -(-inputs // block) * block, height * width), np.int8)
     for output in range(outputs):

@@ -17,10 +17,12 @@ from typing import Literal
 
 import numpy as np
 
-from tvmflow.integer import RANGES, IntegerLayer, accumulator_range
+from tvmflow.integer import IntegerLayer, accumulator_range
 from tvmflow.vta.emit import HAZARD_DISTANCE, Infeasible, Loop, Stream
 from tvmflow.vta.isa import Memory, Operation, Uop
 from tvmflow.vta.layout import Tensor, bias_tiles, is_diagonal, weight_tiles
+
+ONCE = Loop(1)
 
 MAX_SHIFT = 15
 """The HLS core takes the amount of a shift for a signed number of five bits."""
@@ -31,7 +33,9 @@ class Tiling:
     """How a layer is cut: `out_blocks` × `rows` of the output are accumulated at once, from `in_blocks` at a time.
 
     `order` is the outer loop: over "channels", so that weights are loaded once, or over "rows". `pieces` are the parts
-    in which a tile is finished and stored.
+    in which the last tile is finished and stored, so that the next layer needn't wait for all of it. The weights of the
+    first `ahead` tiles are loaded before any input, for which they may have to wait. With `buffers` 1 each buffer holds
+    one thing at a time, and transfers and computing take turns; with 2 they overlap.
     """
 
     out_blocks: int
@@ -39,6 +43,8 @@ class Tiling:
     in_blocks: int
     order: Literal["channels", "rows"] = "channels"
     pieces: int = 1
+    ahead: int = 1
+    buffers: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +132,22 @@ class Work:
         return value if (self.biases == value).all() and -(2**15) <= value < 2**15 else None
 
     @cached_property
+    def start(self) -> tuple[int, int]:
+        """What accumulators begin with, and how much everything after the shift is moved by that.
+
+        ACC tiles hold what was computed in them last, outputs from −128 to 127. One ALU instruction makes them a
+        constant that is beyond all these values (MAX or MIN); for others it takes two. Where the constant is between
+        them, outputs are moved by −256, which leaves the byte that is stored as it is.
+        """
+        if self.constant is None:
+            return 0, 0
+        shift = self.shifts[0]
+        moved = self.constant - (256 << shift)
+        if -128 < self.constant < 127 and -(2**15) <= moved <= -256 - 128 and len(set(self.shifts)) == 1:
+            return moved, -256
+        return self.constant, 0
+
+    @cached_property
     def bias_weights(self) -> np.ndarray:
         """int8 outputs' blocks × count × block × block."""
         return bias_tiles(self.biases, self.block)
@@ -145,9 +167,14 @@ class Work:
 
     @cached_property
     def passes(self) -> int:
-        """ALU instructions that finish a tile."""
+        """ALU instructions that a tile is finished by."""
         shifts = max(-(-shift // MAX_SHIFT) for shift in self.shifts)
         return max(1, shifts + sum(self.saturates))
+
+    @cached_property
+    def compute_cycles(self) -> int:
+        """Cycles of the compute queue without any overhead: products, biases and the ALU's passes over each tile."""
+        return self.steps + self.target.tiles * (1 + self.bias_count + self.passes)
 
     @cached_property
     def steps(self) -> int:
@@ -188,8 +215,17 @@ class Weights:
 
 def emit(stream: Stream, weights: Weights, work: Work, tiling: Tiling) -> None:
     """The instructions of a layer. Raises Infeasible if the tiling's parts don't fit."""
-    for blocks, rows in _tiles(work, tiling):
-        _Tile(stream, weights, work, tiling, blocks, rows).emit()
+    for buffer in (stream.inp, stream.wgt, stream.acc):
+        buffer.single = tiling.buffers == 1
+    tiles = [_Tile(stream, weights, work, tiling, blocks, rows) for blocks, rows in _tiles(work, tiling)]
+    room = stream.wgt.depth
+    for tile in tiles[: tiling.ahead]:
+        room -= sum(chunk.count for chunk in tile.weights())
+        if room >= 0:
+            for chunk in tile.weights():
+                tile.load_weights(chunk)
+    for tile in tiles:
+        tile.emit(tiling.pieces if tile is tiles[-1] else 1)
 
 
 def _tiles(work: Work, tiling: Tiling) -> Iterator[tuple[range, range]]:
@@ -202,50 +238,74 @@ def _tiles(work: Work, tiling: Tiling) -> Iterator[tuple[range, range]]:
         yield from ((block, row) for row in over_rows for block in over_blocks)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Chunk:
+    """Weights that are loaded together: those of some of the inputs' blocks, and the biases if `bias`."""
+
+    key: object
+    inputs: range
+    bias: bool
+    parts: tuple[np.ndarray, ...]
+
+    @property
+    def count(self) -> int:
+        return sum(part.size // part.shape[-1] // part.shape[-2] for part in self.parts)
+
+
 class _Tile:
     """Some blocks and rows of a layer's output."""
 
-    def __init__(
-        self, stream: Stream, weights: Weights, work: Work, tiling: Tiling, blocks: range, rows: range
-    ) -> None:
-        self.stream, self.weights, self.work, self.tiling = stream, weights, work, tiling
+    def __init__(self, stream: Stream, memory: Weights, work: Work, tiling: Tiling, blocks: range, rows: range) -> None:
+        self.stream, self.memory, self.work, self.tiling = stream, memory, work, tiling
         self.blocks, self.rows = blocks, rows
         self.width = work.target.shape[2]
         self.pixels = len(rows) * self.width
-        self.acc = stream.acc.take(len(blocks) * self.pixels)
+        self.acc = 0
 
-    def emit(self) -> None:
-        constant = self.work.constant
-        self.stream.constant(self.acc, len(self.blocks) * self.pixels, constant or 0)
-        if self.work.pool:
-            self._pool()
-        elif self.work.diagonal:
-            self._diagonal()
-        else:
-            self._dense()
-        self._finish()
+    def emit(self, pieces: int) -> None:
+        count = len(self.blocks) * self.pixels
+        self.acc = self.stream.acc.take(count)
+        self.stream.constant(self.acc, count, self.work.start[0])
+        for chunk in self.weights():
+            wgt = self.load_weights(chunk)
+            if chunk.bias:
+                self._add_bias(wgt + chunk.count - len(self.blocks) * self.work.bias_count)
+            if self.work.pool:
+                self._pool(wgt)
+            elif self.work.diagonal:
+                self._diagonal(wgt)
+            else:
+                self._dense(wgt, chunk.inputs)
+        self._finish(pieces)
 
     # ----------------------------------------------------------------------------------------------------- products
 
-    def _dense(self) -> None:
+    def weights(self) -> list[_Chunk]:
+        """All weights of the tile at once, if that leaves room for the next tile's, else as the inputs come."""
         work, inputs, taps = self.work, self.work.source.blocks, len(self.work.taps)
-        bias, room = len(self.blocks) * work.bias_count, self.stream.wgt.depth
-        # all weights of the tile at once where that leaves room for those of the next
-        together = inputs if 2 * (len(self.blocks) * inputs * taps + bias) <= room else self.tiling.in_blocks
+        chosen = slice(self.blocks.start, self.blocks.stop)
+        biases = (work.bias_weights[chosen],) if work.bias_count else ()
+        if work.pool:
+            return [_Chunk(key=(work.layer.name,), inputs=self.blocks, bias=False, parts=(work.weights,))]
+        if work.diagonal:
+            parts = (work.weights[chosen], *biases)
+            return [_Chunk(key=(work.layer.name, self.blocks), inputs=self.blocks, bias=bool(biases), parts=parts)]
+        whole = len(self.blocks) * (inputs * taps + work.bias_count)
+        together = inputs if 2 * whole <= self.stream.wgt.depth else self.tiling.in_blocks
+        chunks = []
         for start in range(0, inputs, together):
             part = range(start, min(start + together, inputs))
+            parts = (work.weights[chosen, part.start : part.stop], *(biases if start == 0 else ()))
             key = (work.layer.name, self.blocks, part)
-            made = [work.weights[self.blocks.start : self.blocks.stop, part.start : part.stop]]
-            biased = start == 0 and bool(work.bias_count)
-            if biased:
-                made.append(work.bias_weights[self.blocks.start : self.blocks.stop])
-            wgt = self._load_weights(key, made)
-            if biased:
-                self._add_bias(wgt + len(self.blocks) * len(part) * taps)
-            for begin in range(part.start, part.stop, self.tiling.in_blocks):
-                channels = range(begin, min(begin + self.tiling.in_blocks, part.stop))
-                inp, rows = self._load_inputs(channels)
-                self._multiply_dense(inp, rows, channels, wgt + (begin - part.start) * taps, len(part) * taps)
+            chunks.append(_Chunk(key=key, inputs=part, bias=start == 0 and bool(biases), parts=parts))
+        return chunks
+
+    def _dense(self, wgt: int, inputs: range) -> None:
+        taps = len(self.work.taps)
+        for start in range(inputs.start, inputs.stop, self.tiling.in_blocks):
+            channels = range(start, min(start + self.tiling.in_blocks, inputs.stop))
+            inp, rows = self._load_inputs(channels)
+            self._multiply_dense(inp, rows, channels, wgt + (start - inputs.start) * taps, len(inputs) * taps)
 
     def _multiply_dense(self, inp: int, rows: range, channels: range, wgt: int, wgt_step: int) -> None:
         taps = len(self.work.taps)
@@ -256,23 +316,15 @@ class _Tile:
                 begin = Uop(self.acc + dst, inp + src, wgt + number)
                 self._multiply([*loops, outputs], begin, Loop(len(channels), 0, plane, taps))
 
-    def _diagonal(self) -> None:
-        work, taps = self.work, len(self.work.taps)
-        made = [work.weights[self.blocks.start : self.blocks.stop]]
-        if work.bias_count:
-            made.append(work.bias_weights[self.blocks.start : self.blocks.stop])
-        wgt = self._load_weights((work.layer.name, self.blocks), made)
-        if work.bias_count:
-            self._add_bias(wgt + len(self.blocks) * taps)
+    def _diagonal(self, wgt: int) -> None:
         inp, rows = self._load_inputs(self.blocks)
-        plane = len(rows) * work.source.shape[2]
+        plane, taps = len(rows) * self.work.source.shape[2], len(self.work.taps)
         for number in range(taps):
             for loops, dst, src in self._rectangle(number, rows):
                 begin = Uop(self.acc + dst, inp + src, wgt + number)
                 self._multiply([*loops, Loop(len(self.blocks), self.pixels, plane, taps)], begin)
 
-    def _pool(self) -> None:
-        wgt = self._load_weights((self.work.layer.name,), [self.work.weights])
+    def _pool(self, wgt: int) -> None:
         inp, _ = self._load_inputs(self.blocks)
         pixels = self.work.source.pixels
         self._multiply([Loop(len(self.blocks), 1, pixels)], Uop(self.acc, inp, wgt), Loop(pixels, 0, 1))
@@ -305,35 +357,35 @@ class _Tile:
         else:
             yield [Loop(last - first, self.width, stride_y * width), Loop(across.count, 1, stride_x)], dst, src
 
-    def _multiply(self, loops: Sequence[Loop], begin: Uop, reduction: Loop = Loop(1)) -> None:
+    def _multiply(self, loops: Sequence[Loop], begin: Uop, reduction: Loop = ONCE) -> None:
         """GEMM over all combinations of `loops` and, around them, of `reduction`, which adds up in the same tiles."""
-        longest = sorted((loop for loop in loops if loop.count > 1), key=lambda loop: loop.count)
-        within = int(np.prod([loop.count for loop in longest])) if longest else 1
-        if reduction.count > 1 and (len(longest) > 2 or within < HAZARD_DISTANCE):
-            for step in range(reduction.count):
+        longest = sorted((loop for loop in loops if loop.times > 1), key=lambda loop: loop.times)
+        within = int(np.prod([loop.times for loop in longest])) if longest else 1
+        if reduction.times > 1 and (len(longest) > 2 or within < HAZARD_DISTANCE):
+            for step in range(reduction.times):
                 moved = Uop(begin.dst, begin.src + step * reduction.src, begin.wgt + step * reduction.wgt)
                 self._multiply(loops, moved)
             return
         inner = longest.pop() if longest else Loop(1)
-        outer = reduction if reduction.count > 1 else longest.pop() if longest else Loop(1)
+        outer = reduction if reduction.times > 1 else longest.pop() if longest else Loop(1)
         uops = [begin]
         for loop in longest:
             uops = [
                 Uop(uop.dst + step * loop.dst, uop.src + step * loop.src, uop.wgt + step * loop.wgt)
                 for uop in uops
-                for step in range(loop.count)
+                for step in range(loop.times)
             ]
         self.stream.gemm(outer, inner, uops)
 
     # ------------------------------------------------------------------------------------------------------ transfers
 
-    def _load_weights(self, key: object, made: Sequence[np.ndarray]) -> int:
+    def load_weights(self, chunk: _Chunk) -> int:
         """Where these weights are on chip."""
-        found = self.stream.wgt.find(key)
+        found = self.stream.wgt.find(chunk.key)
         if found is not None:
             return found
-        dram, count = self.weights.chunk(key, made)
-        wgt = self.stream.wgt.take(count, key)
+        dram, count = self.memory.chunk(chunk.key, chunk.parts)
+        wgt = self.stream.wgt.take(count, chunk.key)
         self.stream.load(Memory.WGT, wgt, dram, 1, count, count)
         return wgt
 
@@ -357,19 +409,19 @@ class _Tile:
 
     # ------------------------------------------------------------------------------------------------------ finishing
 
-    def _finish(self) -> None:
+    def _finish(self, pieces: int) -> None:
         """Shift, saturate and store, piece by piece."""
-        target, layer = self.work.target, self.work.layer
-        for blocks, pixels in self._pieces():
+        target, layer, moved = self.work.target, self.work.layer, self.work.start[1]
+        for blocks, pixels in self._pieces(pieces):
             start = self.acc + blocks.start * self.pixels + pixels.start
             self._shift(start, blocks, len(pixels))
             count = len(blocks) * len(pixels)
             under, over = self.work.saturates
             shifted = any(self.work.shifts[self.blocks.start + block] for block in blocks)
             if under or not (over or shifted):  # OUT holds what the ALU wrote last
-                self.stream.alu(Operation.MAX, start, count, layer.minimum)
+                self.stream.alu(Operation.MAX, start, count, layer.minimum + moved)
             if over:
-                self.stream.alu(Operation.MIN, start, count, layer.maximum)
+                self.stream.alu(Operation.MIN, start, count, layer.maximum + moved)
             dram = target.tile + (self.blocks.start + blocks.start) * target.pixels
             dram += self.rows.start * self.width + pixels.start
             if len(pixels) == target.pixels:
@@ -391,9 +443,9 @@ class _Tile:
                 left -= amount
             first = last
 
-    def _pieces(self) -> Iterator[tuple[range, range]]:
+    def _pieces(self, wanted: int) -> Iterator[tuple[range, range]]:
         """Blocks and pixels of the tile that are finished together: whole blocks, or parts of one."""
-        count, wanted = len(self.blocks), self.tiling.pieces
+        count = len(self.blocks)
         if count >= wanted:
             size = -(-count // wanted)
             for block in range(0, count, size):
