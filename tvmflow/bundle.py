@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from tvmflow import device, toolchain
-from tvmflow.spec import NO_ELF, Cpu, Layer, Preprocessing, Program, Target, TensorSpec, UserError, Vector
+from tvmflow.spec import NO_ELF, Cpu, Layer, Preprocessing, Program, Target, TensorSpec, UserError, Vector, Vta
 
 FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.0"
 MANIFEST, LIBRARY = "manifest.json", "model.so"
@@ -72,7 +72,8 @@ class Bundle:
         content = self.manifest["target"]
         elf = (content["elf"]["bits"], content["elf"]["machine"])
         lists = {key: tuple(content[key]) for key in ("schedules", "arithmetics") if key in content}
-        return Target(**{**content, **lists, "elf": elf, "cpu": Cpu(**content["cpu"])})
+        vta = content.get("vta") and Vta(**{**content["vta"], "latency_band": tuple(content["vta"]["latency_band"])})
+        return Target(**{**content, **lists, "elf": elf, "cpu": Cpu(**content["cpu"]), "vta": vta})
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

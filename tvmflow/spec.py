@@ -107,6 +107,21 @@ class Cpu:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Vta:
+    """The VTA in a board's FPGA: `configuration` has upstream's names, as its JSON files.
+
+    The port to memory carries `bus_bytes` a cycle; `latency_cycles`, from a request to its first data, is an assumption
+    for which `latency_band` has what is likely.
+    """
+
+    configuration: Mapping[str, Any]
+    clock_mhz: int
+    bus_bytes: int
+    latency_cycles: int
+    latency_band: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """A board, as pure data. `tvm` is the dict that `tvm.target.Target` takes; `triple` is what the linker is given.
 
@@ -130,6 +145,7 @@ class Target:
     identity: str = ""
     arithmetic: str = "float32"
     arithmetics: tuple[str, ...] = ("float32",)
+    vta: Vta | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
