@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # importing the nouns must cost nothing: tvm takes 4 s to imp
     import numpy as np
     import tvm
 
+    from tvmflow.integer import IntegerNetwork
     from tvmflow.tune.store import Best
 
 Basis = Literal["measured", "simulated", "emulated", "modelled"]
@@ -75,7 +76,8 @@ class Program:
 
     Stages add what they learn: `layers`, in `memory` the bytes of weights and activations, and in `folded` what is now
     done by other bindings of `main`: the name of each of those → the names of the folded ones and their multiply-adds.
-    `records` are the schedules that a search found, by task; after scheduling, those that were used.
+    `records` are the schedules that a search found, by task; after scheduling, those that were used. A quantised network
+    has `integer`, its exact arithmetic.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Program:
     folded: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
     records: Mapping[str, Best] = field(default_factory=dict)
+    integer: IntegerNetwork | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
