@@ -8,6 +8,7 @@ cycles at 100 MHz, with 20 to 60 as the band, is an assumption for the coherent 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from tvmflow.spec import NO_ELF, Cpu, Target, Vta
 
@@ -17,14 +18,19 @@ PYNQ_Z1 = Target(
     name="pynq-z1",
     kind="vta",
     description="Digilent PYNQ-Z1 (Zynq XC7Z020) with VTA 1x16 at 100 MHz",
-    tvm={"kind": "llvm", "mtriple": "armv7l-linux-gnueabihf", "mcpu": "cortex-a9", "mfloat-abi": "hard", "num-cores": 2},
+    tvm={
+        "kind": "llvm",
+        "mtriple": "armv7l-linux-gnueabihf",
+        "mcpu": "cortex-a9",
+        "mfloat-abi": "hard",
+        "num-cores": 2,
+    },
     triple="arm-linux-gnueabihf.2.28",
     elf=NO_ELF,
-    cpu=Cpu(
-        model="Cortex-A9", cores=2, clock_mhz=650, l1d_bytes=32 * KIB, l2_bytes=512 * KIB, cache_note="L2 shared"
-    ),
+    cpu=Cpu(model="Cortex-A9", cores=2, clock_mhz=650, l1d_bytes=32 * KIB, l2_bytes=512 * KIB, cache_note="L2 shared"),
     memory_bytes=512 * MIB,
-    datasheet="Digilent PYNQ-Z1 Reference Manual; AMD DS190, Zynq-7000 Overview; apache/tvm-vta d4a15f6, config/pkg_config.py",
+    datasheet="Digilent PYNQ-Z1 Reference Manual; AMD DS190, Zynq-7000 Overview; "
+    "apache/tvm-vta d4a15f6, config/pkg_config.py",
     arithmetic="int8",
     arithmetics=("int8",),
     vta=Vta(
@@ -49,13 +55,12 @@ PYNQ_Z1 = Target(
 )
 
 
-def _like_pynq(name: str, upstream: str, description: str, **facts: object) -> Target:
+def _like_pynq(name: str, upstream: str, description: str, vta: dict[str, Any], **facts: Any) -> Target:
     """A board whose VTA differs from the PYNQ's in clock, bus and registers only, as upstream's samples do."""
-    vta = facts.pop("vta")
-    assert isinstance(vta, dict) and PYNQ_Z1.vta is not None
-    configuration = {**PYNQ_Z1.vta.configuration, "TARGET": upstream}
-    made = replace(PYNQ_Z1.vta, configuration=configuration, **vta)
-    return replace(PYNQ_Z1, name=name, description=description, vta=made, **facts)  # type: ignore[arg-type]
+    pynq = PYNQ_Z1.vta
+    assert pynq is not None
+    made = replace(pynq, configuration={**pynq.configuration, "TARGET": upstream}, **vta)
+    return replace(PYNQ_Z1, name=name, description=description, vta=made, **facts)
 
 
 CORTEX_A53 = {
@@ -95,9 +100,7 @@ DE10_NANO = _like_pynq(
     "de10-nano",
     "de10nano",
     "Terasic DE10-Nano (Cyclone V 5CSEBA6) with VTA 1x16 at 100 MHz",
-    cpu=Cpu(
-        model="Cortex-A9", cores=2, clock_mhz=800, l1d_bytes=32 * KIB, l2_bytes=512 * KIB, cache_note="L2 shared"
-    ),
+    cpu=Cpu(model="Cortex-A9", cores=2, clock_mhz=800, l1d_bytes=32 * KIB, l2_bytes=512 * KIB, cache_note="L2 shared"),
     memory_bytes=1 * GIB,
     datasheet="Terasic DE10-Nano User Manual; apache/tvm-vta d4a15f6, config/pkg_config.py",
     vta={"clock_mhz": 100, "bus_bytes": 8},

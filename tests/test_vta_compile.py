@@ -20,6 +20,7 @@ from integer_networks import (
 
 from tvmflow.integer import IntegerNetwork
 from tvmflow.spec import UserError
+from tvmflow.vta.check import check
 from tvmflow.vta.compile import Compiled, compile_network, default_tiling, prepare
 from tvmflow.vta.config import Config
 from tvmflow.vta.emit import Infeasible
@@ -43,6 +44,7 @@ def agree(compiled: Compiled, reference: IntegerNetwork) -> bool:
     """Whether every activation of two images is the reference's; the second finds what the first left behind."""
     images = random_input(np.random.default_rng(7), reference.input_shape, 2)
     _, kept = reference.run(images, keep=True)
+    check(compiled.executable)
     machine = Machine(compiled.executable)
     for number, image in enumerate(images):
         machine.run({"input": image[None]})
@@ -179,3 +181,11 @@ def test_biases_as_products() -> None:
     assert np.array_equal(products[: len(bias)], bias)
     assert not products[len(bias) :].any()
     assert ONES == 127
+
+
+def test_pool_with_different_shifts() -> None:
+    """The halves that make shifts round differ then, as biases do."""
+    reference = network(POOL, channels=48, size=4)
+    layer = replace(reference.layers[0], shift=np.repeat(np.array([3, 4, 5], np.int32), 16))
+    reference = replace(reference, layers=(layer,))
+    assert agree(compile_network(reference, CONFIG), reference)

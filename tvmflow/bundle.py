@@ -244,8 +244,8 @@ def _describe(
 
 
 def library_name(library: Path) -> str:
-    """What a library is called in a bundle: "model", with the suffix of its kind."""
-    return Path(LIBRARY).with_suffix(library.suffix).name
+    """What a library is called in a bundle: "model", with the suffix of its kind; VTA's program.bin stays that."""
+    return library.name if library.suffix == ".bin" else Path(LIBRARY).with_suffix(library.suffix).name
 
 
 def vector_names(program: Program) -> list[str]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # importing the nouns must cost nothing: tvm takes 4 s to imp
 
     from tvmflow.integer import IntegerNetwork
     from tvmflow.tune.store import Best
+    from tvmflow.vta.stages import Made
 
 Basis = Literal["measured", "simulated", "emulated", "modelled"]
 
@@ -76,8 +77,8 @@ class Program:
 
     Stages add what they learn: `layers`, in `memory` the bytes of weights and activations, and in `folded` what is now
     done by other bindings of `main`: the name of each of those → the names of the folded ones and their multiply-adds.
-    `records` are the schedules that a search found, by task; after scheduling, those that were used. A quantised network
-    has `integer`, its exact arithmetic.
+    `records` are the schedules that a search found, by task; after scheduling, those that were used. A quantised
+    network has `integer`, its exact arithmetic; `vta` is what VTA's stages have made of it.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Program:
     memory: Mapping[str, int] = field(default_factory=dict)
     records: Mapping[str, Best] = field(default_factory=dict)
     integer: IntegerNetwork | None = None
+    vta: Made | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -285,10 +285,8 @@ class _Tile:
         work, inputs, taps = self.work, self.work.source.blocks, len(self.work.taps)
         chosen = slice(self.blocks.start, self.blocks.stop)
         biases = (work.bias_weights[chosen],) if work.bias_count else ()
-        if work.pool:
-            return [_Chunk(key=(work.layer.name,), inputs=self.blocks, bias=False, parts=(work.weights,))]
         if work.diagonal:
-            parts = (work.weights[chosen], *biases)
+            parts = (work.weights if work.pool else work.weights[chosen], *biases)
             return [_Chunk(key=(work.layer.name, self.blocks), inputs=self.blocks, bias=bool(biases), parts=parts)]
         whole = len(self.blocks) * (inputs * taps + work.bias_count)
         together = inputs if 2 * whole <= self.stream.wgt.depth else self.tiling.in_blocks
