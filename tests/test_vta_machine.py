@@ -6,6 +6,7 @@ import re
 from copy import deepcopy
 from dataclasses import replace
 from itertools import chain
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -13,12 +14,15 @@ from vta_examples import pointwise, reference
 from vta_programs import BLOCK_16, SMALL, program, spoil
 from vta_programs import state as random_state
 
-from tvmflow.spec import UserError
+from tvmflow.spec import TvmflowError, UserError
 from tvmflow.vta import check, config, isa, semantics, simulate
 from tvmflow.vta.config import SAMPLES, Config
 from tvmflow.vta.isa import Alu, Finish, Gemm, Load, Memory, Operation, Store, Uop
 from tvmflow.vta.program import Executable, read, relocate, save
 from tvmflow.vta.semantics import RefusedError, State
+from tvmflow.vta.timeline import COLOURS, picture
+from tvmflow.vta.timing import Hardware, band, time_instructions
+from tvmflow.vta.timing import simulate as simulate_time
 
 PYNQ = SAMPLES["pynq"]
 OLD = Config(version="0.0.1")
@@ -506,3 +510,89 @@ def test_what_passes_does_not_depend_on_the_pace_of_the_modules():
             assert len(set(results)) == 1, seed
     assert passed > 30
     assert raced > 30
+
+
+# Timing
+
+
+def only(*instructions, **hardware):
+    """Cycles from the beginning to the end of the last of these instructions."""
+    timing = time_instructions(instructions, PYNQ, Hardware(**hardware))
+    return int(timing.end[-1] - timing.begin[-1])
+
+
+def rows(memory, y_size, x_size, **fields):
+    return Load(memory=memory, y_size=y_size, x_size=x_size, x_stride=x_size + 3, **fields)
+
+
+@pytest.mark.parametrize("latency", [5, 30, 79])
+def test_the_cycles_of_single_instructions_are_those_of_rtl(latency):
+    memory = {"read_latency": latency, "write_latency": 7}
+    loops = {"uop_bgn": 2, "uop_end": 5, "iter_out": 7, "iter_in": 2}
+    assert only(Gemm(**loops), **memory) == only(Gemm(reset=True, **loops), **memory) == 42 + 7
+    assert only(Alu(operation=Operation.MIN, use_imm=True, **loops), **memory) == 42 + 7
+    assert only(Alu(operation=Operation.ADD, **loops), **memory) == 2 * 42 + 7
+    assert only(rows(Memory.INP, 4, 9), **memory) == latency + 72 + 5
+    assert only(rows(Memory.WGT, 1, 3), **memory) == latency + 96 + 5
+    assert only(rows(Memory.ACC, 2, 5), **memory) == latency + 80 + 5
+    padded = rows(Memory.INP, 1, 1, y_pad_0=15, y_pad_1=15, x_pad_0=5)
+    assert only(padded, **memory) == max(latency + 2 + 5, 2 + 30 * 6 + 5 + 3)
+    assert only(rows(Memory.UOP, 1, 9), **memory) == latency + 5 + 4
+    assert only(Store(dram_base=120, y_size=3, x_size=20, x_stride=64), **memory) == 180 + 5 * 8 + 1
+    assert only(isa.nop("store"), **memory) == only(Finish(), **memory) == 2
+    assert only(Alu(operation=Operation.MIN, use_imm=True, **loops), core="hls", **memory) == 2 * 42 + 7
+    assert only(rows(Memory.INP, 4, 9), core="hls", **memory) == 4 * (latency + 18) + 5
+
+
+def test_modules_overlap_as_far_as_tokens_and_the_port_let_them(layer):
+    # By the formulas: fetch ends after 2 + 30 + 36 * 2 = 104, the first instruction begins a cycle later.
+    timing = simulate_time(layer[0], Hardware())
+    assert timing.begin[:4].tolist() == [105, 106, 272, timing.end[2]]
+    assert timing.end[0] == 105 + 30 + 4 + 4
+    # WGT asks a cycle after UOP, and waits for the rest of its four beats.
+    assert timing.end[1] == 106 + 30 + 128 + 5 + 3
+    for before, after in ((2, 3), (4, 18), (8, 9), (9, 19), (25, 34), (33, 35)):
+        assert timing.begin[after] >= timing.end[before]
+    assert timing.begin[10] < timing.end[4]
+    assert timing.cycles == timing.end[-1] == sum(layer.cycles for layer in timing.layers)
+    for module, waits in timing.waits.items():
+        number = isa.MODULES.index(module)
+        busy = (timing.end - timing.begin)[timing.module == number].sum()
+        assert busy + sum(waits.values()) == timing.cycles
+    assert sum(timing.busy.values()) == (timing.end - timing.begin).sum()
+    assert timing.read_bytes == 8 * 4 + 4 * 256 + 4 * 24 * (16 + 64)
+    assert timing.written_bytes == 4 * 24 * 16
+    assert sum(layer.gemm_steps for layer in timing.layers) * 256 == 32 * 32 * 8 * 6
+    assert timing.latency_ms == timing.cycles / 100_000
+
+
+def test_memory_latency_only_ever_costs(layer):
+    cycles = [simulate_time(layer[0], Hardware().with_latency(latency)).cycles for latency in (5, 20, 30, 60, 200)]
+    assert cycles == sorted(cycles)
+    assert band(layer[0], Hardware()) == (cycles[1], cycles[3])
+    assert simulate_time(layer[0], Hardware(core="hls")).cycles > cycles[2]
+    assert simulate_time(layer[0], Hardware(bus_bytes=16)).cycles < cycles[2]
+    with pytest.raises(UserError, match="no VTA core"):
+        Hardware(core="systolic")
+
+
+def test_a_full_queue_stops_fetch():
+    # 600 instructions of compute wait behind a token that load gives after them: more than the queue holds.
+    code = [isa.nop("load", push_next=True), isa.nop("compute", pop_prev=True)]
+    long = Gemm(uop_bgn=0, uop_end=1, iter_out=10_000)
+    timing = time_instructions([*code, long, *[isa.nop("compute")] * 600, isa.nop("load")], PYNQ, Hardware())
+    assert timing.begin[-1] > timing.end[2]
+    with pytest.raises(TvmflowError, match="deadlocks"):
+        time_instructions([isa.nop("compute", pop_prev=True)], PYNQ, Hardware())
+
+
+def test_the_picture_of_a_layer(layer):
+    timing = simulate_time(layer[0], Hardware())
+    lower = timing.layers[1]
+    # The second strip of the first layer is still on its way when the second layer begins.
+    for drawn, count in ((picture(timing), 4), (picture(timing, lower, "module.1 <pointwise>"), 3)):
+        root = ElementTree.fromstring(drawn)
+        colours = [shape.get("fill") for shape in root.iter("{http://www.w3.org/2000/svg}rect")]
+        assert colours.count(COLOURS["gemm"]) == count + 1  # one is the legend's
+    span = lower.end - lower.begin
+    assert f"module.1 &lt;pointwise&gt;: {span:,} cycles, {span / 100:.1f} µs at 100 MHz; simulated, chisel" in drawn
