@@ -192,8 +192,8 @@ def markdown(document: dict[str, Any], stem: str) -> str:
         "# Whole networks beside other libraries",
         "",
         "Batch 1 where no other is named, float32, *measured*: the median over rounds of each round's median latency, "
-        "and in brackets the lowest and the highest round. × is how many times as long as tvmflow it takes, by the same "
-        "rule over the ratios of each round. Made by `python -m benchmarks.peers`.",
+        "and in brackets the lowest and the highest round. × is how many times as long as tvmflow it takes, by the "
+        "same rule over the ratios of each round. Made by `python -m benchmarks.peers`.",
         "",
         *(f"![{name}]({stem}-{name}.svg)" for name in plots.PLOTS),
     ]
