@@ -32,6 +32,7 @@ class Method:
         0.5  # 1 gives all range differences to the weights of the next layer, if they share a scale; 0 none
     )
     block: int = BLOCK
+    quantile: float = 0.9995  # of a channel's magnitudes: what counts as its range when channels are equalised
     equalise: bool = True
     correct_bias: bool = True
 
@@ -63,7 +64,7 @@ def quantize(chain: Sequence[FloatLayer], images: np.ndarray, scheme: Scheme, me
     observed = observe(chain, images, method.seed)
     factors = [np.ones(layer.output_shape[1]) for layer in chain]
     if method.equalise:
-        chain, observed, factors = equalise(chain, observed, method.balance)
+        chain, observed, factors = equalise(chain, observed, method)
     input_scale = float(np.abs(images).max()) / 127
     x, x_scale = np.rint(images / input_scale).clip(-128, 127).astype(np.int8), input_scale
     power = np.square(images, dtype=np.float64).mean((0, 2, 3))
@@ -108,7 +109,7 @@ def observe(chain: Sequence[FloatLayer], images: np.ndarray, seed: int) -> list[
 
 
 def equalise(
-    chain: Sequence[FloatLayer], observed: Sequence[Observed], balance: float
+    chain: Sequence[FloatLayer], observed: Sequence[Observed], method: Method
 ) -> tuple[list[FloatLayer], list[Observed], list[np.ndarray]]:
     """Divide each channel by a factor and multiply the weights that read it by the same.
 
@@ -126,7 +127,7 @@ def equalise(
             reads = index + 1 + (after.kind == "pool")  # a pool passes the factor on
             if reads == len(layers):
                 break
-            factor = _factor(seen[index], layers[reads], balance)
+            factor = _factor(seen[index], layers[reads], method)
             layers[index] = replace(
                 layers[index],
                 weight=layers[index].weight / factor[:, None, None, None],
@@ -141,14 +142,14 @@ def equalise(
     return layers, seen, factors
 
 
-def _factor(seen: Observed, reader: FloatLayer, balance: float) -> np.ndarray:
+def _factor(seen: Observed, reader: FloatLayer, method: Method) -> np.ndarray:
     """The channels' factors, with a geometric mean of 1."""
-    ranges = np.quantile(np.abs(seen.values), 0.9995, axis=1)
+    ranges = np.quantile(np.abs(seen.values), method.quantile, axis=1)
     ranges = np.maximum(ranges, ranges.max() * 1e-3 + 1e-30)  # a channel that is never on
     if not reader.alone:
         weights = _largest_by_input(reader)
         weights = np.maximum(weights, weights.max() * 1e-3 + 1e-30)
-        ranges = ranges**balance / weights ** (1 - balance)
+        ranges = ranges**method.balance / weights ** (1 - method.balance)
     return ranges / np.exp(np.log(ranges).mean())
 
 
