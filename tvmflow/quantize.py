@@ -17,6 +17,7 @@ import torch
 
 from tvmflow.chain import FloatLayer, run_float
 from tvmflow.integer import RANGES, IntegerLayer, Scheme, accumulate, requantize
+from tvmflow.spec import UserError
 
 BLOCK = 16
 """Output channels that share a shift in the power-of-two scheme: those that VTA computes at once."""
@@ -60,8 +61,10 @@ SAMPLES = 4096
 
 
 def quantize(chain: Sequence[FloatLayer], images: np.ndarray, scheme: Scheme, method: Method) -> Quantised:
-    """`images` are float32 N×C×H×W, preprocessed."""
+    """`images` are float32 N×C×H×W, preprocessed. Raises UserError if the network's answers aren't finite."""
     observed = observe(chain, images, method.seed)
+    if not np.isfinite(observed[-1].values).all():
+        raise UserError("The network can't be quantised: on the calibration images its answers aren't finite.")
     factors = [np.ones(layer.output_shape[1]) for layer in chain]
     if method.equalise:
         chain, observed, factors = equalise(chain, observed, method)
@@ -75,14 +78,13 @@ def quantize(chain: Sequence[FloatLayer], images: np.ndarray, scheme: Scheme, me
         dtype = _dtype(layer, scheme, x.dtype.name)
         y_scale = _output_scale(layer, observed[index], after, scheme, x_scale, RANGES[dtype])
         scales = _weight_scales(layer, power, scheme, x_scale, y_scale, method.block)
-        if scheme == "per-channel":
-            y_scale = max(y_scale, 2.001 * x_scale * scales.max())  # the multiplier stays below 1/2
         made, unrounded = _layer(layer, scales, scheme, x_scale, y_scale, dtype, layers[-1].name if layers else "input")
         acc = accumulate(made, x)
         if method.correct_bias and layer.kind != "pool":
-            shift = observed[index].means / (x_scale * scales) - acc.mean((0, 2, 3), dtype=np.float64)
-            made = replace(made, bias=made.bias + np.rint(shift).astype(np.int32))
-            acc = accumulate(made, x)
+            missing = observed[index].means / (x_scale * scales) - acc.mean((0, 2, 3), dtype=np.float64)
+            bias = _int32(made.bias + missing)
+            acc += (bias - made.bias)[:, None, None]
+            made = replace(made, bias=bias)
         x, x_scale = requantize(made, acc), y_scale
         power = np.square(observed[index].values, dtype=np.float64).mean(1)
         layers.append(made)
@@ -183,14 +185,16 @@ def _output_scale(
 ) -> float:
     """The scale of least mean square error, a channel's errors weighed by the weights that read it."""
     largest = float(np.abs(seen.values).max()) / limits[1] + 1e-30
+    # The largest weight must be no more than 127 steps, of which each is less than half a step of the output.
+    least = 2.001 * x_scale * float(np.abs(layer.weight).max()) / (1 if layer.kind == "pool" else 127)
     if after is None:
-        return largest * 1.05  # logits that saturate would be ties
+        return max(least, largest * 1.05)  # logits that saturate would be ties
     importance = np.ones(len(seen.values))
     if after.kind != "pool":
         outputs, inputs = after.weight.shape[:2]
         energy = np.square(after.weight).reshape(after.groups, outputs // after.groups, inputs, -1)
         importance = energy.sum((1, 3)).ravel()
-    candidates = largest * 2.0 ** (-np.arange(33) / 8)
+    candidates = np.maximum(least, largest * 2.0 ** (-np.arange(33) / 8))
     if layer.kind == "pool" and scheme == "power-of-two":
         candidates = x_scale / layer.weight[0].size * 2.0 ** np.arange(12)
     errors = [
@@ -230,6 +234,11 @@ def _weight_scales(
     return scales
 
 
+def _int32(sums: np.ndarray) -> np.ndarray:
+    """Rounded; what is too large becomes so large that the network will be refused."""
+    return np.rint(sums).clip(-(2**31), 2**31 - 1).astype(np.int32)
+
+
 def _layer(
     layer: FloatLayer, scales: np.ndarray, scheme: Scheme, x_scale: float, y_scale: float, dtype: str, read: str
 ) -> tuple[IntegerLayer, np.ndarray]:
@@ -242,7 +251,7 @@ def _layer(
         kind=layer.kind,
         inputs=(read,),
         weight=np.rint(weight).clip(-127, 127).astype(np.int8),
-        bias=np.rint(layer.bias / (x_scale * scales)).astype(np.int32),
+        bias=_int32(layer.bias / (x_scale * scales)),
         stride=layer.stride,
         padding=layer.padding,
         dilation=layer.dilation,
