@@ -100,6 +100,11 @@ class Bundle:
         given = self.manifest["preprocessing"]
         return Preprocessing(mean=tuple(given["mean"]), std=tuple(given["std"])) if given else None
 
+    @property
+    def quantization(self) -> Mapping[str, Any] | None:
+        """Of a quantised network `scheme`, `input_scale` and `output_scale`: real = stored · scale."""
+        return self.manifest.get("quantization")
+
     def vectors(self) -> tuple[Vector, ...]:
         """The golden vectors, read from disk. Raises UserError if one isn't what the manifest says."""
         return tuple(
@@ -237,6 +242,12 @@ def _describe(
             "scale": "1/255",
             "mean": list(pre.mean),
             "std": list(pre.std),
+        },
+        "quantization": program.integer
+        and {
+            "scheme": program.integer.scheme,
+            "input_scale": program.integer.input_scale,
+            "output_scale": program.integer.output_scale,
         },
         "layers": [{**asdict(layer), "modules": list(layer.modules)} for layer in program.layers],
         "memory": dict(memory),

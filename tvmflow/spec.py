@@ -149,8 +149,8 @@ class Target:
     `elf` is the ELF header's (class in bits, machine as pyelftools names it), or NO_ELF where the library is none;
     `datasheet` cites the figures' source; `schedules` names the rules of `tvmflow.schedules.RULES` to try, first match
     wins. `identity` is how the board's name in its device tree begins, by which it is known when it is measured.
-    `arithmetic` is the dtype that float32 networks are computed in, one of `arithmetics`, those that its CPU has vector
-    instructions for.
+    `arithmetic` is what networks are computed in: float32 ones in float32 or float16, quantised ones in int8. It is one
+    of `arithmetics`, those that the board has instructions for.
     """
 
     name: str
