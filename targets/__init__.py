@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,20 @@ def compute_in(target: Target, dtype: str) -> Target:
         others = ", ".join(board.name for board in TARGETS.values() if dtype in board.arithmetics)
         raise UserError(f"The {target.cpu.model} of {target.name} has no {dtype} arithmetic; boards that do: {others}.")
     return replace(target, arithmetic=dtype)
+
+
+def compile_also(target: Target, architectures: Sequence[str]) -> Target:
+    """The board, whose builds are for other GPUs as well: "sm_90", or "compute_90" for PTX. Raises UserError."""
+    if not architectures:
+        return target
+    if target.gpu is None:
+        raise UserError(f"--arch names architectures of NVIDIA GPUs, and {target.name} has none.")
+    for name in architectures:
+        if not re.fullmatch(r"(sm|compute)_\d{2,3}", name):
+            raise UserError(
+                f"--arch {name} is no architecture of a GPU: they are called sm_90 or, for PTX, compute_90."
+            )
+    return replace(target, gpu=replace(target.gpu, also=tuple(architectures)))
 
 
 def load_toml(path: Path) -> Target:

@@ -12,23 +12,30 @@ from tvmflow.spec import Cpu, Gpu, Target
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
-DRIVER = (
-    "and NVIDIA promises only that a driver takes the code of its own CUDA version and of older ones, while this was "
-    "compiled by 12.9."
+_SOURCE = "TVM has to be built from source"
+_DRIVER = (
+    "NVIDIA promises only that a driver takes the code of its own CUDA version and of older ones, and this was "
+    "compiled by 12.9: nobody has tried it."
 )
-SOURCE = "TVM has to be built from source"
-NOTES = {
-    "jetpack 4": f"TVM's published runtime needs CUDA 13, and the last that this board gets is 10.2 (JetPack 4.6): {SOURCE} "
-    f"against it on the board, {DRIVER} Nobody has tried whether it works.",
-    "jetpack 5": f"TVM's published runtime needs CUDA 13, which no longer knows Volta; this board has 11.4 (JetPack 5): "
-    f"{SOURCE} against it on the board, {DRIVER} Nobody has tried whether it works.",
-    "orin": "TVM's published runtime needs CUDA 13, which a Jetson Orin may not have (JetPack 6 has 12.6): there, "
-    f"{SOURCE} against the CUDA of the board.",
-    "pascal": "TVM's published runtime needs CUDA 13, which no longer knows Pascal: on the computer with this card, "
-    f"{SOURCE} against CUDA 12.9 or older.",
-}
+JETPACK_4 = (
+    "TVM's published runtime needs CUDA 13, and the last that this board gets is 10.2 (JetPack 4.6). "
+    f"{_SOURCE} against that, on the board. {_DRIVER}"
+)
+JETPACK_5 = (
+    "TVM's published runtime needs CUDA 13, which no longer knows Volta; this board has 11.4 (JetPack 5). "
+    f"{_SOURCE} against that, on the board. {_DRIVER}"
+)
+ORIN = (
+    "TVM's published runtime needs CUDA 13, which a Jetson Orin may not have: JetPack 6 has 12.6. "
+    f"{_SOURCE} against the board's own CUDA there."
+)
+PASCAL = (
+    "TVM's published runtime needs CUDA 13, which no longer knows Pascal. "
+    f"{_SOURCE} against CUDA 12.9 or older, on the computer with this card."
+)
+"""What `Gpu.runtime_note` says, of boards and of cards."""
 
-SM = {
+SM: dict[str, dict[str, Any]] = {
     "sm_53": {"lanes_per_sm": 128, "shared_bytes_per_sm": 64 * KIB, "shared_bytes_per_block": 48 * KIB}
     | {"threads_per_sm": 2048, "blocks_per_sm": 32, "registers_per_block": 32768},
     "sm_61": {"lanes_per_sm": 128, "shared_bytes_per_sm": 96 * KIB, "shared_bytes_per_block": 48 * KIB}
@@ -105,7 +112,7 @@ JETSON_NANO = _jetson(
     memory_bytes=4 * GIB,
     datasheet="NVIDIA Jetson Nano System-on-Module data sheet, DA-09366",
     unverified=("l2_bytes",),
-    runtime_note=NOTES["jetpack 4"],
+    runtime_note=JETPACK_4,
 )
 
 JETSON_TX2 = _jetson(
@@ -122,7 +129,7 @@ JETSON_TX2 = _jetson(
     memory_bytes=8 * GIB,
     datasheet="NVIDIA Jetson TX2 Series System-on-Module data sheet, DS-08200",
     unverified=("l2_bytes", "threads_per_sm"),
-    runtime_note=NOTES["jetpack 4"],
+    runtime_note=JETPACK_4,
 )
 
 JETSON_XAVIER_NX = _jetson(
@@ -139,7 +146,7 @@ JETSON_XAVIER_NX = _jetson(
     memory_bytes=8 * GIB,
     datasheet="NVIDIA Jetson Xavier NX System-on-Module data sheet, DS-10184",
     unverified=("dram_gbps", "l2_bytes"),
-    runtime_note=NOTES["jetpack 5"],
+    runtime_note=JETPACK_5,
 )
 
 JETSON_ORIN_NANO = _jetson(
@@ -156,7 +163,7 @@ JETSON_ORIN_NANO = _jetson(
     memory_bytes=8 * GIB,
     datasheet="NVIDIA Jetson Orin Nano Series data sheet, DS-11105 (before the Super mode: 1020 MHz, 102 GB/s)",
     unverified=("l2_bytes",),
-    runtime_note=NOTES["orin"],
+    runtime_note=ORIN,
 )
 
 JETSON_AGX_ORIN = _jetson(
@@ -172,7 +179,7 @@ JETSON_AGX_ORIN = _jetson(
     l2_bytes=4 * MIB,
     memory_bytes=64 * GIB,
     datasheet="NVIDIA Jetson AGX Orin Series data sheet, DS-10662, and its Technical Brief",
-    runtime_note=NOTES["orin"],
+    runtime_note=ORIN,
 )
 
 GTX_1080TI = _card(
@@ -187,7 +194,7 @@ GTX_1080TI = _card(
     memory_bytes=11 * GIB,
     datasheet="NVIDIA's page on the GeForce GTX 1080 Ti",
     unverified=("l2_bytes",),
-    runtime_note=NOTES["pascal"],
+    runtime_note=PASCAL,
 )
 
 T4 = _card(

@@ -110,9 +110,9 @@ class Cpu:
 class Gpu:
     """What a schedule or a model may know of an NVIDIA GPU.
 
-    `architecture` is as NVIDIA's compilers call it ("sm_87"); an SM is a multiprocessor. `clock_mhz` is the highest that
-    the datasheet promises, `dram_gbps` are 10⁹ bytes a second. `unverified` names the fields that no datasheet was at
-    hand for. `runtime_note` says what stands between a bundle and this GPU where TVM's published runtime doesn't serve it.
+    `architecture` is as NVIDIA's compilers call it ("sm_87"); an SM is a multiprocessor. `clock_mhz` is the highest
+    that the datasheet promises, `dram_gbps` are 10⁹ bytes a second. `unverified` names the fields that no datasheet was
+    at hand for. `runtime_note` says what a bundle needs on this board if TVM's published runtime doesn't serve it.
     `also` are other architectures that a build compiles for, "compute_90" standing for PTX.
     """
 

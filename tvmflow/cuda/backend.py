@@ -1,4 +1,4 @@
-"""The backend of boards with an NVIDIA GPU: built without one, checked on the stand-in, timed where a real one answers."""
+"""The backend of boards with an NVIDIA GPU: built without one, checked on the stand-in, timed on a real one."""
 
 from __future__ import annotations
 
@@ -35,16 +35,17 @@ CHECK = "check"
 
 
 def check(target: Target, out: Path, linker: str = "auto", *, runner: bool = False) -> toolchain.Linker:
-    """Also says, as a warning, where TVM's published runtime doesn't serve the board."""
+    """As `tvmflow.build.check`; also the compiler has to be installed and to know the architectures."""
     if runner:
-        raise UserError(
-            f"--runner makes programs for boards without Python, and none for GPUs such as {target.name}'s."
-        )
+        raise UserError(f"--runner makes programs for CPUs only, none for a GPU such as that of {target.name}.")
     nvrtc.require()
-    chosen = building.check(target, out, linker)
-    if gpu_of(target).runtime_note:
-        log.warning(f"{target.name}: {gpu_of(target).runtime_note}")
-    return chosen
+    unknown = [name for name in architectures(target) if name.partition("_")[2] not in nvrtc.supported()]
+    if unknown:
+        raise UserError(
+            f"NVIDIA's compiler {nvrtc.version()} doesn't know {', '.join(unknown)}; it compiles for "
+            f"{', '.join(nvrtc.supported())}, each as sm_ or, for PTX, compute_."
+        )
+    return building.check(target, out, linker)
 
 
 def build(
@@ -60,10 +61,12 @@ def build(
 ) -> Bundle:
     """As `tvmflow.build.build`; the machine code of `gpu.architecture` and of those `also` asked for is embedded.
 
-    Raises CompileError for a kernel that NVIDIA's compiler refuses.
+    What the board needs besides TVM's published runtime is logged as a warning. Raises CompileError for a kernel that
+    NVIDIA's compiler refuses.
     """
-    if runner:
-        check(target, out, linker, runner=runner)
+    check(target, out, linker, runner=runner)
+    if note := gpu_of(target).runtime_note:
+        log.warning(f"{target.name}: {note}")
     return building.build(
         program,
         target,

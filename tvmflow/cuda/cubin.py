@@ -1,4 +1,4 @@
-"""What is embedded in a library for CUDA: machine code is found, and its architecture read, in the ELF files themselves."""
+"""The GPU code in a library: which architectures and kernels it is for, read from the ELF files themselves."""
 
 from __future__ import annotations
 

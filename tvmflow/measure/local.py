@@ -49,8 +49,8 @@ def time_library(
 ) -> Measurement:
     """Time single inferences on this computer, in a fresh process. `threads` defaults to all cores.
 
-    `device` is "cpu", or "cuda" for the first GPU: inputs are there already, and an inference ends when the GPU has done
-    all of it.
+    `device` is "cpu", or "cuda" for the first GPU: inputs are there already, and an inference ends when the GPU has
+    done all of it.
     """
     threads = _check_threads(threads)
     if repeats is not None and repeats < 1:
