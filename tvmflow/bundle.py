@@ -281,13 +281,18 @@ Without Python:
         if content["runner"]
         else ""
     )
+    gpu = target["gpu"]
+    processor = (
+        f"{gpu['model']}, {gpu['architecture']}, beside {target['cpu']['model']}" if gpu else target["cpu"]["model"]
+    )
+    note = f"\n{gpu['runtime_note']}\n" if gpu and gpu["runtime_note"] else ""
     checked = {
         True: f"Verified ({verdict.get('method')}) on {len(content['vectors'])} golden vectors.",
         None: f"Not verified: {verdict.get('reason')}",
     }[verdict["passed"]]
     return f"""# {content["model"]["name"]} for {target["name"]}
 
-{target["description"]}: {target["cpu"]["model"]}, {target["elf"]["bits"]}-bit {target["elf"]["machine"]}.
+{target["description"]}: {processor}, {target["elf"]["bits"]}-bit {target["elf"]["machine"]}.
 Made by tvmflow {content["versions"]["tvmflow"]} with Apache TVM {content["versions"]["tvm"]}. {checked}
 
 Inputs: {table(content["inputs"])}. Outputs: {table(content["outputs"])}.
@@ -297,14 +302,19 @@ apache-tvm-ffi=={content["versions"]["tvm_ffi"]}`:
 
     python run.py              # the first golden vector; compare with vectors/{content["vectors"][0]}/output-0.npy
     python run.py input.npy
-{runner}
+{note}{runner}
 `manifest.json` holds preprocessing, class labels, layers, memory and the SHA-256 of every file.
 """
 
 
 def _runner(content: Mapping[str, Any]) -> str:
     template = Path(__file__).with_name("run_template.py").read_text(encoding="utf-8")
-    return template.format(tvm=content["versions"]["tvm"], library=content["library"], vector=content["vectors"][0])
+    return template.format(
+        tvm=content["versions"]["tvm"],
+        library=content["library"],
+        vector=content["vectors"][0],
+        device="cuda" if content["target"]["gpu"] else "cpu",
+    )
 
 
 def _pack(root: Path, members: list[Path], archive_path: Path) -> None:
