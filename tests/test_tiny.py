@@ -1,4 +1,4 @@
-"""The whole product on a network of two layers: every board with a CPU (test_cuda_build.py has the GPUs), from PyTorch to a report."""
+"""The whole product on a network of two layers: every board without a GPU, from PyTorch to a report."""
 
 from __future__ import annotations
 
