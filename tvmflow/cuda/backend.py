@@ -234,14 +234,11 @@ def time(
     if missing := missing_device(target):
         return Timing(note=f"{missing}; the stand-in checks answers, never speed.")
     inputs = bundle.vectors()[0].inputs
+    how: dict[str, Any] = {"threads": threads, "device": "cuda"}
     measurement = layer_us = None
     if whole:
-        measurement = measure.time_library(
-            bundle.library, inputs, threads=threads, repeats=repeats, seconds=seconds, device="cuda"
-        )
+        measurement = measure.time_library(bundle.library, inputs, repeats=repeats, seconds=seconds, **how)
     if layers:
         runs = (None if whole else repeats) or 50
-        layer_us = measure.profile_library(
-            bundle.library, inputs, bundle.layers, threads=threads, repeats=runs, device="cuda"
-        )
+        layer_us = measure.profile_library(bundle.library, inputs, bundle.layers, repeats=runs, **how)
     return Timing(measurement=measurement, note="" if whole else "only profiled.", layers=layer_rows(layer_us or ()))
