@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
 from tvmflow import targets
@@ -16,7 +18,12 @@ def test_board_is_complete(target):
 
     from tvmflow.toolchain import tvm_target_dict
 
-    assert tvm.target.Target(tvm_target_dict(target)).attrs["num-cores"] == target.cpu.cores
+    made = tvm.target.Target(tvm_target_dict(target))
+    if target.gpu is None:
+        assert made.attrs["num-cores"] == target.cpu.cores
+    else:
+        assert made.attrs["arch"] == target.gpu.architecture
+        assert set(target.gpu.unverified) < {field.name for field in fields(target.gpu)}
     assert target.datasheet
     assert target.description
     assert target.memory_bytes > 2**20
@@ -26,6 +33,7 @@ def test_board_is_complete(target):
 def test_find():
     assert targets.find(None, None).name == "host"
     assert targets.find("arm_cpu", None).name == "raspberry-pi-4b"
+    assert targets.find("cuda", None).name == "jetson-agx-orin"
     assert targets.find("arm_cpu", "raspberry-pi-5").cpu.model == "Cortex-A76"
     assert set(DEFAULT_BOARD.values()) <= set(TARGETS)
 

@@ -28,16 +28,20 @@ def boards(json: Json = None) -> None:
         [
             target.name + (" *" if target.name in DEFAULT_BOARD.values() else ""),
             target.kind,
-            target.cpu.model,
-            target.cpu.cores,
-            target.cpu.clock_mhz or "?",
+            target.gpu.model if target.gpu else target.cpu.model,
+            target.gpu.sms if target.gpu else target.cpu.cores,
+            (target.gpu.clock_mhz if target.gpu else target.cpu.clock_mhz) or "?",
             target.memory_bytes >> 20,
             target.description,
         ]
         for target in TARGETS.values()
     ]
-    table = text_table(["board", "target", "CPU", "cores", "MHz", "MiB", "description"], rows)
-    show(f"{table}\n\n* the default of its target", {name: asdict(target) for name, target in TARGETS.items()}, json)
+    table = text_table(["board", "target", "processor", "cores", "MHz", "MiB", "description"], rows)
+    show(
+        f"{table}\n\n* the default of its target; of a GPU, cores are its SMs",
+        {name: asdict(target) for name, target in TARGETS.items()},
+        json,
+    )
 
 
 def build(
@@ -55,6 +59,10 @@ def build(
     scheme: Annotated[
         Literal["per-channel", "power-of-two"] | None,
         typer.Option("--scheme", help="With --dtype int8: how the network was quantised."),
+    ] = None,
+    arch: Annotated[
+        list[str] | None,
+        typer.Option("--arch", help="Also compile for this GPU architecture: sm_90, or compute_90 for PTX."),
     ] = None,
     linker: Annotated[str, typer.Option("--linker", help="auto, zig, cc or the command of a cross compiler.")] = "auto",
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Run it against PyTorch's outputs.")] = True,
@@ -94,7 +102,7 @@ def build(
         raise UserError("--input-shape can't be chosen for a quantised network, which has one.")
     if dtype != "int8" and scheme is not None:
         raise UserError(f"--scheme says how a network was quantised, and --dtype {dtype} has none; give one of them.")
-    found = targets.compute_in(found, dtype)
+    found = targets.compile_also(targets.compute_in(found, dtype), arch or [])
     builder = backends.of(found)
     shapes = [parse_input_shape(text) for text in input_shape or []]
     builder.check(found, out, linker, runner=runner is not None)  # before the import, which takes its time
@@ -176,10 +184,13 @@ def bench(
     json: Json = None,
 ) -> None:
     """Time a bundle on this computer: set-up, first, warm and steady latency."""
+    from tvmflow.spec import MissingDependencyError
     from tvmflow.survey import survey
 
     log.info(f"Timing {bundle}")
     report = survey(bundle, threads=threads, repeats=repeats, seconds=seconds, profiled=False)
+    if report["latency"] is None:
+        raise MissingDependencyError(f"{bundle} can't be timed here: {report['latency_note']}")
     show_report(report, json, layers=False)
 
 
@@ -190,10 +201,13 @@ def profile(
     json: Json = None,
 ) -> None:
     """Time each layer of a bundle on this computer, by module name. Use `bench` for the latency of the whole."""
+    from tvmflow.spec import MissingDependencyError
     from tvmflow.survey import survey
 
     log.info(f"Profiling {bundle}")
     report = survey(bundle, threads=threads, repeats=repeats, timed=False)
+    if report["layers"] and not any(layer["latency"] for layer in report["layers"]):
+        raise MissingDependencyError(f"{bundle} can't be timed here: {report['latency_note']}")
     show_report(report, json, layers=True)
 
 

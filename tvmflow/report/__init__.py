@@ -48,6 +48,7 @@ def assemble(
         "target": {
             **{key: manifest["target"][key] for key in ("name", "kind", "description", "cpu", "datasheet")},
             "arithmetic": bundle.target.arithmetic,
+            **({"gpu": manifest["target"]["gpu"]} if manifest["target"].get("gpu") else {}),
         },
         "verify": dict(verdict),
         "latency": latency(measurement) if measurement else None,

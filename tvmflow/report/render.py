@@ -72,6 +72,30 @@ def _range(values: Sequence[float], digits: int) -> str:
     return lowest if lowest == highest else f"{lowest}–{highest}"
 
 
+def processor_text(target: Mapping[str, Any]) -> str:
+    """What the network is computed on."""
+    if gpu := target.get("gpu"):
+        return f"{gpu['model']}, {gpu['architecture']}, {gpu['sms']} SM{'s' if gpu['sms'] > 1 else ''}"
+    return target["cpu"]["model"]
+
+
+KERNEL_HEADER = ("blocks × threads", "registers", "shared KiB", "spilled B", "occupancy")
+
+
+def kernel_cells(layer: Mapping[str, Any]) -> list[str]:
+    """What the GPU kernels of a layer take, by KERNEL_HEADER: of several, all sizes and the worst of the rest."""
+    kernels = layer["details"].get("kernels") or []
+    if not kernels:
+        return ["", "", "", "", ""]
+    return [
+        " + ".join(f"{row['blocks']} × {row['threads']}" for row in kernels),
+        str(max(row["registers"] for row in kernels)),
+        f"{max(row['shared_bytes'] for row in kernels) / 1024:.1f}",
+        str(sum(row["spill_bytes"] for row in kernels)),
+        f"{min(row['occupancy'] for row in kernels):.0%}",
+    ]
+
+
 def memory_text(memory: Mapping[str, int]) -> str:
     """Memory in KiB, in the order of the report."""
     return ", ".join(f"{key.removesuffix('_bytes')} {value / 1024:,.0f} KiB" for key, value in memory.items())
@@ -81,15 +105,17 @@ def layers_text(report: Report) -> str:
     """The layers by module name; times where the report has them."""
     timed = [row["latency"]["p50"] if row["latency"] else None for row in report["layers"]]
     total = sum(time for time in timed if time is not None)
+    on_gpu = any(layer["details"].get("kernels") for layer in report["layers"])
     rows = []
     for layer, time in zip(report["layers"], timed, strict=True):
         names = layer["modules"]
         row: list[Any] = [names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "") if names else layer["kernel"]]
         row += [layer["schedule"], f"{layer['macs'] / 1e6:.2f}", f"{layer['bytes'] / 1024:.0f}"]
+        row += kernel_cells(layer) if on_gpu else []
         if time is not None:
             row += [f"{time:.1f}", f"{time / total:.1%}" if total else ""]
         rows.append(row)
-    header = ["layer", "schedule", "M multiply-adds", "KiB touched"]
+    header = ["layer", "schedule", "M multiply-adds", "KiB touched", *(KERNEL_HEADER if on_gpu else ())]
     if total:
         header += ["µs (measured)", "share"]
     return text_table(header, rows)
@@ -118,7 +144,7 @@ def report_text(report: Report, *, layers: bool = True) -> str:
     model, target = report["model"], report["target"]
     parts = [
         f"{model['name']} ({model['parameters']:,} parameters, {model['macs'] / 1e6:.1f} M multiply-adds) "
-        f"on {target['name']}, {target['cpu']['model']}",
+        f"on {target['name']}, {processor_text(target)}",
         f"verify   {verdict_text(report['verify'])}",
         "latency  " + latency_text(report).replace("\n", "\n         "),
         f"memory   {memory_text(report['memory'])}",
@@ -142,6 +168,9 @@ def render_html(document: Mapping[str, Any]) -> str:
         memory=memory_text,
         schedules=schedules_text,
         convergence=convergence,
+        processor=processor_text,
+        kernel_cells=kernel_cells,
     )
+    environment.globals["kernel_header"] = KERNEL_HEADER
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render({**document, "reports": [{"device": None, **report} for report in document["reports"]]})
