@@ -78,7 +78,40 @@ def build(
             memory=compiled.memory,
             verify=verdict,
             extras={name: folder / name for name in (MEMORY, LAYOUT)},
+            readme=_readme(compiled, target, verdict),
         )
+
+
+def _readme(program: Program, target: Target, verdict: Mapping[str, Any]) -> str:
+    checked = f"Verified on the simulator, {len(program.vectors)} golden vectors." if verdict["passed"] else "Not verified."
+    (source,), (result,) = program.inputs, program.outputs
+    return f"""# {program.name} for {target.name}
+
+{target.description}. Made by tvmflow {__version__}. {checked}
+
+Input: `{source.name}` {source.dtype} {"×".join(map(str, source.shape))}. Output: `{result.name}` {result.dtype} \
+{"×".join(map(str, result.shape))}.
+
+- `{PROGRAM}`: the instructions, 16 bytes each, little-endian.
+- `{MEMORY}`: the memory image that they work in: weights as tiles, micro-ops.
+- `{LAYOUT}`: how much memory is needed, its alignment, where input and output lie in it, and the configuration.
+- `vectors`: golden inputs and outputs. `manifest.json`: layers with their bounds, and the SHA-256 of every file.
+
+Addresses in instructions are relative to the image, in units of the element that is moved.
+"""
+
+
+def import_network(model: str) -> Program:
+    """A quantised network: a name of the registry, or a .safetensors file of `tvmflow.integer.save`. Raises UserError.
+
+    There is no graph of TVM's in it: the stages take the integer network itself.
+    """
+    from tvmflow import integer, models
+    from tvmflow.integer_frontend import graphless_program
+
+    if model.endswith(".safetensors"):
+        return graphless_program(integer.load(Path(model)), model)
+    return graphless_program(models.quantized(model, "power-of-two"), model)
 
 
 def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
