@@ -142,7 +142,7 @@ def graphless_program(network: IntegerNetwork, source: str = "") -> Program:
     return Program(
         name=network.name,
         source=source or network.name,
-        module=None,  # type: ignore[arg-type]
+        module=None,
         inputs=(TensorSpec(name=INPUT, shape=tuple(network.input_shape), dtype="int8"),),
         outputs=(TensorSpec(name=OUTPUT, shape=vectors[0].outputs[0].shape, dtype=network.layers[-1].dtype),),
         vectors=vectors,

@@ -83,7 +83,9 @@ def build(
 
 
 def _readme(program: Program, target: Target, verdict: Mapping[str, Any]) -> str:
-    checked = f"Verified on the simulator, {len(program.vectors)} golden vectors." if verdict["passed"] else "Not verified."
+    checked = (
+        f"Verified on the simulator, {len(program.vectors)} golden vectors." if verdict["passed"] else "Not verified."
+    )
     (source,), (result,) = program.inputs, program.outputs
     return f"""# {program.name} for {target.name}
 
