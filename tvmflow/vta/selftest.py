@@ -64,14 +64,14 @@ def compute(config: Config) -> tuple[Executable, np.ndarray, np.ndarray]:
         Load(memory=Memory.ACC, sram_base=1, dram_base=2 * step // config.acc_bytes, **one),
         Gemm(uop_bgn=0, uop_end=1, pop_prev=True),
     ]
-    operations = ((Operation.SHR, -2), (Operation.ADD, 1 << 9), (Operation.SHR, 10), (Operation.MAX, -100))
-    for operation, imm in (*operations, (Operation.MIN, 99)):
+    operations = ((Operation.SHR, -2), (Operation.ADD, 1 << 9), (Operation.SHR, 10), (Operation.MAX, -20))
+    for operation, imm in (*operations, (Operation.MIN, 20)):
         code.append(Alu(operation=operation, use_imm=True, imm=imm, uop_bgn=1, uop_end=2))
     code[-1] = replace(code[-1], push_next=True)
     code.append(Store(sram_base=1, dram_base=3 * step // config.out_bytes, pop_prev=True, push_prev=True, **one))
     code.append(Finish(pop_next=True))
     acc = weight.astype(np.int32) @ inputs.reshape(-1).astype(np.int32) + bias
-    expected = np.clip(((acc << 2) + (1 << 9)) >> 10, -100, 99).astype(np.int8).reshape(1, block, 1, 1)
+    expected = np.clip(((acc << 2) + (1 << 9)) >> 10, -20, 20).astype(np.int8).reshape(1, block, 1, 1)
     executable = Executable(
         config=config,
         instructions=tuple(code),
