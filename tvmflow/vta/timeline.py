@@ -86,7 +86,7 @@ def _pieces(
     """A module's instructions between two times, joined where the gap can't be seen."""
     last: _Piece | None = None
     for number in np.flatnonzero((timing.module == module) & (timing.end > begin) & (timing.begin < end)):
-        ours = layer is None or layer.first <= number < layer.last
+        ours = layer is None or bool(layer.first <= number < layer.last)
         start, stop = max(int(timing.begin[number]), begin), min(int(timing.end[number]), end)
         piece = _Piece(KINDS[timing.kind[number]], ours, start, stop)
         if last and last[:2] == piece[:2] and start - last.end < least:
