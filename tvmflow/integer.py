@@ -303,7 +303,7 @@ ARRAYS = ("weight", "bias", "multiplier", "shift")
 
 def save(network: IntegerNetwork, path: Path) -> None:
     """Write a safetensors file: the arrays as LAYER.weight, …, all else as JSON in its metadata. Atomic."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as to_bytes
 
     layers = [{key: value for key, value in vars(layer).items() if key not in ARRAYS} for layer in network.layers]
     content = {**vars(network), "format": FORMAT, "layers": layers}
@@ -316,7 +316,7 @@ def save(network: IntegerNetwork, path: Path) -> None:
         if getattr(layer, key) is not None and not (layer.kind == "pool" and key == "weight")
     }
     scratch = path.with_name(f".{path.name}.writing")
-    save_file(arrays, scratch, {"tvmflow": json.dumps(content, ensure_ascii=False, sort_keys=True)})
+    scratch.write_bytes(to_bytes(arrays, {"tvmflow": json.dumps(content, ensure_ascii=False, sort_keys=True)}))
     os.replace(scratch, path)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tvmflow import interrupt
+from tvmflow.cortex_m.stages import choose_kernels, lower_kernels, place_tensors
 from tvmflow.passes.block_channels import block_channels
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fold_scales import fold_scales
@@ -48,6 +49,15 @@ INTEGER_CPU: tuple[Stage, ...] = (
     lower,
 )
 
+MCU: tuple[Stage, ...] = (
+    # kernels: integer layers become loops over plain pointers, two depthwise ones in a row one kernel in place
+    choose_kernels,
+    # memory: one static arena, packed by lifetime
+    place_tensors,
+    # loops become what LLVM takes; there is no virtual machine
+    lower_kernels,
+)
+
 VTA: tuple[Stage, ...] = (
     # tiles: what is on chip at a time, as a search or the default has it; taps that read padding only are gone
     cut_layers,
@@ -59,8 +69,13 @@ VTA: tuple[Stage, ...] = (
     describe_layers,
 )
 
-STAGES: dict[str, tuple[Stage, ...]] = {"llvm": CPU, "arm_cpu": CPU, "vta": VTA}
-INTEGER_STAGES: dict[str, tuple[Stage, ...]] = {"llvm": INTEGER_CPU, "arm_cpu": INTEGER_CPU, "vta": VTA}
+STAGES: dict[str, tuple[Stage, ...]] = {"llvm": CPU, "arm_cpu": CPU}
+INTEGER_STAGES: dict[str, tuple[Stage, ...]] = {
+    "llvm": INTEGER_CPU,
+    "arm_cpu": INTEGER_CPU,
+    "vta": VTA,
+    "cortex_m": MCU,
+}
 """Of quantised networks."""
 
 

@@ -112,6 +112,22 @@ class Cpu:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mcu:
+    """What a microcontroller has: `ram_bytes` in one piece, `flash_bytes` that it executes from, inside or outside.
+
+    `core` is what its instructions can, of `tvmflow.schedules.cortex_m.CORES`. `machine` is the model of
+    qemu-system-arm with the same core. `unverified` names figures that were not looked up in the data sheet.
+    """
+
+    core: str
+    flash_bytes: int
+    ram_bytes: int
+    machine: str
+    external_flash: bool = False
+    unverified: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Vta:
     """The VTA in a board's FPGA: `configuration` has upstream's names, as its JSON files.
 
@@ -150,6 +166,7 @@ class Target:
     identity: str = ""
     arithmetic: str = "float32"
     arithmetics: tuple[str, ...] = ("float32",)
+    mcu: Mcu | None = None
     vta: Vta | None = None
 
 

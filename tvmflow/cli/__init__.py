@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from tvmflow import __version__, interrupt
-from tvmflow.cli import bundles, devices, learning, outcome, tuning, vta
+from tvmflow.cli import bundles, devices, learning, outcome, quantizing, tuning, vta
 
 HELP = "Take a trained network to the device where it has to run, and say honestly what it costs there."
 EPILOG = "Exit codes: 0 ok, 1 internal error, 2 usage, 3 verification failed, 4 unusable input, 5 missing dependency, \
@@ -32,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "serve": devices.serve,
     "report": bundles.report,
     "train": learning.train,
+    "quantize": quantizing.quantize,
     "evaluate": learning.evaluate,
     "doctor": bundles.doctor,
 }
