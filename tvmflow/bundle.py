@@ -174,11 +174,13 @@ def write(
     verify: Mapping[str, Any],
     runner: Path | None = None,
     extras: Mapping[str, Path] = MappingProxyType({}),
+    readme: str | None = None,
 ) -> Bundle:
     """Write a bundle to `out`, replacing the bundle that may be there; nothing is left if that fails.
 
     `library` becomes LIBRARY, with its own suffix. `runner` is a folder of `device.make_runner`; `extras` are other
-    files and folders, by their names in the bundle. The same build gives the same bytes. Raises UserError, also for a
+    files and folders, by their names in the bundle. Kinds that TVM's runtime doesn't run give a `readme` of their own,
+    and their run.py among the extras. The same build gives the same bytes. Raises UserError, also for a
     full disk.
     """
     check_destination(out)
@@ -194,8 +196,9 @@ def write(
             (shutil.copytree if path.is_dir() else shutil.copyfile)(path, root / name)
         _write_vectors(root, program)
         content = _describe(program, target, versions, memory, verify, library_name(library), runner is not None)
-        (root / "README.md").write_text(_readme(content), encoding="utf-8")
-        (root / "run.py").write_text(_runner(content), encoding="utf-8")
+        (root / "README.md").write_text(_readme(content) if readme is None else readme, encoding="utf-8")
+        if readme is None:
+            (root / "run.py").write_text(_runner(content), encoding="utf-8")
         members = sorted(path for path in root.rglob("*") if path.is_file())
         content["members"] = {
             path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}

@@ -96,7 +96,7 @@ def build(
         raise UserError("--db names records to use and --no-tuned says to use none; give one of them.")
     found = targets.find(target, board)
     dtype = dtype or cast(Literal["float32", "float16", "int8"], found.arithmetic)
-    if db is not None and dtype != "float32":
+    if db is not None and dtype != "float32" and found.kind != "vta":
         raise UserError(f"--db names records of float32 kernels, which --dtype {dtype} has none of; give one of them.")
     if dtype == "int8" and input_shape:
         raise UserError("--input-shape can't be chosen for a quantised network, which has one.")
@@ -106,7 +106,7 @@ def build(
     builder = backends.of(found)
     shapes = [parse_input_shape(text) for text in input_shape or []]
     builder.check(found, out, linker, runner=runner is not None)  # before the import, which takes its time
-    records = apply.find_records(found, db) if tuned and dtype == "float32" else {}
+    records = apply.find_records(found, db) if tuned and (dtype == "float32" or found.kind == "vta") else {}
     log.info(f"Importing {model}")
     program = import_quantized(model, found.kind, scheme) if dtype == "int8" else import_model(model, shapes)
     built = builder.build(
