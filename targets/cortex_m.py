@@ -38,6 +38,7 @@ def _board(
             "mcpu": model.lower(),
             "mfloat-abi": "hard",
             "num-cores": 1,
+            "vector-width": 128,  # what TVM takes it to be, without saying so at each build
         },
         triple="thumb-freestanding-eabihf",  # zig's; the core is an option of its own
         elf=(32, "ARM"),
