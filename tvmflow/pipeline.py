@@ -12,6 +12,7 @@ from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fold_scales import fold_scales
 from tvmflow.passes.fuse_depthwise import fuse_depthwise
 from tvmflow.passes.fuse_operators import fuse_operators
+from tvmflow.passes.integer_kernels import integer_kernels
 from tvmflow.passes.lower import lower, plan_memory
 from tvmflow.passes.narrow_floats import narrow_floats
 from tvmflow.passes.schedule_kernels import schedule_kernels
@@ -39,6 +40,14 @@ CPU: tuple[Stage, ...] = (
     lower,
 )
 
+INTEGER_CPU: tuple[Stage, ...] = (
+    # kernels: each layer gets the first integer rule that fits it; weights and tensors lie as the rules read them
+    integer_kernels,
+    # virtual machine: storage is planned, what is left becomes byte code
+    plan_memory,
+    lower,
+)
+
 MCU: tuple[Stage, ...] = (
     # kernels: integer layers become loops over plain pointers, two depthwise ones in a row one kernel in place
     choose_kernels,
@@ -49,11 +58,14 @@ MCU: tuple[Stage, ...] = (
 )
 
 STAGES: dict[str, tuple[Stage, ...]] = {"llvm": CPU, "arm_cpu": CPU, "cortex_m": MCU}
+INTEGER_STAGES: dict[str, tuple[Stage, ...]] = {"llvm": INTEGER_CPU, "arm_cpu": INTEGER_CPU, "cortex_m": MCU}
+"""Of quantised networks."""
 
 
 def run_stages(program: Program, target: Target, dump_dir: Path | None = None) -> Program:
     """Take `program` through the stages of its target; each stage's result goes into `dump_dir` as TVMScript."""
-    for number, stage in enumerate(STAGES[target.kind]):
+    stages = STAGES if program.integer is None else INTEGER_STAGES
+    for number, stage in enumerate(stages[target.kind]):
         program = stage(program, target)
         interrupt.check()
         if dump_dir is not None:
