@@ -157,9 +157,9 @@ def write(
     """Write a bundle to `out`, replacing the bundle that may be there; nothing is left if that fails.
 
     `library` becomes LIBRARY, with its own suffix. `runner` is a folder of `device.make_runner`; `extras` are other
-    files and folders, by their names in the bundle. `usage` says in the README how the library is used, where that isn't
-    by TVM's runtime in Python; there is no run.py then. The same build gives the same bytes. Raises UserError, also for
-    a full disk.
+    files and folders, by their names in the bundle. `usage` says in the README how the library is used, if not by TVM's
+    runtime in Python; there is no run.py then. The same build gives the same bytes. Raises UserError, also for a full
+    disk.
     """
     check_destination(out)
     scratch: Path | None = None

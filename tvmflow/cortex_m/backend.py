@@ -135,10 +135,8 @@ def _verify(
     except MissingDependencyError as error:
         log.info(str(error))
         return verdict, compiled.layers
-    layers = [
-        replace(layer, details={**layer.details, **found}) for layer, found in zip(compiled.layers, details, strict=True)
-    ]
-    return verdict, tuple(layers)
+    pairs = zip(compiled.layers, details, strict=True)
+    return verdict, tuple(replace(layer, details={**layer.details, **found}) for layer, found in pairs)
 
 
 def _count(

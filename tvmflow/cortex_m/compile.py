@@ -96,7 +96,7 @@ def compile_object(program: Program, target: Target, folder: Path, linker: Linke
         standard = ("-std=c99", "-Wall", "-Wextra", "-Werror") if source.suffix == ".c" else ()
         toolchain.link(linker, objects[-1], [source], (*options, *standard))
     library = folder / "model.o"
-    toolchain.link(linker, library, objects, (*compiler_options(target, linker), "-nostdlib", "-r", "-Wl,--strip-debug"))
+    toolchain.link(linker, library, objects, (*compiler_options(target, linker), "-nostdlib", "-r"))
     return library
 
 
@@ -232,7 +232,8 @@ def network_source(image: Image, kernels: str = "") -> str:
         "",
         f"extern const uint8_t {name}_weights[];",
         "",
-        f'__attribute__((aligned({ALIGNMENT}), section(".bss.{name}_arena"))) static uint8_t arena[{image.arena_bytes}];',
+        f'__attribute__((aligned({ALIGNMENT}), section(".bss.{name}_arena")))',
+        f"static uint8_t arena[{image.arena_bytes}];",
         "",
         *declared,
         "",

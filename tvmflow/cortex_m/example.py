@@ -61,11 +61,8 @@ def _vectors(program: Program) -> str:
         return [*lines, "};", ""]
 
     inputs, outputs = zip(*((vector.inputs[0], vector.outputs[0]) for vector in program.vectors), strict=True)
-    return "\n".join(
-        ["#include <stdint.h>", "", f"#define VECTORS {len(inputs)}", ""]
-        + array("golden_inputs", list(inputs))
-        + array("golden_outputs", list(outputs))
-    )
+    arrays = [*array("golden_inputs", list(inputs)), *array("golden_outputs", list(outputs))]
+    return "\n".join(["#include <stdint.h>", "", f"#define VECTORS {len(inputs)}", "", *arrays])
 
 
 _CMAKE = """# Built by a cross compiler, run by qemu-system-arm:
@@ -83,10 +80,12 @@ enable_testing()
 option(FROM_SOURCE "Compile ../source instead of linking ../model.o" OFF)
 
 add_executable(example main.c startup.c)
-set_target_properties(example PROPERTIES C_STANDARD 99 C_EXTENSIONS ON LINK_DEPENDS ${{CMAKE_CURRENT_SOURCE_DIR}}/link.ld)
+set_target_properties(example PROPERTIES C_STANDARD 99 C_EXTENSIONS ON)
+set_target_properties(example PROPERTIES LINK_DEPENDS ${{CMAKE_CURRENT_SOURCE_DIR}}/link.ld)
 target_include_directories(example PRIVATE ${{CMAKE_CURRENT_SOURCE_DIR}} ${{CMAKE_CURRENT_SOURCE_DIR}}/..)
 target_compile_options(example PRIVATE {flags} -ffreestanding -O2 -Wall -Wextra)
-target_link_options(example PRIVATE {flags} -nostdlib -Wl,--gc-sections -Wl,-z,noexecstack -T${{CMAKE_CURRENT_SOURCE_DIR}}/link.ld)
+target_link_options(example PRIVATE {flags} -nostdlib -Wl,--gc-sections -Wl,-z,noexecstack
+                    -T${{CMAKE_CURRENT_SOURCE_DIR}}/link.ld)
 if(FROM_SOURCE)
   target_sources(example PRIVATE ../source/{name}.c ../source/{name}_weights.c)
 else()
@@ -109,8 +108,9 @@ int main(void) {{
   uint32_t wrong = 0;
   for (uint32_t vector = 0; vector < VECTORS; vector++) {{
     {name}_run(golden_inputs[vector], output);
+    const int8_t *golden = golden_outputs[vector];
     int differs = 0;
-    for (uint32_t index = 0; index < {prefix}_OUTPUT_SIZE; index++) differs |= output[index] != golden_outputs[vector][index];
+    for (uint32_t index = 0; index < {prefix}_OUTPUT_SIZE; index++) differs |= output[index] != golden[index];
     wrong += (uint32_t)differs;
   }}
   say_number(VECTORS - wrong);
@@ -121,6 +121,6 @@ int main(void) {{
 }}
 """
 
-_LINK_NOTE = """/* Where qemu's machine has memory. On a board of yours, three things matter: .rodata.{name}_weights goes where the
- * flash is, .bss.{name}_arena into RAM, and both keep their alignment of 16 bytes. */
+_LINK_NOTE = """/* Where qemu's machine has memory. On a board of yours, .rodata.{name}_weights goes into flash and
+ * .bss.{name}_arena into RAM, and both keep their alignment of 16 bytes. */
 """

@@ -31,8 +31,9 @@ def check_fit(program: Program, target: Target, library: Path | None = None) -> 
     about = "" if library else "about "
     if memory["flash_bytes"] > target.mcu.flash_bytes:
         raise UserError(
-            f"{program.name} doesn't fit the flash of {target.name}: it needs {_kib(weights)} for weights and {about}"
-            f"{_kib(code)} for code, {_kib(memory['flash_bytes'])} in all, and there are {_kib(target.mcu.flash_bytes)}."
+            f"{program.name} doesn't fit the flash of {target.name}: it needs {_kib(weights)} for weights and "
+            f"{about}{_kib(code)} for code, {_kib(memory['flash_bytes'])} in all, and there are "
+            f"{_kib(target.mcu.flash_bytes)}."
         )
     if memory["ram_bytes"] > target.mcu.ram_bytes:
         raise UserError(
