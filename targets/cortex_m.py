@@ -52,6 +52,8 @@ def _board(
         cpu=Cpu(model=model, cores=1, clock_mhz=clock_mhz, l1d_bytes=0, l2_bytes=0, cache_note="not used by schedules"),
         memory_bytes=ram_bytes,
         datasheet=datasheet,
+        arithmetic="int8",
+        arithmetics=("int8",),
         mcu=Mcu(core=core, flash_bytes=flash_bytes, ram_bytes=ram_bytes, machine=machine, **mcu),
     )
 

@@ -18,6 +18,7 @@ from tvmflow.passes.narrow_floats import narrow_floats
 from tvmflow.passes.schedule_kernels import schedule_kernels
 from tvmflow.passes.transpose_dense import transpose_dense
 from tvmflow.spec import Program, Target
+from tvmflow.vta.stages import check_program, cut_layers, describe_layers, emit_program
 
 Stage = Callable[[Program, Target], Program]
 
@@ -57,8 +58,24 @@ MCU: tuple[Stage, ...] = (
     lower_kernels,
 )
 
-STAGES: dict[str, tuple[Stage, ...]] = {"llvm": CPU, "arm_cpu": CPU, "cortex_m": MCU}
-INTEGER_STAGES: dict[str, tuple[Stage, ...]] = {"llvm": INTEGER_CPU, "arm_cpu": INTEGER_CPU, "cortex_m": MCU}
+VTA: tuple[Stage, ...] = (
+    # tiles: what is on chip at a time, as a search or the default has it; taps that read padding only are gone
+    cut_layers,
+    # instructions: transfers, products and ALU passes, ordered by tokens; weights and micro-ops in a memory image
+    emit_program,
+    # hazards: no deadlock, no overflow, nothing read before it is written
+    check_program,
+    # facts: each layer's bounds
+    describe_layers,
+)
+
+STAGES: dict[str, tuple[Stage, ...]] = {"llvm": CPU, "arm_cpu": CPU}
+INTEGER_STAGES: dict[str, tuple[Stage, ...]] = {
+    "llvm": INTEGER_CPU,
+    "arm_cpu": INTEGER_CPU,
+    "vta": VTA,
+    "cortex_m": MCU,
+}
 """Of quantised networks."""
 
 
@@ -70,5 +87,6 @@ def run_stages(program: Program, target: Target, dump_dir: Path | None = None) -
         interrupt.check()
         if dump_dir is not None:
             dump_dir.mkdir(parents=True, exist_ok=True)
-            (dump_dir / f"{number}-{stage.__name__}.py").write_text(program.module.script())
+            text, suffix = (program.module.script(), "py") if program.vta is None else (program.vta.text(), "txt")
+            (dump_dir / f"{number}-{stage.__name__}.{suffix}").write_text(text)
     return program

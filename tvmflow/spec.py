@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # importing the nouns must cost nothing: tvm takes 4 s to imp
 
     from tvmflow.integer import IntegerNetwork
     from tvmflow.tune.store import Best
+    from tvmflow.vta.stages import Made
 
 Basis = Literal["measured", "simulated", "emulated", "modelled"]
 
@@ -76,8 +77,8 @@ class Program:
 
     Stages add what they learn: `layers`, in `memory` the bytes of weights and activations, and in `folded` what is now
     done by other bindings of `main`: the name of each of those → the names of the folded ones and their multiply-adds.
-    `records` are the schedules that a search found, by task; after scheduling, those that were used. A quantised network
-    has `integer`, its exact arithmetic.
+    `records` are the schedules that a search found, by task; after scheduling, those that were used. A quantised
+    network has `integer`, its exact arithmetic; `vta` is what VTA's stages have made of it.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Program:
     memory: Mapping[str, int] = field(default_factory=dict)
     records: Mapping[str, Best] = field(default_factory=dict)
     integer: IntegerNetwork | None = None
+    vta: Made | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,14 +128,29 @@ class Mcu:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Vta:
+    """The VTA in a board's FPGA: `configuration` has upstream's names, as its JSON files.
+
+    The port to memory carries `bus_bytes` a cycle; `latency_cycles`, from a request to its first data, is an assumption
+    for which `latency_band` has what is likely.
+    """
+
+    configuration: Mapping[str, Any]
+    clock_mhz: int
+    bus_bytes: int
+    latency_cycles: int
+    latency_band: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """A board, as pure data. `tvm` is the dict that `tvm.target.Target` takes; `triple` is what the linker is given.
 
     `elf` is the ELF header's (class in bits, machine as pyelftools names it), or NO_ELF where the library is none;
     `datasheet` cites the figures' source; `schedules` names the rules of `tvmflow.schedules.RULES` to try, first match
     wins. `identity` is how the board's name in its device tree begins, by which it is known when it is measured.
-    `arithmetic` is the dtype that float32 networks are computed in, one of `arithmetics`, those that its CPU has vector
-    instructions for.
+    `arithmetic` is what networks are computed in: float32 ones in float32 or float16, quantised ones in int8. It is one
+    of `arithmetics`, those that the board has instructions for.
     """
 
     name: str
@@ -150,6 +167,7 @@ class Target:
     arithmetic: str = "float32"
     arithmetics: tuple[str, ...] = ("float32",)
     mcu: Mcu | None = None
+    vta: Vta | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
