@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ from tvmflow.backends import Timing
 from tvmflow.build import versions
 from tvmflow.cortex_m import example, machine
 from tvmflow.cortex_m.fit import check_fit
-from tvmflow.cortex_m.machine import Run
 from tvmflow.cortex_m.options import STACK_BYTES
 from tvmflow.spec import (
     Layer,
@@ -37,7 +36,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NO_LATENCY = "executed instructions are counted under emulation, and that is no time."
+NO_LATENCY = "no board was at hand, and emulation counts instructions, which are no time."
+HELPERS = ("memcpy", "memset")
+"""What kernels call that is no part of the library; their instructions are counted for the network, for no layer."""
 SOURCE, EXAMPLE = "source", "example"
 
 
@@ -131,7 +132,7 @@ def _verify(
             f"which were to be fewer than {STACK_BYTES}."
         )
     try:
-        details = _count(library, target, compiled.layers, inputs[:1], program.outputs[0])
+        details = count(library, target, compiled.layers, inputs, program.outputs[0]).details
     except MissingDependencyError as error:
         log.info(str(error))
         return verdict, compiled.layers
@@ -139,16 +140,25 @@ def _verify(
     return verdict, tuple(replace(layer, details={**layer.details, **found}) for layer, found in pairs)
 
 
-def _count(
-    library: Path, target: Target, layers: Sequence[Layer], inputs: np.ndarray, output: TensorSpec
-) -> list[dict[str, Any]]:
-    """Instructions of each layer for one input. Those of memcpy and memset are nobody's and left out."""
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """Executed instructions of one inference: of all, and what `Layer.details` is to have of each layer."""
+
+    total: int
+    details: Sequence[Mapping[str, Any]]
+
+
+def count(library: Path, target: Target, layers: Sequence[Layer], inputs: np.ndarray, output: TensorSpec) -> Count:
+    """Instructions of one inference, exactly, under emulation. Raises MissingDependencyError, VerificationError."""
     name = network_name(library)
-    done: Run = machine.run(library, target, name, inputs, output, counted=True)
-    return [
-        {"instructions": done.instructions.get(f"{name}_{layer.kernel}", 0), "instructions_basis": "emulated"}
-        for layer in layers
-    ]
+    found = machine.run(library, target, name, inputs[:1], output, counted=True).instructions
+    return Count(
+        total=sum(count for function, count in found.items() if function.startswith(f"{name}_") or function in HELPERS),
+        details=[
+            {"instructions": found.get(f"{name}_{layer.kernel}", 0), "instructions_basis": "emulated"}
+            for layer in layers
+        ],
+    )
 
 
 def network_name(library: Path) -> str:
@@ -179,8 +189,9 @@ def time(
     bundle: Bundle, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
 ) -> Timing:
     """No latency; if `layers` are asked for, the instructions of each."""
-    details: list[dict[str, Any]] = []
-    if layers:
-        inputs = bundle.vectors()[0].inputs[0]
-        details = _count(bundle.library, bundle.target, bundle.layers, inputs, bundle.outputs[0])
-    return Timing(note=NO_LATENCY, details=details)
+    if not layers:
+        return Timing(note=NO_LATENCY)
+    counted = count(bundle.library, bundle.target, bundle.layers, bundle.vectors()[0].inputs[0], bundle.outputs[0])
+    macs = sum(layer.macs for layer in bundle.layers)
+    note = f"{NO_LATENCY} It takes {counted.total:,}, {counted.total / macs:.3f} for each multiply-add."
+    return Timing(note=note, details=counted.details)

@@ -92,6 +92,11 @@ def layers_text(report: Report) -> str:
     header = ["layer", "schedule", "M multiply-adds", "KiB touched"]
     if total:
         header += ["µs (measured)", "share"]
+    counts = [layer["details"].get("instructions") for layer in report["layers"]]
+    if counts and None not in counts:
+        header += ["instructions (emulated)", "per multiply-add"]
+        for row, count, layer in zip(rows, counts, report["layers"], strict=True):
+            row += [f"{count:,}", f"{count / layer['macs']:.3f}" if layer["macs"] else ""]
     return text_table(header, rows)
 
 
