@@ -76,8 +76,8 @@ MODULES: dict[str, str] = {
 }
 """The module of each kind of target."""
 
-SIMULATED = ("vta",)
-"""Kinds whose latency is simulated, so that `time` needs no device."""
+SIMULATED = ("vta", "cortex_m")
+"""Kinds whose `time` needs no device: their latency is simulated, or there is none and instructions are counted."""
 
 
 def of(target: Target) -> Backend:

@@ -70,6 +70,9 @@ def build(
         Literal["c", "c++"] | None,
         typer.Option("--runner", help="Add a program and a C library for devices without Python (c++ means the same)."),
     ] = None,
+    source: Annotated[
+        bool, typer.Option("--source", help="Add the network as portable C99, for target cortex_m.")
+    ] = False,
     dump_dir: Annotated[Path | None, typer.Option("--dump-dir", help="Write each stage's IR there.")] = None,
     tuned: Annotated[
         bool, typer.Option("--tuned/--no-tuned", help="Use the records of `tvmflow tune` for this board.")
@@ -102,6 +105,8 @@ def build(
         raise UserError("--input-shape can't be chosen for a quantised network, which has one.")
     if dtype != "int8" and scheme is not None:
         raise UserError(f"--scheme says how a network was quantised, and --dtype {dtype} has none; give one of them.")
+    if source and found.mcu is None:
+        raise UserError(f"--source writes the C of a network for microcontrollers, and {found.name} is none.")
     found = targets.compile_also(targets.compute_in(found, dtype), arch or [])
     builder = backends.of(found)
     shapes = [parse_input_shape(text) for text in input_shape or []]
@@ -118,6 +123,7 @@ def build(
         verify=verify,
         runner=runner is not None,
         records=records,
+        **({"source": True} if source else {}),
     )
     report = assemble(built, built.manifest["verify"], Timing(note=NOT_TIMED))
     lines = [
