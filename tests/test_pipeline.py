@@ -9,7 +9,7 @@ from tvmflow.build import compile_library
 from tvmflow.frontend import import_model, parse_input_shape
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fuse_operators import fuse_operators, kernels
-from tvmflow.pipeline import STAGES, run_stages
+from tvmflow.pipeline import INTEGER_STAGES, STAGES, run_stages
 from tvmflow.targets import DEFAULT_BOARD, TARGETS
 from tvmflow.toolchain import select_linker
 from tvmflow.verify import verify_library
@@ -28,7 +28,7 @@ def operators(program) -> list[str]:
 
 def test_every_kind_has_stages_and_a_default_board():
     kinds = {target.kind for target in TARGETS.values()}
-    assert kinds == set(STAGES) == set(DEFAULT_BOARD)
+    assert kinds == {*STAGES, *INTEGER_STAGES} == set(DEFAULT_BOARD)
 
 
 def test_batchnorm_is_folded_away(tiny):

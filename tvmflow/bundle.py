@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from tvmflow import device, toolchain
-from tvmflow.spec import NO_ELF, Cpu, Layer, Preprocessing, Program, Target, TensorSpec, UserError, Vector
+from tvmflow.spec import NO_ELF, Cpu, Layer, Mcu, Preprocessing, Program, Target, TensorSpec, UserError, Vector, Vta
 
 FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.0"
 MANIFEST, LIBRARY = "manifest.json", "model.so"
@@ -43,6 +43,10 @@ REQUIRED: dict[str, type] = {
     "members": dict,
 }
 """What a manifest has besides `format`, `schema_version` and `preprocessing`, which may be null."""
+
+
+FACTS: dict[str, type] = {"cpu": Cpu, "mcu": Mcu, "vta": Vta}
+"""The parts of a board that are records of their own; those of other kinds are null or missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +76,8 @@ class Bundle:
         content = self.manifest["target"]
         elf = (content["elf"]["bits"], content["elf"]["machine"])
         lists = {key: tuple(content[key]) for key in ("schedules", "arithmetics") if key in content}
-        return Target(**{**content, **lists, "elf": elf, "cpu": Cpu(**content["cpu"])})
+        facts = {key: kind(**_tuples(content[key])) for key, kind in FACTS.items() if content.get(key)}
+        return Target(**{**content, **lists, **facts, "elf": elf})
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -243,8 +248,8 @@ def _describe(
 
 
 def library_name(library: Path) -> str:
-    """What a library is called in a bundle: "model", with the suffix of its kind."""
-    return Path(LIBRARY).with_suffix(library.suffix).name
+    """What a library is called in a bundle: "model", with the suffix of its kind; VTA's program.bin stays that."""
+    return library.name if library.suffix == ".bin" else Path(LIBRARY).with_suffix(library.suffix).name
 
 
 def vector_names(program: Program) -> list[str]:
@@ -461,6 +466,11 @@ def _read_manifest(path: Path, root: Path) -> dict[str, Any]:
 
 def _tensor_specs(rows: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(name=row["name"], shape=tuple(row["shape"]), dtype=row["dtype"]) for row in rows)
+
+
+def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists where records have tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
 
 
 def _dims(shape: Any) -> str:
