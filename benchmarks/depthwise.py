@@ -104,7 +104,7 @@ def ratios(us: Mapping[str, float]) -> dict[str, float]:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How the ratios are over the matrix, and over what of it takes tvmflow long enough not to be a call and no more."""
+    """How the ratios are over the matrix, and over what of it takes tvmflow longer than calls do."""
     longer = [row for row in rows if row["us"][OURS] >= LONG_US]
     return {
         name: {
@@ -437,8 +437,8 @@ def sentences(document: Mapping[str, Any]) -> list[str]:
         "nchw": "From NCHW to NCHW",
     }
     return [
-        f"{words[key]}: the best of the others takes {found['geometric_mean']:.2f} times tvmflow's time as geometric mean "
-        f"over {found['sizes']} sizes, {found['lowest']:.2f} at worst, less than once at {found['below_one']}."
+        f"{words[key]}: the best of the others takes {found['geometric_mean']:.2f} times tvmflow's time as geometric "
+        f"mean over {found['sizes']} sizes, {found['lowest']:.2f} at worst, less than once at {found['below_one']}."
         for key, found in document["summary"].items()
     ]
 

@@ -25,14 +25,7 @@ FROM_MEMORY = ("flash_bytes", "ram_bytes", "clock_mhz")
 
 
 def _board(
-    name: str,
-    description: str,
-    model: str,
-    clock_mhz: int,
-    flash_bytes: int,
-    ram_bytes: int,
-    datasheet: str,
-    **mcu: Any,
+    name: str, description: str, model: str, clock_mhz: int, flash_bytes: int, ram_bytes: int, datasheet: str, **mcu: Any
 ) -> Target:
     triple, core, machine = CORES[model]
     return Target(

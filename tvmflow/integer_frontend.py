@@ -37,10 +37,7 @@ def integer_program(network: IntegerNetwork, source: str = "") -> Program:
                 shape = network.output_shape if layer is network.layers[-1] else layer.output_shape
                 arrays = [relax.const(array) for array in (layer.weight, layer.bias, requantisation(layer))]
                 call = builder.call_te(
-                    functools.partial(_emit, layer, shape),
-                    values[read],
-                    *arrays,
-                    primfunc_name_hint=f"integer_{layer.kind}",
+                    functools.partial(_emit, layer, shape), values[read], *arrays, primfunc_name_hint=f"integer_{layer.kind}"
                 )
                 emit = builder.emit_output if layer is network.layers[-1] else builder.emit
                 values[layer.name] = emit(call, layer.name.replace(".", PATH_SEPARATOR))

@@ -96,11 +96,7 @@ def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:
 
                     def store(number: int = number) -> None:
                         for j in range(PIXELS):
-                            total = (
-                                second[j]
-                                if number
-                                else wrapping(operator.sub, both[j], tirx.shift_left(second[j], T.int32(8)))
-                            )
+                            total = second[j] if number else wrapping(operator.sub, both[j], tirx.shift_left(second[j], T.int32(8)))
                             value = requantize(layer, total, stream[base + 2 + number])
                             at = (2 * pair + number) * pixels + first + j
                             T.buffer_store(given["destination"], T.Cast(layer.dtype, value), [at])

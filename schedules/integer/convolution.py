@@ -125,9 +125,7 @@ def _loops(task: Task, instructions: Instructions, tile: Tile, parallel: bool) -
             with T.serial(0, steps) as step:
                 r, s, c = unfuse(step, *taps, groups // unroll)
                 if weights_outside and pixel_tiles > 1 and share >= CACHE_LINE:
-                    _fetch_ahead(
-                        weight, place, (pixel_tile * steps + step) * share, share, filled * block * math.prod(taps)
-                    )
+                    _fetch_ahead(weight, place, (pixel_tile * steps + step) * share, share, filled * block * math.prod(taps))
                 with T.unroll(0, unroll) as more:
                     group = c * unroll + more
                     for p in range(rows):

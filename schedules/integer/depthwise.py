@@ -119,16 +119,13 @@ class _Loops:
             first = task.layers[0]
             size = first.output_shape[2:]
             forms.insert(
-                1,
-                Tensor(channels=block, size=size, dtype=first.dtype, shape=(math.prod(size), block)),  # type: ignore[arg-type]
+                1, Tensor(channels=block, size=size, dtype=first.dtype, shape=(math.prod(size), block))  # type: ignore[arg-type]
             )
         with kernel(task, constants) as (builder, given, buffers, result):
             if task.source.is_plain:
                 given = self._copy(given)
             with (T.parallel if parallel else T.serial)(0, self.stored // block) as group:
-                between = (
-                    T.sblock_alloc_buffer(forms[1].shape, forms[1].dtype, scope="local") if len(forms) == 3 else None
-                )
+                between = T.sblock_alloc_buffer(forms[1].shape, forms[1].dtype, scope="local") if len(forms) == 3 else None
                 self.scratch = T.sblock_alloc_buffer((lanes,), task.result.dtype) if task.result.is_plain else None
                 for place, layer in enumerate(task.layers):
                     last = place == len(task.layers) - 1
@@ -182,7 +179,9 @@ class _Loops:
             store_vector(total, vector(self.bias, self.first + v * lanes, lanes=lanes), 0, lanes=lanes)
             with T.serial(0, layer.weight.shape[2]) as r, T.serial(0, layer.weight.shape[3]) as s:
                 down, right = self._position(y, x, r, s)
-                inside = tirx.all(down >= 0, down < layer.input_shape[2], right >= 0, right < layer.input_shape[3])
+                inside = tirx.all(
+                    down >= 0, down < layer.input_shape[2], right >= 0, right < layer.input_shape[3]
+                )
                 with T.If(inside), T.Then():
                     product = self._product(down, right, r * layer.weight.shape[3] + s, v)
                     store_vector(total, vector(total, 0, lanes=lanes) + product, 0, lanes=lanes)

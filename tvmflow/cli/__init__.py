@@ -14,11 +14,7 @@ from typing import Annotated
 import typer
 
 from tvmflow import __version__, interrupt
-<<<<<<< HEAD
-from tvmflow.cli import bundles, devices, learning, outcome, reporting, tuning
-=======
-from tvmflow.cli import bundles, devices, learning, outcome, tuning, vta
->>>>>>> main
+from tvmflow.cli import bundles, devices, learning, outcome, reporting, tuning, vta
 
 HELP = "Take a trained network to the device where it has to run, and say honestly what it costs there."
 EPILOG = "Exit codes: 0 ok, 1 internal error, 2 usage, 3 verification failed, 4 unusable input, 5 missing dependency, \

@@ -77,9 +77,7 @@ def find_qemu() -> str:
     """Raises MissingDependencyError."""
     if path := shutil.which(QEMU):
         return path
-    raise MissingDependencyError(
-        f"Running code of microcontrollers here needs {QEMU}, which is not installed: {INSTALL}"
-    )
+    raise MissingDependencyError(f"Running code of microcontrollers here needs {QEMU}, which is not installed: {INSTALL}")
 
 
 def run(
@@ -130,17 +128,7 @@ def link_firmware(folder: Path, target: Target, sources: Sequence[Path], options
     script = folder / "link.ld"
     script.write_text(linker_script(MACHINES[target.mcu.machine]))
     firmware = folder / "firmware.elf"
-    fixed = (
-        "-std=gnu99",
-        "-O2",
-        "-g0",
-        "-nostdlib",
-        "-Wall",
-        "-Wextra",
-        f"-I{HERE}",
-        f"-Wl,-T,{script}",
-        "-Wl,--gc-sections",
-    )
+    fixed = ("-std=gnu99", "-O2", "-g0", "-nostdlib", "-Wall", "-Wextra", f"-I{HERE}", f"-Wl,-T,{script}", "-Wl,--gc-sections")
     toolchain.link(
         linker, firmware, [*sources, HERE / "startup.c"], (*compiler_options(target, linker), *fixed, *options)
     )

@@ -29,11 +29,9 @@ def integer_kernels(program: Program, target: Target) -> Program:
     assert network is not None
     builder = relax.BlockBuilder()
     values = {INPUT: relax.Var(INPUT, relax.TensorType(network.input_shape, "int8"))}
-    tensors = {
-        INPUT: Tensor(
-            channels=network.input_shape[1], size=network.input_shape[2:], dtype="int8", shape=network.input_shape
-        )
-    }
+    tensors = {INPUT: Tensor(
+        channels=network.input_shape[1], size=network.input_shape[2:], dtype="int8", shape=network.input_shape
+    )}
     groups = _groups(network, target)
     names: list[str] = []
     with builder.function("main", [values[INPUT]]):
@@ -97,7 +95,9 @@ def _form(
 ) -> Tensor:
     """Of a layer's result: NCHW for the user, else as its readers' instructions want it."""
     channels, *size = layer.output_shape[1:]
-    plain = Tensor(channels=channels, size=(size[0], size[1]), dtype=layer.dtype, shape=tuple(network.output_shape))
+    plain = Tensor(
+        channels=channels, size=(size[0], size[1]), dtype=layer.dtype, shape=tuple(network.output_shape)
+    )
     if layer is network.layers[-1]:
         return plain
     instructions = instructions_of(target)
