@@ -243,6 +243,12 @@ class MissingDependencyError(TvmflowError):
     exit_code = 5
 
 
+class RegressionError(TvmflowError):
+    """A report says that a network became slower than is allowed."""
+
+    exit_code = 6
+
+
 class DeviceError(TvmflowError):
     """A board can't be reached, refuses, or is lost. `kind` says which."""
 

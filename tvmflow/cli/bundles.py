@@ -217,52 +217,6 @@ def profile(
     show_report(report, json, layers=True)
 
 
-def report(
-    sources: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="BUNDLE|REPORT.json|RECORDS…",
-            help="Bundles, reports that --json wrote, or work dirs of `tvmflow tune`.",
-        ),
-    ],
-    out: Annotated[Path, typer.Option("-o", "--output", help="Folder for report.json and report.html.")],
-    threads: Threads = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs.")] = 3.0,
-) -> None:
-    """Verify bundles, time those that this computer can run, and write report.json and report.html.
-
-    Reports that were made elsewhere, as by `deploy` on a board, are put beside them as they are; records of `tvmflow
-    tune` are shown as the course of the search.
-    """
-    from tvmflow.report import collect, read_report, write_json, write_text
-    from tvmflow.report.render import render_html, report_text
-    from tvmflow.report.search import search_of
-    from tvmflow.spec import VerificationError
-    from tvmflow.survey import survey
-    from tvmflow.tune.store import Store, find_stores
-
-    if not out.is_dir():
-        raise UserError(f"There is no folder {out} for the report.")
-    reports, searches = [], []
-    for path in sources:
-        if path.suffix == ".json":
-            reports.append(read_report(path))
-        elif records := list(find_stores(path)):
-            searches += [search_of(Store(folder)) for folder in records]
-            continue
-        else:
-            log.info(f"Surveying {path}")
-            reports.append(survey(path, threads=threads, seconds=seconds, must_run=False))
-        print(report_text(reports[-1], layers=False), end="\n\n")
-    document = collect(reports, searches)
-    write_json(out / "report.json", document)
-    write_text(out / "report.html", render_html(document))
-    print(f"{out / 'report.json'}\n{out / 'report.html'}")
-    failed = [row["target"]["name"] for row in reports if row["verify"]["passed"] is False]
-    if failed:
-        raise VerificationError(f"The bundles for {', '.join(failed)} don't compute what the network computes.")
-
-
 def doctor(json: Json = None) -> None:
     """Say which tools were found, which are missing, what each is for, and the command that installs it."""
     from tvmflow.doctor import examine
