@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from tvmflow.spec import Cpu, Target, UserError
-from tvmflow.targets import arm_cpu, llvm
+from tvmflow.spec import Cpu, Gpu, Target, UserError
+from tvmflow.targets import arm_cpu, cuda, llvm
 
 TARGETS: dict[str, Target] = {
     board.name: board
@@ -19,10 +21,20 @@ TARGETS: dict[str, Target] = {
         arm_cpu.RASPBERRY_PI_4B,
         arm_cpu.RASPBERRY_PI_5,
         arm_cpu.ANDROID_ARM64,
+        cuda.JETSON_NANO,
+        cuda.JETSON_TX2,
+        cuda.JETSON_XAVIER_NX,
+        cuda.JETSON_ORIN_NANO,
+        cuda.JETSON_AGX_ORIN,
+        cuda.GTX_1080TI,
+        cuda.T4,
+        cuda.RTX_3090,
+        cuda.RTX_4090,
+        cuda.H100,
     )
 }
 
-DEFAULT_BOARD: dict[str, str] = {"llvm": "host", "arm_cpu": "raspberry-pi-4b"}
+DEFAULT_BOARD: dict[str, str] = {"llvm": "host", "arm_cpu": "raspberry-pi-4b", "cuda": "jetson-agx-orin"}
 """The board of a kind (`--target`) when none is named."""
 
 
@@ -51,6 +63,20 @@ def compute_in(target: Target, dtype: str) -> Target:
         others = ", ".join(board.name for board in TARGETS.values() if dtype in board.arithmetics)
         raise UserError(f"The {target.cpu.model} of {target.name} has no {dtype} arithmetic; boards that do: {others}.")
     return replace(target, arithmetic=dtype)
+
+
+def compile_also(target: Target, architectures: Sequence[str]) -> Target:
+    """The board, whose builds are for other GPUs as well: "sm_90", or "compute_90" for PTX. Raises UserError."""
+    if not architectures:
+        return target
+    if target.gpu is None:
+        raise UserError(f"--arch names architectures of NVIDIA GPUs, and {target.name} has none.")
+    for name in architectures:
+        if not re.fullmatch(r"(sm|compute)_\d{2,3}", name):
+            raise UserError(
+                f"--arch {name} is no architecture of a GPU: they are called sm_90 or, for PTX, compute_90."
+            )
+    return replace(target, gpu=replace(target.gpu, also=tuple(architectures)))
 
 
 def load_toml(path: Path) -> Target:
@@ -84,8 +110,8 @@ def _override(base: Any, content: dict[str, Any], path: Path, table: str) -> Any
         if key not in known or key == "kind":
             raise UserError(f"{path} has an unknown key {where!r}; known are {', '.join(sorted(known - {'kind'}))}.")
         old = getattr(base, key)
-        if isinstance(old, Cpu) and isinstance(value, dict):
-            changes[key] = _override(old, value, path, "cpu.")
+        if isinstance(old, Cpu | Gpu) and isinstance(value, dict):
+            changes[key] = _override(old, value, path, f"{key}.")
         elif isinstance(old, dict) and isinstance(value, dict):
             changes[key] = {**old, **value}
         elif isinstance(old, tuple) and isinstance(value, list):

@@ -67,7 +67,7 @@ class Backend(Protocol):
         """What this computer can say of the latency of the `whole` and of the `layers` of a bundle that is right."""
 
 
-MODULES: dict[str, str] = {"llvm": "tvmflow.cpu", "arm_cpu": "tvmflow.cpu"}
+MODULES: dict[str, str] = {"llvm": "tvmflow.cpu", "arm_cpu": "tvmflow.cpu", "cuda": "tvmflow.cuda.backend"}
 """The module of each kind of target."""
 
 

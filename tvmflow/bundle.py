@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from tvmflow import device, toolchain
-from tvmflow.spec import NO_ELF, Cpu, Layer, Preprocessing, Program, Target, TensorSpec, UserError, Vector
+from tvmflow.spec import NO_ELF, Cpu, Gpu, Layer, Preprocessing, Program, Target, TensorSpec, UserError, Vector
 
 FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.0"
 MANIFEST, LIBRARY = "manifest.json", "model.so"
@@ -71,7 +71,9 @@ class Bundle:
         """The board as it was when the bundle was built."""
         content = self.manifest["target"]
         elf = (content["elf"]["bits"], content["elf"]["machine"])
-        lists = {key: tuple(content[key]) for key in ("schedules", "arithmetics") if key in content}
+        lists: dict[str, Any] = {key: tuple(content[key]) for key in ("schedules", "arithmetics") if key in content}
+        if gpu := content.get("gpu"):
+            lists["gpu"] = Gpu(**{**gpu, **{key: tuple(gpu[key]) for key in ("unverified", "also")}})
         return Target(**{**content, **lists, "elf": elf, "cpu": Cpu(**content["cpu"])})
 
     @property

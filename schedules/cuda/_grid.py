@@ -53,7 +53,7 @@ def tvm_target_of(target: Target) -> tvm.target.Target:
 
 
 def multiprocessors(target: Target) -> int:
-    return int(getattr(getattr(target, "gpu", None), "multiprocessors", 16))
+    return target.gpu.sms if target.gpu is not None else 1
 
 
 def pieces(count: int, threads: int, thread: Expr) -> Iterator[tuple[Expr, Expr | None]]:

@@ -205,7 +205,6 @@ def _loops(conv: Convolution, tile: Tile) -> tirx.PrimFunc:
             n, c, row_tile, column_tile = unfuse(index, conv.batch, conv.channels, vertical.tiles, horizontal.tiles)
             y0, x0 = vertical.first(row_tile), horizontal.first(column_tile)
             top, left = y0 * conv.stride[0] - conv.pad[0], x0 * conv.stride[1] - conv.pad[1]
-            taps = [(r, s) for r in vertical.taps for s in horizontal.taps]
             for place, (r, s) in enumerate(taps):
                 T.buffer_store(weights, conv.weight[c, 0, r, s], [place])
             for down, row in row_of.items():

@@ -52,6 +52,10 @@ def build(
         Literal["float32", "float16"],
         typer.Option("--dtype", help="What the network is computed in; float16 on boards whose CPU has it."),
     ] = "float32",
+    arch: Annotated[
+        list[str] | None,
+        typer.Option("--arch", help="Also compile for this GPU architecture: sm_90, or compute_90 for PTX."),
+    ] = None,
     linker: Annotated[str, typer.Option("--linker", help="auto, zig, cc or the command of a cross compiler.")] = "auto",
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Run it against PyTorch's outputs.")] = True,
     runner: Annotated[
@@ -79,7 +83,7 @@ def build(
         raise UserError("--db names records to use and --no-tuned says to use none; give one of them.")
     if db is not None and dtype != "float32":
         raise UserError(f"--db names records of float32 kernels, which --dtype {dtype} has none of; give one of them.")
-    found = targets.compute_in(targets.find(target, board), dtype)
+    found = targets.compile_also(targets.compute_in(targets.find(target, board), dtype), arch or [])
     builder = backends.of(found)
     shapes = [parse_input_shape(text) for text in input_shape or []]
     builder.check(found, out, linker, runner=runner is not None)  # before the import, which takes its time

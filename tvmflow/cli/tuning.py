@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -66,6 +67,7 @@ def tune(
     if tasks == "list":
         show(*tuning.list_tasks(found, model, shapes), json)
         return
+    tracked = partial(listed, tracker, key, token_file) if tracker is not None else None
     plan = tuning.prepare(
         found,
         model,
@@ -81,8 +83,9 @@ def tune(
         boards=[
             *(Where(name=name, arguments={"ssh": name, "ssh_config": ssh_config, "port": port}) for name in ssh or []),
             *(Where(name=name, arguments={"address": name, "token_file": token_file}) for name in host or []),
-            *(listed(tracker, key, token_file) if tracker is not None else []),
+            *(tracked() if tracked else []),
         ],
+        listed=tracked,
     )
     show(*tuning.tune(plan, tasks), json)
 

@@ -1,0 +1,1 @@
+"""The VTA accelerator: its configuration, instruction set, simulators, checks, timing and driver."""
