@@ -17,6 +17,7 @@ memory: `Tile.shared_bytes`. `tiles_for` keeps both within the GPU's limits.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -197,7 +198,7 @@ class _Kernel:
         self.next_values = local(_rounds(tile.slice * tile.columns, tile.threads, product.value_lanes))
         self.sums = local(tile.by_rows * tile.by_columns)
         self.row, self.column = local(tile.by_rows), local(tile.by_columns)
-        self.partial = shared(tile.splits * tile.rows * tile.columns) if tile.splits > 1 else None
+        self.partial: Expr = shared(tile.splits * tile.rows * tile.columns) if tile.splits > 1 else None
 
     def clear(self) -> None:
         with T.unroll(0, self.tile.by_rows * self.tile.by_columns) as index:
@@ -231,7 +232,7 @@ class _Kernel:
                 place,
                 product.weight_lanes,
                 inside,
-                lambda lane, f=f, k=k: product.weight(self.f0 + f, k0 + k + lane),
+                functools.partial(lambda f, k, lane: product.weight(f, k + lane), self.f0 + f, k0 + k),
             )
         for place, k, p, condition in self._value_pieces():
             inside = [] if condition is None else [condition]
@@ -242,7 +243,7 @@ class _Kernel:
                 place,
                 product.value_lanes,
                 inside,
-                lambda lane, p=p, k=k: product.value(k0 + k, self.p0 + p + lane),
+                functools.partial(lambda k, p, lane: product.value(k, p + lane), k0 + k, self.p0 + p),
             )
 
     def _load(self, registers, place: int, lanes: int, inside: list[Expr], read: Callable[[Expr], Expr]) -> None:

@@ -182,7 +182,8 @@ def _chunks(axis: Axis) -> list[tuple[int, ...]]:
 def _loops(conv: Convolution, tile: Tile) -> tirx.PrimFunc:
     rows, columns, spread, threads = tile
     vertical, horizontal = _axes(conv, rows, columns, spread)
-    chunks = _chunks(horizontal)
+    # whole vectors first, so that they are aligned in the registers' array
+    chunks = sorted(_chunks(horizontal), key=len, reverse=True)
     column_of = {reach: place for place, reach in enumerate(reach for chunk in chunks for reach in chunk)}
     row_of = {reach: place for place, reach in enumerate(vertical.reaches)}
     pitch = math.ceil(len(column_of) / VECTOR) * VECTOR if len(chunks) < len(column_of) else len(column_of)
@@ -190,16 +191,10 @@ def _loops(conv: Convolution, tile: Tile) -> tirx.PrimFunc:
     threads = min(threads, math.ceil(work / 32) * 32)
     blocks = math.ceil(work / threads)
     wide = horizontal.step == 1 and columns % VECTOR == 0 and horizontal.length % VECTOR == 0
-    # whole vectors first, so that they are aligned in the registers' array
-    chunks = sorted(chunks, key=len, reverse=True)
-    column_of = {reach: place for place, reach in enumerate(reach for chunk in chunks for reach in chunk)}
 
     with launch(conv.func, blocks, threads) as (builder, block, thread):
-        inputs, weights, sums = (
-            local(len(row_of) * pitch),
-            local(len(vertical.taps) * len(horizontal.taps)),
-            local(rows * columns),
-        )
+        taps = [(r, s) for r in vertical.taps for s in horizontal.taps]
+        inputs, weights, sums = local(len(row_of) * pitch), local(len(taps)), local(rows * columns)
         index = block * threads + thread
         with when(index < work if work % threads else None):
             n, c, row_tile, column_tile = unfuse(index, conv.batch, conv.channels, vertical.tiles, horizontal.tiles)

@@ -33,7 +33,7 @@ def dlight(func: tirx.PrimFunc, target: Target, tile: Any = None) -> Schedule | 
             found = found[0] if isinstance(found, list) else found
             if found is not None and _bound(found):
                 return found
-    return _one_thread(func)
+    return one_thread(func)
 
 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[Any]:
@@ -62,7 +62,8 @@ def _leaves(sch: Schedule) -> list[Any]:
     return found
 
 
-def _one_thread(func: tirx.PrimFunc) -> Schedule:
+def one_thread(func: tirx.PrimFunc) -> Schedule:
+    """A launch of a single thread for each step of a kernel."""
     sch = Schedule(tvm.IRModule({"main": func}))
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         loops = sch.get_loops(block)
