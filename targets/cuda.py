@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tvmflow.schedules.cuda import RULES
 from tvmflow.spec import Cpu, Gpu, Target
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -84,6 +85,7 @@ def _board(name: str, description: str, architecture: str, *, cpu: Cpu, host: di
         elf=(64, "AArch64" if aarch64 else "x64"),
         cpu=cpu,
         gpu=gpu,
+        schedules=tuple(RULES),
         **target,
     )
 

@@ -6,8 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from tvmflow import targets
-from tvmflow.schedules import RULES
+from tvmflow import rules, targets
 from tvmflow.spec import UserError
 from tvmflow.targets import DEFAULT_BOARD, TARGETS
 
@@ -27,7 +26,7 @@ def test_board_is_complete(target):
     assert target.datasheet
     assert target.description
     assert target.memory_bytes >= 2**19
-    assert set(target.schedules) <= set(RULES)
+    assert set(target.schedules) <= set(rules.of(target).RULES)
 
 
 def test_find():

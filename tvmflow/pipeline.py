@@ -13,6 +13,7 @@ from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fold_scales import fold_scales
 from tvmflow.passes.fuse_depthwise import fuse_depthwise
 from tvmflow.passes.fuse_operators import fuse_operators
+from tvmflow.passes.fuse_separable import fuse_separable
 from tvmflow.passes.integer_kernels import integer_kernels
 from tvmflow.passes.lower import lower, plan_memory
 from tvmflow.passes.narrow_floats import narrow_floats
@@ -49,6 +50,7 @@ CUDA: tuple[Stage, ...] = (
     fold_scales,
     # kernels: operators become loops, neighbours become one kernel
     fuse_operators,
+    fuse_separable,
     # loops: each kernel gets the first schedule that fits it, and the rest TVM's own for GPUs
     schedule_kernels,
     bind_threads,
