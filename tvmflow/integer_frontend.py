@@ -157,3 +157,20 @@ def _vectors(network: IntegerNetwork) -> tuple[Vector, ...]:
 
 def _vector(name: str, array: np.ndarray, network: IntegerNetwork) -> Vector:
     return Vector(name=name, inputs=(array,), outputs=(network.run(array),))
+
+
+def graphless_program(network: IntegerNetwork, source: str = "") -> Program:
+    """`integer_program` without the Relax module and its layers, for backends that compile the network itself."""
+    vectors = _vectors(network)
+    return Program(
+        name=network.name,
+        source=source or network.name,
+        module=None,
+        inputs=(TensorSpec(name=INPUT, shape=tuple(network.input_shape), dtype="int8"),),
+        outputs=(TensorSpec(name=OUTPUT, shape=vectors[0].outputs[0].shape, dtype=network.layers[-1].dtype),),
+        vectors=vectors,
+        parameters=sum(layer.weight.size + layer.bias.size for layer in network.layers if layer.kind != "pool"),
+        labels=network.labels,
+        preprocessing=network.preprocessing,
+        integer=network,
+    )
