@@ -250,9 +250,9 @@ def markdown_int8(document: dict[str, Any], stem: str) -> str:
         "# The quantised network beside float32 and ONNX Runtime's int8",
         "",
         "Batch 1, *measured*: the median over rounds of each round's median latency, and in brackets the lowest and "
-        "the highest round. × is how many times as long as tvmflow's int8 it takes, by the same rule over the ratios of "
-        "each round. ONNX Runtime has the same int8 weights and scales (QDQ, fused to QLinearConv). Made by `python -m "
-        "benchmarks.peers --dtype int8`.",
+        "the highest round. × is how many times as long as tvmflow's int8 it takes, by the same rule over the ratios "
+        "of each round. ONNX Runtime has the same int8 weights and scales (QDQ, fused to QLinearConv). Made by "
+        "`python -m benchmarks.peers --dtype int8`.",
     ]
     for network in document["networks"]:
         lines += latency_table(network)
