@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,8 @@ import numpy as np
 from tvmflow import __version__, backends, bundle, interrupt
 from tvmflow.spec import Measurement, Program, Target, TensorSpec, UserError, VerificationError
 from tvmflow.vta import program as programs
-from tvmflow.vta import timing
+from tvmflow.vta import selftest, timing
+from tvmflow.vta.driver import vta_driver
 from tvmflow.vta.simulate import Machine
 from tvmflow.vta.stages import compiled_of, configuration
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROGRAM, MEMORY, LAYOUT = programs.FILES
+DRIVER, SELF_TEST = "driver", "selftest"
 
 
 def check(target: Target, out: Path, linker: str = "auto", *, runner: bool = False) -> None:
@@ -61,7 +64,10 @@ def build(
     verdict: Mapping[str, Any] = {"passed": None, "method": None, "reason": "It was built with --no-verify."}
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
         folder = Path(name)
-        programs.save(compiled_of(compiled).executable, folder, facts={"model": program.name, "board": target.name})
+        executable = compiled_of(compiled).executable
+        programs.save(executable, folder, facts={"model": program.name, "board": target.name})
+        selftest.save(executable.config, folder / SELF_TEST)
+        _copy_driver(folder / DRIVER)
         interrupt.check()
         if verify:
             log.info(f"Verifying {program.name} on {len(program.vectors)} golden vectors")
@@ -77,8 +83,52 @@ def build(
             versions={"tvmflow": __version__, "numpy": np.__version__},
             memory=compiled.memory,
             verify=verdict,
-            extras={name: folder / name for name in (MEMORY, LAYOUT)},
+            extras={name: folder / name for name in (MEMORY, LAYOUT, SELF_TEST, DRIVER)},
+            usage=_usage(compiled, target),
         )
+
+
+def _copy_driver(folder: Path) -> None:
+    """The sources of the driver, in Python and in C."""
+    folder.mkdir()
+    for source in Path(vta_driver.__file__).parent.glob("vta_*"):
+        shutil.copyfile(source, folder / source.name)
+
+
+def _usage(program: Program, target: Target) -> str:
+    config, first = compiled_of(program).executable.config, bundle.vector_names(program)[0]
+    on_the_board = f"""
+On the board, as root, with the bitstream {config.bitstream} of HW_VER {config.version}:
+
+    python3 {DRIVER}/vta_driver.py . --board {target.name} --bitstream vta.bit --input vectors/{first}/input-0.npy
+    gcc -O2 -o vta_run {DRIVER}/*.c     # the same in C
+
+`{SELF_TEST}` holds small programs that show the driver whether the bitstream speaks this instruction set.
+"""
+    if target.name not in vta_driver.BOARDS:
+        on_the_board = f"""
+`{DRIVER}` has drivers for the boards {", ".join(vta_driver.BOARDS)}; for {target.name} it has to be adapted.
+"""
+    return f"""- `{PROGRAM}`: the instructions, 16 bytes each, little-endian.
+- `{MEMORY}`: the memory image that they work in: weights as tiles, micro-ops.
+- `{LAYOUT}`: how much memory is needed, its alignment, where input and output lie in it, and the configuration.
+- `vectors`: golden inputs and outputs.
+
+Addresses in instructions are relative to the image, in units of the element that is moved.
+{on_the_board}"""
+
+
+def import_network(model: str) -> Program:
+    """A quantised network: a name of the registry, or a .safetensors file of `tvmflow.integer.save`. Raises UserError.
+
+    There is no graph of TVM's in it: the stages take the integer network itself.
+    """
+    from tvmflow import integer, models
+    from tvmflow.integer_frontend import graphless_program
+
+    if model.endswith(".safetensors"):
+        return graphless_program(integer.load(Path(model)), model)
+    return graphless_program(models.quantized(model, "power-of-two"), model)
 
 
 def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:

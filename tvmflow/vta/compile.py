@@ -142,7 +142,7 @@ def default_tiling(work: Work, config: Config) -> Tiling:
         first, last = input_rows(work, (height - rows) // 2, (height - rows) // 2 + rows)
         return in_blocks * (last - first) * work.source.shape[2] <= inp // 2 and rows * width <= acc
 
-    rows = max((rows for rows in _parts(height) if fits(rows, 1)), default=1)
+    rows = max((rows for rows in parts(height) if fits(rows, 1)), default=1)
     if work.diagonal:
         room = max((n for n in range(1, blocks + 1) if fits(rows, n)), default=1)
         out_blocks = max(1, min(room, blocks, acc // (rows * width), wgt // (taps + bias), -(-blocks // 2)))
@@ -156,6 +156,6 @@ def _pieces(tiles: int) -> int:
     return max(1, tiles // 256)
 
 
-def _parts(size: int) -> list[int]:
+def parts(size: int) -> list[int]:
     """Sizes of parts that cut `size` into equal parts, but for the last."""
     return sorted({-(-size // count) for count in range(1, size + 1)})
