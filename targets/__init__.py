@@ -7,8 +7,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from tvmflow.spec import Cpu, Target, UserError
-from tvmflow.targets import arm_cpu, llvm
+from tvmflow.spec import Cpu, Target, UserError, Vta
+from tvmflow.targets import arm_cpu, llvm, vta
 
 TARGETS: dict[str, Target] = {
     board.name: board
@@ -19,10 +19,14 @@ TARGETS: dict[str, Target] = {
         arm_cpu.RASPBERRY_PI_4B,
         arm_cpu.RASPBERRY_PI_5,
         arm_cpu.ANDROID_ARM64,
+        vta.PYNQ_Z1,
+        vta.ULTRA96,
+        vta.ZCU104,
+        vta.DE10_NANO,
     )
 }
 
-DEFAULT_BOARD: dict[str, str] = {"llvm": "host", "arm_cpu": "raspberry-pi-4b"}
+DEFAULT_BOARD: dict[str, str] = {"llvm": "host", "arm_cpu": "raspberry-pi-4b", "vta": "pynq-z1"}
 """The board of a kind (`--target`) when none is named."""
 
 
@@ -84,8 +88,8 @@ def _override(base: Any, content: dict[str, Any], path: Path, table: str) -> Any
         if key not in known or key == "kind":
             raise UserError(f"{path} has an unknown key {where!r}; known are {', '.join(sorted(known - {'kind'}))}.")
         old = getattr(base, key)
-        if isinstance(old, Cpu) and isinstance(value, dict):
-            changes[key] = _override(old, value, path, "cpu.")
+        if isinstance(old, Cpu | Vta) and isinstance(value, dict):
+            changes[key] = _override(old, value, path, f"{key}.")
         elif isinstance(old, dict) and isinstance(value, dict):
             changes[key] = {**old, **value}
         elif isinstance(old, tuple) and isinstance(value, list):

@@ -22,6 +22,7 @@ skipped: list[str] = []
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the texts in tests/goldens anew")
+    parser.addoption("--deploys", type=int, default=5, help="how many in a row leave nothing behind")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -129,6 +130,12 @@ def emulated(tmp_path_factory):
     with emulated_board(tmp_path_factory.mktemp("emulated")) as found:
         found.walk("Install tvmflow on the board")
         yield found
+
+
+@pytest.fixture
+def deploys(request: pytest.FixtureRequest) -> int:
+    """How many deploys in a row a test makes: `pytest -k many_deploys --deploys 200` takes a quarter of an hour."""
+    return request.config.getoption("--deploys")
 
 
 @pytest.fixture

@@ -38,6 +38,24 @@ def calling(symbol: str, argument: int) -> tvm.IRModule:
     return tvm.IRModule({"main": main})
 
 
+def allocating(count: int) -> tvm.IRModule:
+    """y = x + 1 after so many bytes were taken and written to."""
+
+    @T.prim_func(s_tir=True)
+    def main(x: T.Buffer((8,), "float32"), y: T.Buffer((8,), "float32")):
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        # not memset: LLVM leaves out what is written to memory that nobody reads
+        T.evaluate(
+            T.call_extern("int32", "explicit_bzero", T.call_extern("handle", "malloc", T.int64(count)), T.int64(count))
+        )
+        for i in range(8):
+            with T.sblock("add"):
+                v = T.axis.spatial(8, i)
+                y[v] = x[v] + T.float32(1)
+
+    return tvm.IRModule({"main": main})
+
+
 def bound_to_threads() -> tvm.IRModule:
     """y = x + 1 as a GPU would do it, which LLVM refuses."""
 

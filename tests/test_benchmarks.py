@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import arm_instructions, peers, plots
+from benchmarks import arm_instructions, depthwise, peers, plots
 from tvmflow import device
 from tvmflow.bundle import open_bundle
 
@@ -103,3 +103,22 @@ def test_counts_are_said_to_be_no_latencies():
     assert "not latencies" in text
     assert "| dilated-net | ncnn | 2 | 3.00 | 2.90 and 3.10 | 1.50 | 0.750 |" in text
     assert "dilated-net: litert was not counted (it is not)." in text
+
+
+def test_depthwise_layers_compute_the_same_in_each_layout_and_are_tabled():
+    """With a border, a stride, and taps that meet nothing."""
+    versions = {"tvmflow": "1", "tvmflow-nchw": "1", "onnxruntime": "2", "pytorch": "3"}
+    us = depthwise.compare(32, 5, 2, 3, versions)
+    assert us.keys() == versions.keys()
+    assert all(value > 0 for value in us.values())
+    us = {"tvmflow": 2.0, "tvmflow-nchw": 4.0, "onnxruntime": 3.0, "pytorch": 9.0}
+    row = {"channels": 32, "size": 4, "stride": 1, "delta": 2, "us": us}
+    row |= depthwise.ratios({**us, "litert": 1.0})
+    assert (row["ratio"], row["nchw_ratio"]) == (0.5, 0.75)
+    around = {"cpu": "a CPU", "date": "2026-01-01", "load": 0.1, "versions": versions}
+    document = {"environment": around, "absent": {"ncnn": "ncnn is not installed"}, "rows": [row]}
+    document["summary"] = depthwise.summary([row, {"ratio": 2.0, "nchw_ratio": 3.0}])
+    text = depthwise.markdown(document)
+    assert "1.00 times tvmflow's time as geometric mean over 1 sizes, 0.50 at worst; less than once at 1." in text
+    assert "Not measured: ncnn (ncnn is not installed)." in text
+    assert "| 32 | 4 | 1 | 2 | 2.0 | 4.0 | 3.0 | 9.0 | 0.50 | 0.75 |" in text

@@ -79,11 +79,8 @@ def test_other_folders_are_left_alone(board, bundle):
     assert left_on(board) == ["text", "thesis"]
 
 
-def test_many_deploys_leave_nothing(board, bundle, tmp_path, monkeypatch):
-    """No file, process or descriptor more than after one: five in a row, and 20 of which only the check is made.
-
-    Whole ones take seconds, which a test has few of.
-    """
+def test_many_deploys_leave_nothing(board, bundle, tmp_path, monkeypatch, deploys):
+    """No file, process or descriptor more than after one, and 20 of which only the check is made."""
 
     def left() -> tuple:
         started = psutil.Process().children(recursive=True)
@@ -94,7 +91,7 @@ def test_many_deploys_leave_nothing(board, bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     board.deploy(bundle)
     before = left()
-    for _ in range(5):
+    for _ in range(deploys):
         board.deploy(bundle)
     with open_bundle(bundle) as opened, connect("board", board.config) as connection:
         for _ in range(20):

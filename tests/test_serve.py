@@ -11,14 +11,16 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from boards import TOKEN, running, wait_for
+from boards import TOKEN, free_port, running, wait_for
 
 from tvmflow import rpc, serve, toolchain
 from tvmflow.serve import MAGIC, Limits, Server, read_token
@@ -39,7 +41,11 @@ def deploy(server: Server, bundle: Path, token_file: Path):
 
 
 def health(server: Server) -> dict:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/health", timeout=10) as answer:
+    return ask(server.port)
+
+
+def ask(port: int) -> dict:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
         return json.loads(answer.read())
 
 
@@ -308,6 +314,46 @@ def test_a_full_disk_on_the_board(server, host_bundle, token_file):
         deploy(server, host_bundle, token_file)
     assert caught.value.kind == "upload"
     assert deploy(server, host_bundle, token_file)["verify"]["passed"] is True
+
+
+def test_many_deploys_leave_nothing(host_bundle, token_file, tmp_path, monkeypatch, deploys):
+    """After each, a server has the descriptors, threads, processes and folders that it had after the first."""
+    for name in ("server", "client"):
+        (tmp_path / name).mkdir()
+    port = free_port()
+    command = [sys.executable, "-m", "tvmflow", "serve", "--port", str(port), "--token-file", str(token_file)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "server")}
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "client"))
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as process:
+        try:
+            connect_to(port).close()
+            watched, own = psutil.Process(process.pid), psutil.Process()
+
+            def left() -> tuple:
+                folders = [len(list((tmp_path / name).rglob("*"))) for name in ("server", "client")]
+                children = len(watched.children(recursive=True))
+                return watched.num_fds(), watched.num_threads(), children, own.num_fds(), *folders
+
+            def memory_kib() -> int:
+                return watched.memory_info().rss >> 10
+
+            after, grown = [], []
+            for number in range(1, deploys + 1):
+                report = rpc.deploy(
+                    host_bundle, address=f"127.0.0.1:{port}", token_file=token_file, threads=1, seconds=0.01
+                )
+                assert report["verify"]["passed"] is True
+                wait_for(lambda number=number: ask(port)["served"] == number and not ask(port)["busy"])
+                if number == 1:
+                    after.append(left())
+                wait_for(lambda: left() == after[0])
+                grown.append(memory_kib())
+            assert ask(port)["failed"] == ask(port)["denied"] == 0
+            print(f"after 1 and {deploys}: {after[0]} {left()}, server KiB {grown[0]} {grown[-1]}")
+            assert grown[-1] - grown[0] < 8192
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def test_many_strangers_leave_nothing(server):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from boards import TOKEN, running
 from conftest import ROOT
-from kernels import TASK, adding, as_candidate, calling
+from kernels import TASK, adding, allocating, as_candidate, calling
 
 from tvmflow.serve import Server
 from tvmflow.spec import DeviceError, UserError
@@ -61,19 +61,19 @@ def good(count: int, prefix: str = "good") -> list:
 
 
 def test_every_fault_is_the_candidates_own(tmp_path, builders, monkeypatch):
-    """Wrong, crashing and hanging ones among good ones; those before and after them are measured."""
+    """Wrong, crashing, hanging and greedy ones among good ones; those before and after them are measured."""
     monkeypatch.setattr(remote, "RUN_LIMIT_S", 5.0)
     monkeypatch.setattr("tvmflow.serve.FAREWELL_SECONDS", 1.0)
     batch = [
         *good(1),
         as_candidate(UNSCHEDULED, TASK.module),
         as_candidate("wrong", adding(2)),
-        as_candidate("abort", calling("raise", 6)),
+        as_candidate("memory", allocating(4 << 30)),
         as_candidate("segfault", calling("raise", 11)),
         as_candidate("hang", calling("sleep", 600)),
         *good(1, "after"),
     ]
-    with farm(tmp_path, 1) as (_, wheres), remote.boards(wheres, HOST) as found:
+    with farm(tmp_path, 1, memory_bytes=2 << 30) as (_, wheres), remote.boards(wheres, HOST) as found:
         assert outcomes(found, builders, batch) == ["ok", "ok", "wrong", "crashed", "crashed", "hung", "ok"]
         times = RemoteMeasurer(found, builders).compare(TASK, [batch[0], batch[-1]], 3)
     assert [len(row) >= 3 for row in times] == [True, True]
@@ -107,6 +107,22 @@ def test_a_lost_board_is_taken_back_and_nothing_is_lost(tmp_path, builders, monk
         assert found[0].state != "lost", states
         servers[-1].stop()
         replaced.join()
+
+
+def test_a_board_that_joins_later_is_taken_in(tmp_path, builders, monkeypatch):
+    monkeypatch.setattr(remote, "NEWCOMERS_S", 0.0)
+    with farm(tmp_path, 2) as (servers, wheres), remote.boards(wheres[:1], HOST) as found:
+        there = wheres[:1]
+        measurer = RemoteMeasurer(found, builders, listed=lambda: there)
+        pair = good(2, "joined")
+        assert [result.outcome for result in measurer.measure(TASK, pair, None)] == ["ok", "ok"]
+        assert len(found) == 1
+        there.append(wheres[1])
+        until = time.monotonic() + 60
+        while not servers[1].busy.locked() and time.monotonic() < until:
+            assert [result.outcome for result in measurer.measure(TASK, pair, None)] == ["ok", "ok"]
+        assert [board.where.name for board in found] == [where.name for where in wheres]
+        assert servers[1].busy.locked()
 
 
 def test_a_board_behind_ssh(board, tmp_path, builders, monkeypatch):

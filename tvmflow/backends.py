@@ -67,8 +67,11 @@ class Backend(Protocol):
         """What this computer can say of the latency of the `whole` and of the `layers` of a bundle that is right."""
 
 
-MODULES: dict[str, str] = {"llvm": "tvmflow.cpu", "arm_cpu": "tvmflow.cpu"}
+MODULES: dict[str, str] = {"llvm": "tvmflow.cpu", "arm_cpu": "tvmflow.cpu", "vta": "tvmflow.vta.backend"}
 """The module of each kind of target."""
+
+SIMULATED = ("vta",)
+"""Kinds whose latency is simulated, so that `time` needs no device."""
 
 
 def of(target: Target) -> Backend:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from tvmflow import device, toolchain
-from tvmflow.spec import NO_ELF, Cpu, Layer, Preprocessing, Program, Target, TensorSpec, UserError, Vector
+from tvmflow.spec import NO_ELF, Cpu, Layer, Preprocessing, Program, Target, TensorSpec, UserError, Vector, Vta
 
 FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.0"
 MANIFEST, LIBRARY = "manifest.json", "model.so"
@@ -72,7 +72,8 @@ class Bundle:
         content = self.manifest["target"]
         elf = (content["elf"]["bits"], content["elf"]["machine"])
         lists = {key: tuple(content[key]) for key in ("schedules", "arithmetics") if key in content}
-        return Target(**{**content, **lists, "elf": elf, "cpu": Cpu(**content["cpu"])})
+        vta = content.get("vta") and Vta(**{**content["vta"], "latency_band": tuple(content["vta"]["latency_band"])})
+        return Target(**{**content, **lists, "elf": elf, "cpu": Cpu(**content["cpu"]), "vta": vta})
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -151,11 +152,13 @@ def write(
     verify: Mapping[str, Any],
     runner: Path | None = None,
     extras: Mapping[str, Path] = MappingProxyType({}),
+    readme: str | None = None,
 ) -> Bundle:
     """Write a bundle to `out`, replacing the bundle that may be there; nothing is left if that fails.
 
     `library` becomes LIBRARY, with its own suffix. `runner` is a folder of `device.make_runner`; `extras` are other
-    files and folders, by their names in the bundle. The same build gives the same bytes. Raises UserError, also for a
+    files and folders, by their names in the bundle. Kinds that TVM's runtime doesn't run give a `readme` of their own,
+    and their run.py among the extras. The same build gives the same bytes. Raises UserError, also for a
     full disk.
     """
     check_destination(out)
@@ -171,8 +174,9 @@ def write(
             (shutil.copytree if path.is_dir() else shutil.copyfile)(path, root / name)
         _write_vectors(root, program)
         content = _describe(program, target, versions, memory, verify, library_name(library), runner is not None)
-        (root / "README.md").write_text(_readme(content), encoding="utf-8")
-        (root / "run.py").write_text(_runner(content), encoding="utf-8")
+        (root / "README.md").write_text(_readme(content) if readme is None else readme, encoding="utf-8")
+        if readme is None:
+            (root / "run.py").write_text(_runner(content), encoding="utf-8")
         members = sorted(path for path in root.rglob("*") if path.is_file())
         content["members"] = {
             path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
@@ -243,8 +247,8 @@ def _describe(
 
 
 def library_name(library: Path) -> str:
-    """What a library is called in a bundle: "model", with the suffix of its kind."""
-    return Path(LIBRARY).with_suffix(library.suffix).name
+    """What a library is called in a bundle: "model", with the suffix of its kind; VTA's program.bin stays that."""
+    return library.name if library.suffix == ".bin" else Path(LIBRARY).with_suffix(library.suffix).name
 
 
 def vector_names(program: Program) -> list[str]:

@@ -10,7 +10,9 @@ if TYPE_CHECKING:  # importing the nouns must cost nothing: tvm takes 4 s to imp
     import numpy as np
     import tvm
 
+    from tvmflow.integer import IntegerNetwork
     from tvmflow.tune.store import Best
+    from tvmflow.vta.stages import Made
 
 Basis = Literal["measured", "simulated", "emulated", "modelled"]
 
@@ -75,7 +77,8 @@ class Program:
 
     Stages add what they learn: `layers`, in `memory` the bytes of weights and activations, and in `folded` what is now
     done by other bindings of `main`: the name of each of those → the names of the folded ones and their multiply-adds.
-    `records` are the schedules that a search found, by task; after scheduling, those that were used.
+    `records` are the schedules that a search found, by task; after scheduling, those that were used. A quantised
+    network has `integer`, its exact arithmetic; `vta` is what VTA's stages have made of it.
     """
 
     name: str
@@ -91,6 +94,8 @@ class Program:
     folded: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
     records: Mapping[str, Best] = field(default_factory=dict)
+    integer: IntegerNetwork | None = None
+    vta: Made | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +109,21 @@ class Cpu:
     l2_bytes: int
     l3_bytes: int = 0
     cache_note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vta:
+    """The VTA in a board's FPGA: `configuration` has upstream's names, as its JSON files.
+
+    The port to memory carries `bus_bytes` a cycle; `latency_cycles`, from a request to its first data, is an assumption
+    for which `latency_band` has what is likely.
+    """
+
+    configuration: Mapping[str, Any]
+    clock_mhz: int
+    bus_bytes: int
+    latency_cycles: int
+    latency_band: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +150,7 @@ class Target:
     identity: str = ""
     arithmetic: str = "float32"
     arithmetics: tuple[str, ...] = ("float32",)
+    vta: Vta | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

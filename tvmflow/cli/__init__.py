@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from tvmflow import __version__, interrupt
-from tvmflow.cli import bundles, devices, learning, outcome, tuning
+from tvmflow.cli import bundles, devices, learning, outcome, tuning, vta
 
 HELP = "Take a trained network to the device where it has to run, and say honestly what it costs there."
 EPILOG = "Exit codes: 0 ok, 1 internal error, 2 usage, 3 verification failed, 4 unusable input, 5 missing dependency, \
@@ -42,6 +42,8 @@ DB_COMMANDS: dict[str, Callable[..., None]] = {
     "prune": tuning.prune,
 }
 
+VTA_COMMANDS: dict[str, Callable[..., None]] = {"disasm": vta.disasm}
+
 
 def main() -> None:
     """Entry point of `tvmflow` and `python -m tvmflow`."""
@@ -62,6 +64,10 @@ def _app() -> typer.Typer:
     for name, function in DB_COMMANDS.items():
         db.command(name)(outcome.guarded(function))
     app.add_typer(db)
+    accelerator = _group("vta", "Look into programs for VTA.")
+    for name, function in VTA_COMMANDS.items():
+        accelerator.command(name)(outcome.guarded(function))
+    app.add_typer(accelerator)
     return app
 
 

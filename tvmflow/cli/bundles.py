@@ -74,18 +74,21 @@ def build(
     from tvmflow.report import assemble
     from tvmflow.report.render import memory_text, schedules_text, verdict_text
     from tvmflow.tune import apply
+    from tvmflow.vta.backend import import_network as import_quantized
 
     if db is not None and not tuned:
         raise UserError("--db names records to use and --no-tuned says to use none; give one of them.")
     if db is not None and dtype != "float32":
         raise UserError(f"--db names records of float32 kernels, which --dtype {dtype} has none of; give one of them.")
-    found = targets.compute_in(targets.find(target, board), dtype)
+    found = targets.find(target, board)
+    if found.kind != "vta":  # which computes in int8, whatever is asked
+        found = targets.compute_in(found, dtype)
     builder = backends.of(found)
     shapes = [parse_input_shape(text) for text in input_shape or []]
     builder.check(found, out, linker, runner=runner is not None)  # before the import, which takes its time
     records = apply.find_records(found, db) if tuned and dtype == "float32" else {}
     log.info(f"Importing {model}")
-    program = import_model(model, shapes)
+    program = import_quantized(model) if found.kind == "vta" else import_model(model, shapes)
     built = builder.build(
         program,
         found,

@@ -103,6 +103,7 @@ def latency(measurement: Measurement) -> dict[str, Any]:
         "warmup_repeats": len(measurement.warmup_ms),
         "warnings": list(measurement.warnings),
         **({"windows": windows} if windows else {}),
+        **{key: value for key, value in measurement.facts.items() if key == "simulation"},
     }
 
 

@@ -44,6 +44,8 @@ def latency_text(report: Report) -> str:
     figures = report["latency"]
     if figures is None:
         return f"no latency: {report['latency_note']}"
+    if figures["basis"] == "simulated":
+        return simulation_text(figures)
     lines = [
         f"{figures['p50']:.3f} ms p50 ({figures['basis']}, {figures['threads']} "
         f"thread{'s' if figures['threads'] > 1 else ''}, {figures['repeats']} runs)",
@@ -53,6 +55,18 @@ def latency_text(report: Report) -> str:
     if windows := figures.get("windows"):
         lines.append(windows_text(windows))
     return "\n".join([*lines, *(f"warning: {warning}" for warning in figures["warnings"])])
+
+
+def simulation_text(figures: Mapping[str, Any]) -> str:
+    """A simulated latency, and what was assumed."""
+    known = figures["simulation"]
+    low, high = known["band_ms"]
+    fast, slow = known["band_latency_cycles"]
+    return (
+        f"{figures['p50']:.3f} ms (simulated: {known['cycles']:,} cycles at {known['clock_mhz']:g} MHz, "
+        f"{known['memory_latency_cycles']} cycles of memory latency)\n"
+        f"{low:.3f} to {high:.3f} ms where memory takes {fast} to {slow} cycles"
+    )
 
 
 def windows_text(windows: Sequence[Mapping[str, Any]]) -> str:
@@ -81,17 +95,23 @@ def layers_text(report: Report) -> str:
     """The layers by module name; times where the report has them."""
     timed = [row["latency"]["p50"] if row["latency"] else None for row in report["layers"]]
     total = sum(time for time in timed if time is not None)
+    bounded = all("times_bound" in layer.get("details", {}) for layer in report["layers"])
     rows = []
     for layer, time in zip(report["layers"], timed, strict=True):
         names = layer["modules"]
         row: list[Any] = [names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "") if names else layer["kernel"]]
         row += [layer["schedule"], f"{layer['macs'] / 1e6:.2f}", f"{layer['bytes'] / 1024:.0f}"]
+        if bounded:
+            row += [layer["details"]["bound"], f"{layer['details']['times_bound']:.2f}"]
         if time is not None:
             row += [f"{time:.1f}", f"{time / total:.1%}" if total else ""]
         rows.append(row)
     header = ["layer", "schedule", "M multiply-adds", "KiB touched"]
+    if bounded:
+        header += ["bound", "× bound"]
     if total:
-        header += ["µs (measured)", "share"]
+        basis = next(layer["latency"]["basis"] for layer in report["layers"] if layer["latency"])
+        header += [f"µs ({basis})", "share"]
     return text_table(header, rows)
 
 
@@ -139,6 +159,7 @@ def render_html(document: Mapping[str, Any]) -> str:
     environment.filters.update(
         verdict=verdict_text,
         windows=windows_text,
+        simulation=simulation_text,
         memory=memory_text,
         schedules=schedules_text,
         convergence=convergence,

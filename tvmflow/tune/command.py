@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ class Plan:
     options: Options
     runner: str
     boards: Sequence[remote.Where]
+    listed: Callable[[], Sequence[remote.Where]] | None
     builders: str | None
     transfer: bool
     work_dir: Path
@@ -70,8 +71,12 @@ def prepare(
     builders: str | None,
     transfer: bool,
     boards: Sequence[remote.Where] = (),
+    listed: Callable[[], Sequence[remote.Where]] | None = None,
 ) -> Plan:
-    """Check what can be checked before anything takes time. Raises UserError, MissingDependencyError."""
+    """Check what can be checked before anything takes time. `listed` says which boards a tracker has at the moment.
+
+    Raises UserError, MissingDependencyError.
+    """
     started = time.perf_counter()
     options = Options(trials=trials, budget_s=parse_duration(time_budget), seed=seed, min_gain=min_gain)
     chosen, reason = measure.choose_runner(runner, target, [where.name for where in boards])
@@ -86,6 +91,7 @@ def prepare(
         options=options,
         runner=chosen,
         boards=boards,
+        listed=listed,
         builders=builders,
         transfer=transfer,
         work_dir=work_dir or default_work_dir(),
@@ -158,9 +164,9 @@ def _whose(plan: Plan, boards: Sequence[remote.Board]) -> tuple[Path, Identity]:
     return plan.work_dir / whose.folder, whose
 
 
-def _measurer(plan: Plan, boards: Sequence[remote.Board], builders: Builders) -> measure.Measurer:
+def _measurer(plan: Plan, boards: list[remote.Board], builders: Builders) -> measure.Measurer:
     if plan.runner == "rpc":
-        return remote.RemoteMeasurer(boards, builders, check=interrupt.check)
+        return remote.RemoteMeasurer(boards, builders, check=interrupt.check, listed=plan.listed)
     return measure.LocalMeasurer(plan.target, builders, check=interrupt.check)
 
 
@@ -207,7 +213,7 @@ def summary(state: State, store: Store) -> dict[str, Any]:
         "failures": dict(state.failures),
         "quarantined_lines": store.quarantined,
         "seconds": dict(state.seconds),
-        "basis": "emulated" if hidden else "measured",
+        "basis": store.identity.basis,
         "untuned_ms": before,
         "tuned_ms": after,
         "tasks": [

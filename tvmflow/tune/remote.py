@@ -2,7 +2,8 @@
 
 Candidates are compiled and linked here and timed there, each board with a process of this computer of its own, since
 TVM's client goes down with a connection that breaks. A board that goes away is left out and taken back when it
-answers again; what it was at is measured again, so that no trial is lost. A candidate that ends its session is tried
+answers again; what it was at is measured again, so that no trial is lost. One that joins the tracker later is taken in.
+A candidate that ends its session is tried
 once more, alone in a fresh one, before it is recorded as crashed: it may have been the one before it.
 """
 
@@ -34,6 +35,8 @@ CONNECT_LIMIT_S, RUN_LIMIT_S = 180.0, 60.0
 """What a session may take to begin, others' included, and what a candidate may take in it."""
 RETRY_S, GIVE_UP_S = 5.0, 600.0
 """How often a board that was lost is looked for, and how long a search waits while all are."""
+NEWCOMERS_S = 10.0
+"""How often a tracker is asked whether more boards have come."""
 MOST_LOSSES = 3
 """A candidate over which boards were lost so often is what loses them."""
 SESSION_SHARE = 0.5
@@ -184,13 +187,24 @@ def check_alike(known: Sequence[Board]) -> None:
 
 
 class RemoteMeasurer:
-    """Boards that time candidates side by side, each one after the other."""
+    """Boards that time candidates side by side, each one after the other.
+
+    `check` is asked several times a second while it waits; what it raises passes. `listed` says which boards there are
+    now, and those that are new are added to `found`.
+    """
 
     name = "rpc"
 
-    def __init__(self, found: Sequence[Board], builders: Builders, *, check: Callable[[], None] = lambda: None) -> None:
-        self.boards, self.builders = list(found), builders
-        self.check = check  # asked several times a second while it waits; what it raises passes
+    def __init__(
+        self,
+        found: list[Board],
+        builders: Builders,
+        *,
+        check: Callable[[], None] = lambda: None,
+        listed: Callable[[], Sequence[Where]] | None = None,
+    ) -> None:
+        self.boards, self.builders, self.check, self.listed = found, builders, check, listed
+        self.ask_again = time.monotonic() + NEWCOMERS_S
         self.run_seconds = 0.0
 
     @property
@@ -240,6 +254,8 @@ class RemoteMeasurer:
             yield round_.answers[index]
 
     def _step(self, round_: _Round) -> None:
+        if self.listed and time.monotonic() > self.ask_again:
+            self._welcome(self.listed)
         for board in self.boards:
             if board.state == "lost" and time.monotonic() > board.look_again:
                 self._look_for(board)
@@ -260,13 +276,19 @@ class RemoteMeasurer:
         else:
             round_.alone_since = 0.0
 
+    def _welcome(self, listed: Callable[[], Sequence[Where]]) -> None:
+        known = {board.where.name for board in self.boards}
+        with contextlib.suppress(DeviceError):  # the tracker has gone, or knows none at the moment
+            self.boards += [Board(where, self.boards[0].target) for where in listed() if where.name not in known]
+        self.ask_again = time.monotonic() + NEWCOMERS_S
+
     def _look_for(self, board: Board) -> None:
         try:
             board.look()
         except DeviceError:
             board.lose()
         else:
-            log.info(f"{board.where.name} is there again")
+            log.info(f"{board.where.name} is there{' again' if board.facts else ' as well'}")
 
     def _occupy(self, board: Board, round_: _Round) -> None:
         """Give a board its next job, in a session that is young enough."""

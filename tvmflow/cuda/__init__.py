@@ -1,0 +1,1 @@
+"""Networks for NVIDIA GPUs, compiled and checked on computers that have none."""
