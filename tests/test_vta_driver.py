@@ -12,11 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
+from integer_networks import random_network
 from vta_examples import pointwise, reference
 
+from tvmflow.integer_frontend import graphless_program
 from tvmflow.targets import TARGETS
 from tvmflow.toolchain import link, select_linker
-from tvmflow.vta import check, program, selftest, simulate
+from tvmflow.vta import backend, check, program, selftest, simulate
 from tvmflow.vta.config import SAMPLES, Config
 from tvmflow.vta.driver import make_runner, vta_driver
 from tvmflow.vta.driver.fake import FakeBoard
@@ -274,6 +277,20 @@ def test_what_the_command_refuses(bundle, tmp_path, monkeypatch, capsys):
         given = ["--bitstream", bitstream] if bitstream else []
         assert vta_driver.main(["--folder", str(tmp_path), "--bench", *given]) == 7
         assert capsys.readouterr().err.startswith(f"vta: {words}")
+
+
+def test_deploying_to_a_fake_board(board, tmp_path):
+    """A bundle goes over SSH to a board and runs there on a fake VTA, which gives a verdict and no latency."""
+    network = random_network(np.random.default_rng(0), "power-of-two", input_shape=(1, 16, 6, 6))
+    built = tmp_path / "bundle"
+    backend.build(graphless_program(network), TARGETS["pynq-z1"], built)
+    fake = f"export PYTHONPATH={ROOT} VTA_HARDWARE=tvmflow.vta.driver.fake:rehearsal; exec {sys.executable}"
+    board.command("python3", f'{fake} "$@"')
+    report = board.deploy(built)
+    assert report["verify"]["passed"]
+    assert report["device"]["basis"] == "emulated"
+    assert report["latency"] is None
+    assert "tvmflow.vta.driver.fake:rehearsal" in report["latency_note"]
 
 
 def test_the_command_in_c_compiles(tmp_path):

@@ -15,6 +15,7 @@ from tvmflow import __version__, backends, bundle, interrupt
 from tvmflow.spec import Measurement, Program, Target, TensorSpec, UserError, VerificationError
 from tvmflow.vta import program as programs
 from tvmflow.vta import timing
+from tvmflow.vta.driver import make_runner
 from tvmflow.vta.simulate import Machine
 from tvmflow.vta.stages import compiled_of, configuration
 
@@ -77,6 +78,7 @@ def build(
             versions={"tvmflow": __version__, "numpy": np.__version__},
             memory=compiled.memory,
             verify=verdict,
+            runner=make_runner(folder, configuration(target)),
             extras={name: folder / name for name in (MEMORY, LAYOUT)},
             readme=_readme(compiled, target, verdict),
         )
@@ -97,6 +99,7 @@ Input: `{source.name}` {source.dtype} {"×".join(map(str, source.shape))}. Outpu
 - `{PROGRAM}`: the instructions, 16 bytes each, little-endian.
 - `{MEMORY}`: the memory image that they work in: weights as tiles, micro-ops.
 - `{LAYOUT}`: how much memory is needed, its alignment, where input and output lie in it, and the configuration.
+- `runner/run`: the driver, for the board itself: `runner/run --self-test`, as root. In C: the `.c` files beside it.
 - `vectors`: golden inputs and outputs. `manifest.json`: layers with their bounds, and the SHA-256 of every file.
 
 Addresses in instructions are relative to the image, in units of the element that is moved.
