@@ -59,6 +59,8 @@ def build(
     from tvmflow.verify import failure_sentence, verify_library
 
     check(target, out, linker, runner=runner)
+    if program.integer is None:
+        raise UserError(f"VTA computes in int8: {program.name} has to be quantised, in the scheme power-of-two.")
     log.info(f"Compiling {program.name} for {target.name}")
     compiled = run_stages(replace(program, records=records or {}), target, dump_dir)
     verdict: Mapping[str, Any] = {"passed": None, "method": None, "reason": "It was built with --no-verify."}
@@ -134,11 +136,9 @@ def import_network(model: str) -> Program:
 
     There is no graph of TVM's in it: the stages take the integer network itself.
     """
-    from tvmflow import integer, models
+    from tvmflow import models
     from tvmflow.integer_frontend import graphless_program
 
-    if model.endswith(".safetensors"):
-        return graphless_program(integer.load(Path(model)), model)
     return graphless_program(models.quantized(model, "power-of-two"), model)
 
 
