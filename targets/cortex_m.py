@@ -25,7 +25,14 @@ FROM_MEMORY = ("flash_bytes", "ram_bytes", "clock_mhz")
 
 
 def _board(
-    name: str, description: str, model: str, clock_mhz: int, flash_bytes: int, ram_bytes: int, datasheet: str, **mcu: Any
+    name: str,
+    description: str,
+    model: str,
+    clock_mhz: int,
+    flash_bytes: int,
+    ram_bytes: int,
+    datasheet: str,
+    **mcu: Any,
 ) -> Target:
     triple, core, machine = CORES[model]
     return Target(
@@ -38,12 +45,15 @@ def _board(
             "mcpu": model.lower(),
             "mfloat-abi": "hard",
             "num-cores": 1,
+            "vector-width": 128,  # what TVM takes it to be, without saying so at each build
         },
         triple="thumb-freestanding-eabihf",  # zig's; the core is an option of its own
         elf=(32, "ARM"),
         cpu=Cpu(model=model, cores=1, clock_mhz=clock_mhz, l1d_bytes=0, l2_bytes=0, cache_note="not used by schedules"),
         memory_bytes=ram_bytes,
         datasheet=datasheet,
+        arithmetic="int8",
+        arithmetics=("int8",),
         mcu=Mcu(core=core, flash_bytes=flash_bytes, ram_bytes=ram_bytes, machine=machine, **mcu),
     )
 

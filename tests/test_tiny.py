@@ -1,4 +1,4 @@
-"""The whole product on a network of two layers: every board, from PyTorch to a report."""
+"""The whole product on a network of two layers: every board without a GPU, from PyTorch to a report."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def build(
             memory=compiled.memory,
             verify=verdict,
             extras={name: folder / name for name in (MEMORY, LAYOUT, SELF_TEST, DRIVER)},
-            readme=_readme(compiled, target, verdict),
+            usage=_usage(compiled, target),
         )
 
 
@@ -97,7 +97,7 @@ def _copy_driver(folder: Path) -> None:
         shutil.copyfile(source, folder / source.name)
 
 
-def _readme(program: Program, target: Target, verdict: Mapping[str, Any]) -> str:
+def _usage(program: Program, target: Target) -> str:
     config, first = compiled_of(program).executable.config, bundle.vector_names(program)[0]
     on_the_board = f"""
 On the board, as root, with the bitstream {config.bitstream} of HW_VER {config.version}:
@@ -111,21 +111,10 @@ On the board, as root, with the bitstream {config.bitstream} of HW_VER {config.v
         on_the_board = f"""
 `{DRIVER}` has drivers for the boards {", ".join(vta_driver.BOARDS)}; for {target.name} it has to be adapted.
 """
-    checked = (
-        f"Verified on the simulator, {len(program.vectors)} golden vectors." if verdict["passed"] else "Not verified."
-    )
-    (source,), (result,) = program.inputs, program.outputs
-    return f"""# {program.name} for {target.name}
-
-{target.description}. Made by tvmflow {__version__}. {checked}
-
-Input: `{source.name}` {source.dtype} {"×".join(map(str, source.shape))}. Output: `{result.name}` {result.dtype} \
-{"×".join(map(str, result.shape))}.
-
-- `{PROGRAM}`: the instructions, 16 bytes each, little-endian.
+    return f"""- `{PROGRAM}`: the instructions, 16 bytes each, little-endian.
 - `{MEMORY}`: the memory image that they work in: weights as tiles, micro-ops.
 - `{LAYOUT}`: how much memory is needed, its alignment, where input and output lie in it, and the configuration.
-- `vectors`: golden inputs and outputs. `manifest.json`: layers with their bounds, and the SHA-256 of every file.
+- `vectors`: golden inputs and outputs.
 
 Addresses in instructions are relative to the image, in units of the element that is moved.
 {on_the_board}"""
