@@ -105,3 +105,5 @@ DE10_NANO = _like_pynq(
     datasheet="Terasic DE10-Nano User Manual; apache/tvm-vta d4a15f6, config/pkg_config.py",
     vta={"clock_mhz": 100, "bus_bytes": 8},
 )
+
+BOARDS = (PYNQ_Z1, ULTRA96, ZCU104, DE10_NANO)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tvmflow.frontend import PATH_SEPARATOR
-from tvmflow.spec import Layer, Program, TensorSpec, Vector
+from tvmflow.integer import IntegerLayer, IntegerNetwork, Scheme, load
+from tvmflow.models import quantized
+from tvmflow.spec import Layer, Program, TensorSpec, UserError, Vector
 
 if TYPE_CHECKING:
     from tvm import te
 
-    from tvmflow.integer import IntegerLayer, IntegerNetwork
 
 INPUT, OUTPUT = "input", "output"
 
@@ -65,6 +67,24 @@ def integer_program(network: IntegerNetwork, source: str = "") -> Program:
         ),
         integer=network,
     )
+
+
+DEFAULT_SCHEME: dict[str, Scheme] = {"vta": "power-of-two"}
+"""Of kinds of targets that requantise by shifts; all others take the scheme per channel."""
+
+
+def import_quantized(model: str, kind: str, scheme: Scheme | None = None) -> Program:
+    """A network of the registry that comes quantised, or a .safetensors file of `tvmflow quantize`.
+
+    The scheme is by default the one for that `kind` of target, or the file's. Raises UserError.
+    """
+    wanted = DEFAULT_SCHEME.get(kind, "per-channel")
+    if not model.endswith(".safetensors"):
+        return integer_program(quantized(model, scheme or wanted), f"tvmflow.models:{model}")
+    network = load(Path(model))
+    if scheme not in (None, network.scheme):
+        raise UserError(f"{model} was quantised by the scheme {network.scheme}, not {scheme}.")
+    return integer_program(network, model)
 
 
 def requantisation(layer: IntegerLayer) -> np.ndarray:

@@ -6,14 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tvmflow import interrupt
+from tvmflow.cortex_m.stages import choose_kernels, lower_kernels, place_tensors
+from tvmflow.passes.bind_threads import bind_threads
 from tvmflow.passes.block_channels import block_channels
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fold_scales import fold_scales
 from tvmflow.passes.fuse_depthwise import fuse_depthwise
 from tvmflow.passes.fuse_operators import fuse_operators
+from tvmflow.passes.fuse_separable import fuse_separable
 from tvmflow.passes.integer_kernels import integer_kernels
 from tvmflow.passes.lower import lower, plan_memory
 from tvmflow.passes.narrow_floats import narrow_floats
+from tvmflow.passes.plain_names import plain_names
 from tvmflow.passes.schedule_kernels import schedule_kernels
 from tvmflow.passes.transpose_dense import transpose_dense
 from tvmflow.spec import Program, Target
@@ -40,12 +44,38 @@ CPU: tuple[Stage, ...] = (
     lower,
 )
 
+CUDA: tuple[Stage, ...] = (
+    # graph: what needn't be computed at run time, isn't
+    fold_batchnorm,
+    fold_scales,
+    # kernels: operators become loops, neighbours become one kernel
+    fuse_operators,
+    fuse_separable,
+    # loops: each kernel gets the first schedule that fits it, and the rest TVM's own for GPUs
+    schedule_kernels,
+    bind_threads,
+    # source: kernels become CUDA C, whose names are those of C
+    plain_names,
+    # virtual machine: storage is planned, what is left becomes byte code
+    plan_memory,
+    lower,
+)
+
 INTEGER_CPU: tuple[Stage, ...] = (
     # kernels: each layer gets the first integer rule that fits it; weights and tensors lie as the rules read them
     integer_kernels,
     # virtual machine: storage is planned, what is left becomes byte code
     plan_memory,
     lower,
+)
+
+MCU: tuple[Stage, ...] = (
+    # kernels: integer layers become loops over plain pointers, two depthwise ones in a row one kernel in place
+    choose_kernels,
+    # memory: one static arena, packed by lifetime
+    place_tensors,
+    # loops become what LLVM takes; there is no virtual machine
+    lower_kernels,
 )
 
 VTA: tuple[Stage, ...] = (
@@ -59,8 +89,13 @@ VTA: tuple[Stage, ...] = (
     describe_layers,
 )
 
-STAGES: dict[str, tuple[Stage, ...]] = {"llvm": CPU, "arm_cpu": CPU, "vta": VTA}
-INTEGER_STAGES: dict[str, tuple[Stage, ...]] = {"llvm": INTEGER_CPU, "arm_cpu": INTEGER_CPU, "vta": VTA}
+STAGES: dict[str, tuple[Stage, ...]] = {"llvm": CPU, "arm_cpu": CPU, "cuda": CUDA}
+INTEGER_STAGES: dict[str, tuple[Stage, ...]] = {
+    "llvm": INTEGER_CPU,
+    "arm_cpu": INTEGER_CPU,
+    "vta": VTA,
+    "cortex_m": MCU,
+}
 """Of quantised networks."""
 
 

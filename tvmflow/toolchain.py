@@ -122,10 +122,11 @@ def link(
     except OSError as error:
         raise UserError(f"The linker {linker.name} can't be run: {error}.") from error
     if done.returncode != 0 or not output.exists():
-        last = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()][-3:]
+        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        told = [line for line in lines if " error: " in line][:1] or lines[-3:]
         raise UserError(
             f"{linker.name} could not link {output.name} (exit code {done.returncode}): "
-            f"{' / '.join(last) or 'no message'}"
+            f"{' / '.join(told) or 'no message'}"
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmflow.report import Report
+from tvmflow.report.details import cells_of, header_of
 from tvmflow.report.search import convergence
 
 NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ms|%)?|\?|")
@@ -86,6 +87,13 @@ def _range(values: Sequence[float], digits: int) -> str:
     return lowest if lowest == highest else f"{lowest}–{highest}"
 
 
+def processor_text(target: Mapping[str, Any]) -> str:
+    """What the network is computed on."""
+    if gpu := target.get("gpu"):
+        return f"{gpu['model']}, {gpu['architecture']}, {gpu['sms']} SM{'s' if gpu['sms'] > 1 else ''}"
+    return target["cpu"]["model"]
+
+
 def memory_text(memory: Mapping[str, int]) -> str:
     """Memory in KiB, in the order of the report."""
     return ", ".join(f"{key.removesuffix('_bytes')} {value / 1024:,.0f} KiB" for key, value in memory.items())
@@ -93,24 +101,21 @@ def memory_text(memory: Mapping[str, int]) -> str:
 
 def layers_text(report: Report) -> str:
     """The layers by module name; times where the report has them."""
-    timed = [row["latency"]["p50"] if row["latency"] else None for row in report["layers"]]
+    layers = report["layers"]
+    timed = [row["latency"]["p50"] if row["latency"] else None for row in layers]
     total = sum(time for time in timed if time is not None)
-    bounded = all("times_bound" in layer.get("details", {}) for layer in report["layers"])
     rows = []
-    for layer, time in zip(report["layers"], timed, strict=True):
+    for layer, time in zip(layers, timed, strict=True):
         names = layer["modules"]
         row: list[Any] = [names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "") if names else layer["kernel"]]
         row += [layer["schedule"], f"{layer['macs'] / 1e6:.2f}", f"{layer['bytes'] / 1024:.0f}"]
-        if bounded:
-            row += [layer["details"]["bound"], f"{layer['details']['times_bound']:.2f}"]
+        row += cells_of(layer, layers)
         if time is not None:
             row += [f"{time:.1f}", f"{time / total:.1%}" if total else ""]
         rows.append(row)
-    header = ["layer", "schedule", "M multiply-adds", "KiB touched"]
-    if bounded:
-        header += ["bound", "× bound"]
+    header = ["layer", "schedule", "M multiply-adds", "KiB touched", *header_of(layers)]
     if total:
-        basis = next(layer["latency"]["basis"] for layer in report["layers"] if layer["latency"])
+        basis = next(layer["latency"]["basis"] for layer in layers if layer["latency"])
         header += [f"µs ({basis})", "share"]
     return text_table(header, rows)
 
@@ -138,7 +143,7 @@ def report_text(report: Report, *, layers: bool = True) -> str:
     model, target = report["model"], report["target"]
     parts = [
         f"{model['name']} ({model['parameters']:,} parameters, {model['macs'] / 1e6:.1f} M multiply-adds) "
-        f"on {target['name']}, {target['cpu']['model']}",
+        f"on {target['name']}, {processor_text(target)}",
         f"verify   {verdict_text(report['verify'])}",
         "latency  " + latency_text(report).replace("\n", "\n         "),
         f"memory   {memory_text(report['memory'])}",
@@ -163,6 +168,9 @@ def render_html(document: Mapping[str, Any]) -> str:
         memory=memory_text,
         schedules=schedules_text,
         convergence=convergence,
+        processor=processor_text,
+        cells_of=cells_of,
+        header_of=header_of,
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render({**document, "reports": [{"device": None, **report} for report in document["reports"]]})

@@ -91,8 +91,8 @@ class SimulatedMeasurer:
             return Result(outcome="build failed", message=str(error))
         try:
             check(compiled.executable)
-        except VerificationError as error:
-            return Result(outcome="wrong", message=str(error))
+        except VerificationError as error:  # more tokens than a queue holds, say
+            return Result(outcome="build failed", message=str(error))
         added = self._simulate(compiled) - self._cycles_before(task)
         return Result(outcome="ok", ms=(added / self.board.clock_mhz / 1e3,))
 
@@ -102,15 +102,29 @@ class SimulatedMeasurer:
 
     def choose(self, task: Task, candidates: Sequence[Candidate]) -> Candidate:
         """The candidate that makes the whole network fastest, with all that was chosen before."""
-        best = min(candidates, key=lambda candidate: self.network({**self.chosen, task.key: candidate.tiling}))
+        ways = {candidate.text: {**self.chosen, task.key: candidate.tiling} for candidate in candidates}
+        ranked = sorted(candidates, key=lambda candidate: self.network(ways[candidate.text]))
+        best = next((candidate for candidate in ranked if self._passes(ways[candidate.text])), candidates[0])
         self.chosen[task.key] = best.tiling
         return best
 
-    def network(self, chosen: Mapping[str, Tiling]) -> int:
-        """Cycles of the whole network with these tilings by task, and defaults for the others."""
+    def _passes(self, chosen: Mapping[str, Tiling]) -> bool:
+        """Whether a build would take it."""
+        try:
+            check(self._compile(self.works, self._schedule(chosen)).executable)
+        except (Infeasible, VerificationError):
+            return False
+        return True
+
+    def _schedule(self, chosen: Mapping[str, Tiling]) -> dict[str, Tiling]:
         schedule = dict(self.defaults)
         for key, tiling in chosen.items():
             schedule |= dict.fromkeys(self._layers.get(key, ()), tiling)
+        return schedule
+
+    def network(self, chosen: Mapping[str, Tiling]) -> int:
+        """Cycles of the whole network with these tilings by task, and defaults for the others."""
+        schedule = self._schedule(chosen)
         asked = tuple(schedule.items())
         if asked not in self._whole:
             try:

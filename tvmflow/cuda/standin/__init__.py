@@ -1,0 +1,182 @@
+"""A CUDA driver without a GPU: TVM's real CUDA runtime runs on it, and kernels run as host code, slowly and strictly.
+
+Device memory is this computer's memory; each kernel is compiled from TVM's CUDA C for this computer, its threads being
+fibers with real barriers. driver.c has the driver, kernels.h what CUDA C means here and what it refuses. What this
+shows is that kernels compute the right numbers; how long that takes says nothing about a GPU and is never shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tvmflow import toolchain
+from tvmflow.cuda import nvrtc
+from tvmflow.spec import TvmflowError, VerificationError
+
+HERE = Path(__file__).parent
+MAGIC = b"TVMFLOW STANDIN\n"
+FLAGS = ("-shared", "-fPIC", "-std=c++17", "-O1", "-w", "-fno-strict-aliasing", "-fno-exceptions", "-fno-rtti")
+CHECKS = ("-fsanitize=array-bounds,alignment", "-fno-sanitize-recover=all", "-fno-sanitize-trap=all")
+"""What kernels.h has its own answers for."""
+
+Result = TypeVar("Result")
+
+
+def call(
+    function: Callable[..., Result],
+    *arguments: Any,
+    architecture: str = "sm_87",
+    kernels: Path | None = None,
+    order: str = "forward",
+    **keywords: Any,
+) -> Result:
+    """`function(*arguments, **keywords)` in a new process in which TVM finds the stand-in as `tvm.cuda(0)`.
+
+    The function has to be importable, and what it takes and returns picklable; PyTorch isn't there for it. The device
+    says that it is of `architecture`. `kernels` is the host code (`compile_kernels`) of whatever machine code is
+    loaded; without it, `use_for_kernels` has to be called before a module is built. `order`, of threads in a block, is
+    "forward", "reverse" or "shuffled": a race shows in some orders only. Raises what the function raises, and
+    VerificationError if its process dies.
+    """
+    with tempfile.TemporaryDirectory(prefix="tvmflow-standin-") as folder:
+        job, answer = Path(folder, "job"), Path(folder, "answer")
+        # the path comes first, for the function can't be found without it
+        job.write_bytes(pickle.dumps(sys.path) + pickle.dumps((function, arguments, keywords)))
+        environment = {
+            **toolchain.python_environment(),
+            "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(driver()), os.environ.get("LD_LIBRARY_PATH")])),
+            "TVMFLOW_STANDIN_ARCH": architecture.partition("_")[2],
+            "TVMFLOW_STANDIN_KERNELS": str(kernels or ""),
+            "TVMFLOW_STANDIN_ORDER": order,
+        }
+        command = [sys.executable, "-m", "tvmflow.cuda.standin", str(job), str(answer)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if not answer.exists():
+            raise VerificationError(f"A process with the stand-in for CUDA {_ending(done)}.")
+        failed, value = pickle.loads(answer.read_bytes())
+    if failed:
+        raise value
+    return value
+
+
+def _ending(done: subprocess.CompletedProcess[str]) -> str:
+    how = f"died of {signal.Signals(-done.returncode).name}" if done.returncode < 0 else f"ended with {done.returncode}"
+    last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-1:]
+    return f"{how}: {last[0].rstrip('.')}" if last else how
+
+
+def use_for_kernels() -> None:
+    """Let TVM in this process, which `call` made, compile its CUDA C for the stand-in."""
+    import tvm_ffi
+
+    tvm_ffi.register_global_func(
+        "tvm_callback_cuda_compile",
+        lambda source: image(compile_kernels(source)),
+        override=True,
+    )
+
+
+def image(kernels: Path) -> bytes:
+    """What the stand-in takes in place of machine code: the path of host code."""
+    return MAGIC + str(kernels).encode() + b"\0"
+
+
+def driver() -> Path:
+    """The folder with libcuda.so.1 and libcudart.so.13, compiled at first use. Raises MissingDependencyError."""
+    source = HERE / "driver.c"
+    options = ("-shared", "-fPIC", "-O2", "-fvisibility=default")
+    key = _digest(source.read_bytes(), (HERE / "cudart.map").read_bytes(), *options)
+    folder = toolchain.cache_folder() / "cuda-standin" / f"driver-{key}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        made = Path(scratch, "made")
+        made.mkdir()
+        cuda, cudart = made / "libcuda.so.1", made / "libcudart.so.13"
+        toolchain.link(_compiler(), cuda, [source], (*options, "-Wl,-soname,libcuda.so.1"))
+        version = f"-Wl,--version-script,{HERE / 'cudart.map'}"
+        names = ("-Wl,-soname,libcudart.so.13", version, "-DCUDART")
+        toolchain.link(_compiler(), cudart, [source, cuda], (*options, *names))
+        _keep(made, folder)
+    return folder
+
+
+def compile_kernels(source: str) -> Path:
+    """CUDA C, as TVM writes it → host code of the same kernels, kept in the cache.
+
+    Raises CompileError for what the stand-in can't do: inline PTX above all, and what only newer GPUs have.
+    """
+    text = _host_source(source)
+    parts = (HERE / "kernels.h", *sorted((HERE / "include").rglob("*")))
+    headers = b"".join(path.read_bytes() for path in parts if path.is_file())
+    compiler = _compiler()
+    options = (*FLAGS, *CHECKS)
+    key = _digest(text.encode(), headers, compiler.version, *compiler.command, *options)
+    path = toolchain.cache_folder() / "cuda-standin" / f"kernels-{key}.so"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        traits = Path(scratch, "cuda", "std", "type_traits")
+        traits.parent.mkdir(parents=True)
+        traits.write_text(nvrtc.HEADERS["cuda/std/type_traits"])
+        kernels, made = Path(scratch, "kernels.cpp"), Path(scratch, "kernels.so")
+        kernels.write_text(text)
+        includes = (f"-I{scratch}", f"-I{HERE / 'include'}", f"-I{HERE}")
+        try:
+            toolchain.link(compiler, made, [kernels], (*options, *includes))
+        except TvmflowError as error:
+            raise nvrtc.CompileError(f"The stand-in for CUDA can't run these kernels: {error}") from error
+        _keep(made, path)
+    return path
+
+
+def _compiler() -> toolchain.Linker:
+    """zig's clang, the same everywhere."""
+    from tvmflow.targets import TARGETS
+
+    return toolchain.select_linker(TARGETS["host"], "zig")
+
+
+def _host_source(source: str) -> str:
+    """The text that is compiled: TVM's own after kernels.h, then a launcher for each kernel."""
+    dynamic = re.sub(
+        r"extern\s+__shared__\s+(?:(?:__align__|alignas)\(\d+\)\s*)?([\w ]+?)\s+(\w+)\[\];",
+        r"\1* const \2 = (\1*)standin::dynamic_shared;",
+        source,
+    )
+    launchers = []
+    bodies = re.split(r'(?=extern "C" __global__ void )', dynamic)
+    for name in nvrtc.kernel_names(dynamic):
+        body = next(text for text in bodies if re.search(rf"\b{name}\([^;{{]*\)\s*\{{", text))
+        synchronises = re.search(r"__sync|__shfl|__ballot|__any_|__all_", body) is not None
+        launchers.append(f"STANDIN_KERNEL({name}, {str(synchronises).lower()})")
+    return '#include "kernels.h"\n#line 1 "kernels.cu"\n' + dynamic + "\n" + "\n".join(launchers) + "\n"
+
+
+def _digest(*parts: bytes | str) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()[:16]
+
+
+def _keep(made: Path, kept: Path) -> None:
+    """Move what was made into the cache; another process may have been first with the same."""
+    try:
+        os.replace(made, kept)
+    except OSError:
+        if not kept.exists():
+            raise
