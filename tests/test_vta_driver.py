@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
+from integer_networks import random_network
 from vta_examples import pointwise, reference
 
+from tvmflow.integer_frontend import graphless_program
 from tvmflow.targets import TARGETS
 from tvmflow.toolchain import link, select_linker
-from tvmflow.vta import check, program, selftest, simulate
+from tvmflow.vta import backend, check, program, selftest, simulate
 from tvmflow.vta.config import SAMPLES, Config
-from tvmflow.vta.driver import vta_driver
+from tvmflow.vta.driver import make_runner, vta_driver
 from tvmflow.vta.driver.fake import FakeBoard
 from tvmflow.vta.driver.vta_driver import VtaError
 
@@ -31,7 +37,7 @@ def folders(tmp_path_factory):
     for config in (NEW, OLD):
         folder = tmp_path_factory.mktemp(config.version)
         program.save(pointwise(config)[0], folder)
-        selftest.save(config, folder / "selftest")
+        selftest.save(config, folder / "runner" / "selftest")
         made[config.version] = folder
     return made
 
@@ -123,7 +129,9 @@ class InC:
 
     def self_test(self, folder):
         core = ("hls", "chisel").index(self.board.core)
-        if self.library.vta_self_test(ctypes.byref(self.struct), str(folder).encode(), core, BASE):
+        if self.library.vta_self_test(
+            ctypes.byref(self.struct), str(folder / "runner" / "selftest").encode(), core, BASE
+        ):
             raise VtaError(self.library.vta_error().decode())
 
 
@@ -139,7 +147,7 @@ class InPython:
             return [device.run(image) for image in images], device.cycles
 
     def self_test(self, folder):
-        vta_driver.self_test(str(folder), self.board.core, BASE, **self.hardware)
+        vta_driver.self_test(str(folder / "runner" / "selftest"), self.board.core, BASE, **self.hardware)
 
 
 @pytest.fixture(params=[InPython, InC], ids=["python", "c"])
@@ -177,7 +185,7 @@ def test_another_instruction_set_is_found_out_before_anything_is_stored(driver, 
 
 def test_a_core_that_computes_otherwise_is_found_out(driver, folders, tmp_path):
     np.save(tmp_path / "expected.npy", np.zeros((1, 16, 1, 1), np.int8))
-    folder = tmp_path / "selftest"
+    folder = tmp_path / "runner" / "selftest"
     selftest.save(NEW, folder)
     (tmp_path / "expected.npy").rename(folder / "expected.npy")
     with pytest.raises(VtaError, match="self-test gave other values"):
@@ -216,30 +224,73 @@ def test_files_that_do_not_fit(driver, folders, tmp_path, change, words):
         driver(FakeBoard(NEW, "hls", BASE)).run(tmp_path, images(1))
 
 
-def test_the_command_on_the_board(folders, tmp_path, capsys, monkeypatch):
-    board = FakeBoard(NEW, "hls", BASE)
-    np.save(tmp_path / "input.npy", images(1)[0])
-    arguments = [
-        str(folders["0.0.2"]),
-        "--input",
-        str(tmp_path / "input.npy"),
-        "--output",
-        str(tmp_path / "output.npy"),
-    ]
-    hardware = {"window": board.window, "memory": board.allocate}
-    monkeypatch.setattr(vta_driver.check_bitstream, "__defaults__", (str(tmp_path / "state"),))
-    assert vta_driver.main([*arguments, "--repeats", "2"], **hardware) == 0
-    said = json.loads(capsys.readouterr().out)
-    _, weight, bias = pointwise()
-    assert (np.load(tmp_path / "output.npy") == reference(images(1)[0], weight, bias)).all()
-    assert len(said["seconds"]) == 2
-    (tmp_path / "state").write_text("unknown\n")
-    assert vta_driver.main(arguments, **hardware) == 7
-    assert capsys.readouterr().err == (
-        "vta_driver: No bitstream is loaded (the FPGA is 'unknown'); give one with --bitstream.\n"
-    )
-    assert vta_driver.main([*arguments, "--bitstream", "none.bit"], **hardware) == 7
-    assert capsys.readouterr().err == "vta_driver: There is no bitstream none.bit.\n"
+@pytest.fixture
+def bundle(folders, tmp_path):
+    """What matters of a bundle, and a function that runs its runner/run as the board would."""
+    executable, weight, bias = pointwise()
+    program.save(executable, tmp_path, {"board": "pynq-z1"})
+    make_runner(tmp_path, NEW)
+    for number, image in enumerate(images(2)):
+        place = tmp_path / "vectors" / f"{number:03}-random"
+        place.mkdir(parents=True)
+        np.save(place / "input-0.npy", image)
+        np.save(place / "output-0.npy", reference(image, weight, bias))
+
+    def run(*arguments, **environment):
+        command = [sys.executable, str(tmp_path / "runner" / "run"), *arguments]
+        environment = {"VTA_HARDWARE": "tvmflow.vta.driver.fake:rehearsal", **os.environ, **environment}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    return tmp_path, run
+
+
+def test_the_command_on_the_board(bundle):
+    folder, run = bundle
+    vector = folder / "vectors" / "001-random"
+    said = json.loads(run(str(vector / "input-0.npy")).stdout)
+    assert said["outputs"]["output"] == np.load(vector / "output-0.npy").ravel().tolist()
+    assert said["stand_in"] == "tvmflow.vta.driver.fake:rehearsal"
+    assert "cycles" in json.loads(run(str(vector / "input-0.npy"), "--core", "chisel").stdout)["latency"]
+    said = json.loads(run("--samples", "0.1", "0.02").stdout)
+    assert len(said["samples"]) == sum(window["repeats"] for window in said["windows"])
+    assert json.loads(run("--bench", "0.02").stdout)["repeats"] >= 1
+    done = run("--self-test")
+    assert (done.returncode, json.loads(done.stdout)["passed"]) == (0, True)
+    np.save(vector / "output-0.npy", np.load(vector / "output-0.npy") ^ 1)
+    done = run("--self-test")
+    assert done.returncode == 3
+    assert [row["passed"] for row in json.loads(done.stdout)["vectors"]] == [True, False]
+
+
+def test_what_the_command_refuses(bundle, tmp_path, monkeypatch, capsys):
+    _, run = bundle
+    done = run("none.npy")
+    assert done.returncode == 7
+    assert done.stderr.startswith("vta: none.npy can't be read")
+    assert run().returncode == 2
+    for bitstream, words in (
+        (None, "No bitstream is loaded (the FPGA is 'unknown'); give"),
+        ("none.bit", "There is no"),
+    ):
+        (tmp_path / "state").write_text("unknown\n")
+        monkeypatch.setattr(vta_driver.check_bitstream, "__defaults__", (str(tmp_path / "state"),))
+        given = ["--bitstream", bitstream] if bitstream else []
+        assert vta_driver.main(["--folder", str(tmp_path), "--bench", *given]) == 7
+        assert capsys.readouterr().err.startswith(f"vta: {words}")
+
+
+def test_deploying_to_a_fake_board(board, tmp_path):
+    """A bundle goes over SSH to a board and runs there on a fake VTA, which gives a verdict and no latency."""
+    network = random_network(np.random.default_rng(0), "power-of-two", input_shape=(1, 16, 6, 6))
+    built = tmp_path / "bundle"
+    backend.build(graphless_program(network), TARGETS["pynq-z1"], built)
+    fake = f"export PYTHONPATH={ROOT} VTA_HARDWARE=tvmflow.vta.driver.fake:rehearsal; exec {sys.executable}"
+    board.command("python3", f'{fake} "$@"')
+    report = board.deploy(built)
+    assert report["verify"]["passed"]
+    assert report["device"]["basis"] == "emulated"
+    assert report["latency"] is None
+    assert "tvmflow.vta.driver.fake:rehearsal" in report["latency_note"]
 
 
 def test_the_command_in_c_compiles(tmp_path):

@@ -84,7 +84,7 @@ def compute(config: Config) -> tuple[Executable, np.ndarray, np.ndarray]:
 
 
 def save(config: Config, folder: Path) -> None:
-    """Write both into `folder`, which is a bundle's "selftest", with the input and the expected output."""
+    """Write both into `folder`, which is a bundle's "runner/selftest", with the input and the expected output."""
     executable, inputs, expected = compute(config)
     program.save(executable, folder)
     program.save(probe(config), folder / "probe")

@@ -5,12 +5,15 @@ What real hardware does with a wrong program is done here as well, as far as a d
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from tvmflow.spec import TvmflowError
 from tvmflow.vta import isa, simulate
 from tvmflow.vta.check import Core
-from tvmflow.vta.config import INSTRUCTION_BYTES, Config
+from tvmflow.vta.config import INSTRUCTION_BYTES, Config, from_json
 from tvmflow.vta.program import relocate
 from tvmflow.vta.semantics import State
 from tvmflow.vta.timing import Hardware, time_instructions
@@ -146,3 +149,9 @@ class FakeWindow:
 
     def write(self, offset: int, value: int) -> None:
         self._board.write(self._base + offset, value)
+
+
+def rehearsal(layout: Mapping[str, Any], core: Core, base: int) -> dict[str, Any]:
+    """What the driver's VTA_HARDWARE=tvmflow.vta.driver.fake:rehearsal stands for: a board for which the program is."""
+    board = FakeBoard(from_json(layout["configuration"]), core, base, memory_bytes=layout["memory_bytes"] + (1 << 20))
+    return {"window": board.window, "memory": board.allocate}

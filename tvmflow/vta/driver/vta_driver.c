@@ -324,9 +324,8 @@ static int wrong_set(const char *why) {
   return vta_fail("The bitstream does not speak the program's instruction set: %s", reason);
 }
 
-int vta_self_test(const vta_board *board, const char *folder, vta_core core, uint64_t base) {
-  char place[4096], probe[4200];
-  snprintf(place, sizeof place, "%s/selftest", folder);
+int vta_self_test(const vta_board *board, const char *place, vta_core core, uint64_t base) {
+  char probe[4096];
   snprintf(probe, sizeof probe, "%s/probe", place);
   vta_device *device;
   /* The probe stores nothing: a core of the other instruction set would take a STORE's address from other bits. */
