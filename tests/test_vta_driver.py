@@ -6,8 +6,8 @@ import ctypes
 import json
 import time
 from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -232,8 +232,9 @@ def command(folders, tmp_path, monkeypatch, capsys):
         np.save(place / "input-0.npy", image)
         np.save(place / "output-0.npy", reference(image, weight, bias))
     monkeypatch.setenv("VTA_HARDWARE", "tvmflow.vta.driver.fake:rehearsal")
-    run = ModuleType("vta_runner")
-    SourceFileLoader(run.__name__, str(tmp_path / "runner" / "run")).exec_module(run)
+    loader = SourceFileLoader("vta_runner", str(tmp_path / "runner" / "run"))
+    run = module_from_spec(spec_from_loader(loader.name, loader))
+    loader.exec_module(run)
 
     def call(*arguments):
         code = run.main(list(map(str, arguments)))
