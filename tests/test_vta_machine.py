@@ -566,6 +566,12 @@ def test_modules_overlap_as_far_as_tokens_and_the_port_let_them(layer):
     assert timing.latency_ms == timing.cycles / 100_000
 
 
+@pytest.mark.parametrize(("read", "write", "cycles"), [(5, 2, 1933), (10, 4, 1972), (30, 15, 2134), (79, 29, 2505)])
+def test_a_program_takes_the_cycles_of_the_model_that_was_held_against_rtl(layer, read, write, cycles):
+    # That model is another, simpler one; docs/vta.md says how far it was from RTL.
+    assert simulate_time(layer[0], Hardware(read_latency=read, write_latency=write)).cycles == cycles
+
+
 def test_memory_latency_only_ever_costs(layer):
     cycles = [simulate_time(layer[0], Hardware().with_latency(latency)).cycles for latency in (5, 20, 30, 60, 200)]
     assert cycles == sorted(cycles)
