@@ -398,6 +398,14 @@ def test_what_is_wrong_is_found(layer, case):
         check.check(executable)
 
 
+def test_compute_begins_without_waiting(layer):
+    waiting = [isa.nop("load", push_next=True), isa.nop("compute", pop_prev=True), Finish()]
+    executable = replace(layer[0], outputs=(), instructions=tuple(waiting))
+    assert check.findings(executable, ["chisel"]) == ()
+    (found,) = check.findings(executable)
+    assert "HLS may seem to have finished already" in found.sentence
+
+
 def test_what_only_one_core_minds(layer):
     near = changed(layer[0], 4, dst_factor_in=0)
     assert check.findings(near, ["chisel"]) == ()
@@ -421,12 +429,13 @@ def test_queues_and_counters_have_ends(layer):
         return [finding.sentence for finding in check.findings(nothing.with_instructions([*chain(*parts)]))]
 
     give, take = {"push_next": True}, {"pop_prev": True}
-    assert sentences(queue_of(255, "load", **give), queue_of(255, "compute", **take), ends) == []
-    (found,) = sentences(queue_of(256, "load", **give), queue_of(256, "compute", **take), ends)
+    begin = queue_of(1, "compute")
+    assert sentences(begin, queue_of(255, "load", **give), queue_of(255, "compute", **take), ends) == []
+    (found,) = sentences(begin, queue_of(256, "load", **give), queue_of(256, "compute", **take), ends)
     assert found.startswith("256 tokens from load to compute can be outstanding")
     waiting = queue_of(1, "compute", **take) + queue_of(511, "compute")
-    assert sentences(waiting, queue_of(1, "load", **give), ends) == []
-    (found,) = sentences(waiting, queue_of(1, "compute"), queue_of(1, "load", **give), ends)
+    assert sentences(begin, waiting, queue_of(1, "load", **give), ends) == []
+    (found,) = sentences(begin, waiting, queue_of(1, "compute"), queue_of(1, "load", **give), ends)
     assert found == (
         "It waits forever for a token from load to compute while compute has 512 waiting, so that no more is fetched."
     )
