@@ -29,7 +29,7 @@ from tvmflow.backends import Timing, layer_rows
 from tvmflow.bundle import Bundle
 from tvmflow.measure.local import NOISY_SPREAD
 from tvmflow.report import Report, assemble
-from tvmflow.spec import DeviceError, Measurement, MissingDependencyError, UserError, VerificationError
+from tvmflow.spec import NO_ELF, DeviceError, Measurement, MissingDependencyError, UserError, VerificationError
 from tvmflow.verify import tolerance
 
 log = logging.getLogger(__name__)
@@ -310,6 +310,8 @@ def parse_facts(said: str) -> dict[str, Any]:
 
 def why_incompatible(elf: tuple[int, str], board: Mapping[str, Any], host: str) -> str | None:
     """Why a board that says this of itself can't run code of that ELF class and machine; None if it can."""
+    if elf == NO_ELF:  # a program for an accelerator, and Python
+        return None
     if MACHINES.get((board.get("machine", ""), board.get("bits", "64"))) != elf:
         return (
             f"The bundle is {elf[0]}-bit {elf[1]} code; {host} is {board.get('machine', 'of an unknown kind')} with a "

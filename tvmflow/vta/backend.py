@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmflow import __version__, backends, bundle, interrupt
+from tvmflow import __version__, backends, bundle, device, interrupt
 from tvmflow.spec import Measurement, Program, Target, TensorSpec, UserError, VerificationError
 from tvmflow.vta import program as programs
 from tvmflow.vta import selftest, timing
@@ -70,6 +70,7 @@ def build(
         programs.save(executable, folder, facts={"model": program.name, "board": target.name})
         selftest.save(executable.config, folder / SELF_TEST)
         _copy_driver(folder / DRIVER)
+        _write_runner(folder / device.PROGRAM)
         interrupt.check()
         if verify:
             log.info(f"Verifying {program.name} on {len(program.vectors)} golden vectors")
@@ -86,6 +87,7 @@ def build(
             memory=compiled.memory,
             verify=verdict,
             extras={name: folder / name for name in (MEMORY, LAYOUT, SELF_TEST, DRIVER)},
+            runner=folder / Path(device.PROGRAM).parent,
             usage=_usage(compiled, target),
         )
 
@@ -95,6 +97,13 @@ def _copy_driver(folder: Path) -> None:
     folder.mkdir()
     for source in Path(vta_driver.__file__).parent.glob("vta_*"):
         shutil.copyfile(source, folder / source.name)
+
+
+def _write_runner(path: Path) -> None:
+    """What `tvmflow deploy` runs on the board, in place of the program that CPUs have."""
+    path.parent.mkdir()
+    path.write_text(f'#!/bin/sh\nexec python3 "$(dirname "$0")/../{DRIVER}/vta_bundle.py" "$@"\n')
+    path.chmod(0o755)
 
 
 def _usage(program: Program, target: Target) -> str:
