@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tvmflow.report import Report
+from tvmflow.report import Report, to_json, views
 from tvmflow.report.search import convergence
 
 NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ms|%)?|\?|")
@@ -91,7 +91,7 @@ def layers_text(report: Report) -> str:
         rows.append(row)
     header = ["layer", "schedule", "M multiply-adds", "KiB touched"]
     if total:
-        header += ["µs (measured)", "share"]
+        header += [f"µs ({views.layer_basis(report)})", "share"]
     return text_table(header, rows)
 
 
@@ -142,6 +142,24 @@ def render_html(document: Mapping[str, Any]) -> str:
         memory=memory_text,
         schedules=schedules_text,
         convergence=convergence,
+        devices=views.devices,
+        layers=views.layers,
+        layer_basis=views.layer_basis,
+        distribution=views.distribution,
+        roofline=views.roofline,
+        sustained=views.sustained,
+        show=views.show,
+        cell=views.cell,
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render({**document, "reports": [{"device": None, **report} for report in document["reports"]]})
+    reports = [{"device": None, **report} for report in document["reports"]]
+    return template.render({**document, "reports": reports, "device_columns": views.DEVICES})
+
+
+FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    ".html": render_html,
+    ".json": lambda document: to_json(document) + "\n",
+    ".md": views.to_markdown,
+    ".csv": views.to_csv,
+}
+"""How a collection of reports is written, by the file's suffix."""
