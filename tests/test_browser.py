@@ -24,7 +24,7 @@ def page_file(host_bundle, tmp_path_factory) -> Path:
     """A report with everything in it: two boards, a roofline, details of layers, a sustained run and a search."""
     with open_bundle(host_bundle) as bundle:
         rows = layer_rows([30.0 / place for place in range(1, len(bundle.layers) + 1)])
-        timing = Timing(measurement=MEASUREMENT, layers=rows, details=[{"bound_cycles": 7}] * len(rows))
+        timing = Timing(measurement=MEASUREMENT, layers=rows, details=[{"instructions": 7}] * len(rows))
         report = reports.assemble(bundle, bundle.manifest["verify"], timing)
     report["target"]["roof"] = {"gflops": 50.0, "gbps": 10.0, "source": "a data sheet"}
     report["latency"]["windows"] = [{**report["latency"], "at_s": at_s} for at_s in (0.0, 30.0)]

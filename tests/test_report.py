@@ -119,15 +119,19 @@ def test_reports_from_a_board_are_taken_as_they_are(surveyed, tmp_path):
 
 
 def test_what_a_kind_of_target_knows_of_layers_has_columns(surveyed):
-    details = {"bound": "memory <1>", "busy_cycles": {"load": 1200, "gemm": 0.5}, "registers": 24}
+    details = {"bound": "memory <1>", "times_bound": 1.5, "instructions": 1200}
     first, *others = surveyed["layers"]
     report = {**surveyed, "layers": [{**first, "details": details}, *others]}
     columns, rows = views.layers(report)
-    assert [column.heading for column in columns][-3:] == ["Bound", "Busy cycles", "Registers"]
-    assert rows[0]["details.busy_cycles"] == "load 1,200, gemm 0.50"
+    headings = {column.heading: column for column in columns}
+    assert rows[0][headings["Instructions (emulated)"].key] == "1,200"
+    assert headings["Instructions (emulated)"].numeric
+    assert not headings["Bound"].numeric
     assert rows[-1]["cumulative"] == pytest.approx(1)
     assert sum(row["share"] for row in rows) == pytest.approx(1)
-    assert "memory &lt;1&gt;" in render_html(reports.collect([report]))
+    page = render_html(reports.collect([report]))
+    assert "memory &lt;1&gt;" in page
+    assert 'data-value="1200.0"' in page
 
 
 def test_markdown_and_csv_say_the_same(surveyed):
@@ -213,7 +217,12 @@ def test_report_shows_searches(tvmflow, tmp_path, schema):
     assert (search["trials"], search["failures"]) == (3, {"crashed": 1})
     assert [trial["ms"] for trial in search["tasks"][0]["trials"]] == [2.0, None, 1.0]
     page = (tmp_path / "report.html").read_text()
-    assert {path.name for path in tmp_path.glob("report.*")} == {"report.html", "report.json", "report.md", "report.csv"}
+    assert {path.name for path in tmp_path.glob("report.*")} == {
+        "report.html",
+        "report.json",
+        "report.md",
+        "report.csv",
+    }
     assert "Some &lt;CPU&gt;" in page
     assert "conv&lt;1&gt;<br>1000 to 2000 µs, 3 trials" in page
     assert page.count("<polyline") == 1

@@ -70,13 +70,14 @@ class Backend(Protocol):
 MODULES: dict[str, str] = {
     "llvm": "tvmflow.cpu",
     "arm_cpu": "tvmflow.cpu",
+    "cuda": "tvmflow.cuda.backend",
     "vta": "tvmflow.vta.backend",
     "cortex_m": "tvmflow.cortex_m.backend",
 }
 """The module of each kind of target."""
 
-SIMULATED = ("vta",)
-"""Kinds whose latency is simulated, so that `time` needs no device."""
+SIMULATED = ("vta", "cortex_m")
+"""Kinds whose `time` needs no device: their latency is simulated, or there is none and instructions are counted."""
 
 
 def of(target: Target) -> Backend:

@@ -1,20 +1,22 @@
-"""A quantised network becomes a Program: plain integer kernels in Relax, and golden vectors from its exact reference."""
+"""A quantised network becomes a Program: plain integer kernels in Relax, golden vectors from its reference."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tvmflow.frontend import PATH_SEPARATOR
-from tvmflow.spec import Layer, Program, TensorSpec, Vector
+from tvmflow.integer import IntegerLayer, IntegerNetwork, Scheme, load
+from tvmflow.models import quantized
+from tvmflow.spec import Layer, Program, TensorSpec, UserError, Vector
 
 if TYPE_CHECKING:
     from tvm import te
 
-    from tvmflow.integer import IntegerLayer, IntegerNetwork
 
 INPUT, OUTPUT = "input", "output"
 
@@ -37,7 +39,10 @@ def integer_program(network: IntegerNetwork, source: str = "") -> Program:
                 shape = network.output_shape if layer is network.layers[-1] else layer.output_shape
                 arrays = [relax.const(array) for array in (layer.weight, layer.bias, requantisation(layer))]
                 call = builder.call_te(
-                    functools.partial(_emit, layer, shape), values[read], *arrays, primfunc_name_hint=f"integer_{layer.kind}"
+                    functools.partial(_emit, layer, shape),
+                    values[read],
+                    *arrays,
+                    primfunc_name_hint=f"integer_{layer.kind}",
                 )
                 emit = builder.emit_output if layer is network.layers[-1] else builder.emit
                 values[layer.name] = emit(call, layer.name.replace(".", PATH_SEPARATOR))
@@ -65,6 +70,24 @@ def integer_program(network: IntegerNetwork, source: str = "") -> Program:
         ),
         integer=network,
     )
+
+
+DEFAULT_SCHEME: dict[str, Scheme] = {"vta": "power-of-two"}
+"""Of kinds of targets that requantise by shifts; all others take the scheme per channel."""
+
+
+def import_quantized(model: str, kind: str, scheme: Scheme | None = None) -> Program:
+    """A network of the registry that comes quantised, or a .safetensors file of `tvmflow quantize`.
+
+    The scheme is by default the one for that `kind` of target, or the file's. Raises UserError.
+    """
+    wanted = DEFAULT_SCHEME.get(kind, "per-channel")
+    if not model.endswith(".safetensors"):
+        return integer_program(quantized(model, scheme or wanted), f"tvmflow.models:{model}")
+    network = load(Path(model))
+    if scheme not in (None, network.scheme):
+        raise UserError(f"{model} was quantised by the scheme {network.scheme}, not {scheme}.")
+    return integer_program(network, model)
 
 
 def requantisation(layer: IntegerLayer) -> np.ndarray:
@@ -134,3 +157,20 @@ def _vectors(network: IntegerNetwork) -> tuple[Vector, ...]:
 
 def _vector(name: str, array: np.ndarray, network: IntegerNetwork) -> Vector:
     return Vector(name=name, inputs=(array,), outputs=(network.run(array),))
+
+
+def graphless_program(network: IntegerNetwork, source: str = "") -> Program:
+    """`integer_program` without the Relax module and its layers, for backends that compile the network itself."""
+    vectors = _vectors(network)
+    return Program(
+        name=network.name,
+        source=source or network.name,
+        module=None,
+        inputs=(TensorSpec(name=INPUT, shape=tuple(network.input_shape), dtype="int8"),),
+        outputs=(TensorSpec(name=OUTPUT, shape=vectors[0].outputs[0].shape, dtype=network.layers[-1].dtype),),
+        vectors=vectors,
+        parameters=sum(layer.weight.size + layer.bias.size for layer in network.layers if layer.kind != "pool"),
+        labels=network.labels,
+        preprocessing=network.preprocessing,
+        integer=network,
+    )

@@ -235,9 +235,8 @@ def _scalars(
                             total = intrinsic(name, value, word, total)
                         else:
                             total = total + value * weights[r, s]
-                T.buffer_store(
-                    there.buffer, T.Cast(str(there.buffer.dtype), requantize(layer, total, by)), [there.at(y, x)]
-                )
+                value = requantize(layer, T.bind(total), by)  # unbound, its terms would be widened one by one
+                T.buffer_store(there.buffer, T.Cast(str(there.buffer.dtype), value), [there.at(y, x)])
 
 
 def _vectors(

@@ -42,7 +42,8 @@ def direct(layers: Sequence[IntegerLayer], dtype: str, core: str, writable: bool
         **constant_pointers(constants),
     }
     with function(pointers) as (builder, given):
-        total = T.alloc_buffer((1,), "int32", scope="local")
+        # TVM's code generator for C knows no scope but the global one
+        total = T.alloc_buffer((1,), "int32", scope="global" if core == "plain" else "local")
         with T.serial(0, outputs) as o, T.serial(0, out_height) as y, T.serial(0, out_width) as x:
             T.buffer_store(total, given["parameters"][2 * o], [0])
             group = tirx.floordiv(o, outputs // layer.groups) * inputs if layer.groups > 1 else 0

@@ -39,7 +39,7 @@ DSP_UNROLL = 16
 """Pairs of input channels in one step: what LLVM keeps on the stack between steps is paid once for all."""
 DSP_PITCH = 6
 PLACES = (0, 1, 3, 4)
-"""Where the words of four pixels lie among DSP_PITCH: LLVM makes LDRD of two neighbouring loads, but not of a longer run."""
+"""Where the words of four pixels lie among DSP_PITCH: LLVM makes LDRD of two neighbouring loads, not of more."""
 TWICE_MINUS_128 = 0xFF80FF80 - (1 << 32)
 LANES = 16
 MVE_UNROLL = 4
@@ -96,7 +96,11 @@ def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:
 
                     def store(number: int = number) -> None:
                         for j in range(PIXELS):
-                            total = second[j] if number else wrapping(operator.sub, both[j], tirx.shift_left(second[j], T.int32(8)))
+                            total = (
+                                second[j]
+                                if number
+                                else wrapping(operator.sub, both[j], tirx.shift_left(second[j], T.int32(8)))
+                            )
                             value = requantize(layer, total, stream[base + 2 + number])
                             at = (2 * pair + number) * pixels + first + j
                             T.buffer_store(given["destination"], T.Cast(layer.dtype, value), [at])

@@ -131,7 +131,7 @@ def _sdot(total: Expr, group: Expr, weight: Callable[[int, int], Expr], dtype: s
 
 
 def _smlal(add_pairs: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
-    """SMULL, SMLAL: two products of 8 bits a lane of 16, which two times −128 · 127 don't overflow; then their pairs."""
+    """SMULL, SMLAL: two products of bytes in 16 bits, which 2 · −128 · 127 doesn't overflow; then pairs of these."""
 
     def dot(total: Expr, group: Expr, weight: Callable[[int, int], Expr], dtype: str) -> Expr:
         halves = T.reinterpret("int16x2", group)

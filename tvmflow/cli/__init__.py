@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from tvmflow import __version__, interrupt
-from tvmflow.cli import bundles, devices, learning, outcome, reporting, tuning, vta
+from tvmflow.cli import bundles, devices, learning, outcome, quantizing, reporting, tuning, vta
 
 HELP = "Take a trained network to the device where it has to run, and say honestly what it costs there."
 EPILOG = "Exit codes: 0 ok, 1 internal error, 2 usage, 3 verification failed, 4 unusable input, 5 missing dependency, \
@@ -33,6 +33,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": reporting.report,
     "report diff": reporting.diff,
     "train": learning.train,
+    "quantize": quantizing.quantize,
     "evaluate": learning.evaluate,
     "doctor": bundles.doctor,
 }

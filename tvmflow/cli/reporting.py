@@ -41,10 +41,10 @@ def report(
     from tvmflow.tune.store import Store, find_stores
 
     if not out.is_dir() and (out.suffix not in FORMATS or not out.parent.is_dir()):
-        raise UserError(
-            f"The report goes into a folder that exists, or a file of {', '.join(FORMATS)} there; not {out}."
-        )
-    reports, searches = [], []
+        suffixes = ", ".join(FORMATS)
+        raise UserError(f"There is no folder {out} for the report, nor does it name a file of {suffixes} in one.")
+    reports: list[Report] = []
+    searches = []
     for path in sources:
         known = len(reports)
         if path.suffix == ".json":

@@ -1,4 +1,4 @@
-"""One static arena for everything that lives only for a while: offsets such that nothing that lives together overlaps."""
+"""One static arena for all that lives only for a while: offsets at which nothing overlaps that lives together."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def pack(tensors: Sequence[Tensor]) -> tuple[Mapping[str, int], int]:
 def least(tensors: Sequence[Tensor]) -> int:
     """What lives together at the most crowded step: no arena can be smaller."""
     steps = range(max((tensor.last for tensor in tensors), default=-1) + 1)
-    return max((sum(tensor.bytes for tensor in tensors if tensor.first <= step <= tensor.last) for step in steps), default=0)
+    return max(
+        (sum(tensor.bytes for tensor in tensors if tensor.first <= step <= tensor.last) for step in steps), default=0
+    )
 
 
 def _aligned(offset: int) -> int:

@@ -14,7 +14,7 @@ from tvm import tirx
 
 from tvmflow import __version__, toolchain
 from tvmflow.cortex_m.options import STACK_BYTES, compiler_options
-from tvmflow.cortex_m.stages import ARGUMENTS, CONSTANTS, functions_of, network_of
+from tvmflow.cortex_m.stages import ARGUMENTS, CONSTANTS, functions_of
 from tvmflow.integer import IntegerNetwork
 from tvmflow.spec import Program, Target
 from tvmflow.toolchain import Linker
@@ -28,6 +28,9 @@ CODE_GENERATION: dict[str, tuple[str, ...]] = {
     "mve": (),
 }
 """LLVM's options by what the core can."""
+
+_LINKAGE = '#ifdef __cplusplus\nextern "C"\n#endif\n'
+_BYTES_IN_A_ROW = 32
 
 C_TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int32": "int32_t"}
 
@@ -102,21 +105,63 @@ def _generate(program: Program, target: Target, name: str) -> Any:
     assert target.mcu is not None
     options = CODE_GENERATION[target.mcu.core]
     description = {**toolchain.tvm_target_dict(target), **({"cl-opt": list(options)} if options else {})}
-    llvm = tvm.target.Target(description)
+    return _generated(program, "llvm", tvm.target.Target(description), name)
+
+
+def _generated(program: Program, kind: str, target: tvm.target.Target, name: str) -> Any:
     functions = {}
     for kernel, func in functions_of(program).items():
         # codegen needs none of the attributes that are ours
         bare = tirx.PrimFunc(func.params, func.body, func.ret_type)
-        attributes = {"global_symbol": f"{name}_{kernel}", "tirx.noalias": True, "target": llvm}
+        attributes = {"global_symbol": f"{name}_{kernel}", "tirx.noalias": True, "target": target}
         for key, value in attributes.items():
             bare = bare.with_attr(key, value)
         functions[f"{name}_{kernel}"] = bare
-    return tvm.get_global_func("target.build.llvm")(tvm.IRModule(functions), llvm)
+    return tvm.get_global_func(f"target.build.{kind}")(tvm.IRModule(functions), target)
+
+
+def write_source(program: Program, target: Target, folder: Path) -> None:
+    """The network as C99 for any compiler and processor: its header, NAME.c and NAME_weights.c.
+
+    `program` has been through the stages for a core that is "plain". Signed numbers are shifted to the right as every
+    compiler in use does it, arithmetically.
+    """
+    image = lay_out(program)
+    name = image.name
+    text = _generated(program, "c", tvm.target.Target("c"), name).inspect_source()
+    body = text[text.index("TVM_DLL") :].replace(_LINKAGE, "").replace("TVM_DLL ", "")
+    kernels = [line for line in body.splitlines() if not re.fullmatch(r"void \w+\(.*\);", line)]
+    source = "\n".join(kernels).strip().removesuffix(_LINKAGE.strip()).strip()
+    source = re.sub(r"^void ", "static void ", source, flags=re.MULTILINE)
+    source = re.sub(r"(\w+_t)\* (\w+)(?=[,)])", r"\1 *restrict \2", source)
+    (folder / f"{name}.h").write_text(header(program, target, image))
+    (folder / f"{name}.c").write_text(network_source(image, source))
+    (folder / f"{name}_weights.c").write_text(weights_source(image))
+
+
+def weights_source(image: Image) -> str:
+    """All constants as an array of C."""
+    rows = (
+        ",".join(map(str, image.weights[start : start + _BYTES_IN_A_ROW])) + ","
+        for start in range(0, len(image.weights), _BYTES_IN_A_ROW)
+    )
+    return "\n".join(
+        [
+            "#include <stdint.h>",
+            "",
+            f"extern const uint8_t {image.name}_weights[];",
+            f"__attribute__((aligned({ALIGNMENT}))) const uint8_t {image.name}_weights[{len(image.weights)}] = {{",
+            *rows,
+            "};",
+            "",
+        ]
+    )
 
 
 def header(program: Program, target: Target, image: Image) -> str:
     """The C99 header of the library."""
-    network = network_of(program)
+    network = program.integer
+    assert network is not None
     memory = program.memory
     prefix = image.name.upper()
     shapes = ["×".join(map(str, shape)) for shape in (network.input_shape[1:], network.output_shape[1:])]
@@ -170,20 +215,31 @@ def _preprocessing(network: IntegerNetwork, prefix: str) -> str:
     return "\n".join(lines)
 
 
-def network_source(image: Image) -> str:
-    """The C of the arena and of the calls."""
+def network_source(image: Image, kernels: str = "") -> str:
+    """The C of the arena and of the calls, with the kernels if they are C as well."""
     name = image.name
+    declared = (
+        [kernels]
+        if kernels
+        else [
+            *image.prototypes,
+            "",
+            "/* The kernels' tables for unwinding name these, which a program without exceptions has no use for. */",
+            *(f"__attribute__((weak)) void __aeabi_unwind_cpp_pr{number}(void) {{}}" for number in range(2)),
+        ]
+    )
+    arena = [
+        f'__attribute__((aligned({ALIGNMENT}), section(".bss.{name}_arena")))',
+        f"static uint8_t arena[{image.arena_bytes}];",
+        "",
+    ]
     lines = [
         f'#include "{name}.h"',
         "",
         f"extern const uint8_t {name}_weights[];",
         "",
-        f'__attribute__((aligned({ALIGNMENT}), section(".bss.{name}_arena"))) static uint8_t arena[{image.arena_bytes}];',
-        "",
-        *image.prototypes,
-        "",
-        "/* The kernels' tables for unwinding name these, which a program without exceptions has no use for. */",
-        *(f"__attribute__((weak)) void __aeabi_unwind_cpp_pr{number}(void) {{}}" for number in range(2)),
+        *(arena if image.arena_bytes else []),
+        *declared,
         "",
         f"void {name}_run(const int8_t *input, int8_t *output) {{",
         *(f"  {call}" for call in image.calls),

@@ -1,7 +1,7 @@
 """Running a network's library under qemu-system-arm, on a machine with the board's core, by semihosting.
 
-The firmware compares with the expected outputs itself, on the device. A plugin counts executed instructions, function by
-function. Neither says anything of time.
+The firmware compares with the expected outputs itself, on the device. A plugin counts executed instructions, function
+by function. Neither says anything of time.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ MACHINES: dict[str, Machine] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Outputs, in the order of the inputs; how deep the stack became; instructions by function, if they were counted."""
+    """Outputs, in the order of the inputs; how deep the stack became; instructions by function, if counted."""
 
     outputs: np.ndarray
     wrong: int
@@ -77,7 +77,7 @@ def find_qemu() -> str:
     """Raises MissingDependencyError."""
     if path := shutil.which(QEMU):
         return path
-    raise MissingDependencyError(f"Running code of microcontrollers here needs {QEMU}, which is not installed: {INSTALL}")
+    raise MissingDependencyError(f"Running microcontroller code here needs {QEMU}, which is not installed: {INSTALL}")
 
 
 def run(
@@ -128,10 +128,10 @@ def link_firmware(folder: Path, target: Target, sources: Sequence[Path], options
     script = folder / "link.ld"
     script.write_text(linker_script(MACHINES[target.mcu.machine]))
     firmware = folder / "firmware.elf"
-    fixed = ("-std=gnu99", "-O2", "-g0", "-nostdlib", "-Wall", "-Wextra", f"-I{HERE}", f"-Wl,-T,{script}", "-Wl,--gc-sections")
-    toolchain.link(
-        linker, firmware, [*sources, HERE / "startup.c"], (*compiler_options(target, linker), *fixed, *options)
-    )
+    language = ("-std=gnu99", "-O2", "-g0", "-Wall", "-Wextra", f"-I{HERE}")
+    linking = ("-nostdlib", f"-Wl,-T,{script}", "-Wl,--gc-sections")
+    fixed = (*compiler_options(target, linker), *language, *linking)
+    toolchain.link(linker, firmware, [*sources, HERE / "startup.c"], (*fixed, *options))
     return firmware
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvmflow.spec import Target
 from tvmflow.toolchain import Linker
 
-STACK_BYTES = 1024
+STACK_BYTES = 2048
 """What the calls may use of the stack; the firmware under emulation measures it."""
 
 

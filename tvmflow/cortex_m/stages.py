@@ -1,8 +1,8 @@
 """The stages of a microcontroller: integer layers become functions over plain pointers and one static arena.
 
 A function of the module carries what its call needs in its attributes: READS, the function whose result it reads;
-RESULT, bytes of its own; CONSTANTS, name → tensor in flash; SCRATCH, name → bytes; IN_PLACE; and, once placed, ARGUMENTS: where each pointer points,
-"input", "output", an offset in the arena or the name of a constant.
+RESULT, bytes of its own; CONSTANTS, name → tensor in flash; SCRATCH, name → bytes; IN_PLACE; and, once placed,
+ARGUMENTS: where each pointer points, "input", "output", an offset in the arena or the name of a constant.
 """
 
 from __future__ import annotations
@@ -10,32 +10,27 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import tvm
 from tvm import tirx
 
 from tvmflow.cortex_m.arena import Tensor, pack
-from tvmflow.integer import IntegerLayer, IntegerNetwork
+from tvmflow.integer import IntegerLayer
 from tvmflow.schedules.cortex_m import LONGEST_CHAIN, Kernel, choose
-from tvmflow.spec import Layer, Program, Target, UserError
+from tvmflow.spec import Layer, Program, Target
 
 READS, RESULT, CONSTANTS, SCRATCH, IN_PLACE, ARGUMENTS = (
     f"tvmflow.{name}" for name in ("reads", "result", "constants", "scratch", "in_place", "arguments")
 )
 
 
-def network_of(program: Program) -> IntegerNetwork:
-    """Raises UserError if the program isn't one of integers."""
-    if program.integer is None:
-        raise UserError(f"{program.name} is no integer network, and a microcontroller gets no other: --dtype int8.")
-    return program.integer
-
-
 def choose_kernels(program: Program, target: Target) -> Program:
     """The integer network becomes functions in execution order, each of one layer or of a chain of them."""
     assert target.mcu is not None
-    network = network_of(program)
+    network = program.integer
+    assert network is not None
     readers = [name for layer in network.layers for name in layer.inputs]
     dtypes = {"input": "int8", **{layer.name: layer.dtype for layer in network.layers}}
     made_by = {"input": "input"}
@@ -57,7 +52,7 @@ def choose_kernels(program: Program, target: Target) -> Program:
 
 def _chain(layers: Sequence[IntegerLayer], readers: Sequence[str]) -> Sequence[IntegerLayer]:
     """The first layers, as far as each is read by the next and by nobody else."""
-    for count, (earlier, later) in enumerate(zip(layers, layers[1:], strict=False), 1):
+    for count, (earlier, later) in enumerate(pairwise(layers), 1):
         if later.inputs[0] != earlier.name or readers.count(earlier.name) != 1:
             return layers[:count]
     return layers
@@ -84,7 +79,7 @@ def _describe(kernel: Kernel, name: str) -> Layer:
     return Layer(
         kernel=name,
         modules=tuple(module for layer in kernel.layers for module in layer.modules),
-        macs=sum(layer.macs for layer in kernel.layers),
+        macs=sum(layer.macs for layer in kernel.layers if layer.kind != "pool"),  # as in float, where a pool has none
         bytes=int(touched) + sum(array.nbytes for array in kernel.constants.values()),
         schedule=kernel.schedule,
     )

@@ -56,17 +56,22 @@ void leave(uint32_t code) {
   }
 }
 
+/* Below what the caller of these has on the stack, with room for their own. */
+static inline volatile uint32_t *below(void) {
+  uint32_t *pointer;
+  __asm__ volatile("mov %0, sp" : "=r"(pointer));
+  return pointer - 8;
+}
+
 __attribute__((noinline)) void paint_stack(uint32_t bytes) {
-  volatile uint32_t here;
-  volatile uint32_t *below = &here - 8;
-  for (uint32_t index = 0; index < bytes / 4; index++) below[-(int32_t)index] = STACK_PAINT;
+  volatile uint32_t *first = below();
+  for (uint32_t index = 0; index < bytes / 4; index++) *(first - index) = STACK_PAINT;
 }
 
 __attribute__((noinline)) uint32_t painted_over(uint32_t bytes) {
-  volatile uint32_t here;
-  volatile uint32_t *below = &here - 8;
-  for (uint32_t index = bytes / 4; index > 0; index--)
-    if (below[1 - (int32_t)index] != STACK_PAINT) return 4 * index;
+  volatile uint32_t *first = below();
+  for (uint32_t count = bytes / 4; count > 0; count--)
+    if (*(first - (count - 1)) != STACK_PAINT) return 4 * count;
   return 0;
 }
 
@@ -97,6 +102,7 @@ static void reset(void) {
   leave((uint32_t)main());
 }
 
-__attribute__((section(".vectors"), used)) static const void *const vectors[16] = {
+extern const void *const vectors[16];
+__attribute__((section(".vectors"), used)) const void *const vectors[16] = {
     stack_top, (const void *)reset, (const void *)fault, (const void *)fault, (const void *)fault, (const void *)fault,
     (const void *)fault};

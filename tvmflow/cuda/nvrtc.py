@@ -64,7 +64,7 @@ template <class A, class B> struct conditional<false, A, B> { typedef B type; };
 """,
 }
 
-ARCHITECTURE = re.compile(r"(sm|compute)_\d{2,3}a?")
+ARCHITECTURE = re.compile(r"(sm|compute)_\d{2,3}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +135,16 @@ def pack(images: Mapping[str, bytes]) -> bytes:
         return buffer.raw
     finally:
         library.nvFatbinDestroy(ctypes.byref(handle))
+
+
+@functools.cache
+def supported() -> tuple[str, ...]:
+    """Numbers of the architectures that the compiler knows: "50", "52", …. Raises MissingDependencyError."""
+    count = ctypes.c_int()
+    _check(_library().nvrtcGetNumSupportedArchs(ctypes.byref(count)))
+    numbers = (ctypes.c_int * count.value)()
+    _check(_library().nvrtcGetSupportedArchs(numbers))
+    return tuple(str(number) for number in numbers)
 
 
 def version() -> str:

@@ -50,6 +50,7 @@ def assemble(
         "target": {
             **{key: manifest["target"][key] for key in ("name", "kind", "description", "cpu", "datasheet")},
             "arithmetic": bundle.target.arithmetic,
+            **({"gpu": manifest["target"]["gpu"]} if manifest["target"].get("gpu") else {}),
         },
         "verify": dict(verdict),
         "latency": latency(measurement) if measurement else None,
@@ -103,7 +104,6 @@ def latency(measurement: Measurement) -> dict[str, Any]:
     """
     figures = summarize(measurement.samples_ms)
     windows = [dict(window) for window in measurement.windows]
-    facts = {key: value for key, value in measurement.facts.items() if "bytes" not in key}
     if windows:
         figures["min"] = min(window["min"] for window in windows)
         figures["max"] = max(window["max"] for window in windows)
@@ -120,7 +120,7 @@ def latency(measurement: Measurement) -> dict[str, Any]:
         "warmup_repeats": len(measurement.warmup_ms),
         "warnings": list(measurement.warnings),
         **({"windows": windows} if windows else {}),
-        **({"facts": facts} if facts else {}),
+        **{key: value for key, value in measurement.facts.items() if key == "simulation"},
     }
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvmflow.report import Report
+from tvmflow.report.details import cells_of, header_of
 
 WIDTH, HEIGHT = 480.0, 220.0
 """Of a plot, in its own units; y goes down."""
@@ -59,6 +60,13 @@ TIMES = (
 )
 
 
+def processor(target: Mapping[str, Any]) -> str:
+    """What the network is computed on."""
+    if gpu := target.get("gpu"):
+        return f"{gpu['model']}, {gpu['architecture']}, {gpu['sms']} SM{'s' if gpu['sms'] > 1 else ''}"
+    return target["cpu"]["model"]
+
+
 def devices(reports: Sequence[Report]) -> list[Row]:
     """A row for each report: what the network is, what it takes there, and on what basis that is known."""
     rows = []
@@ -69,7 +77,7 @@ def devices(reports: Sequence[Report]) -> list[Row]:
             {
                 "model": report["model"]["name"],
                 "target": report["target"]["name"],
-                "processor": report["target"]["cpu"]["model"],
+                "processor": processor(report["target"]),
                 "parameters": report["model"]["parameters"],
                 "mmacs": report["model"]["macs"] / 1e6,
                 "module_kib": _kib(memory.get("library_bytes")),
@@ -101,7 +109,7 @@ def layers(report: Report) -> tuple[list[Column], list[Row]]:
             "schedule": layer["schedule"],
             "mmacs": layer["macs"] / 1e6,
             "kib": layer["bytes"] / 1024,
-            **{f"details.{key}": cell(value) for key, value in layer.get("details", {}).items()},
+            **{f"details.{place}": cell for place, cell in enumerate(cells_of(layer, report["layers"]))},
         }
         if time is not None:
             cumulative += time
@@ -112,14 +120,11 @@ def layers(report: Report) -> tuple[list[Column], list[Row]]:
                 "gflops": 2e-3 * layer["macs"] / time if time else None,
             }
         rows.append(row)
-    known = dict.fromkeys(key for row in rows for key in row if key.startswith("details."))
     more = [
         Column(
-            key=key,
-            heading=key.removeprefix("details.").replace("_", " ").capitalize(),
-            numeric=all(isinstance(row.get(key), int | float | None) for row in rows),
+            key=key, heading=name.capitalize(), numeric=all(number(row[key]) is not None for row in rows if row[key])
         )
-        for key in known
+        for key, name in ((f"details.{place}", name) for place, name in enumerate(header_of(report["layers"])))
     ]
     return [*LAYERS, *(TIMES if total else ()), *more], rows
 
@@ -127,6 +132,16 @@ def layers(report: Report) -> tuple[list[Column], list[Row]]:
 def layer_basis(report: Report) -> str:
     """What the layers' times are: "measured", say; "" where there are none."""
     return " and ".join(sorted({layer["latency"]["basis"] for layer in report["layers"] if layer["latency"]}))
+
+
+def number(value: Any) -> float | None:
+    """What a cell is sorted by: its number, also where it is text such as "1,200" or "75%"."""
+    if isinstance(value, str):
+        try:
+            return float(value.replace(",", "").removesuffix("%"))
+        except ValueError:
+            return None
+    return None if value is None else float(value)
 
 
 def show(value: Any, key: str = "") -> str:
@@ -213,7 +228,7 @@ def to_markdown(document: Mapping[str, Any]) -> str:
     for report in reports:
         columns, rows = layers(report)
         basis = layer_basis(report)
-        times = f" Times of layers are {basis}, in a run of their own." if basis else ""
+        times = f" Times of layers are {basis}{', in a run of their own' * (basis == 'measured')}." if basis else ""
         lines += ["", f"## {report['model']['name']} on {report['target']['name']}", ""]
         lines += [f"{report['target']['description']}; {report['target']['datasheet']}.{times}", ""]
         lines += _markdown_table(columns, rows)
@@ -256,15 +271,6 @@ def _plain(value: Any) -> Any:
 def _basis(latency: Mapping[str, Any]) -> str:
     count = latency["threads"]
     return f"{latency['basis']}, {count} thread{'s' if count > 1 else ''}"
-
-
-def cell(value: Any) -> Any:
-    """What a cell shows of a value: a mapping or a list becomes text."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {show(cell(entry))}" for key, entry in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(show(cell(entry)) for entry in value)
-    return value
 
 
 def _kib(count: int | None) -> float | None:

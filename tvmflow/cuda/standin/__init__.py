@@ -1,8 +1,8 @@
 """A CUDA driver without a GPU: TVM's real CUDA runtime runs on it, and kernels run as host code, slowly and strictly.
 
 Device memory is this computer's memory; each kernel is compiled from TVM's CUDA C for this computer, its threads being
-fibers with real barriers. driver.c has the driver, kernels.h what CUDA C means here and what it refuses. What this shows
-is that kernels compute the right numbers; how long that takes says nothing about a GPU and is never shown.
+fibers with real barriers. driver.c has the driver, kernels.h what CUDA C means here and what it refuses. What this
+shows is that kernels compute the right numbers; how long that takes says nothing about a GPU and is never shown.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def call(
     """`function(*arguments, **keywords)` in a new process in which TVM finds the stand-in as `tvm.cuda(0)`.
 
     The function has to be importable, and what it takes and returns picklable; PyTorch isn't there for it. The device
-    says that it is of `architecture`. `kernels` is the host code (`compile_kernels`) of whatever machine code is loaded;
-    without it, `use_for_kernels` has to be called before a module is built. `order`, of threads in a block, is
+    says that it is of `architecture`. `kernels` is the host code (`compile_kernels`) of whatever machine code is
+    loaded; without it, `use_for_kernels` has to be called before a module is built. `order`, of threads in a block, is
     "forward", "reverse" or "shuffled": a race shows in some orders only. Raises what the function raises, and
     VerificationError if its process dies.
     """
