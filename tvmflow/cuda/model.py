@@ -1,4 +1,4 @@
-"""How long a CUDA kernel may take, by a model that nobody has calibrated: good for ranking candidates, for nothing else.
+"""How long a CUDA kernel may take, by a model that nobody has calibrated: for ranking candidates, for nothing else.
 
 A kernel's time is the largest of five, each for the SM with the most blocks, plus what starting it costs:
 
