@@ -43,7 +43,7 @@ RULES: dict[str, Rule] = {
 """In the order in which boards try them."""
 
 
-MOST_CHOICES = 32
+MOST_CHOICES = 24
 
 
 def choices(name: str, func: PrimFunc, target: Target) -> list[Knobs]:

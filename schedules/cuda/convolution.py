@@ -18,8 +18,8 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules._convolution import read_convolution, unfuse
-from tvmflow.schedules.cuda._grid import live_taps
+from tvmflow.schedules._convolution import unfuse
+from tvmflow.schedules.cuda._grid import live_taps, read_convolution
 from tvmflow.schedules.cuda._product import Product, Tile, loops, tiles_for
 from tvmflow.schedules.cuda.pointwise import pixel, storing
 

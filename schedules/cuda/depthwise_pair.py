@@ -24,7 +24,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules._convolution import Convolution, read_convolutions, unfuse
+from tvmflow.schedules._convolution import Convolution, unfuse
 from tvmflow.schedules.cuda._grid import (
     Expr,
     launch,
@@ -32,6 +32,7 @@ from tvmflow.schedules.cuda._grid import (
     local,
     multiprocessors,
     pieces,
+    read_convolutions,
     shared,
     shared_bytes,
     when,
@@ -104,7 +105,7 @@ def fits(first: Convolution, second: Convolution) -> bool:
 
 def _read(func: tirx.PrimFunc) -> tuple[Convolution, Convolution] | None:
     convs = read_convolutions(func)
-    if len(convs) != 2 or any(conv.data_block or conv.weight_block or conv.out_block for conv in convs):
+    if len(convs) != 2:
         return None
     return (convs[0], convs[1]) if fits(*convs) else None
 

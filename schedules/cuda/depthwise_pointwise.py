@@ -21,8 +21,8 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules._convolution import Convolution, read_convolutions
-from tvmflow.schedules.cuda._grid import live_taps
+from tvmflow.schedules._convolution import Convolution
+from tvmflow.schedules.cuda._grid import live_taps, read_convolutions
 from tvmflow.schedules.cuda._product import Product, Tile, loops, tiles_for
 from tvmflow.schedules.cuda.pointwise import pixel, storing
 
@@ -70,7 +70,7 @@ def fits(depthwise: Convolution, pointwise: Convolution) -> bool:
 
 def _read(func: tirx.PrimFunc) -> Product | None:
     convs = read_convolutions(func)
-    if len(convs) != 2 or any(conv.data_block or conv.weight_block or conv.out_block for conv in convs):
+    if len(convs) != 2:
         return None
     first, second = convs
     if not fits(first, second):

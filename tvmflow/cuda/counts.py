@@ -338,7 +338,7 @@ CALLS: dict[str, Callable[..., np.ndarray]] = {
     "shift_left": np.left_shift,
     "bitwise_and": np.bitwise_and,
     "bitwise_or": np.bitwise_or,
-    "if_then_else": lambda condition, yes, no: np.where(condition != 0, yes, no),
+    "if_then_else": lambda condition, yes, no: np.asarray(np.where(condition != 0, yes, no)),
 }
 
 

@@ -189,7 +189,13 @@ def _die_with_parent(parent: int) -> None:
         sys.exit()
 
 
-KINDS: dict[str, Any] = {"build": Builder, "run": Runner, "remote": RemoteRunner}
+def _cuda_model(settings: dict[str, Any]) -> Callable[[dict[str, Any]], Answer]:
+    from tvmflow.cuda.rank import Model
+
+    return Model(settings)
+
+
+KINDS: dict[str, Any] = {"build": Builder, "run": Runner, "remote": RemoteRunner, "cuda-model": _cuda_model}
 
 
 def main() -> None:
