@@ -1,6 +1,6 @@
-"""What a search without a GPU asks of a candidate: machine code, a model's time, and whether its numbers are right.
+"""What a search asks of a candidate for a GPU: machine code; without a GPU a model's time, and whether it is right.
 
-`Model` lives in a process of `tvmflow.tune.worker`; `check_kernels` runs by `standin.call`.
+`compile_for_gpu` and `Model` run in processes of `tvmflow.tune.worker`, `check_kernels` by `standin.call`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import tvm
 from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 
 from tvmflow.cuda import counts, model, nvrtc
+from tvmflow.passes.bind_threads import launches
 from tvmflow.passes.plain_names import with_plain_names
 from tvmflow.spec import Gpu, TvmflowError
 
@@ -39,6 +40,26 @@ class Model:
             return {"outcome": "failed", "message": f"no SM of {self.gpu.model} can hold a block of it"}
         taken = {name: asdict(row) for name, row in resources.items()}
         return {"outcome": "ok", "us": time_us, "resources": taken}
+
+
+def compile_for_gpu(module: tvm.IRModule, target: tvm.target.Target) -> Any:
+    """A candidate's library with machine code in it, or that of the unscheduled kernel for the CPU beside the GPU.
+
+    Raises CompileError, and TvmflowError without a driver, for then TVM would embed CUDA C that nobody has compiled.
+    """
+    import tvm_ffi
+    from tvm.support import nvcc  # noqa: F401 - it registers a compiler of its own when it is imported
+
+    if not any(launches(module["main"])):
+        return tvm.compile(module, target=target.host)
+    if not tvm.cuda(0).exist:
+        raise TvmflowError("TVM's CUDA runtime finds no GPU here")
+    tvm_ffi.register_global_func(
+        "tvm_callback_cuda_compile",
+        lambda source: nvrtc.compile_cuda(source, (str(target.attrs["arch"]),)).image,
+        override=True,
+    )
+    return tvm.compile(with_plain_names(module), target=target)
 
 
 def check_kernels(pairs: Sequence[tuple[str, str]], target: dict[str, Any]) -> list[str]:

@@ -53,7 +53,12 @@ class LocalMeasurer:
         lent = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         threads = min(target.cpu.cores, len(lent) or os.cpu_count() or 1)
         # the last cores: interrupts and other programs prefer the first
-        settings = {"parent": os.getpid(), "shortest_ms": SHORTEST_MS, "cpus": lent[-threads:]}
+        settings = {
+            "parent": os.getpid(),
+            "shortest_ms": SHORTEST_MS,
+            "cpus": lent[-threads:],
+            "device": device(target),
+        }
         environment = {**toolchain.python_environment(), "TVM_NUM_THREADS": str(threads)}
         self.runner = start_process("run", settings, environment, RUN_LIMIT_S)
 
@@ -112,6 +117,11 @@ class LocalMeasurer:
     def close(self) -> None:
         """End the runner."""
         self.runner.close()
+
+
+def device(target: Target) -> str:
+    """What candidates for a board run on: "cpu" or "cuda"."""
+    return "cpu" if target.gpu is None else "cuda"
 
 
 RUNNERS = ("auto", "local", "rpc", "modelled")

@@ -51,6 +51,7 @@ class ModelledMeasurer:
         assert target.gpu is not None
         self.check = check  # asked several times a second while it waits; what it raises passes
         self._seconds = {"build": 0.0, "run": 0.0}
+        self._results: dict[tuple[str, str], Result] = {}
         settings = {
             "parent": os.getpid(),
             "target": tvm_target,
@@ -68,15 +69,22 @@ class ModelledMeasurer:
         """Seconds spent so far: all of them are "build"."""
         return self._seconds
 
-    def measure(self, task: Any, candidates: Sequence[Any], best_ms: float | None) -> Iterator[Result]:
-        """One result after the other; what counts as its time is the model's."""
+    def prepare(self, candidates: Sequence[Candidate]) -> None:
+        """Compile candidates of several tasks side by side, for `measure` to have them when their turns come."""
+        new = [row for row in candidates if (row.task, row.text) not in self._results]
         started = time.perf_counter()
-        messages = [{"module": json_of(candidate.module)} for candidate in candidates]
         try:
+            messages = [{"module": json_of(row.module)} for row in new]
             results = side_by_side(self.processes, messages, _result, self.check)
         finally:
             self._seconds["build"] += time.perf_counter() - started
-        yield from results
+        self._results |= {(row.task, row.text): result for row, result in zip(new, results, strict=True)}
+
+    def measure(self, task: Any, candidates: Sequence[Any], best_ms: float | None) -> Iterator[Result]:
+        """One result after the other; what counts as its time is the model's."""
+        self.prepare(candidates)
+        for row in candidates:
+            yield self._results[row.task, row.text]
 
     def compare(self, task: Any, candidates: Sequence[Any], rounds: int) -> list[tuple[float, ...]]:
         """Nothing to take in turns: a model says the same each time."""
@@ -101,6 +109,14 @@ def _result(answer_of: Callable[[], dict[str, Any] | None]) -> Result | None:
 
 class ModelledSession(Session):
     """A search whose winners are the model's first choices that compute the right thing."""
+
+    def _search(self) -> str:
+        defaults = [space.default for key, space in self.spaces.items() if not self.store.trials(key)]
+        if isinstance(self.measurer, ModelledMeasurer):
+            before = dict(self.measurer.seconds)
+            self.measurer.prepare(defaults[: self.options.trials])
+            self._spend("waiting", {kind: self.measurer.seconds[kind] - before[kind] for kind in before})
+        return super()._search()
 
     def _decide(self) -> None:
         ranked = {key: self._ranked(key) for key in self.keys}
