@@ -25,7 +25,7 @@ from vta_programs import DRAM_BYTES, SMALL, in_series, program  # noqa: E402
 
 from tvmflow.vta import isa, selftest, simulate  # noqa: E402
 from tvmflow.vta.config import SAMPLES, Config  # noqa: E402
-from tvmflow.vta.isa import Instruction, Load, Memory  # noqa: E402
+from tvmflow.vta.isa import Alu, Finish, Instruction, Load, Memory, Operation, Store, Uop  # noqa: E402
 from tvmflow.vta.program import Executable, relocate  # noqa: E402
 from tvmflow.vta.semantics import State  # noqa: E402
 
@@ -87,16 +87,25 @@ UPSTREAM = {"fsim": run_fsim, "hls": run_hls}
 
 
 def random_executable(seed: int, config: Config) -> Executable:
-    """A random legal program, with tokens, which begins by filling every buffer."""
+    """A random legal program, with tokens, which begins by filling every buffer and ends by storing all of ACC."""
     instructions, dram = program(np.random.default_rng(seed), config)
-    fill = []
+    begin, end = [], []
     for memory in (Memory.INP, Memory.WGT, Memory.ACC, Memory.UOP):
         count = min(isa.depth(memory, config), DRAM_BYTES // isa.element_bytes(memory, config))
         for start in range(0, isa.depth(memory, config), count):
-            fill.append(Load(memory=memory, sram_base=start, y_size=1, x_size=count, x_stride=count))
-    code = in_series((*fill, *instructions))
+            begin.append(Load(memory=memory, sram_base=start, y_size=1, x_size=count, x_stride=count))
+    more = np.zeros(8 * config.acc_depth * config.out_bytes, np.uint8)  # a micro-op, and a byte of each lane at a time
+    more[:4] = isa.encode_uops([Uop(0, 0)], config).view(np.uint8)
+    every = {"iter_in": config.acc_depth, "dst_factor_in": 1, "src_factor_in": 1}
+    end.append(Load(memory=Memory.UOP, dram_base=DRAM_BYTES // 4, y_size=1, x_size=1, x_stride=1))
+    for byte in range(4):
+        shift = Alu(operation=Operation.SHR, use_imm=True, imm=8 if byte else 0, uop_bgn=0, uop_end=1, **every)
+        place = DRAM_BYTES // config.out_bytes + (1 + byte) * config.acc_depth
+        end += [shift, Store(dram_base=place, y_size=1, x_size=config.acc_depth, x_stride=config.acc_depth)]
+    image = np.concatenate([dram, more])
+    code = in_series((*begin, *instructions[:-1], *end, Finish()))
     return Executable(
-        config=config, instructions=tuple(code), image=dram, memory_bytes=dram.size, inputs=(), outputs=()
+        config=config, instructions=tuple(code), image=image, memory_bytes=image.size, inputs=(), outputs=()
     )
 
 
