@@ -10,7 +10,6 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-from boards import ssh_board
 from conftest import ROOT
 from integer_networks import POOL, conv, dense, depthwise, random_network
 
@@ -89,41 +88,23 @@ def test_a_bundle_runs_on_the_boards_own_driver(built):
     core, base = "hls", 0x43C00000
     board = FakeBoard(Config(), core, base)
     hardware = {"window": board.window, "memory": board.allocate}
-    self_test(str(built), core, base, **hardware)
+    self_test(str(built / "runner" / "selftest"), core, base, **hardware)
     vector = sorted((built / "vectors").iterdir())[0]
     with Device(str(built), core, base, **hardware) as device:
         found = device.run(np.load(vector / "input-0.npy"))
     assert np.array_equal(found.reshape(1, -1), np.load(vector / "output-0.npy"))
-    assert (built / "driver" / "vta_driver.py").exists()
+    assert (built / "runner" / "run").exists()
 
 
-FAKE_PYTHON = """
-import importlib.util, pathlib, sys
-script = pathlib.Path(sys.argv[1])
-sys.path[:0] = [{root!r}, str(script.parent)]
-from tvmflow.vta.config import Config
-from tvmflow.vta.driver.fake import FakeBoard
-found = importlib.util.spec_from_file_location("vta_bundle", script)
-module = importlib.util.module_from_spec(found)
-found.loader.exec_module(module)
-board = FakeBoard(Config(), "hls", 0x43C00000)
-sys.exit(module.main(sys.argv[2:], window=board.window, memory=board.allocate))
-"""
-"""In place of the board's Python: the same script, with a register file and a simulator as its hardware."""
-
-
-def test_deployed_to_a_board_with_a_fake_device(built, tmp_path):
-    """Over SSH: carried, its vectors run through the driver, timed, and reported. Only the hardware isn't one."""
-    with ssh_board(tmp_path / "board") as board:
-        (tmp_path / "fake.py").write_text(FAKE_PYTHON.format(root=str(ROOT)))
-        board.command("python3", f'exec {sys.executable} {tmp_path / "fake.py"} "$@"')
-        report = board.deploy(built)
-        assert report["verify"]["passed"] is True
-        assert report["verify"]["method"] == "device"
-        assert (board.home / report["device"]["folder"] / "program.bin").is_file()
-        board.command("python3", f'exec {sys.executable} "$@"')
-        with pytest.raises(VerificationError, match="can't be run on board"):  # as it is, where there is no FPGA
-            board.deploy(built)
+def test_deploying_to_a_fake_board(built, board):
+    """The bundle goes over SSH to a board and runs there on a fake VTA, which gives a verdict and no latency."""
+    fake = f"PYTHONPATH={ROOT} VTA_HARDWARE=tvmflow.vta.driver.fake:rehearsal"
+    board.command("python3", f'export {fake}; exec {sys.executable} "$@"')
+    report = board.deploy(built)
+    assert report["verify"]["passed"]
+    assert report["device"]["basis"] == "emulated"
+    assert report["latency"] is None
+    assert "tvmflow.vta.driver.fake:rehearsal" in report["latency_note"]
 
 
 def test_a_damaged_program_is_found_out(built, model, tmp_path, monkeypatch):

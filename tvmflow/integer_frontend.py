@@ -1,4 +1,4 @@
-"""A quantised network becomes a Program: plain integer kernels in Relax, and golden vectors from its exact reference."""
+"""A quantised network becomes a Program: plain integer kernels in Relax, golden vectors from its reference."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def integer_program(network: IntegerNetwork, source: str = "") -> Program:
                 shape = network.output_shape if layer is network.layers[-1] else layer.output_shape
                 arrays = [relax.const(array) for array in (layer.weight, layer.bias, requantisation(layer))]
                 call = builder.call_te(
-                    functools.partial(_emit, layer, shape), values[read], *arrays, primfunc_name_hint=f"integer_{layer.kind}"
+                    functools.partial(_emit, layer, shape),
+                    values[read],
+                    *arrays,
+                    primfunc_name_hint=f"integer_{layer.kind}",
                 )
                 emit = builder.emit_output if layer is network.layers[-1] else builder.emit
                 values[layer.name] = emit(call, layer.name.replace(".", PATH_SEPARATOR))

@@ -20,41 +20,47 @@ def report(
         list[Path],
         typer.Argument(
             metavar="BUNDLE|REPORT.json|RECORDS…",
-            help="Bundles, reports that --json wrote, or work dirs of `tvmflow tune`.",
+            help="Bundles, reports that --json or `report` wrote, or work dirs of `tvmflow tune`.",
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--output", help="Folder for report.json and report.html.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--output", help="A folder for report.html, .json, .md and .csv, or one such file.")
+    ],
     threads: Threads = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs.")] = 3.0,
 ) -> None:
-    """Verify bundles, time those that this computer can run, and write report.json and report.html.
+    """Verify bundles, time those that this computer can run, and write a report for people and programs.
 
     Reports that were made elsewhere, as by `deploy` on a board, are put beside them as they are; records of `tvmflow
     tune` are shown as the course of the search.
     """
-    from tvmflow.report import collect, read_report, write_json, write_text
-    from tvmflow.report.render import render_html, report_text
+    from tvmflow.report import Report, collect, read_reports, write_text
+    from tvmflow.report.render import FORMATS, report_text
     from tvmflow.report.search import search_of
     from tvmflow.survey import survey
     from tvmflow.tune.store import Store, find_stores
 
-    if not out.is_dir():
-        raise UserError(f"There is no folder {out} for the report.")
-    reports, searches = [], []
+    if not out.is_dir() and (out.suffix not in FORMATS or not out.parent.is_dir()):
+        suffixes = ", ".join(FORMATS)
+        raise UserError(f"There is no folder {out} for the report, nor does it name a file of {suffixes} in one.")
+    reports: list[Report] = []
+    searches = []
     for path in sources:
+        known = len(reports)
         if path.suffix == ".json":
-            reports.append(read_report(path))
+            reports += read_reports(path)
         elif records := list(find_stores(path)):
             searches += [search_of(Store(folder)) for folder in records]
             continue
         else:
             log.info(f"Surveying {path}")
             reports.append(survey(path, threads=threads, seconds=seconds, must_run=False))
-        print(report_text(reports[-1], layers=False), end="\n\n")
+        for row in reports[known:]:
+            print(report_text(row, layers=False), end="\n\n")
     document = collect(reports, searches)
-    write_json(out / "report.json", document)
-    write_text(out / "report.html", render_html(document))
-    print(f"{out / 'report.json'}\n{out / 'report.html'}")
+    for file in [out / f"report{suffix}" for suffix in FORMATS] if out.is_dir() else [out]:
+        write_text(file, FORMATS[file.suffix](document))
+        print(file)
     failed = [row["target"]["name"] for row in reports if row["verify"]["passed"] is False]
     if failed:
         raise VerificationError(f"The bundles for {', '.join(failed)} don't compute what the network computes.")
@@ -72,12 +78,11 @@ def diff(
     json: Json = None,
 ) -> None:
     """Say what changed from one report to another, in which layers, and whether it is more than noise."""
-    from tvmflow.report import compare
+    from tvmflow.report import compare, read_reports
 
     threshold = compare.parse_share(fail_over) if fail_over is not None else None
     found = [
-        compare.compare(*pair, any_basis=any_basis)
-        for pair in compare.pairs(compare.read_reports(before), compare.read_reports(after))
+        compare.compare(*pair, any_basis=any_basis) for pair in compare.pairs(read_reports(before), read_reports(after))
     ]
     show("\n\n".join(map(compare.text, found)), found, json)
     if broken := [row["target"] for row in found if row["verify"]["after"] is False]:

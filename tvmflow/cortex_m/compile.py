@@ -14,7 +14,7 @@ from tvm import tirx
 
 from tvmflow import __version__, toolchain
 from tvmflow.cortex_m.options import STACK_BYTES, compiler_options
-from tvmflow.cortex_m.stages import ARGUMENTS, CONSTANTS, functions_of, network_of
+from tvmflow.cortex_m.stages import ARGUMENTS, CONSTANTS, functions_of
 from tvmflow.integer import IntegerNetwork
 from tvmflow.spec import Program, Target
 from tvmflow.toolchain import Linker
@@ -160,7 +160,8 @@ def weights_source(image: Image) -> str:
 
 def header(program: Program, target: Target, image: Image) -> str:
     """The C99 header of the library."""
-    network = network_of(program)
+    network = program.integer
+    assert network is not None
     memory = program.memory
     prefix = image.name.upper()
     shapes = ["×".join(map(str, shape)) for shape in (network.input_shape[1:], network.output_shape[1:])]
@@ -227,14 +228,17 @@ def network_source(image: Image, kernels: str = "") -> str:
             *(f"__attribute__((weak)) void __aeabi_unwind_cpp_pr{number}(void) {{}}" for number in range(2)),
         ]
     )
+    arena = [
+        f'__attribute__((aligned({ALIGNMENT}), section(".bss.{name}_arena")))',
+        f"static uint8_t arena[{image.arena_bytes}];",
+        "",
+    ]
     lines = [
         f'#include "{name}.h"',
         "",
         f"extern const uint8_t {name}_weights[];",
         "",
-        f'__attribute__((aligned({ALIGNMENT}), section(".bss.{name}_arena")))',
-        f"static uint8_t arena[{image.arena_bytes}];",
-        "",
+        *(arena if image.arena_bytes else []),
         *declared,
         "",
         f"void {name}_run(const int8_t *input, int8_t *output) {{",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmflow import __version__, backends, bundle, device, interrupt
+from tvmflow import __version__, backends, bundle, interrupt
 from tvmflow.spec import Measurement, Program, Target, TensorSpec, UserError, VerificationError
 from tvmflow.vta import program as programs
-from tvmflow.vta import selftest, timing
-from tvmflow.vta.driver import vta_driver
+from tvmflow.vta import timing
+from tvmflow.vta.driver import make_runner, vta_driver
 from tvmflow.vta.simulate import Machine
 from tvmflow.vta.stages import compiled_of, configuration
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROGRAM, MEMORY, LAYOUT = programs.FILES
-DRIVER, SELF_TEST = "driver", "selftest"
 
 
 def check(target: Target, out: Path, linker: str = "auto", *, runner: bool = False) -> None:
@@ -68,9 +66,6 @@ def build(
         folder = Path(name)
         executable = compiled_of(compiled).executable
         programs.save(executable, folder, facts={"model": program.name, "board": target.name})
-        selftest.save(executable.config, folder / SELF_TEST)
-        _copy_driver(folder / DRIVER)
-        _write_runner(folder / device.PROGRAM)
         interrupt.check()
         if verify:
             log.info(f"Verifying {program.name} on {len(program.vectors)} golden vectors")
@@ -86,43 +81,26 @@ def build(
             versions={"tvmflow": __version__, "numpy": np.__version__},
             memory=compiled.memory,
             verify=verdict,
-            extras={name: folder / name for name in (MEMORY, LAYOUT, SELF_TEST, DRIVER)},
-            runner=folder / Path(device.PROGRAM).parent,
+            runner=make_runner(folder, executable.config),
+            extras={name: folder / name for name in (MEMORY, LAYOUT)},
             usage=_usage(compiled, target),
         )
 
 
-def _copy_driver(folder: Path) -> None:
-    """The sources of the driver, in Python and in C."""
-    folder.mkdir()
-    for source in Path(vta_driver.__file__).parent.glob("vta_*"):
-        shutil.copyfile(source, folder / source.name)
-
-
-def _write_runner(path: Path) -> None:
-    """What `tvmflow deploy` runs on the board, in place of the program that CPUs have."""
-    path.parent.mkdir()
-    path.write_text(f'#!/bin/sh\nexec python3 "$(dirname "$0")/../{DRIVER}/vta_bundle.py" "$@"\n')
-    path.chmod(0o755)
-
-
 def _usage(program: Program, target: Target) -> str:
     config, first = compiled_of(program).executable.config, bundle.vector_names(program)[0]
+    base = "" if target.name in vta_driver.BOARDS else " --core CORE --base ADDRESS-OF-ITS-REGISTERS"
     on_the_board = f"""
 On the board, as root, with the bitstream {config.bitstream} of HW_VER {config.version}:
 
-    python3 {DRIVER}/vta_driver.py . --board {target.name} --bitstream vta.bit --input vectors/{first}/input-0.npy
-    gcc -O2 -o vta_run {DRIVER}/*.c     # the same in C
-
-`{SELF_TEST}` holds small programs that show the driver whether the bitstream speaks this instruction set.
-"""
-    if target.name not in vta_driver.BOARDS:
-        on_the_board = f"""
-`{DRIVER}` has drivers for the boards {", ".join(vta_driver.BOARDS)}; for {target.name} it has to be adapted.
+    runner/run --self-test --bitstream vta.bit{base}     # the golden vectors, to the bit
+    runner/run vectors/{first}/input-0.npy{base}
+    cd runner && cc -O2 vta_run.c vta_driver.c vta_linux.c -ldl -o vta_run     # the same in C
 """
     return f"""- `{PROGRAM}`: the instructions, 16 bytes each, little-endian.
 - `{MEMORY}`: the memory image that they work in: weights as tiles, micro-ops.
 - `{LAYOUT}`: how much memory is needed, its alignment, where input and output lie in it, and the configuration.
+- `runner`: the driver, in Python and in C, and programs that show whether a bitstream speaks this instruction set.
 - `vectors`: golden inputs and outputs.
 
 Addresses in instructions are relative to the image, in units of the element that is moved.
