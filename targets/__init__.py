@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from tvmflow.spec import Cpu, Mcu, Target, UserError, Vta
-from tvmflow.targets import arm_cpu, cortex_m, llvm, vta
+from tvmflow.spec import Cpu, Gpu, Mcu, Target, UserError, Vta
+from tvmflow.targets import arm_cpu, cortex_m, cuda, llvm, vta
 
 TARGETS: dict[str, Target] = {
     board.name: board
@@ -19,6 +21,7 @@ TARGETS: dict[str, Target] = {
         arm_cpu.RASPBERRY_PI_4B,
         arm_cpu.RASPBERRY_PI_5,
         arm_cpu.ANDROID_ARM64,
+        *cuda.BOARDS,
         *vta.BOARDS,
         *cortex_m.BOARDS,
     )
@@ -27,6 +30,7 @@ TARGETS: dict[str, Target] = {
 DEFAULT_BOARD: dict[str, str] = {
     "llvm": "host",
     "arm_cpu": "raspberry-pi-4b",
+    "cuda": "jetson-agx-orin",
     "vta": "pynq-z1",
     "cortex_m": "mps3-an547",
 }
@@ -54,10 +58,28 @@ def find(kind: str | None, board: str | None) -> Target:
 
 def compute_in(target: Target, dtype: str) -> Target:
     """The board, told to compute networks in `dtype`. Raises UserError if it can't do that well."""
+    if dtype not in target.arithmetics and target.gpu is not None:
+        raise UserError(
+            f"--dtype {dtype}: for GPUs such as that of {target.name}, networks are computed in float32 only."
+        )
     if dtype not in target.arithmetics:
         others = ", ".join(board.name for board in TARGETS.values() if dtype in board.arithmetics)
         raise UserError(f"The {target.cpu.model} of {target.name} has no {dtype} arithmetic; boards that do: {others}.")
     return replace(target, arithmetic=dtype)
+
+
+def compile_also(target: Target, architectures: Sequence[str]) -> Target:
+    """The board, whose builds are for other GPUs as well: "sm_90", or "compute_90" for PTX. Raises UserError."""
+    if not architectures:
+        return target
+    if target.gpu is None:
+        raise UserError(f"--arch names architectures of NVIDIA GPUs, and {target.name} has none.")
+    for name in architectures:
+        if not re.fullmatch(r"(sm|compute)_\d{2,3}", name):
+            raise UserError(
+                f"--arch {name} is no architecture of a GPU: they are called sm_90 or, for PTX, compute_90."
+            )
+    return replace(target, gpu=replace(target.gpu, also=tuple(architectures)))
 
 
 def load_toml(path: Path) -> Target:
@@ -91,7 +113,7 @@ def _override(base: Any, content: dict[str, Any], path: Path, table: str) -> Any
         if key not in known or key == "kind":
             raise UserError(f"{path} has an unknown key {where!r}; known are {', '.join(sorted(known - {'kind'}))}.")
         old = getattr(base, key)
-        if isinstance(old, Cpu | Mcu | Vta) and isinstance(value, dict):
+        if isinstance(old, Cpu | Gpu | Mcu | Vta) and isinstance(value, dict):
             changes[key] = _override(old, value, path, f"{key}.")
         elif isinstance(old, dict) and isinstance(value, dict):
             changes[key] = {**old, **value}

@@ -70,6 +70,7 @@ class Backend(Protocol):
 MODULES: dict[str, str] = {
     "llvm": "tvmflow.cpu",
     "arm_cpu": "tvmflow.cpu",
+    "cuda": "tvmflow.cuda.backend",
     "vta": "tvmflow.vta.backend",
     "cortex_m": "tvmflow.cortex_m.backend",
 }

@@ -7,9 +7,10 @@ import importlib.metadata
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tvmflow import __version__, bundle, device, interrupt, toolchain
@@ -18,6 +19,9 @@ from tvmflow.tune.store import Best
 from tvmflow.verify import failure_sentence, tolerance, verify_library
 
 log = logging.getLogger(__name__)
+
+Compiler = Callable[..., Program]
+"""`compile_library`, or what a kind of target has in its place."""
 
 
 def build(
@@ -30,15 +34,20 @@ def build(
     verify: bool = True,
     runner: bool = False,
     records: Mapping[str, Best] | None = None,
+    compiler: Compiler | None = None,
+    companions: Sequence[str] = (),
+    more_versions: Mapping[str, str] = MappingProxyType({}),
 ) -> bundle.Bundle:
     """Compile `program` for `target` into a bundle at `out` (a directory, or one file if it ends in .tar).
 
     The library is run against the golden vectors wherever this computer can run it; a library that computes
     something else is never written. `records` are schedules that a search found (`tvmflow.tune.apply.find_records`);
     one that makes the network compute something else is left out, and the log says so. With `runner`, what devices
-    without Python need is added and tested in the same way. Raises UserError, MissingDependencyError,
-    VerificationError.
+    without Python need is added and tested in the same way. A kind with a compiler of its own gives it in place of
+    `compile_library`; of what that leaves beside the library, the files and folders named by `companions` go into the
+    bundle as well. Raises UserError, MissingDependencyError, VerificationError.
     """
+    compiler = compiler or compile_library
     chosen = check(target, out, linker, runner=runner)
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
         _require_space(Path(folder), program)
@@ -48,7 +57,7 @@ def build(
         left = dict(records or {})
         while True:
             tried = replace(program, records=left)
-            compiled = compile_library(tried, target, chosen, library, dump_dir=dump_dir)
+            compiled = compiler(tried, target, chosen, library, dump_dir=dump_dir)
             interrupt.check()
             toolchain.check_elf(library, target.elf, target.name)
             if not verify:
@@ -59,7 +68,7 @@ def build(
                 break
             if not compiled.records:
                 raise VerificationError(failure_sentence(verdict, f"{program.name} compiled for {target.name}"))
-            culprit = _find_culprit(program, target, chosen, library, compiled.records)
+            culprit = _find_culprit(compiler, program, target, chosen, library, compiled.records)
             log.info(
                 f"{culprit.name} by the record {culprit.candidate} makes {program.name} compute something else; "
                 "it gets its default schedule."
@@ -70,9 +79,10 @@ def build(
             program=compiled,
             target=target,
             library=library,
-            versions=versions(chosen),
+            versions={**versions(chosen), **more_versions},
             memory={**compiled.memory, **toolchain.section_bytes(library), "library_bytes": library.stat().st_size},
             verify=verdict,
+            extras={name: library.with_name(name) for name in companions if library.with_name(name).exists()},
         )
         interrupt.check()
         if not runner:
@@ -111,7 +121,12 @@ def _verdict(library: Path, target: Target, program: Program, *, tuned: bool) ->
 
 
 def _find_culprit(
-    program: Program, target: Target, linker: toolchain.Linker, library: Path, records: Mapping[str, Best]
+    compiler: Compiler,
+    program: Program,
+    target: Target,
+    linker: toolchain.Linker,
+    library: Path,
+    records: Mapping[str, Best],
 ) -> Best:
     """A record without which `records` may pass: the last of the shortest run of them that fails, by halving."""
     keys = list(records)
@@ -119,7 +134,7 @@ def _find_culprit(
     while failing - passing > 1:
         middle = (passing + failing) // 2
         tried = replace(program, records={key: records[key] for key in keys[:middle]})
-        compile_library(tried, target, linker, library)
+        compiler(tried, target, linker, library)
         passed = _verdict(library, target, program, tuned=True)["passed"] is not False
         passing, failing = (middle, failing) if passed else (passing, middle)
     return records[keys[failing - 1]]

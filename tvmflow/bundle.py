@@ -23,7 +23,20 @@ from typing import Any
 import numpy as np
 
 from tvmflow import device, toolchain
-from tvmflow.spec import NO_ELF, Cpu, Layer, Mcu, Preprocessing, Program, Target, TensorSpec, UserError, Vector, Vta
+from tvmflow.spec import (
+    NO_ELF,
+    Cpu,
+    Gpu,
+    Layer,
+    Mcu,
+    Preprocessing,
+    Program,
+    Target,
+    TensorSpec,
+    UserError,
+    Vector,
+    Vta,
+)
 
 FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.0"
 MANIFEST, LIBRARY = "manifest.json", "model.so"
@@ -45,7 +58,7 @@ REQUIRED: dict[str, type] = {
 """What a manifest has besides `format`, `schema_version` and `preprocessing`, which may be null."""
 
 
-FACTS: dict[str, type] = {"cpu": Cpu, "mcu": Mcu, "vta": Vta}
+FACTS: dict[str, type] = {"cpu": Cpu, "gpu": Gpu, "mcu": Mcu, "vta": Vta}
 """The parts of a board that are records of their own; those of other kinds are null or missing."""
 
 
@@ -307,25 +320,38 @@ def _readme(content: Mapping[str, Any], usage: str) -> str:
         return ", ".join(f"`{spec['name']}` {spec['dtype']} {_dims(spec['shape'])}" for spec in specs)
 
     target, verdict = content["target"], content["verify"]
+    gpu = target["gpu"]
+    processor = (
+        f"{gpu['model']}, {gpu['architecture']}, beside {target['cpu']['model']}" if gpu else target["cpu"]["model"]
+    )
+    if target["elf"]["bits"]:
+        processor += f", {target['elf']['bits']}-bit {target['elf']['machine']}"
+    note = f"\n{gpu['runtime_note']}\n" if gpu and gpu["runtime_note"] else ""
+    compiler = f" with Apache TVM {content['versions']['tvm']}" if "tvm" in content["versions"] else ""
     checked = {
         True: f"Verified ({verdict.get('method')}) on {len(content['vectors'])} golden vectors.",
         None: f"Not verified: {verdict.get('reason')}",
     }[verdict["passed"]]
     return f"""# {content["model"]["name"]} for {target["name"]}
 
-{target["description"]}: {target["cpu"]["model"]}, {target["elf"]["bits"]}-bit {target["elf"]["machine"]}.
-Made by tvmflow {content["versions"]["tvmflow"]} with Apache TVM {content["versions"]["tvm"]}. {checked}
+{target["description"]}: {processor}.
+Made by tvmflow {content["versions"]["tvmflow"]}{compiler}. {checked}
 
 Inputs: {table(content["inputs"])}. Outputs: {table(content["outputs"])}.
 
-{usage}
+{usage}{note}
 `manifest.json` holds preprocessing, class labels, layers, memory and the SHA-256 of every file.
 """
 
 
 def _runner(content: Mapping[str, Any]) -> str:
     template = Path(__file__).with_name("run_template.py").read_text(encoding="utf-8")
-    return template.format(tvm=content["versions"]["tvm"], library=content["library"], vector=content["vectors"][0])
+    return template.format(
+        tvm=content["versions"]["tvm"],
+        library=content["library"],
+        vector=content["vectors"][0],
+        device="cuda" if content["target"]["gpu"] else "cpu",
+    )
 
 
 def _pack(root: Path, members: list[Path], archive_path: Path) -> None:

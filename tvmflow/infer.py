@@ -31,9 +31,7 @@ def infer(bundle: Bundle, paths: Sequence[Path]) -> dict[str, Any]:
         "outputs": {spec.name: array.tolist() for spec, array in zip(bundle.outputs, outputs, strict=True)},
     }
     if bundle.labels and outputs[0].shape[-1] == len(bundle.labels):
-        result["classes"] = [
-            top_classes(logits, bundle.labels) for logits in real_outputs(bundle, outputs[0])
-        ]
+        result["classes"] = [top_classes(logits, bundle.labels) for logits in real_outputs(bundle, outputs[0])]
     return result
 
 

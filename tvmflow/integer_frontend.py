@@ -1,4 +1,4 @@
-"""A quantised network becomes a Program: plain integer kernels in Relax, and golden vectors from its exact reference."""
+"""A quantised network becomes a Program: plain integer kernels in Relax, golden vectors from its reference."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def integer_program(network: IntegerNetwork, source: str = "") -> Program:
                 shape = network.output_shape if layer is network.layers[-1] else layer.output_shape
                 arrays = [relax.const(array) for array in (layer.weight, layer.bias, requantisation(layer))]
                 call = builder.call_te(
-                    functools.partial(_emit, layer, shape), values[read], *arrays, primfunc_name_hint=f"integer_{layer.kind}"
+                    functools.partial(_emit, layer, shape),
+                    values[read],
+                    *arrays,
+                    primfunc_name_hint=f"integer_{layer.kind}",
                 )
                 emit = builder.emit_output if layer is network.layers[-1] else builder.emit
                 values[layer.name] = emit(call, layer.name.replace(".", PATH_SEPARATOR))
@@ -154,3 +157,20 @@ def _vectors(network: IntegerNetwork) -> tuple[Vector, ...]:
 
 def _vector(name: str, array: np.ndarray, network: IntegerNetwork) -> Vector:
     return Vector(name=name, inputs=(array,), outputs=(network.run(array),))
+
+
+def graphless_program(network: IntegerNetwork, source: str = "") -> Program:
+    """`integer_program` without the Relax module and its layers, for backends that compile the network itself."""
+    vectors = _vectors(network)
+    return Program(
+        name=network.name,
+        source=source or network.name,
+        module=None,
+        inputs=(TensorSpec(name=INPUT, shape=tuple(network.input_shape), dtype="int8"),),
+        outputs=(TensorSpec(name=OUTPUT, shape=vectors[0].outputs[0].shape, dtype=network.layers[-1].dtype),),
+        vectors=vectors,
+        parameters=sum(layer.weight.size + layer.bias.size for layer in network.layers if layer.kind != "pool"),
+        labels=network.labels,
+        preprocessing=network.preprocessing,
+        integer=network,
+    )

@@ -7,14 +7,17 @@ from pathlib import Path
 
 from tvmflow import interrupt
 from tvmflow.cortex_m.stages import choose_kernels, lower_kernels, place_tensors
+from tvmflow.passes.bind_threads import bind_threads
 from tvmflow.passes.block_channels import block_channels
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fold_scales import fold_scales
 from tvmflow.passes.fuse_depthwise import fuse_depthwise
 from tvmflow.passes.fuse_operators import fuse_operators
+from tvmflow.passes.fuse_separable import fuse_separable
 from tvmflow.passes.integer_kernels import integer_kernels
 from tvmflow.passes.lower import lower, plan_memory
 from tvmflow.passes.narrow_floats import narrow_floats
+from tvmflow.passes.plain_names import plain_names
 from tvmflow.passes.schedule_kernels import schedule_kernels
 from tvmflow.passes.transpose_dense import transpose_dense
 from tvmflow.spec import Program, Target
@@ -36,6 +39,23 @@ CPU: tuple[Stage, ...] = (
     schedule_kernels,
     # numbers: float16 where the board is told so
     narrow_floats,
+    # virtual machine: storage is planned, what is left becomes byte code
+    plan_memory,
+    lower,
+)
+
+CUDA: tuple[Stage, ...] = (
+    # graph: what needn't be computed at run time, isn't
+    fold_batchnorm,
+    fold_scales,
+    # kernels: operators become loops, neighbours become one kernel
+    fuse_operators,
+    fuse_separable,
+    # loops: each kernel gets the first schedule that fits it, and the rest TVM's own for GPUs
+    schedule_kernels,
+    bind_threads,
+    # source: kernels become CUDA C, whose names are those of C
+    plain_names,
     # virtual machine: storage is planned, what is left becomes byte code
     plan_memory,
     lower,
@@ -69,7 +89,7 @@ VTA: tuple[Stage, ...] = (
     describe_layers,
 )
 
-STAGES: dict[str, tuple[Stage, ...]] = {"llvm": CPU, "arm_cpu": CPU}
+STAGES: dict[str, tuple[Stage, ...]] = {"llvm": CPU, "arm_cpu": CPU, "cuda": CUDA}
 INTEGER_STAGES: dict[str, tuple[Stage, ...]] = {
     "llvm": INTEGER_CPU,
     "arm_cpu": INTEGER_CPU,

@@ -112,6 +112,35 @@ class Cpu:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """What a schedule or a model may know of an NVIDIA GPU.
+
+    `architecture` is as NVIDIA's compilers call it ("sm_87"); an SM is a multiprocessor. `clock_mhz` is the highest
+    that the datasheet promises, `dram_gbps` are 10⁹ bytes a second. `unverified` names the fields that no datasheet was
+    at hand for. `runtime_note` says what a bundle needs on this board if TVM's published runtime doesn't serve it.
+    `also` are other architectures that a build compiles for, "compute_90" standing for PTX.
+    """
+
+    model: str
+    architecture: str
+    sms: int
+    lanes_per_sm: int
+    clock_mhz: int
+    dram_gbps: float
+    l2_bytes: int
+    shared_bytes_per_sm: int
+    shared_bytes_per_block: int
+    threads_per_sm: int
+    blocks_per_sm: int
+    registers_per_sm: int = 65536
+    registers_per_block: int = 65536
+    threads_per_block: int = 1024
+    unverified: tuple[str, ...] = ()
+    runtime_note: str = ""
+    also: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mcu:
     """What a microcontroller has: `ram_bytes` in one piece, `flash_bytes` that it executes from, inside or outside.
 
@@ -151,6 +180,7 @@ class Target:
     wins. `identity` is how the board's name in its device tree begins, by which it is known when it is measured.
     `arithmetic` is what networks are computed in: float32 ones in float32 or float16, quantised ones in int8. It is one
     of `arithmetics`, those that the board has instructions for.
+    `cpu` and `elf` are those of the computer that holds the `gpu`, where the kernels run on one.
     """
 
     name: str
@@ -166,6 +196,7 @@ class Target:
     identity: str = ""
     arithmetic: str = "float32"
     arithmetics: tuple[str, ...] = ("float32",)
+    gpu: Gpu | None = None
     mcu: Mcu | None = None
     vta: Vta | None = None
 
@@ -210,6 +241,12 @@ class MissingDependencyError(TvmflowError):
     """A package, linker, emulator or runtime that the job needs isn't there."""
 
     exit_code = 5
+
+
+class RegressionError(TvmflowError):
+    """A report says that a network became slower than is allowed."""
+
+    exit_code = 6
 
 
 class DeviceError(TvmflowError):

@@ -94,14 +94,19 @@ class Requantisation:
         return T.cast(tirx.max(tirx.min(value, number(high)), number(low)), f"{result.dtype}x{lanes}")
 
 
-def store_result(task: Task, result: Any, value: Expr, pixel: Any, channel: Any, lanes: int, scratch: Any) -> None:
+def scratch_of(result: Tensor, lanes: int) -> Any:
+    """What `store_result` needs."""
+    return T.sblock_alloc_buffer((lanes,), result.dtype) if result.is_plain else None
+
+
+def store_result(result: Tensor, buffer: Any, value: Expr, pixel: Any, channel: Any, lanes: int, scratch: Any) -> None:
     """Store a vector of neighbouring channels of a pixel; one by one, through `scratch`, where the user gets them."""
-    if not task.result.is_plain:
-        store_vector(result, value, pixel, channel, lanes=lanes)
+    if not result.is_plain:
+        store_vector(buffer, value, pixel, channel, lanes=lanes)
         return
     store_vector(scratch, value, 0, lanes=lanes)
-    with T.serial(0, lanes) as lane, T.If(channel + lane < task.result.channels), T.Then():
-        T.buffer_store(result, scratch[lane], plain_place(task.result, channel + lane, pixel))
+    with T.serial(0, lanes) as lane, T.If(channel + lane < result.channels), T.Then():
+        T.buffer_store(buffer, scratch[lane], plain_place(result, channel + lane, pixel))
 
 
 def plain_place(tensor: Tensor, channel: Any, pixel: Any) -> list[Any]:

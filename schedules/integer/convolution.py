@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
@@ -30,6 +29,7 @@ from tvmflow.schedules.integer._loops import (
     fill,
     kernel,
     round_up,
+    scratch_of,
     store_result,
     store_vector,
     vector,
@@ -112,7 +112,7 @@ def _loops(task: Task, instructions: Instructions, tile: Tile, parallel: bool) -
             _copy(task, layer, given, data, size, offset)
         with (T.parallel if parallel else T.serial)(0, blocks * pixel_tiles) as index:
             total = [T.sblock_alloc_buffer((vectors, lanes), "int32") for _ in range(rows)]
-            scratch = T.sblock_alloc_buffer((lanes,), task.result.dtype) if task.result.is_plain else None
+            scratch = scratch_of(task.result, lanes)
             if weights_outside:
                 place, pixel_tile = unfuse(index, blocks, pixel_tiles)
             else:
@@ -125,7 +125,7 @@ def _loops(task: Task, instructions: Instructions, tile: Tile, parallel: bool) -
             with T.serial(0, steps) as step:
                 r, s, c = unfuse(step, *taps, groups // unroll)
                 if weights_outside and pixel_tiles > 1 and share >= CACHE_LINE:
-                    _fetch_ahead(weight, place, (pixel_tile * steps + step) * share, share, filled * block * math.prod(taps))
+                    _fetch_ahead(weight, place, (pixel_tile * steps + step) * share, share)
                 with T.unroll(0, unroll) as more:
                     group = c * unroll + more
                     for p in range(rows):
@@ -148,7 +148,7 @@ def _loops(task: Task, instructions: Instructions, tile: Tile, parallel: bool) -
                     value = requantisation.finish(
                         vector(total[p], v, 0, lanes=lanes), vector(factor, channel, lanes=lanes), task.result
                     )
-                    store_result(task, result, value, first + p, channel, lanes, scratch)
+                    store_result(task.result, result, value, first + p, channel, lanes, scratch)
     return Kernel(func=builder.get(), constants=constants)
 
 
@@ -172,8 +172,9 @@ def _copy(task: Task, layer: IntegerLayer, given: Any, data: Any, size: list[int
         T.buffer_store(data, T.cast(value + offset, str(data.dtype)), [y * size[1] + x, c])
 
 
-def _fetch_ahead(weight: Any, place: Any, done: Any, share: int, block_bytes: int) -> None:
+def _fetch_ahead(weight: Any, place: Any, done: Any, share: int) -> None:
     """Of the next block of weights, what is due. Beyond the end of the weights it does nothing."""
+    block_bytes = math.prod(int(length) for length in weight.shape[1:])
     start = T.address_of(weight[(place, *[0] * (len(weight.shape) - 1))])
     for line in range(share // CACHE_LINE):
         address = tirx.handle_add_byte_offset(start, block_bytes + done + line * CACHE_LINE)

@@ -10,21 +10,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules._convolution import unfuse, worth_threads
+from tvmflow.schedules._convolution import worth_threads
 from tvmflow.schedules.integer import Kernel, Task, Tensor
-from tvmflow.schedules.integer._instructions import Instructions, instructions_of
+from tvmflow.schedules.integer._instructions import instructions_of
 from tvmflow.schedules.integer._loops import (
     Requantisation,
     element,
     fill,
     kernel,
     round_up,
+    scratch_of,
     store_result,
     store_vector,
     vector,
@@ -48,9 +50,42 @@ def depthwise(task: Task, target: Target) -> Kernel | None:
     instructions = instructions_of(target)
     if not all(is_depthwise(layer) for layer in task.layers) or task.source.offset:
         return None
-    if len(task.layers) == 2 and not fuses(*task.layers, target):
-        return None
-    return _Loops(task, instructions).kernel(worth_threads(sum(layer.macs for layer in task.layers), target))
+    stored = round_up(task.source.channels, instructions.lanes)
+    requantisations = [Requantisation.of(layer, instructions, stored) for layer in task.layers]
+    constants: list[np.ndarray] = []
+    for layer, requantisation in zip(task.layers, requantisations, strict=True):
+        constants += [_weights(layer, stored), *requantisation.arrays]
+    vectors = vectors_at_once(task, stored // instructions.lanes, instructions.lanes)
+    block = vectors * instructions.lanes
+    parallel = worth_threads(sum(layer.macs for layer in task.layers), target)
+    with kernel(task, constants) as (builder, given, buffers, result):
+        data = copy_plain(task, given, stored) if task.source.is_plain else given
+        with (T.parallel if parallel else T.serial)(0, stored // block) as group:
+            scratch = scratch_of(task.result, instructions.lanes)
+            first = places = group * block
+            for number, layer in enumerate(task.layers):
+                form, out, written = task.result, result, first
+                if number < len(task.layers) - 1:
+                    form = between(layer, block)
+                    out, written = T.sblock_alloc_buffer(form.shape, form.dtype, scope="local"), 0
+                loops = _Loops(
+                    layer=layer,
+                    requantisation=requantisations[number],
+                    vectors=vectors,
+                    data=data,
+                    places=places,
+                    weight=buffers[3 * number],
+                    bias=buffers[3 * number + 1],
+                    factor=buffers[3 * number + 2],
+                    first=first,
+                    result=form,
+                    out=out,
+                    written=written,
+                    scratch=scratch,
+                )
+                loops.emit()
+                data, places = out, 0
+    return Kernel(func=builder.get(), constants=tuple(constants))
 
 
 def is_depthwise(layer: IntegerLayer) -> bool:
@@ -86,72 +121,82 @@ def cuts(layer: IntegerLayer, axis: int) -> list[Cut]:
     return found
 
 
+def position(layer: IntegerLayer, y: Any, x: Any, r: Any, s: Any) -> tuple[Any, Any]:
+    """The input's row and column that an output reads by a tap."""
+    return (
+        y * layer.stride[0] + r * layer.dilation[0] - layer.padding[0],
+        x * layer.stride[1] + s * layer.dilation[1] - layer.padding[1],
+    )
+
+
 def _is_unrolled(layer: IntegerLayer) -> bool:
     vertical, horizontal = (sum(len(taps) for _, _, taps in cuts(layer, axis)) for axis in (0, 1))
     return vertical * horizontal <= MOST_PRODUCTS
 
 
+def _weights(layer: IntegerLayer, stored: int) -> np.ndarray:
+    """int8 taps × channels; one row of a pool's, which are all 1 and never read."""
+    taps = layer.weight.reshape(len(layer.weight), -1).T
+    return np.ascontiguousarray(fill(taps[:1] if layer.kind == "pool" else taps, stored, 1))
+
+
+def between(layer: IntegerLayer, channels: int) -> Tensor:
+    """The result of the first of two layers, some channels of the whole map."""
+    _, _, height, width = layer.output_shape
+    return Tensor(channels=channels, size=(height, width), dtype=layer.dtype, shape=(height * width, channels))
+
+
+def vectors_at_once(task: Task, vectors: int, lanes: int) -> int:
+    """How many of that many vectors are done together: of two layers, what the buffer between them has room for."""
+    pixels = math.prod(task.layers[0].output_shape[2:]) if len(task.layers) == 2 else 1
+    return next(
+        count
+        for count in range(MOST_VECTORS, 0, -1)
+        if vectors % count == 0 and (count == 1 or count * lanes * pixels <= BUFFER_BYTES)
+    )
+
+
+def copy_plain(task: Task, given: Any, stored: int, offset: int = 0, dtype: str = "") -> Any:
+    """The user's NCHW as pixels × channels, filled up, with `offset` added."""
+    source, dtype = task.source, dtype or task.source.dtype
+    copy = T.sblock_alloc_buffer((math.prod(source.size), stored), dtype)
+    with T.serial(0, source.size[0]) as y, T.serial(0, source.size[1]) as x:
+        pixel = y * source.size[1] + x
+        with T.serial(0, source.channels) as c:
+            T.buffer_store(copy, T.cast(element(source, given, c, y, x) + offset, dtype), [pixel, c])
+        if stored > source.channels:
+            with T.serial(0, stored - source.channels) as c:
+                T.buffer_store(copy, tirx.const(0, dtype), [pixel, source.channels + c])
+    return copy
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Loops:
-    """The loops of one task."""
+    """One layer's loops over `vectors` of channels from `first` on, which lie from `places` on in `data`.
 
-    def __init__(self, task: Task, instructions: Instructions) -> None:
-        self.task, self.instructions, self.lanes = task, instructions, instructions.lanes
-        layers = task.layers
-        self.stored = round_up(layers[0].output_shape[1], self.lanes)
-        self.requantisations = [Requantisation.of(layer, instructions, self.stored) for layer in layers]
-        # of two layers, as many channels at once as the buffer between them has room for
-        pixels = math.prod(layers[0].output_shape[2:]) if len(layers) == 2 else 1
-        self.vectors = next(
-            vectors
-            for vectors in range(MOST_VECTORS, 0, -1)
-            if self.stored // self.lanes % vectors == 0
-            and (vectors == 1 or vectors * self.lanes * pixels <= BUFFER_BYTES)
-        )
+    They store into `out` from channel `written` on, in the form of `result`: the kernel's result, or the buffer for the
+    second layer.
+    """
 
-    def kernel(self, parallel: bool) -> Kernel:
-        task, lanes, block = self.task, self.lanes, self.vectors * self.lanes
-        constants: list[np.ndarray] = []
-        for layer, requantisation in zip(task.layers, self.requantisations, strict=True):
-            taps = layer.weight.reshape(len(layer.weight), -1).T.astype(np.int16)
-            constants += [fill(taps, self.stored, 1), *requantisation.arrays]
-        forms = [task.source, task.result]
-        if len(task.layers) == 2:
-            first = task.layers[0]
-            size = first.output_shape[2:]
-            forms.insert(
-                1, Tensor(channels=block, size=size, dtype=first.dtype, shape=(math.prod(size), block))  # type: ignore[arg-type]
-            )
-        with kernel(task, constants) as (builder, given, buffers, result):
-            if task.source.is_plain:
-                given = self._copy(given)
-            with (T.parallel if parallel else T.serial)(0, self.stored // block) as group:
-                between = T.sblock_alloc_buffer(forms[1].shape, forms[1].dtype, scope="local") if len(forms) == 3 else None
-                self.scratch = T.sblock_alloc_buffer((lanes,), task.result.dtype) if task.result.is_plain else None
-                for place, layer in enumerate(task.layers):
-                    last = place == len(task.layers) - 1
-                    self.layer, self.requantisation = layer, self.requantisations[place]
-                    self.weight, self.bias, self.factor = buffers[3 * place : 3 * place + 3]
-                    self.data, self.read_from = (given, group * block) if place == 0 else (between, 0)
-                    self.out, self.write_to = (result, group * block) if last else (between, 0)
-                    self.form, self.first = forms[place + 1], group * block
-                    self.is_last = last
-                    self._layer()
-        return Kernel(func=builder.get(), constants=tuple(constants))
+    layer: IntegerLayer
+    requantisation: Requantisation
+    vectors: int
+    data: Any
+    places: Any
+    weight: Any
+    bias: Any
+    factor: Any
+    first: Any
+    result: Tensor
+    out: Any
+    written: Any
+    scratch: Any
 
-    def _copy(self, given: Any) -> Any:
-        """The user's NCHW as pixels × channels, filled up."""
-        source = self.task.source
-        copy = T.sblock_alloc_buffer((math.prod(source.size), self.stored), source.dtype)
-        with T.serial(0, source.size[0]) as y, T.serial(0, source.size[1]) as x:
-            pixel = y * source.size[1] + x
-            with T.serial(0, source.channels) as c:
-                T.buffer_store(copy, T.cast(element(source, given, c, y, x), source.dtype), [pixel, c])
-            if self.stored > source.channels:
-                with T.serial(0, self.stored - source.channels) as c:
-                    T.buffer_store(copy, tirx.const(0, source.dtype), [pixel, source.channels + c])
-        return copy
+    @property
+    def lanes(self) -> int:
+        return self.requantisation.instructions.lanes
 
-    def _layer(self) -> None:
+    def emit(self) -> None:
         if not _is_unrolled(self.layer):
             self._looped()
             return
@@ -167,7 +212,7 @@ class _Loops:
             y, x = top + row, left + column
             total = vector(self.bias, self.first + v * self.lanes, lanes=self.lanes)
             for r, s in taps:
-                total = total + self._product(*self._position(y, x, r, s), r * self.layer.weight.shape[3] + s, v)
+                total = total + self._product(*position(self.layer, y, x, r, s), r * self.layer.weight.shape[3] + s, v)
             self._store(total, y, x, v)
 
     def _looped(self) -> None:
@@ -178,34 +223,23 @@ class _Loops:
         with T.serial(0, height) as y, T.serial(0, width) as x, T.serial(0, self.vectors) as v:
             store_vector(total, vector(self.bias, self.first + v * lanes, lanes=lanes), 0, lanes=lanes)
             with T.serial(0, layer.weight.shape[2]) as r, T.serial(0, layer.weight.shape[3]) as s:
-                down, right = self._position(y, x, r, s)
-                inside = tirx.all(
-                    down >= 0, down < layer.input_shape[2], right >= 0, right < layer.input_shape[3]
-                )
+                down, right = position(layer, y, x, r, s)
+                inside = tirx.all(down >= 0, down < layer.input_shape[2], right >= 0, right < layer.input_shape[3])
                 with T.If(inside), T.Then():
                     product = self._product(down, right, r * layer.weight.shape[3] + s, v)
                     store_vector(total, vector(total, 0, lanes=lanes) + product, 0, lanes=lanes)
             self._store(vector(total, 0, lanes=lanes), y, x, v)
 
-    def _position(self, y: Any, x: Any, r: Any, s: Any) -> tuple[Any, Any]:
-        layer = self.layer
-        return (
-            y * layer.stride[0] + r * layer.dilation[0] - layer.padding[0],
-            x * layer.stride[1] + s * layer.dilation[1] - layer.padding[1],
-        )
-
     def _product(self, down: Any, right: Any, tap: Any, v: Any) -> Any:
         lanes, pixel = self.lanes, down * self.layer.input_shape[3] + right
-        data = vector(self.data, pixel, self.read_from + v * lanes, lanes=lanes)
-        weight = vector(self.weight, tap, self.first + v * lanes, lanes=lanes)
-        return T.cast(data, f"int32x{lanes}") * T.cast(weight, f"int32x{lanes}")
+        data = T.cast(vector(self.data, pixel, self.places + v * lanes, lanes=lanes), f"int32x{lanes}")
+        if self.layer.kind == "pool":
+            return data
+        return data * T.cast(vector(self.weight, tap, self.first + v * lanes, lanes=lanes), f"int32x{lanes}")
 
     def _store(self, total: Any, y: Any, x: Any, v: Any) -> None:
         lanes, channel = self.lanes, v * self.lanes
         factor = vector(self.factor, self.first + channel, lanes=lanes)
-        value = self.requantisation.finish(total, factor, self.form)
+        value = self.requantisation.finish(total, factor, self.result)
         pixel = y * self.layer.output_shape[3] + x
-        if self.is_last:
-            store_result(self.task, self.out, value, pixel, self.write_to + channel, lanes, self.scratch)
-        else:
-            store_vector(self.out, value, pixel, self.write_to + channel, lanes=lanes)
+        store_result(self.result, self.out, value, pixel, self.written + channel, lanes, self.scratch)

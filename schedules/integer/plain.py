@@ -31,9 +31,7 @@ def plain(task: Task, target: Target) -> Kernel | None:
             with T.serial(0, inputs) as c, T.serial(0, taps[0]) as r, T.serial(0, taps[1]) as s:
                 down = y * layer.stride[0] + r * layer.dilation[0] - layer.padding[0]
                 right = x * layer.stride[1] + s * layer.dilation[1] - layer.padding[1]
-                inside = tirx.all(
-                    down >= 0, down < layer.input_shape[2], right >= 0, right < layer.input_shape[3]
-                )
+                inside = tirx.all(down >= 0, down < layer.input_shape[2], right >= 0, right < layer.input_shape[3])
                 with T.If(inside), T.Then():
                     value = element(task.source, given, tirx.floordiv(o, per_group) * inputs + c, down, right)
                     T.buffer_store(total, total[0] + value * T.cast(weight[o, c, r, s], "int32"), [0])

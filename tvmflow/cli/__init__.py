@@ -14,11 +14,11 @@ from typing import Annotated
 import typer
 
 from tvmflow import __version__, interrupt
-from tvmflow.cli import bundles, devices, learning, outcome, quantizing, tuning, vta
+from tvmflow.cli import bundles, devices, learning, outcome, quantizing, reporting, tuning, vta
 
 HELP = "Take a trained network to the device where it has to run, and say honestly what it costs there."
 EPILOG = "Exit codes: 0 ok, 1 internal error, 2 usage, 3 verification failed, 4 unusable input, 5 missing dependency, \
-7 device unreachable or lost, 8 unsupported operators, 130 interrupted."
+6 slower than allowed, 7 device unreachable or lost, 8 unsupported operators, 130 interrupted."
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "boards": bundles.boards,
@@ -30,7 +30,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "profile": bundles.profile,
     "deploy": devices.deploy,
     "serve": devices.serve,
-    "report": bundles.report,
+    "report": reporting.report,
+    "report diff": reporting.diff,
     "train": learning.train,
     "quantize": quantizing.quantize,
     "evaluate": learning.evaluate,
@@ -53,7 +54,13 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("tvmflow").setLevel(logging.INFO)
     interrupt.watch()
-    _app()(args=arguments)
+    _app()(args=_as_command(arguments))
+
+
+def _as_command(arguments: list[str]) -> list[str]:
+    """Two words that name a command become one; a folder called `diff` is `./diff`."""
+    name = " ".join(arguments[:2])
+    return [name, *arguments[2:]] if name in COMMANDS else arguments
 
 
 def _app() -> typer.Typer:

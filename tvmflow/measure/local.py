@@ -23,11 +23,18 @@ NOISY_SPREAD = 1.25
 
 
 def run_vectors(
-    library: Path, inputs: Sequence[tuple[np.ndarray, ...]], outputs: Sequence[TensorSpec]
+    library: Path,
+    inputs: Sequence[tuple[np.ndarray, ...]],
+    outputs: Sequence[TensorSpec],
+    *,
+    device: str = "cpu",
 ) -> list[tuple[np.ndarray, ...]]:
-    """The outputs of `library` for each tuple of inputs. Raises VerificationError if it crashes."""
+    """The outputs of `library` for each tuple of inputs, on the "cpu" or on the first GPU ("cuda").
+
+    Raises VerificationError if it crashes.
+    """
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
-        job: dict[str, Any] = {"mode": "run", "inputs": [], "outputs": []}
+        job: dict[str, Any] = {"mode": "run", "device": device, "inputs": [], "outputs": []}
         for index, arrays in enumerate(zip(*inputs, strict=True)):
             path = Path(folder, f"input-{index}.npy")
             np.save(path, np.stack(arrays))
@@ -45,14 +52,25 @@ def time_library(
     threads: int | None = None,
     repeats: int | None = None,
     seconds: float = 3.0,
+    device: str = "cpu",
 ) -> Measurement:
-    """Time single inferences on this computer, in a fresh process. `threads` defaults to all cores."""
+    """Time single inferences on this computer, in a fresh process. `threads` defaults to all cores.
+
+    `device` is "cpu", or "cuda" for the first GPU: inputs are there already, and an inference ends when the GPU has
+    done all of it.
+    """
     threads = _check_threads(threads)
     if repeats is not None and repeats < 1:
         raise UserError(f"--repeats is the number of timed inferences, 1 or more, not {repeats}.")
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
-        job = {"mode": "time", "inputs": _save(inputs, folder), "repeats": repeats, "seconds": seconds}
+        job = {
+            "mode": "time",
+            "inputs": _save(inputs, folder),
+            "repeats": repeats,
+            "seconds": seconds,
+            "device": device,
+        }
         result = _run_worker(library, job, Path(folder), threads)
     samples = result["samples_ms"]
     warnings = []
@@ -86,12 +104,14 @@ def profile_library(
     *,
     threads: int | None = None,
     repeats: int = 50,
+    device: str = "cpu",
 ) -> tuple[float, ...]:
     """Median time of each layer in µs, in the order of `layers`; instrumented, so never the run that is reported."""
     threads = _check_threads(threads)
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
         job = {
             "mode": "profile",
+            "device": device,
             "inputs": _save(inputs, folder),
             "repeats": repeats,
             "kernels": sorted({layer.kernel for layer in layers}),

@@ -27,9 +27,10 @@ WARMUP_RUNS = 10
 class Network:
     """A loaded library: `network(inputs)` → list of output arrays."""
 
-    def __init__(self, library: str) -> None:
+    def __init__(self, library: str, device: str = "cpu") -> None:
         started = time.perf_counter_ns()
-        self.vm = relax.VirtualMachine(tvm.runtime.load_module(library), tvm.cpu())
+        self.device = tvm.device(device)
+        self.vm = relax.VirtualMachine(tvm.runtime.load_module(library), self.device)
         self.setup_ms = _ms_since(started)
         self.main = self.vm["main"]
 
@@ -41,11 +42,13 @@ class Network:
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Run every input and save the outputs, stacked: input and output files have the runs as their first axis."""
-    network = Network(job["library"])
+    network = Network(job["library"], job.get("device", "cpu"))
     stacks = [np.load(path, mmap_mode="r") for path in job["inputs"]]
     collected: list[list[np.ndarray]] = []
     for index in range(len(stacks[0])):
-        collected.append(network([tvm.runtime.tensor(np.ascontiguousarray(stack[index])) for stack in stacks]))
+        collected.append(
+            network([tvm.runtime.tensor(np.ascontiguousarray(stack[index]), network.device) for stack in stacks])
+        )
     for path, outputs in zip(job["outputs"], zip(*collected, strict=True), strict=True):
         np.save(path, np.stack(outputs))
     return {}
@@ -55,13 +58,14 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Time single inferences: set-up, the first, the warm-up, then `repeats` or as many as fit into `seconds`."""
     process = psutil.Process()
     before = process.memory_info().rss
-    network = Network(job["library"])
+    network = Network(job["library"], job.get("device", "cpu"))
     loaded = process.memory_info().rss
-    tensors = [tvm.runtime.tensor(np.load(path)) for path in job["inputs"]]
+    tensors = [tvm.runtime.tensor(np.load(path), network.device) for path in job["inputs"]]
 
     def once() -> float:
         started = time.perf_counter_ns()
         network.main(*tensors)
+        network.device.sync()
         return _ms_since(started)
 
     first = once()
@@ -85,8 +89,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 def profile(job: dict[str, Any]) -> dict[str, Any]:
     """Time each kernel call inside `repeats` inferences: `calls` is [kernel, [µs of each inference]] in order."""
-    network = Network(job["library"])
-    tensors = [tvm.runtime.tensor(np.load(path)) for path in job["inputs"]]
+    network = Network(job["library"], job.get("device", "cpu"))
+    tensors = [tvm.runtime.tensor(np.load(path), network.device) for path in job["inputs"]]
     kernels = set(job["kernels"])
     rows: list[tuple[str, float]] = []
     started = 0
@@ -94,6 +98,7 @@ def profile(job: dict[str, Any]) -> dict[str, Any]:
     def instrument(func: Any, name: str, before_run: bool, result: Any, *args: Any) -> int:
         nonlocal started
         if name in kernels:
+            network.device.sync()
             if before_run:
                 started = time.perf_counter_ns()
             else:

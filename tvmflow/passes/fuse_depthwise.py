@@ -5,126 +5,23 @@ A few channels of the whole map stay in the cache between the two, and threads a
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import replace
+from tvm import tirx
 
-import tvm
-from tvm import relax
-from tvm.relax.expr_functor import PyExprMutator, mutator
-
-from tvmflow.passes.fuse_operators import kernel_calls, tensor_bytes
+from tvmflow.passes.fuse_kernels import fuse_kernels
 from tvmflow.schedules import depthwise_blocked
 from tvmflow.schedules._convolution import read_convolutions
-from tvmflow.spec import Layer, Program, Target
+from tvmflow.spec import Program, Target
 
 
 def fuse_depthwise(program: Program, target: Target) -> Program:
     """Two entries of `Program.layers` become one, which names the modules of both."""
-    if "depthwise_blocked" not in target.schedules:
-        return program
-    pairs = _pairs(program.module)
-    if not pairs:
-        return program
-    mutate = _Fuse(program.module, pairs)
-    updated = mutate.visit_expr(program.module["main"])
-    module = mutate.builder_.get()
-    module["main"] = updated
-    module = tvm.ir.transform.Sequential([relax.transform.FuseTIR(), relax.transform.DeadCodeElimination()])(module)
-    return replace(program, module=module, layers=_layers(program, pairs, module))
+    return fuse_kernels(program, _pays) if "depthwise_blocked" in target.schedules else program
 
 
-Pairs = dict[relax.Var, relax.VarBinding]
-"""Result of the second convolution → the call of the first."""
-
-
-def _pairs(module: tvm.IRModule) -> Pairs:
-    pairs: Pairs = {}
-    bindings = [binding for block in module["main"].body.blocks for binding in block.bindings]
-    calls = kernel_calls(module)
-    for first, second in itertools.pairwise(calls):
-        readers = [binding for binding in bindings if _reads(binding.value, first.var)]
-        if len(readers) != 1 or not readers[0].var.same_as(second.var) or first.var in pairs:
-            continue
-        if _reads(module["main"].body.body, first.var):
-            continue
-        before, after = (read_convolutions(module[call.value.args[0]]) for call in (first, second))
-        if len(before) != 1 or len(after) != 1 or not before[0].out_block or not after[0].data_block:
-            continue
-        func = module[second.value.args[0]]
-        place = next(place for place, param in enumerate(func.params) if param.same_as(after[0].data))
-        given = [value for value in second.value.args[1].fields if value.same_as(first.var)]
-        if len(given) != 1 or not second.value.args[1].fields[place].same_as(first.var):
-            continue
-        if before[0].depthwise and after[0].depthwise and depthwise_blocked.fuses(before[0], before[0].out_block):
-            pairs[second.var] = first
-    return pairs
-
-
-def _reads(value: relax.Expr, var: relax.Var) -> bool:
-    found: list[relax.Var] = []
-    relax.analysis.post_order_visit(value, lambda e: found.append(e) if isinstance(e, relax.Var) else None)
-    return any(other.same_as(var) for other in found)
-
-
-def _layers(program: Program, pairs: Pairs, module: tvm.IRModule) -> tuple[Layer, ...]:
-    layers: list[Layer] = []
-    for layer, binding in zip(program.layers, kernel_calls(program.module), strict=True):
-        if binding.var in pairs:
-            first = layers.pop()
-            layer = replace(
-                layer,
-                modules=(*first.modules, *layer.modules),
-                macs=first.macs + layer.macs,
-                bytes=first.bytes + layer.bytes - 2 * tensor_bytes(pairs[binding.var].var.ty),
-            )
-        layers.append(layer)
-    calls = kernel_calls(module)
-    return tuple(replace(layer, kernel=call.value.args[0].name_hint) for layer, call in zip(layers, calls, strict=True))
-
-
-@mutator
-class _Fuse(PyExprMutator):
-    """Pairs become calls of functions that call both kernels; TVM makes one kernel of such a function."""
-
-    def __init__(self, module: tvm.IRModule, pairs: Pairs) -> None:
-        super().__init__(module)
-        self.pairs = pairs
-        self.firsts = {first.var for first in pairs.values()}
-        self.made: dict[tuple[tvm.ir.GlobalVar, tvm.ir.GlobalVar], tvm.ir.GlobalVar] = {}
-
-    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
-        if binding.var in self.firsts:
-            return
-        if binding.var not in self.pairs:
-            super().visit_var_binding_(binding)
-            return
-        first, second = self.pairs[binding.var].value, binding.value
-        values = [*first.args[1].fields]
-        values += [value for value in second.args[1].fields if not value.same_as(self.pairs[binding.var].var)]
-        key = first.args[0], second.args[0]
-        if key not in self.made:
-            self.made[key] = self.builder_.add_func(
-                _together(self.pairs[binding.var], binding, values), f"{key[0].name_hint}_{key[1].name_hint}"
-            )
-        emit = self.builder_.emit if isinstance(binding.var, relax.DataflowVar) else self.builder_.emit_output
-        call = relax.Call(self.made[key], [self.visit_expr(value) for value in values])
-        self.set_var_remap(binding.var, emit(call, binding.var.name))
-
-
-def _together(first: relax.VarBinding, second: relax.VarBinding, values: list[relax.Expr]) -> relax.Function:
-    """A function of `values` that does what the two calls do."""
-    params = [relax.Var(f"value_{place}", value.ty) for place, value in enumerate(values)]
-    count = len(first.value.args[1].fields)
-    rest = iter(params[count:])
-    builder = relax.BlockBuilder()
-    with builder.function("main", params, attrs={"Primitive": True}):
-        with builder.dataflow():
-            between = builder.emit(_call(first.value, params[:count]))
-            given = [between if v.same_as(first.var) else next(rest) for v in second.value.args[1].fields]
-            result = builder.emit_output(_call(second.value, given))
-        builder.emit_func_output(result)
-    return builder.get()["main"].without_attr("global_symbol")
-
-
-def _call(call: relax.Call, arguments: list[relax.Expr]) -> relax.Call:
-    return relax.Call(call.op, [call.args[0], relax.Tuple(arguments)], call.attrs, call.ty_args)
+def _pays(first: tirx.PrimFunc, second: tirx.PrimFunc, place: int) -> bool:
+    before, after = read_convolutions(first), read_convolutions(second)
+    if len(before) != 1 or len(after) != 1 or not before[0].out_block or not after[0].data_block:
+        return False
+    if not second.params[place].same_as(after[0].data):
+        return False
+    return before[0].depthwise and after[0].depthwise and depthwise_blocked.fuses(before[0], before[0].out_block)

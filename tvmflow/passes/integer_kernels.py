@@ -29,9 +29,11 @@ def integer_kernels(program: Program, target: Target) -> Program:
     assert network is not None
     builder = relax.BlockBuilder()
     values = {INPUT: relax.Var(INPUT, relax.TensorType(network.input_shape, "int8"))}
-    tensors = {INPUT: Tensor(
-        channels=network.input_shape[1], size=network.input_shape[2:], dtype="int8", shape=network.input_shape
-    )}
+    tensors = {
+        INPUT: Tensor(
+            channels=network.input_shape[1], size=network.input_shape[2:], dtype="int8", shape=network.input_shape
+        )
+    }
     groups = _groups(network, target)
     names: list[str] = []
     with builder.function("main", [values[INPUT]]):
@@ -95,14 +97,14 @@ def _form(
 ) -> Tensor:
     """Of a layer's result: NCHW for the user, else as its readers' instructions want it."""
     channels, *size = layer.output_shape[1:]
-    plain = Tensor(
-        channels=channels, size=(size[0], size[1]), dtype=layer.dtype, shape=tuple(network.output_shape)
-    )
+    plain = Tensor(channels=channels, size=(size[0], size[1]), dtype=layer.dtype, shape=tuple(network.output_shape))
     if layer is network.layers[-1]:
         return plain
     instructions = instructions_of(target)
     stored = math.prod(size), round_up(channels, instructions.lanes)
     wanted = instructions.data or layer.dtype
+    if wanted == "uint8" and layer.minimum >= 0:
+        return replace(plain, shape=stored, dtype=wanted)
     if wanted == layer.dtype or any(reader.groups != 1 for reader in _readers(network, layer.name)):
         return replace(plain, shape=stored)
     return replace(plain, shape=stored, dtype=wanted, offset=OFFSETS[layer.dtype, wanted])

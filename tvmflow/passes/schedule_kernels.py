@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tvmflow import rules
 from tvmflow.passes.fuse_operators import kernels
-from tvmflow.schedules import RULES
 from tvmflow.spec import Program, Target
 from tvmflow.tune.apply import tuned_kernel
 
@@ -23,7 +23,7 @@ def schedule_kernels(program: Program, target: Target) -> Program:
             module[name] = kernel.with_attrs(func.attrs)
             continue
         for rule in target.schedules:
-            schedule = RULES[rule](func, target)
+            schedule = rules.of(target).RULES[rule](func, target)
             if schedule is not None:
                 module[name] = schedule.mod["main"].with_attrs(func.attrs)
                 served[name] = rule

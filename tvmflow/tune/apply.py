@@ -38,9 +38,7 @@ def find_records(target: Target, database: Path | None = None) -> dict[str, Best
     `database` (a store, or a work dir) comes first, then the default work dir, then what tvmflow brings. Raises
     UserError if `database` has no records for this board, with the reason.
     """
-    from tvmflow.tune.tasks import identity
-
-    wanted = identity(target)
+    wanted = _identity(target)
     stores = []
     if database is not None:
         stores.append(_given(database, wanted))
@@ -59,6 +57,15 @@ def find_records(target: Target, database: Path | None = None) -> dict[str, Best
             if best is not None:
                 found.setdefault(key, best)
     return found
+
+
+def _identity(target: Target) -> Identity:
+    """Whose records those of this board are."""
+    if target.kind == "vta":
+        from tvmflow.vta.search import identity
+    else:
+        from tvmflow.tune.tasks import identity
+    return identity(target)
 
 
 def _given(database: Path, wanted: Identity) -> Store:

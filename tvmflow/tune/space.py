@@ -24,7 +24,8 @@ import tvm_ffi
 from tvm.s_tir import Schedule, meta_schedule
 from tvm.s_tir.meta_schedule import _ffi_api
 
-from tvmflow.schedules import RULES, choices, parse, spell
+from tvmflow import rules
+from tvmflow.schedules import spell
 from tvmflow.spec import Target
 from tvmflow.tune.store import typical
 from tvmflow.tune.tasks import Task, normalized, tvm_target
@@ -124,7 +125,8 @@ class Space:
         self._database = meta_schedule.database.MemoryDatabase()
         self._seen: set[int] = set()
         self._batch = batch
-        self.rule = next((name for name in target.schedules if RULES[name](task.func, target) is not None), None)
+        registry = rules.of(target).RULES
+        self.rule = next((name for name in target.schedules if registry[name](task.func, target) is not None), None)
         if self.rule is not None:
             population = min(population, POPULATION_BEHIND_A_RULE)
         self._strategy = meta_schedule.search_strategy.EvolutionarySearch(
@@ -140,7 +142,7 @@ class Space:
     def _family(self) -> list[Candidate]:
         """The rule's choices that make other kernels than those before them."""
         family = []
-        for knobs in choices(self.rule, self.task.func, self.target) if self.rule else ():
+        for knobs in rules.of(self.target).choices(self.rule, self.task.func, self.target) if self.rule else ():
             candidate = self._described(spell(self.rule, knobs))
             if _hash(candidate.module) not in self._seen:
                 self._seen.add(_hash(candidate.module))
@@ -257,8 +259,8 @@ def expand(scheduled: tvm.IRModule, unscheduled: tvm.IRModule, target: Target) -
     if text is None:
         return scheduled
     try:
-        name, knobs = parse(text)
-        schedule = RULES[name](unscheduled["main"], target, **knobs)
+        name, knobs = rules.parse(text, target)
+        schedule = rules.of(target).RULES[name](unscheduled["main"], target, **knobs)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ReplayError(f"{text} can't be applied: {error}") from error
     if schedule is None:

@@ -84,6 +84,11 @@ class Identity:
     def emulated(self) -> bool:
         return EMULATED in self.cpu
 
+    @property
+    def basis(self) -> str:
+        """Of its latencies: VTA's are those of a simulator."""
+        return "simulated" if self.target.get("kind") == "vta" else "emulated" if self.emulated else "measured"
+
     def differences(self, other: Identity) -> list[str]:
         """The fields in which they differ, with both values."""
         mine, its = asdict(self), asdict(other)

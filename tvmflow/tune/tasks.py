@@ -13,11 +13,10 @@ import tvm
 from tvm import tirx
 from tvm.s_tir import meta_schedule
 
-from tvmflow import toolchain
+from tvmflow import rules, toolchain
 from tvmflow.passes.fuse_operators import kernels
 from tvmflow.passes.schedule_kernels import schedule_kernels
 from tvmflow.pipeline import STAGES
-from tvmflow.schedules import rules_version
 from tvmflow.spec import Program, Target, UserError
 from tvmflow.tune.store import Identity, task_key
 
@@ -57,7 +56,7 @@ def identity(target: Target) -> Identity:
         cpu=target.cpu.model,
         target=as_plain(tvm_target(target).export()),
         tvm=importlib.metadata.version("apache-tvm"),
-        rules=rules_version(),
+        rules=rules.of(target).rules_version(),
     )
 
 

@@ -15,6 +15,7 @@ from tvmflow import __version__, backends, bundle, interrupt
 from tvmflow.spec import Measurement, Program, Target, TensorSpec, UserError, VerificationError
 from tvmflow.vta import program as programs
 from tvmflow.vta import timing
+from tvmflow.vta.driver import make_runner, vta_driver
 from tvmflow.vta.simulate import Machine
 from tvmflow.vta.stages import compiled_of, configuration
 
@@ -56,12 +57,15 @@ def build(
     from tvmflow.verify import failure_sentence, verify_library
 
     check(target, out, linker, runner=runner)
+    if program.integer is None:
+        raise UserError(f"VTA computes in int8: {program.name} has to be quantised, in the scheme power-of-two.")
     log.info(f"Compiling {program.name} for {target.name}")
     compiled = run_stages(replace(program, records=records or {}), target, dump_dir)
     verdict: Mapping[str, Any] = {"passed": None, "method": None, "reason": "It was built with --no-verify."}
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
         folder = Path(name)
-        programs.save(compiled_of(compiled).executable, folder, facts={"model": program.name, "board": target.name})
+        executable = compiled_of(compiled).executable
+        programs.save(executable, folder, facts={"model": program.name, "board": target.name})
         interrupt.check()
         if verify:
             log.info(f"Verifying {program.name} on {len(program.vectors)} golden vectors")
@@ -77,8 +81,41 @@ def build(
             versions={"tvmflow": __version__, "numpy": np.__version__},
             memory=compiled.memory,
             verify=verdict,
+            runner=make_runner(folder, executable.config),
             extras={name: folder / name for name in (MEMORY, LAYOUT)},
+            usage=_usage(compiled, target),
         )
+
+
+def _usage(program: Program, target: Target) -> str:
+    config, first = compiled_of(program).executable.config, bundle.vector_names(program)[0]
+    base = "" if target.name in vta_driver.BOARDS else " --core CORE --base ADDRESS-OF-ITS-REGISTERS"
+    on_the_board = f"""
+On the board, as root, with the bitstream {config.bitstream} of HW_VER {config.version}:
+
+    runner/run --self-test --bitstream vta.bit{base}     # the golden vectors, to the bit
+    runner/run vectors/{first}/input-0.npy{base}
+    cd runner && cc -O2 vta_run.c vta_driver.c vta_linux.c -ldl -o vta_run     # the same in C
+"""
+    return f"""- `{PROGRAM}`: the instructions, 16 bytes each, little-endian.
+- `{MEMORY}`: the memory image that they work in: weights as tiles, micro-ops.
+- `{LAYOUT}`: how much memory is needed, its alignment, where input and output lie in it, and the configuration.
+- `runner`: the driver, in Python and in C, and programs that show whether a bitstream speaks this instruction set.
+- `vectors`: golden inputs and outputs.
+
+Addresses in instructions are relative to the image, in units of the element that is moved.
+{on_the_board}"""
+
+
+def import_network(model: str) -> Program:
+    """A quantised network: a name of the registry, or a .safetensors file of `tvmflow.integer.save`. Raises UserError.
+
+    There is no graph of TVM's in it: the stages take the integer network itself.
+    """
+    from tvmflow import models
+    from tvmflow.integer_frontend import graphless_program
+
+    return graphless_program(models.quantized(model, "power-of-two"), model)
 
 
 def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:

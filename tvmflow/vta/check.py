@@ -100,13 +100,14 @@ class _Checker:
         self.written = {memory: np.zeros(depth, np.int32) for memory, depth in depths.items()}
         self.read = {memory: np.zeros(depth, np.int32) for memory, depth in depths.items()}
         self.last = np.zeros(config.acc_depth, np.uint8)
-        units = -(-self.executable.memory_bytes // UNIT)
+        self.unit = min(UNIT, self.config.inp_bytes)
+        units = -(-self.executable.memory_bytes // self.unit)
         self.memory_written = np.zeros(units, np.int32)
         self.memory_read = [np.zeros(units, np.int32) for _ in MODULES]
         self.filled = np.zeros(units, bool)
-        self.filled[: -(-self.executable.image.size // UNIT)] = True
+        self.filled[: -(-self.executable.image.size // self.unit)] = True
         for region in self.executable.inputs:
-            self.filled[region.offset // UNIT : -(-(region.offset + region.bytes(config)) // UNIT)] = True
+            self.filled[region.offset // self.unit : -(-(region.offset + region.bytes(config)) // self.unit)] = True
 
     def say(self, number: int, sentence: str) -> None:
         self.found.append(Finding(instruction=number, sentence=sentence))
@@ -196,6 +197,12 @@ class _Checker:
                 self.say(queue[0], f"It waits forever for a token {' and '.join(lacking)}{why}.")
 
     def _finish(self, starts: list[tuple[int, int, int]]) -> None:
+        first = next((number for number, module in enumerate(self.module) if module == 1), None)
+        if first is not None and "hls" in self.cores and self._queues(first)[0]:
+            # HLS shows the end of the run before until compute has all tokens of its first instruction.
+            self.say(
+                first, "The first instruction of compute waits for a token: HLS may seem to have finished already."
+            )
         finishes = [number for number, it in enumerate(self.instructions) if isinstance(it, Finish)]
         if finishes != [len(self.instructions) - 1]:
             number = finishes[0] if finishes else max(len(self.instructions) - 1, 0)
@@ -250,7 +257,7 @@ class _Checker:
         if last * element > self.executable.memory_bytes:
             self.say(number, f"It reaches byte {last * element} of a memory of {self.executable.memory_bytes}.")
             return False
-        units = access.memory_units(instruction, element, UNIT)
+        units = access.memory_units(instruction, element, self.unit)
         module = self.module[number]
         if isinstance(instruction, Store):
             for reader in (0, 1):
@@ -271,7 +278,7 @@ class _Checker:
         if instruction.memory == Memory.UOP:
             begin = instruction.dram_base * self.config.uop_bytes
             words = self.executable.image[begin : begin + instruction.x_size * self.config.uop_bytes]
-            units = access.memory_units(instruction, self.config.uop_bytes, UNIT)
+            units = access.memory_units(instruction, self.config.uop_bytes, self.unit)
             if words.size < instruction.x_size * self.config.uop_bytes or self.memory_written[units].any():
                 self.say(number, "It loads micro-ops that aren't in the image but made by the program itself.")
                 return
@@ -359,7 +366,7 @@ class _Checker:
     def outputs(self) -> None:
         """The program has to make its outputs."""
         for region in self.executable.outputs:
-            place = slice(region.offset // UNIT, -(-(region.offset + region.bytes(self.config)) // UNIT))
+            place = slice(region.offset // self.unit, -(-(region.offset + region.bytes(self.config)) // self.unit))
             if not self.memory_written[place].all():
                 self.say(max(len(self.instructions) - 1, 0), f"The program ends, and {region.name} isn't stored whole.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,7 +28,10 @@ RESOLUTION = 0.5
 
 
 def picture(timing: Timing, layer: LayerTiming | None = None, title: str = "") -> str:
-    """An SVG document: a lane a module, time from left to right in cycles, colours by `KINDS`."""
+    """An SVG document: a lane a module, time from left to right in cycles, colours by `KINDS`.
+
+    In the picture of a layer, what its neighbours do meanwhile is pale.
+    """
     begin, end = (layer.begin, layer.end) if layer else (0, timing.cycles)
     span = max(end - begin, 1)
     scale = (WIDTH - LEFT - RIGHT) / span
@@ -55,11 +59,11 @@ def picture(timing: Timing, layer: LayerTiming | None = None, title: str = "") -
         y = TOP + number * (LANE + GAP)
         parts.append(f'<text x="{LEFT - 8}" y="{y + LANE / 2 + 4:g}" text-anchor="end">{module}</text>')
         parts.append(f'<rect x="{LEFT}" y="{y}" width="{span * scale:.1f}" height="{LANE}" fill="#f2f2f2"/>')
-        for kind, start, stop in _pieces(timing, number, begin, end, RESOLUTION / scale):
-            left, width = LEFT + (start - begin) * scale, (stop - start) * scale
-            parts.append(
-                f'<rect x="{left:.1f}" y="{y}" width="{max(width, 0.1):.1f}" height="{LANE}" fill="{COLOURS[kind]}"/>'
-            )
+        for piece in _pieces(timing, layer, number, begin, end, RESOLUTION / scale):
+            left, width = LEFT + (piece.begin - begin) * scale, max((piece.end - piece.begin) * scale, 0.1)
+            pale = "" if piece.ours else ' fill-opacity="0.3"'
+            colour = COLOURS[piece.kind]
+            parts.append(f'<rect x="{left:.1f}" y="{y}" width="{width:.1f}" height="{LANE}" fill="{colour}"{pale}/>')
     bottom = TOP + len(MODULES) * (LANE + GAP)
     for tick in _ticks(begin, end):
         x_tick = LEFT + (tick - begin) * scale
@@ -69,20 +73,30 @@ def picture(timing: Timing, layer: LayerTiming | None = None, title: str = "") -
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _pieces(timing: Timing, module: int, begin: int, end: int, least: float) -> Iterator[tuple[str, int, int]]:
-    """(kind, from, to) of a module's instructions between two times, joined where the gap can't be seen."""
-    open_kind, start, stop = "", 0, 0
+class _Piece(NamedTuple):
+    kind: str
+    ours: bool
+    begin: int
+    end: int
+
+
+def _pieces(
+    timing: Timing, layer: LayerTiming | None, module: int, begin: int, end: int, least: float
+) -> Iterator[_Piece]:
+    """A module's instructions between two times, joined where the gap can't be seen."""
+    last: _Piece | None = None
     for number in np.flatnonzero((timing.module == module) & (timing.end > begin) & (timing.begin < end)):
-        kind = KINDS[timing.kind[number]]
-        first, last = max(int(timing.begin[number]), begin), min(int(timing.end[number]), end)
-        if open_kind == kind and first - stop < least:
-            stop = last
+        ours = layer is None or bool(layer.first <= number < layer.last)
+        start, stop = max(int(timing.begin[number]), begin), min(int(timing.end[number]), end)
+        piece = _Piece(KINDS[timing.kind[number]], ours, start, stop)
+        if last and last[:2] == piece[:2] and start - last.end < least:
+            last = last._replace(end=stop)
             continue
-        if open_kind:
-            yield open_kind, start, stop
-        open_kind, start, stop = kind, first, last
-    if open_kind:
-        yield open_kind, start, stop
+        if last:
+            yield last
+        last = piece
+    if last:
+        yield last
 
 
 def _ticks(begin: int, end: int) -> range:

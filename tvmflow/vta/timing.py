@@ -66,12 +66,15 @@ class Hardware:
 class LayerTiming:
     """A layer's share: `cycles` are from the end of all before it to its own end, so that layers add up to the whole.
 
-    `begin` and `end` are when its first instruction began and its last ended, which overlaps with its neighbours.
+    `begin` and `end` are when its first instruction began and its last ended, which overlaps with its neighbours;
+    its instructions are `first` … `last` − 1.
     `busy` has the cycles of `KINDS`. `gemm_steps` are the GEMM core's (without resets), each of `macs_per_cycle`;
     `alu_cycles`, `read_cycles` and `write_cycles` are what the ALU, the read port and the write port need at least.
     """
 
     name: str
+    first: int
+    last: int
     cycles: int
     begin: int
     end: int
@@ -384,6 +387,8 @@ def _timing(run: _Run, marks: Sequence[Mark]) -> Timing:
         layers.append(
             LayerTiming(
                 name=mark.name,
+                first=mark.first,
+                last=mark.last,
                 cycles=until - before,
                 begin=int(begin[mark.first : mark.last].min(initial=cycles)),
                 end=int(end[mark.first : mark.last].max(initial=0)),

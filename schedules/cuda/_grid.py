@@ -1,0 +1,88 @@
+"""Blocks and threads of a CUDA kernel, and what rules ask of the GPU: the frame around every rule's loops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import tvm
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from tvmflow.schedules._convolution import Convolution, kernel
+
+if TYPE_CHECKING:
+    from tvmflow.spec import Target
+
+Expr = Any
+"""A tvm.ir.Expr or a Python number."""
+
+WARP = 32
+MOST_THREADS = 1024
+
+
+@contextmanager
+def launch(func: tirx.PrimFunc, blocks: int, threads: int) -> Iterator[tuple[Any, Expr, Expr]]:
+    """(builder, block, thread): a kernel with the arguments of `func` on a one-dimensional grid."""
+    with (
+        kernel(func) as builder,
+        T.thread_binding(0, blocks, thread="blockIdx.x") as block,
+        T.thread_binding(0, threads, thread="threadIdx.x") as thread,
+    ):
+        yield builder, block, thread
+
+
+def local(*shape: int) -> tirx.Buffer:
+    """float32 of one thread. Every index into it has to be known once loops are unrolled, or it isn't in registers."""
+    return T.sblock_alloc_buffer(shape, "float32", scope="local")
+
+
+def shared(*shape: int) -> tirx.Buffer:
+    """float32 that the threads of a block share. TVM puts barriers between writes and reads of it."""
+    return T.sblock_alloc_buffer(shape, "float32", scope="shared")
+
+
+def shared_bytes(target: Target) -> int:
+    """Shared memory that a block may have, static."""
+    return int(target.tvm.get("max_shared_memory_per_block", 49152))
+
+
+def tvm_target_of(target: Target) -> tvm.target.Target:
+    return tvm.target.Target(dict(target.tvm))
+
+
+def multiprocessors(target: Target) -> int:
+    return target.gpu.sms if target.gpu is not None else 1
+
+
+def pieces(count: int, threads: int, thread: Expr) -> Iterator[tuple[Expr, Expr | None]]:
+    """How a block's threads share `count` pieces of work, in rounds: the thread's piece, and whether it has one.
+
+    None stands for a round in which all threads have one.
+    """
+    for first in range(0, count, threads):
+        piece = first + thread
+        yield piece, None if first + threads <= count else piece < count
+
+
+@contextmanager
+def when(condition: Expr | None) -> Iterator[None]:
+    """Emit what is inside under a condition; None stands for always."""
+    if condition is None:
+        yield
+        return
+    with T.If(condition), T.Then():
+        yield
+
+
+def live_taps(conv: Convolution, axis: int) -> list[int]:
+    """Taps along an axis that meet the input itself, not only its border, for at least one output."""
+    return [
+        tap
+        for tap in range(conv.kernel[axis])
+        if any(
+            0 <= out * conv.stride[axis] + tap * conv.dilation[axis] - conv.pad[axis] < conv.size[axis]
+            for out in range(conv.out_size[axis])
+        )
+    ]

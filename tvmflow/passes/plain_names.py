@@ -1,0 +1,40 @@
+"""Give tensors in kernels names that C takes: they are called after modules of the network, such as "joint/0/relu"."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import tvm_ffi
+from tvm import tirx
+
+from tvmflow.passes.fuse_operators import kernels
+from tvmflow.spec import Program, Target
+
+NO_LETTER = re.compile(r"\W")
+
+
+def plain_names(program: Program, target: Target) -> Program:
+    """Only where kernels become source text; everything else in them stays."""
+    module = program.module
+    for name, func in kernels(module).items():
+        module[name] = _renamed(func)
+    return replace(program, module=module)
+
+
+def _renamed(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    made: dict[tirx.Var, tirx.Var] = {}
+
+    def rename(var: tirx.Var) -> tirx.Var:
+        if not NO_LETTER.search(var.name):
+            return var
+        if var not in made:
+            name = NO_LETTER.sub("_", var.name)  # TVM makes names unique itself when it writes the source
+            if isinstance(var.ty, tirx.buffer.BufferType):
+                made[var] = tirx.decl_buffer(var.shape, var.dtype, name, scope=var.scope(), layout=var.ty.layout)
+            else:
+                made[var] = tirx.Var(name, var.ty)
+        return made[var]
+
+    body = tvm_ffi.structural_map(func.body, (tirx.Var, rename), order="post")
+    return tirx.PrimFunc([rename(param) for param in func.params], body, func.ret_type, attrs=func.attrs)
