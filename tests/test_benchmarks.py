@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import arm_instructions, depthwise, peers, plots
+from benchmarks import arm_instructions, depthwise, peers, plots, runners
 from tvmflow import device
 from tvmflow.bundle import open_bundle
 
@@ -46,7 +46,7 @@ def test_a_wrong_answer_is_told(folder, tmp_path):
     expected = np.load(folder / "expected.npy")
     np.save(tmp_path / "wrong" / "expected.npy", expected + np.abs(expected).max())
     ((first),) = runner("tvmflow", tmp_path / "wrong", "--inferences", "0")
-    assert first["error"] > peers.TOLERANCE
+    assert first["error"] > runners.tolerance("tvmflow")
 
 
 def test_a_library_that_has_nothing_to_run_is_absent(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,12 +88,23 @@ def test_a_bundle_runs_on_the_boards_own_driver(built):
     core, base = "hls", 0x43C00000
     board = FakeBoard(Config(), core, base)
     hardware = {"window": board.window, "memory": board.allocate}
-    self_test(str(built), core, base, **hardware)
+    self_test(str(built / "runner" / "selftest"), core, base, **hardware)
     vector = sorted((built / "vectors").iterdir())[0]
     with Device(str(built), core, base, **hardware) as device:
         found = device.run(np.load(vector / "input-0.npy"))
     assert np.array_equal(found.reshape(1, -1), np.load(vector / "output-0.npy"))
-    assert (built / "driver" / "vta_driver.py").exists()
+    assert (built / "runner" / "run").exists()
+
+
+def test_deploying_to_a_fake_board(built, board):
+    """The bundle goes over SSH to a board and runs there on a fake VTA, which gives a verdict and no latency."""
+    fake = f"PYTHONPATH={ROOT} VTA_HARDWARE=tvmflow.vta.driver.fake:rehearsal"
+    board.command("python3", f'export {fake}; exec {sys.executable} "$@"')
+    report = board.deploy(built)
+    assert report["verify"]["passed"]
+    assert report["device"]["basis"] == "emulated"
+    assert report["latency"] is None
+    assert "tvmflow.vta.driver.fake:rehearsal" in report["latency_note"]
 
 
 def test_a_damaged_program_is_found_out(built, model, tmp_path, monkeypatch):

@@ -134,10 +134,10 @@ def _smlal(add_pairs: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
     """SMULL, SMLAL: two products of bytes in 16 bits, which 2 · −128 · 127 doesn't overflow; then pairs of these."""
 
     def dot(total: Expr, group: Expr, weight: Callable[[int, int], Expr], dtype: str) -> Expr:
-        halves = T.reinterpret("int16x2", group)
+        halves = T.reinterpret("int16x4", spread(group, 2))
         products = None
         for pair in range(2):
-            data = T.cast(T.reinterpret("int8x8", spread(_lane(halves, pair), 4)), "int16x8")
+            data = T.cast(T.reinterpret("int8x8", T.Shuffle([halves], [pair] * 4)), "int16x8")
             product = data * T.cast(weight(8 * pair, 8), "int16x8")
             products = product if products is None else products + product
         return add_pairs(total, products)

@@ -100,7 +100,7 @@ On the board, as root, with the bitstream {config.bitstream} of HW_VER {config.v
     return f"""- `{PROGRAM}`: the instructions, 16 bytes each, little-endian.
 - `{MEMORY}`: the memory image that they work in: weights as tiles, micro-ops.
 - `{LAYOUT}`: how much memory is needed, its alignment, where input and output lie in it, and the configuration.
-- `runner`: the driver, in Python and in C, and small programs that show whether a bitstream speaks this instruction set.
+- `runner`: the driver, in Python and in C, and programs that show whether a bitstream speaks this instruction set.
 - `vectors`: golden inputs and outputs.
 
 Addresses in instructions are relative to the image, in units of the element that is moved.
