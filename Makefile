@@ -27,8 +27,9 @@ demo: .venv/installed
 	$(BIN)/tvmflow build --target arm_cpu --board raspberry-pi-4b -o $(DEMO)/raspberry-pi-4b
 	$(BIN)/tvmflow report $(DEMO)/host $(DEMO)/raspberry-pi-4b -o $(DEMO)
 
+# Files in parallel, each file's tests in one process, which share what they build.
 test: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -59,6 +59,9 @@ def main() -> None:
     parser.add_argument("--qemu", default="qemu-aarch64", help="an emulator that takes -plugin")
     parser.add_argument("--root", type=Path, help="a 64-bit ARM system with Python")
     parser.add_argument("--litert-python", default=sys.executable, help="Python of an environment with litert-torch")
+    parser.add_argument(
+        "--append", action="store_true", help="keep the networks in the results that aren't counted now"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     if shutil.which(options.qemu) is None:
@@ -78,6 +81,11 @@ def main() -> None:
         "qemu": run(options.qemu, "--version").splitlines()[0],
         "networks": networks,
     }
+    if options.append and options.output.exists():
+        kept = json.loads(options.output.read_text())
+        if conditions(kept) != conditions(document):
+            parser.error("What --append keeps was counted in another way: these can't stand in one table.")
+        networks += [network for network in kept["networks"] if network["model"] not in options.models]
     options.output.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
         emulation = prepare(Path(name), options)
@@ -86,6 +94,11 @@ def main() -> None:
             write_json(options.output, document)
             options.output.with_suffix(".md").write_text(markdown(document))
     print(markdown(document))
+
+
+def conditions(document: dict[str, Any]) -> tuple[Any, ...]:
+    """What has to be the same for counts to be compared."""
+    return *(document[key] for key in ("board", "dtype", "qemu")), document["environment"]["versions"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,9 @@
 single inferences with one thread and with all, and writes medians, spreads and ratios to benchmarks/results/peers.json
 and .md, with two plots. The libraries take turns, so that a machine that changes its pace changes it for all; those
 that wait are stopped. Beside each layer stands what part it reaches of this computer's own limits, measured with it.
-`--models` takes several networks, `--append` keeps those that the results have already. `pip install .[bench,peers]`
-brings what is compared; a library that isn't there is listed as absent.
+`--models` takes several networks, `--batch 8` that many images at a time (to benchmarks/results/peers-batch.json), and
+`--append` keeps what the results have already. `pip install .[bench,peers]` brings what is compared; a library that
+isn't there is listed as absent.
 """
 
 from __future__ import annotations
@@ -43,8 +44,11 @@ def main() -> None:
     parser.add_argument(
         "--append", action="store_true", help="keep the networks in the results that aren't measured now"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--batch", type=int, default=1, help="images in an inference")
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    if options.output is None:
+        options.output = RESULTS if options.batch == 1 else RESULTS.with_stem(f"{RESULTS.stem}-batch")
 
     from tvmflow.models import MODELS
     from tvmflow.report import write_json
@@ -52,12 +56,12 @@ def main() -> None:
     kept = json.loads(options.output.read_text())["networks"] if options.append and options.output.exists() else []
     limits = roofline.limits()
     libraries = list(dict.fromkeys([OURS, *options.libraries]))
-    networks = {network["model"]: network for network in kept}
+    networks = {(network["model"], network.get("batch", 1)): network for network in kept}
     for model in options.models:
-        networks[model] = measure(model, limits, libraries, options)
+        networks[model, options.batch] = measure(model, limits, libraries, options)
     if len({network["environment"]["cpu"] for network in networks.values()}) > 1:
         raise SystemExit("What --append keeps was measured on another CPU: these can't stand in one table.")
-    ordered = [networks[model] for model in MODELS if model in networks]
+    ordered = [networks[key] for key in sorted(networks, key=lambda key: (list(MODELS).index(key[0]), key[1]))]
     document = {"basis": "measured", "unit": "ms", "networks": ordered}
     options.output.parent.mkdir(exist_ok=True)
     write_json(options.output, document)
@@ -70,11 +74,13 @@ def main() -> None:
 
 def measure(model: str, limits: dict[str, float], libraries: list[str], options: argparse.Namespace) -> dict[str, Any]:
     """One network: rows of latencies by threads, its layers on one thread, and when and where this was measured."""
-    from tvmflow.frontend import import_model
+    from tvmflow.frontend import InputShape, import_model
+    from tvmflow.models import MODELS
     from tvmflow.report import environment
 
+    shape = InputShape(name=None, shape=(options.batch, *MODELS[model].input_shape[1:]))
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
-        folder, program = Path(name), import_model(model)
+        folder, program = Path(name), import_model(model, [shape])
         absent = convert(program, folder, options.litert_python)
         bundle = build_bundles(program, folder)
         found = [library for library in libraries if library not in absent]
@@ -85,6 +91,7 @@ def measure(model: str, limits: dict[str, float], libraries: list[str], options:
         layers = roofline.layers(bundle, limits)
     return {
         "model": model,
+        "batch": options.batch,
         "environment": environment(versions),
         "rounds": options.rounds,
         "seconds": options.seconds,
@@ -184,9 +191,9 @@ def markdown(document: dict[str, Any], stem: str) -> str:
     lines = [
         "# Whole networks beside other libraries",
         "",
-        "Batch 1, float32, *measured*: the median over rounds of each round's median latency, and in brackets the "
-        "lowest and the highest round. × is how many times as long as tvmflow it takes, by the same rule over the "
-        "ratios of each round. Made by `python -m benchmarks.peers`.",
+        "Batch 1 where no other is named, float32, *measured*: the median over rounds of each round's median latency, "
+        "and in brackets the lowest and the highest round. × is how many times as long as tvmflow it takes, by the "
+        "same rule over the ratios of each round. Made by `python -m benchmarks.peers`.",
         "",
         *(f"![{name}]({stem}-{name}.svg)" for name in plots.PLOTS),
     ]
@@ -195,7 +202,7 @@ def markdown(document: dict[str, Any], stem: str) -> str:
         threads = [row["threads"] for row in network["rows"]]
         lines += [
             "",
-            f"## {network['model']}",
+            f"## {plots.title(network)}",
             "",
             f"{around['cpu']}, {around['cores']} cores, {around['date']}; {network['rounds']} rounds of "
             f"{network['seconds']} s, load after them {network['load_after']}.",

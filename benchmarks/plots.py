@@ -11,11 +11,17 @@ STYLE = {"svg.fonttype": "none", "svg.hashsalt": "tvmflow", "font.size": 9}
 """Text stays text, and the same figures give the same file."""
 
 
+def title(network: dict[str, Any]) -> str:
+    """ "dilated-net", or "dilated-net, batch 8"."""
+    batch = network.get("batch", 1)
+    return network["model"] + (f", batch {batch}" if batch > 1 else "")
+
+
 def latency(document: dict[str, Any], path: Path) -> None:
     """Bars: how many times as long as tvmflow each library takes, by network and threads, on a logarithmic scale."""
     import matplotlib.pyplot as plt
 
-    rows = [(network["model"], row) for network in document["networks"] for row in network["rows"]]
+    rows = [(title(network), row) for network in document["networks"] for row in network["rows"]]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(rows), figsize=(2.1 * len(rows) + 1, 3), sharey=True, squeeze=False)
         names = list(dict.fromkeys(name for _, row in rows for name in row["libraries"]))[::-1]
@@ -62,7 +68,7 @@ def roofline(document: dict[str, Any], path: Path) -> None:
                 s=16,
                 marker=marker,
                 alpha=0.7,
-                label=network["model"],
+                label=title(network),
             )
         peak = f"FMA peak {limits['gflops']:.0f} GFLOP/s"
         axis.text(intensities[-1], limits["gflops"] * 1.05, peak, ha="right", va="bottom")

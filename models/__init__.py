@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvmflow.spec import Preprocessing
+from tvmflow.spec import Preprocessing, UserError
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from tvmflow.integer import IntegerNetwork, Scheme
 
 CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -58,3 +61,27 @@ MODELS: dict[str, Model] = {
         _cifar10("small-vgg", "eight 3×3 convolutions, untrained", "tvmflow.models.baselines:small_vgg"),
     )
 }
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def quantized_name(name: str, scheme: Scheme) -> str:
+    """How the files of a quantised network are called, without their suffix."""
+    return f"{name}-int8" if scheme == "per-channel" else f"{name}-int8-pow2"
+
+
+def quantized(name: str, scheme: Scheme = "per-channel") -> IntegerNetwork:
+    """The int8 form of a network of the registry, or the one in a .safetensors file of `tvmflow quantize`.
+
+    Raises UserError if there is none, or if the file's has another scheme.
+    """
+    from tvmflow import integer
+
+    path = Path(name) if name.endswith(".safetensors") else WEIGHTS / f"{quantized_name(name, scheme)}.safetensors"
+    if path.parent == WEIGHTS and not path.exists():
+        known = f"tvmflow quantize --model {name} --scheme {scheme}" if name in MODELS else "tvmflow quantize"
+        raise UserError(f"There are no {scheme} int8 weights of {name}; `{known}` makes some, to be given as a file.")
+    network = integer.load(path)
+    if network.scheme != scheme:
+        raise UserError(f"{path} is quantised {network.scheme}, not {scheme}; say --scheme {network.scheme}.")
+    return network

@@ -82,7 +82,7 @@ def train(
     """Train, or go on with the run whose state is in `work_dir`. Raises UserError if that is another recipe's."""
     from tqdm import tqdm
 
-    _keep_memory()
+    keep_memory()
     torch.set_flush_denormal(True)
     work_dir.mkdir(parents=True, exist_ok=True)
     state = _State(config, math.ceil(len(data.train.labels) / config.batch))
@@ -90,9 +90,9 @@ def train(
     saved = time.monotonic()
     while state.epoch < config.epochs:
         started, spent_before = time.monotonic(), state.seconds
-        batches = _batches(data.train, config, state.epoch, state.step)
+        steps = batches(data.train, config, state.epoch, state.step)
         bar = tqdm(
-            batches,
+            steps,
             desc=f"epoch {state.epoch + 1}/{config.epochs}",
             total=state.steps_per_epoch,
             initial=state.step,
@@ -110,7 +110,7 @@ def train(
         accuracy = accuracy_of(state.averaged, data.test)
         state.finish_epoch(accuracy, spent_before + time.monotonic() - started)
         state.save(work_dir / "state.pt")
-        _write_text(work_dir / "curve.json", json.dumps([dataclasses.asdict(row) for row in state.curve], indent=1))
+        write_text(work_dir / "curve.json", json.dumps([dataclasses.asdict(row) for row in state.curve], indent=1))
         if progress:
             row = state.curve[-1]
             print(f"epoch {row.epoch}: loss {row.loss:.4f}, test accuracy {row.test_accuracy:.2%}", file=sys.stderr)
@@ -181,17 +181,12 @@ class _State:
             "seconds": self.seconds,
             "curve": [dataclasses.asdict(row) for row in self.curve],
         }
-        scratch = path.with_suffix(".writing")
-        torch.save(content, scratch)
-        os.replace(scratch, path)
+        save_state(content, path)
 
     def load(self, path: Path) -> None:
         if not path.exists():
             return
-        try:
-            content = torch.load(path, weights_only=True)
-        except Exception as error:  # whatever the zip reader, the unpickler and torch raise
-            raise UserError(f"{path} is no intact checkpoint ({error}); delete it to start anew.") from error
+        content = load_state(path)
         if content["config"] != json.dumps(dataclasses.asdict(self.config)):
             raise UserError(
                 f"{path} belongs to a run with another recipe ({content['config']}); "
@@ -202,6 +197,21 @@ class _State:
         self.optimizer.load_state_dict(content["optimizer"])
         (self.epoch, self.step), self.loss, self.seconds = content["position"], content["loss"], content["seconds"]
         self.curve = [Epoch(**row) for row in content["curve"]]
+
+
+def save_state(content: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint, whole or not at all."""
+    scratch = path.with_suffix(".writing")
+    torch.save(content, scratch)
+    os.replace(scratch, path)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint. Raises UserError."""
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as error:  # whatever the zip reader, the unpickler and torch raise
+        raise UserError(f"{path} is no intact checkpoint ({error}); delete it to start anew.") from error
 
 
 def initialise(network: DilatedNet) -> DilatedNet:
@@ -223,9 +233,10 @@ def one_cycle(done: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
-def _batches(
+def batches(
     split: Split, config: TrainConfig, epoch: int, first_step: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The augmented images and the labels of each step of an epoch, from `first_step` on."""
     order = np.random.default_rng([config.seed, epoch]).permutation(len(split.labels))
     for step in range(first_step, math.ceil(len(order) / config.batch)):
         chosen = order[step * config.batch : (step + 1) * config.batch]
@@ -287,8 +298,8 @@ def export(run: Run, data: Cifar10, folder: Path, name: str, command: str) -> No
         "hours": round(sum(row.seconds for row in run.curve) / 3600, 2),
         "curve": [dataclasses.asdict(row) for row in run.curve],
     }
-    _write_text(folder / f"{name}.json", json.dumps(facts, indent=1) + "\n")
-    _write_text(folder / f"{name}.md", model_card(name, facts))
+    write_text(folder / f"{name}.json", json.dumps(facts, indent=1) + "\n")
+    write_text(folder / f"{name}.md", model_card(name, facts))
 
 
 def model_card(name: str, facts: dict[str, Any]) -> str:
@@ -334,13 +345,13 @@ def _network_config(fields: dict[str, Any]) -> DilatedNetConfig:
     )
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     scratch = path.with_name(f".{path.name}.writing")
     scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Make glibc keep freed memory: by default every large tensor is mapped, zeroed and unmapped again."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)

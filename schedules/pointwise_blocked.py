@@ -68,7 +68,8 @@ def pointwise_blocked(func: tirx.PrimFunc, target: Target, tile: Tile | None = N
         rows = min(_pixels(conv, registers), key=lambda rows: _cost(conv, rows, lanes))
         unroll = max(steps for steps in _unrolls(conv) if steps <= registers.unroll)
         tile = rows, unroll, WEIGHTS if conv.channels >= math.prod(conv.size) else PIXELS
-    return Schedule(_loops(conv, tile, lanes, worth_threads(conv.macs, target)))
+    size = 2 if target.arithmetic == "float16" else 4  # which the weights are once kernels are narrowed
+    return Schedule(_loops(conv, tile, lanes, worth_threads(conv.macs, target), size))
 
 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[Tile]:
@@ -116,7 +117,7 @@ def _cost(conv: Convolution, rows: int, lanes: int) -> int:
     return math.ceil(math.prod(conv.size) / rows) * (rows * vectors + rows + vectors)
 
 
-def _loops(conv: Convolution, tile: Tile, lanes: int, parallel: bool) -> tirx.PrimFunc:
+def _loops(conv: Convolution, tile: Tile, lanes: int, parallel: bool, element_bytes: int) -> tirx.PrimFunc:
     rows, unroll, outside = tile
     pixels, width, block = math.prod(conv.size), conv.size[1], conv.weight_block
     vectors = block // lanes
@@ -124,7 +125,8 @@ def _loops(conv: Convolution, tile: Tile, lanes: int, parallel: bool) -> tirx.Pr
     weights_outside = outside == WEIGHTS
     steps = conv.in_channels // unroll
     # bytes of the next block of weights that are due with each step
-    share = 4 * conv.in_channels * block // (conv.batch * pixel_tiles * steps)
+    weight_bytes = element_bytes * conv.in_channels * block
+    share = weight_bytes // (conv.batch * pixel_tiles * steps)
 
     def at(pixel):
         return tirx.floordiv(pixel, width), tirx.floormod(pixel, width)
@@ -146,7 +148,7 @@ def _loops(conv: Convolution, tile: Tile, lanes: int, parallel: bool) -> tirx.Pr
                     done = (n * pixel_tiles + pixel_tile) * steps + step
                     start = T.address_of(conv.weight[weight_tile, 0, 0, 0, 0])
                     for line in range(share // CACHE_LINE):
-                        ahead = 4 * conv.in_channels * block + done * share + line * CACHE_LINE
+                        ahead = weight_bytes + done * share + line * CACHE_LINE
                         _prefetch(tirx.handle_add_byte_offset(start, ahead))
                 with T.unroll(0, unroll) as more:
                     c = step * unroll + more

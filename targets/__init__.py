@@ -9,8 +9,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from tvmflow.spec import Cpu, Gpu, Target, UserError
-from tvmflow.targets import arm_cpu, cuda, llvm
+from tvmflow.spec import Cpu, Gpu, Mcu, Target, UserError, Vta
+from tvmflow.targets import arm_cpu, cortex_m, cuda, llvm, vta
 
 TARGETS: dict[str, Target] = {
     board.name: board
@@ -21,20 +21,19 @@ TARGETS: dict[str, Target] = {
         arm_cpu.RASPBERRY_PI_4B,
         arm_cpu.RASPBERRY_PI_5,
         arm_cpu.ANDROID_ARM64,
-        cuda.JETSON_NANO,
-        cuda.JETSON_TX2,
-        cuda.JETSON_XAVIER_NX,
-        cuda.JETSON_ORIN_NANO,
-        cuda.JETSON_AGX_ORIN,
-        cuda.GTX_1080TI,
-        cuda.T4,
-        cuda.RTX_3090,
-        cuda.RTX_4090,
-        cuda.H100,
+        *cuda.BOARDS,
+        *vta.BOARDS,
+        *cortex_m.BOARDS,
     )
 }
 
-DEFAULT_BOARD: dict[str, str] = {"llvm": "host", "arm_cpu": "raspberry-pi-4b", "cuda": "jetson-agx-orin"}
+DEFAULT_BOARD: dict[str, str] = {
+    "llvm": "host",
+    "arm_cpu": "raspberry-pi-4b",
+    "cuda": "jetson-agx-orin",
+    "vta": "pynq-z1",
+    "cortex_m": "mps3-an547",
+}
 """The board of a kind (`--target`) when none is named."""
 
 
@@ -58,7 +57,11 @@ def find(kind: str | None, board: str | None) -> Target:
 
 
 def compute_in(target: Target, dtype: str) -> Target:
-    """The board, told to compute float32 networks in `dtype`. Raises UserError if its CPU can't do that well."""
+    """The board, told to compute networks in `dtype`. Raises UserError if it can't do that well."""
+    if dtype not in target.arithmetics and target.gpu is not None:
+        raise UserError(
+            f"--dtype {dtype}: for GPUs such as that of {target.name}, networks are computed in float32 only."
+        )
     if dtype not in target.arithmetics:
         others = ", ".join(board.name for board in TARGETS.values() if dtype in board.arithmetics)
         raise UserError(f"The {target.cpu.model} of {target.name} has no {dtype} arithmetic; boards that do: {others}.")
@@ -110,7 +113,7 @@ def _override(base: Any, content: dict[str, Any], path: Path, table: str) -> Any
         if key not in known or key == "kind":
             raise UserError(f"{path} has an unknown key {where!r}; known are {', '.join(sorted(known - {'kind'}))}.")
         old = getattr(base, key)
-        if isinstance(old, Cpu | Gpu) and isinstance(value, dict):
+        if isinstance(old, Cpu | Gpu | Mcu | Vta) and isinstance(value, dict):
             changes[key] = _override(old, value, path, f"{key}.")
         elif isinstance(old, dict) and isinstance(value, dict):
             changes[key] = {**old, **value}

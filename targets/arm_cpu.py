@@ -33,6 +33,7 @@ RASPBERRY_PI_3B = Target(
     datasheet="Raspberry Pi 3 Model B product brief (BCM2837); Arm DDI 0500, Cortex-A53 TRM",
     schedules=RULES,
     identity="Raspberry Pi 3 Model B",
+    arithmetics=("float32", "int8"),
 )
 
 RASPBERRY_PI_3B_32BIT = replace(
@@ -69,6 +70,7 @@ RASPBERRY_PI_4B = Target(
     datasheet="Raspberry Pi 4 Model B datasheet, release 1 (BCM2711); Arm 100095, Cortex-A72 TRM",
     schedules=RULES,
     identity="Raspberry Pi 4 Model B",
+    arithmetics=("float32", "int8"),
 )
 
 RASPBERRY_PI_5 = Target(
@@ -97,7 +99,7 @@ RASPBERRY_PI_5 = Target(
     datasheet="Raspberry Pi 5 product brief (BCM2712); Arm 100798, Cortex-A76 TRM",
     schedules=RULES,
     identity="Raspberry Pi 5",
-    arithmetics=("float32", "float16"),
+    arithmetics=("float32", "float16", "int8"),
 )
 
 ANDROID_ARM64 = replace(

@@ -251,3 +251,16 @@ H100 = _card(
     datasheet="NVIDIA H100 Tensor Core GPU data sheet and architecture whitepaper",
     unverified=("clock_mhz",),
 )
+
+BOARDS = (
+    JETSON_NANO,
+    JETSON_TX2,
+    JETSON_XAVIER_NX,
+    JETSON_ORIN_NANO,
+    JETSON_AGX_ORIN,
+    GTX_1080TI,
+    T4,
+    RTX_3090,
+    RTX_4090,
+    H100,
+)

@@ -88,4 +88,5 @@ HOST = Target(
     memory_bytes=_memory_bytes(),
     datasheet="read from this computer (/proc/cpuinfo, /sys/devices/system/cpu)",
     schedules=RULES,
+    arithmetics=("float32", "int8"),
 )

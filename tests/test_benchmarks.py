@@ -117,8 +117,10 @@ def test_depthwise_layers_compute_the_same_in_each_layout_and_are_tabled():
     assert (row["ratio"], row["nchw_ratio"]) == (0.5, 0.75)
     around = {"cpu": "a CPU", "date": "2026-01-01", "load": 0.1, "versions": versions}
     document = {"environment": around, "absent": {"ncnn": "ncnn is not installed"}, "rows": [row]}
-    document["summary"] = depthwise.summary([row, {"ratio": 2.0, "nchw_ratio": 3.0}])
+    other = {"us": {**us, "tvmflow": 0.5}, "ratio": 2.0, "nchw_ratio": 3.0}
+    document["summary"] = depthwise.summary([row, other])
     text = depthwise.markdown(document)
-    assert "1.00 times tvmflow's time as geometric mean over 1 sizes, 0.50 at worst; less than once at 1." in text
+    assert "1.00 times tvmflow's time as geometric mean over 2 sizes, 0.50 at worst, less than once at 1." in text
+    assert "0.50 times tvmflow's time as geometric mean over 1 sizes" in text
     assert "Not measured: ncnn (ncnn is not installed)." in text
     assert "| 32 | 4 | 1 | 2 | 2.0 | 4.0 | 3.0 | 9.0 | 0.50 | 0.75 |" in text

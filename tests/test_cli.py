@@ -27,6 +27,7 @@ COMMANDS = [
     "deploy",
     "serve",
     "report",
+    "report diff",
     "train",
     "evaluate",
     "doctor",
@@ -43,7 +44,9 @@ def test_help_names_every_command(tvmflow):
     assert "Exit codes" in done.out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["boards"], *([name, "--help"] for name in COMMANDS)])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["boards"], *([*name.split(), "--help"] for name in COMMANDS)]
+)
 def test_help_needs_neither_tvm_nor_torch(arguments):
     """Both are replaced by modules that can't be imported; onnx too, which takes its time."""
     program = (

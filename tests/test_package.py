@@ -77,10 +77,11 @@ def test_it_works_as(distributions, tmp_path, form):
 
 
 def test_schedules_are_all_registered():
-    from tvmflow.schedules import RULES
+    from tvmflow.schedules import RULES, integer
 
-    files = {path.stem for path in (ROOT / "schedules").glob("*.py") if not path.name.startswith("_")}
-    assert files == set(RULES)
+    for folder, rules in (("schedules", RULES), ("schedules/integer", integer.RULES)):
+        files = {path.stem for path in (ROOT / folder).glob("*.py") if not path.name.startswith("_")}
+        assert files == set(rules)
 
 
 def test_targets_are_all_registered():

@@ -332,10 +332,10 @@ def test_fold_scales_before_and_after():
     tvm.ir.assert_structural_equal(fold_scales(program, HOST).module["main"], after["main"])
 
 
-@pytest.mark.parametrize("target", list(TARGETS.values()), ids=list(TARGETS))
-def test_the_papers_network_on_every_board(target):
+@pytest.mark.parametrize("name", [name for name, board in TARGETS.items() if board.kind in ("llvm", "arm_cpu")])
+def test_the_papers_network_on_every_cpu(name):
     """Every convolution is served, those that scale are gone, the pairs are one kernel, and nothing is forgotten."""
-    program = scheduled(import_model("dilated-net"), target)
+    program = scheduled(import_model("dilated-net"), TARGETS[name])
     assert sum(layer.macs for layer in program.layers) == 84_058_112
     named = {name for layer in program.layers for name in layer.modules}
     assert {f"joint.{number}.{part}" for number in range(9) for part in ("dilated", "depthwise", "pointwise")} <= named

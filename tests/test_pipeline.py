@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tvmflow import interrupt
-from tvmflow.frontend import import_model
+from tvmflow.build import compile_library
+from tvmflow.frontend import import_model, parse_input_shape
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fuse_operators import fuse_operators, kernels
-from tvmflow.pipeline import STAGES, run_stages
+from tvmflow.pipeline import INTEGER_STAGES, STAGES, run_stages
 from tvmflow.targets import DEFAULT_BOARD, TARGETS
+from tvmflow.toolchain import select_linker
+from tvmflow.verify import verify_library
 
 HOST = TARGETS["host"]
 
@@ -25,7 +28,7 @@ def operators(program) -> list[str]:
 
 def test_every_kind_has_stages_and_a_default_board():
     kinds = {target.kind for target in TARGETS.values()}
-    assert kinds == set(STAGES) == set(DEFAULT_BOARD)
+    assert kinds == {*STAGES, *INTEGER_STAGES} == set(DEFAULT_BOARD)
 
 
 def test_batchnorm_is_folded_away(tiny):
@@ -71,3 +74,12 @@ def test_dump_dir_has_a_file_for_each_stage(tiny, tmp_path):
     run_stages(tiny, HOST, tmp_path / "dump")
     names = [f"{number}-{stage.__name__}.py" for number, stage in enumerate(STAGES["llvm"])]
     assert sorted(path.name for path in (tmp_path / "dump").iterdir()) == names
+
+
+@pytest.mark.parametrize(("name", "shape"), [("plain", "32x3x21x26"), ("two_pointwise", "8x6x5x4")])
+def test_batches_are_right(name, shape, tmp_path):
+    """Kernels with blocks and without, of more images than one."""
+    program = import_model(f"networks:{name}", [parse_input_shape(shape)])
+    compile_library(program, HOST, select_linker(HOST), tmp_path / "model.so")
+    verdict = verify_library(tmp_path / "model.so", HOST, program.vectors, program.outputs)
+    assert verdict["passed"] is True, verdict

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
 from tvmflow import rules, targets
@@ -15,16 +17,22 @@ def test_board_is_complete(target):
 
     from tvmflow.toolchain import tvm_target_dict
 
-    assert tvm.target.Target(tvm_target_dict(target)).attrs["num-cores"] == target.cpu.cores
+    made = tvm.target.Target(tvm_target_dict(target))
+    if target.gpu is None:
+        assert made.attrs["num-cores"] == target.cpu.cores
+    else:
+        assert made.attrs["arch"] == target.gpu.architecture
+        assert set(target.gpu.unverified) < {field.name for field in fields(target.gpu)}
     assert target.datasheet
     assert target.description
-    assert target.memory_bytes > 2**20
+    assert target.memory_bytes >= 2**19
     assert set(target.schedules) <= set(rules.of(target).RULES)
 
 
 def test_find():
     assert targets.find(None, None).name == "host"
     assert targets.find("arm_cpu", None).name == "raspberry-pi-4b"
+    assert targets.find("cuda", None).name == "jetson-agx-orin"
     assert targets.find("arm_cpu", "raspberry-pi-5").cpu.model == "Cortex-A76"
     assert set(DEFAULT_BOARD.values()) <= set(TARGETS)
 
@@ -32,7 +40,7 @@ def test_find():
 @pytest.mark.parametrize(
     ("kind", "board", "words"),
     [
-        ("gpu", None, "no target 'gpu'; the targets are llvm, arm_cpu"),
+        ("gpu", None, "no target 'gpu'; the targets are llvm, arm_cpu, "),
         (None, "raspberry-pi-4", "Did you mean raspberry-pi-4b"),
         ("llvm", "raspberry-pi-4b", "is of target arm_cpu"),
         (None, "missing.toml", "can't be read"),

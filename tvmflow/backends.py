@@ -67,8 +67,17 @@ class Backend(Protocol):
         """What this computer can say of the latency of the `whole` and of the `layers` of a bundle that is right."""
 
 
-MODULES: dict[str, str] = {"llvm": "tvmflow.cpu", "arm_cpu": "tvmflow.cpu", "cuda": "tvmflow.cuda.backend"}
+MODULES: dict[str, str] = {
+    "llvm": "tvmflow.cpu",
+    "arm_cpu": "tvmflow.cpu",
+    "cuda": "tvmflow.cuda.backend",
+    "vta": "tvmflow.vta.backend",
+    "cortex_m": "tvmflow.cortex_m.backend",
+}
 """The module of each kind of target."""
+
+SIMULATED = ("vta", "cortex_m")
+"""Kinds whose `time` needs no device: their latency is simulated, or there is none and instructions are counted."""
 
 
 def of(target: Target) -> Backend:

@@ -23,7 +23,20 @@ from typing import Any
 import numpy as np
 
 from tvmflow import device, toolchain
-from tvmflow.spec import NO_ELF, Cpu, Gpu, Layer, Preprocessing, Program, Target, TensorSpec, UserError, Vector
+from tvmflow.spec import (
+    NO_ELF,
+    Cpu,
+    Gpu,
+    Layer,
+    Mcu,
+    Preprocessing,
+    Program,
+    Target,
+    TensorSpec,
+    UserError,
+    Vector,
+    Vta,
+)
 
 FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.0"
 MANIFEST, LIBRARY = "manifest.json", "model.so"
@@ -43,6 +56,10 @@ REQUIRED: dict[str, type] = {
     "members": dict,
 }
 """What a manifest has besides `format`, `schema_version` and `preprocessing`, which may be null."""
+
+
+FACTS: dict[str, type] = {"cpu": Cpu, "gpu": Gpu, "mcu": Mcu, "vta": Vta}
+"""The parts of a board that are records of their own; those of other kinds are null or missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +88,9 @@ class Bundle:
         """The board as it was when the bundle was built."""
         content = self.manifest["target"]
         elf = (content["elf"]["bits"], content["elf"]["machine"])
-        lists: dict[str, Any] = {key: tuple(content[key]) for key in ("schedules", "arithmetics") if key in content}
-        if gpu := content.get("gpu"):
-            lists["gpu"] = Gpu(**{**gpu, **{key: tuple(gpu[key]) for key in ("unverified", "also")}})
-        return Target(**{**content, **lists, "elf": elf, "cpu": Cpu(**content["cpu"])})
+        lists = {key: tuple(content[key]) for key in ("schedules", "arithmetics") if key in content}
+        facts = {key: kind(**_tuples(content[key])) for key, kind in FACTS.items() if content.get(key)}
+        return Target(**{**content, **lists, **facts, "elf": elf})
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -96,6 +112,11 @@ class Bundle:
     def preprocessing(self) -> Preprocessing | None:
         given = self.manifest["preprocessing"]
         return Preprocessing(mean=tuple(given["mean"]), std=tuple(given["std"])) if given else None
+
+    @property
+    def quantization(self) -> Mapping[str, Any] | None:
+        """Of a quantised network `scheme`, `input_scale` and `output_scale`: real = stored · scale."""
+        return self.manifest.get("quantization")
 
     def vectors(self) -> tuple[Vector, ...]:
         """The golden vectors, read from disk. Raises UserError if one isn't what the manifest says."""
@@ -153,12 +174,14 @@ def write(
     verify: Mapping[str, Any],
     runner: Path | None = None,
     extras: Mapping[str, Path] = MappingProxyType({}),
+    usage: str | None = None,
 ) -> Bundle:
     """Write a bundle to `out`, replacing the bundle that may be there; nothing is left if that fails.
 
     `library` becomes LIBRARY, with its own suffix. `runner` is a folder of `device.make_runner`; `extras` are other
-    files and folders, by their names in the bundle. The same build gives the same bytes. Raises UserError, also for a
-    full disk.
+    files and folders, by their names in the bundle. `usage` says in the README how the library is used, if not by TVM's
+    runtime in Python; there is no run.py then. The same build gives the same bytes. Raises UserError, also for a full
+    disk.
     """
     check_destination(out)
     scratch: Path | None = None
@@ -173,8 +196,9 @@ def write(
             (shutil.copytree if path.is_dir() else shutil.copyfile)(path, root / name)
         _write_vectors(root, program)
         content = _describe(program, target, versions, memory, verify, library_name(library), runner is not None)
-        (root / "README.md").write_text(_readme(content), encoding="utf-8")
-        (root / "run.py").write_text(_runner(content), encoding="utf-8")
+        (root / "README.md").write_text(_readme(content, usage or _python_usage(content)), encoding="utf-8")
+        if usage is None:
+            (root / "run.py").write_text(_runner(content), encoding="utf-8")
         members = sorted(path for path in root.rglob("*") if path.is_file())
         content["members"] = {
             path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
@@ -235,6 +259,12 @@ def _describe(
             "mean": list(pre.mean),
             "std": list(pre.std),
         },
+        "quantization": program.integer
+        and {
+            "scheme": program.integer.scheme,
+            "input_scale": program.integer.input_scale,
+            "output_scale": program.integer.output_scale,
+        },
         "layers": [{**asdict(layer), "modules": list(layer.modules)} for layer in program.layers],
         "memory": dict(memory),
         "verify": dict(verify),
@@ -245,8 +275,8 @@ def _describe(
 
 
 def library_name(library: Path) -> str:
-    """What a library is called in a bundle: "model", with the suffix of its kind."""
-    return Path(LIBRARY).with_suffix(library.suffix).name
+    """What a library is called in a bundle: "model", with the suffix of its kind; VTA's program.bin stays that."""
+    return library.name if library.suffix == ".bin" else Path(LIBRARY).with_suffix(library.suffix).name
 
 
 def vector_names(program: Program) -> list[str]:
@@ -263,11 +293,7 @@ def _write_vectors(root: Path, program: Program) -> None:
                 np.save(folder / f"{kind}-{index}.npy", array)
 
 
-def _readme(content: Mapping[str, Any]) -> str:
-    def table(specs: list[dict[str, Any]]) -> str:
-        return ", ".join(f"`{spec['name']}` {spec['dtype']} {_dims(spec['shape'])}" for spec in specs)
-
-    target, verdict = content["target"], content["verify"]
+def _python_usage(content: Mapping[str, Any]) -> str:
     runner = (
         """
 Without Python:
@@ -281,30 +307,51 @@ Without Python:
         if content["runner"]
         else ""
     )
+    return f"""On the board, with `pip install numpy apache-tvm=={content["versions"]["tvm"]} \
+apache-tvm-ffi=={content["versions"]["tvm_ffi"]}`:
+
+    python run.py              # the first golden vector; compare with vectors/{content["vectors"][0]}/output-0.npy
+    python run.py input.npy
+{runner}"""
+
+
+def _readme(content: Mapping[str, Any], usage: str) -> str:
+    def table(specs: list[dict[str, Any]]) -> str:
+        return ", ".join(f"`{spec['name']}` {spec['dtype']} {_dims(spec['shape'])}" for spec in specs)
+
+    target, verdict = content["target"], content["verify"]
+    gpu = target["gpu"]
+    processor = (
+        f"{gpu['model']}, {gpu['architecture']}, beside {target['cpu']['model']}" if gpu else target["cpu"]["model"]
+    )
+    if target["elf"]["bits"]:
+        processor += f", {target['elf']['bits']}-bit {target['elf']['machine']}"
+    note = f"\n{gpu['runtime_note']}\n" if gpu and gpu["runtime_note"] else ""
+    compiler = f" with Apache TVM {content['versions']['tvm']}" if "tvm" in content["versions"] else ""
     checked = {
         True: f"Verified ({verdict.get('method')}) on {len(content['vectors'])} golden vectors.",
         None: f"Not verified: {verdict.get('reason')}",
     }[verdict["passed"]]
     return f"""# {content["model"]["name"]} for {target["name"]}
 
-{target["description"]}: {target["cpu"]["model"]}, {target["elf"]["bits"]}-bit {target["elf"]["machine"]}.
-Made by tvmflow {content["versions"]["tvmflow"]} with Apache TVM {content["versions"]["tvm"]}. {checked}
+{target["description"]}: {processor}.
+Made by tvmflow {content["versions"]["tvmflow"]}{compiler}. {checked}
 
 Inputs: {table(content["inputs"])}. Outputs: {table(content["outputs"])}.
 
-On the board, with `pip install numpy apache-tvm=={content["versions"]["tvm"]} \
-apache-tvm-ffi=={content["versions"]["tvm_ffi"]}`:
-
-    python run.py              # the first golden vector; compare with vectors/{content["vectors"][0]}/output-0.npy
-    python run.py input.npy
-{runner}
+{usage}{note}
 `manifest.json` holds preprocessing, class labels, layers, memory and the SHA-256 of every file.
 """
 
 
 def _runner(content: Mapping[str, Any]) -> str:
     template = Path(__file__).with_name("run_template.py").read_text(encoding="utf-8")
-    return template.format(tvm=content["versions"]["tvm"], library=content["library"], vector=content["vectors"][0])
+    return template.format(
+        tvm=content["versions"]["tvm"],
+        library=content["library"],
+        vector=content["vectors"][0],
+        device="cuda" if content["target"]["gpu"] else "cpu",
+    )
 
 
 def _pack(root: Path, members: list[Path], archive_path: Path) -> None:
@@ -463,6 +510,11 @@ def _read_manifest(path: Path, root: Path) -> dict[str, Any]:
 
 def _tensor_specs(rows: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(name=row["name"], shape=tuple(row["shape"]), dtype=row["dtype"]) for row in rows)
+
+
+def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists where records have tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
 
 
 def _dims(shape: Any) -> str:

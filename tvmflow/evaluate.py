@@ -1,13 +1,16 @@
-"""Accuracy on CIFAR-10's test images, of the PyTorch network and of what was compiled from it."""
+"""Accuracy on CIFAR-10's test images, of the PyTorch or the quantised network and of what was compiled from it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tvmflow import bundle as bundles
+from tvmflow.integer import Scheme
 from tvmflow.models import MODELS
 from tvmflow.models.data import Split, load_cifar10
 from tvmflow.spec import UserError, VerificationError
@@ -23,13 +26,67 @@ def evaluate(data_path: Path, model: str = "dilated-net", bundle_path: Path | No
     """
     if model not in MODELS:
         raise UserError(f"--model {model!r} isn't one of the networks for CIFAR-10: {', '.join(MODELS)}.")
-    if bundle_path is None:
-        return _evaluate(data_path, model, None)
-    with bundles.open_bundle(bundle_path) as bundle:
+    with _opened(bundle_path, model, quantised=False) as bundle:
+        return _evaluate(data_path, model, bundle)
+
+
+def evaluate_quantised(
+    data_path: Path, model: str = "dilated-net", scheme: Scheme = "per-channel", bundle_path: Path | None = None
+) -> dict[str, Any]:
+    """Accuracy of a quantised network on the integer reference and, with a bundle, that the bundle gives the same bits.
+
+    `model` is a name of the registry or a file of `tvmflow quantize`. Raises UserError, and VerificationError when a
+    single logit differs.
+    """
+    from tvmflow.models import quantized
+    from tvmflow.models.int8 import logits_of
+
+    network = quantized(model, scheme)
+    with _opened(bundle_path, network.name, quantised=True) as bundle:
+        data = load_cifar10(data_path)
+        expected = logits_of(network, data.test.images)
+        result: dict[str, Any] = {
+            "model": model,
+            "dtype": "int8",
+            "scheme": scheme,
+            "accuracy": accuracy(expected, data.test),
+            "images": len(data.test.labels),
+            "data": data.note,
+            "data_sha256": data.sha256,
+        }
+        if bundle is not None:
+            given = _predict_compiled(bundle, data.test, network.quantize_input)
+            differing = int((given != expected).any(1).sum())
+            if differing:
+                raise VerificationError(
+                    f"The compiled network differs from the exact arithmetic of {model}, {scheme}, on {differing:,} of "
+                    f"{len(given):,} images; its accuracy is {accuracy(given, data.test):.2%}."
+                )
+            result["compiled"] = {
+                "bundle": str(bundle.path),
+                "target": bundle.target.name,
+                "accuracy": accuracy(given, data.test),
+                "identical": len(given),
+            }
+    return result
+
+
+@contextmanager
+def _opened(path: Path | None, model: str, *, quantised: bool) -> Iterator[bundles.Bundle | None]:
+    """The bundle, if there is one, after a look at whether it holds that network and runs here."""
+    if path is None:
+        yield None
+        return
+    with bundles.open_bundle(path) as bundle:
         bundles.require_native(bundle)
         if bundle.name != model:
-            raise UserError(f"{bundle_path} holds {bundle.name}, but --model says {model}; compare like with like.")
-        return _evaluate(data_path, model, bundle)
+            raise UserError(f"{path} holds {bundle.name}, but --model says {model}; compare like with like.")
+        if (bundle.inputs[0].dtype == "int8") != quantised:
+            dtype = "float" if quantised else "int8"
+            raise UserError(
+                f"{path} holds the {dtype} network; {'build it with' if quantised else 'say'} --dtype int8."
+            )
+        yield bundle
 
 
 def _evaluate(data_path: Path, model: str, bundle: bundles.Bundle | None) -> dict[str, Any]:
@@ -67,12 +124,16 @@ def accuracy(logits: np.ndarray, split: Split) -> float:
     return float((logits.argmax(1) == split.labels).mean())
 
 
-def _predict_compiled(bundle: bundles.Bundle, split: Split) -> np.ndarray:
+def _predict_compiled(
+    bundle: bundles.Bundle, split: Split, prepare: Callable[[np.ndarray], np.ndarray] | None = None
+) -> np.ndarray:
     from tvmflow.measure.local import run_vectors
 
     spec, preprocessing = bundle.inputs[0], bundle.preprocessing
     if preprocessing is None or spec.shape != (1, 3, 32, 32):
         raise UserError(f"{bundle.path} doesn't take one 3×32×32 image at a time; build it from {', '.join(MODELS)}.")
     images = preprocessing.apply(split.images)
+    if prepare is not None:
+        images = prepare(images)
     outputs = run_vectors(bundle.library, [(image[None],) for image in images], bundle.outputs)
     return np.concatenate([output[0] for output in outputs])

@@ -98,11 +98,16 @@ def _from_registry(name: str, input_shapes: Sequence[InputShape]) -> Program:
 
 
 def _from_factory(text: str, input_shapes: Sequence[InputShape]) -> Program:
+    if not input_shapes:
+        raise UserError(f"A factory doesn't say its input's shape: give --input-shape 1x3x32x32 (or so) with {text}.")
+    return _from_module(call_factory(text), text.partition(":")[2], text, [entry.shape for entry in input_shapes], None)
+
+
+def call_factory(text: str) -> torch.nn.Module:
+    """The network, in eval mode, that `package.module:function` returns. Raises UserError."""
     import torch
 
     module_name, _, attribute = text.partition(":")
-    if not input_shapes:
-        raise UserError(f"A factory doesn't say its input's shape: give --input-shape 1x3x32x32 (or so) with {text}.")
     with _user_path():
         try:
             factory = getattr(importlib.import_module(module_name), attribute)
@@ -115,7 +120,7 @@ def _from_factory(text: str, input_shapes: Sequence[InputShape]) -> Program:
             raise UserError(f"--model {text} failed with {type(error).__name__}: {_first_line(error)}.") from error
     if not isinstance(network, torch.nn.Module):
         raise UserError(f"--model {text} gave a {type(network).__name__}; a factory returns a torch.nn.Module.")
-    return _from_module(network.eval(), attribute, text, [entry.shape for entry in input_shapes], None)
+    return network.eval()
 
 
 def _from_module(

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from tvmflow.bundle import Bundle, load_array
-from tvmflow.spec import Preprocessing, TensorSpec, UserError
+from tvmflow.integer import quantize
+from tvmflow.spec import TensorSpec, UserError
 from tvmflow.verify import find_runner
 
 TOP = 5
@@ -20,9 +21,7 @@ def infer(bundle: Bundle, paths: Sequence[Path]) -> dict[str, Any]:
     if len(paths) != len(bundle.inputs):
         names = ", ".join(spec.name for spec in bundle.inputs)
         raise UserError(f"{bundle.name} has {len(bundle.inputs)} inputs ({names}); {len(paths)} files were given.")
-    arrays = tuple(
-        read_input(path, spec, bundle.preprocessing) for path, spec in zip(paths, bundle.inputs, strict=True)
-    )
+    arrays = tuple(read_input(path, spec, bundle) for path, spec in zip(paths, bundle.inputs, strict=True))
     method, runner = find_runner(bundle.library, bundle.target, bundle.outputs)
     outputs = runner([arrays])[0]
     result: dict[str, Any] = {
@@ -32,9 +31,7 @@ def infer(bundle: Bundle, paths: Sequence[Path]) -> dict[str, Any]:
         "outputs": {spec.name: array.tolist() for spec, array in zip(bundle.outputs, outputs, strict=True)},
     }
     if bundle.labels and outputs[0].shape[-1] == len(bundle.labels):
-        result["classes"] = [
-            top_classes(logits, bundle.labels) for logits in outputs[0].reshape(-1, len(bundle.labels))
-        ]
+        result["classes"] = [top_classes(logits, bundle.labels) for logits in real_outputs(bundle, outputs[0])]
     return result
 
 
@@ -46,8 +43,22 @@ def top_classes(logits: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any
     return [{"label": labels[index], "probability": float(probabilities[index])} for index in best]
 
 
-def read_input(path: Path, spec: TensorSpec, preprocessing: Preprocessing | None) -> np.ndarray:
+def real_outputs(bundle: Bundle, outputs: np.ndarray) -> np.ndarray:
+    """Outputs as rows of real logits, which those of a quantised network are times their scale."""
+    scale = bundle.quantization["output_scale"] if bundle.quantization else 1
+    return outputs.reshape(-1, len(bundle.labels)) * scale
+
+
+def prepare_images(bundle: Bundle, images: np.ndarray) -> np.ndarray:
+    """uint8 N×H×W×C → N×C×H×W as the bundle's network takes them. It says how it sees images."""
+    assert bundle.preprocessing is not None
+    real = bundle.preprocessing.apply(images)
+    return quantize(real, bundle.quantization["input_scale"]) if bundle.quantization else real
+
+
+def read_input(path: Path, spec: TensorSpec, bundle: Bundle) -> np.ndarray:
     """A .npy file of the input's shape and dtype, or an image, preprocessed as the network wants. Raises UserError."""
+    preprocessing = bundle.preprocessing
     if not path.is_file():
         raise UserError(f"There is no input file {path}; --input takes a .npy file or an image.")
     if path.suffix == ".npy":
@@ -63,4 +74,4 @@ def read_input(path: Path, spec: TensorSpec, preprocessing: Preprocessing | None
             pixels = np.asarray(image.convert("RGB").resize((spec.shape[3], spec.shape[2]), Image.Resampling.BILINEAR))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is neither a .npy file nor an image that can be read: {error}.") from error
-    return preprocessing.apply(pixels[None])
+    return prepare_images(bundle, pixels[None])

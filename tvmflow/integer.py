@@ -121,7 +121,7 @@ class IntegerNetwork:
 
     def quantize_input(self, real: np.ndarray) -> np.ndarray:
         """float32 N×C×H×W → int8: divided by `input_scale` in float64, rounded half to even, saturated."""
-        return np.rint(np.asarray(real, np.float64) / self.input_scale).clip(-128, 127).astype(np.int8)
+        return quantize(real, self.input_scale)
 
     @overload
     def run(self, q: np.ndarray, keep: Literal[False] = False) -> np.ndarray: ...
@@ -149,6 +149,11 @@ class IntegerNetwork:
             for layer in self.layers:
                 activations[layer.name] = run_layer(layer, activations[layer.inputs[0]])
             yield activations if keep else {layer.name: activations[layer.name]}
+
+
+def quantize(real: np.ndarray, scale: float) -> np.ndarray:
+    """Real numbers → int8, rounded half to even and saturated."""
+    return np.rint(np.asarray(real, np.float64) / scale).clip(-128, 127).astype(np.int8)
 
 
 def run_layer(layer: IntegerLayer, x: np.ndarray) -> np.ndarray:
@@ -303,7 +308,7 @@ ARRAYS = ("weight", "bias", "multiplier", "shift")
 
 def save(network: IntegerNetwork, path: Path) -> None:
     """Write a safetensors file: the arrays as LAYER.weight, …, all else as JSON in its metadata. Atomic."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as to_bytes
 
     layers = [{key: value for key, value in vars(layer).items() if key not in ARRAYS} for layer in network.layers]
     content = {**vars(network), "format": FORMAT, "layers": layers}
@@ -316,7 +321,7 @@ def save(network: IntegerNetwork, path: Path) -> None:
         if getattr(layer, key) is not None and not (layer.kind == "pool" and key == "weight")
     }
     scratch = path.with_name(f".{path.name}.writing")
-    save_file(arrays, scratch, {"tvmflow": json.dumps(content, ensure_ascii=False, sort_keys=True)})
+    scratch.write_bytes(to_bytes(arrays, {"tvmflow": json.dumps(content, ensure_ascii=False, sort_keys=True)}))
     os.replace(scratch, path)
 
 

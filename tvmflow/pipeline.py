@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tvmflow import interrupt
+from tvmflow.cortex_m.stages import choose_kernels, lower_kernels, place_tensors
 from tvmflow.passes.bind_threads import bind_threads
 from tvmflow.passes.block_channels import block_channels
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
@@ -13,12 +14,14 @@ from tvmflow.passes.fold_scales import fold_scales
 from tvmflow.passes.fuse_depthwise import fuse_depthwise
 from tvmflow.passes.fuse_operators import fuse_operators
 from tvmflow.passes.fuse_separable import fuse_separable
+from tvmflow.passes.integer_kernels import integer_kernels
 from tvmflow.passes.lower import lower, plan_memory
 from tvmflow.passes.narrow_floats import narrow_floats
 from tvmflow.passes.plain_names import plain_names
 from tvmflow.passes.schedule_kernels import schedule_kernels
 from tvmflow.passes.transpose_dense import transpose_dense
 from tvmflow.spec import Program, Target
+from tvmflow.vta.stages import check_program, cut_layers, describe_layers, emit_program
 
 Stage = Callable[[Program, Target], Program]
 
@@ -58,15 +61,52 @@ CUDA: tuple[Stage, ...] = (
     lower,
 )
 
+INTEGER_CPU: tuple[Stage, ...] = (
+    # kernels: each layer gets the first integer rule that fits it; weights and tensors lie as the rules read them
+    integer_kernels,
+    # virtual machine: storage is planned, what is left becomes byte code
+    plan_memory,
+    lower,
+)
+
+MCU: tuple[Stage, ...] = (
+    # kernels: integer layers become loops over plain pointers, two depthwise ones in a row one kernel in place
+    choose_kernels,
+    # memory: one static arena, packed by lifetime
+    place_tensors,
+    # loops become what LLVM takes; there is no virtual machine
+    lower_kernels,
+)
+
+VTA: tuple[Stage, ...] = (
+    # tiles: what is on chip at a time, as a search or the default has it; taps that read padding only are gone
+    cut_layers,
+    # instructions: transfers, products and ALU passes, ordered by tokens; weights and micro-ops in a memory image
+    emit_program,
+    # hazards: no deadlock, no overflow, nothing read before it is written
+    check_program,
+    # facts: each layer's bounds
+    describe_layers,
+)
+
 STAGES: dict[str, tuple[Stage, ...]] = {"llvm": CPU, "arm_cpu": CPU, "cuda": CUDA}
+INTEGER_STAGES: dict[str, tuple[Stage, ...]] = {
+    "llvm": INTEGER_CPU,
+    "arm_cpu": INTEGER_CPU,
+    "vta": VTA,
+    "cortex_m": MCU,
+}
+"""Of quantised networks."""
 
 
 def run_stages(program: Program, target: Target, dump_dir: Path | None = None) -> Program:
     """Take `program` through the stages of its target; each stage's result goes into `dump_dir` as TVMScript."""
-    for number, stage in enumerate(STAGES[target.kind]):
+    stages = STAGES if program.integer is None else INTEGER_STAGES
+    for number, stage in enumerate(stages[target.kind]):
         program = stage(program, target)
         interrupt.check()
         if dump_dir is not None:
             dump_dir.mkdir(parents=True, exist_ok=True)
-            (dump_dir / f"{number}-{stage.__name__}.py").write_text(program.module.script())
+            text, suffix = (program.module.script(), "py") if program.vta is None else (program.vta.text(), "txt")
+            (dump_dir / f"{number}-{stage.__name__}.{suffix}").write_text(text)
     return program

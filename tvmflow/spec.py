@@ -10,7 +10,9 @@ if TYPE_CHECKING:  # importing the nouns must cost nothing: tvm takes 4 s to imp
     import numpy as np
     import tvm
 
+    from tvmflow.integer import IntegerNetwork
     from tvmflow.tune.store import Best
+    from tvmflow.vta.stages import Made
 
 Basis = Literal["measured", "simulated", "emulated", "modelled"]
 
@@ -75,7 +77,8 @@ class Program:
 
     Stages add what they learn: `layers`, in `memory` the bytes of weights and activations, and in `folded` what is now
     done by other bindings of `main`: the name of each of those → the names of the folded ones and their multiply-adds.
-    `records` are the schedules that a search found, by task; after scheduling, those that were used.
+    `records` are the schedules that a search found, by task; after scheduling, those that were used. A quantised
+    network has `integer`, its exact arithmetic; `vta` is what VTA's stages have made of it.
     """
 
     name: str
@@ -91,6 +94,8 @@ class Program:
     folded: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
     records: Mapping[str, Best] = field(default_factory=dict)
+    integer: IntegerNetwork | None = None
+    vta: Made | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,14 +141,46 @@ class Gpu:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mcu:
+    """What a microcontroller has: `ram_bytes` in one piece, `flash_bytes` that it executes from, inside or outside.
+
+    `core` is what its instructions can, of `tvmflow.schedules.cortex_m.CORES`. `machine` is the model of
+    qemu-system-arm with the same core. `unverified` names figures that were not looked up in the data sheet.
+    """
+
+    core: str
+    flash_bytes: int
+    ram_bytes: int
+    machine: str
+    external_flash: bool = False
+    unverified: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vta:
+    """The VTA in a board's FPGA: `configuration` has upstream's names, as its JSON files.
+
+    The port to memory carries `bus_bytes` a cycle; `latency_cycles`, from a request to its first data, is an assumption
+    for which `latency_band` has what is likely.
+    """
+
+    configuration: Mapping[str, Any]
+    clock_mhz: int
+    bus_bytes: int
+    latency_cycles: int
+    latency_band: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """A board, as pure data. `tvm` is the dict that `tvm.target.Target` takes; `triple` is what the linker is given.
 
     `elf` is the ELF header's (class in bits, machine as pyelftools names it), or NO_ELF where the library is none;
     `datasheet` cites the figures' source; `schedules` names the rules of `tvmflow.schedules.RULES` to try, first match
     wins. `identity` is how the board's name in its device tree begins, by which it is known when it is measured.
-    `arithmetic` is the dtype that float32 networks are computed in, one of `arithmetics`, those that its CPU has vector
-    instructions for. `cpu` and `elf` are those of the computer that holds the `gpu`, where the kernels run on one.
+    `arithmetic` is what networks are computed in: float32 ones in float32 or float16, quantised ones in int8. It is one
+    of `arithmetics`, those that the board has instructions for.
+    `cpu` and `elf` are those of the computer that holds the `gpu`, where the kernels run on one.
     """
 
     name: str
@@ -160,6 +197,8 @@ class Target:
     arithmetic: str = "float32"
     arithmetics: tuple[str, ...] = ("float32",)
     gpu: Gpu | None = None
+    mcu: Mcu | None = None
+    vta: Vta | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +241,12 @@ class MissingDependencyError(TvmflowError):
     """A package, linker, emulator or runtime that the job needs isn't there."""
 
     exit_code = 5
+
+
+class RegressionError(TvmflowError):
+    """A report says that a network became slower than is allowed."""
+
+    exit_code = 6
 
 
 class DeviceError(TvmflowError):

@@ -14,11 +14,11 @@ from typing import Annotated
 import typer
 
 from tvmflow import __version__, interrupt
-from tvmflow.cli import bundles, devices, learning, outcome, tuning
+from tvmflow.cli import bundles, devices, learning, outcome, quantizing, reporting, tuning, vta
 
 HELP = "Take a trained network to the device where it has to run, and say honestly what it costs there."
 EPILOG = "Exit codes: 0 ok, 1 internal error, 2 usage, 3 verification failed, 4 unusable input, 5 missing dependency, \
-7 device unreachable or lost, 8 unsupported operators, 130 interrupted."
+6 slower than allowed, 7 device unreachable or lost, 8 unsupported operators, 130 interrupted."
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "boards": bundles.boards,
@@ -30,8 +30,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "profile": bundles.profile,
     "deploy": devices.deploy,
     "serve": devices.serve,
-    "report": bundles.report,
+    "report": reporting.report,
+    "report diff": reporting.diff,
     "train": learning.train,
+    "quantize": quantizing.quantize,
     "evaluate": learning.evaluate,
     "doctor": bundles.doctor,
 }
@@ -42,6 +44,8 @@ DB_COMMANDS: dict[str, Callable[..., None]] = {
     "prune": tuning.prune,
 }
 
+VTA_COMMANDS: dict[str, Callable[..., None]] = {"disasm": vta.disasm}
+
 
 def main() -> None:
     """Entry point of `tvmflow` and `python -m tvmflow`."""
@@ -50,7 +54,13 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("tvmflow").setLevel(logging.INFO)
     interrupt.watch()
-    _app()(args=arguments)
+    _app()(args=_as_command(arguments))
+
+
+def _as_command(arguments: list[str]) -> list[str]:
+    """Two words that name a command become one; a folder called `diff` is `./diff`."""
+    name = " ".join(arguments[:2])
+    return [name, *arguments[2:]] if name in COMMANDS else arguments
 
 
 def _app() -> typer.Typer:
@@ -62,6 +72,10 @@ def _app() -> typer.Typer:
     for name, function in DB_COMMANDS.items():
         db.command(name)(outcome.guarded(function))
     app.add_typer(db)
+    accelerator = _group("vta", "Look into programs for VTA.")
+    for name, function in VTA_COMMANDS.items():
+        accelerator.command(name)(outcome.guarded(function))
+    app.add_typer(accelerator)
     return app
 
 

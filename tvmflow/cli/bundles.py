@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -28,16 +28,20 @@ def boards(json: Json = None) -> None:
         [
             target.name + (" *" if target.name in DEFAULT_BOARD.values() else ""),
             target.kind,
-            target.cpu.model,
-            target.cpu.cores,
-            target.cpu.clock_mhz or "?",
+            target.gpu.model if target.gpu else target.cpu.model,
+            target.gpu.sms if target.gpu else target.cpu.cores,
+            (target.gpu.clock_mhz if target.gpu else target.cpu.clock_mhz) or "?",
             target.memory_bytes >> 20,
             target.description,
         ]
         for target in TARGETS.values()
     ]
-    table = text_table(["board", "target", "CPU", "cores", "MHz", "MiB", "description"], rows)
-    show(f"{table}\n\n* the default of its target", {name: asdict(target) for name, target in TARGETS.items()}, json)
+    table = text_table(["board", "target", "processor", "cores", "MHz", "MiB", "description"], rows)
+    show(
+        f"{table}\n\n* the default of its target; of a GPU, cores are its SMs",
+        {name: asdict(target) for name, target in TARGETS.items()},
+        json,
+    )
 
 
 def build(
@@ -49,9 +53,13 @@ def build(
     model: ModelName = "dilated-net",
     input_shape: InputShapes = None,
     dtype: Annotated[
-        Literal["float32", "float16"],
+        Literal["float32", "float16", "int8"] | None,
         typer.Option("--dtype", help="What the network is computed in; float16 on boards whose CPU has it."),
-    ] = "float32",
+    ] = None,
+    scheme: Annotated[
+        Literal["per-channel", "power-of-two"] | None,
+        typer.Option("--scheme", help="With --dtype int8: how the network was quantised."),
+    ] = None,
     arch: Annotated[
         list[str] | None,
         typer.Option("--arch", help="Also compile for this GPU architecture: sm_90, or compute_90 for PTX."),
@@ -62,6 +70,9 @@ def build(
         Literal["c", "c++"] | None,
         typer.Option("--runner", help="Add a program and a C library for devices without Python (c++ means the same)."),
     ] = None,
+    source: Annotated[
+        bool, typer.Option("--source", help="Add the network as portable C99, for target cortex_m.")
+    ] = False,
     dump_dir: Annotated[Path | None, typer.Option("--dump-dir", help="Write each stage's IR there.")] = None,
     tuned: Annotated[
         bool, typer.Option("--tuned/--no-tuned", help="Use the records of `tvmflow tune` for this board.")
@@ -71,25 +82,38 @@ def build(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Compile a network for a board into a bundle, verified against PyTorch wherever its code can run."""
+    """Compile a network for a board into a bundle, verified against PyTorch wherever its code can run.
+
+    With --dtype int8, --model names a network that comes quantised, or a file of `tvmflow quantize`, and the bundle has
+    to match exact integer arithmetic bit for bit.
+    """
     from tvmflow import backends, targets
     from tvmflow.backends import Timing
     from tvmflow.frontend import import_model, parse_input_shape
+    from tvmflow.integer_frontend import import_quantized
     from tvmflow.report import assemble
     from tvmflow.report.render import memory_text, schedules_text, verdict_text
     from tvmflow.tune import apply
 
     if db is not None and not tuned:
         raise UserError("--db names records to use and --no-tuned says to use none; give one of them.")
-    if db is not None and dtype != "float32":
+    found = targets.find(target, board)
+    dtype = dtype or cast(Literal["float32", "float16", "int8"], found.arithmetic)
+    if db is not None and dtype != "float32" and found.kind != "vta":
         raise UserError(f"--db names records of float32 kernels, which --dtype {dtype} has none of; give one of them.")
-    found = targets.compile_also(targets.compute_in(targets.find(target, board), dtype), arch or [])
+    if dtype == "int8" and input_shape:
+        raise UserError("--input-shape can't be chosen for a quantised network, which has one.")
+    if dtype != "int8" and scheme is not None:
+        raise UserError(f"--scheme says how a network was quantised, and --dtype {dtype} has none; give one of them.")
+    if source and found.mcu is None:
+        raise UserError(f"--source writes the C of a network for microcontrollers, and {found.name} is none.")
+    found = targets.compile_also(targets.compute_in(found, dtype), arch or [])
     builder = backends.of(found)
     shapes = [parse_input_shape(text) for text in input_shape or []]
     builder.check(found, out, linker, runner=runner is not None)  # before the import, which takes its time
-    records = apply.find_records(found, db) if tuned and dtype == "float32" else {}
+    records = apply.find_records(found, db) if tuned and (dtype == "float32" or found.kind == "vta") else {}
     log.info(f"Importing {model}")
-    program = import_model(model, shapes)
+    program = import_quantized(model, found.kind, scheme) if dtype == "int8" else import_model(model, shapes)
     built = builder.build(
         program,
         found,
@@ -99,6 +123,7 @@ def build(
         verify=verify,
         runner=runner is not None,
         records=records,
+        **({"source": True} if source else {}),
     )
     report = assemble(built, built.manifest["verify"], Timing(note=NOT_TIMED))
     lines = [
@@ -165,10 +190,13 @@ def bench(
     json: Json = None,
 ) -> None:
     """Time a bundle on this computer: set-up, first, warm and steady latency."""
+    from tvmflow.spec import MissingDependencyError
     from tvmflow.survey import survey
 
     log.info(f"Timing {bundle}")
     report = survey(bundle, threads=threads, repeats=repeats, seconds=seconds, profiled=False)
+    if report["latency"] is None:
+        raise MissingDependencyError(f"{bundle} can't be timed here: {report['latency_note']}")
     show_report(report, json, layers=False)
 
 
@@ -179,57 +207,14 @@ def profile(
     json: Json = None,
 ) -> None:
     """Time each layer of a bundle on this computer, by module name. Use `bench` for the latency of the whole."""
+    from tvmflow.spec import MissingDependencyError
     from tvmflow.survey import survey
 
     log.info(f"Profiling {bundle}")
     report = survey(bundle, threads=threads, repeats=repeats, timed=False)
+    if report["layers"] and not any(layer["latency"] for layer in report["layers"]):
+        raise MissingDependencyError(f"{bundle} can't be timed here: {report['latency_note']}")
     show_report(report, json, layers=True)
-
-
-def report(
-    sources: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="BUNDLE|REPORT.json|RECORDS…",
-            help="Bundles, reports that --json wrote, or work dirs of `tvmflow tune`.",
-        ),
-    ],
-    out: Annotated[Path, typer.Option("-o", "--output", help="Folder for report.json and report.html.")],
-    threads: Threads = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs.")] = 3.0,
-) -> None:
-    """Verify bundles, time those that this computer can run, and write report.json and report.html.
-
-    Reports that were made elsewhere, as by `deploy` on a board, are put beside them as they are; records of `tvmflow
-    tune` are shown as the course of the search.
-    """
-    from tvmflow.report import collect, read_report, write_json, write_text
-    from tvmflow.report.render import render_html, report_text
-    from tvmflow.report.search import search_of
-    from tvmflow.spec import VerificationError
-    from tvmflow.survey import survey
-    from tvmflow.tune.store import Store, find_stores
-
-    if not out.is_dir():
-        raise UserError(f"There is no folder {out} for the report.")
-    reports, searches = [], []
-    for path in sources:
-        if path.suffix == ".json":
-            reports.append(read_report(path))
-        elif records := list(find_stores(path)):
-            searches += [search_of(Store(folder)) for folder in records]
-            continue
-        else:
-            log.info(f"Surveying {path}")
-            reports.append(survey(path, threads=threads, seconds=seconds, must_run=False))
-        print(report_text(reports[-1], layers=False), end="\n\n")
-    document = collect(reports, searches)
-    write_json(out / "report.json", document)
-    write_text(out / "report.html", render_html(document))
-    print(f"{out / 'report.json'}\n{out / 'report.html'}")
-    failed = [row["target"]["name"] for row in reports if row["verify"]["passed"] is False]
-    if failed:
-        raise VerificationError(f"The bundles for {', '.join(failed)} don't compute what the network computes.")
 
 
 def doctor(json: Json = None) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tvmflow.cli.options import Json
+from tvmflow.cli.options import Json, Scheme
 from tvmflow.cli.outcome import show
 
 log = logging.getLogger("tvmflow.cli")
@@ -55,18 +55,31 @@ def train(
 
 def evaluate(
     data: Annotated[Path, typer.Option("--data", help="CIFAR-10: an archive or folder of images, or its batches.")],
-    model: Annotated[str, typer.Option("--model", help="A network of the registry.")] = "dilated-net",
+    model: Annotated[
+        str, typer.Option("--model", help="A network of the registry; for int8 also a file of `tvmflow quantize`.")
+    ] = "dilated-net",
+    dtype: Annotated[
+        Literal["float32", "int8"], typer.Option("--dtype", help="The network in PyTorch, or its exact int8 form.")
+    ] = "float32",
+    scheme: Scheme = "per-channel",
     bundle: Annotated[Path | None, typer.Option("--bundle", help="Also evaluate this bundle and compare.")] = None,
     json: Json = None,
 ) -> None:
-    """Accuracy on the 10,000 test images of CIFAR-10, in PyTorch and, with --bundle, compiled."""
-    from tvmflow.evaluate import evaluate as run_evaluation
+    """Accuracy on the 10,000 test images of CIFAR-10, and with --bundle that of the compiled network.
+
+    A float32 bundle has to agree with PyTorch on nearly every image; an int8 one has to match the integer reference bit
+    for bit.
+    """
+    from tvmflow import evaluate as evaluation
 
     log.info(f"Evaluating {model} on {data}")
-    result = run_evaluation(data, model, bundle)
-    lines = [f"{result['accuracy']:.2%} of {result['images']:,} images in PyTorch ({result['data']})"]
+    if dtype == "int8":
+        result = evaluation.evaluate_quantised(data, model, scheme, bundle)
+        where, agreement = f"in exact int8 arithmetic, {scheme}", "bit for bit the same on all"
+    else:
+        result = evaluation.evaluate(data, model, bundle)
+        where, agreement = "in PyTorch", f"agreeing on {result.get('compiled', {}).get('agreement', 0):.2%}"
+    lines = [f"{result['accuracy']:.2%} of {result['images']:,} images {where} ({result['data']})"]
     if compiled := result.get("compiled"):
-        lines.append(
-            f"{compiled['accuracy']:.2%} compiled for {compiled['target']}, agreeing on {compiled['agreement']:.2%}"
-        )
+        lines.append(f"{compiled['accuracy']:.2%} compiled for {compiled['target']}, {agreement}")
     show("\n".join(lines), result, json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,3 +18,7 @@ Json = Annotated[Path | None, typer.Option("--json", help="Also write the result
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of the network; all cores by default.")]
 Tracker = Annotated[str | None, typer.Option("--tracker", help="127.0.0.1:PORT of TVM's RPC tracker, with --key.")]
 Key = Annotated[str, typer.Option("--key", help="What kind of board, for --tracker: raspberry-pi-4b, say.")]
+Scheme = Annotated[
+    Literal["per-channel", "power-of-two"],
+    typer.Option("--scheme", help="How int8 is scaled: by multipliers per channel, or by shifts alone."),
+]

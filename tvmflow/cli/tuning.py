@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tvmflow.cli.options import Board, InputShapes, Json, Key, ModelName, Target, Tracker
 from tvmflow.cli.outcome import show
+from tvmflow.spec import UserError
 
 
 def tune(
@@ -62,8 +63,21 @@ def tune(
     from tvmflow.tune import command as tuning
     from tvmflow.tune.remote import Where, listed
 
-    shapes = [parse_input_shape(text) for text in input_shape or []]
     found = targets.find(target, board)
+    if found.kind == "vta":
+        from tvmflow.vta import search
+
+        if ssh or host or tracker or builders or runner not in ("auto", "simulated"):
+            raise UserError(
+                f"Candidates for {found.name} are simulated on this computer; leave out boards and builders."
+            )
+        if tasks == "list":
+            show(*search.list_tasks(found, model), json)
+            return
+        options: dict[str, Any] = {"trials": trials, "time_budget": time_budget, "seed": seed, "work_dir": work_dir}
+        show(*search.tune(found, model, tasks, min_gain=min_gain, **options), json)
+        return
+    shapes = [parse_input_shape(text) for text in input_shape or []]
     if tasks == "list":
         show(*tuning.list_tasks(found, model, shapes), json)
         return

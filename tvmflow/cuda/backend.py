@@ -16,8 +16,17 @@ from tvmflow.backends import Timing, layer_rows
 from tvmflow.cuda import cubin, nvrtc, standin
 from tvmflow.cuda.generate import Generated, Library, generate
 from tvmflow.cuda.occupancy import occupancy
-from tvmflow.measure.local import profile_library, time_library
-from tvmflow.spec import Gpu, MissingDependencyError, Program, Target, TensorSpec, UserError
+from tvmflow.measure import local as measure
+from tvmflow.spec import (
+    Gpu,
+    MissingDependencyError,
+    Program,
+    Target,
+    TensorSpec,
+    TvmflowError,
+    UserError,
+    VerificationError,
+)
 from tvmflow.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -158,7 +167,12 @@ def _kernel_row(gpu: Gpu, name: str, axes: Mapping[str, int], taken: nvrtc.Resou
 
 
 def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
-    """ "stand-in": the library itself, or where the board has another kind of CPU, that made for this computer."""
+    """ "native" where a GPU of the board's architecture answers, else "stand-in".
+
+    There it is the library itself that runs or, where the board has another kind of CPU, that made for this computer.
+    """
+    if target.elf == TARGETS["host"].elf and missing_device(target) is None:
+        return "native", lambda inputs: measure.run_vectors(library, inputs, outputs, device="cuda")
     source = library.with_name(SOURCE)
     runnable = library if target.elf == TARGETS["host"].elf else library.with_name(CHECK) / library.name
     if not source.exists() or not runnable.exists():
@@ -172,9 +186,15 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
 
     def run(inputs: Sequence[tuple[np.ndarray, ...]]) -> list[tuple[np.ndarray, ...]]:
         kernels = standin.compile_kernels(text)
-        return standin.call(
-            run_vectors, runnable, list(inputs), architecture=gpu_of(target).architecture, kernels=kernels
-        )
+        how: dict[str, Any] = {"architecture": gpu_of(target).architecture, "kernels": kernels}
+        try:
+            return standin.call(run_vectors, runnable, list(inputs), **how)
+        except TvmflowError:
+            raise
+        except Exception as error:  # TVM's own, many lines long
+            lines = str(error).splitlines() or [type(error).__name__]
+            said = next((line for line in lines if "stand-in: " in line), lines[0])
+            raise VerificationError(f"{library.name} for {target.name} can't be run: {said.strip()}.") from error
 
     return "stand-in", run
 
@@ -186,7 +206,7 @@ def run_vectors(library: Path, inputs: Sequence[tuple[np.ndarray, ...]]) -> list
 
     device = tvm.cuda(0)
     # one allocation for each tensor of the plan, none pooled: the stand-in watches their ends
-    vm = relax.VirtualMachine(tvm.runtime.load_module(str(library)), [device, tvm.cpu()], memory_cfg="naive")
+    vm = relax.VirtualMachine(tvm.runtime.load_module(str(library)), device, memory_cfg="naive")
     results = []
     for arrays in inputs:
         given = [tvm.runtime.tensor(np.ascontiguousarray(array), device) for array in arrays]
@@ -229,12 +249,11 @@ def time(
     if missing := missing_device(target):
         return Timing(note=f"{missing}; the stand-in checks answers, never speed.")
     inputs = bundle.vectors()[0].inputs
+    how: dict[str, Any] = {"threads": threads, "device": "cuda"}
     measurement = layer_us = None
     if whole:
-        measurement = time_library(
-            bundle.library, inputs, threads=threads, repeats=repeats, seconds=seconds, device="cuda"
-        )
+        measurement = measure.time_library(bundle.library, inputs, repeats=repeats, seconds=seconds, **how)
     if layers:
         runs = (None if whole else repeats) or 50
-        layer_us = profile_library(bundle.library, inputs, bundle.layers, threads=threads, repeats=runs, device="cuda")
+        layer_us = measure.profile_library(bundle.library, inputs, bundle.layers, repeats=runs, **how)
     return Timing(measurement=measurement, note="" if whole else "only profiled.", layers=layer_rows(layer_us or ()))

@@ -23,11 +23,18 @@ NOISY_SPREAD = 1.25
 
 
 def run_vectors(
-    library: Path, inputs: Sequence[tuple[np.ndarray, ...]], outputs: Sequence[TensorSpec]
+    library: Path,
+    inputs: Sequence[tuple[np.ndarray, ...]],
+    outputs: Sequence[TensorSpec],
+    *,
+    device: str = "cpu",
 ) -> list[tuple[np.ndarray, ...]]:
-    """The outputs of `library` for each tuple of inputs. Raises VerificationError if it crashes."""
+    """The outputs of `library` for each tuple of inputs, on the "cpu" or on the first GPU ("cuda").
+
+    Raises VerificationError if it crashes.
+    """
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
-        job: dict[str, Any] = {"mode": "run", "inputs": [], "outputs": []}
+        job: dict[str, Any] = {"mode": "run", "device": device, "inputs": [], "outputs": []}
         for index, arrays in enumerate(zip(*inputs, strict=True)):
             path = Path(folder, f"input-{index}.npy")
             np.save(path, np.stack(arrays))

@@ -30,8 +30,7 @@ class Network:
     def __init__(self, library: str, device: str = "cpu") -> None:
         started = time.perf_counter_ns()
         self.device = tvm.device(device)
-        devices = [self.device] if device == "cpu" else [self.device, tvm.cpu()]
-        self.vm = relax.VirtualMachine(tvm.runtime.load_module(library), devices)
+        self.vm = relax.VirtualMachine(tvm.runtime.load_module(library), self.device)
         self.setup_ms = _ms_since(started)
         self.main = self.vm["main"]
 
@@ -43,11 +42,13 @@ class Network:
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Run every input and save the outputs, stacked: input and output files have the runs as their first axis."""
-    network = Network(job["library"])
+    network = Network(job["library"], job.get("device", "cpu"))
     stacks = [np.load(path, mmap_mode="r") for path in job["inputs"]]
     collected: list[list[np.ndarray]] = []
     for index in range(len(stacks[0])):
-        collected.append(network([tvm.runtime.tensor(np.ascontiguousarray(stack[index])) for stack in stacks]))
+        collected.append(
+            network([tvm.runtime.tensor(np.ascontiguousarray(stack[index]), network.device) for stack in stacks])
+        )
     for path, outputs in zip(job["outputs"], zip(*collected, strict=True), strict=True):
         np.save(path, np.stack(outputs))
     return {}

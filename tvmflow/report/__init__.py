@@ -48,6 +48,7 @@ def assemble(
         "target": {
             **{key: manifest["target"][key] for key in ("name", "kind", "description", "cpu", "datasheet")},
             "arithmetic": bundle.target.arithmetic,
+            **({"gpu": manifest["target"]["gpu"]} if manifest["target"].get("gpu") else {}),
         },
         "verify": dict(verdict),
         "latency": latency(measurement) if measurement else None,
@@ -103,6 +104,7 @@ def latency(measurement: Measurement) -> dict[str, Any]:
         "warmup_repeats": len(measurement.warmup_ms),
         "warnings": list(measurement.warnings),
         **({"windows": windows} if windows else {}),
+        **{key: value for key, value in measurement.facts.items() if key == "simulation"},
     }
 
 
@@ -133,10 +135,19 @@ def collect(reports: Sequence[Report], searches: Sequence[Mapping[str, Any]] = (
 
 def read_report(path: Path) -> Report:
     """A report that `--json` wrote. Raises UserError if it is none, or of another major version."""
+    return check_report(read_json(path), path)
+
+
+def read_json(path: Path) -> Any:
+    """What a file holds. Raises UserError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"The report {path} can't be read: {error}.") from error
+
+
+def check_report(content: Any, path: Path) -> Report:
+    """`content` of `path` if it is a report on one bundle. Raises UserError."""
     needed = {"model", "target", "verify", "latency", "latency_note", "layers", "memory", "environment"}
     if not isinstance(content, dict) or not needed <= set(content):
         raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmflow.report import Report
+from tvmflow.report.details import cells_of, header_of
 from tvmflow.report.search import convergence
 
 NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ms|%)?|\?|")
@@ -44,6 +45,8 @@ def latency_text(report: Report) -> str:
     figures = report["latency"]
     if figures is None:
         return f"no latency: {report['latency_note']}"
+    if figures["basis"] == "simulated":
+        return simulation_text(figures)
     lines = [
         f"{figures['p50']:.3f} ms p50 ({figures['basis']}, {figures['threads']} "
         f"thread{'s' if figures['threads'] > 1 else ''}, {figures['repeats']} runs)",
@@ -53,6 +56,18 @@ def latency_text(report: Report) -> str:
     if windows := figures.get("windows"):
         lines.append(windows_text(windows))
     return "\n".join([*lines, *(f"warning: {warning}" for warning in figures["warnings"])])
+
+
+def simulation_text(figures: Mapping[str, Any]) -> str:
+    """A simulated latency, and what was assumed."""
+    known = figures["simulation"]
+    low, high = known["band_ms"]
+    fast, slow = known["band_latency_cycles"]
+    return (
+        f"{figures['p50']:.3f} ms (simulated: {known['cycles']:,} cycles at {known['clock_mhz']:g} MHz, "
+        f"{known['memory_latency_cycles']} cycles of memory latency)\n"
+        f"{low:.3f} to {high:.3f} ms where memory takes {fast} to {slow} cycles"
+    )
 
 
 def windows_text(windows: Sequence[Mapping[str, Any]]) -> str:
@@ -72,6 +87,13 @@ def _range(values: Sequence[float], digits: int) -> str:
     return lowest if lowest == highest else f"{lowest}–{highest}"
 
 
+def processor_text(target: Mapping[str, Any]) -> str:
+    """What the network is computed on."""
+    if gpu := target.get("gpu"):
+        return f"{gpu['model']}, {gpu['architecture']}, {gpu['sms']} SM{'s' if gpu['sms'] > 1 else ''}"
+    return target["cpu"]["model"]
+
+
 def memory_text(memory: Mapping[str, int]) -> str:
     """Memory in KiB, in the order of the report."""
     return ", ".join(f"{key.removesuffix('_bytes')} {value / 1024:,.0f} KiB" for key, value in memory.items())
@@ -79,19 +101,22 @@ def memory_text(memory: Mapping[str, int]) -> str:
 
 def layers_text(report: Report) -> str:
     """The layers by module name; times where the report has them."""
-    timed = [row["latency"]["p50"] if row["latency"] else None for row in report["layers"]]
+    layers = report["layers"]
+    timed = [row["latency"]["p50"] if row["latency"] else None for row in layers]
     total = sum(time for time in timed if time is not None)
     rows = []
-    for layer, time in zip(report["layers"], timed, strict=True):
+    for layer, time in zip(layers, timed, strict=True):
         names = layer["modules"]
         row: list[Any] = [names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "") if names else layer["kernel"]]
         row += [layer["schedule"], f"{layer['macs'] / 1e6:.2f}", f"{layer['bytes'] / 1024:.0f}"]
+        row += cells_of(layer, layers)
         if time is not None:
             row += [f"{time:.1f}", f"{time / total:.1%}" if total else ""]
         rows.append(row)
-    header = ["layer", "schedule", "M multiply-adds", "KiB touched"]
+    header = ["layer", "schedule", "M multiply-adds", "KiB touched", *header_of(layers)]
     if total:
-        header += ["µs (measured)", "share"]
+        basis = next(layer["latency"]["basis"] for layer in layers if layer["latency"])
+        header += [f"µs ({basis})", "share"]
     return text_table(header, rows)
 
 
@@ -118,7 +143,7 @@ def report_text(report: Report, *, layers: bool = True) -> str:
     model, target = report["model"], report["target"]
     parts = [
         f"{model['name']} ({model['parameters']:,} parameters, {model['macs'] / 1e6:.1f} M multiply-adds) "
-        f"on {target['name']}, {target['cpu']['model']}",
+        f"on {target['name']}, {processor_text(target)}",
         f"verify   {verdict_text(report['verify'])}",
         "latency  " + latency_text(report).replace("\n", "\n         "),
         f"memory   {memory_text(report['memory'])}",
@@ -139,9 +164,13 @@ def render_html(document: Mapping[str, Any]) -> str:
     environment.filters.update(
         verdict=verdict_text,
         windows=windows_text,
+        simulation=simulation_text,
         memory=memory_text,
         schedules=schedules_text,
         convergence=convergence,
+        processor=processor_text,
+        cells_of=cells_of,
+        header_of=header_of,
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render({**document, "reports": [{"device": None, **report} for report in document["reports"]]})

@@ -32,7 +32,7 @@ def search_of(store: Store) -> Search:
         "cpu": identity.cpu,
         "tvm": identity.tvm,
         "rules": identity.rules,
-        "basis": "measured",
+        "basis": identity.basis,
         "unit": "ms",
         "trials": store.spent(store.tasks),
         "seconds": store.seconds(store.tasks),

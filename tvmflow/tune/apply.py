@@ -40,9 +40,7 @@ def find_records(target: Target, database: Path | None = None) -> dict[str, Best
     has chosen is taken from `database` only. Raises UserError if `database` has no records for this board, with the
     reason.
     """
-    from tvmflow.tune.tasks import identity
-
-    wanted = identity(target)
+    wanted = _identity(target)
     stores = []
     if database is not None:
         stores.append(_given(database, wanted))
@@ -61,6 +59,15 @@ def find_records(target: Target, database: Path | None = None) -> dict[str, Best
             if best is not None:
                 found.setdefault(key, best)
     return found
+
+
+def _identity(target: Target) -> Identity:
+    """Whose records those of this board are."""
+    if target.kind == "vta":
+        from tvmflow.vta.search import identity
+    else:
+        from tvmflow.tune.tasks import identity
+    return identity(target)
 
 
 def _given(database: Path, wanted: Identity) -> Store:

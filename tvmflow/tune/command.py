@@ -219,7 +219,7 @@ def summary(state: State, store: Store) -> dict[str, Any]:
         "failures": dict(state.failures),
         "quarantined_lines": store.quarantined,
         "seconds": dict(state.seconds),
-        "basis": "emulated" if hidden else "measured",
+        "basis": store.identity.basis,
         "untuned_ms": before,
         "tuned_ms": after,
         "tasks": [

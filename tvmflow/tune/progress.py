@@ -83,7 +83,7 @@ def _microseconds(ms: float | None) -> str:
     return "" if ms is None else f"{1e3 * ms:.3g} µs"
 
 
-def final_text(state: State) -> str:
+def final_text(state: State, how: str = "measured one by one, with warm caches") -> str:
     """The tasks, where the time went, and what was gained."""
     before, after = state.compared_ms
     total = sum(state.seconds.values())
@@ -103,6 +103,6 @@ def final_text(state: State) -> str:
             "",
             f"{state.spent} trials ({state.tried} in this run{pace}), failed: {failure_text(state.failures)}. "
             f"It ended because {REASONS[state.reason]}.",
-            f"The network's kernels take {after:.4g} ms, {before:.4g} untuned (measured one by one, with warm caches).",
+            f"The network's kernels take {after:.4g} ms, {before:.4g} untuned ({how}).",
         ]
     )

@@ -179,28 +179,15 @@ class Session:
     # ------------------------------------------------------------------------------------------------------- opening
 
     def _open(self) -> None:
-        from tvmflow.tune.space import CostModel, Space
-
-        model = CostModel()
-        remaining = max(1, self.options.trials // max(1, len(self.tasks)))
-        population = self.options.population or min(MOST_POPULATION, max(16, 8 * remaining))
-        learnt: Counter[str] = Counter()
-        for lesson in self.lessons:
-            self.check()
-            model.teach(lesson, self.target)
-            learnt[lesson.source] += len(lesson.measured)
+        learnt = self._make_spaces()
         entries: list[Entry] = [
-            self._entry("run", options=asdict(self.options), runner=self.measurer.name, learnt_from=dict(learnt))
+            self._entry("run", options=asdict(self.options), runner=self.measurer.name, learnt_from=learnt)
         ]
         for task in self.tasks:
-            space = Space(
-                task, self.target, model, seed=self.options.seed, batch=self.options.batch, population=population
-            )
-            self.spaces[task.key] = space
             self.rows[task.key] = Row(task=task)
             if task.key not in self.store.tasks:
                 workload = list(task.workload)
-                default = space.default.text
+                default = self.spaces[task.key].default.text
                 entries.append(
                     {"kind": "task", "task": task.key, "name": task.name, "default": default, "workload": workload}
                 )
@@ -212,6 +199,33 @@ class Session:
                 self.spaces[task.key].recall(trials)
             self._refresh(task.key)
         self._spend("start")
+
+    def _make_spaces(self) -> dict[str, int]:
+        """Fill `spaces`, with a cost model for all. Returns what it learnt from, and how many trials."""
+        from tvmflow.tune.space import CostModel, Space
+
+        model = CostModel()
+        remaining = max(1, self.options.trials // max(1, len(self.tasks)))
+        population = self.options.population or min(MOST_POPULATION, max(16, 8 * remaining))
+        learnt: Counter[str] = Counter()
+        for lesson in self.lessons:
+            self.check()
+            model.teach(lesson, self.target)
+            learnt[lesson.source] += len(lesson.measured)
+        for task in self.tasks:
+            self.spaces[task.key] = Space(
+                task, self.target, model, seed=self.options.seed, batch=self.options.batch, population=population
+            )
+        return dict(learnt)
+
+    def _replay(self, key: str, name: str) -> Candidate | None:
+        """The candidate of a trial, None if its record can't be applied."""
+        from tvmflow.tune.space import ReplayError
+
+        try:
+            return self.spaces[key].replay(name, self.store.trials(key)[name]["record"])
+        except (ReplayError, KeyError):
+            return None
 
     def _refresh(self, key: str) -> None:
         """Read a row's figures off the store."""
@@ -352,15 +366,8 @@ class Session:
         self.watch(self.state())
 
     def _compare(self, key: str, names: Sequence[str]) -> None:
-        from tvmflow.tune.space import ReplayError
-
-        space, candidates = self.spaces[key], []
-        for name in names:
-            try:
-                candidates.append(space.replay(name, self.store.trials(key)[name]["record"]))
-            except (ReplayError, KeyError):
-                continue
-        if not candidates or candidates[0].text != space.default.text:
+        candidates = [found for name in names if (found := self._replay(key, name)) is not None]
+        if not candidates or candidates[0].text != self.spaces[key].default.text:
             return
         before = dict(self.measurer.seconds)
         times = self.measurer.compare(self.rows[key].task, candidates, self.options.rounds)

@@ -97,6 +97,13 @@ class Identity:
         """Whether its times say nothing of the board, so that they are never shown and teach nobody."""
         return self.emulated or self.modelled
 
+    @property
+    def basis(self) -> str:
+        """Of its latencies: VTA's are those of a simulator."""
+        if self.target.get("kind") == "vta":
+            return "simulated"
+        return "emulated" if self.emulated else "modelled" if self.modelled else "measured"
+
     def differences(self, other: Identity) -> list[str]:
         """The fields in which they differ, with both values."""
         mine, its = asdict(self), asdict(other)

@@ -72,7 +72,7 @@ def from_tiles(tiles: np.ndarray, shape: Sequence[int], block: int) -> np.ndarra
     """The inverse of `to_tiles`, to 1×C×H×W `shape`."""
     _, channels, height, width = shape
     blocks = tiles.reshape(-1, height, width, block).transpose(0, 3, 1, 2).reshape(-1, height, width)
-    return np.ascontiguousarray(blocks[None, :channels])
+    return np.array(blocks[None, :channels], order="C")  # never a view of the memory
 
 
 @dataclass(frozen=True, kw_only=True)

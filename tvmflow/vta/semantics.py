@@ -63,6 +63,7 @@ def run(instructions: tuple[Instruction, ...], state: State) -> None:
 
 def execute(instruction: Instruction, state: State) -> None:
     """Execute one instruction; its tokens have no meaning here. Raises RefusedError."""
+    check_form(instruction, state.config)
     if isinstance(instruction, Load):
         load(instruction, state)
     elif isinstance(instruction, Store):
@@ -75,22 +76,51 @@ def execute(instruction: Instruction, state: State) -> None:
         assert isinstance(instruction, Finish)
 
 
+def check_form(instruction: Instruction, config: Config) -> None:
+    """Raise RefusedError for what is seen to be wrong without knowing what buffers hold."""
+    if isinstance(instruction, Finish) or isa.is_nop(instruction):
+        return
+    if isinstance(instruction, Load | Store):
+        memory = instruction.memory if isinstance(instruction, Load) else Memory.OUT
+        name = f"LOAD {memory.name}" if isinstance(instruction, Load) else "STORE"
+        y_size, x_size = instruction.y_size, instruction.x_size
+        if y_size == 0 or x_size == 0:
+            raise RefusedError(f"{name} of {y_size} × {x_size} elements: either both are 0 or none.")
+        if memory == Memory.ACC_8BIT:
+            raise RefusedError("LOAD of ACC_8BIT is ignored by the HLS core.")
+        if (
+            isinstance(instruction, Load)
+            and memory in (Memory.UOP, Memory.WGT)
+            and instruction.elements != y_size * x_size
+        ):
+            raise RefusedError(f"{name} with padding: the HLS core does not pad {memory.name}.")
+        if memory == Memory.UOP and y_size != 1:
+            raise RefusedError("LOAD UOP of other than one row: the HLS core ignores y_size.")
+        elements = instruction.elements if isinstance(instruction, Load) else y_size * x_size
+        if instruction.sram_base + elements > (depth := isa.depth(memory, config)):
+            verb = "writes" if isinstance(instruction, Load) else "reads"
+            raise RefusedError(f"{name} {verb} beyond the buffer's {depth} elements.")
+        return
+    assert isinstance(instruction, Gemm | Alu)
+    if instruction.uop_end > config.uop_depth:
+        raise RefusedError(f"Micro-op {instruction.uop_end - 1} is beyond the buffer's {config.uop_depth}.")
+    if instruction.steps == 0:
+        raise RefusedError("A GEMM or ALU instruction without a single step: the cores differ in what they do.")
+    if isinstance(instruction, Alu):
+        if instruction.operation == Operation.MUL:
+            raise RefusedError("ALU MUL exists in upstream's functional simulator, not in hardware.")
+        if instruction.operation == Operation.SHR and not instruction.use_imm:
+            raise RefusedError("ALU SHR by ACC[src]: the cores differ in how many bits of it they use.")
+        if instruction.operation == Operation.SHR and instruction.imm not in SHIFTS:
+            raise RefusedError(f"ALU SHR by {instruction.imm}: the HLS core shifts by {SHIFTS[0]} … {SHIFTS[-1]} only.")
+
+
 def load(instruction: Load, state: State) -> None:
     """Copy rows into a buffer, with zeros around them."""
     if isa.is_nop(instruction):
         return
-    _check_sizes("LOAD", instruction)
     memory = instruction.memory
-    pads = (instruction.y_pad_0, instruction.y_pad_1, instruction.x_pad_0, instruction.x_pad_1)
-    if memory == Memory.ACC_8BIT:
-        raise RefusedError("LOAD of ACC_8BIT is ignored by the HLS core.")
-    if memory in (Memory.UOP, Memory.WGT) and any(pads):
-        raise RefusedError(f"LOAD {memory.name} with padding: the HLS core does not pad {memory.name}.")
-    if memory == Memory.UOP and instruction.y_size != 1:
-        raise RefusedError("LOAD UOP of other than one row: the HLS core ignores y_size.")
     buffer = {Memory.UOP: state.uop, Memory.WGT: state.wgt, Memory.INP: state.inp, Memory.ACC: state.acc}[memory]
-    if instruction.sram_base + instruction.elements > len(buffer):
-        raise RefusedError(f"LOAD {memory.name} writes beyond the buffer's {len(buffer)} elements.")
     place = instruction.sram_base
     for y in range(-instruction.y_pad_0, instruction.y_size + instruction.y_pad_1):
         for x in range(-instruction.x_pad_0, instruction.x_size + instruction.x_pad_1):
@@ -109,9 +139,6 @@ def store(instruction: Store, state: State) -> None:
     """Copy rows of OUT to memory."""
     if isa.is_nop(instruction):
         return
-    _check_sizes("STORE", instruction)
-    if instruction.sram_base + instruction.y_size * instruction.x_size > len(state.out):
-        raise RefusedError(f"STORE reads beyond the buffer's {len(state.out)} tiles.")
     place = instruction.sram_base
     for y in range(instruction.y_size):
         for x in range(instruction.x_size):
@@ -126,7 +153,6 @@ def store(instruction: Store, state: State) -> None:
 
 def gemm(instruction: Gemm, state: State) -> None:
     """ACC[dst] += INP[src] · WGT[wgt]ᵀ in int32, which wraps; OUT[dst] = its low bytes. With reset, ACC[dst] = 0."""
-    _check_loops(instruction, state)
     micro_ops = isa.decode_uops(state.uop[instruction.uop_bgn : instruction.uop_end], state.config).tolist()
     for i in range(instruction.iter_out):
         for j in range(instruction.iter_in):
@@ -148,14 +174,6 @@ def gemm(instruction: Gemm, state: State) -> None:
 
 def alu(instruction: Alu, state: State) -> None:
     """ACC[dst] = operation(ACC[dst], immediate or ACC[src]); OUT[dst] = its low bytes."""
-    operation = instruction.operation
-    if operation == Operation.MUL:
-        raise RefusedError("ALU MUL exists in upstream's functional simulator, not in hardware.")
-    if operation == Operation.SHR and not instruction.use_imm:
-        raise RefusedError("ALU SHR by ACC[src]: the cores differ in how many bits of it they use.")
-    if operation == Operation.SHR and instruction.imm not in SHIFTS:
-        raise RefusedError(f"ALU SHR by {instruction.imm}: the HLS core shifts by {SHIFTS[0]} … {SHIFTS[-1]} only.")
-    _check_loops(instruction, state)
     micro_ops = isa.decode_uops(state.uop[instruction.uop_bgn : instruction.uop_end], state.config).tolist()
     for i in range(instruction.iter_out):
         for j in range(instruction.iter_in):
@@ -170,7 +188,7 @@ def alu(instruction: Alu, state: State) -> None:
                     )
                 left = state.acc[dst]
                 right = np.full_like(left, instruction.imm) if instruction.use_imm else state.acc[src]
-                state.acc[dst] = _OPERATIONS[operation](left, right)
+                state.acc[dst] = _OPERATIONS[instruction.operation](left, right)
                 state.out[dst] = state.acc[dst].astype(np.int8)
                 state.fresh[dst] = 1
 
@@ -196,20 +214,6 @@ def _element(memory: Memory, index: int, state: State) -> np.ndarray:
         verb = "STORE writes" if memory == Memory.OUT else f"LOAD {memory.name} reads"
         raise RefusedError(f"{verb} beyond the memory's {len(state.dram)} bytes.")
     return state.dram[index * size : (index + 1) * size]
-
-
-def _check_sizes(name: str, instruction: Load | Store) -> None:
-    if instruction.x_size == 0 or instruction.y_size == 0:
-        raise RefusedError(
-            f"{name} of {instruction.y_size} × {instruction.x_size} elements: either both are 0 or none."
-        )
-
-
-def _check_loops(instruction: Gemm | Alu, state: State) -> None:
-    if instruction.uop_end > len(state.uop):
-        raise RefusedError(f"Micro-op {instruction.uop_end - 1} is beyond the buffer's {len(state.uop)}.")
-    if instruction.steps == 0:
-        raise RefusedError("A GEMM or ALU instruction without a single step: the cores differ in what they do.")
 
 
 def _check_index(instruction: str, memory: str, index: int, buffer: np.ndarray) -> None:

@@ -1,0 +1,41 @@
+"""Kernels of integer networks for Cortex-M: each takes a chain of layers and gives loops over plain pointers, or None.
+
+Tensors are C×H×W without a batch, as the network's own input is. `choose` tries the kernels in order, first match wins.
+A new one is a file here and a line in KERNELS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from tvmflow.integer import IntegerLayer
+from tvmflow.schedules.cortex_m._kernel import Kernel
+
+KERNELS: dict[str, str] = {
+    "pointwise": "a 1×1 convolution: four pixels at a time, by SMLAD or VMLADAV",
+    "depthwise": "one or two depthwise convolutions, plane by plane, in place if there are two",
+    "direct": "any layer, by the loops of its definition",
+}
+"""The files of this folder and what they are for."""
+
+CORES = ("plain", "dsp", "mve")
+"""What a core can: nothing beyond C, the DSP extension's dual multiply-adds, or the vectors of MVE and DSP both."""
+
+LONGEST_CHAIN = 2
+
+Make = Callable[[Sequence[IntegerLayer], str, str, bool], Kernel | None]
+"""A kernel for just these layers, or None: (layers, dtype of the input, core, whether it may be overwritten)."""
+
+
+def choose(layers: Sequence[IntegerLayer], dtype: str, core: str, *, writable: bool = True) -> Kernel:
+    """The kernel of the first of `layers`, which reads `dtype`, or of more of them.
+
+    Each of `layers` has to read the one before and nobody else may; with `writable`, the input may be overwritten.
+    """
+    for name in KERNELS:
+        make: Make = getattr(import_module(f"tvmflow.schedules.cortex_m.{name}"), name)
+        for count in range(min(len(layers), LONGEST_CHAIN), 0, -1):
+            if kernel := make(layers[:count], dtype, core, writable):
+                return kernel
+    raise AssertionError("direct serves every layer")

@@ -1,0 +1,276 @@
+"""Depthwise convolutions, a whole plane at a time; two in a row are one kernel that works in place.
+
+1. Of two layers, the first writes a plane into a scratch buffer that the second reads at once. Then nothing reads the
+   plane of the input any more, and the result takes its place: planes of the output begin no later than the input's.
+2. The rows of the output are cut where the set of taps that meet the map changes, so that nothing is computed of rows
+   beyond the border: of a dilation of 5 on 8×8, most of it.
+3. Scalars: columns are cut in the same way. Weights lie in registers, two in each with DSP (SMLABB and SMLABT take
+   either half), and a load and a multiply-add is all that a tap costs.
+4. MVE: four pixels of a row at a time, each tap one widening load and one VMLA by a scalar. The planes get columns of
+   zeros left and right; only taps that meet no column at all are left out. The last four overlap the ones before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from tvmflow.integer import IntegerLayer
+from tvmflow.schedules.cortex_m._kernel import (
+    Expr,
+    Kernel,
+    constant_pointers,
+    function,
+    intrinsic,
+    parameters,
+    requantize,
+    requantize_vector,
+    sizes,
+)
+
+MOST_PRODUCTS = 400
+"""Products in the code of one layer, as each cut has code of its own: 5×5 taps have 361."""
+LANES = 4
+COPY_LANES = (16, 8, 4)
+
+Cut = tuple[int, int, tuple[int, ...]]
+"""First output, how many, and the taps that meet the input there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plane:
+    """A map of one channel inside a buffer: pixel (y, x) is element `first + y · pitch + x`."""
+
+    buffer: tirx.Buffer
+    first: Expr
+    pitch: int
+
+    def at(self, y: Expr, x: Expr) -> Expr:
+        return self.first + y * self.pitch + x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """A scratch buffer for one plane with columns of zeros at both sides."""
+
+    dtype: str
+    rows: int
+    columns: int
+    left: int
+    right: int
+
+    @property
+    def pitch(self) -> int:
+        return self.left + self.columns + self.right
+
+    @property
+    def size(self) -> int:
+        return -(-self.rows * self.pitch // COPY_LANES[0]) * COPY_LANES[0]
+
+
+def depthwise(layers: Sequence[IntegerLayer], dtype: str, core: str, writable: bool) -> Kernel | None:
+    if len(layers) > 2 or not all(_fits(layer) for layer in layers):
+        return None
+    vectors = [core == "mve" and layer.output_shape[3] >= LANES <= layer.input_shape[3] for layer in layers]
+    dtypes = [dtype, *(layer.dtype for layer in layers)]
+    before, after = sizes(layers[0])[0], sizes(layers[-1])[1]
+    in_place = writable and len(layers) == 2 and after <= before
+    rooms = {
+        f"plane{number}": _room(layer, dtypes[number], vectors[number])
+        for number, layer in enumerate(layers)
+        if number or vectors[number]
+    }
+    constants: dict[str, np.ndarray] = {}
+    for number, layer in enumerate(layers):
+        constants |= {f"parameters{number}": parameters(layer), f"weight{number}": layer.weight}
+    pointers = {
+        **({"data": (dtype, before)} if in_place else {"source": (dtype, before), "destination": (dtypes[-1], after)}),
+        **{name: (room.dtype, room.size) for name, room in rooms.items()},
+        **constant_pointers(constants),
+    }
+    with function(pointers) as (builder, given):
+        source, destination = (given["data"], given["data"]) if in_place else (given["source"], given["destination"])
+        for name, room in rooms.items():
+            if room.left or room.right:
+                _clear(given[name], room)
+        with T.serial(0, layers[0].input_shape[1]) as c:
+            here = _whole(source, layers[0].input_shape, c)
+            for number, layer in enumerate(layers):
+                if number == 0 and vectors[0]:
+                    copy = _inside(given["plane0"], rooms["plane0"])
+                    _copy(here, copy, layer.input_shape)
+                    here = copy
+                last = layer is layers[-1]
+                there = (
+                    _whole(destination, layer.output_shape, c)
+                    if last
+                    else _inside(given[f"plane{number + 1}"], rooms[f"plane{number + 1}"])
+                )
+                table, weight = given[f"parameters{number}"], given[f"weight{number}"]
+                (_vectors if vectors[number] else _scalars)(layer, core, (table, weight), here, there, c)
+                here = there
+    return Kernel(
+        schedule="depthwise",
+        layers=tuple(layers),
+        func=builder.get(),
+        constants=constants,
+        scratch={name: room.size for name, room in rooms.items()},
+        in_place=in_place,
+    )
+
+
+def _fits(layer: IntegerLayer) -> bool:
+    if layer.kind != "conv2d" or not layer.groups == layer.input_shape[1] == layer.output_shape[1]:
+        return False
+    vertical, horizontal = (sum(len(taps) for _, _, taps in cuts(layer, axis)) for axis in (0, 1))
+    return vertical * horizontal <= MOST_PRODUCTS
+
+
+def cuts(layer: IntegerLayer, axis: int) -> list[Cut]:
+    """The outputs along an axis, cut where the set of taps that meet the input changes."""
+    found: list[Cut] = []
+    for out in range(layer.output_shape[2 + axis]):
+        first = out * layer.stride[axis] - layer.padding[axis]
+        taps = tuple(
+            tap
+            for tap in range(layer.weight.shape[2 + axis])
+            if 0 <= first + tap * layer.dilation[axis] < layer.input_shape[2 + axis]
+        )
+        if found and found[-1][2] == taps:
+            found[-1] = (found[-1][0], found[-1][1] + 1, taps)
+        else:
+            found.append((out, 1, taps))
+    return found
+
+
+def met(layer: IntegerLayer, axis: int) -> list[int]:
+    """The taps along an axis that meet the input for any output."""
+    return sorted({tap for _, _, taps in cuts(layer, axis) for tap in taps})
+
+
+def _room(layer: IntegerLayer, dtype: str, bordered: bool) -> Room:
+    """What the input of a layer lies in: with `bordered`, as many columns of zeros as its taps reach."""
+    _, _, rows, columns = layer.input_shape
+    reached = [0, columns - 1]
+    if bordered:
+        for tap in met(layer, 1):
+            offset = tap * layer.dilation[1] - layer.padding[1]
+            reached += [offset, (layer.output_shape[3] - 1) * layer.stride[1] + offset]
+    left, right = -min(reached), max(reached) - (columns - 1)
+    return Room(dtype=dtype, rows=rows, columns=columns, left=left, right=right)
+
+
+def _whole(buffer: tirx.Buffer, shape: tuple[int, ...], c: Expr) -> Plane:
+    return Plane(buffer=buffer, first=c * (shape[2] * shape[3]), pitch=shape[3])
+
+
+def _inside(buffer: tirx.Buffer, room: Room) -> Plane:
+    return Plane(buffer=buffer, first=room.left, pitch=room.pitch)
+
+
+def _clear(buffer: tirx.Buffer, room: Room) -> None:
+    lanes = COPY_LANES[0]
+    with T.serial(0, room.size // lanes) as index:
+        zeros = T.Broadcast(T.Cast(room.dtype, T.int32(0)), lanes)
+        T.buffer_store(buffer, zeros, [T.ramp(index * lanes, 1, lanes)])
+
+
+def _copy(source: Plane, destination: Plane, shape: tuple[int, ...]) -> None:
+    """Row by row, in vectors, of which the last overlaps the one before."""
+    lanes = next(count for count in COPY_LANES if count <= shape[3])
+    with T.serial(0, shape[2]) as y:
+        for x in (*range(0, shape[3] - lanes, lanes), shape[3] - lanes):
+            value = source.buffer[T.ramp(source.at(y, x), 1, lanes)]
+            T.buffer_store(destination.buffer, value, [T.ramp(destination.at(y, x), 1, lanes)])
+
+
+def _begin(layer: IntegerLayer, table: tirx.Buffer, c: Expr) -> tuple[Expr, Expr]:
+    return T.bind(table[2 * c]), T.bind(table[2 * c + 1])
+
+
+def _weights(layer: IntegerLayer, weight: tirx.Buffer, c: Expr) -> dict[tuple[int, int], Expr]:
+    """The channel's weights of the taps that meet the input, in int32."""
+    height, width = layer.weight.shape[2:]
+    return {
+        (r, s): T.bind(T.Cast("int32", weight[(c * height + r) * width + s]))
+        for r in met(layer, 0)
+        for s in met(layer, 1)
+    }
+
+
+def _scalars(
+    layer: IntegerLayer,
+    core: str,
+    constants: tuple[tirx.Buffer, tirx.Buffer],
+    here: Plane,
+    there: Plane,
+    c: Expr,
+) -> None:
+    begin, by = _begin(layer, constants[0], c)
+    weights = _weights(layer, constants[1], c)
+    halves: dict[tuple[int, int], tuple[str, Expr]] = {}
+    if core != "plain":
+        taps = list(weights)
+        for low, high in zip(taps[0::2], [*taps[1::2], None], strict=False):
+            word = weights[low]
+            if high is not None:
+                upper = tirx.shift_left(weights[high], T.int32(16))
+                word = T.bind(tirx.bitwise_or(tirx.bitwise_and(word, 0xFFFF), upper))
+                halves[high] = ("smlabt", word)
+            halves[low] = ("smlabb", word)
+    for top, rows, vertical in cuts(layer, 0):
+        for first, columns, horizontal in cuts(layer, 1):
+            with T.serial(0, rows) as row, T.serial(0, columns) as column:
+                y, x = top + row, first + column
+                total = begin
+                for r in vertical:
+                    for s in horizontal:
+                        value = T.Cast("int32", here.buffer[here.at(*_met_by(layer, y, x, r, s))])
+                        if halves:
+                            name, word = halves[r, s]
+                            total = intrinsic(name, value, word, total)
+                        else:
+                            total = total + value * weights[r, s]
+                value = requantize(layer, T.bind(total), by)  # unbound, its terms would be widened one by one
+                T.buffer_store(there.buffer, T.Cast(str(there.buffer.dtype), value), [there.at(y, x)])
+
+
+def _vectors(
+    layer: IntegerLayer,
+    core: str,
+    constants: tuple[tirx.Buffer, tirx.Buffer],
+    here: Plane,
+    there: Plane,
+    c: Expr,
+) -> None:
+    begin, by = _begin(layer, constants[0], c)
+    weights = _weights(layer, constants[1], c)
+    width = layer.output_shape[3]
+
+    def four(y: Expr, x: Expr, vertical: Sequence[int]) -> None:
+        total = T.Broadcast(begin, LANES)
+        for r in vertical:
+            for s in met(layer, 1):
+                index = T.ramp(here.at(*_met_by(layer, y, x, r, s)), layer.stride[1], LANES)
+                total = total + T.Cast(f"int32x{LANES}", here.buffer[index]) * T.Broadcast(weights[r, s], LANES)
+        value = T.Cast(f"{there.buffer.dtype}x{LANES}", requantize_vector(layer, total, by))
+        T.buffer_store(there.buffer, value, [T.ramp(there.at(y, x), 1, LANES)])
+
+    for top, rows, vertical in cuts(layer, 0):
+        with T.serial(0, rows) as row:
+            with T.serial(0, width // LANES) as vector:
+                four(top + row, vector * LANES, vertical)
+            if width % LANES:
+                four(top + row, width - LANES, vertical)
+
+
+def _met_by(layer: IntegerLayer, y: Expr, x: Expr, r: int, s: int) -> tuple[Expr, Expr]:
+    """The pixel of the input that a tap meets."""
+    return (
+        y * layer.stride[0] + r * layer.dilation[0] - layer.padding[0],
+        x * layer.stride[1] + s * layer.dilation[1] - layer.padding[1],
+    )

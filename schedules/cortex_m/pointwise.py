@@ -1,0 +1,226 @@
+"""1×1 convolutions of a map of four pixels or more, four pixels at a time.
+
+1. Four neighbouring pixels of all channels are gathered into a scratch buffer, in the order in which they are used.
+   That is done once for all output channels. Where four don't divide the map, the last four overlap the ones before.
+2. With DSP, a word of weights has two input channels of two output channels, a and b, as halfwords of 256·b + a + 128.
+   SMLAD with two channels of a pixel adds up 256·b + a + 128, and with the upper bytes, which one SXTB16 takes out,
+   b alone: of eight products per word, one instruction unpacks. What is too much in the first sum, 256·b and 128 times
+   the sum of the pixel, is taken off at the end; sums modulo 2³² lose nothing. Unpacking every weight by itself,
+   as is usual, takes twice as many instructions besides the products. Weights, biases and multipliers are one stream.
+3. With MVE, VMLADAV adds sixteen products of one output channel and one pixel to a general register; four pixels share
+   a load of weights. VMLADAV has no signed by unsigned form: unsigned inputs have 128 taken off, and the bias makes up.
+4. Four sums of one channel are four neighbouring pixels of the result.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from tvmflow.integer import IntegerLayer
+from tvmflow.schedules.cortex_m._kernel import (
+    Expr,
+    Kernel,
+    constant_pointers,
+    function,
+    intrinsic,
+    parameters,
+    requantize,
+    requantize_vector,
+    sizes,
+)
+
+PIXELS = 4
+DSP_UNROLL = 16
+"""Pairs of input channels in one step: what LLVM keeps on the stack between steps is paid once for all."""
+DSP_PITCH = 6
+PLACES = (0, 1, 3, 4)
+"""Where the words of four pixels lie among DSP_PITCH: LLVM makes LDRD of two neighbouring loads, not of more."""
+TWICE_MINUS_128 = 0xFF80FF80 - (1 << 32)
+LANES = 16
+MVE_UNROLL = 4
+
+
+def pointwise(layers: Sequence[IntegerLayer], dtype: str, core: str, writable: bool) -> Kernel | None:
+    if len(layers) != 1 or core not in ("dsp", "mve"):
+        return None
+    layer = layers[0]
+    shape = (*layer.weight.shape[2:], *layer.stride, layer.groups, *layer.padding)
+    if shape != (1, 1, 1, 1, 1, 0, 0) or pixels_of(layer) < PIXELS:
+        return None
+    return _dsp(layer, dtype) if core == "dsp" else _mve(layer, dtype)
+
+
+def pixels_of(layer: IntegerLayer) -> int:
+    return layer.output_shape[2] * layer.output_shape[3]
+
+
+def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:
+    before, after = sizes(layer)
+    inputs, outputs, pixels = layer.input_shape[1], layer.output_shape[1], pixels_of(layer)
+    pairs, steps = -(-outputs // 2), -(-inputs // 2)
+    constants = {"stream": stream_of(layer)}
+    pointers = {
+        "source": (dtype, before),
+        "destination": (layer.dtype, after),
+        "scratch": ("int32", DSP_PITCH * steps),
+        **constant_pointers(constants),
+    }
+    unroll = next(count for count in (DSP_UNROLL, 8, 4, 2, 1) if steps % count == 0)
+    with function(pointers) as (builder, given):
+        stream, scratch = given["stream"], given["scratch"]
+        begin = T.alloc_buffer((PIXELS,), "int32", scope="local")
+        both, second = (T.alloc_buffer((PIXELS,), "int32", scope="local") for _ in range(2))
+        with T.serial(0, -(-pixels // PIXELS)) as block:
+            first = _first_pixel(block, pixels)
+            _gather_pairs(given["source"], scratch, begin, first, inputs, pixels)
+            with T.serial(0, pairs) as pair:
+                base = pair * (4 + steps)
+                for j in range(PIXELS):
+                    T.buffer_store(both, wrapping(operator.add, begin[j], stream[base]), [j])
+                    T.buffer_store(second, stream[base + 1], [j])
+                with T.serial(0, steps // unroll) as many:
+                    for one in range(unroll):
+                        step = many * unroll + one
+                        word = T.bind(stream[base + 4 + step])
+                        upper = T.bind(intrinsic("sxtb16", rotate_right(word, 8)))
+                        for j in range(PIXELS):
+                            x = T.bind(scratch[step * DSP_PITCH + PLACES[j]])
+                            T.buffer_store(both, intrinsic("smlad", word, x, both[j]), [j])
+                            T.buffer_store(second, intrinsic("smlad", upper, x, second[j]), [j])
+                for number in range(2):
+
+                    def store(number: int = number) -> None:
+                        for j in range(PIXELS):
+                            total = (
+                                second[j]
+                                if number
+                                else wrapping(operator.sub, both[j], tirx.shift_left(second[j], T.int32(8)))
+                            )
+                            value = requantize(layer, total, stream[base + 2 + number])
+                            at = (2 * pair + number) * pixels + first + j
+                            T.buffer_store(given["destination"], T.Cast(layer.dtype, value), [at])
+
+                    if number and outputs % 2:
+                        with T.If(pair < pairs - 1), T.Then():
+                            store()
+                    else:
+                        store()
+    return Kernel(
+        schedule="pointwise",
+        layers=(layer,),
+        func=builder.get(),
+        constants=constants,
+        scratch={"scratch": 4 * DSP_PITCH * steps},
+    )
+
+
+def stream_of(layer: IntegerLayer) -> np.ndarray:
+    """int32: for each pair of output channels two beginnings of sums, two multipliers, and the words of weights."""
+    weight = layer.weight[:, :, 0, 0].astype(np.int64)
+    weight = np.pad(weight, [(0, weight.shape[0] % 2), (0, weight.shape[1] % 2)])
+    a, b = weight[0::2], weight[1::2]
+    halves = (256 * b + a + 128) & 0xFFFF
+    words = halves[:, 0::2] | halves[:, 1::2] << 16
+    begin, by = np.pad(parameters(layer).astype(np.int64), [(0, layer.output_shape[1] % 2), (0, 0)]).T
+    # `begin` of the first sum is of both channels, as the sum is
+    header = np.stack([begin[0::2] + 256 * begin[1::2], begin[1::2], by[0::2], by[1::2]], 1)
+    return np.concatenate([header, words], 1).astype(np.uint32).view(np.int32)
+
+
+def _gather_pairs(
+    source: tirx.Buffer, scratch: tirx.Buffer, begin: tirx.Buffer, first: Expr, inputs: int, pixels: int
+) -> None:
+    """Two channels of four pixels at a time; `begin` becomes −128 times the sum of each pixel."""
+    for j in range(PIXELS):
+        T.buffer_store(begin, T.int32(0), [j])
+
+    def gather(step: Expr, channels: int) -> None:
+        for j in range(PIXELS):
+            low, high = (
+                T.Cast("int32", source[(2 * step + half) * pixels + first + j]) if half < channels else T.int32(0)
+                for half in range(2)
+            )
+            word = T.bind(tirx.bitwise_or(tirx.bitwise_and(low, 0xFFFF), tirx.shift_left(high, T.int32(16))))
+            T.buffer_store(scratch, word, [step * DSP_PITCH + PLACES[j]])
+            T.buffer_store(begin, intrinsic("smlad", word, T.int32(TWICE_MINUS_128), begin[j]), [j])
+
+    with T.serial(0, inputs // 2) as step:
+        gather(step, 2)
+    if inputs % 2:
+        gather(inputs // 2, 1)
+
+
+def _mve(layer: IntegerLayer, dtype: str) -> Kernel:
+    before, after = sizes(layer)
+    inputs, outputs, pixels = layer.input_shape[1], layer.output_shape[1], pixels_of(layer)
+    steps = -(-inputs // LANES)
+    excess = 128 if dtype == "uint8" else 0
+    # whatever lies in the lanes beyond the last channel is multiplied by 0
+    weight = np.pad(layer.weight[:, :, 0, 0], [(0, 0), (0, LANES * steps - inputs)])
+    table = parameters(layer)
+    # wraps as the sums do
+    begin = table[:, 0].astype(np.int64) + excess * weight.sum(1, dtype=np.int64)
+    table = np.stack([begin.astype(np.uint32).view(np.int32), table[:, 1]], 1)
+    constants = {"parameters": table, "weight": weight}
+    pointers = {
+        "source": (dtype, before),
+        "destination": (layer.dtype, after),
+        "scratch": ("int8", PIXELS * LANES * steps),
+        **constant_pointers(constants),
+    }
+    unroll = next(count for count in (MVE_UNROLL, 2, 1) if steps % count == 0)
+    with function(pointers) as (builder, given):
+        scratch = given["scratch"]
+        totals = T.alloc_buffer((PIXELS,), "int32", scope="local")
+        with T.serial(0, -(-pixels // PIXELS)) as block:
+            first = _first_pixel(block, pixels)
+            with T.serial(0, inputs) as c:
+                row = tirx.floordiv(c, LANES) * (PIXELS * LANES) + tirx.floormod(c, LANES)
+                for j in range(PIXELS):
+                    value = T.Cast("int32", given["source"][c * pixels + first + j]) - excess
+                    T.buffer_store(scratch, T.Cast("int8", value), [row + j * LANES])
+            with T.serial(0, outputs) as o:
+                for j in range(PIXELS):
+                    T.buffer_store(totals, given["parameters"][2 * o], [j])
+                with T.serial(0, steps // unroll) as many:
+                    for one in range(unroll):
+                        step = many * unroll + one
+                        factors = T.bind(given["weight"][T.ramp((o * steps + step) * LANES, 1, LANES)])
+                        for j in range(PIXELS):
+                            x = scratch[T.ramp((step * PIXELS + j) * LANES, 1, LANES)]
+                            T.buffer_store(totals, multiply_add_across(totals[j], factors, x), [j])
+                sums = T.bind(T.Shuffle([totals[j] for j in range(PIXELS)], list(range(PIXELS))))
+                value = requantize_vector(layer, sums, given["parameters"][2 * o + 1])
+                at = T.ramp(o * pixels + first, 1, PIXELS)
+                T.buffer_store(given["destination"], T.Cast(f"{layer.dtype}x{PIXELS}", value), [at])
+    return Kernel(
+        schedule="pointwise",
+        layers=(layer,),
+        func=builder.get(),
+        constants=constants,
+        scratch={"scratch": PIXELS * LANES * steps},
+    )
+
+
+def _first_pixel(block: Expr, pixels: int) -> Expr:
+    return tirx.min(block * PIXELS, T.int32(pixels - PIXELS)) if pixels % PIXELS else block * PIXELS
+
+
+def multiply_add_across(total: Expr, a: Expr, b: Expr) -> Expr:
+    """Σ a·b + total of sixteen int8 lanes, in int32: signed, added, not exchanged."""
+    signed, added, straight = T.uint32(0), T.uint32(0), T.uint32(0)
+    return intrinsic("mve.vmldava", signed, added, straight, total, a, b)
+
+
+def rotate_right(word: Expr, bits: int) -> Expr:
+    return tirx.call_llvm_pure_intrin("int32", "llvm.fshr", word, word, T.int32(bits))
+
+
+def wrapping(operate: Callable[[Expr, Expr], Expr], a: Expr, b: Expr) -> Expr:
+    """A sum or difference modulo 2³²: of signed numbers LLVM may assume that nothing is lost."""
+    return T.Cast("int32", operate(T.Cast("uint32", a), T.Cast("uint32", b)))

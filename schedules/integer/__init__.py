@@ -1,0 +1,84 @@
+"""Kernels of quantised networks: a rule writes the loops of a layer and packs its weights, or says "not mine".
+
+A rule is `rule(task, target) -> Kernel | None`. A layer of an `IntegerNetwork` says exactly what it computes, so
+nothing has to be read off loops, and weights, biases and offsets are worked out here, when the network is built. The
+first rule of RULES that fits makes the kernel; the last fits all. A new rule is one file here and one line there.
+
+Between kernels a tensor is pixels × channels, its channels filled up to whole vectors: no loop has a remainder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from tvm import tirx
+
+    from tvmflow.integer import IntegerLayer
+    from tvmflow.spec import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """What a kernel reads or writes, of one image.
+
+    An element is the network's value plus `offset`, in `dtype`. `shape` is 1×C×H×W or 1×C where the user gives or gets
+    it, else (H·W)×`stored`: there, channels from `channels` on are nobody's, and may hold anything.
+    """
+
+    channels: int
+    size: tuple[int, int]
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it lies as the user gives and gets it."""
+        return self.shape[:2] == (1, self.channels) and math.prod(self.shape) == self.channels * math.prod(self.size)
+
+    @property
+    def stored(self) -> int:
+        """Channels of a pixel in memory."""
+        return self.channels if self.is_plain else self.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a kernel has to do: one layer, or two depthwise ones of which the second alone reads the first."""
+
+    layers: tuple[IntegerLayer, ...]
+    source: Tensor
+    result: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A function of the source, the `constants` and the result, in this order."""
+
+    func: tirx.PrimFunc
+    constants: tuple[np.ndarray, ...]
+
+
+Rule = Callable[[Task, "Target"], "Kernel | None"]
+
+
+def _rule(name: str) -> Rule:
+    """The rule of that file, which imports tvm when it is first used; listing the rules mustn't."""
+
+    def rule(task: Task, target: Target, **knobs: Any) -> Kernel | None:
+        return getattr(import_module(f"{__name__}.{name}"), name)(task, target, **knobs)
+
+    return rule
+
+
+RULES: dict[str, Rule] = {
+    "convolution": _rule("convolution"),
+    "depthwise": _rule("depthwise"),
+    "plain": _rule("plain"),
+}

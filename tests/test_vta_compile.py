@@ -1,0 +1,191 @@
+"""VTA's compiler: every program computes what the integer reference does, however the layers are cut."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from integer_networks import (
+    JOINT_MODULES,
+    POOL,
+    VARIETY,
+    Shape,
+    conv,
+    dense,
+    depthwise,
+    random_input,
+    random_network,
+)
+
+from tvmflow.integer import IntegerNetwork
+from tvmflow.spec import UserError
+from tvmflow.vta.check import check
+from tvmflow.vta.compile import Compiled, compile_network, default_tiling, prepare
+from tvmflow.vta.config import Config
+from tvmflow.vta.emit import Infeasible
+from tvmflow.vta.isa import Alu, Gemm, Memory, Store, is_nop, module_of
+from tvmflow.vta.layout import ONES, bias_tiles, ones_tile
+from tvmflow.vta.simulate import Machine
+from tvmflow.vta.tiles import Tiling
+
+CONFIG = Config()
+SMALL = Config(log_block=3, log_inp_buffer=11, log_wgt_buffer=13, log_acc_buffer=12, log_uop_buffer=10)
+"""Blocks of 8, and buffers in which next to nothing fits."""
+
+
+def network(*shapes: Shape, size: int = 9, channels: int = 20, seed: int = 0) -> IntegerNetwork:
+    return random_network(
+        np.random.default_rng(seed), "power-of-two", shapes=shapes, input_shape=(1, channels, size, size)
+    )
+
+
+def agree(compiled: Compiled, reference: IntegerNetwork) -> bool:
+    """Whether every activation of two images is the reference's; the second finds what the first left behind."""
+    images = random_input(np.random.default_rng(7), reference.input_shape, 2)
+    _, kept = reference.run(images, keep=True)
+    check(compiled.executable)
+    machine = Machine(compiled.executable)
+    for number, image in enumerate(images):
+        machine.run({"input": image[None]})
+        for layer in reference.layers:
+            found = compiled.regions[layer.name].read(machine.state.dram, compiled.executable.config)
+            if not np.array_equal(found[0], kept[layer.name][number]):
+                return False
+    return True
+
+
+@pytest.mark.parametrize("shapes", [JOINT_MODULES, VARIETY], ids=["joint modules", "variety"])
+@pytest.mark.parametrize("version", ["0.0.1", "0.0.2"])
+def test_networks(shapes: tuple[Shape, ...], version: str) -> None:
+    reference = random_network(np.random.default_rng(1), "power-of-two", shapes=shapes)
+    assert agree(compile_network(reference, replace(CONFIG, version=version)), reference)
+
+
+def test_other_configuration() -> None:
+    reference = random_network(np.random.default_rng(2), "power-of-two", shapes=JOINT_MODULES, block=8)
+    assert agree(compile_network(reference, SMALL), reference)
+
+
+CUTS = [
+    Tiling(out_blocks=1, rows=1, in_blocks=1),
+    Tiling(out_blocks=1, rows=4, in_blocks=2, order="rows", pieces=3),
+    Tiling(out_blocks=2, rows=9, in_blocks=1, pieces=5, ahead=2),
+    Tiling(out_blocks=3, rows=2, in_blocks=3, buffers=1),
+    Tiling(out_blocks=1, rows=5, in_blocks=1, order="rows", ahead=9),
+]
+
+
+@pytest.mark.parametrize("tiling", CUTS, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        conv(40),
+        conv(33, 3, stride=2),
+        depthwise(dilation=5),
+        depthwise(stride=2, relu=True),
+        Shape(kind="conv", channels=24, kernel=(3, 2), stride=(2, 1), padding=(0, 1), dilation=(1, 3)),
+    ],
+    ids=["pointwise", "convolution", "dilated", "strided", "odd"],
+)
+def test_cuts(shape: Shape, tiling: Tiling) -> None:
+    """Between others, whose values lie in the buffers before and whose stores it waits for."""
+    reference = network(depthwise(), shape, conv(20), channels=40)
+    assert agree(compile_network(reference, CONFIG, {"layers.1": tiling}), reference)
+
+
+def test_shifts_beyond_the_hardware() -> None:
+    """A shift of more than 15 takes two instructions."""
+    reference = network(conv(20), conv(20), channels=300, size=3)
+    wide = replace(reference.layers[0], shift=np.full(20, 17, np.int32), bias=np.full(20, 2**23, np.int32))
+    reference = replace(reference, layers=(wide, *reference.layers[1:]))
+    compiled = compile_network(reference, CONFIG)
+    assert agree(compiled, reference)
+    assert all(
+        it.imm <= 15 for it in compiled.executable.instructions if isinstance(it, Alu) and it.operation.name == "SHR"
+    )
+
+
+def test_different_shifts_in_a_block_are_refused() -> None:
+    reference = network(conv(20))
+    layer = replace(reference.layers[0], shift=np.arange(20, dtype=np.int32) % 4 + 6)
+    with pytest.raises(UserError, match=r"layers\.0 has more than one shift among 16"):
+        compile_network(replace(reference, layers=(layer,)), CONFIG)
+
+
+def test_other_scheme_is_refused() -> None:
+    other = random_network(np.random.default_rng(0), "per-channel", shapes=(conv(8, relu=False),))
+    with pytest.raises(UserError, match="power-of-two"):
+        compile_network(other, CONFIG)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(Infeasible, match=r"layers\.0 can't be cut"):
+        compile_network(network(conv(20), size=64), CONFIG, {"layers.0": Tiling(out_blocks=2, rows=64, in_blocks=2)})
+
+
+def test_taps_that_read_only_padding_do_not_exist() -> None:
+    """Dilated by 5 on a map of 4: only the centre is left; on 9, eight of nine taps read a part of it."""
+    small = prepare(network(depthwise(dilation=5), size=4), CONFIG)[0]
+    large = prepare(network(depthwise(dilation=5), size=9), CONFIG)[0]
+    assert [number for number, _, _ in small.taps] == [4]
+    assert small.steps == 2 * 16
+    assert large.steps == 2 * (9 + 4 + 4) ** 2
+
+
+def test_stores_follow_the_alu() -> None:
+    """OUT is what the ALU wrote last: nothing else touches the tiles before they are stored."""
+    compiled = compile_network(network(conv(40), depthwise(), POOL, dense(10)), CONFIG)
+    before = None
+    for instruction in compiled.executable.instructions:
+        if isinstance(instruction, Store):
+            assert isinstance(before, Alu | Store)
+        if isinstance(instruction, Alu | Gemm | Store):
+            before = instruction
+
+
+def test_tokens_balance() -> None:
+    instructions = compile_network(network(*JOINT_MODULES), CONFIG).executable.instructions
+    for module, push, other, pop in (
+        ("load", "push_next", "compute", "pop_prev"),
+        ("compute", "push_prev", "load", "pop_next"),
+        ("compute", "push_next", "store", "pop_prev"),
+        ("store", "push_prev", "compute", "pop_next"),
+    ):
+        pushed = sum(getattr(it, push) for it in instructions if module_of(it) == module)
+        popped = sum(getattr(it, pop) for it in instructions if module_of(it) == other)
+        assert pushed == popped > 0
+
+
+def test_single_buffers_transfer_more_in_turns() -> None:
+    """With one buffer each load waits for what was computed before it."""
+    reference = network(conv(64), size=16, channels=64)
+    work = prepare(reference, CONFIG)[0]
+    tiling = replace(default_tiling(work, CONFIG), out_blocks=1, rows=4, in_blocks=1)
+    loads = {}
+    for buffers in (1, 2):
+        compiled = compile_network(reference, CONFIG, {"layers.0": replace(tiling, buffers=buffers)})
+        assert agree(compiled, reference)
+        loads[buffers] = [it for it in compiled.executable.instructions if module_of(it) == "load" and not is_nop(it)]
+    waiting = {buffers: sum(it.pop_next for it in them) for buffers, them in loads.items()}
+    assert waiting[1] > waiting[2]
+    assert {it.sram_base for it in loads[1] if it.memory == Memory.INP} == {0}
+
+
+def test_biases_as_products() -> None:
+    """Any bias, the largest too, is a sum of products of int8."""
+    bias = np.array([0, 1, -1, 127, -128, 241_935, -241_936, 2**31 - 2**20, -(2**31) + 2**20], np.int64)
+    tiles = bias_tiles(bias, 16)
+    assert tiles.dtype == np.int8
+    products = (tiles.astype(np.int64) @ ones_tile(CONFIG)[0].astype(np.int64)).sum(1).ravel()
+    assert np.array_equal(products[: len(bias)], bias)
+    assert not products[len(bias) :].any()
+    assert ONES == 127
+
+
+def test_pool_with_different_shifts() -> None:
+    """The halves that make shifts round differ then, as biases do."""
+    reference = network(POOL, channels=48, size=4)
+    layer = replace(reference.layers[0], shift=np.repeat(np.array([3, 4, 5], np.int32), 16))
+    reference = replace(reference, layers=(layer,))
+    assert agree(compile_network(reference, CONFIG), reference)

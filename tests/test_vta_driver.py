@@ -1,0 +1,308 @@
+"""The VTA drivers in Python and C, on a fake board: registers and memory behind which the simulators run."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from integer_networks import random_network
+from vta_examples import pointwise, reference
+
+from tvmflow.integer_frontend import graphless_program
+from tvmflow.targets import TARGETS
+from tvmflow.toolchain import link, select_linker
+from tvmflow.vta import backend, check, program, selftest, simulate
+from tvmflow.vta.config import SAMPLES, Config
+from tvmflow.vta.driver import make_runner, vta_driver
+from tvmflow.vta.driver.fake import FakeBoard
+from tvmflow.vta.driver.vta_driver import VtaError
+
+NEW, OLD = SAMPLES["pynq"], Config(version="0.0.1")
+BASE = 0x43C00000
+SOURCES = Path(vta_driver.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A program's files with their self-test, for each instruction set."""
+    made = {}
+    for config in (NEW, OLD):
+        folder = tmp_path_factory.mktemp(config.version)
+        program.save(pointwise(config)[0], folder)
+        selftest.save(config, folder / "runner" / "selftest")
+        made[config.version] = folder
+    return made
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """The C driver, as a shared library."""
+    path = tmp_path_factory.mktemp("driver") / "vta_driver.so"
+    options = ("-shared", "-fPIC", "-O1", "-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES}")
+    link(select_linker(TARGETS["host"]), path, [SOURCES / "vta_driver.c"], options)
+    found = ctypes.CDLL(str(path))
+    found.vta_open.restype = ctypes.c_void_p
+    found.vta_open.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_double]
+    found.vta_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+    found.vta_self_test.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint64]
+    found.vta_error.restype = ctypes.c_char_p
+    found.vta_cycles.restype = ctypes.c_uint32
+    for name in ("vta_cycles", "vta_close"):
+        getattr(found, name).argtypes = [ctypes.c_void_p]
+    return found
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("physical", ctypes.c_uint64), ("bytes", ctypes.c_size_t))
+
+
+_POINTER = ctypes.POINTER(_Memory)
+_FUNCTIONS = (
+    ("read", ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint64)),
+    ("write", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32)),
+    ("allocate", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, _POINTER)),
+    ("release", ctypes.CFUNCTYPE(None, ctypes.c_void_p, _POINTER)),
+    ("flush", ctypes.CFUNCTYPE(None, ctypes.c_void_p, _POINTER)),
+    ("invalidate", ctypes.CFUNCTYPE(None, ctypes.c_void_p, _POINTER)),
+    ("seconds", ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_void_p)),
+    ("pause", ctypes.CFUNCTYPE(None, ctypes.c_void_p)),
+)
+
+
+class _Board(ctypes.Structure):
+    _fields_ = (("context", ctypes.c_void_p), *_FUNCTIONS)
+
+
+class InC:
+    """The C driver, with the Python driver's functions."""
+
+    def __init__(self, library, board):
+        self.library, self.board = library, board
+
+        def allocate(_, size, memory):
+            try:
+                made = board.allocate(size)
+            except MemoryError:
+                return -1
+            memory.contents.data, memory.contents.physical = made.data.ctypes.data, made.physical
+            memory.contents.bytes = size
+            return 0
+
+        def nothing(*_):
+            return None
+
+        functions = {
+            "read": lambda _, address: board.read(address),
+            "write": lambda _, address, value: board.write(address, value),
+            "allocate": allocate,
+            "release": nothing,
+            "flush": nothing,
+            "invalidate": nothing,
+            "seconds": lambda _: time.perf_counter(),
+            "pause": nothing,
+        }
+        self.struct = _Board(None, *(kind(functions[name]) for name, kind in _FUNCTIONS))
+
+    def run(self, folder, images, timeout_s=10.0):
+        core = ("hls", "chisel").index(self.board.core)
+        device = self.library.vta_open(ctypes.byref(self.struct), str(folder).encode(), core, BASE, timeout_s)
+        if not device:
+            raise VtaError(self.library.vta_error().decode())
+        try:
+            outputs = []
+            for image in images:
+                output = np.empty((1, 32, 8, 6), np.int8)
+                if self.library.vta_run(device, image.ctypes.data, output.ctypes.data):
+                    raise VtaError(self.library.vta_error().decode())
+                outputs.append(output)
+            return outputs, self.library.vta_cycles(device) or None
+        finally:
+            self.library.vta_close(device)
+
+    def self_test(self, folder):
+        core = ("hls", "chisel").index(self.board.core)
+        if self.library.vta_self_test(
+            ctypes.byref(self.struct), str(folder / "runner" / "selftest").encode(), core, BASE
+        ):
+            raise VtaError(self.library.vta_error().decode())
+
+
+class InPython:
+    """The Python driver."""
+
+    def __init__(self, _, board):
+        self.board = board
+        self.hardware = {"window": board.window, "memory": board.allocate}
+
+    def run(self, folder, images, timeout_s=10.0):
+        with vta_driver.Device(str(folder), self.board.core, BASE, timeout_s=timeout_s, **self.hardware) as device:
+            return [device.run(image) for image in images], device.cycles
+
+    def self_test(self, folder):
+        vta_driver.self_test(str(folder / "runner" / "selftest"), self.board.core, BASE, **self.hardware)
+
+
+@pytest.fixture(params=[InPython, InC], ids=["python", "c"])
+def driver(request, library):
+    """`driver(board)` is either driver on a fake board."""
+    return lambda board: request.param(library, board)
+
+
+def images(count):
+    return np.random.default_rng(5).integers(-128, 128, (count, 1, 32, 8, 6)).astype(np.int8)
+
+
+@pytest.mark.parametrize("core", ["hls", "chisel"])
+@pytest.mark.parametrize("config", [NEW, OLD], ids=["0.0.2", "0.0.1"])
+def test_the_driver_runs_programs(driver, folders, core, config):
+    board = FakeBoard(config, core, BASE)
+    found = driver(board)
+    found.self_test(folders[config.version])
+    launches = board.launches
+    _, weight, bias = pointwise(config)
+    outputs, cycles = found.run(folders[config.version], images(3))
+    for image, output in zip(images(3), outputs, strict=True):
+        assert (output == reference(image, weight, bias)).all()
+    assert board.launches == launches + 3
+    assert cycles == (board.cycles if core == "chisel" else None)
+
+
+def test_another_instruction_set_is_found_out_before_anything_is_stored(driver, folders):
+    for config, other in ((NEW, OLD), (OLD, NEW)):
+        board = FakeBoard(config, "hls", BASE)
+        with pytest.raises(VtaError, match=r"does not speak the program's instruction set.*probe got no answer"):
+            driver(board).self_test(folders[other.version])
+        assert board.launches == 1
+
+
+def test_a_core_that_computes_otherwise_is_found_out(driver, folders, tmp_path):
+    np.save(tmp_path / "expected.npy", np.zeros((1, 16, 1, 1), np.int8))
+    folder = tmp_path / "runner" / "selftest"
+    selftest.save(NEW, folder)
+    (tmp_path / "expected.npy").rename(folder / "expected.npy")
+    with pytest.raises(VtaError, match="self-test gave other values"):
+        driver(FakeBoard(NEW, "chisel", BASE)).self_test(tmp_path)
+
+
+def test_a_core_that_never_ends(driver, folders):
+    with pytest.raises(VtaError, match=r"did not finish within 0\.05 s; load the bitstream again"):
+        driver(FakeBoard(NEW, "hls", BASE, stuck=True)).run(folders["0.0.2"], images(1), timeout_s=0.05)
+
+
+def test_memory_that_no_instruction_can_name(driver, folders):
+    with pytest.raises(VtaError, match="memory is at 0x16800040, which is no multiple of 256 bytes"):
+        driver(FakeBoard(NEW, "hls", BASE, misaligned=0x40)).run(folders["0.0.2"], images(1))
+    with pytest.raises(VtaError, match="lies beyond what instructions can address"):
+        driver(FakeBoard(NEW, "hls", BASE, memory_base=1 << 36)).run(folders["0.0.2"], images(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schema_version": 2}, "layout.json is of version 2, not 1"),
+        ({"hw_ver": "0.0.9"}, "this driver knows 0.0.1 and 0.0.2"),
+        ({"instruction_count": 1}, "not as long as layout.json says"),
+    ],
+)
+def test_files_that_do_not_fit(driver, folders, tmp_path, change, words):
+    for name in program.FILES:
+        (tmp_path / name).write_bytes((folders["0.0.2"] / name).read_bytes())
+    layout = json.loads((tmp_path / "layout.json").read_text()) | change
+    (tmp_path / "layout.json").write_text(json.dumps(layout))
+    with pytest.raises(VtaError, match=words):
+        driver(FakeBoard(NEW, "hls", BASE)).run(tmp_path, images(1))
+    (tmp_path / "layout.json").unlink()
+    with pytest.raises(VtaError, match=r"holds no VTA program|layout\.json can't be read"):
+        driver(FakeBoard(NEW, "hls", BASE)).run(tmp_path, images(1))
+
+
+@pytest.fixture
+def bundle(folders, tmp_path):
+    """What matters of a bundle, and a function that runs its runner/run as the board would."""
+    executable, weight, bias = pointwise()
+    program.save(executable, tmp_path, {"board": "pynq-z1"})
+    make_runner(tmp_path, NEW)
+    for number, image in enumerate(images(2)):
+        place = tmp_path / "vectors" / f"{number:03}-random"
+        place.mkdir(parents=True)
+        np.save(place / "input-0.npy", image)
+        np.save(place / "output-0.npy", reference(image, weight, bias))
+
+    def run(*arguments, **environment):
+        command = [sys.executable, str(tmp_path / "runner" / "run"), *arguments]
+        environment = {"VTA_HARDWARE": "tvmflow.vta.driver.fake:rehearsal", **os.environ, **environment}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    return tmp_path, run
+
+
+def test_the_command_on_the_board(bundle):
+    folder, run = bundle
+    vector = folder / "vectors" / "001-random"
+    said = json.loads(run(str(vector / "input-0.npy")).stdout)
+    assert said["outputs"]["output"] == np.load(vector / "output-0.npy").ravel().tolist()
+    assert said["stand_in"] == "tvmflow.vta.driver.fake:rehearsal"
+    assert "cycles" in json.loads(run(str(vector / "input-0.npy"), "--core", "chisel").stdout)["latency"]
+    said = json.loads(run("--samples", "0.1", "0.02").stdout)
+    assert len(said["samples"]) == sum(window["repeats"] for window in said["windows"])
+    assert json.loads(run("--bench", "0.02").stdout)["repeats"] >= 1
+    done = run("--self-test")
+    assert (done.returncode, json.loads(done.stdout)["passed"]) == (0, True)
+    np.save(vector / "output-0.npy", np.load(vector / "output-0.npy") ^ 1)
+    done = run("--self-test")
+    assert done.returncode == 3
+    assert [row["passed"] for row in json.loads(done.stdout)["vectors"]] == [True, False]
+
+
+def test_what_the_command_refuses(bundle, tmp_path, monkeypatch, capsys):
+    _, run = bundle
+    done = run("none.npy")
+    assert done.returncode == 7
+    assert done.stderr.startswith("vta: none.npy can't be read")
+    assert run().returncode == 2
+    for bitstream, words in (
+        (None, "No bitstream is loaded (the FPGA is 'unknown'); give"),
+        ("none.bit", "There is no"),
+    ):
+        (tmp_path / "state").write_text("unknown\n")
+        monkeypatch.setattr(vta_driver.check_bitstream, "__defaults__", (str(tmp_path / "state"),))
+        given = ["--bitstream", bitstream] if bitstream else []
+        assert vta_driver.main(["--folder", str(tmp_path), "--bench", *given]) == 7
+        assert capsys.readouterr().err.startswith(f"vta: {words}")
+
+
+def test_deploying_to_a_fake_board(board, tmp_path):
+    """A bundle goes over SSH to a board and runs there on a fake VTA, which gives a verdict and no latency."""
+    network = random_network(np.random.default_rng(0), "power-of-two", input_shape=(1, 16, 6, 6))
+    built = tmp_path / "bundle"
+    backend.build(graphless_program(network), TARGETS["pynq-z1"], built)
+    fake = f"export PYTHONPATH={ROOT} VTA_HARDWARE=tvmflow.vta.driver.fake:rehearsal; exec {sys.executable}"
+    board.command("python3", f'{fake} "$@"')
+    report = board.deploy(built)
+    assert report["verify"]["passed"]
+    assert report["device"]["basis"] == "emulated"
+    assert report["latency"] is None
+    assert "tvmflow.vta.driver.fake:rehearsal" in report["latency_note"]
+
+
+def test_the_command_in_c_compiles(tmp_path):
+    sources = [SOURCES / name for name in ("vta_run.c", "vta_driver.c", "vta_linux.c")]
+    options = ("-O1", "-std=c11", "-Wall", "-Wextra", "-Werror", "-ldl")
+    link(select_linker(TARGETS["host"]), tmp_path / "vta_run", sources, options)
+
+
+def test_the_self_test_is_a_right_program():
+    for config in (NEW, OLD, Config(log_block=3, log_inp_buffer=14, log_wgt_buffer=14, log_acc_buffer=16)):
+        executable, inputs, expected = selftest.compute(config)
+        assert check.findings(executable) == ()
+        assert (simulate.Machine(executable).run({"input": inputs})["output"] == expected).all()
+        assert len(np.unique(expected)) > 2
+        assert {-20, 20} < set(expected.ravel().tolist())

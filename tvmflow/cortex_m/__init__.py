@@ -1,0 +1,1 @@
+"""Networks on a Cortex-M without an operating system: one static library, one C header, nothing else."""

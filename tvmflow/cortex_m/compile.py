@@ -1,0 +1,260 @@
+"""Lowered functions → one object file with the whole network, and a header; or the same as C99 for any compiler."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import tirx
+
+from tvmflow import __version__, toolchain
+from tvmflow.cortex_m.options import STACK_BYTES, compiler_options
+from tvmflow.cortex_m.stages import ARGUMENTS, CONSTANTS, functions_of
+from tvmflow.integer import IntegerNetwork
+from tvmflow.spec import Program, Target
+from tvmflow.toolchain import Linker
+
+ALIGNMENT = 16
+"""Bytes, of each tensor in flash."""
+
+CODE_GENERATION: dict[str, tuple[str, ...]] = {
+    # One pointer for each factor of four becomes one for all: there are too few registers for them and for the sums.
+    "dsp": ("-disable-lsr:bool=1",),
+    "mve": (),
+}
+"""LLVM's options by what the core can."""
+
+_LINKAGE = '#ifdef __cplusplus\nextern "C"\n#endif\n'
+_BYTES_IN_A_ROW = 32
+
+C_TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int32": "int32_t"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """What a network is in memory: its constants in flash, one after the other, where each begins, and its calls."""
+
+    name: str
+    weights: bytes
+    arena_bytes: int
+    calls: Sequence[str]
+    prototypes: Sequence[str]
+
+
+def c_name(name: str) -> str:
+    """A network's name as an identifier of C."""
+    found = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_").lower()
+    return found if found and not found[0].isdigit() else f"network_{found}".rstrip("_")
+
+
+def lay_out(program: Program) -> Image:
+    """Give every constant its place in flash, and write every call as C."""
+    name = c_name(program.name)
+    weights = bytearray()
+    calls, prototypes = [], []
+    for kernel, func in functions_of(program).items():
+        places: dict[str, str] = {"input": "input", "output": "output"}
+        for constant, tensor in func.attrs[CONSTANTS].items():
+            weights += bytes(-len(weights) % ALIGNMENT)
+            places[constant] = f"{name}_weights + {len(weights)}"
+            weights += tensor.numpy().tobytes()
+        types = [C_TYPES[str(param.ty.element_type.dtype)] for param in func.params]
+        arguments = [
+            f"({kind} *)({places.get(str(where), f'arena + {where}')})"
+            for kind, where in zip(types, func.attrs[ARGUMENTS], strict=True)
+        ]
+        symbol = f"{name}_{kernel}"
+        calls.append(f"{symbol}({', '.join(arguments)});")
+        prototypes.append(f"void {symbol}({', '.join(f'{kind} *' for kind in types)});")
+    return Image(
+        name=name,
+        weights=bytes(weights),
+        arena_bytes=program.memory["activations_bytes"],
+        calls=calls,
+        prototypes=prototypes,
+    )
+
+
+def compile_object(program: Program, target: Target, folder: Path, linker: Linker) -> Path:
+    """The network as one relocatable object file. Raises UserError if the assembler or linker refuses."""
+    image = lay_out(program)
+    kernels = folder / "kernels.o"
+    _generate(program, target, image.name).write_to_file(str(kernels), "o")
+    (folder / "weights.bin").write_bytes(image.weights)
+    (folder / f"{image.name}.h").write_text(header(program, target, image))
+    (folder / "weights.S").write_text(_WEIGHTS.format(name=image.name, file=folder / "weights.bin", align=ALIGNMENT))
+    (folder / "network.c").write_text(network_source(image))
+    options = (*compiler_options(target, linker), "-O2", "-g0", "-ffunction-sections", "-c")
+    objects = [kernels]
+    for source in (folder / "network.c", folder / "weights.S"):
+        objects.append(source.with_suffix(".o"))
+        standard = ("-std=c99", "-Wall", "-Wextra", "-Werror") if source.suffix == ".c" else ()
+        toolchain.link(linker, objects[-1], [source], (*options, *standard))
+    library = folder / "model.o"
+    toolchain.link(linker, library, objects, (*compiler_options(target, linker), "-nostdlib", "-r"))
+    return library
+
+
+def _generate(program: Program, target: Target, name: str) -> Any:
+    """Machine code of all kernels, by TVM's LLVM."""
+    assert target.mcu is not None
+    options = CODE_GENERATION[target.mcu.core]
+    description = {**toolchain.tvm_target_dict(target), **({"cl-opt": list(options)} if options else {})}
+    return _generated(program, "llvm", tvm.target.Target(description), name)
+
+
+def _generated(program: Program, kind: str, target: tvm.target.Target, name: str) -> Any:
+    functions = {}
+    for kernel, func in functions_of(program).items():
+        # codegen needs none of the attributes that are ours
+        bare = tirx.PrimFunc(func.params, func.body, func.ret_type)
+        attributes = {"global_symbol": f"{name}_{kernel}", "tirx.noalias": True, "target": target}
+        for key, value in attributes.items():
+            bare = bare.with_attr(key, value)
+        functions[f"{name}_{kernel}"] = bare
+    return tvm.get_global_func(f"target.build.{kind}")(tvm.IRModule(functions), target)
+
+
+def write_source(program: Program, target: Target, folder: Path) -> None:
+    """The network as C99 for any compiler and processor: its header, NAME.c and NAME_weights.c.
+
+    `program` has been through the stages for a core that is "plain". Signed numbers are shifted to the right as every
+    compiler in use does it, arithmetically.
+    """
+    image = lay_out(program)
+    name = image.name
+    text = _generated(program, "c", tvm.target.Target("c"), name).inspect_source()
+    body = text[text.index("TVM_DLL") :].replace(_LINKAGE, "").replace("TVM_DLL ", "")
+    kernels = [line for line in body.splitlines() if not re.fullmatch(r"void \w+\(.*\);", line)]
+    source = "\n".join(kernels).strip().removesuffix(_LINKAGE.strip()).strip()
+    source = re.sub(r"^void ", "static void ", source, flags=re.MULTILINE)
+    source = re.sub(r"(\w+_t)\* (\w+)(?=[,)])", r"\1 *restrict \2", source)
+    (folder / f"{name}.h").write_text(header(program, target, image))
+    (folder / f"{name}.c").write_text(network_source(image, source))
+    (folder / f"{name}_weights.c").write_text(weights_source(image))
+
+
+def weights_source(image: Image) -> str:
+    """All constants as an array of C."""
+    rows = (
+        ",".join(map(str, image.weights[start : start + _BYTES_IN_A_ROW])) + ","
+        for start in range(0, len(image.weights), _BYTES_IN_A_ROW)
+    )
+    return "\n".join(
+        [
+            "#include <stdint.h>",
+            "",
+            f"extern const uint8_t {image.name}_weights[];",
+            f"__attribute__((aligned({ALIGNMENT}))) const uint8_t {image.name}_weights[{len(image.weights)}] = {{",
+            *rows,
+            "};",
+            "",
+        ]
+    )
+
+
+def header(program: Program, target: Target, image: Image) -> str:
+    """The C99 header of the library."""
+    network = program.integer
+    assert network is not None
+    memory = program.memory
+    prefix = image.name.upper()
+    shapes = ["×".join(map(str, shape)) for shape in (network.input_shape[1:], network.output_shape[1:])]
+    sizes = [int(np.prod(shape)) for shape in (network.input_shape, network.output_shape)]
+    return f"""/* {program.name}: an integer network for {target.cpu.model}, made by tvmflow {__version__}.
+ *
+ * No allocation, no state between calls, nothing of a C library but memcpy and memset. Calls must not overlap: they
+ * share one arena. The bytes in flash and RAM are those of the network alone; the stack is an upper bound.
+ */
+#ifndef {prefix}_H
+#define {prefix}_H
+
+#include <stdint.h>
+
+#define {prefix}_INPUT_SIZE {sizes[0]} /* int8, {shapes[0]}: channel, row, column */
+#define {prefix}_INPUT_SCALE {network.input_scale!r} /* real = scale * int8; the zero point is 0 */
+#define {prefix}_OUTPUT_SIZE {sizes[1]} /* int8, {shapes[1]} */
+#define {prefix}_OUTPUT_SCALE {network.output_scale!r}
+#define {prefix}_WEIGHTS_BYTES {len(image.weights)} /* in flash, section .rodata.{image.name}_weights */
+#define {prefix}_ARENA_BYTES {memory["activations_bytes"]} /* in RAM, section .bss.{image.name}_arena */
+#define {prefix}_STACK_BYTES {STACK_BYTES}
+{_preprocessing(network, prefix)}
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+void {image.name}_run(const int8_t *input, int8_t *output);
+
+#ifdef __cplusplus
+}}
+#endif
+
+#endif
+"""
+
+
+def _preprocessing(network: IntegerNetwork, prefix: str) -> str:
+    """How a byte of an image becomes a byte of the input, channel by channel."""
+    pre = network.preprocessing
+    if pre is None:
+        return ""
+    factors = [1 / (255 * deviation * network.input_scale) for deviation in pre.std]
+    terms = [-mean / (deviation * network.input_scale) for mean, deviation in zip(pre.mean, pre.std, strict=True)]
+    lines = [
+        "",
+        "/* int8 = clip(round(pixel * FACTOR[channel] + TERM[channel]), -128, 127), with RGB pixels from 0 to 255 */",
+        f"#define {prefix}_PIXEL_FACTORS {{{', '.join(f'{value:.9g}f' for value in factors)}}}",
+        f"#define {prefix}_PIXEL_TERMS {{{', '.join(f'{value:.9g}f' for value in terms)}}}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def network_source(image: Image, kernels: str = "") -> str:
+    """The C of the arena and of the calls, with the kernels if they are C as well."""
+    name = image.name
+    declared = (
+        [kernels]
+        if kernels
+        else [
+            *image.prototypes,
+            "",
+            "/* The kernels' tables for unwinding name these, which a program without exceptions has no use for. */",
+            *(f"__attribute__((weak)) void __aeabi_unwind_cpp_pr{number}(void) {{}}" for number in range(2)),
+        ]
+    )
+    arena = [
+        f'__attribute__((aligned({ALIGNMENT}), section(".bss.{name}_arena")))',
+        f"static uint8_t arena[{image.arena_bytes}];",
+        "",
+    ]
+    lines = [
+        f'#include "{name}.h"',
+        "",
+        f"extern const uint8_t {name}_weights[];",
+        "",
+        *(arena if image.arena_bytes else []),
+        *declared,
+        "",
+        f"void {name}_run(const int8_t *input, int8_t *output) {{",
+        *(f"  {call}" for call in image.calls),
+        "}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+_WEIGHTS = """    .section .rodata.{name}_weights, "a", %progbits
+    .balign {align}
+    .global {name}_weights
+    .hidden {name}_weights
+    .type {name}_weights, %object
+{name}_weights:
+    .incbin "{file}"
+    .size {name}_weights, . - {name}_weights
+"""

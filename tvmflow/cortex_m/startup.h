@@ -1,0 +1,19 @@
+/* What startup.c gives the programs that run under qemu-system-arm: files of the host by semihosting, text, an end. */
+#ifndef STARTUP_H
+#define STARTUP_H
+
+#include <stdint.h>
+
+enum { READ_BINARY = 1, WRITE_BINARY = 5 };
+
+int main(void);
+int32_t open_file(const char *name, int32_t mode);                        /* -1 if there is none */
+int32_t read_file(int32_t file, void *bytes, uint32_t count);             /* whether all were there */
+int32_t write_file(int32_t file, const void *bytes, uint32_t count);
+void say(const char *text);
+void say_number(uint32_t value);
+void leave(uint32_t code);
+void paint_stack(uint32_t bytes);
+uint32_t painted_over(uint32_t bytes); /* how deep the stack has become since it was painted */
+
+#endif
