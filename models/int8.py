@@ -17,9 +17,9 @@ from torch import nn
 
 from tvmflow import integer
 from tvmflow.chain import FloatLayer, float_chain, run_float
-from tvmflow.frontend import call_factory, parse_input_shape
+from tvmflow.frontend import call_factory
 from tvmflow.integer import BATCH, IntegerNetwork, Scheme
-from tvmflow.models import CIFAR10_LABELS, CIFAR10_PREPROCESSING, MODELS, Model, quantized_name
+from tvmflow.models import CIFAR10_PREPROCESSING, MODELS, Model, quantized_name
 from tvmflow.models.data import Cifar10
 from tvmflow.models.train import predict, write_text
 from tvmflow.qat import TuneConfig, tune
@@ -44,8 +44,8 @@ class Fidelity:
     divergence: float
 
 
-def trained(model: str, input_shapes: Sequence[str] = ()) -> Model:
-    """The network of the registry, or of a factory for images of CIFAR-10's kind. Raises UserError."""
+def trained(model: str) -> Model:
+    """The network of the registry, or of a factory for images like CIFAR-10's. Raises UserError."""
     if model in MODELS:
         return MODELS[model]
     if not re.fullmatch(r"[\w.]+:\w+", model):
@@ -53,20 +53,26 @@ def trained(model: str, input_shapes: Sequence[str] = ()) -> Model:
             f"--model {model!r} can't be quantised: it is neither a known network ({', '.join(MODELS)}) "
             "nor package.module:factory."
         )
-    shape = parse_input_shape(input_shapes[0]).shape if input_shapes else (1, 3, 32, 32)
     return _Factory(
         name=model.partition(":")[2],
         description="",
         factory=model,
-        input_shape=shape,
-        labels=CIFAR10_LABELS,
+        input_shape=(1, 3, 32, 32),
+        labels=(),
         preprocessing=CIFAR10_PREPROCESSING,
     )
 
 
 class _Factory(Model):
     def __call__(self) -> nn.Module:
-        return call_factory(self.factory)
+        network = call_factory(self.factory)
+        try:
+            with torch.no_grad():
+                network(torch.zeros(self.input_shape))
+        except Exception as error:  # the user's code may raise anything
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{self.factory} can't run on an image of CIFAR-10, 1×3×32×32: {reason}.") from error
+        return network
 
 
 def make(

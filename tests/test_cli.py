@@ -30,6 +30,7 @@ COMMANDS = [
     "report diff",
     "estimate",
     "train",
+    "quantize",
     "evaluate",
     "doctor",
     "tune",

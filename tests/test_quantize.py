@@ -304,6 +304,8 @@ def test_names_that_cannot_be_quantised(tvmflow, tmp_path):
     done.failed_with(4, "net.onnx", "dilated-net", "package.module:factory")
     with pytest.raises(UserError, match="tvmflow quantize --model squeezenet"):
         models.quantized("squeezenet", "power-of-two")
+    with pytest.raises(UserError, match="can't run on an image"):
+        int8.trained("networks:two_pointwise")()
     with pytest.raises(UserError, match="leave none"):
         int8.make(models.MODELS["dilated-net"], _few(), "per-channel", Method(count=40), None, tmp_path)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tvmflow.cli.options import InputShapes, Json, Scheme
+from tvmflow.cli.options import Json, Scheme
 from tvmflow.cli.outcome import show
 
 log = logging.getLogger("tvmflow.cli")
@@ -18,7 +18,6 @@ log = logging.getLogger("tvmflow.cli")
 def quantize(
     data: Annotated[Path, typer.Option("--data", help="CIFAR-10: an archive or folder of images, or its batches.")],
     model: Annotated[str, typer.Option("--model", help="Registry name, or package.module:factory.")] = "dilated-net",
-    input_shapes: InputShapes = None,
     scheme: Scheme = "per-channel",
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder for weights, facts and model card.")] = Path(
         "runs/int8"
@@ -43,7 +42,7 @@ def quantize(
     from tvmflow.qat import TuneConfig
     from tvmflow.quantize import Method
 
-    entry = int8.trained(model, input_shapes or [])
+    entry = int8.trained(model)
     tuning = TuneConfig(epochs=epochs, batch=batch, peak_rate=rate, seed=seed) if qat else None
     log.info(f"Reading {data}")
     cifar = load_cifar10(data)
