@@ -18,7 +18,8 @@ from typing import Literal
 import numpy as np
 
 from tvmflow.integer import IntegerLayer, accumulator_range
-from tvmflow.vta.emit import HAZARD_DISTANCE, Infeasible, Loop, Stream
+from tvmflow.vta.check import HLS_DISTANCE
+from tvmflow.vta.emit import Infeasible, Loop, Stream
 from tvmflow.vta.isa import Memory, Operation, Uop
 from tvmflow.vta.layout import Tensor, bias_tiles, is_diagonal, weight_tiles
 
@@ -359,7 +360,7 @@ class _Tile:
         """GEMM over all combinations of `loops` and, around them, of `reduction`, which adds up in the same tiles."""
         longest = sorted((loop for loop in loops if loop.times > 1), key=lambda loop: loop.times)
         within = int(np.prod([loop.times for loop in longest])) if longest else 1
-        if reduction.times > 1 and (len(longest) > 2 or within < HAZARD_DISTANCE):
+        if reduction.times > 1 and (len(longest) > 2 or within < HLS_DISTANCE):
             for step in range(reduction.times):
                 moved = Uop(begin.dst, begin.src + step * reduction.src, begin.wgt + step * reduction.wgt)
                 self._multiply(loops, moved)
