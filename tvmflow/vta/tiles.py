@@ -65,8 +65,9 @@ class Work:
     source: Tensor
     target: Tensor
     lowest: int
-    """The least and the most of what it reads."""
+    """The least of what it reads."""
     highest: int
+    """The most of it."""
 
     @property
     def block(self) -> int:
@@ -168,8 +169,8 @@ class Work:
 
     @cached_property
     def passes(self) -> int:
-        """ALU instructions that a tile is finished by."""
-        shifts = max(-(-shift // MAX_SHIFT) for shift in self.shifts)
+        """ALU instructions that a tile is finished by, at least."""
+        shifts = min(-(-shift // MAX_SHIFT) for shift in self.shifts)
         return max(1, shifts + sum(self.saturates))
 
     @cached_property
@@ -365,8 +366,8 @@ class _Tile:
                 moved = Uop(begin.dst, begin.src + step * reduction.src, begin.wgt + step * reduction.wgt)
                 self._multiply(loops, moved)
             return
-        inner = longest.pop() if longest else Loop(1)
-        outer = reduction if reduction.times > 1 else longest.pop() if longest else Loop(1)
+        inner = longest.pop() if longest else ONCE
+        outer = reduction if reduction.times > 1 else longest.pop() if longest else ONCE
         uops = [begin]
         for loop in longest:
             uops = [
