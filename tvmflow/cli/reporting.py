@@ -32,7 +32,7 @@ def report(
     Reports that were made elsewhere, as by `deploy` on a board, are put beside them as they are; records of `tvmflow
     tune` are shown as the course of the search.
     """
-    from tvmflow.report import collect, read_report, write_json, write_text
+    from tvmflow.report import collect, read_report, slower_than_float, write_json, write_text
     from tvmflow.report.render import render_html, report_text
     from tvmflow.report.search import search_of
     from tvmflow.survey import survey
@@ -54,6 +54,8 @@ def report(
     document = collect(reports, searches)
     write_json(out / "report.json", document)
     write_text(out / "report.html", render_html(document))
+    for sentence in slower_than_float(reports).values():
+        print(f"warning: {sentence}")
     print(f"{out / 'report.json'}\n{out / 'report.html'}")
     failed = [row["target"]["name"] for row in reports if row["verify"]["passed"] is False]
     if failed:
