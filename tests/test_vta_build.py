@@ -186,7 +186,7 @@ def test_search_build_and_resume(model, tmp_path):
     assert first["basis"] == "simulated"
     assert first["network_ms"] <= first["network_untuned_ms"]
     records = find_records(BOARD, tmp_path / "a")
-    assert len(records) == len(first["tasks"])
+    assert {row["key"] for row in first["tasks"]} <= set(records)
     bundle = backend.build(backend.import_network(str(model)), BOARD, tmp_path / "out", records=records)
     assert all(layer.schedule.endswith(", searched") for layer in bundle.layers)
     found = survey(tmp_path / "out", profiled=False)
