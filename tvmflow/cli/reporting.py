@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tvmflow.cli.options import Json, Threads
+from tvmflow.cli.options import InputShapes, Json, ModelName, Threads
 from tvmflow.cli.outcome import show
 from tvmflow.spec import RegressionError, UserError, VerificationError
 
@@ -89,3 +89,25 @@ def diff(
         raise VerificationError(f"In {after}, wrong answers come from {', '.join(broken)}.")
     if threshold is not None and (slower := compare.regressions(found, threshold)):
         raise RegressionError(f"{'; '.join(slower)}, where {threshold:.3g} more was allowed.")
+
+
+def estimate(
+    board: Annotated[
+        list[str] | None,
+        typer.Option("--board", help="A board of `tvmflow boards`, or a board's .toml file; several if given again."),
+    ] = None,
+    model: ModelName = "dilated-net",
+    input_shape: InputShapes = None,
+    json: Json = None,
+) -> None:
+    """Say what a network takes at least on boards, by its graph and their data sheets; nothing is built or run."""
+    from tvmflow import estimate as estimates
+    from tvmflow import targets
+    from tvmflow.frontend import import_model, parse_input_shape
+
+    found = [targets.find(None, name) for name in board or targets.TARGETS]
+    program = import_model(model, [parse_input_shape(text) for text in input_shape or []])
+    network = estimates.analyse(program)
+    rows = [estimates.estimate(network, target) for target in found]
+    known = {"name": program.name, "source": program.source, "parameters": program.parameters}
+    show(estimates.text(program, rows), {"model": known, "estimates": rows}, json)

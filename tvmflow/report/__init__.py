@@ -23,6 +23,7 @@ import numpy as np
 from tvmflow import __version__
 from tvmflow.backends import Timing
 from tvmflow.bundle import Bundle
+from tvmflow.estimate import describe, roof_of
 from tvmflow.spec import Measurement, UserError
 from tvmflow.targets import TARGETS
 
@@ -50,6 +51,7 @@ def assemble(
         "target": {
             **{key: manifest["target"][key] for key in ("name", "kind", "description", "cpu", "datasheet")},
             "arithmetic": bundle.target.arithmetic,
+            "roof": describe(roof_of(bundle.target)),
             **({"gpu": manifest["target"]["gpu"]} if manifest["target"].get("gpu") else {}),
         },
         "verify": dict(verdict),
