@@ -34,7 +34,7 @@ def report(
     Reports that were made elsewhere, as by `deploy` on a board, are put beside them as they are; records of `tvmflow
     tune` are shown as the course of the search.
     """
-    from tvmflow.report import Report, collect, read_reports, write_text
+    from tvmflow.report import Report, collect, read_reports, slower_than_float, write_text
     from tvmflow.report.render import FORMATS, report_text
     from tvmflow.report.search import search_of
     from tvmflow.survey import survey
@@ -61,6 +61,8 @@ def report(
     for file in [out / f"report{suffix}" for suffix in FORMATS] if out.is_dir() else [out]:
         write_text(file, FORMATS[file.suffix](document))
         print(file)
+    for sentence in slower_than_float(reports).values():
+        print(f"warning: {sentence}")
     failed = [row["target"]["name"] for row in reports if row["verify"]["passed"] is False]
     if failed:
         raise VerificationError(f"The bundles for {', '.join(failed)} don't compute what the network computes.")

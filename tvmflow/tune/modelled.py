@@ -122,7 +122,7 @@ class ModelledSession(Session):
         ranked = {key: self._ranked(key) for key in self.keys}
         left = {key: names for key, names in ranked.items() if names}
         for _ in range(MOST_CHECKED):
-            first = {key: self._replayed(key, names[0]) for key, names in left.items()}
+            first = {key: self._replay(key, names[0]) for key, names in left.items()}
             verdicts = check([(self.rows[key].task, found) for key, found in first.items() if found], self.target)
             again: dict[str, list[str]] = {}
             answers = iter(verdicts)
@@ -148,14 +148,6 @@ class ModelledSession(Session):
         names = [trial["candidate"] for trial in sorted(good, key=latency_ms)]
         default = self.spaces[key].default.text
         return names[: names.index(default) + 1] if default in names else names
-
-    def _replayed(self, key: str, name: str) -> Candidate | None:
-        from tvmflow.tune.space import ReplayError
-
-        try:
-            return self.spaces[key].replay(name, self.store.trials(key)[name]["record"])
-        except ReplayError:
-            return None
 
     def _win(self, key: str, name: str) -> None:
         trials = self.store.trials(key)

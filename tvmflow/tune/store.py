@@ -100,9 +100,9 @@ class Identity:
     @property
     def basis(self) -> Basis:
         """Of its latencies: VTA's are those of a simulator."""
-        if self.modelled:
-            return "modelled"
-        return "simulated" if self.target.get("kind") == "vta" else "emulated" if self.emulated else "measured"
+        if self.target.get("kind") == "vta":
+            return "simulated"
+        return "emulated" if self.emulated else "modelled" if self.modelled else "measured"
 
     def differences(self, other: Identity) -> list[str]:
         """The fields in which they differ, with both values."""
