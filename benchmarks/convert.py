@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from tvmflow.bundle import Bundle
+    from tvmflow.integer import IntegerNetwork
     from tvmflow.spec import Program
 
 TO_LITERT = """
@@ -84,6 +85,25 @@ def build_bundles(program: Program, folder: Path) -> Bundle:
     host = TARGETS["host"]
     build(program, replace(host, schedules=()), folder / "untuned")
     return build(program, host, folder / "bundle")
+
+
+def convert_int8(network: IntegerNetwork, folder: Path) -> Bundle:
+    """Put the quantised network into the folder "int8" of `folder`, as those that run it take it."""
+    import numpy as np
+
+    from benchmarks.qdq import export_qdq
+    from tvmflow.build import build
+    from tvmflow.integer_frontend import integer_program
+    from tvmflow.targets import TARGETS, compute_in
+
+    folder = folder / "int8"
+    folder.mkdir()
+    program = integer_program(network)
+    vector = next(vector for vector in program.vectors if vector.name == "image")
+    np.save(folder / "input.npy", vector.inputs[0])
+    np.save(folder / "expected.npy", vector.outputs[0])
+    export_qdq(network, folder / "model.onnx")
+    return build(program, compute_in(TARGETS["host"], "int8"), folder / "bundle")
 
 
 def _run(command: list[str], folder: Path) -> str:

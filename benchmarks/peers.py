@@ -4,6 +4,7 @@
 single inferences with one thread and with all, and writes medians, spreads and ratios to benchmarks/results/peers.json
 and .md, with two plots. The libraries take turns, so that a machine that changes its pace changes it for all; those
 that wait are stopped. Beside each layer stands what part it reaches of this computer's own limits, measured with it.
+`--dtype int8` does the same for the quantised network, beside float32 (benchmarks/results/peers-int8.json).
 `--models` takes several networks, `--batch 8` that many images at a time (to benchmarks/results/peers-batch.json), and
 `--append` keeps what the results have already. `pip install .[bench,peers]` brings what is compared; a library that
 isn't there is listed as absent.
@@ -22,20 +23,29 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import plots, roofline
-from benchmarks.convert import build_bundles, convert
-from benchmarks.runners import RUNNERS, TOLERANCE
+from benchmarks.convert import build_bundles, convert, convert_int8
+from benchmarks.runners import INT8, RUNNERS, tolerance
 
-OURS = "tvmflow"
+if TYPE_CHECKING:
+    from tvmflow.bundle import Bundle
+
+OURS = {"float32": "tvmflow", "int8": f"tvmflow{INT8}"}
+LIBRARIES = {
+    "float32": [name for name in RUNNERS if not name.endswith(INT8)],
+    "int8": [f"tvmflow{INT8}", "tvmflow", f"onnxruntime{INT8}", "onnxruntime"],
+}
+"""What is compared by default, ours first."""
 RESULTS = Path(__file__).parent / "results" / "peers.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=["dilated-net"], help="networks of the registry")
-    parser.add_argument("--libraries", nargs="+", default=list(RUNNERS), choices=RUNNERS, help="beside tvmflow")
+    parser.add_argument("--libraries", nargs="+", choices=RUNNERS, help="beside tvmflow")
+    parser.add_argument("--dtype", choices=OURS, default="float32", help="of tvmflow and the like")
     parser.add_argument("--rounds", type=int, default=5, help="how often each takes its turn")
     parser.add_argument("--seconds", type=float, default=0.6, help="timed seconds of a turn")
     parser.add_argument(
@@ -48,14 +58,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if options.output is None:
-        options.output = RESULTS if options.batch == 1 else RESULTS.with_stem(f"{RESULTS.stem}-batch")
+        kind = "-int8" if options.dtype == "int8" else "" if options.batch == 1 else "-batch"
+        options.output = RESULTS.with_stem(f"{RESULTS.stem}{kind}")
+    if options.dtype == "int8" and (options.batch, options.append) != (1, False):
+        parser.error("--dtype int8 goes with neither --batch nor --append")
 
     from tvmflow.models import MODELS
     from tvmflow.report import write_json
 
     kept = json.loads(options.output.read_text())["networks"] if options.append and options.output.exists() else []
-    limits = roofline.limits()
-    libraries = list(dict.fromkeys([OURS, *options.libraries]))
+    limits = roofline.limits() if options.dtype == "float32" else {}
+    libraries = list(dict.fromkeys([OURS[options.dtype], *(options.libraries or LIBRARIES[options.dtype])]))
     networks = {(network["model"], network.get("batch", 1)): network for network in kept}
     for model in options.models:
         networks[model, options.batch] = measure(model, limits, libraries, options)
@@ -65,9 +78,9 @@ def main() -> None:
     document = {"basis": "measured", "unit": "ms", "networks": ordered}
     options.output.parent.mkdir(exist_ok=True)
     write_json(options.output, document)
-    text = markdown(document, options.output.stem)
+    text = (markdown if options.dtype == "float32" else markdown_int8)(document, options.output.stem)
     options.output.with_suffix(".md").write_text(text)
-    for name, draw in plots.PLOTS.items():
+    for name, draw in plots.PLOTS.items() if options.dtype == "float32" else ():
         draw(document, options.output.with_name(f"{options.output.stem}-{name}.svg"))
     print(text)
 
@@ -75,7 +88,7 @@ def main() -> None:
 def measure(model: str, limits: dict[str, float], libraries: list[str], options: argparse.Namespace) -> dict[str, Any]:
     """One network: rows of latencies by threads, its layers on one thread, and when and where this was measured."""
     from tvmflow.frontend import InputShape, import_model
-    from tvmflow.models import MODELS
+    from tvmflow.models import MODELS, quantized
     from tvmflow.report import environment
 
     shape = InputShape(name=None, shape=(options.batch, *MODELS[model].input_shape[1:]))
@@ -83,12 +96,14 @@ def measure(model: str, limits: dict[str, float], libraries: list[str], options:
         folder, program = Path(name), import_model(model, [shape])
         absent = convert(program, folder, options.litert_python)
         bundle = build_bundles(program, folder)
+        if options.dtype == "int8":
+            bundle = convert_int8(quantized(model), folder)
         found = [library for library in libraries if library not in absent]
         versions: dict[str, str] = {}
         rows = []
         for threads in sorted({1, len(os.sched_getaffinity(0))}):
             rows.append(compare(folder, found, threads, options, versions, absent))
-        layers = roofline.layers(bundle, limits)
+        layers = roofline.layers(bundle, limits) if limits else integer_layers(bundle)
     return {
         "model": model,
         "batch": options.batch,
@@ -103,6 +118,17 @@ def measure(model: str, limits: dict[str, float], libraries: list[str], options:
     }
 
 
+def integer_layers(bundle: Bundle) -> list[dict[str, Any]]:
+    """Its layers' times on one thread, and their multiply-adds a second."""
+    from tvmflow.measure.local import profile_library
+
+    times = profile_library(bundle.library, bundle.vectors()[0].inputs, bundle.layers, threads=1, repeats=200)
+    return [
+        {"modules": layer.modules, "schedule": layer.schedule, "us": us, "gmacs": layer.macs / us / 1e3}
+        for layer, us in zip(bundle.layers, times, strict=True)
+    ]
+
+
 def compare(
     folder: Path,
     libraries: list[str],
@@ -115,19 +141,20 @@ def compare(
 
     What is absent or wrong goes into `absent` and is not timed.
     """
+    ours = OURS[options.dtype]
     with ExitStack() as stack:
         contestants = {}
         for name in libraries:
             contestant = Contestant(name, stack.enter_context(process(name, folder, threads)))
             said = contestant.hear()
             error = said.get("error", 0.0)
-            if reason := said.get("absent") or (error > TOLERANCE and f"its answer is wrong by {error:.2g}"):
+            if reason := said.get("absent") or (error > tolerance(name) and f"its answer is wrong by {error:.2g}"):
                 absent[name] = reason
                 continue
             versions[name] = said["version"]
             contestants[name] = contestant
-        if OURS not in contestants:
-            raise SystemExit(f"{OURS} can't be timed: {absent[OURS]}")
+        if ours not in contestants:
+            raise SystemExit(f"{ours} can't be timed: {absent[ours]}")
         medians: dict[str, list[float]] = {name: [] for name in contestants}
         for _ in range(options.rounds):
             for name, contestant in contestants.items():
@@ -138,7 +165,7 @@ def compare(
             name: {
                 "p50": statistics.median(values),
                 "rounds": values,
-                "times_tvmflow": [value / ours for value, ours in zip(values, medians[OURS], strict=True)],
+                "times_tvmflow": [value / own for value, own in zip(values, medians[ours], strict=True)],
             }
             for name, values in medians.items()
         },
@@ -198,25 +225,8 @@ def markdown(document: dict[str, Any], stem: str) -> str:
         *(f"![{name}]({stem}-{name}.svg)" for name in plots.PLOTS),
     ]
     for network in document["networks"]:
-        around, limits = network["environment"], network["limits"]
-        threads = [row["threads"] for row in network["rows"]]
-        lines += [
-            "",
-            f"## {plots.title(network)}",
-            "",
-            f"{around['cpu']}, {around['cores']} cores, {around['date']}; {network['rounds']} rounds of "
-            f"{network['seconds']} s, load after them {network['load_after']}.",
-            "",
-            "| library | version | " + " | ".join(f"{count} thr., ms | ×" for count in threads) + " |",
-            "|---" * (2 + 2 * len(threads)) + "|",
-        ]
-        for name in network["rows"][0]["libraries"]:
-            cells = []
-            for row in network["rows"]:
-                figures = row["libraries"].get(name)
-                cells += [spread(figures["rounds"], 3), spread(figures["times_tvmflow"], 2)] if figures else ["–", "–"]
-            lines.append(f"| {name} | {around['versions'][name]} | " + " | ".join(cells) + " |")
-        lines += ["", *(f"Not measured: {name} ({reason}).\n" for name, reason in network["absent"].items())]
+        limits = network["limits"]
+        lines += latency_table(network)
         lines += [
             f"One core does {limits['gflops']:.0f} GFLOP/s of fused multiply-adds, and reads {limits['gbps_l2']:.0f} "
             f"GB/s within its L2 cache, {limits['gbps']:.0f} from behind it, {limits['gbps_memory']:.0f} from memory. "
@@ -232,6 +242,49 @@ def markdown(document: dict[str, Any], stem: str) -> str:
             for layer in network["layers"]
         ]
     return "\n".join(lines) + "\n"
+
+
+def markdown_int8(document: dict[str, Any], stem: str) -> str:
+    """The same for int8."""
+    lines = [
+        "# The quantised network beside float32 and ONNX Runtime's int8",
+        "",
+        "Batch 1, *measured*: the median over rounds of each round's median latency, and in brackets the lowest and "
+        "the highest round. × is how many times as long as tvmflow's int8 it takes, by the same rule over the ratios "
+        "of each round. ONNX Runtime has the same int8 weights and scales (QDQ, fused to QLinearConv). Made by "
+        "`python -m benchmarks.peers --dtype int8`.",
+    ]
+    for network in document["networks"]:
+        lines += latency_table(network)
+        lines += ["Layers on one thread, instrumented.", "", "| modules | rule | µs | G multiply-adds a second |"]
+        lines += ["|---" * 4 + "|"]
+        lines += [
+            f"| {', '.join(layer['modules'])} | {layer['schedule']} | {layer['us']:.1f} | {layer['gmacs']:.1f} |"
+            for layer in network["layers"]
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def latency_table(network: dict[str, Any]) -> list[str]:
+    """The heading of a network, and its latencies by library and threads."""
+    around, threads = network["environment"], [row["threads"] for row in network["rows"]]
+    lines = [
+        "",
+        f"## {plots.title(network)}",
+        "",
+        f"{around['cpu']}, {around['cores']} cores, {around['date']}; {network['rounds']} rounds of "
+        f"{network['seconds']} s, load after them {network['load_after']}.",
+        "",
+        "| library | version | " + " | ".join(f"{count} thr., ms | ×" for count in threads) + " |",
+        "|---" * (2 + 2 * len(threads)) + "|",
+    ]
+    for name in network["rows"][0]["libraries"]:
+        cells = []
+        for row in network["rows"]:
+            figures = row["libraries"].get(name)
+            cells += [spread(figures["rounds"], 3), spread(figures["times_tvmflow"], 2)] if figures else ["–", "–"]
+        lines.append(f"| {name} | {around['versions'][name]} | " + " | ".join(cells) + " |")
+    return [*lines, "", *(f"Not measured: {name} ({reason}).\n" for name, reason in network["absent"].items())]
 
 
 def spread(values: list[float], digits: int) -> str:

@@ -23,6 +23,10 @@ import numpy as np
 WARMUP_SECONDS = 0.3
 TOLERANCE = 1e-4
 """Of the largest output or of 1, whichever is more: some libraries compute 3×3 convolutions by Winograd's algorithm."""
+INT8_TOLERANCE = 0.05
+"""Of int8 logits, by the same rule: other libraries scale sums in floating point and round halves to even."""
+INT8 = "-int8"
+"""How the names of runners end that take the quantised network, from the folder's own folder "int8"."""
 
 Run = Callable[[], np.ndarray]
 
@@ -55,7 +59,9 @@ def run_onnxruntime(folder: Path, threads: int) -> tuple[Run, str]:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
-    feeds = {session.get_inputs()[0].name: _input(folder)}
+    (given,) = session.get_inputs()
+    array = _input(folder)
+    feeds = {given.name: (array.view(np.uint8) ^ 128) if given.type == "tensor(uint8)" else array}
     return lambda: session.run(None, feeds)[0], onnxruntime.__version__
 
 
@@ -157,7 +163,14 @@ RUNNERS = {
     "pytorch": run_pytorch,
     "pytorch-compiled": run_pytorch_compiled,
     "tvm-untuned": run_tvm_untuned,
+    f"tvmflow{INT8}": run_tvmflow,
+    f"onnxruntime{INT8}": run_onnxruntime,
 }
+
+
+def tolerance(name: str) -> float:
+    """What its answer may be off: ours has to be exact in int8."""
+    return (0.0 if name.startswith("tvmflow") else INT8_TOLERANCE) if name.endswith(INT8) else TOLERANCE
 
 
 def main() -> None:
@@ -170,9 +183,10 @@ def main() -> None:
 
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is no answer
+    folder = options.folder / "int8" if options.name.endswith(INT8) else options.folder
     try:
-        run, library_version = RUNNERS[options.name](options.folder, options.threads)
-        error = error_of(run(), np.load(options.folder / "expected.npy"))
+        run, library_version = RUNNERS[options.name](folder, options.threads)
+        error = error_of(run(), np.load(folder / "expected.npy"))
     except Exception as reason:
         print(json.dumps({"absent": f"{type(reason).__name__}: {reason}".splitlines()[0]}), file=answers)
         return
@@ -190,6 +204,10 @@ def error_of(output: np.ndarray, expected: np.ndarray) -> float:
     """Largest error, relative to the largest expected value or to 1; infinite if it is no tensor of numbers like it."""
     if output.shape != expected.shape or not np.isfinite(output).all():
         return float("inf")
+    if output.dtype == np.uint8:  # int8 around 128
+        output = output.astype(np.int32) - 128
+    if output.dtype.kind == "i":
+        output, expected = output.astype(np.int32), expected.astype(np.int32)
     return float(np.abs(output - expected).max() / max(1.0, np.abs(expected).max()))
 
 

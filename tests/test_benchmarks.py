@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import arm_instructions, depthwise, peers, plots
+from benchmarks import arm_instructions, depthwise, peers, plots, runners
 from tvmflow import device
 from tvmflow.bundle import open_bundle
 
@@ -46,7 +46,7 @@ def test_a_wrong_answer_is_told(folder, tmp_path):
     expected = np.load(folder / "expected.npy")
     np.save(tmp_path / "wrong" / "expected.npy", expected + np.abs(expected).max())
     ((first),) = runner("tvmflow", tmp_path / "wrong", "--inferences", "0")
-    assert first["error"] > peers.TOLERANCE
+    assert first["error"] > runners.tolerance("tvmflow")
 
 
 def test_a_library_that_has_nothing_to_run_is_absent(folder):
@@ -124,3 +124,11 @@ def test_depthwise_layers_compute_the_same_in_each_layout_and_are_tabled():
     assert "0.50 times tvmflow's time as geometric mean over 1 sizes" in text
     assert "Not measured: ncnn (ncnn is not installed)." in text
     assert "| 32 | 4 | 1 | 2 | 2.0 | 4.0 | 3.0 | 9.0 | 0.50 | 0.75 |" in text
+
+
+def test_counts_of_microcontrollers_are_those_of_the_table():
+    from benchmarks.mcu import RESULTS, markdown
+
+    document = json.loads(RESULTS.read_text())
+    assert markdown(document) == RESULTS.with_suffix(".md").read_text()
+    assert all(row["exact"] == document["images"] >= 200 for row in document["boards"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jsonschema
@@ -12,6 +13,7 @@ import pytest
 from conftest import ROOT
 from integer_networks import POOL, conv, dense, depthwise, random_network
 
+from benchmarks import vta as benchmark
 from tvmflow import integer
 from tvmflow.bundle import open_bundle
 from tvmflow.report import collect, to_json
@@ -87,12 +89,23 @@ def test_a_bundle_runs_on_the_boards_own_driver(built):
     core, base = "hls", 0x43C00000
     board = FakeBoard(Config(), core, base)
     hardware = {"window": board.window, "memory": board.allocate}
-    self_test(str(built), core, base, **hardware)
+    self_test(str(built / "runner" / "selftest"), core, base, **hardware)
     vector = sorted((built / "vectors").iterdir())[0]
     with Device(str(built), core, base, **hardware) as device:
         found = device.run(np.load(vector / "input-0.npy"))
     assert np.array_equal(found.reshape(1, -1), np.load(vector / "output-0.npy"))
-    assert (built / "driver" / "vta_driver.py").exists()
+    assert (built / "runner" / "run").exists()
+
+
+def test_deploying_to_a_fake_board(built, board):
+    """The bundle goes over SSH to a board and runs there on a fake VTA, which gives a verdict and no latency."""
+    fake = f"PYTHONPATH={ROOT} VTA_HARDWARE=tvmflow.vta.driver.fake:rehearsal"
+    board.command("python3", f'export {fake}; exec {sys.executable} "$@"')
+    report = board.deploy(built)
+    assert report["verify"]["passed"]
+    assert report["device"]["basis"] == "emulated"
+    assert report["latency"] is None
+    assert "tvmflow.vta.driver.fake:rehearsal" in report["latency_note"]
 
 
 def test_a_damaged_program_is_found_out(built, model, tmp_path, monkeypatch):
@@ -249,3 +262,22 @@ def test_command_line(model, tvmflow, tmp_path):
     assert made.code == 0, made.err
     assert "passed (simulated" in made.out
     assert "simulated:" in tvmflow("bench", str(out)).out
+
+
+def test_benchmark_page(monkeypatch, tmp_path):
+    """Three programs and each layer beside its bounds; images that give other logits would be counted."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    document = {
+        "board": BOARD.name,
+        "model": NETWORK.name,
+        "environment": {"date": "2026-01-01"},
+        "vta": asdict(BOARD.vta),
+        **benchmark.measure(NETWORK, BOARD, None),
+    }
+    assert document["cycles"]["untiled"] > document["cycles"]["default"]
+    images, source = benchmark.read_images(NETWORK, None, 2)
+    equal = benchmark.count_equal(NETWORK, BOARD, None, images)
+    document["equality"] = {"images": 2, "source": source, "equal": equal}
+    page = benchmark.markdown(document)
+    assert "on 2 of 2 images (noise)" in page
+    assert all(f"| {layer.name} |" in page for layer in NETWORK.layers)

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from vta_examples import pointwise, reference
-from vta_programs import BLOCK_16, BUFFERS, SMALL, copy, program, spoil
+from vta_programs import BLOCK_16, BUFFERS, SMALL, copy, in_series, program, spoil
 from vta_programs import state as random_state
 
 from tvmflow.spec import TvmflowError, UserError
@@ -398,6 +398,14 @@ def test_what_is_wrong_is_found(layer, case):
         check.check(executable)
 
 
+def test_compute_begins_without_waiting(layer):
+    waiting = [isa.nop("load", push_next=True), isa.nop("compute", pop_prev=True), Finish()]
+    executable = replace(layer[0], outputs=(), instructions=tuple(waiting))
+    assert check.findings(executable, ["chisel"]) == ()
+    (found,) = check.findings(executable)
+    assert "HLS may seem to have finished already" in found.sentence
+
+
 def test_what_only_one_core_minds(layer):
     near = changed(layer[0], 4, dst_factor_in=0)
     assert check.findings(near, ["chisel"]) == ()
@@ -421,33 +429,17 @@ def test_queues_and_counters_have_ends(layer):
         return [finding.sentence for finding in check.findings(nothing.with_instructions([*chain(*parts)]))]
 
     give, take = {"push_next": True}, {"pop_prev": True}
-    assert sentences(queue_of(255, "load", **give), queue_of(255, "compute", **take), ends) == []
-    (found,) = sentences(queue_of(256, "load", **give), queue_of(256, "compute", **take), ends)
+    begin = queue_of(1, "compute")
+    assert sentences(begin, queue_of(255, "load", **give), queue_of(255, "compute", **take), ends) == []
+    (found,) = sentences(begin, queue_of(256, "load", **give), queue_of(256, "compute", **take), ends)
     assert found.startswith("256 tokens from load to compute can be outstanding")
     waiting = queue_of(1, "compute", **take) + queue_of(511, "compute")
-    assert sentences(waiting, queue_of(1, "load", **give), ends) == []
-    (found,) = sentences(waiting, queue_of(1, "compute"), queue_of(1, "load", **give), ends)
+    assert sentences(begin, waiting, queue_of(1, "load", **give), ends) == []
+    (found,) = sentences(begin, waiting, queue_of(1, "compute"), queue_of(1, "load", **give), ends)
     assert found == (
         "It waits forever for a token from load to compute while compute has 512 waiting, so that no more is fetched."
     )
     assert sentences(ends, queue_of(1, "load"))[0].startswith("A program ends in its only FINISH")
-
-
-def in_series(instructions):
-    """The same with tokens that keep the modules in the program's order."""
-    made = []
-    for instruction in instructions:
-        here = isa.MODULES.index(isa.module_of(instruction))
-        while made and (before := isa.MODULES.index(isa.module_of(made[-1]))) != here:
-            ahead = "next" if here > before else "prev"
-            made[-1] = replace(made[-1], **{f"push_{ahead}": True})
-            tokens = {f"pop_{'prev' if ahead == 'next' else 'next'}": True}
-            if abs(here - before) == 1:
-                instruction = replace(instruction, **tokens)
-                break
-            made.append(isa.nop("compute", **tokens))
-        made.append(instruction)
-    return made
 
 
 def shuffled(rng, instructions):
@@ -564,6 +556,12 @@ def test_modules_overlap_as_far_as_tokens_and_the_port_let_them(layer):
     assert timing.written_bytes == 4 * 24 * 16
     assert sum(layer.gemm_steps for layer in timing.layers) * 256 == 32 * 32 * 8 * 6
     assert timing.latency_ms == timing.cycles / 100_000
+
+
+@pytest.mark.parametrize(("read", "write", "cycles"), [(5, 2, 1933), (10, 4, 1972), (30, 15, 2134), (79, 29, 2505)])
+def test_a_program_takes_the_cycles_of_the_model_that_was_held_against_rtl(layer, read, write, cycles):
+    # That model is another, simpler one; docs/vta.md says how far it was from RTL.
+    assert simulate_time(layer[0], Hardware(read_latency=read, write_latency=write)).cycles == cycles
 
 
 def test_memory_latency_only_ever_costs(layer):

@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmflow.spec import UserError
+from tvmflow.spec import Basis, UserError
 
 Entry = dict[str, Any]
 
@@ -98,7 +98,7 @@ class Identity:
         return self.emulated or self.modelled
 
     @property
-    def basis(self) -> str:
+    def basis(self) -> Basis:
         """Of its latencies: VTA's are those of a simulator."""
         if self.target.get("kind") == "vta":
             return "simulated"

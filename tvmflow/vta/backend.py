@@ -100,7 +100,7 @@ On the board, as root, with the bitstream {config.bitstream} of HW_VER {config.v
     return f"""- `{PROGRAM}`: the instructions, 16 bytes each, little-endian.
 - `{MEMORY}`: the memory image that they work in: weights as tiles, micro-ops.
 - `{LAYOUT}`: how much memory is needed, its alignment, where input and output lie in it, and the configuration.
-- `runner`: the driver, in Python and in C, and small programs that show whether a bitstream speaks this instruction set.
+- `runner`: the driver, in Python and in C, and programs that show whether a bitstream speaks this instruction set.
 - `vectors`: golden inputs and outputs.
 
 Addresses in instructions are relative to the image, in units of the element that is moved.
@@ -150,12 +150,15 @@ def time(
     executable = programs.read(bundle.library.parent)
     timed = timing.simulate(executable, board)
     band = [timing.simulate(executable, board.with_latency(cycles)).latency_ms for cycles in target.vta.latency_band]
+    modelled = replace(board, core="hls")  # what the published bitstreams are, with no RTL to hold the model against
     facts = {
+        "core": board.core,
         "cycles": timed.cycles,
         "clock_mhz": board.clock_mhz,
         "memory_latency_cycles": board.read_latency,
         "band_latency_cycles": list(target.vta.latency_band),
         "band_ms": band,
+        "hls_ms": timing.simulate(executable, modelled).latency_ms,
         "accelerator_share": 1.0,
     }
     measurement = Measurement(
