@@ -89,14 +89,13 @@ BOARDS = (
     ),
     _board(
         "imx-rt1062",
-        "NXP i.MX RT1062 with 8 MB of QSPI flash, as on a Teensy 4.1",
+        "NXP i.MX RT1062 with the QSPI flash of a Teensy 4.1",
         "Cortex-M7",
         600,
-        8 * MIB,
+        7936 * KIB,
         512 * KIB,
-        "NXP IMXRT1060CEC, i.MX RT1060 data sheet",
+        "PJRC, specifications of the Teensy 4.1; NXP IMXRT1060CEC, i.MX RT1060 data sheet",
         external_flash=True,
-        unverified=FROM_MEMORY,
     ),
     _board(
         "imx-rt1170",
@@ -105,9 +104,9 @@ BOARDS = (
         1000,
         16 * MIB,
         1 * MIB,
-        "NXP IMXRT1170CEC, i.MX RT1170 data sheet",
+        "Zephyr, hardware of the MIMXRT1170-EVK; NXP IMXRT1170CEC, i.MX RT1170 data sheet",
         external_flash=True,
-        unverified=FROM_MEMORY,
+        unverified=("ram_bytes",),  # of 2 MB in all, in one piece
     ),
     _board(
         "stm32u5a9",
@@ -137,8 +136,8 @@ BOARDS = (
         400,
         5632 * KIB,
         4 * MIB,
-        "Alif Semiconductor, Ensemble E7 data sheet",
-        unverified=FROM_MEMORY,
+        "Alif Semiconductor, RAM Regions and Linker Files; Ensemble E7 data sheet",
+        unverified=("flash_bytes", "clock_mhz"),
     ),
     _board(
         "stm32h743",

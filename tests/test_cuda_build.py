@@ -10,9 +10,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from boards import running
 from conftest import ROOT
 
-from tvmflow import backends, targets
+from tvmflow import backends, rpc, targets
 from tvmflow.bundle import open_bundle
 from tvmflow.cuda import backend, cubin, standin
 from tvmflow.cuda.nvrtc import CompileError, compile_cuda, kernel_names
@@ -162,6 +163,20 @@ def _time(out: Path) -> tuple[int, int]:
 def test_timing_path(pascal):
     kernels = standin.compile_kernels((pascal[0] / backend.SOURCE).read_text())
     assert standin.call(_time, pascal[0], architecture="sm_61", kernels=kernels) == (3, 5)
+
+
+def test_over_rpc(pascal, token_file, tmp_path, monkeypatch):
+    """The way to a Jetson, rehearsed: the board loads machine code only; no time of the stand-in is told."""
+    kernels = standin.compile_kernels((pascal[0] / backend.SOURCE).read_text())
+    for name, value in standin.environment("sm_61", kernels).items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "serve").mkdir()
+    with running(tmp_path / "serve") as server:
+        address = f"127.0.0.1:{server.port}"
+        report = rpc.deploy(pascal[0], address=address, token_file=token_file, threads=1, seconds=0.1)
+    assert report["verify"]["passed"] is True
+    assert report["latency"] is None
+    assert "is emulated (the stand-in for CUDA)" in report["latency_note"]
 
 
 def test_without_a_driver(pascal, monkeypatch):

@@ -122,6 +122,31 @@ def _fill(count: int, allocated: int = 5) -> list[float]:
     return tensor.numpy().tolist()
 
 
+def _sum_beyond(count: int) -> None:
+    """Add up `count` floats of eight."""
+    import tvm
+    from tvm.script import tirx as T
+
+    standin.use_for_kernels()
+
+    @T.prim_func
+    def total(a: T.Buffer((8,), "float32"), b: T.Buffer((1,), "float32")):
+        for _ in T.thread_binding(1, thread="threadIdx.x"):
+            for i in range(count):
+                b[0] = b[0] + a[i]
+
+    target = tvm.target.Target({"kind": "cuda", "arch": "sm_61"}, host="llvm")
+    given = [tvm.runtime.tensor(np.zeros(size, "float32"), tvm.cuda(0)) for size in (8, 1)]
+    tvm.compile(tvm.IRModule({"main": total}), target)(*given)
+
+
+def test_reading_behind_an_allocation_shows():
+    with pytest.raises(
+        Exception, match=r"total_kernel, block \(0,0,0\), thread \(0,0,0\): memory is touched where none is"
+    ):
+        standin.call(_sum_beyond, 9)
+
+
 def test_tvm_takes_it_for_a_device():
     assert standin.call(_fill, 3) == [1, 1, 1, 0, 0]
 

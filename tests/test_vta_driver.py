@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import json
 import time
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from tvmflow.targets import TARGETS
 from tvmflow.toolchain import link, select_linker
 from tvmflow.vta import check, program, selftest, simulate
 from tvmflow.vta.config import SAMPLES, Config
-from tvmflow.vta.driver import vta_driver
+from tvmflow.vta.driver import make_runner, vta_driver
 from tvmflow.vta.driver.fake import FakeBoard
 from tvmflow.vta.driver.vta_driver import VtaError
 
@@ -31,7 +33,7 @@ def folders(tmp_path_factory):
     for config in (NEW, OLD):
         folder = tmp_path_factory.mktemp(config.version)
         program.save(pointwise(config)[0], folder)
-        selftest.save(config, folder / "selftest")
+        selftest.save(config, folder / "runner" / "selftest")
         made[config.version] = folder
     return made
 
@@ -123,7 +125,9 @@ class InC:
 
     def self_test(self, folder):
         core = ("hls", "chisel").index(self.board.core)
-        if self.library.vta_self_test(ctypes.byref(self.struct), str(folder).encode(), core, BASE):
+        if self.library.vta_self_test(
+            ctypes.byref(self.struct), str(folder / "runner" / "selftest").encode(), core, BASE
+        ):
             raise VtaError(self.library.vta_error().decode())
 
 
@@ -139,7 +143,7 @@ class InPython:
             return [device.run(image) for image in images], device.cycles
 
     def self_test(self, folder):
-        vta_driver.self_test(str(folder), self.board.core, BASE, **self.hardware)
+        vta_driver.self_test(str(folder / "runner" / "selftest"), self.board.core, BASE, **self.hardware)
 
 
 @pytest.fixture(params=[InPython, InC], ids=["python", "c"])
@@ -170,14 +174,17 @@ def test_the_driver_runs_programs(driver, folders, core, config):
 def test_another_instruction_set_is_found_out_before_anything_is_stored(driver, folders):
     for config, other in ((NEW, OLD), (OLD, NEW)):
         board = FakeBoard(config, "hls", BASE)
+        found = driver(board)
+        found.self_test(folders[config.version])  # so that the flag of a run that has ended is still there
+        launches = board.launches
         with pytest.raises(VtaError, match=r"does not speak the program's instruction set.*probe got no answer"):
-            driver(board).self_test(folders[other.version])
-        assert board.launches == 1
+            found.self_test(folders[other.version])
+        assert board.launches == launches + 1
 
 
 def test_a_core_that_computes_otherwise_is_found_out(driver, folders, tmp_path):
     np.save(tmp_path / "expected.npy", np.zeros((1, 16, 1, 1), np.int8))
-    folder = tmp_path / "selftest"
+    folder = tmp_path / "runner" / "selftest"
     selftest.save(NEW, folder)
     (tmp_path / "expected.npy").rename(folder / "expected.npy")
     with pytest.raises(VtaError, match="self-test gave other values"):
@@ -216,30 +223,64 @@ def test_files_that_do_not_fit(driver, folders, tmp_path, change, words):
         driver(FakeBoard(NEW, "hls", BASE)).run(tmp_path, images(1))
 
 
-def test_the_command_on_the_board(folders, tmp_path, capsys, monkeypatch):
-    board = FakeBoard(NEW, "hls", BASE)
-    np.save(tmp_path / "input.npy", images(1)[0])
-    arguments = [
-        str(folders["0.0.2"]),
-        "--input",
-        str(tmp_path / "input.npy"),
-        "--output",
-        str(tmp_path / "output.npy"),
-    ]
-    hardware = {"window": board.window, "memory": board.allocate}
-    monkeypatch.setattr(vta_driver.check_bitstream, "__defaults__", (str(tmp_path / "state"),))
-    assert vta_driver.main([*arguments, "--repeats", "2"], **hardware) == 0
-    said = json.loads(capsys.readouterr().out)
-    _, weight, bias = pointwise()
-    assert (np.load(tmp_path / "output.npy") == reference(images(1)[0], weight, bias)).all()
-    assert len(said["seconds"]) == 2
+@pytest.fixture
+def command(folders, tmp_path, monkeypatch, capsys):
+    """`command(…)` is runner/run of a bundle in `tmp_path`, on a fake board: the exit code, and what it says."""
+    executable, weight, bias = pointwise()
+    program.save(executable, tmp_path, {"board": "pynq-z1"})
+    make_runner(tmp_path, NEW)
+    for number, image in enumerate(images(2)):
+        place = tmp_path / "vectors" / f"{number:03}-random"
+        place.mkdir(parents=True)
+        np.save(place / "input-0.npy", image)
+        np.save(place / "output-0.npy", reference(image, weight, bias))
+    monkeypatch.setenv("VTA_HARDWARE", "tvmflow.vta.driver.fake:rehearsal")
+    loader = SourceFileLoader("vta_runner", str(tmp_path / "runner" / "run"))
+    run = module_from_spec(spec_from_loader(loader.name, loader))
+    loader.exec_module(run)
+
+    def call(*arguments):
+        code = run.main(list(map(str, arguments)))
+        said = capsys.readouterr()
+        return code, json.loads(said.out) if said.out else said.err
+
+    return call
+
+
+def test_the_command_on_the_board(command, tmp_path):
+    vector = tmp_path / "vectors" / "001-random"
+    code, said = command(vector / "input-0.npy")
+    assert code == 0
+    assert said["outputs"]["output"] == np.load(vector / "output-0.npy").ravel().tolist()
+    assert said["stand_in"] == "tvmflow.vta.driver.fake:rehearsal"
+    assert "cycles" in command(vector / "input-0.npy", "--core", "chisel")[1]["latency"]
+    _, said = command("--samples", "0.1", "0.02")
+    assert len(said["samples"]) == sum(window["repeats"] for window in said["windows"])
+    assert command("--bench", "0.02")[1]["repeats"] >= 1
+    code, said = command("--self-test")
+    assert (code, said["passed"]) == (0, True)
+    np.save(vector / "output-0.npy", np.load(vector / "output-0.npy") ^ 1)
+    code, said = command("--self-test")
+    assert code == 3
+    assert [row["passed"] for row in said["vectors"]] == [True, False]
+
+
+def test_what_the_command_refuses(command, tmp_path, monkeypatch, capsys):
+    code, said = command("none.npy")
+    assert code == 7
+    assert said.startswith("vta: none.npy can't be read")
+    with pytest.raises(SystemExit, match="2"):
+        command()
+    assert "give an input, --self-test" in capsys.readouterr().err
+    monkeypatch.delenv("VTA_HARDWARE")
     (tmp_path / "state").write_text("unknown\n")
-    assert vta_driver.main(arguments, **hardware) == 7
-    assert capsys.readouterr().err == (
-        "vta_driver: No bitstream is loaded (the FPGA is 'unknown'); give one with --bitstream.\n"
-    )
-    assert vta_driver.main([*arguments, "--bitstream", "none.bit"], **hardware) == 7
-    assert capsys.readouterr().err == "vta_driver: There is no bitstream none.bit.\n"
+    monkeypatch.setattr(vta_driver.check_bitstream, "__defaults__", (str(tmp_path / "state"),))
+    for given, words in (
+        ([], "No bitstream is loaded (the FPGA is 'unknown'); "),
+        (["--bitstream", "x"], "There is no"),
+    ):
+        assert vta_driver.main(["--folder", str(tmp_path), "--bench", *given]) == 7
+        assert capsys.readouterr().err.startswith(f"vta: {words}")
 
 
 def test_the_command_in_c_compiles(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from copy import deepcopy
 from dataclasses import replace
 from itertools import chain
 from xml.etree import ElementTree
@@ -11,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from vta_examples import pointwise, reference
-from vta_programs import BLOCK_16, SMALL, program, spoil
+from vta_programs import BLOCK_16, BUFFERS, SMALL, copy, in_series, program, spoil
 from vta_programs import state as random_state
 
 from tvmflow.spec import TvmflowError, UserError
@@ -254,37 +253,38 @@ def test_out_is_a_buffer_of_its_own(run):
 
 
 PROGRAMS = 10_000
-"""Random programs that the oracle and the fast simulator have to agree on; some of them are refused by both."""
+"""Random legal programs on which the oracle and the fast simulator have to agree."""
+
+
+def both(machine, instructions, dram, rng) -> str:
+    """Run a program on both, see that buffers and memory are the same, and return the sentence if both refuse it."""
+    slow = random_state(machine, dram, rng)
+    fast = copy(slow)
+    said = []
+    for run, state in ((semantics.run, slow), (simulate.run, fast)):
+        try:
+            run(instructions, state)
+            said.append("")
+        except RefusedError as error:
+            said.append(str(error))
+    assert said[0] == said[1]
+    if not said[0]:
+        for name in ("dram", *BUFFERS, "fresh"):
+            assert getattr(slow, name).tobytes() == getattr(fast, name).tobytes(), name
+    return said[0]
 
 
 def test_the_fast_simulator_does_what_the_instructions_mean():
-    refused = 0
+    refused = set()
     for seed in range(PROGRAMS):
         rng = np.random.default_rng(seed)
         machine = (SMALL, BLOCK_16)[seed % 2]
         instructions, dram = program(rng, machine)
-        if seed % 10 == 1:
-            assert isa.decode_program(isa.encode_program(instructions, machine), machine) == instructions
+        assert not both(machine, instructions, dram, rng), seed
         if seed % 10 == 0:
-            instructions = spoil(rng, instructions)
-        slow = random_state(machine, dram, rng)
-        fast = State(config=machine, dram=dram.copy())
-        for name in ("inp", "wgt", "out", "acc", "uop"):
-            getattr(fast, name)[:] = getattr(slow, name)
-        said = []
-        for run, state in ((semantics.run, slow), (simulate.run, fast)):
-            try:
-                run(instructions, state)
-                said.append("")
-            except RefusedError as error:
-                said.append(str(error))
-        assert said[0] == said[1], seed
-        assert seed % 10 == 0 or not said[0], (seed, said[0])
-        refused += bool(said[0])
-        if not said[0]:
-            for name in ("dram", "inp", "wgt", "out", "acc", "uop", "fresh"):
-                assert np.array_equal(getattr(slow, name), getattr(fast, name)), (seed, name)
-    assert refused > PROGRAMS // 50
+            assert isa.decode_program(isa.encode_program(instructions, machine), machine) == instructions
+            refused.add(re.sub("[0-9]+", "N", both(machine, spoil(rng, instructions), dram, rng)))
+    assert len(refused) > 15  # different sentences
 
 
 # A program as a compiler makes it
@@ -398,6 +398,14 @@ def test_what_is_wrong_is_found(layer, case):
         check.check(executable)
 
 
+def test_compute_begins_without_waiting(layer):
+    waiting = [isa.nop("load", push_next=True), isa.nop("compute", pop_prev=True), Finish()]
+    executable = replace(layer[0], outputs=(), instructions=tuple(waiting))
+    assert check.findings(executable, ["chisel"]) == ()
+    (found,) = check.findings(executable)
+    assert "HLS may seem to have finished already" in found.sentence
+
+
 def test_what_only_one_core_minds(layer):
     near = changed(layer[0], 4, dst_factor_in=0)
     assert check.findings(near, ["chisel"]) == ()
@@ -421,33 +429,17 @@ def test_queues_and_counters_have_ends(layer):
         return [finding.sentence for finding in check.findings(nothing.with_instructions([*chain(*parts)]))]
 
     give, take = {"push_next": True}, {"pop_prev": True}
-    assert sentences(queue_of(255, "load", **give), queue_of(255, "compute", **take), ends) == []
-    (found,) = sentences(queue_of(256, "load", **give), queue_of(256, "compute", **take), ends)
+    begin = queue_of(1, "compute")
+    assert sentences(begin, queue_of(255, "load", **give), queue_of(255, "compute", **take), ends) == []
+    (found,) = sentences(begin, queue_of(256, "load", **give), queue_of(256, "compute", **take), ends)
     assert found.startswith("256 tokens from load to compute can be outstanding")
     waiting = queue_of(1, "compute", **take) + queue_of(511, "compute")
-    assert sentences(waiting, queue_of(1, "load", **give), ends) == []
-    (found,) = sentences(waiting, queue_of(1, "compute"), queue_of(1, "load", **give), ends)
+    assert sentences(begin, waiting, queue_of(1, "load", **give), ends) == []
+    (found,) = sentences(begin, waiting, queue_of(1, "compute"), queue_of(1, "load", **give), ends)
     assert found == (
         "It waits forever for a token from load to compute while compute has 512 waiting, so that no more is fetched."
     )
     assert sentences(ends, queue_of(1, "load"))[0].startswith("A program ends in its only FINISH")
-
-
-def in_series(instructions):
-    """The same with tokens that keep the modules in the program's order."""
-    made = []
-    for instruction in instructions:
-        here = isa.MODULES.index(isa.module_of(instruction))
-        while made and (before := isa.MODULES.index(isa.module_of(made[-1]))) != here:
-            ahead = "next" if here > before else "prev"
-            made[-1] = replace(made[-1], **{f"push_{ahead}": True})
-            tokens = {f"pop_{'prev' if ahead == 'next' else 'next'}": True}
-            if abs(here - before) == 1:
-                instruction = replace(instruction, **tokens)
-                break
-            made.append(isa.nop("compute", **tokens))
-        made.append(instruction)
-    return made
 
 
 def shuffled(rng, instructions):
@@ -497,12 +489,12 @@ def test_what_passes_does_not_depend_on_the_pace_of_the_modules():
         results = []
         for attempt in range(4):
             order = code if attempt == 0 else shuffled(rng, code)
-            state = deepcopy(start)
-            try:
-                simulate.run(order, state)
-                results.append(state.dram.tobytes())
-            except RefusedError as error:
-                results.append(str(error).encode())
+            state = copy(start)
+            for instruction in order:
+                # A LOAD ACC between an ALU instruction and its STORE does no harm: OUT is a buffer of its own.
+                state.fresh[:] = 1
+                simulate.run([instruction], state)
+            results.append(state.dram.tobytes())
         if any("may" in sentence for sentence in said):
             raced += len(set(results)) > 1
         else:
@@ -564,6 +556,12 @@ def test_modules_overlap_as_far_as_tokens_and_the_port_let_them(layer):
     assert timing.written_bytes == 4 * 24 * 16
     assert sum(layer.gemm_steps for layer in timing.layers) * 256 == 32 * 32 * 8 * 6
     assert timing.latency_ms == timing.cycles / 100_000
+
+
+@pytest.mark.parametrize(("read", "write", "cycles"), [(5, 2, 1933), (10, 4, 1972), (30, 15, 2134), (79, 29, 2505)])
+def test_a_program_takes_the_cycles_of_the_model_that_was_held_against_rtl(layer, read, write, cycles):
+    # That model is another, simpler one; docs/vta.md says how far it was from RTL.
+    assert simulate_time(layer[0], Hardware(read_latency=read, write_latency=write)).cycles == cycles
 
 
 def test_memory_latency_only_ever_costs(layer):

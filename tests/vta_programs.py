@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ BLOCK_16 = Config(version="0.0.1", log_uop_buffer=8, log_inp_buffer=8, log_wgt_b
 """The tiles of the samples, and buffers of 64 micro-ops, 16 INP, 16 WGT and 16 ACC tiles."""
 
 DRAM_BYTES = 4096
+BUFFERS = ("inp", "wgt", "out", "acc", "uop")
 
 
 class Generator:
@@ -24,6 +26,7 @@ class Generator:
 
     def __init__(self, rng: np.random.Generator, config: Config):
         self.rng, self.config = rng, config
+        self.die = random.Random(int(rng.integers(1 << 60)))  # for single numbers ten times as fast as NumPy's
         self.dram = rng.integers(0, 256, DRAM_BYTES, np.uint8)
         self.uops = 0  # words of micro-ops at the memory's beginning, at most 256
         self.fresh = np.zeros(config.acc_depth, bool)
@@ -31,12 +34,12 @@ class Generator:
 
     def below(self, limit: int) -> int:
         """A random number from 0 to `limit` inclusive."""
-        return int(self.rng.integers(0, limit + 1))
+        return self.die.randint(0, limit)
 
     def one(self) -> None:
-        kind = self.rng.choice(["load", "load", "acc", "gemm", "gemm", "reset", "alu", "alu", "store"])
+        kind = self.die.choice(["load", "load", "acc", "gemm", "gemm", "reset", "alu", "alu", "store"])
         if kind == "load":
-            self.load(Memory(int(self.rng.choice([Memory.INP, Memory.WGT]))))
+            self.load(self.die.choice([Memory.INP, Memory.WGT]))
         elif kind == "acc":
             self.load(Memory.ACC)
         elif kind == "store":
@@ -63,7 +66,7 @@ class Generator:
         places = np.flatnonzero(self.fresh)
         if not places.size:
             return
-        start = int(self.rng.choice(places))
+        start = int(self.die.choice(places))
         run = 1
         while run < 4 and start + run < len(self.fresh) and self.fresh[start + run]:
             run += 1
@@ -102,7 +105,7 @@ class Generator:
         if kind == "alu":
             operation = Operation(self.below(3 if use_imm else 2))
             limits = (-16, 15) if operation == Operation.SHR else (-32768, 32767)
-            imm = int(self.rng.integers(limits[0], limits[1] + 1)) if use_imm else 0
+            imm = self.die.randint(*limits) if use_imm else 0
             self.instructions.append(Alu(operation=operation, use_imm=use_imm, imm=imm, **loops))
         else:
             self.instructions.append(Gemm(reset=kind == "reset", **loops))
@@ -120,6 +123,23 @@ def program(rng: np.random.Generator, config: Config) -> tuple[tuple[Instruction
     for _ in range(2 + generator.below(6)):
         generator.one()
     return (*generator.instructions, Finish()), generator.dram
+
+
+def in_series(instructions):
+    """The same with tokens that keep the modules in the program's order."""
+    made = []
+    for instruction in instructions:
+        here = isa.MODULES.index(isa.module_of(instruction))
+        while made and (before := isa.MODULES.index(isa.module_of(made[-1]))) != here:
+            ahead = "next" if here > before else "prev"
+            made[-1] = replace(made[-1], **{f"push_{ahead}": True})
+            tokens = {f"pop_{'prev' if ahead == 'next' else 'next'}": True}
+            if abs(here - before) == 1:
+                instruction = replace(instruction, **tokens)
+                break
+            made.append(isa.nop("compute", **tokens))
+        made.append(instruction)
+    return made
 
 
 def spoil(rng: np.random.Generator, instructions: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
@@ -143,7 +163,15 @@ def spoil(rng: np.random.Generator, instructions: tuple[Instruction, ...]) -> tu
 def state(config: Config, dram: np.ndarray, rng: np.random.Generator) -> State:
     """A machine with random buffers."""
     made = State(config=config, dram=dram.copy())
-    for name in ("inp", "wgt", "out", "acc", "uop"):
+    for name in BUFFERS:
         buffer = getattr(made, name).reshape(-1).view(np.uint8)
-        buffer[:] = rng.integers(0, 256, buffer.size, np.uint8)
+        buffer[:] = np.frombuffer(rng.bytes(buffer.size), np.uint8)
+    return made
+
+
+def copy(state: State) -> State:
+    """The same machine again."""
+    made = State(config=state.config, dram=state.dram.copy())
+    for name in (*BUFFERS, "fresh"):
+        getattr(made, name)[:] = getattr(state, name)
     return made

@@ -1,7 +1,8 @@
 """Carry a bundle to a board over SSH, verify it there, measure it there, and report.
 
 SSH is what a board has: it knows who may come in, encrypts, and needs no server of ours. What runs on the board is the
-bundle's own runner (`build --runner`), so neither Python nor TVM has to be there. Settings, keys and jump hosts are
+bundle's own runner (`build --runner`), so neither Python nor TVM has to be there; a VTA's runner is its driver, which
+takes Python and NumPy. Settings, keys and jump hosts are
 those of the user's SSH configuration; host keys are checked as there.
 """
 
@@ -29,7 +30,7 @@ from tvmflow.backends import Timing, layer_rows
 from tvmflow.bundle import Bundle
 from tvmflow.measure.local import NOISY_SPREAD
 from tvmflow.report import Report, assemble
-from tvmflow.spec import DeviceError, Measurement, MissingDependencyError, UserError, VerificationError
+from tvmflow.spec import NO_ELF, DeviceError, Measurement, MissingDependencyError, UserError, VerificationError
 from tvmflow.verify import tolerance
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ FACTS = """
 say() { printf '%s=%s\\n' "$1" "$2"; }
 first() { [ -r "$1" ] && tr -d '\\0' < "$1" | head -n 1; }
 emulator() {
+  [ -n "$TVMFLOW_STANDIN_ARCH" ] && echo "the stand-in for CUDA" && return
   process=$$
   while [ "${process:-0}" -gt 1 ]; do # head is a process of its own: qemu shows each the command line that it expects
     program=$(head -n 1 "/proc/$process/cmdline" 2>/dev/null | tr '\\0' '\\n' | head -n 1)
@@ -171,6 +173,8 @@ def deploy(
             upload(bundle, connection, place)
             log.info(f"Verifying on {host}")
             verdict = self_test(bundle, connection, place)
+            if stand_in := verdict.pop("stand_in", ""):
+                before["emulator"] = stand_in
             measurement = None
             if "emulator" not in before:
                 log.info(f"Measuring on {host} for {seconds:g} s")
@@ -309,7 +313,12 @@ def parse_facts(said: str) -> dict[str, Any]:
 
 
 def why_incompatible(elf: tuple[int, str], board: Mapping[str, Any], host: str) -> str | None:
-    """Why a board that says this of itself can't run code of that ELF class and machine; None if it can."""
+    """Why a board that says this of itself can't run code of that ELF class and machine; None if it can.
+
+    A bundle without a library has none that could be another board's.
+    """
+    if elf == NO_ELF:
+        return None
     if MACHINES.get((board.get("machine", ""), board.get("bits", "64"))) != elf:
         return (
             f"The bundle is {elf[0]}-bit {elf[1]} code; {host} is {board.get('machine', 'of an unknown kind')} with a "
@@ -400,6 +409,7 @@ def self_test(bundle: Bundle, connection: Connection, place: str) -> dict[str, A
     result = _runner(connection, place, "--self-test", None, TEST_SECONDS)
     rows = result["vectors"]
     return {
+        **({"stand_in": result["stand_in"]} if "stand_in" in result else {}),
         "method": "device",
         "passed": result["passed"],
         "max_abs_error": max(row["max_abs_error"] for row in rows),

@@ -58,6 +58,7 @@ def examine() -> tuple[Finding, ...]:
         *(finding for elf, emulator in EMULATORS.items() for finding in _emulation(elf, emulator)),
         _ssh(),
         _onnxruntime(),
+        _nvrtc(),
         _weights(),
         _cache(),
         _disk(),
@@ -161,6 +162,19 @@ def _onnxruntime() -> Finding:
         detail=found or "not installed",
         remedy=None if found else "pip install 'tvmflow[bench]'",
         needed_for="comparing latencies with ONNX Runtime",
+    )
+
+
+def _nvrtc() -> Finding:
+    from tvmflow.cuda.nvrtc import PACKAGES
+
+    lacking = [package for package in PACKAGES.values() if _version(package) is None]
+    return Finding(
+        name="NVIDIA's compiler",
+        status="missing" if lacking else "ok",
+        detail=f"no {', '.join(lacking)}" if lacking else str(_version(PACKAGES["cuda_nvrtc"])),
+        remedy="pip install 'tvmflow[cuda]'" if lacking else None,
+        needed_for="building for NVIDIA GPUs, with or without one",
     )
 
 

@@ -34,9 +34,9 @@ from tvmflow.spec import UserError
 class TuneConfig:
     """Recipe of a run. The rate is per step of Adam, in steps of the weights' scales; of biases in those of outputs."""
 
-    epochs: float = 1.0
-    batch: int = 128
-    peak_rate: float = 0.02
+    epochs: float = 0.1
+    batch: int = 64
+    peak_rate: float = 3e-3
     warmup: float = 0.1  # share of the steps in which the rate rises from 0; it falls to 0 in the rest
     seed: int = 0
 
@@ -126,7 +126,7 @@ class FakeQuantised(nn.Module):
         for layer, scale, weight, bias in zip(self.layers, self.scales, self.weights, self.biases, strict=True):
             if layer.kind == "pool":
                 x = x.sum((2, 3), keepdim=True)
-                x = _Requantise.apply(x, bias.detach(), scale, layer.minimum, layer.maximum)
+                x = _Requantise.apply(x, torch.zeros_like(scale), scale, layer.minimum, layer.maximum)
             else:
                 sums = convolve(layer, x, _Round.apply(weight))
                 x = _Requantise.apply(sums, bias, scale, layer.minimum, layer.maximum)

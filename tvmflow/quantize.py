@@ -17,6 +17,7 @@ import torch
 
 from tvmflow.chain import FloatLayer, run_float
 from tvmflow.integer import RANGES, IntegerLayer, Scheme, accumulate, requantize
+from tvmflow.spec import UserError
 
 BLOCK = 16
 """Output channels that share a shift in the power-of-two scheme: those that VTA computes at once."""
@@ -32,6 +33,7 @@ class Method:
         0.5  # 1 gives all range differences to the weights of the next layer, if they share a scale; 0 none
     )
     block: int = BLOCK
+    quantile: float = 0.9995  # of a channel's magnitudes: what counts as its range when channels are equalised
     equalise: bool = True
     correct_bias: bool = True
 
@@ -59,11 +61,13 @@ SAMPLES = 4096
 
 
 def quantize(chain: Sequence[FloatLayer], images: np.ndarray, scheme: Scheme, method: Method) -> Quantised:
-    """`images` are float32 N×C×H×W, preprocessed."""
+    """`images` are float32 N×C×H×W, preprocessed. Raises UserError if the network's answers aren't finite."""
     observed = observe(chain, images, method.seed)
+    if not np.isfinite(observed[-1].values).all():
+        raise UserError("The network can't be quantised: on the calibration images its answers aren't finite.")
     factors = [np.ones(layer.output_shape[1]) for layer in chain]
     if method.equalise:
-        chain, observed, factors = equalise(chain, observed, method.balance)
+        chain, observed, factors = equalise(chain, observed, method)
     input_scale = float(np.abs(images).max()) / 127
     x, x_scale = np.rint(images / input_scale).clip(-128, 127).astype(np.int8), input_scale
     power = np.square(images, dtype=np.float64).mean((0, 2, 3))
@@ -74,14 +78,13 @@ def quantize(chain: Sequence[FloatLayer], images: np.ndarray, scheme: Scheme, me
         dtype = _dtype(layer, scheme, x.dtype.name)
         y_scale = _output_scale(layer, observed[index], after, scheme, x_scale, RANGES[dtype])
         scales = _weight_scales(layer, power, scheme, x_scale, y_scale, method.block)
-        if scheme == "per-channel":
-            y_scale = max(y_scale, 2.001 * x_scale * scales.max())  # the multiplier stays below 1/2
         made, unrounded = _layer(layer, scales, scheme, x_scale, y_scale, dtype, layers[-1].name if layers else "input")
         acc = accumulate(made, x)
         if method.correct_bias and layer.kind != "pool":
-            shift = observed[index].means / (x_scale * scales) - acc.mean((0, 2, 3), dtype=np.float64)
-            made = replace(made, bias=made.bias + np.rint(shift).astype(np.int32))
-            acc = accumulate(made, x)
+            missing = observed[index].means / (x_scale * scales) - acc.mean((0, 2, 3), dtype=np.float64)
+            bias = _int32(made.bias + missing)
+            acc += (bias - made.bias)[:, None, None]
+            made = replace(made, bias=bias)
         x, x_scale = requantize(made, acc), y_scale
         power = np.square(observed[index].values, dtype=np.float64).mean(1)
         layers.append(made)
@@ -108,7 +111,7 @@ def observe(chain: Sequence[FloatLayer], images: np.ndarray, seed: int) -> list[
 
 
 def equalise(
-    chain: Sequence[FloatLayer], observed: Sequence[Observed], balance: float
+    chain: Sequence[FloatLayer], observed: Sequence[Observed], method: Method
 ) -> tuple[list[FloatLayer], list[Observed], list[np.ndarray]]:
     """Divide each channel by a factor and multiply the weights that read it by the same.
 
@@ -126,7 +129,7 @@ def equalise(
             reads = index + 1 + (after.kind == "pool")  # a pool passes the factor on
             if reads == len(layers):
                 break
-            factor = _factor(seen[index], layers[reads], balance)
+            factor = _factor(seen[index], layers[reads], method)
             layers[index] = replace(
                 layers[index],
                 weight=layers[index].weight / factor[:, None, None, None],
@@ -141,14 +144,14 @@ def equalise(
     return layers, seen, factors
 
 
-def _factor(seen: Observed, reader: FloatLayer, balance: float) -> np.ndarray:
+def _factor(seen: Observed, reader: FloatLayer, method: Method) -> np.ndarray:
     """The channels' factors, with a geometric mean of 1."""
-    ranges = np.quantile(np.abs(seen.values), 0.9995, axis=1)
+    ranges = np.quantile(np.abs(seen.values), method.quantile, axis=1)
     ranges = np.maximum(ranges, ranges.max() * 1e-3 + 1e-30)  # a channel that is never on
     if not reader.alone:
         weights = _largest_by_input(reader)
         weights = np.maximum(weights, weights.max() * 1e-3 + 1e-30)
-        ranges = ranges**balance / weights ** (1 - balance)
+        ranges = ranges**method.balance / weights ** (1 - method.balance)
     return ranges / np.exp(np.log(ranges).mean())
 
 
@@ -182,14 +185,16 @@ def _output_scale(
 ) -> float:
     """The scale of least mean square error, a channel's errors weighed by the weights that read it."""
     largest = float(np.abs(seen.values).max()) / limits[1] + 1e-30
+    # The largest weight must be no more than 127 steps, of which each is less than half a step of the output.
+    least = 2.001 * x_scale * float(np.abs(layer.weight).max()) / (1 if layer.kind == "pool" else 127)
     if after is None:
-        return largest * 1.05  # logits that saturate would be ties
+        return max(least, largest * 1.05)  # logits that saturate would be ties
     importance = np.ones(len(seen.values))
     if after.kind != "pool":
         outputs, inputs = after.weight.shape[:2]
         energy = np.square(after.weight).reshape(after.groups, outputs // after.groups, inputs, -1)
         importance = energy.sum((1, 3)).ravel()
-    candidates = largest * 2.0 ** (-np.arange(33) / 8)
+    candidates = np.maximum(least, largest * 2.0 ** (-np.arange(33) / 8))
     if layer.kind == "pool" and scheme == "power-of-two":
         candidates = x_scale / layer.weight[0].size * 2.0 ** np.arange(12)
     errors = [
@@ -229,6 +234,11 @@ def _weight_scales(
     return scales
 
 
+def _int32(sums: np.ndarray) -> np.ndarray:
+    """Rounded; what is too large becomes so large that the network will be refused."""
+    return np.rint(sums).clip(-(2**31), 2**31 - 1).astype(np.int32)
+
+
 def _layer(
     layer: FloatLayer, scales: np.ndarray, scheme: Scheme, x_scale: float, y_scale: float, dtype: str, read: str
 ) -> tuple[IntegerLayer, np.ndarray]:
@@ -241,7 +251,7 @@ def _layer(
         kind=layer.kind,
         inputs=(read,),
         weight=np.rint(weight).clip(-127, 127).astype(np.int8),
-        bias=np.rint(layer.bias / (x_scale * scales)).astype(np.int32),
+        bias=_int32(layer.bias / (x_scale * scales)),
         stride=layer.stride,
         padding=layer.padding,
         dilation=layer.dilation,

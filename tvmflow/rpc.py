@@ -120,6 +120,7 @@ def deploy(
                 "threads": threads,
                 "seconds": seconds,
                 "window_seconds": window_seconds(seconds) if sustained else None,
+                "device": "cuda" if bundle.target.gpu else "cpu",
                 "profile": None,
             }
             result = _call(place, job, seconds + PATIENCE_SECONDS)
@@ -132,7 +133,11 @@ def deploy(
             layer_us: tuple[float, ...] = ()
             if times and profiled:
                 log.info(f"Profiling on {place.name}")
-                described = {"kernels": sorted({layer.kernel for layer in bundle.layers}), "repeats": PROFILED_RUNS}
+                described = {
+                    "device": job["device"],
+                    "kernels": sorted({layer.kernel for layer in bundle.layers}),
+                    "repeats": PROFILED_RUNS,
+                }
                 calls = _call(place, {**job, "profile": described}, PATIENCE_SECONDS)["calls"]
                 layer_us = layer_times(calls, bundle.layers)
         measurement = times and Measurement(

@@ -84,12 +84,16 @@ def serve(
     session_seconds: Annotated[
         float, typer.Option("--session-seconds", min=1, help="What a session may take.")
     ] = 600.0,
-    memory_mib: Annotated[int, typer.Option("--memory-mib", min=512, help="Address space of a session.")] = 2048,
+    memory_mib: Annotated[
+        int, typer.Option("--memory-mib", min=0, help="Address space of a session; 0 for no limit, as a GPU needs.")
+    ] = 2048,
     tracker: Tracker = None,
     key: Key = "",
 ) -> None:
     """On a board: let `tvmflow deploy --rpc` and TVM's RPC clients in, through SSH and with a token."""
     from tvmflow import serve as server
 
-    limits = server.Limits(seconds=session_seconds, cpu_seconds=int(8 * session_seconds), memory_bytes=memory_mib << 20)
+    limits = server.Limits(
+        seconds=session_seconds, cpu_seconds=int(8 * session_seconds), memory_bytes=(memory_mib << 20) or None
+    )
     server.serve(token_file or server.default_token_file(), port=port, limits=limits, tracker=tracker, key=key)

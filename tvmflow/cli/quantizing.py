@@ -26,8 +26,9 @@ def quantize(
     count: Annotated[int, typer.Option("--count", min=1, help="Training images for calibration.")] = 512,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which images, and in what order.")] = 0,
     qat: Annotated[bool, typer.Option("--qat", help="Fine-tune as well; stopped, it goes on where it was.")] = False,
-    epochs: Annotated[float, typer.Option("--epochs", min=0.0, help="Length of --qat.")] = 0.4,
-    rate: Annotated[float, typer.Option("--rate", help="Peak of --qat's rate, in steps of the weights.")] = 0.02,
+    epochs: Annotated[float, typer.Option("--epochs", min=1e-3, help="Length of --qat.")] = 0.1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images in a step of --qat.")] = 64,
+    rate: Annotated[float, typer.Option("--rate", help="Peak of --qat's rate, in steps of the weights.")] = 3e-3,
     work_dir: Annotated[
         Path | None, typer.Option("--work-dir", help="Checkpoints of --qat; OUTPUT/qat by default.")
     ] = None,
@@ -43,7 +44,7 @@ def quantize(
     from tvmflow.quantize import Method
 
     entry = int8.trained(model, input_shapes or [])
-    tuning = TuneConfig(epochs=epochs, peak_rate=rate, seed=seed) if qat else None
+    tuning = TuneConfig(epochs=epochs, batch=batch, peak_rate=rate, seed=seed) if qat else None
     log.info(f"Reading {data}")
     cifar = load_cifar10(data)
     log.info(f"Quantising {entry.name} {scheme} on {count} training images")

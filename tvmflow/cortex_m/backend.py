@@ -73,6 +73,8 @@ def build(
     from tvmflow.pipeline import run_stages
 
     chosen = check(target, out, linker, runner=runner)
+    if program.integer is None:
+        raise UserError(f"{program.name} is no integer network, and a microcontroller takes no other: --dtype int8.")
     log.info(f"Compiling {program.name} for {target.name}")
     with tvm.target.Target(toolchain.tvm_target_dict(target)):
         compiled = run_stages(program, target, dump_dir)

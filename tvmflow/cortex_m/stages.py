@@ -17,26 +17,20 @@ import tvm
 from tvm import tirx
 
 from tvmflow.cortex_m.arena import Tensor, pack
-from tvmflow.integer import IntegerLayer, IntegerNetwork
+from tvmflow.integer import IntegerLayer
 from tvmflow.schedules.cortex_m import LONGEST_CHAIN, Kernel, choose
-from tvmflow.spec import Layer, Program, Target, UserError
+from tvmflow.spec import Layer, Program, Target
 
 READS, RESULT, CONSTANTS, SCRATCH, IN_PLACE, ARGUMENTS = (
     f"tvmflow.{name}" for name in ("reads", "result", "constants", "scratch", "in_place", "arguments")
 )
 
 
-def network_of(program: Program) -> IntegerNetwork:
-    """Raises UserError if the program isn't one of integers."""
-    if program.integer is None:
-        raise UserError(f"{program.name} is no integer network, and a microcontroller gets no other: --dtype int8.")
-    return program.integer
-
-
 def choose_kernels(program: Program, target: Target) -> Program:
     """The integer network becomes functions in execution order, each of one layer or of a chain of them."""
     assert target.mcu is not None
-    network = network_of(program)
+    network = program.integer
+    assert network is not None
     readers = [name for layer in network.layers for name in layer.inputs]
     dtypes = {"input": "int8", **{layer.name: layer.dtype for layer in network.layers}}
     made_by = {"input": "input"}

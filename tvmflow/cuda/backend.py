@@ -17,7 +17,16 @@ from tvmflow.cuda import cubin, nvrtc, standin
 from tvmflow.cuda.generate import Generated, Library, generate
 from tvmflow.cuda.occupancy import occupancy
 from tvmflow.measure import local as measure
-from tvmflow.spec import Gpu, MissingDependencyError, Program, Target, TensorSpec, UserError
+from tvmflow.spec import (
+    Gpu,
+    MissingDependencyError,
+    Program,
+    Target,
+    TensorSpec,
+    TvmflowError,
+    UserError,
+    VerificationError,
+)
 from tvmflow.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -177,9 +186,15 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
 
     def run(inputs: Sequence[tuple[np.ndarray, ...]]) -> list[tuple[np.ndarray, ...]]:
         kernels = standin.compile_kernels(text)
-        return standin.call(
-            run_vectors, runnable, list(inputs), architecture=gpu_of(target).architecture, kernels=kernels
-        )
+        how: dict[str, Any] = {"architecture": gpu_of(target).architecture, "kernels": kernels}
+        try:
+            return standin.call(run_vectors, runnable, list(inputs), **how)
+        except TvmflowError:
+            raise
+        except Exception as error:  # TVM's own, many lines long
+            lines = str(error).splitlines() or [type(error).__name__]
+            said = next((line for line in lines if "stand-in: " in line), lines[0])
+            raise VerificationError(f"{library.name} for {target.name} can't be run: {said.strip()}.") from error
 
     return "stand-in", run
 

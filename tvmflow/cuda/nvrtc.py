@@ -26,9 +26,6 @@ PACKAGES: dict[str, str] = {
 }
 """The wheels, by their folders in `nvidia`: the compiler, the packer, float16's header and what that includes."""
 
-OPTIONS: tuple[str, ...] = ("--use_fast_math",)
-"""What TVM, too, compiles its CUDA C with: quick division and exp, and numbers below 1e-38 are zero."""
-
 HEADERS: dict[str, str] = {
     # TVM includes these two for a few names. Reading NVIDIA's own versions takes 0.8 s, eight times the compilation.
     "cuda/std/cstdint": """#pragma once
@@ -90,7 +87,7 @@ class CompileError(TvmflowError):
     """CUDA C that doesn't compile. The message names the kernel and has the compiler's first error."""
 
 
-def compile_cuda(source: str, architectures: Sequence[str], *, options: Sequence[str] = OPTIONS) -> Code:
+def compile_cuda(source: str, architectures: Sequence[str]) -> Code:
     """Machine code for one architecture ("sm_87"), or a fat binary for several, "compute_90" standing for PTX.
 
     PTX is what later GPUs translate for themselves; alone it comes as text that a zero ends. `source` is C++17 as TVM
@@ -103,7 +100,7 @@ def compile_cuda(source: str, architectures: Sequence[str], *, options: Sequence
             raise ValueError(f"{name!r} is no architecture: they are called sm_87 or, for PTX, compute_87")
     images, resources = {}, {}
     for name in dict.fromkeys(architectures):
-        images[name], log = _compile(source, name, options)
+        images[name], log = _compile(source, name)
         if name.startswith("sm_"):
             resources[name] = read_resources(log)
     image = next(iter(images.values())) if len(images) == 1 else pack(images)
@@ -196,7 +193,7 @@ def _check(code: int) -> None:
         raise TvmflowError(f"NVIDIA's compiler failed: {_library().nvrtcGetErrorString(code).decode()}.")
 
 
-def _compile(source: str, architecture: str, options: Sequence[str]) -> tuple[bytes, str]:
+def _compile(source: str, architecture: str) -> tuple[bytes, str]:
     library, program = _library(), ctypes.c_void_p()
     names = (ctypes.c_char_p * len(HEADERS))(*(name.encode() for name in HEADERS))
     texts = (ctypes.c_char_p * len(HEADERS))(*(text.encode() for text in HEADERS.values()))
@@ -207,7 +204,8 @@ def _compile(source: str, architecture: str, options: Sequence[str]) -> tuple[by
         "--define-macro=INFINITY=__int_as_float(0x7f800000)",  # <math.h> isn't there
         *(f"--include-path={folder}" for folder in _include_folders()),
         *(() if architecture.startswith("compute_") else ("--ptxas-options=-v",)),
-        *options,
+        # and without TVM's own --use_fast_math: sin, pow and others would be off by more than any bound, and no check
+        # that needs no GPU could see it
     ]
     encoded = (ctypes.c_char_p * len(arguments))(*(argument.encode() for argument in arguments))
     _check(

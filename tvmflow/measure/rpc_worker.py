@@ -53,7 +53,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             return _profile(job, session, before, threads)
         step = "load"
         started = time.perf_counter_ns()
-        device = session.cpu(0)
+        device = session.device(job["device"], 0)
+        if not device.exist:
+            return {"error": "load", "message": f"TVM on the board finds no {job['device']} device"}
         machine = relax.VirtualMachine(session.load_module("model.so"), device)
         setup_ms = (time.perf_counter_ns() - started) / 1e6
         session.get_function("runtime.config_threadpool")(1, threads)  # 1: the fastest cores

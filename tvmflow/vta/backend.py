@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,8 +14,8 @@ import numpy as np
 from tvmflow import __version__, backends, bundle, interrupt
 from tvmflow.spec import Measurement, Program, Target, TensorSpec, UserError, VerificationError
 from tvmflow.vta import program as programs
-from tvmflow.vta import selftest, timing
-from tvmflow.vta.driver import vta_driver
+from tvmflow.vta import timing
+from tvmflow.vta.driver import make_runner, vta_driver
 from tvmflow.vta.simulate import Machine
 from tvmflow.vta.stages import compiled_of, configuration
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROGRAM, MEMORY, LAYOUT = programs.FILES
-DRIVER, SELF_TEST = "driver", "selftest"
 
 
 def check(target: Target, out: Path, linker: str = "auto", *, runner: bool = False) -> None:
@@ -59,6 +57,8 @@ def build(
     from tvmflow.verify import failure_sentence, verify_library
 
     check(target, out, linker, runner=runner)
+    if program.integer is None:
+        raise UserError(f"VTA computes in int8: {program.name} has to be quantised, in the scheme power-of-two.")
     log.info(f"Compiling {program.name} for {target.name}")
     compiled = run_stages(replace(program, records=records or {}), target, dump_dir)
     verdict: Mapping[str, Any] = {"passed": None, "method": None, "reason": "It was built with --no-verify."}
@@ -66,8 +66,6 @@ def build(
         folder = Path(name)
         executable = compiled_of(compiled).executable
         programs.save(executable, folder, facts={"model": program.name, "board": target.name})
-        selftest.save(executable.config, folder / SELF_TEST)
-        _copy_driver(folder / DRIVER)
         interrupt.check()
         if verify:
             log.info(f"Verifying {program.name} on {len(program.vectors)} golden vectors")
@@ -83,35 +81,26 @@ def build(
             versions={"tvmflow": __version__, "numpy": np.__version__},
             memory=compiled.memory,
             verify=verdict,
-            extras={name: folder / name for name in (MEMORY, LAYOUT, SELF_TEST, DRIVER)},
+            runner=make_runner(folder, executable.config),
+            extras={name: folder / name for name in (MEMORY, LAYOUT)},
             usage=_usage(compiled, target),
         )
 
 
-def _copy_driver(folder: Path) -> None:
-    """The sources of the driver, in Python and in C."""
-    folder.mkdir()
-    for source in Path(vta_driver.__file__).parent.glob("vta_*"):
-        shutil.copyfile(source, folder / source.name)
-
-
 def _usage(program: Program, target: Target) -> str:
     config, first = compiled_of(program).executable.config, bundle.vector_names(program)[0]
+    base = "" if target.name in vta_driver.BOARDS else " --core CORE --base ADDRESS-OF-ITS-REGISTERS"
     on_the_board = f"""
 On the board, as root, with the bitstream {config.bitstream} of HW_VER {config.version}:
 
-    python3 {DRIVER}/vta_driver.py . --board {target.name} --bitstream vta.bit --input vectors/{first}/input-0.npy
-    gcc -O2 -o vta_run {DRIVER}/*.c     # the same in C
-
-`{SELF_TEST}` holds small programs that show the driver whether the bitstream speaks this instruction set.
-"""
-    if target.name not in vta_driver.BOARDS:
-        on_the_board = f"""
-`{DRIVER}` has drivers for the boards {", ".join(vta_driver.BOARDS)}; for {target.name} it has to be adapted.
+    runner/run --self-test --bitstream vta.bit{base}     # the golden vectors, to the bit
+    runner/run vectors/{first}/input-0.npy{base}
+    cd runner && cc -O2 vta_run.c vta_driver.c vta_linux.c -ldl -o vta_run     # the same in C
 """
     return f"""- `{PROGRAM}`: the instructions, 16 bytes each, little-endian.
 - `{MEMORY}`: the memory image that they work in: weights as tiles, micro-ops.
 - `{LAYOUT}`: how much memory is needed, its alignment, where input and output lie in it, and the configuration.
+- `runner`: the driver, in Python and in C, and programs that show whether a bitstream speaks this instruction set.
 - `vectors`: golden inputs and outputs.
 
 Addresses in instructions are relative to the image, in units of the element that is moved.
@@ -123,11 +112,9 @@ def import_network(model: str) -> Program:
 
     There is no graph of TVM's in it: the stages take the integer network itself.
     """
-    from tvmflow import integer, models
+    from tvmflow import models
     from tvmflow.integer_frontend import graphless_program
 
-    if model.endswith(".safetensors"):
-        return graphless_program(integer.load(Path(model)), model)
     return graphless_program(models.quantized(model, "power-of-two"), model)
 
 

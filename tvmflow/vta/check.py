@@ -197,6 +197,12 @@ class _Checker:
                 self.say(queue[0], f"It waits forever for a token {' and '.join(lacking)}{why}.")
 
     def _finish(self, starts: list[tuple[int, int, int]]) -> None:
+        first = next((number for number, module in enumerate(self.module) if module == 1), None)
+        if first is not None and "hls" in self.cores and self._queues(first)[0]:
+            # HLS shows the end of the run before until compute has all tokens of its first instruction.
+            self.say(
+                first, "The first instruction of compute waits for a token: HLS may seem to have finished already."
+            )
         finishes = [number for number, it in enumerate(self.instructions) if isinstance(it, Finish)]
         if finishes != [len(self.instructions) - 1]:
             number = finishes[0] if finishes else max(len(self.instructions) - 1, 0)

@@ -152,6 +152,24 @@ def default_tiling(work: Work, config: Config) -> Tiling:
     return Tiling(out_blocks=out_blocks, rows=rows, in_blocks=in_blocks, pieces=_pieces(out_blocks * rows * width))
 
 
+def untiled(work: Work, config: Config) -> Tiling:
+    """What a compiler does that doesn't tile: one block of outputs after the other, as much of the map as fits at once,
+    and one buffer of each kind, so that loading, computing and storing take turns."""
+    height, width = work.target.shape[1:]
+    if work.pool:
+        return Tiling(out_blocks=1, rows=1, in_blocks=1, buffers=1)
+
+    def reads(rows: int) -> int:
+        first, last = input_rows(work, (height - rows) // 2, (height - rows) // 2 + rows)
+        return (last - first) * work.source.shape[2]
+
+    fitting = [rows for rows in parts(height) if reads(rows) <= config.inp_depth and rows * width <= config.acc_depth]
+    rows = max(fitting, default=1)
+    inputs = 1 if work.diagonal else work.source.blocks
+    room = min(config.inp_depth // reads(rows), (config.wgt_depth - work.bias_count) // max(1, len(work.taps)))
+    return Tiling(out_blocks=1, rows=rows, in_blocks=max(1, min(inputs, room)), buffers=1)
+
+
 def _pieces(tiles: int) -> int:
     return max(1, tiles // 256)
 

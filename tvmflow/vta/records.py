@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tvmflow.tune.store import Best
 
 FORMAT = 1
-"""Of what tasks and tilings mean; another one makes other tasks."""
+"""Of what tilings mean and how they are timed. Another one retires all records, of which any stays a right program."""
 
 
 def describe(work: Work | None) -> dict[str, Any]:

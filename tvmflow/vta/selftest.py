@@ -24,15 +24,16 @@ def probe(config: Config) -> Executable:
 
     The bit above 0.0.1's memory type is 0.0.2's highest of the type. In 0.0.2, type 5 (ACC_8BIT) is compute's, which
     gives store a token; 0.0.1 reads type 1 (WGT), which is load's. In 0.0.1, INP with an odd buffer address is load's;
-    0.0.2 reads type 6, which goes to compute. Where the token goes elsewhere, FINISH waits forever.
+    0.0.2 reads type 6, which goes to compute. Where the token goes elsewhere, FINISH waits forever. The first
+    instruction clears HLS's flag of the run before.
     """
     code: tuple[Instruction, ...]
     if config.version == "0.0.1":
         first = Load(memory=Memory.INP, sram_base=1, push_next=True)
-        code = (first, isa.nop("compute", pop_prev=True), Finish())
+        code = (isa.nop("compute"), first, isa.nop("compute", pop_prev=True), Finish())
     else:
         first = Load(memory=Memory.ACC_8BIT, push_next=True)
-        code = (first, isa.nop("store", pop_prev=True, push_prev=True), Finish(pop_next=True))
+        code = (isa.nop("compute"), first, isa.nop("store", pop_prev=True, push_prev=True), Finish(pop_next=True))
     region = Region(name="nothing", offset=0, shape=(1,), order="dense")
     return Executable(
         config=config,
@@ -84,7 +85,7 @@ def compute(config: Config) -> tuple[Executable, np.ndarray, np.ndarray]:
 
 
 def save(config: Config, folder: Path) -> None:
-    """Write both into `folder`, which is a bundle's "selftest", with the input and the expected output."""
+    """Write both into `folder`, which is a bundle's "runner/selftest", with the input and the expected output."""
     executable, inputs, expected = compute(config)
     program.save(executable, folder)
     program.save(probe(config), folder / "probe")

@@ -44,8 +44,7 @@ def configuration(target: Target) -> Config:
 
 def cut_layers(program: Program, target: Target) -> Program:
     """Each layer gets its tiling: a record's, or the default. Raises UserError for what isn't quantised for VTA."""
-    if program.integer is None:
-        raise UserError(f"VTA computes in int8: {program.name} has to be quantised, in the scheme power-of-two.")
+    assert program.integer is not None
     config = configuration(target)
     works = prepare(program.integer, config)
     schedule, searched, used = {}, set(), {}

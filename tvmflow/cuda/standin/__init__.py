@@ -29,6 +29,20 @@ FLAGS = ("-shared", "-fPIC", "-std=c++17", "-O1", "-w", "-fno-strict-aliasing", 
 CHECKS = ("-fsanitize=array-bounds,alignment", "-fno-sanitize-recover=all", "-fno-sanitize-trap=all")
 """What kernels.h has its own answers for."""
 
+CUDART_VERSION = "libcudart.so.13 { global: cuda*; local: *; };\n"
+"""TVM's CUDA runtime wants the functions with this version; in the linker's language."""
+
+HEADERS: dict[str, str] = {
+    "cuda/std/cstdint": """#pragma once
+#include <stdint.h>
+namespace cuda { namespace std {
+using ::int8_t; using ::int16_t; using ::int32_t; using ::int64_t;
+using ::uint8_t; using ::uint16_t; using ::uint32_t; using ::uint64_t;
+} }
+""",
+    "cuda/std/type_traits": nvrtc.HEADERS["cuda/std/type_traits"],
+}
+
 Result = TypeVar("Result")
 
 
@@ -52,21 +66,26 @@ def call(
         job, answer = Path(folder, "job"), Path(folder, "answer")
         # the path comes first, for the function can't be found without it
         job.write_bytes(pickle.dumps(sys.path) + pickle.dumps((function, arguments, keywords)))
-        environment = {
-            **toolchain.python_environment(),
-            "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(driver()), os.environ.get("LD_LIBRARY_PATH")])),
-            "TVMFLOW_STANDIN_ARCH": architecture.partition("_")[2],
-            "TVMFLOW_STANDIN_KERNELS": str(kernels or ""),
-            "TVMFLOW_STANDIN_ORDER": order,
-        }
         command = [sys.executable, "-m", "tvmflow.cuda.standin", str(job), str(answer)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        variables = environment(architecture, kernels, order)
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
         if not answer.exists():
             raise VerificationError(f"A process with the stand-in for CUDA {_ending(done)}.")
         failed, value = pickle.loads(answer.read_bytes())
     if failed:
         raise value
     return value
+
+
+def environment(architecture: str, kernels: Path | None = None, order: str = "forward") -> dict[str, str]:
+    """The variables with which a new process finds the stand-in; for the arguments see `call`."""
+    return {
+        **toolchain.python_environment(),
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(driver()), os.environ.get("LD_LIBRARY_PATH")])),
+        "TVMFLOW_STANDIN_ARCH": architecture.partition("_")[2],
+        "TVMFLOW_STANDIN_KERNELS": str(kernels or ""),
+        "TVMFLOW_STANDIN_ORDER": order,
+    }
 
 
 def _ending(done: subprocess.CompletedProcess[str]) -> str:
@@ -95,7 +114,7 @@ def driver() -> Path:
     """The folder with libcuda.so.1 and libcudart.so.13, compiled at first use. Raises MissingDependencyError."""
     source = HERE / "driver.c"
     options = ("-shared", "-fPIC", "-O2", "-fvisibility=default")
-    key = _digest(source.read_bytes(), (HERE / "cudart.map").read_bytes(), *options)
+    key = _digest(source.read_bytes(), CUDART_VERSION, *options)
     folder = toolchain.cache_folder() / "cuda-standin" / f"driver-{key}"
     if folder.is_dir():
         return folder
@@ -105,7 +124,9 @@ def driver() -> Path:
         made.mkdir()
         cuda, cudart = made / "libcuda.so.1", made / "libcudart.so.13"
         toolchain.link(_compiler(), cuda, [source], (*options, "-Wl,-soname,libcuda.so.1"))
-        version = f"-Wl,--version-script,{HERE / 'cudart.map'}"
+        script = Path(scratch, "cudart.map")
+        script.write_text(CUDART_VERSION)
+        version = f"-Wl,--version-script,{script}"
         names = ("-Wl,-soname,libcudart.so.13", version, "-DCUDART")
         toolchain.link(_compiler(), cudart, [source, cuda], (*options, *names))
         _keep(made, folder)
@@ -122,15 +143,15 @@ def compile_kernels(source: str) -> Path:
     headers = b"".join(path.read_bytes() for path in parts if path.is_file())
     compiler = _compiler()
     options = (*FLAGS, *CHECKS)
-    key = _digest(text.encode(), headers, compiler.version, *compiler.command, *options)
+    key = _digest(text, headers, *HEADERS.values(), compiler.version, *compiler.command, *options)
     path = toolchain.cache_folder() / "cuda-standin" / f"kernels-{key}.so"
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        traits = Path(scratch, "cuda", "std", "type_traits")
-        traits.parent.mkdir(parents=True)
-        traits.write_text(nvrtc.HEADERS["cuda/std/type_traits"])
+        for name, content in HEADERS.items():
+            Path(scratch, name).parent.mkdir(parents=True, exist_ok=True)
+            Path(scratch, name).write_text(content)
         kernels, made = Path(scratch, "kernels.cpp"), Path(scratch, "kernels.so")
         kernels.write_text(text)
         includes = (f"-I{scratch}", f"-I{HERE / 'include'}", f"-I{HERE}")

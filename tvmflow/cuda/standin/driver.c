@@ -45,9 +45,10 @@ typedef struct {
 } graph;
 
 /* Memory: [no access] [header page] [poison … data, poison] [no access], the data's end as close to the last page as
- * the 256 bytes of cudaMalloc's alignment allow. What lies around it is looked at after each launch. */
+ * the widest vector allows: cudaMalloc aligns to 256 bytes, which would hide reads up to 255 bytes too far. What lies
+ * around the data is looked at after each launch. */
 
-#define ALIGNMENT 256
+#define ALIGNMENT 16
 #define POISON 0xFF /* as float32 and float16 no number */
 
 typedef struct allocation {
@@ -79,6 +80,7 @@ static const char *error_text(int code, const char *message) {
   }
 }
 
+/* Whether something was written around an allocation; if so, the message says what. */
 static int overran(const shared_state *state, char *message, size_t size, const char *who) {
   size_t page = sysconf(_SC_PAGESIZE);
   for (const allocation *found = state->allocations; found; found = found->next) {

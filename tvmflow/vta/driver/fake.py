@@ -5,12 +5,15 @@ What real hardware does with a wrong program is done here as well, as far as a d
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from tvmflow.spec import TvmflowError
 from tvmflow.vta import isa, simulate
 from tvmflow.vta.check import Core
-from tvmflow.vta.config import INSTRUCTION_BYTES, Config
+from tvmflow.vta.config import INSTRUCTION_BYTES, Config, from_json
 from tvmflow.vta.program import relocate
 from tvmflow.vta.semantics import State
 from tvmflow.vta.timing import Hardware, time_instructions
@@ -38,8 +41,9 @@ class FakeMemory:
 class FakeBoard:
     """A VTA of `core` and `config` with its registers at `base` and `memory_bytes` of memory at `memory_base`.
 
-    A run ends `delay` looks at the registers after its start; until then the flag of the run before stays, as it does
-    on hardware. `stuck` never ends; `misaligned` memory begins that many bytes beyond a page.
+    A run ends `delay` looks at the registers after its start. Until then the flag of the run before stays, and forever
+    if compute's first instruction waits for a token that never comes, as it does with HLS. `stuck` never ends;
+    `misaligned` memory begins that many bytes beyond a page.
     """
 
     def __init__(
@@ -111,20 +115,32 @@ class FakeBoard:
         if self._left <= 0:
             self._left = None
             self.launches += 1
-            self._done = self._run()
-            if not self._done:
-                self.stuck = True
+            if self._run():
+                self._done = True
+            else:
+                self._done, self.stuck = self._done and self._waits_at_once(), True
+
+    def _code(self) -> bytes:
+        """The instructions that the registers name."""
+        count, address = (0x10, 0x18) if self.core == "hls" else (0x08, 0x0C)
+        begin = self.registers[address] - self.memory_base
+        return self.memory[begin : begin + self.registers[count] * INSTRUCTION_BYTES].tobytes()
+
+    def _waits_at_once(self) -> bool:
+        try:
+            instructions = isa.decode_program(self._code(), self.config)
+        except TvmflowError:
+            return False
+        first = next(instruction for instruction in instructions if isa.module_of(instruction) == "compute")
+        return first.pop_prev or first.pop_next
 
     def _run(self) -> bool:
         """Execute what the registers say. Whether FINISH was reached."""
-        count, address = (0x10, 0x18) if self.core == "hls" else (0x08, 0x0C)
-        begin = self.registers[address] - self.memory_base
-        code = self.memory[begin : begin + self.registers[count] * INSTRUCTION_BYTES].tobytes()
         bases = (0x1010, 0x1018, 0x2020, 0x2028, 0x3010) if self.core == "hls" else (0x10, 0x14, 0x18, 0x1C, 0x20)
         if any(self.registers.get(offset, 1) != 0 for offset in bases):
             return False  # every address would be shifted by it
         try:
-            instructions = isa.decode_program(code, self.config)
+            instructions = isa.decode_program(self._code(), self.config)
             self.cycles = time_instructions(instructions, self.config, Hardware(core=self.core)).cycles
             moved = relocate(instructions, -self.memory_base, self.config)
             if any(getattr(instruction, "dram_base", 0) < 0 for instruction in moved):
@@ -146,3 +162,9 @@ class FakeWindow:
 
     def write(self, offset: int, value: int) -> None:
         self._board.write(self._base + offset, value)
+
+
+def rehearsal(layout: Mapping[str, Any], core: Core, base: int) -> dict[str, Any]:
+    """What the driver's VTA_HARDWARE=tvmflow.vta.driver.fake:rehearsal stands for: a board for which the program is."""
+    board = FakeBoard(from_json(layout["configuration"]), core, base, memory_bytes=layout["memory_bytes"] + (1 << 20))
+    return {"window": board.window, "memory": board.allocate}

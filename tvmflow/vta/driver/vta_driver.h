@@ -50,8 +50,8 @@ int vta_run(vta_device *device, const int8_t *input, int8_t *output);
 double vta_seconds(const vta_device *device);
 uint32_t vta_cycles(const vta_device *device);
 
-/* Run FOLDER/selftest, to know whether the core speaks the program's instruction set. 0, or -1 and vta_error(). */
-int vta_self_test(const vta_board *board, const char *folder, vta_core core, uint64_t base);
+/* Run what is in a bundle's runner/selftest, to know whether the core speaks the program's instruction set. 0, or -1. */
+int vta_self_test(const vta_board *board, const char *place, vta_core core, uint64_t base);
 
 void vta_close(vta_device *device);
 

@@ -1,16 +1,19 @@
+#!/usr/bin/env python3
 """Runs a VTA program on a board with PYNQ: registers through /dev/mem, memory that is contiguous, and nothing else.
 
-This file alone, Python 3.6 or newer and NumPy are enough on the board. As root:
+This file, Python 3.6 or newer and NumPy are enough on the board. In a bundle it is runner/run; as root:
 
-    python3 vta_driver.py FOLDER --board pynq-z1 --bitstream vta.bit --input input.npy --output output.npy
+    runner/run --self-test                  the golden vectors; exit code 3 if one is off
+    runner/run input.npy                    one inference
+    runner/run --bench [SECONDS]            latency
 
-FOLDER holds program.bin, memory.bin and layout.json, and in selftest/ a small program whose results are known. What is
-written to hardware goes through the two functions of a register window and those of a memory, so that the driver
-runs as it is on a fake device.
+What it says on standard output is JSON. Hardware is written through the two functions of a register window and those of
+a memory, so that the driver runs as it is on a fake board.
 """
 
 import argparse
 import ctypes
+import importlib
 import json
 import mmap
 import os
@@ -25,6 +28,7 @@ SCHEMA_VERSION = 1
 TIMEOUT_S = 10.0
 PROBE_S = 0.2
 PAUSE_S = 1e-6
+LOOKS = 100
 FPGA_STATE = "/sys/class/fpga_manager/fpga0/state"
 
 # HLS: four blocks of registers; their offsets are in HlsCore. Chisel: one block, the VCR.
@@ -236,6 +240,7 @@ class Device:
             raise VtaError(f"The instructions are at {self._code.physical:#x}, where fetch can't read them.")
         self._code.data[: code.size] = code
         self._code.flush()
+        self.input_shape, self.output_name = tuple(layout["input_shape"]), layout["output_name"]
         self.seconds = None
         self.cycles = None
 
@@ -264,8 +269,10 @@ class Device:
         begin = time.perf_counter()
         self._core.start(self._code.physical, self._files.layout["instruction_count"])
         time.sleep(PAUSE_S)
+        looks = 0
         while not self._core.done():
-            if time.perf_counter() - begin > self._timeout_s:
+            looks += 1  # time alone may have passed while this process had to wait
+            if looks > LOOKS and time.perf_counter() - begin > self._timeout_s:
                 raise VtaError(
                     f"VTA did not finish within {self._timeout_s:g} s; load the bitstream again before the next try."
                 )
@@ -316,21 +323,19 @@ def load_bitstream(path):
     Bitstream(path).download()
 
 
-def self_test(folder, core, base, **hardware):
-    """Run the small programs in FOLDER/selftest. Raises VtaError if the core speaks another instruction set.
+def self_test(place, core, base, **hardware):
+    """Run the two small programs in `place`. Raises VtaError if the core speaks another instruction set.
 
     The first writes no memory, since a core of the other instruction set would write it at the wrong address. It only
     ends on a core that reads the memory type of a LOAD where the program has put it. The second computes.
     """
-    place = os.path.join(folder, "selftest")
-    version = Files(place).layout["hw_ver"]
-    wrong = f"The bitstream does not speak the program's instruction set, HW_VER {version}: "
+    wrong = f"The bitstream does not speak the program's instruction set, HW_VER {Files(place).layout['hw_ver']}: "
     if core == "hls":  # Chisel's decoder does not know the LOAD that the probe uses
-        try:
-            with Device(os.path.join(place, "probe"), core, base, timeout_s=PROBE_S, **hardware) as device:
+        with Device(os.path.join(place, "probe"), core, base, timeout_s=PROBE_S, **hardware) as device:
+            try:
                 device.launch()
-        except VtaError as error:
-            raise VtaError(f"{wrong}the probe got no answer.") from error
+            except VtaError as error:
+                raise VtaError(f"{wrong}the probe got no answer.") from error
     inputs = np.load(os.path.join(place, "input.npy"))
     expected = np.load(os.path.join(place, "expected.npy"))
     with Device(place, core, base, **hardware) as device:
@@ -339,39 +344,137 @@ def self_test(folder, core, base, **hardware):
         raise VtaError(f"{wrong}the self-test gave other values.")
 
 
-def main(arguments=None, **hardware):
-    """The command. Returns the exit code: 0, or 7 with a sentence on stderr."""
-    parser = argparse.ArgumentParser(description="Run a VTA program on a board with PYNQ.")
-    parser.add_argument("folder")
-    parser.add_argument("--board", choices=sorted(BOARDS), default="pynq-z1")
+def vectors(device, folder):
+    """The golden vectors of a bundle: for each its name, and whether the outputs are the same to the bit."""
+    rows, place = [], os.path.join(folder, "vectors")
+    for name in sorted(os.listdir(place)):
+        expected = np.load(os.path.join(place, name, "output-0.npy"))
+        found = device.run(np.load(os.path.join(place, name, "input-0.npy"))).reshape(expected.shape)
+        error = float(np.max(np.abs(found.astype(np.int32) - expected.astype(np.int32))))
+        rows.append(
+            {
+                "name": name,
+                "passed": error == 0,
+                "max_abs_error": error,
+                "max_rel_error": error / max(1.0, float(np.max(np.abs(expected.astype(np.int32))))),
+                "same_argmax": bool(np.argmax(found) == np.argmax(expected)),
+            }
+        )
+    return {"vectors": rows, "passed": bool(rows) and all(row["passed"] for row in rows)}
+
+
+def measure(device, values, seconds, window, setup_ms):
+    """Latency of inferences, in ms, from writing the input to reading the output; of the first, and of `samples`.
+
+    With `window` seconds, there are also figures for each such part of the time.
+    """
+
+    def once():
+        begin = time.perf_counter()
+        device.run(values)
+        return 1e3 * (time.perf_counter() - begin)
+
+    first = once()
+    warmup = [once() for _ in range(3)]
+    samples: list = []
+    windows: list = []
+    begin = time.perf_counter()
+    while not samples or time.perf_counter() - begin < seconds:
+        at_s = time.perf_counter() - begin
+        part: list = []
+        while not part or time.perf_counter() - begin < min(at_s + (window or seconds), seconds):
+            part.append(once())
+        samples += part
+        windows.append({"at_s": at_s, **summary(part)})
+    said = {"basis": "measured", "unit": "ms", "threads": 1, "setup": setup_ms, "first": first, "warmup": warmup}
+    said["samples"] = samples
+    if window:
+        said["windows"] = windows
+    return said
+
+
+def summary(samples):
+    """The figures of a row of latencies."""
+    p50, p90, p99 = (float(np.percentile(samples, part)) for part in (50, 90, 99))
+    figures = {"p50": p50, "p90": p90, "p99": p99, "mean": float(np.mean(samples))}
+    return dict(figures, min=min(samples), max=max(samples), repeats=len(samples))
+
+
+def load_input(path):
+    """The array in a .npy file. Raises VtaError."""
+    try:
+        return np.load(path)
+    except (OSError, ValueError) as error:
+        raise VtaError(f"{path} can't be read as a .npy file: {error}.") from error
+
+
+def main(arguments=None):
+    """The command. Returns the exit code: 0, 3 for a vector that is off, or 7 with a sentence on stderr."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    parser = argparse.ArgumentParser(prog="runner/run", description="Run a VTA program on a board with PYNQ.")
+    parser.add_argument("input", nargs="?", help="int8, .npy: one inference")
+    parser.add_argument("--self-test", action="store_true", help="the golden vectors")
+    parser.add_argument("--bench", nargs="?", type=float, const=3.0, metavar="SECONDS", help="latency")
+    parser.add_argument("--samples", nargs="+", type=float, metavar="SECONDS", help="latency of each inference")
+    parser.add_argument(
+        "--folder", default=os.path.dirname(here), help="where program.bin, memory.bin, layout.json are"
+    )
     parser.add_argument("--core", choices=("hls", "chisel"), help="where the bitstream isn't the published HLS one")
     parser.add_argument("--base", type=lambda text: int(text, 0), help="address of the registers")
-    parser.add_argument("--bitstream")
-    parser.add_argument("--input", required=True, help="int8, .npy")
-    parser.add_argument("--output", help=".npy to write")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--no-self-test", action="store_true")
+    parser.add_argument("--bitstream", help="file to load first, through the package pynq")
+    parser.add_argument("--no-probe", action="store_true", help="don't look for the right instruction set first")
     given = parser.parse_args(arguments)
-    core, base = BOARDS[given.board]
-    core, base = given.core or core, base if given.base is None else given.base
+    if bool(given.input) + given.self_test + bool(given.bench) + bool(given.samples) != 1:
+        parser.error("give an input, --self-test, --bench or --samples")
     try:
-        if given.bitstream:
-            load_bitstream(given.bitstream)
-        check_bitstream()
-        if not given.no_self_test:
-            self_test(given.folder, core, base, **hardware)
-        values, times = np.load(given.input), []
+        begin = time.perf_counter()
+        layout = Files(given.folder).layout
+        board = layout["facts"].get("board")
+        core, base = BOARDS.get(board, ("chisel", given.base))
+        core, base = given.core or core, base if given.base is None else given.base
+        if base is None:
+            raise VtaError(f"The registers of {board} are not known; give their address with --base.")
+        hardware, stand_in = {}, os.environ.get("VTA_HARDWARE", "")
+        if stand_in:  # for rehearsals: MODULE:FUNCTION gives the window and memory of another board than this
+            module, _, function = stand_in.partition(":")
+            hardware = getattr(importlib.import_module(module), function)(layout, core, base)
+        else:
+            if given.bitstream:
+                load_bitstream(given.bitstream)
+            check_bitstream()
+        if not given.no_probe:
+            self_test(os.path.join(here, "selftest"), core, base, **hardware)
         with Device(given.folder, core, base, **hardware) as device:
-            for _ in range(given.repeats):
-                found = device.run(values)
-                times.append(device.seconds)
-        if given.output:
-            np.save(given.output, found)
-        print(json.dumps({"output": found.reshape(-1).tolist(), "seconds": times, "cycles": device.cycles}))
-        return 0
+            setup_ms = 1e3 * (time.perf_counter() - begin)
+            said = answer(given, device, setup_ms)
+        if stand_in:
+            said["stand_in"] = stand_in
+        print(json.dumps(said))
+        return 3 if said.get("passed") is False else 0
     except VtaError as error:
-        print(f"vta_driver: {error}", file=sys.stderr)
+        print(f"vta: {error}", file=sys.stderr)
         return 7
+
+
+def answer(given, device, setup_ms):
+    """What the command says."""
+    if given.self_test:
+        return vectors(device, given.folder)
+    if given.input:
+        found = device.run(load_input(given.input))
+        latency = {"unit": "ms", "first": 1e3 * device.seconds}
+        if device.cycles is not None:
+            latency["cycles"] = device.cycles
+        return {"outputs": {device.output_name: found.reshape(-1).tolist()}, "latency": latency}
+    shape = device.input_shape
+    values = np.random.RandomState(0).randint(-128, 128, shape).astype(np.int8)
+    seconds, window = (given.bench, 0.0) if given.bench else (*given.samples, 0.0)[:2]
+    said = measure(device, values, seconds, window, setup_ms)
+    if given.bench:
+        samples = said.pop("samples")
+        del said["warmup"]
+        said.update(summary(samples))
+    return said
 
 
 if __name__ == "__main__":

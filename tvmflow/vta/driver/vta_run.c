@@ -1,6 +1,6 @@
-/* vta_run FOLDER INPUT OUTPUT [hls|chisel] [BASE]: one inference on a PYNQ board, from files of int8, 1×C×H×W.
+/* vta_run BUNDLE INPUT OUTPUT [hls|chisel] [BASE]: one inference on a PYNQ board, from files of int8, 1×C×H×W.
  *
- * cc -O2 vta_run.c vta_driver.c vta_linux.c -ldl -o vta_run
+ * In a bundle's folder runner: cc -O2 vta_run.c vta_driver.c vta_linux.c -ldl -o vta_run
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,14 +15,16 @@ static int failed(void) {
 
 int main(int count, char **arguments) {
   if (count < 4 || count > 6) {
-    fprintf(stderr, "usage: vta_run FOLDER INPUT OUTPUT [hls|chisel] [BASE]\n");
+    fprintf(stderr, "usage: vta_run BUNDLE INPUT OUTPUT [hls|chisel] [BASE]\n");
     return 2;
   }
   const char *folder = arguments[1];
   vta_core core = count > 4 && strcmp(arguments[4], "chisel") == 0 ? VTA_CHISEL : VTA_HLS;
   uint64_t base = count > 5 ? strtoull(arguments[5], NULL, 0) : 0x43C00000;
   vta_board board;
-  if (vta_linux_open(&board, base) || vta_self_test(&board, folder, core, base)) return failed();
+  char place[4096];
+  snprintf(place, sizeof place, "%s/runner/selftest", folder);
+  if (vta_linux_open(&board, base) || vta_self_test(&board, place, core, base)) return failed();
   vta_device *device = vta_open(&board, folder, core, base, 10.0);
   if (!device) return failed();
   size_t inputs = vta_input_elements(device), outputs = vta_output_elements(device);

@@ -1,0 +1,252 @@
+"""The paper's network on VTA: equal to the integer reference on many images, and its cycles beside each layer's bounds.
+
+`python -m benchmarks.vta --data cifar10.tar.xz` compiles the quantised network for a board three times: untiled (one
+block of outputs after the other, nothing overlapping), with the default tilings, and with those that `tvmflow tune
+--target vta` found (`--db` says where; otherwise what a build would use). All three are checked; the last runs
+`--images` test images on the functional simulator, whose logits have to be the reference's, bit for bit. Without
+`--data` the images are noise. Cycles are those of the timed simulator. Results go to benchmarks/results/vta.json, .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results" / "vta.json"
+LARGE = 1_000_000
+"""Multiply-adds from which a pointwise layer has to be near the GEMM core's peak or the memory's bandwidth."""
+NEAR_PEAK, NEAR_BANDWIDTH, NEAR_TAPS = 0.8, 1.1, 1.2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="dilated-net", help="a network with weights for the scheme power-of-two")
+    parser.add_argument("--board", default="pynq-z1")
+    parser.add_argument("--db", type=Path, help="records of `tvmflow tune --target vta`")
+    parser.add_argument("--data", type=Path, help="CIFAR-10; without it, images are noise")
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+
+    from tvmflow import models
+    from tvmflow.report import environment, write_json, write_text
+    from tvmflow.targets import TARGETS
+
+    board = TARGETS[options.board]
+    network = models.quantized(options.model, "power-of-two")
+    document = {
+        "board": board.name,
+        "model": network.name,
+        "environment": environment({}),
+        "vta": asdict(board.vta) if board.vta else {},
+        **measure(network, board, options.db),
+    }
+    images, source = read_images(network, options.data, options.images)
+    document["equality"] = {
+        "images": len(images),
+        "source": source,
+        "equal": count_equal(network, board, options.db, images),
+    }
+    write_json(options.output, document)
+    write_text(options.output.with_suffix(".md"), markdown(document))
+    print(markdown(document))
+    if document["equality"]["equal"] != len(images):
+        raise SystemExit(f"{len(images) - document['equality']['equal']} images differ from the reference.")
+
+
+def read_images(network: Any, data: Path | None, count: int) -> tuple[np.ndarray, str]:
+    """int8 images, and where they are from."""
+    if data is None:
+        rng = np.random.default_rng(0)
+        return rng.integers(-128, 128, (count, *network.input_shape[1:])).astype(np.int8), "noise"
+    from tvmflow.models.data import load_cifar10
+
+    images = load_cifar10(data).test.images[:count]
+    return network.quantize_input(network.preprocessing.apply(images)), "the first test images of CIFAR-10"
+
+
+def compiled(network: Any, board: Any, db: Path | None) -> dict[str, Any]:
+    """The network by each schedule's name, checked."""
+    from tvmflow.integer_frontend import graphless_program
+    from tvmflow.pipeline import run_stages
+    from tvmflow.tune.apply import find_records
+    from tvmflow.vta.check import check
+    from tvmflow.vta.compile import compile_works, prepare, untiled
+    from tvmflow.vta.stages import compiled_of, configuration
+
+    config, program = configuration(board), graphless_program(network)
+    works = prepare(network, config)
+    plain = compile_works(works, config, {work.layer.name: untiled(work, config) for work in works})
+    check(plain.executable)
+    return {
+        "untiled": plain,
+        "default": compiled_of(run_stages(program, board)),
+        "tuned": compiled_of(run_stages(replace(program, records=find_records(board, db)), board)),
+    }
+
+
+def measure(network: Any, board: Any, db: Path | None) -> dict[str, Any]:
+    """Cycles of the three, and of each layer of the tuned one with its bounds."""
+    from tvmflow.vta import timing
+    from tvmflow.vta.backend import hardware
+    from tvmflow.vta.bounds import Bounds
+    from tvmflow.vta.records import candidate_of
+
+    programs, machine = compiled(network, board, db), hardware(board)
+    timings = {name: timing.simulate(program.executable, machine) for name, program in programs.items()}
+    tuned = programs["tuned"]
+    rows = []
+    for layer, work in zip(timings["tuned"].layers, tuned.works, strict=True):
+        bounds = Bounds.of(work, board.vta.bus_bytes)
+        kind = (
+            "pool"
+            if work.pool
+            else "depthwise"
+            if work.diagonal
+            else "pointwise"
+            if work.layer.weight[0, 0].size == 1
+            else "dense"
+        )
+        rows.append(
+            {
+                "name": layer.name,
+                "kind": kind,
+                "weight": list(work.layer.weight.shape),
+                "map": list(work.layer.output_shape[2:]),
+                "macs": 0 if work.pool else work.layer.macs,
+                "cycles": layer.cycles,
+                **bounds.details(),
+                "read_bytes": layer.read_bytes,
+                "written_bytes": layer.written_bytes,
+                "all_taps_cycles": work.target.tiles * work.layer.weight[0, 0].size if work.diagonal else None,
+                "tiling": candidate_of(tuned.schedule[layer.name]),
+            }
+        )
+    low, high = board.vta.latency_band
+    return {
+        "cycles": {name: found.cycles for name, found in timings.items()},
+        "ms": {name: found.latency_ms for name, found in timings.items()},
+        "band_ms": [
+            timing.simulate(tuned.executable, machine.with_latency(cycles)).latency_ms for cycles in (low, high)
+        ],
+        "instructions": len(tuned.executable.instructions),
+        "layers": rows,
+    }
+
+
+def count_equal(network: Any, board: Any, db: Path | None, images: np.ndarray) -> int:
+    """How many images give the reference's logits on the functional simulator."""
+    from tqdm import tqdm
+
+    from tvmflow.vta.simulate import Machine
+
+    machine = Machine(compiled(network, board, db)["tuned"].executable)
+    expected = network.run(images)
+    equal = 0
+    for image, logits in zip(tqdm(images, disable=None), expected, strict=True):
+        (found,) = machine.run({"input": image[None]}).values()
+        equal += bool(np.array_equal(found.ravel(), logits.ravel()))
+    return equal
+
+
+def bars(layers: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The layers that reach each bar, and those that don't, with their figure."""
+    found: dict[str, list[str]] = {"pointwise": [], "pointwise missed": [], "depthwise": [], "depthwise missed": []}
+    for row in layers:
+        if row["kind"] == "pointwise" and row["macs"] >= LARGE:
+            peak, bandwidth = row["gemm_cycles"] / row["cycles"], row["cycles"] / row["read_cycles"]
+            reached = peak >= NEAR_PEAK or bandwidth <= NEAR_BANDWIDTH
+            figure = f"{row['name']} ({peak:.0%} of peak, {bandwidth:.2f} × memory)"
+            found["pointwise" if reached else "pointwise missed"].append(figure)
+        if row["kind"] == "depthwise":
+            times = row["cycles"] / max(row["gemm_cycles"], row["read_cycles"])
+            found["depthwise" if times <= NEAR_TAPS else "depthwise missed"].append(f"{row['name']} ({times:.2f} ×)")
+    return found
+
+
+def _of_taps(row: Mapping[str, Any]) -> str:
+    return f"{row['cycles'] / row['all_taps_cycles']:.2f}" if row["kind"] == "depthwise" else ""
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """The results as a page."""
+    ms, cycles, layers = document["ms"], document["cycles"], document["layers"]
+    least = sum(row["bound_cycles"] for row in layers)
+    peak = sum(max(row["gemm_cycles"], row["read_cycles"]) for row in layers)
+    reached = bars(layers)
+    vta, equality = document["vta"], document["equality"]
+    low, high = document["band_ms"]
+
+    def listed(name: str) -> str:
+        return ", ".join(reached[name]) or "none"
+
+    lines = [
+        f"# {document['model']} on VTA ({document['board']})",
+        "",
+        f"*Simulated* at {vta['clock_mhz']} MHz, {vta['bus_bytes']} bytes a cycle and {vta['latency_cycles']} "
+        f"cycles of "
+        f"memory latency, {document['environment']['date'][:10]}; no board was at hand. `python -m "
+        f"benchmarks.vta` makes "
+        "this page.",
+        "",
+        f"**{ms['tuned']:.2f} ms** an image ({cycles['tuned']:,} cycles, {document['instructions']:,} instructions); "
+        f"{low:.2f} to {high:.2f} ms where memory takes {vta['latency_band'][0]} to {vta['latency_band'][1]} cycles. "
+        "The whole network runs on the accelerator; the CPU puts the input into tiles and reads ten logits.",
+        "",
+        "| program | cycles | ms | untiled ÷ |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {count:,} | {ms[name]:.2f} | {cycles['untiled'] / count:.2f} |"
+            for name, count in cycles.items()
+        ),
+        "",
+        f"Logits equal to the integer reference's on {equality['equal']} of {equality['images']} images "
+        f"({equality['source']}).",
+        "",
+        f"The sum of the layers' bounds is {least:,} cycles, which the program takes "
+        f"{cycles['tuned'] / least:.3f} times. "
+        "With the GEMM core and the read port alone, without the ALU's passes, it is "
+        f"{peak:,}: {cycles['tuned'] / peak:.3f} times.",
+        "",
+        f"- Pointwise layers of a million multiply-adds or more at {NEAR_PEAK:.0%} of the GEMM core's peak, or "
+        f"within 10 % "
+        f"of the memory's bandwidth: {listed('pointwise')}. Not: {listed('pointwise missed')}.",
+        f"- Depthwise layers within {NEAR_TAPS} times their live taps, one a cycle and tile, or their memory: "
+        f"{listed('depthwise')}. Not: {listed('depthwise missed')}.",
+        "",
+        "Why not: the GEMM core and the ALU share one queue, and each tile of 16 outputs passes it not only for "
+        "each product "
+        "but once to begin it, once for its bias, once for its shift and twice to saturate it. A layer of few "
+        "products for "
+        "each output is bound by these passes, whatever its tiling. `bound` says which limit holds: products (gemm) or "
+        "passes (alu) on the compute queue, memory, or store.",
+        "",
+        "| layer | weights | map | M multiply-adds | bound | its cycles | cycles | × bound | × all taps | of peak "
+        "| KiB read | tiling |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in layers:
+        lines.append(
+            f"| {row['name']} | {'×'.join(map(str, row['weight']))} | {'×'.join(map(str, row['map']))} "
+            f"| {row['macs'] / 1e6:.2f} | {row['bound']} | {row['bound_cycles']:,} | {row['cycles']:,} "
+            f"| {row['cycles'] / row['bound_cycles']:.2f} | {_of_taps(row)} | {row['gemm_cycles'] / row['cycles']:.0%} "
+            f"| {row['read_bytes'] / 1024:.0f} | {row['tiling']} |"
+        )
+    lines += [
+        "",
+        "A layer's cycles are from the end of all before it to its own end; where its loads ran ahead during the layer "
+        "before, they are fewer than its bound. The share of the GEMM core's peak counts a step for each live tap; in "
+        "depthwise layers such a step does one useful product of the sixteen for each output. `× all taps` is of a "
+        "step for each tap, live or not, and output tile.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
