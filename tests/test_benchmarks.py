@@ -124,3 +124,11 @@ def test_depthwise_layers_compute_the_same_in_each_layout_and_are_tabled():
     assert "0.50 times tvmflow's time as geometric mean over 1 sizes" in text
     assert "Not measured: ncnn (ncnn is not installed)." in text
     assert "| 32 | 4 | 1 | 2 | 2.0 | 4.0 | 3.0 | 9.0 | 0.50 | 0.75 |" in text
+
+
+def test_counts_of_microcontrollers_are_those_of_the_table():
+    from benchmarks.mcu import RESULTS, markdown
+
+    document = json.loads(RESULTS.read_text())
+    assert markdown(document) == RESULTS.with_suffix(".md").read_text()
+    assert all(row["exact"] == document["images"] >= 200 for row in document["boards"])

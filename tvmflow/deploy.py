@@ -163,6 +163,8 @@ def deploy(
     VerificationError, MissingDependencyError.
     """
     with bundles.open_bundle(path) as bundle:
+        if bundle.target.mcu is not None:
+            raise UserError(f"{path} is for a microcontroller: link it with a program of yours, as its README says.")
         if not bundle.manifest.get("runner"):
             raise UserError(f"{path} has no runner for a device; build it with --runner c.")
         with connect(host, ssh_config) as connection:

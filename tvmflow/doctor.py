@@ -16,6 +16,7 @@ from typing import Literal
 
 import tvmflow.models
 from tvmflow import emulate, runtime, toolchain
+from tvmflow.cortex_m.machine import QEMU
 from tvmflow.emulate import EMULATORS, Emulator
 from tvmflow.spec import MissingDependencyError
 
@@ -56,6 +57,7 @@ def examine() -> tuple[Finding, ...]:
         *_packages(),
         *_linkers(),
         *(finding for elf, emulator in EMULATORS.items() for finding in _emulation(elf, emulator)),
+        _system_emulation(),
         _ssh(),
         _onnxruntime(),
         _nvrtc(),
@@ -240,6 +242,17 @@ def _emulation(elf: tuple[int, str], emulator: Emulator) -> Iterator[Finding]:
     )
     if emulator.whole:
         yield _runtime(elf, emulator, purpose)
+
+
+def _system_emulation() -> Finding:
+    qemu = shutil.which(QEMU)
+    return Finding(
+        name=QEMU,
+        status="ok" if qemu else "missing",
+        detail=qemu or "not installed",
+        remedy=None if qemu else f"apt-get install {QEMU}",
+        needed_for="verifying builds for microcontrollers on this computer",
+    )
 
 
 def _runtime(elf: tuple[int, str], emulator: Emulator, purpose: str) -> Finding:

@@ -8,6 +8,10 @@
    either half), and a load and a multiply-add is all that a tap costs.
 4. MVE: four pixels of a row at a time, each tap one widening load and one VMLA by a scalar. The planes get columns of
    zeros left and right; only taps that meet no column at all are left out. The last four overlap the ones before.
+
+3×3 of dilation 5 and a plain 3×3 behind it on 64×32×32, stride 2: 2.8 instructions for each multiply-add, those of the
+border counted as work, on a Cortex-M7 and 1.1 on a Cortex-M55, counted under qemu-system-arm 7.2; on 1024×4×4, of which
+a third is computed, 1.3 and 0.5. TVM 0.27.0, 2026-11-25.
 """
 
 from __future__ import annotations

