@@ -7,10 +7,11 @@ import shutil
 import subprocess
 import sys
 
+import integer_networks
 import numpy as np
 import pytest
 
-from benchmarks import arm_instructions, depthwise, peers, plots, runners
+from benchmarks import arm_instructions, depthwise, peers, plots, qdq, runners
 from tvmflow import device
 from tvmflow.bundle import open_bundle
 
@@ -132,3 +133,43 @@ def test_counts_of_microcontrollers_are_those_of_the_table():
     document = json.loads(RESULTS.read_text())
     assert markdown(document) == RESULTS.with_suffix(".md").read_text()
     assert all(row["exact"] == document["images"] >= 200 for row in document["boards"])
+
+
+def test_a_quantised_network_for_onnxruntime_has_its_numbers(tmp_path):
+    """But for the rounding of halves, and what a library makes of scales in floating point."""
+    shapes = (
+        integer_networks.conv(12),
+        integer_networks.depthwise(dilation=2),
+        integer_networks.conv(9, relu=False),
+    )
+    network = integer_networks.random_network(
+        np.random.default_rng(4),
+        "per-channel",
+        shapes=shapes,
+        input_shape=(1, 3, 9, 7),
+    )
+    qdq.export_qdq(network, tmp_path / "model.onnx")
+    images = integer_networks.random_input(np.random.default_rng(5), network.input_shape, 1)
+    np.save(tmp_path / "input.npy", images)
+    run, _ = runners.run_onnxruntime(tmp_path, 1)
+    assert runners.error_of(run(), network.run(images)) <= runners.tolerance("onnxruntime-int8")
+    assert runners.error_of(run(), -network.run(images)) > runners.tolerance("onnxruntime-int8")
+
+
+def test_table_of_int8():
+    around = {"cpu": "a CPU", "cores": 2, "date": "2026-01-01", "versions": {"tvmflow-int8": "1"}}
+    libraries = {"tvmflow-int8": {"p50": 0.5, "rounds": [0.5, 0.6], "times_tvmflow": [1.0, 1.0]}}
+    network = {
+        "model": "dilated-net",
+        "batch": 1,
+        "environment": around,
+        "rounds": 2,
+        "seconds": 1,
+        "load_after": 0.1,
+        "absent": {"onnxruntime-int8": "no such library"},
+        "rows": [{"threads": 1, "libraries": libraries}],
+        "layers": [{"modules": ["a", "b"], "schedule": "integer convolution", "us": 10.0, "gmacs": 200.0}],
+    }
+    text = peers.markdown_int8({"networks": [network]}, "peers-int8")
+    assert "| a, b | integer convolution | 10.0 | 200.0 |" in text
+    assert "Not measured: onnxruntime-int8 (no such library)." in text
