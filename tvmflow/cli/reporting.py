@@ -58,11 +58,11 @@ def report(
         for row in reports[known:]:
             print(report_text(row, layers=False), end="\n\n")
     document = collect(reports, searches)
+    for sentence in slower_than_float(reports).values():
+        print(f"warning: {sentence}")
     for file in [out / f"report{suffix}" for suffix in FORMATS] if out.is_dir() else [out]:
         write_text(file, FORMATS[file.suffix](document))
         print(file)
-    for sentence in slower_than_float(reports).values():
-        print(f"warning: {sentence}")
     failed = [row["target"]["name"] for row in reports if row["verify"]["passed"] is False]
     if failed:
         raise VerificationError(f"The bundles for {', '.join(failed)} don't compute what the network computes.")

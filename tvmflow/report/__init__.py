@@ -149,7 +149,8 @@ def collect(reports: Sequence[Report], searches: Sequence[Mapping[str, Any]] = (
     warned = list(reports)
     for index, sentence in slower_than_float(reports).items():
         figures = warned[index]["latency"]
-        warned[index] = {**warned[index], "latency": {**figures, "warnings": [*figures["warnings"], sentence]}}
+        warnings = dict.fromkeys([*figures["warnings"], sentence])  # a collection that is read again has it already
+        warned[index] = {**warned[index], "latency": {**figures, "warnings": list(warnings)}}
     return {
         "schema_version": SCHEMA_VERSION,
         "generator": f"tvmflow {__version__}",
