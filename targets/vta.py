@@ -63,6 +63,9 @@ def _like_pynq(name: str, upstream: str, description: str, vta: dict[str, Any], 
     return replace(PYNQ_Z1, name=name, description=description, vta=made, **facts)
 
 
+AT_333_MHZ = {"clock_mhz": 333, "bus_bytes": 16, "latency_cycles": 100, "latency_band": (67, 200)}
+"""The same times to memory in ns, which are more cycles."""
+
 CORTEX_A53 = {
     "kind": "llvm",
     "mtriple": "aarch64-linux-gnu",
@@ -81,7 +84,7 @@ ULTRA96 = _like_pynq(
     memory_bytes=2 * GIB,
     datasheet="Avnet Ultra96 Hardware User's Guide; AMD DS925, ZU3EG speed grade -1; "
     "apache/tvm-vta d4a15f6, config/pkg_config.py",
-    vta={"clock_mhz": 333, "bus_bytes": 16},
+    vta=AT_333_MHZ,
 )
 
 ZCU104 = _like_pynq(
@@ -93,7 +96,7 @@ ZCU104 = _like_pynq(
     cpu=Cpu(model="Cortex-A53", cores=4, clock_mhz=1333, l1d_bytes=32 * KIB, l2_bytes=1 * MIB, cache_note="L2 shared"),
     memory_bytes=2 * GIB,
     datasheet="AMD UG1267, ZCU104; AMD DS925, ZU7EV speed grade -2; apache/tvm-vta d4a15f6, config/pkg_config.py",
-    vta={"clock_mhz": 333, "bus_bytes": 16},
+    vta=AT_333_MHZ,
 )
 
 DE10_NANO = _like_pynq(
