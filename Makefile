@@ -4,12 +4,14 @@ PYTHON ?= python3
 # The PyTorch that tvmflow is tested with; pyproject.toml has the whole range.
 TORCH ?= torch==2.13.0
 DEMO := dist/demo
+# A board of each kind of target; this computer in int8 as well.
+DEMO_BOARDS := host raspberry-pi-4b jetson-orin-nano pynq-z1 mps3-an547
 BIN := .venv/bin
 
 .PHONY: help demo test lint bench tuned clean
 
 help:
-	@echo "make demo   compile the paper's network for this computer and a Raspberry Pi 4B, verify, time, report"
+	@echo "make demo   compile the paper's network for a board of each kind, verify, time here, report"
 	@echo "make test   run the tests"
 	@echo "make lint   check style and types"
 	@echo "make bench  compare with other libraries on this computer"
@@ -23,9 +25,9 @@ help:
 
 demo: .venv/installed
 	mkdir -p $(DEMO)
-	$(BIN)/tvmflow build --target llvm -o $(DEMO)/host
-	$(BIN)/tvmflow build --target arm_cpu --board raspberry-pi-4b -o $(DEMO)/raspberry-pi-4b
-	$(BIN)/tvmflow report $(DEMO)/host $(DEMO)/raspberry-pi-4b -o $(DEMO)
+	for board in $(DEMO_BOARDS); do $(BIN)/tvmflow build --board $$board -o $(DEMO)/$$board || exit 1; done
+	$(BIN)/tvmflow build --dtype int8 -o $(DEMO)/host-int8
+	$(BIN)/tvmflow report $(DEMO_BOARDS:%=$(DEMO)/%) $(DEMO)/host-int8 -o $(DEMO)
 
 # Files in parallel, each file's tests in one process, which share what they build.
 test: .venv/installed

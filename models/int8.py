@@ -219,12 +219,14 @@ def model_card(name: str, network: IntegerNetwork, facts: dict[str, Any]) -> str
 | PyTorch | {facts["torch"]} |
 | Training data | SHA-256 of the archive `{facts["data_sha256"]}` |
 
-{made} [docs/int8.md](../../docs/int8.md) has the method and the arithmetic, which is exact: every device gives these
-logits bit for bit.
+{made}
 
-On {facts["images"]} other training images it chooses the float network's class on {facts["agreement"]:.2%}; the mean
-divergence of its probabilities is {facts["divergence"]:.5f}. Signal to quantisation noise of each layer's output there,
-with the noise of all layers before it:
+[docs/int8.md](../../docs/int8.md) has the method and the arithmetic, which is exact: all devices give the same logits,
+bit for bit.
+
+On {facts["images"]} training images that calibrated nothing it chooses the float network's class for
+{facts["agreement"]:.2%}, and the mean divergence of its probabilities is {facts["divergence"]:.5f}. Signal to
+quantisation noise of each layer's output there, with the noise of all layers before it:
 
 | Layer | Output | Type | dB |
 |---|---|---|---|

@@ -28,6 +28,7 @@ COMMANDS = [
     "serve",
     "report",
     "report diff",
+    "estimate",
     "train",
     "evaluate",
     "doctor",

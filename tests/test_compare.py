@@ -10,7 +10,7 @@ import pytest
 from tvmflow import report as reports
 from tvmflow.backends import Timing, layer_rows
 from tvmflow.bundle import open_bundle
-from tvmflow.report.compare import compare, pairs, parse_share, read_reports, regressions, text
+from tvmflow.report.compare import compare, pairs, parse_share, regressions, text
 from tvmflow.spec import Measurement, UserError
 
 SAMPLES = (1.0,) * 8 + (1.02, 1.02)
@@ -96,7 +96,7 @@ def test_collections_are_compared_board_by_board(report, tmp_path):
     other["target"]["name"] = "elsewhere"
     reports.write_json(tmp_path / "both.json", reports.collect([report, other]))
     reports.write_json(tmp_path / "one.json", reports.collect([other]))
-    both, one = read_reports(tmp_path / "both.json"), read_reports(tmp_path / "one.json")
+    both, one = reports.read_reports(tmp_path / "both.json"), reports.read_reports(tmp_path / "one.json")
     assert [pair[1]["target"]["name"] for pair in pairs(both, one)] == ["elsewhere"]
     assert len(pairs(both, both)) == 2
     with pytest.raises(UserError, match="nothing to compare"):

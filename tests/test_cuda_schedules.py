@@ -20,7 +20,7 @@ from tvmflow.schedules.cuda.dlight import one_thread
 from tvmflow.targets import TARGETS
 
 BOARD = TARGETS["jetson-orin-nano"]
-TILES = 2
+TILES = 1
 """Of each kernel, beside the rule's own choice."""
 
 

@@ -136,12 +136,22 @@ def test_a_file_keeps_everything(scheme, tmp_path):
 
 
 def test_damaged_files_are_refused(tmp_path):
+    from safetensors import safe_open
     from safetensors.numpy import save_file
 
     network = random_network(np.random.default_rng(0), "per-channel", shapes=(conv(3, relu=False),))
     integer.save(network, tmp_path / "whole")
     (tmp_path / "cut").write_bytes((tmp_path / "whole").read_bytes()[:-1])
     save_file({"a": np.zeros(3)}, tmp_path / "another")
-    for name, words in (("missing", "no file"), ("cut", "no intact"), ("another", "no quantised network")):
+    with safe_open(tmp_path / "whole", "numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in ("layers.0.weight", "layers.0.multiplier")}
+        save_file(arrays, tmp_path / "without biases", file.metadata())
+    refusals = {
+        "missing": "no file",
+        "cut": "no intact",
+        "another": "no quantised network",
+        "without biases": "is damaged",
+    }
+    for name, words in refusals.items():
         with pytest.raises(UserError, match=words):
             integer.load(tmp_path / name)

@@ -15,14 +15,14 @@ from torch import nn
 from tvmflow import integer, models
 from tvmflow.chain import float_chain, run_float
 from tvmflow.cli.quantizing import quantize as quantize_command
-from tvmflow.evaluate import evaluate_quantised
+from tvmflow.evaluate import evaluate, evaluate_quantised
 from tvmflow.integer import SCHEMES, IntegerNetwork
 from tvmflow.models import int8
 from tvmflow.models.baselines import small_vgg
 from tvmflow.models.data import load_cifar10
 from tvmflow.qat import FakeQuantised, TuneConfig, _Run, tune
 from tvmflow.quantize import Method, equalise, observe, quantize
-from tvmflow.spec import UnsupportedOperatorError, UserError
+from tvmflow.spec import UnsupportedOperatorError, UserError, VerificationError
 
 METHOD = Method(count=30)
 
@@ -259,6 +259,44 @@ def test_the_command_writes_weights_facts_and_card(tmp_path, monkeypatch, capsys
     other = next(other for other in SCHEMES if other != scheme)
     with pytest.raises(UserError, match=f"say --scheme {scheme}"):
         models.quantized(str(tmp_path / f"{name}.safetensors"), other)
+
+
+def test_compiled_is_held_to_the_reference(start, tmp_path, monkeypatch):
+    """Accuracy of a bundle, which has to give every bit of the weights' logits; its layers say what quantising cost."""
+    from tvmflow import bundle as bundles
+    from tvmflow import targets
+    from tvmflow.build import build
+    from tvmflow.integer_frontend import integer_program
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("tvmflow.models.data.COUNTS", data_sets.COUNTS)
+    data = data_sets.write_folder(tmp_path / "data")
+    _, quantised = start
+    network = IntegerNetwork(
+        name="tiny",
+        scheme="power-of-two",
+        input_shape=(1, 3, 32, 32),
+        input_scale=quantised.input_scale,
+        layers=quantised.layers,
+        preprocessing=models.CIFAR10_PREPROCESSING,
+        facts={"sqnr_db": {layer.name: 30.0 + index for index, layer in enumerate(quantised.layers)}},
+    )
+    weights, out = tmp_path / "tiny.safetensors", tmp_path / "bundle"
+    integer.save(network, weights)
+    build(integer_program(network), targets.compute_in(targets.TARGETS["host"], "int8"), out)
+    result = evaluate_quantised(data, str(weights), "power-of-two", out)
+    assert result["compiled"]["identical"] == 20
+    assert result["compiled"]["accuracy"] == result["accuracy"]
+    with bundles.open_bundle(out) as bundle:
+        assert bundle.layers[-1].details["sqnr_db"] == 30.0 + len(network.layers) - 1
+    last = network.layers[-1]
+    other = replace(last, bias=last.bias + (1 << last.shift))  # every logit one step up
+    integer.save(replace(network, layers=(*network.layers[:-1], other)), weights)
+    with pytest.raises(VerificationError, match="differs from the exact arithmetic"):
+        evaluate_quantised(data, str(weights), "power-of-two", out)
+    monkeypatch.setitem(models.MODELS, "tiny", models.MODELS["dilated-net"])
+    with pytest.raises(UserError, match="say --dtype int8"):
+        evaluate(data, "tiny", out)
 
 
 def test_names_that_cannot_be_quantised(tvmflow, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from dataclasses import replace
 
@@ -10,6 +12,7 @@ import pytest
 from conftest import ROOT
 
 from tvmflow import report as reports
+from tvmflow.report import views
 from tvmflow.report.render import render_html, report_text, text_table
 from tvmflow.report.search import convergence
 from tvmflow.spec import Measurement, UserError
@@ -100,9 +103,10 @@ def test_html_is_complete_and_escaped(surveyed):
     document = reports.collect([{**surveyed, "latency": reports.latency(MEASUREMENT)}, foreign(surveyed)])
     page = render_html(document)
     assert "The machine was &lt;busy&gt;." in page
-    assert "50.500 ms" in page
+    assert "p50 50.500, p90" in page
     assert "No board." in page
-    assert "http" not in page.replace("<!doctype html>", ""), "the page needs no network"
+    assert "http" not in page, "the page needs no network"
+    assert len(page.encode()) < 1.5e6
 
 
 def test_reports_from_a_board_are_taken_as_they_are(surveyed, tmp_path):
@@ -112,6 +116,59 @@ def test_reports_from_a_board_are_taken_as_they_are(surveyed, tmp_path):
     page = render_html(reports.collect([reports.read_report(tmp_path / "pi.json")]))
     assert "Raspberry &lt;Pi&gt;" in page
     assert "temperature c 51.5" in page
+
+
+def test_what_a_kind_of_target_knows_of_layers_has_columns(surveyed):
+    details = {"bound": "memory <1>", "times_bound": 1.5, "instructions": 1200}
+    first, *others = surveyed["layers"]
+    report = {**surveyed, "layers": [{**first, "details": details}, *others]}
+    columns, rows = views.layers(report)
+    headings = {column.heading: column for column in columns}
+    assert rows[0][headings["Instructions (emulated)"].key] == "1,200"
+    assert headings["Instructions (emulated)"].numeric
+    assert not headings["Bound"].numeric
+    assert rows[-1]["cumulative"] == pytest.approx(1)
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    page = render_html(reports.collect([report]))
+    assert "memory &lt;1&gt;" in page
+    assert 'data-value="1200.0"' in page
+
+
+def test_markdown_and_csv_say_the_same(surveyed):
+    other = foreign(surveyed)
+    named = {**other, "model": {**other["model"], "name": "=a|b"}}
+    document = reports.collect([{**surveyed, "latency": reports.latency(MEASUREMENT)}, named])
+    text = views.to_markdown(document)
+    assert "| tiny | host |" in text
+    assert "50.500 | measured, 2 threads |" in text
+    assert "=a\\|b" in text
+    rows = list(csv.DictReader(io.StringIO(views.to_csv(document))))
+    assert len(rows) == 2 * len(surveyed["layers"])
+    assert float(rows[0]["latency_ms"]) == 50.5
+    assert rows[0]["layer_basis"] == "measured"
+    assert (rows[-1]["model"], rows[-1]["latency_ms"], rows[-1]["layer.us"]) == ("'=a|b", "", "")
+    assert rows[0]["layer.modules"] == ", ".join(surveyed["layers"][0]["modules"])
+
+
+def test_histogram_counts_every_run():
+    found = reports.histogram([1.0] * 50 + [2.0] * 49 + [9.0])
+    assert sum(found["counts"]) + found["beyond"] == 100
+    assert len(found["edges"]) == len(found["counts"]) + 1
+    assert reports.histogram([1.0, 1.0]) is None
+
+
+def test_points_lie_under_their_roof(surveyed):
+    layer = {**surveyed["layers"][0], "macs": 500_000, "bytes": 1000}
+    layer["latency"] = {"basis": "measured", "unit": "us", "p50": 100.0}
+    roof = {"gflops": 20.0, "gbps": 2.0, "source": "a data sheet"}
+    target = {**surveyed["target"], "roof": roof}
+    plot = views.roofline({**surveyed, "layers": [layer], "target": target})
+    ((x, y, label),) = plot["points"]
+    (_, foot), (_, ridge), (right, edge) = plot["roof"]
+    assert "10 GFLOP/s" in label
+    assert foot > ridge == edge < y
+    assert 0 < x <= right == views.WIDTH
+    assert views.roofline(foreign(surveyed)) is None
 
 
 def searched(*times: float | None, untuned: str = "rule()") -> dict:
@@ -160,6 +217,12 @@ def test_report_shows_searches(tvmflow, tmp_path, schema):
     assert (search["trials"], search["failures"]) == (3, {"crashed": 1})
     assert [trial["ms"] for trial in search["tasks"][0]["trials"]] == [2.0, None, 1.0]
     page = (tmp_path / "report.html").read_text()
+    assert {path.name for path in tmp_path.glob("report.*")} == {
+        "report.html",
+        "report.json",
+        "report.md",
+        "report.csv",
+    }
     assert "Some &lt;CPU&gt;" in page
     assert "conv&lt;1&gt;<br>1000 to 2000 µs, 3 trials" in page
     assert page.count("<polyline") == 1

@@ -508,7 +508,7 @@ def test_tuned_build_that_fails_falls_back_for_the_offender_alone(
         (["--host", "192.0.2.1"], 4, ["use --ssh"]),
         (["--runner", "modelled"], 5, ["--runner modelled"]),
         (["--runner", "magic"], 4, ["no runner 'magic'", "auto, local, rpc, modelled"]),
-        (["--target", "cuda"], 4, ["no target 'cuda'"]),
+        (["--target", "fpga"], 4, ["no target 'fpga'"]),
         (["--time-budget", "soon"], 4, ["90s, 30m or 2h"]),
     ],
 )

@@ -15,7 +15,8 @@ from tvmflow.tune.space import replayed
 from tvmflow.tune.store import Store
 from tvmflow.tune.tasks import identity, task_of
 
-STORES = apply.shipped_folders()
+STORES = [folder for folder in apply.shipped_folders() if Store(folder).identity.basis == "measured"]
+SIMULATED = [folder for folder in apply.shipped_folders() if Store(folder).identity.basis == "simulated"]
 
 
 def board_of(store: Store) -> Target:
@@ -47,3 +48,20 @@ def test_a_build_for_that_cpu_finds_and_replays_them(folder: Path, monkeypatch, 
         task = task_of(key, best.name, store.tasks[key]["workload"])
         assert task is not None
         assert replayed(task, target, best.candidate, best.record).module
+
+
+@pytest.mark.parametrize("folder", SIMULATED, ids=lambda folder: folder.name)
+def test_a_build_for_that_vta_finds_its_tilings(folder: Path, monkeypatch, tmp_path):
+    from tvmflow.vta import search
+    from tvmflow.vta.records import recorded
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    store = Store(folder)
+    assert store.quarantined == 0
+    target = TARGETS[store.identity.board]
+    assert store.identity == search.identity(target), (
+        "tilings mean something else now: tune again, or remove the folder"
+    )
+    found = apply.find_records(target)
+    assert set(found) == set(store.tasks)
+    assert all(recorded(best) for best in found.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jsonschema
@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 from integer_networks import POOL, conv, dense, depthwise, random_network
 
+from benchmarks import vta as benchmark
 from tvmflow import integer
 from tvmflow.bundle import open_bundle
 from tvmflow.report import collect, to_json
@@ -261,3 +262,22 @@ def test_command_line(model, tvmflow, tmp_path):
     assert made.code == 0, made.err
     assert "passed (simulated" in made.out
     assert "simulated:" in tvmflow("bench", str(out)).out
+
+
+def test_benchmark_page(monkeypatch, tmp_path):
+    """Three programs and each layer beside its bounds; images that give other logits would be counted."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    document = {
+        "board": BOARD.name,
+        "model": NETWORK.name,
+        "environment": {"date": "2026-01-01"},
+        "vta": asdict(BOARD.vta),
+        **benchmark.measure(NETWORK, BOARD, None),
+    }
+    assert document["cycles"]["untiled"] > document["cycles"]["default"]
+    images, source = benchmark.read_images(NETWORK, None, 2)
+    equal = benchmark.count_equal(NETWORK, BOARD, None, images)
+    document["equality"] = {"images": 2, "source": source, "equal": equal}
+    page = benchmark.markdown(document)
+    assert "on 2 of 2 images (noise)" in page
+    assert all(f"| {layer.name} |" in page for layer in NETWORK.layers)

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from vta_examples import pointwise, reference
-from vta_programs import BLOCK_16, BUFFERS, SMALL, copy, program, spoil
+from vta_programs import BLOCK_16, BUFFERS, SMALL, copy, in_series, program, spoil
 from vta_programs import state as random_state
 
 from tvmflow.spec import TvmflowError, UserError
@@ -440,23 +440,6 @@ def test_queues_and_counters_have_ends(layer):
         "It waits forever for a token from load to compute while compute has 512 waiting, so that no more is fetched."
     )
     assert sentences(ends, queue_of(1, "load"))[0].startswith("A program ends in its only FINISH")
-
-
-def in_series(instructions):
-    """The same with tokens that keep the modules in the program's order."""
-    made = []
-    for instruction in instructions:
-        here = isa.MODULES.index(isa.module_of(instruction))
-        while made and (before := isa.MODULES.index(isa.module_of(made[-1]))) != here:
-            ahead = "next" if here > before else "prev"
-            made[-1] = replace(made[-1], **{f"push_{ahead}": True})
-            tokens = {f"pop_{'prev' if ahead == 'next' else 'next'}": True}
-            if abs(here - before) == 1:
-                instruction = replace(instruction, **tokens)
-                break
-            made.append(isa.nop("compute", **tokens))
-        made.append(instruction)
-    return made
 
 
 def shuffled(rng, instructions):

@@ -125,6 +125,23 @@ def program(rng: np.random.Generator, config: Config) -> tuple[tuple[Instruction
     return (*generator.instructions, Finish()), generator.dram
 
 
+def in_series(instructions):
+    """The same with tokens that keep the modules in the program's order."""
+    made = []
+    for instruction in instructions:
+        here = isa.MODULES.index(isa.module_of(instruction))
+        while made and (before := isa.MODULES.index(isa.module_of(made[-1]))) != here:
+            ahead = "next" if here > before else "prev"
+            made[-1] = replace(made[-1], **{f"push_{ahead}": True})
+            tokens = {f"pop_{'prev' if ahead == 'next' else 'next'}": True}
+            if abs(here - before) == 1:
+                instruction = replace(instruction, **tokens)
+                break
+            made.append(isa.nop("compute", **tokens))
+        made.append(instruction)
+    return made
+
+
 def spoil(rng: np.random.Generator, instructions: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
     """The same with one instruction that may be refused."""
     spoilt = list(instructions)

@@ -265,13 +265,25 @@ def _describe(
             "input_scale": program.integer.input_scale,
             "output_scale": program.integer.output_scale,
         },
-        "layers": [{**asdict(layer), "modules": list(layer.modules)} for layer in program.layers],
+        "layers": [
+            {**asdict(layer), "modules": list(layer.modules), "details": _details(layer, program)}
+            for layer in program.layers
+        ],
         "memory": dict(memory),
         "verify": dict(verify),
         "vectors": vector_names(program),
         "library": library,
         "runner": device.PROGRAM if runner else None,
     }
+
+
+def _details(layer: Layer, program: Program) -> Mapping[str, Any]:
+    """With what quantising cost, if that is known: of a kernel that does several layers, the last one's noise."""
+    if program.integer is None:
+        return layer.details
+    known = program.integer.facts.get("sqnr_db", {})
+    done = [found.name for found in program.integer.layers if set(found.modules) <= set(layer.modules)]
+    return {**layer.details, "sqnr_db": known[done[-1]]} if done and done[-1] in known else layer.details
 
 
 def library_name(library: Path) -> str:

@@ -344,7 +344,7 @@ def load(path: Path) -> IntegerNetwork:
         given = content.pop("preprocessing")
         preprocessing = given and Preprocessing(mean=tuple(given["mean"]), std=tuple(given["std"]))
         return IntegerNetwork(**_tuples(content), layers=layers, preprocessing=preprocessing)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # what is missing or of another kind
         raise UserError(f"{path} is damaged: {error!r}.") from error
 
 

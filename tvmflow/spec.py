@@ -100,7 +100,11 @@ class Program:
 
 @dataclass(frozen=True, kw_only=True)
 class Cpu:
-    """What a schedule may know of a CPU. `cache_note` says which caches are shared."""
+    """What a schedule may know of a CPU. `cache_note` says which caches are shared.
+
+    `flops_per_cycle` are the float32 operations that a core can begin in a cycle, a fused multiply-add being two, and
+    `memory_gbps` what the board's memory can deliver, 10⁹ bytes a second; 0 where that isn't known.
+    """
 
     model: str
     cores: int
@@ -109,6 +113,8 @@ class Cpu:
     l2_bytes: int
     l3_bytes: int = 0
     cache_note: str = ""
+    flops_per_cycle: int = 0
+    memory_gbps: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

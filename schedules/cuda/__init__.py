@@ -43,9 +43,19 @@ RULES: dict[str, Rule] = {
 """In the order in which boards try them."""
 
 
+MOST_CHOICES = 24
+
+
 def choices(name: str, func: PrimFunc, target: Target) -> list[Knobs]:
-    """The keyword arguments that a search may try with that rule on a kernel; none if it doesn't serve it."""
-    return [{"tile": tile} for tile in import_module(f"{__name__}.{name}").tiles(func, target)]
+    """The keyword arguments that a search may try with that rule on a kernel; none if it doesn't serve it.
+
+    A rule lists its tiles from the most promising on. The first half of what is tried are the first of these, the
+    other half some of all the others.
+    """
+    tiles = import_module(f"{__name__}.{name}").tiles(func, target)
+    rest = tiles[MOST_CHOICES // 2 :]
+    step = max(1, -(-len(rest) // (MOST_CHOICES // 2)))
+    return [{"tile": tile} for tile in (*tiles[: MOST_CHOICES // 2], *rest[::step])]
 
 
 def rules_version() -> str:

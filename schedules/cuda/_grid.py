@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import tvm
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from tvmflow.schedules import _convolution
 from tvmflow.schedules._convolution import Convolution, kernel
 
 if TYPE_CHECKING:
@@ -20,6 +22,20 @@ Expr = Any
 
 WARP = 32
 MOST_THREADS = 1024
+
+
+@functools.lru_cache(maxsize=64)
+def read_convolutions(func: tirx.PrimFunc) -> tuple[Convolution, ...]:
+    """`tvmflow.schedules._convolution.read_convolutions` of tensors that lie as NCHW; a search asks for each tile."""
+    found = _convolution.read_convolutions(func)
+    blocked = any(conv.data_block or conv.weight_block or conv.out_block for conv in found)
+    return () if blocked else tuple(found)
+
+
+def read_convolution(func: tirx.PrimFunc) -> Convolution | None:
+    """The one convolution of a kernel."""
+    found = read_convolutions(func)
+    return found[0] if len(found) == 1 else None
 
 
 @contextmanager

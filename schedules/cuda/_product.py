@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from tvmflow.schedules._convolution import unfuse
 from tvmflow.schedules.cuda._grid import (
     MOST_THREADS,
     WARP,
@@ -43,8 +44,10 @@ if TYPE_CHECKING:
     from tvmflow.spec import Target
 
 PADDING = 4
-"""Floats after each row of turned weights, so that a warp that writes columns doesn't meet one bank alone."""
-MOST_SUMS, MOST_FETCHED = 64, 32
+"""Floats after each row of turned weights, so that threads that write a column meet different banks."""
+MOST_FETCHED = 32
+MOST_PRODUCTS = 256
+"""Of a thread in a slice, which are unrolled: with 1024 NVIDIA's compiler takes 16 s."""
 
 
 Piece = tuple[int, Expr, Expr, "Expr | None"]
@@ -102,7 +105,7 @@ class Product:
 
 
 def tiles_for(product: Product, target: Target) -> list[Tile]:
-    """The tiles that this GPU can hold and that don't waste more than they must."""
+    """The tiles that this GPU can hold and that don't waste more than they must, the most promising first."""
     found = []
     for rows in (16, 32, 64, 128):
         for columns in (16, 32, 64, 128):
@@ -112,11 +115,13 @@ def tiles_for(product: Product, target: Target) -> list[Tile]:
                         tile = Tile(rows, columns, depth, by_rows, by_columns, splits)
                         if _possible(tile, product, target):
                             found.append(tile)
-    return found or [Tile(16, 16, 4, 2, 2, 1)]
+    return sorted(found, key=functools.partial(_cost, product, multiprocessors(target))) or [Tile(16, 16, 4, 2, 2, 1)]
 
 
 def _possible(tile: Tile, product: Product, target: Target) -> bool:
     if not WARP <= tile.threads <= MOST_THREADS // 2 or tile.threads % WARP:
+        return False
+    if tile.depth * tile.by_rows * tile.by_columns > MOST_PRODUCTS:
         return False
     if tile.fetched > MOST_FETCHED or tile.shared_bytes > shared_bytes(target):
         return False
@@ -130,22 +135,17 @@ def _no_wider(tile: int, length: int) -> bool:
     return tile == 16 or tile // 2 < length
 
 
-def default_tile(product: Product, target: Target) -> Tile:
-    """The tile that a rough count of a multiprocessor's cycles prefers: sums, slices to wait for, waves of blocks."""
-    processors = multiprocessors(target)
-
-    def cost(tile: Tile) -> float:
-        blocks = math.ceil(product.rows / tile.rows) * math.ceil(product.columns / tile.columns)
-        sums = tile.by_rows * tile.by_columns
-        share = sums / (sums + (tile.by_rows + tile.by_columns) / 2)
-        together = max(1, min(8, 1024 // tile.threads))  # blocks that hide each other's waits
-        waves = math.ceil(blocks / processors)
-        lanes = min(128, tile.threads * min(waves, together))
-        work = waves * product.depth * tile.rows * tile.columns / (lanes * share)
-        waits = math.ceil(waves / together) * math.ceil(product.depth / tile.slice) * 400
-        return work + waits + (200 * math.log2(tile.splits) if tile.splits > 1 else 0)
-
-    return min(tiles_for(product, target), key=cost)
+def _cost(product: Product, processors: int, tile: Tile) -> float:
+    """A rough count of a multiprocessor's cycles: sums, slices to wait for, waves of blocks."""
+    blocks = math.ceil(product.rows / tile.rows) * math.ceil(product.columns / tile.columns)
+    sums = tile.by_rows * tile.by_columns
+    share = sums / (sums + (tile.by_rows + tile.by_columns) / 2)
+    together = max(1, min(8, 1024 // tile.threads))  # blocks that hide each other's waits
+    waves = math.ceil(blocks / processors)
+    lanes = min(128, tile.threads * min(waves, together))
+    work = waves * product.depth * tile.rows * tile.columns / (lanes * share)
+    waits = math.ceil(waves / together) * math.ceil(product.depth / tile.slice) * 400
+    return work + waits + (200 * math.log2(tile.splits) if tile.splits > 1 else 0)
 
 
 def loops(product: Product, tile: Tile) -> tirx.PrimFunc:
@@ -205,10 +205,12 @@ class _Kernel:
             T.buffer_store(self.sums, T.float32(0), [index])
 
     def _weight_pieces(self) -> Iterator[Piece]:
-        lanes = self.product.weight_lanes
-        beside = self.tile.slice // lanes
-        for place, (piece, condition) in enumerate(self._pieces(beside * self.tile.rows)):
-            yield place * lanes, tirx.floormod(piece, beside) * lanes, tirx.floordiv(piece, beside), condition
+        """Neighbouring threads take 32 bytes of a row, then other rows: whole sectors read, no bank written twice."""
+        lanes, rows = self.product.weight_lanes, self.tile.rows
+        near = min(self.tile.slice, 8) // lanes
+        for place, (piece, condition) in enumerate(self._pieces(self.tile.slice // lanes * rows)):
+            far, f, k = unfuse(piece, self.tile.slice // lanes // near, rows, near)
+            yield place * lanes, (far * near + k) * lanes, f, condition
 
     def _value_pieces(self) -> Iterator[Piece]:
         lanes = self.product.value_lanes

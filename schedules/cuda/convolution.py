@@ -18,9 +18,9 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules._convolution import read_convolution, unfuse
-from tvmflow.schedules.cuda._grid import live_taps
-from tvmflow.schedules.cuda._product import Product, Tile, default_tile, loops, tiles_for
+from tvmflow.schedules._convolution import unfuse
+from tvmflow.schedules.cuda._grid import live_taps, read_convolution
+from tvmflow.schedules.cuda._product import Product, Tile, loops, tiles_for
 from tvmflow.schedules.cuda.pointwise import pixel, storing
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def convolution(func: tirx.PrimFunc, target: Target, tile: tuple[int, ...] | Non
     product = _read(func)
     if product is None:
         return None
-    return Schedule(loops(product, Tile(*tile) if tile else default_tile(product, target)))
+    return Schedule(loops(product, Tile(*tile) if tile else tiles_for(product, target)[0]))
 
 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[tuple[int, ...]]:

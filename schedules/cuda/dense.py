@@ -13,6 +13,7 @@ Registers: under 32. Shared memory: 4 bytes a thread. Checked without a GPU; no 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -34,27 +35,29 @@ def dense(func: tirx.PrimFunc, target: Target, tile: tuple[int, int] | None = No
     product, possible = _read(func), tiles(func, target)
     if product is None or not possible:
         return None
-
-    def cost(tile: tuple[int, int]) -> float:
-        outputs, groups = tile
-        waves = math.ceil(product.rows * math.ceil(product.outputs / outputs) / multiprocessors(target))
-        wasted = outputs if product.by_output else max(1, 8 / outputs)  # sectors of which a part is used
-        return waves * (math.ceil(product.inputs / groups) * wasted * math.ceil(outputs * groups / 128) + groups**0.5)
-
-    return Schedule(_loops(func, product, *(tile or min(possible, key=cost))))
+    return Schedule(_loops(func, product, *(tile or possible[0])))
 
 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[tuple[int, int]]:
-    """What `tile` may be for this kernel."""
+    """What `tile` may be for this kernel, the most promising first."""
     product = _read(func)
     if product is None:
         return []
-    return [
+    found = [
         (outputs, groups)
         for outputs in (1, 2, 4, 8, 16, 32)
         for groups in (4, 8, 16, 32, 64, 128, 256)
         if WARP <= outputs * groups <= 512 and (outputs == 1 or outputs // 2 < product.outputs)
     ]
+    return sorted(found, key=functools.partial(_cost, product, multiprocessors(target)))
+
+
+def _cost(product: Product, processors: int, tile: tuple[int, int]) -> float:
+    """Loads that a multiprocessor waits for, those counted more of whose sectors only a part is used."""
+    outputs, groups = tile
+    waves = math.ceil(product.rows * math.ceil(product.outputs / outputs) / processors)
+    wasted = outputs if product.by_output else max(1, 8 / outputs)
+    return waves * (math.ceil(product.inputs / groups) * wasted * math.ceil(outputs * groups / 128) + groups**0.5)
 
 
 def _read(func: tirx.PrimFunc) -> Product | None:

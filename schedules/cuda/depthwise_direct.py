@@ -17,6 +17,7 @@ every tile but the largest. Checked without a GPU; no figure is given where none
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,8 +26,8 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules._convolution import Convolution, read_convolution, unfuse
-from tvmflow.schedules.cuda._grid import Expr, launch, live_taps, local, multiprocessors, when
+from tvmflow.schedules._convolution import Convolution, unfuse
+from tvmflow.schedules.cuda._grid import Expr, launch, live_taps, local, multiprocessors, read_convolution, when
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target
@@ -36,6 +37,9 @@ MOST_INPUTS = 64
 """Inputs in registers of one thread."""
 VECTOR = 4
 THREADS = (128, 64, 256)
+
+WANTED = 256
+"""Threads for each multiprocessor, for their loads to hide each other's waits."""
 
 Tile = tuple[int, int, str, int]
 
@@ -82,22 +86,23 @@ def depthwise_direct(func: tirx.PrimFunc, target: Target, tile: Tile | None = No
     conv = _read(func)
     if conv is None:
         return None
-    return Schedule(_loops(conv, tile or _default(conv, target)))
+    return Schedule(_loops(conv, tile or tiles(func, target)[0]))
 
 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[Tile]:
-    """What `tile` may be for this kernel."""
+    """What `tile` may be for this kernel, the most promising first."""
     conv = _read(func)
     if conv is None:
         return []
-    return [
+    found = [
         (rows, columns, spread, threads)
+        for threads in THREADS
         for rows in (1, 2, 4)
         for columns in (1, 2, 4)
         for spread in (("side", "phase") if rows * columns > 1 and _phases(conv) != (1, 1) else ("side",))
-        for threads in THREADS
         if _fits(conv, rows, columns, spread)
     ]
+    return sorted(found, key=functools.partial(_cost, conv, target))
 
 
 def _read(func: tirx.PrimFunc) -> Convolution | None:
@@ -141,26 +146,13 @@ def _fits(conv: Convolution, rows: int, columns: int, spread: str) -> bool:
     )
 
 
-def _default(conv: Convolution, target: Target) -> Tile:
-    """The tile with the fewest loads for each output that leaves every multiprocessor threads enough."""
-    wanted = 256 * multiprocessors(target)
-
-    def cost(tile: Tile) -> tuple[bool, float]:
-        vertical, horizontal = _axes(conv, *tile[:3])
-        threads = conv.batch * conv.channels * vertical.tiles * horizontal.tiles
-        loads = len(vertical.reaches) * sum(1 / len(chunk) for chunk in _chunks(horizontal) for _ in chunk)
-        return threads < wanted and tile[:2] != (1, 1), threads * (loads + tile[0] * tile[1])
-
-    return min(
-        (
-            (rows, columns, spread, THREADS[0])
-            for rows in (1, 2, 4)
-            for columns in (1, 2, 4)
-            for spread in (("side", "phase") if rows * columns > 1 else ("side",))
-            if _fits(conv, rows, columns, spread)
-        ),
-        key=cost,
-    )
+def _cost(conv: Convolution, target: Target, tile: Tile) -> tuple[bool, float]:
+    """Loads for each output, once every multiprocessor has threads enough."""
+    rows, columns, spread, _ = tile
+    vertical, horizontal = _axes(conv, rows, columns, spread)
+    threads = conv.batch * conv.channels * vertical.tiles * horizontal.tiles
+    loads = len(vertical.reaches) * len(_chunks(horizontal))
+    return threads < WANTED * multiprocessors(target) and rows * columns > 1, threads * (loads + rows * columns)
 
 
 def _chunks(axis: Axis) -> list[tuple[int, ...]]:

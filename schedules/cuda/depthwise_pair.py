@@ -15,6 +15,7 @@ most what the board allows a block. Checked without a GPU; no figure is given wh
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules._convolution import Convolution, read_convolutions, unfuse
+from tvmflow.schedules._convolution import Convolution, unfuse
 from tvmflow.schedules.cuda._grid import (
     Expr,
     launch,
@@ -31,6 +32,7 @@ from tvmflow.schedules.cuda._grid import (
     local,
     multiprocessors,
     pieces,
+    read_convolutions,
     shared,
     shared_bytes,
     when,
@@ -68,15 +70,15 @@ def depthwise_pair(func: tirx.PrimFunc, target: Target, tile: Tile | None = None
     pair, possible = _read(func), tiles(func, target)
     if pair is None or not possible:
         return None
-    return Schedule(_loops(func, *pair, tile or min(possible, key=lambda tile: _cost(*pair, tile, target))))
+    return Schedule(_loops(func, *pair, tile or possible[0]))
 
 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[Tile]:
-    """What `tile` may be for this kernel."""
+    """What `tile` may be for this kernel, the most promising first."""
     pair = _read(func)
     if pair is None:
         return []
-    return [
+    found = [
         (channels, rows, columns, threads)
         for channels in (1, 2, 4, 8, 16)
         for rows in dict.fromkeys((4, 8, 16, 32, pair[1].out_size[0]))
@@ -84,6 +86,7 @@ def tiles(func: tirx.PrimFunc, target: Target) -> list[Tile]:
         for threads in (64, 128, 256, 512)
         if _possible(pair[1], channels, rows, columns, threads, target)
     ]
+    return sorted(found, key=functools.partial(_cost, *pair, multiprocessors(target)))
 
 
 def pays(first: Convolution, second: Convolution, target: Target) -> bool:
@@ -102,7 +105,7 @@ def fits(first: Convolution, second: Convolution) -> bool:
 
 def _read(func: tirx.PrimFunc) -> tuple[Convolution, Convolution] | None:
     convs = read_convolutions(func)
-    if len(convs) != 2 or any(conv.data_block or conv.weight_block or conv.out_block for conv in convs):
+    if len(convs) != 2:
         return None
     return (convs[0], convs[1]) if fits(*convs) else None
 
@@ -116,7 +119,7 @@ def _possible(second: Convolution, channels: int, rows: int, columns: int, threa
     return 4 * elements <= shared_bytes(target) and threads / 4 < max(outputs, 17) and elements <= MOST_ROUNDS * threads
 
 
-def _cost(first: Convolution, second: Convolution, tile: Tile, target: Target) -> float:
+def _cost(first: Convolution, second: Convolution, processors: int, tile: Tile) -> float:
     """Rounds of a warp on each multiprocessor, at most eight of them side by side."""
     channels, rows, columns, threads = tile
     between = Between(second=second, rows=rows)
@@ -124,7 +127,7 @@ def _cost(first: Convolution, second: Convolution, tile: Tile, target: Target) -
     first_taps, second_taps = (len(live_taps(conv, 0)) * len(live_taps(conv, 1)) for conv in (first, second))
     before = math.ceil(channels * between.height * between.width / threads) * (first_taps + 8)
     after = math.ceil(channels * rows * math.ceil(second.out_size[1] / columns) / threads) * columns * (second_taps + 8)
-    waves = math.ceil(blocks / multiprocessors(target))
+    waves = math.ceil(blocks / processors)
     return waves * (before + after + 20) * max(4, threads / 32 * min(waves, 4)) / 4
 
 

@@ -21,9 +21,9 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules._convolution import Convolution, read_convolutions
-from tvmflow.schedules.cuda._grid import live_taps
-from tvmflow.schedules.cuda._product import Product, Tile, default_tile, loops, tiles_for
+from tvmflow.schedules._convolution import Convolution
+from tvmflow.schedules.cuda._grid import live_taps, read_convolutions
+from tvmflow.schedules.cuda._product import Product, Tile, loops, tiles_for
 from tvmflow.schedules.cuda.pointwise import pixel, storing
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def depthwise_pointwise(func: tirx.PrimFunc, target: Target, tile: tuple[int, ..
     product = _read(func)
     if product is None:
         return None
-    return Schedule(loops(product, Tile(*tile) if tile else default_tile(product, target)))
+    return Schedule(loops(product, Tile(*tile) if tile else tiles_for(product, target)[0]))
 
 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[tuple[int, ...]]:
@@ -70,7 +70,7 @@ def fits(depthwise: Convolution, pointwise: Convolution) -> bool:
 
 def _read(func: tirx.PrimFunc) -> Product | None:
     convs = read_convolutions(func)
-    if len(convs) != 2 or any(conv.data_block or conv.weight_block or conv.out_block for conv in convs):
+    if len(convs) != 2:
         return None
     first, second = convs
     if not fits(first, second):

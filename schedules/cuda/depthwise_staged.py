@@ -18,6 +18,7 @@ what the board allows a block. Checked without a GPU; no figure is given where n
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,8 +27,8 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules._convolution import Convolution, read_convolution, unfuse
-from tvmflow.schedules.cuda._grid import launch, live_taps, local, pieces, shared, shared_bytes, when
+from tvmflow.schedules._convolution import Convolution, unfuse
+from tvmflow.schedules.cuda._grid import launch, live_taps, local, pieces, read_convolution, shared, shared_bytes, when
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target
@@ -90,17 +91,17 @@ def depthwise_staged(func: tirx.PrimFunc, target: Target, tile: Tile | None = No
         return None
     conv = read_convolution(func)
     assert conv is not None
-    return Schedule(_loops(conv, tile or min(possible, key=lambda tile: _cost(conv, tile))))
+    return Schedule(_loops(conv, tile or possible[0]))
 
 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[Tile]:
-    """What `tile` may be for this kernel."""
+    """What `tile` may be for this kernel, the most promising first."""
     conv = read_convolution(func)
     if conv is None or not conv.depthwise:
         return []
     if not 0 < len(live_taps(conv, 0)) * len(live_taps(conv, 1)) <= MOST_TAPS:
         return []
-    return [
+    found = [
         (channels, rows, columns, threads)
         for channels in (1, 2, 4, 8)
         for rows in (1, 2, 4, 8, 16, 32)
@@ -108,6 +109,7 @@ def tiles(func: tirx.PrimFunc, target: Target) -> list[Tile]:
         for threads in (32, 64, 128, 256)
         if _fits(conv, channels, rows, columns, threads, target)
     ]
+    return sorted(found, key=functools.partial(_cost, conv))
 
 
 def _stage(conv: Convolution, rows: int) -> _Stage:

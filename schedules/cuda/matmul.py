@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules.cuda._product import Product, Tile, default_tile, loops, tiles_for
+from tvmflow.schedules.cuda._product import Product, Tile, loops, tiles_for
 from tvmflow.schedules.dense import read_product
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def matmul(func: tirx.PrimFunc, target: Target, tile: tuple[int, ...] | None = N
     product = _read(func)
     if product is None:
         return None
-    return Schedule(loops(product, Tile(*tile) if tile else default_tile(product, target)))
+    return Schedule(loops(product, Tile(*tile) if tile else tiles_for(product, target)[0]))
 
 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[tuple[int, ...]]:

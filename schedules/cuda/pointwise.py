@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.s_tir import Schedule
 
-from tvmflow.schedules._convolution import Convolution, read_convolution, unfuse
-from tvmflow.schedules.cuda._product import Product, Tile, default_tile, loops, tiles_for
+from tvmflow.schedules._convolution import Convolution, unfuse
+from tvmflow.schedules.cuda._grid import read_convolution
+from tvmflow.schedules.cuda._product import Product, Tile, loops, tiles_for
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target
@@ -26,7 +27,7 @@ def pointwise(func: tirx.PrimFunc, target: Target, tile: tuple[int, ...] | None 
     product = _read(func)
     if product is None:
         return None
-    return Schedule(loops(product, Tile(*tile) if tile else default_tile(product, target)))
+    return Schedule(loops(product, Tile(*tile) if tile else tiles_for(product, target)[0]))
 
 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[tuple[int, ...]]:

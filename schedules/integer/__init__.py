@@ -79,6 +79,7 @@ def _rule(name: str) -> Rule:
 
 RULES: dict[str, Rule] = {
     "convolution": _rule("convolution"),
+    "depthwise_dots": _rule("depthwise_dots"),
     "depthwise": _rule("depthwise"),
     "plain": _rule("plain"),
 }

@@ -67,13 +67,15 @@ def spread(value: Expr, lanes: int) -> Expr:
 # --------------------------------------------------------------------------------------------------------------- x86
 
 
-def _vpdpbusd(lanes: int) -> Callable[..., Expr]:
-    """AVX-512 VNNI: unsigned inputs, signed weights, exact sums."""
+def dot_products(total: Expr, data: Expr, weight: Expr, lanes: int) -> Expr:
+    """VPDPBUSD: to each lane, four unsigned bytes of `data` times four signed ones of `weight`; exact sums."""
+    return intrinsic(f"int32x{lanes}", f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", total, data, weight)
 
+
+def _vpdpbusd(lanes: int) -> Callable[..., Expr]:
     def dot(total: Expr, group: Expr, weight: Callable[[int, int], Expr], dtype: str) -> Expr:
         data = T.reinterpret(f"int8x{4 * lanes}", spread(group, lanes))
-        name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
-        return intrinsic(f"int32x{lanes}", name, total, data, weight(0, 4 * lanes))
+        return dot_products(total, data, weight(0, 4 * lanes), lanes)
 
     return dot
 
@@ -99,7 +101,7 @@ def _lane(vector: Expr, index: int) -> Expr:
     return T.Shuffle([vector], [index])
 
 
-def _wide_high(lanes: int) -> Callable[[Expr, Expr, int], Expr]:
+def wide_high(lanes: int) -> Callable[[Expr, Expr, int], Expr]:
     """PMULDQ multiplies the even lanes; the odd ones are shifted there, and the results' high halves put together."""
 
     def high(total: Expr, multiplier: Expr, addend: int) -> Expr:
@@ -169,7 +171,7 @@ def _x86(lanes: int, *, dots: bool, sums: int, vectors: int) -> Instructions:
         data="uint8" if dots else "",
         pairs=not dots,
         dot=_vpdpbusd(lanes) if dots else _pmaddwd(lanes),
-        high=_wide_high(lanes),
+        high=wide_high(lanes),
         sums=sums,
         vectors=vectors,
     )

@@ -32,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "serve": devices.serve,
     "report": reporting.report,
     "report diff": reporting.diff,
+    "estimate": reporting.estimate,
     "train": learning.train,
     "quantize": quantizing.quantize,
     "evaluate": learning.evaluate,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tvmflow.cli.options import Json, Threads
+from tvmflow.cli.options import InputShapes, Json, ModelName, Threads
 from tvmflow.cli.outcome import show
 from tvmflow.spec import RegressionError, UserError, VerificationError
 
@@ -20,41 +20,47 @@ def report(
         list[Path],
         typer.Argument(
             metavar="BUNDLE|REPORT.json|RECORDS…",
-            help="Bundles, reports that --json wrote, or work dirs of `tvmflow tune`.",
+            help="Bundles, reports that --json or `report` wrote, or work dirs of `tvmflow tune`.",
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--output", help="Folder for report.json and report.html.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--output", help="A folder for report.html, .json, .md and .csv, or one such file.")
+    ],
     threads: Threads = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs.")] = 3.0,
 ) -> None:
-    """Verify bundles, time those that this computer can run, and write report.json and report.html.
+    """Verify bundles, time those that this computer can run, and write a report for people and programs.
 
     Reports that were made elsewhere, as by `deploy` on a board, are put beside them as they are; records of `tvmflow
     tune` are shown as the course of the search.
     """
-    from tvmflow.report import collect, read_report, write_json, write_text
-    from tvmflow.report.render import render_html, report_text
+    from tvmflow.report import Report, collect, read_reports, write_text
+    from tvmflow.report.render import FORMATS, report_text
     from tvmflow.report.search import search_of
     from tvmflow.survey import survey
     from tvmflow.tune.store import Store, find_stores
 
-    if not out.is_dir():
-        raise UserError(f"There is no folder {out} for the report.")
-    reports, searches = [], []
+    if not out.is_dir() and (out.suffix not in FORMATS or not out.parent.is_dir()):
+        suffixes = ", ".join(FORMATS)
+        raise UserError(f"There is no folder {out} for the report, nor does it name a file of {suffixes} in one.")
+    reports: list[Report] = []
+    searches = []
     for path in sources:
+        known = len(reports)
         if path.suffix == ".json":
-            reports.append(read_report(path))
+            reports += read_reports(path)
         elif records := list(find_stores(path)):
             searches += [search_of(Store(folder)) for folder in records]
             continue
         else:
             log.info(f"Surveying {path}")
             reports.append(survey(path, threads=threads, seconds=seconds, must_run=False))
-        print(report_text(reports[-1], layers=False), end="\n\n")
+        for row in reports[known:]:
+            print(report_text(row, layers=False), end="\n\n")
     document = collect(reports, searches)
-    write_json(out / "report.json", document)
-    write_text(out / "report.html", render_html(document))
-    print(f"{out / 'report.json'}\n{out / 'report.html'}")
+    for file in [out / f"report{suffix}" for suffix in FORMATS] if out.is_dir() else [out]:
+        write_text(file, FORMATS[file.suffix](document))
+        print(file)
     failed = [row["target"]["name"] for row in reports if row["verify"]["passed"] is False]
     if failed:
         raise VerificationError(f"The bundles for {', '.join(failed)} don't compute what the network computes.")
@@ -72,15 +78,36 @@ def diff(
     json: Json = None,
 ) -> None:
     """Say what changed from one report to another, in which layers, and whether it is more than noise."""
-    from tvmflow.report import compare
+    from tvmflow.report import compare, read_reports
 
     threshold = compare.parse_share(fail_over) if fail_over is not None else None
     found = [
-        compare.compare(*pair, any_basis=any_basis)
-        for pair in compare.pairs(compare.read_reports(before), compare.read_reports(after))
+        compare.compare(*pair, any_basis=any_basis) for pair in compare.pairs(read_reports(before), read_reports(after))
     ]
     show("\n\n".join(map(compare.text, found)), found, json)
     if broken := [row["target"] for row in found if row["verify"]["after"] is False]:
         raise VerificationError(f"In {after}, wrong answers come from {', '.join(broken)}.")
     if threshold is not None and (slower := compare.regressions(found, threshold)):
         raise RegressionError(f"{'; '.join(slower)}, where {threshold:.3g} more was allowed.")
+
+
+def estimate(
+    board: Annotated[
+        list[str] | None,
+        typer.Option("--board", help="A board of `tvmflow boards`, or a board's .toml file; several if given again."),
+    ] = None,
+    model: ModelName = "dilated-net",
+    input_shape: InputShapes = None,
+    json: Json = None,
+) -> None:
+    """Say what a network takes at least on boards, by its graph and their data sheets; nothing is built or run."""
+    from tvmflow import estimate as estimates
+    from tvmflow import targets
+    from tvmflow.frontend import import_model, parse_input_shape
+
+    found = [targets.find(None, name) for name in board or targets.TARGETS]
+    program = import_model(model, [parse_input_shape(text) for text in input_shape or []])
+    network = estimates.analyse(program)
+    rows = [estimates.estimate(network, target) for target in found]
+    known = {"name": program.name, "source": program.source, "parameters": program.parameters}
+    show(estimates.text(program, rows), {"model": known, "estimates": rows}, json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import tvm
 import tvm_ffi
 from tvm import tirx
 
@@ -16,10 +17,14 @@ NO_LETTER = re.compile(r"\W")
 
 def plain_names(program: Program, target: Target) -> Program:
     """Only where kernels become source text; everything else in them stays."""
-    module = program.module
+    return replace(program, module=with_plain_names(program.module))
+
+
+def with_plain_names(module: tvm.IRModule) -> tvm.IRModule:
+    """`module` itself, its kernels changed."""
     for name, func in kernels(module).items():
         module[name] = _renamed(func)
-    return replace(program, module=module)
+    return module
 
 
 def _renamed(func: tirx.PrimFunc) -> tirx.PrimFunc:

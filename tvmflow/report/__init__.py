@@ -23,10 +23,13 @@ import numpy as np
 from tvmflow import __version__
 from tvmflow.backends import Timing
 from tvmflow.bundle import Bundle
+from tvmflow.estimate import describe, roof_of
 from tvmflow.spec import Measurement, UserError
 from tvmflow.targets import TARGETS
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
+BINS = 40
+"""Of a latency's histogram."""
 
 Report = dict[str, Any]
 
@@ -48,6 +51,7 @@ def assemble(
         "target": {
             **{key: manifest["target"][key] for key in ("name", "kind", "description", "cpu", "datasheet")},
             "arithmetic": bundle.target.arithmetic,
+            "roof": describe(roof_of(bundle.target)),
             **({"gpu": manifest["target"]["gpu"]} if manifest["target"].get("gpu") else {}),
         },
         "verify": dict(verdict),
@@ -82,6 +86,19 @@ def summarize(samples_ms: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def histogram(samples_ms: Sequence[float]) -> dict[str, Any] | None:
+    """Counts between BINS + 1 edges in ms, from the fastest run to the 99th percentile; None if all are alike.
+
+    `beyond` is how many are slower than that.
+    """
+    samples = np.asarray(samples_ms)
+    lowest, highest = float(samples.min()), float(np.percentile(samples, 99))
+    if lowest == highest:
+        return None
+    counts, edges = np.histogram(samples, BINS, (lowest, highest))
+    return {"edges": edges.tolist(), "counts": counts.tolist(), "beyond": int((samples > highest).sum())}
+
+
 def latency(measurement: Measurement) -> dict[str, Any]:
     """Figures of a measurement, in ms: percentiles of the steady runs; set-up, first and warm-up runs apart.
 
@@ -96,6 +113,7 @@ def latency(measurement: Measurement) -> dict[str, Any]:
         "basis": measurement.basis,
         "unit": "ms",
         **figures,
+        "histogram": histogram(measurement.samples_ms),
         "spread": figures["p90"] / figures["p50"],
         "threads": measurement.threads,
         "setup": measurement.setup_ms,
@@ -136,6 +154,14 @@ def collect(reports: Sequence[Report], searches: Sequence[Mapping[str, Any]] = (
 def read_report(path: Path) -> Report:
     """A report that `--json` wrote. Raises UserError if it is none, or of another major version."""
     return check_report(read_json(path), path)
+
+
+def read_reports(path: Path) -> list[Report]:
+    """The reports of a file that `--json` or `tvmflow report` wrote. Raises UserError."""
+    content = read_json(path)
+    if isinstance(content, dict) and isinstance(content.get("reports"), list):
+        return [check_report(report, path) for report in content["reports"]]
+    return [check_report(content, path)]
 
 
 def read_json(path: Path) -> Any:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from tvmflow.report import Report, check_report, read_json
+from tvmflow.report import Report
 from tvmflow.report.render import text_table
 from tvmflow.spec import UserError
 
@@ -22,14 +21,6 @@ IDENTITY = ("model.source", "model.parameters", "model.macs", "target.name", "ta
 CONDITIONS = ("device.before.model", "device.before.kernel", "device.before.governor", "environment.cpu")
 """What of a report says what was measured, and where; versions and threads beside it."""
 SLOWER, FASTER, NOISE, SAME, UNKNOWN = "slower", "faster", "within the noise", "the same", "noise unknown"
-
-
-def read_reports(path: Path) -> list[Report]:
-    """The reports of a file that `--json` or `tvmflow report` wrote. Raises UserError."""
-    content = read_json(path)
-    if isinstance(content, dict) and isinstance(content.get("reports"), list):
-        return [check_report(report, path) for report in content["reports"]]
-    return [check_report(content, path)]
 
 
 def pairs(before: Sequence[Report], after: Sequence[Report]) -> list[tuple[Report, Report]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tvmflow.report import Report
+from tvmflow.report import Report, to_json, views
 from tvmflow.report.details import cells_of, header_of
 from tvmflow.report.search import convergence
 
@@ -66,7 +66,8 @@ def simulation_text(figures: Mapping[str, Any]) -> str:
     return (
         f"{figures['p50']:.3f} ms (simulated: {known['cycles']:,} cycles at {known['clock_mhz']:g} MHz, "
         f"{known['memory_latency_cycles']} cycles of memory latency)\n"
-        f"{low:.3f} to {high:.3f} ms where memory takes {fast} to {slow} cycles"
+        f"{low:.3f} to {high:.3f} ms where memory takes {fast} to {slow} cycles; all on upstream's Chisel core.\n"
+        f"{known['hls_ms']:.3f} ms on its HLS core, which published bitstreams are, by a model after its source alone"
     )
 
 
@@ -85,13 +86,6 @@ def windows_text(windows: Sequence[Mapping[str, Any]]) -> str:
 def _range(values: Sequence[float], digits: int) -> str:
     lowest, highest = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
     return lowest if lowest == highest else f"{lowest}–{highest}"
-
-
-def processor_text(target: Mapping[str, Any]) -> str:
-    """What the network is computed on."""
-    if gpu := target.get("gpu"):
-        return f"{gpu['model']}, {gpu['architecture']}, {gpu['sms']} SM{'s' if gpu['sms'] > 1 else ''}"
-    return target["cpu"]["model"]
 
 
 def memory_text(memory: Mapping[str, int]) -> str:
@@ -143,7 +137,7 @@ def report_text(report: Report, *, layers: bool = True) -> str:
     model, target = report["model"], report["target"]
     parts = [
         f"{model['name']} ({model['parameters']:,} parameters, {model['macs'] / 1e6:.1f} M multiply-adds) "
-        f"on {target['name']}, {processor_text(target)}",
+        f"on {target['name']}, {views.processor(target)}",
         f"verify   {verdict_text(report['verify'])}",
         "latency  " + latency_text(report).replace("\n", "\n         "),
         f"memory   {memory_text(report['memory'])}",
@@ -168,9 +162,25 @@ def render_html(document: Mapping[str, Any]) -> str:
         memory=memory_text,
         schedules=schedules_text,
         convergence=convergence,
-        processor=processor_text,
-        cells_of=cells_of,
-        header_of=header_of,
+        devices=views.devices,
+        layers=views.layers,
+        layer_basis=views.layer_basis,
+        distribution=views.distribution,
+        roofline=views.roofline,
+        sustained=views.sustained,
+        show=views.show,
+        number=views.number,
+        processor=views.processor,
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render({**document, "reports": [{"device": None, **report} for report in document["reports"]]})
+    reports = [{"device": None, **report} for report in document["reports"]]
+    return template.render({**document, "reports": reports, "device_columns": views.DEVICES})
+
+
+FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    ".html": render_html,
+    ".json": lambda document: to_json(document) + "\n",
+    ".md": views.to_markdown,
+    ".csv": views.to_csv,
+}
+"""How a collection of reports is written, by the file's suffix."""

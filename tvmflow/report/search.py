@@ -20,11 +20,13 @@ HEADROOM = 1.5
 def search_of(store: Store) -> Search:
     """A store's content in the form of `search` in docs/report.schema.json. Latencies are measured, in ms.
 
-    Raises UserError for those of an emulated board.
+    Raises UserError for those of an emulated board or a model.
     """
     identity = store.identity
     if identity.emulated:
         raise UserError(f"The records in {store.folder} are of an emulated board, whose times say nothing.")
+    if identity.modelled:
+        raise UserError(f"The records in {store.folder} are a model's choices; a report shows what was measured.")
     return {
         "board": identity.board,
         "cpu": identity.cpu,

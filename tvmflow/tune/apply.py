@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvmflow import toolchain
 from tvmflow.spec import Target, UserError
-from tvmflow.tune.store import Best, Store, find_stores, task_key
+from tvmflow.tune.store import MODELLED, Best, Store, find_stores, task_key
 
 if TYPE_CHECKING:
     from tvm import tirx
@@ -35,8 +36,9 @@ def shipped_folders() -> list[Path]:
 def find_records(target: Target, database: Path | None = None) -> dict[str, Best]:
     """The best schedule of each task that was tuned for this board, by task key.
 
-    `database` (a store, or a work dir) comes first, then the default work dir, then what tvmflow brings. Raises
-    UserError if `database` has no records for this board, with the reason.
+    `database` (a store, or a work dir) comes first, then the default work dir, then what tvmflow brings. What a model
+    has chosen is taken from `database` only. Raises UserError if `database` has no records for this board, with the
+    reason.
     """
     wanted = _identity(target)
     stores = []
@@ -70,12 +72,18 @@ def _identity(target: Target) -> Identity:
 
 def _given(database: Path, wanted: Identity) -> Store:
     errors = []
-    for folder in find_stores(database):
-        try:
-            return Store(folder, wanted)
-        except UserError as error:
-            errors.append(str(error))
+    for identity in (wanted, modelled(wanted)):  # what was measured goes first
+        for folder in find_stores(database):
+            try:
+                return Store(folder, identity)
+            except UserError as error:
+                errors.append(str(error))
     raise UserError(errors[0] if errors else f"There are no records of `tvmflow tune` in {database}.")
+
+
+def modelled(identity: Identity) -> Identity:
+    """Whose records those are that a model chose for a board."""
+    return replace(identity, cpu=f"{identity.cpu}{MODELLED}")
 
 
 def tuned_kernel(
@@ -84,7 +92,7 @@ def tuned_kernel(
     """The kernel by its best record, its task's key and by whom it is; None without a record that helps.
 
     By whom: "pointwise_nchw(tile=(6, 4)), searched" is a rule with knobs that a search found, "searched" is
-    MetaSchedule's own.
+    MetaSchedule's own, and "modelled choice" in place of "searched" says that nothing was measured.
     """
     from tvmflow.tune.space import ReplayError, expand, replay, rule_of
     from tvmflow.tune.tasks import normalized, workload_of
@@ -101,7 +109,8 @@ def tuned_kernel(
         log.info(f"The record of {best.name} can't be used, so it keeps its default: {error}")
         return None
     rule = rule_of(scheduled)
-    return kernel.without_attr("global_symbol"), key, f"{rule}, searched" if rule else "searched"
+    how = "modelled choice" if best.modelled else "searched"
+    return kernel.without_attr("global_symbol"), key, f"{rule}, {how}" if rule else how
 
 
 def is_default(candidate: str) -> bool:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from tvmflow import __version__, toolchain
 from tvmflow.spec import DeviceError, MissingDependencyError, Target, UserError, VerificationError
@@ -116,30 +116,46 @@ class LocalPool:
         self.processes = [start_process("build", settings, environment, BUILD_LIMIT_S) for _ in range(count or cores)]
 
     def compile(self, jobs: Sequence[Job], check: Callable[[], None]) -> list[Result]:
-        results: dict[int, Result] = {}
-        waiting = list(reversed(range(len(jobs))))
-        busy: dict[Worker, int] = {}
-        while waiting or busy:
-            for process in self.processes:
-                if waiting and process not in busy:
-                    busy[process] = waiting.pop()
-                    process.send(_message(jobs[busy[process]]))
-            with selectors.DefaultSelector() as selector:
-                for process in busy:
-                    selector.register(process, selectors.EVENT_READ)
-                left = min(process.deadline for process in busy) - time.monotonic()
-                selector.select(min(CHECK_S, max(0.0, left) + 0.01))
-            check()
-            for process, place in list(busy.items()):
-                answer = _outcome(process.poll)
-                if answer is not None:
-                    results[place] = answer
-                    del busy[process]
-        return [results[place] for place in range(len(jobs))]
+        return side_by_side(self.processes, [_message(job) for job in jobs], _outcome, check)
 
     def close(self) -> None:
         for process in self.processes:
             process.close()
+
+
+Outcome = TypeVar("Outcome")
+
+
+def side_by_side(
+    processes: Sequence[Worker],
+    messages: Sequence[dict[str, Any]],
+    outcome: Callable[[Callable[[], dict[str, Any] | None]], Outcome | None],
+    check: Callable[[], None],
+) -> list[Outcome]:
+    """What comes of jobs, in their order, each process having one at a time.
+
+    `outcome` makes it of a process's `poll`, or None if there is no answer yet.
+    """
+    results: dict[int, Outcome] = {}
+    waiting = list(reversed(range(len(messages))))
+    busy: dict[Worker, int] = {}
+    while waiting or busy:
+        for process in processes:
+            if waiting and process not in busy:
+                busy[process] = waiting.pop()
+                process.send(messages[busy[process]])
+        with selectors.DefaultSelector() as selector:
+            for process in busy:
+                selector.register(process, selectors.EVENT_READ)
+            left = min(process.deadline for process in busy) - time.monotonic()
+            selector.select(min(CHECK_S, max(0.0, left) + 0.01))
+        check()
+        for process, place in list(busy.items()):
+            answer = outcome(process.poll)
+            if answer is not None:
+                results[place] = answer
+                del busy[process]
+    return [results[place] for place in range(len(messages))]
 
 
 def _message(job: Job) -> dict[str, str]:

@@ -81,8 +81,10 @@ def prepare(
     options = Options(trials=trials, budget_s=parse_duration(time_budget), seed=seed, min_gain=min_gain)
     chosen, reason = measure.choose_runner(runner, target, [where.name for where in boards])
     log.info(f"Tuning {model} for {target.name} with the {chosen} runner: {reason}")
+    if chosen == "modelled" and builders:
+        raise UserError("--builders compiles kernels for CPUs; the modelled runner compiles for the GPU here.")
     load = os.getloadavg()[0]
-    if chosen == "local" and load > BUSY * target.cpu.cores:
+    if chosen == "local" and target.gpu is None and load > BUSY * target.cpu.cores:
         log.info(f"This computer is busy (load {load:.1f} on {target.cpu.cores} cores), which spoils what is measured")
     return Plan(
         target=target,
@@ -114,6 +116,10 @@ def list_tasks(target: Target, model: str, shapes: Sequence[Any]) -> tuple[str, 
 
 def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
     """Search, and say what came of it. KeyboardInterrupt passes after a word on how to go on."""
+    if plan.runner == "modelled":
+        from tvmflow.tune import modelled
+
+        return modelled.tune(plan, names)
     from tvmflow.frontend import import_model
     from tvmflow.tune.tasks import extract, select
 

@@ -12,6 +12,8 @@ from tvmflow.tune import exchange
 from tvmflow.tune.session import failure_text
 from tvmflow.tune.store import RECORDS, Store, find_stores
 
+MODELLED_NOTE = "chosen by a model that nobody has calibrated: no times are shown"
+
 
 def _only(folder: Path) -> Path:
     """The one store in a folder. Raises UserError."""
@@ -35,7 +37,7 @@ def show(folder: Path) -> tuple[str, Any]:
         for key, best in bests.items():
             trials = store.trials(key)
             failed = sum(trial["outcome"] != "ok" for trial in trials.values())
-            shown = f"{1e3 * best.ms:.3g} µs" if best and not store.identity.emulated else ""
+            shown = f"{1e3 * best.ms:.3g} µs" if best and not store.identity.unmeasured else ""
             figures = [shown, best.candidate + ("" if best.compared else " *")] if best else ["", ""]
             rows.append([store.tasks[key]["name"], len(trials), failed, *figures])
         identity = store.identity
@@ -44,7 +46,7 @@ def show(folder: Path) -> tuple[str, Any]:
             f"{text_table(['task', 'trials', 'failed', 'best', 'by'], rows)}\n\n"
             f"{store.spent(store.tasks)} trials in {store.seconds(store.tasks):.0f} s, "
             f"failed: {failure_text(failures)}; {store.quarantined} unusable lines\n"
-            "* not yet measured in turns with the default"
+            f"{MODELLED_NOTE if identity.modelled else '* not yet measured in turns with the default'}"
         )
         contents.append(
             {
@@ -59,8 +61,8 @@ def show(folder: Path) -> tuple[str, Any]:
                         "name": store.tasks[key]["name"],
                         "trials": len(store.trials(key)),
                         "best": best.candidate if best else None,
-                        "best_ms": best.ms if best and not identity.emulated else None,
-                        "default_ms": best.default_ms if best and not identity.emulated else None,
+                        "best_ms": best.ms if best and not identity.unmeasured else None,
+                        "default_ms": best.default_ms if best and not identity.unmeasured else None,
                     }
                     for key, best in bests.items()
                 ],

@@ -53,7 +53,12 @@ class LocalMeasurer:
         lent = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         threads = min(target.cpu.cores, len(lent) or os.cpu_count() or 1)
         # the last cores: interrupts and other programs prefer the first
-        settings = {"parent": os.getpid(), "shortest_ms": SHORTEST_MS, "cpus": lent[-threads:]}
+        settings = {
+            "parent": os.getpid(),
+            "shortest_ms": SHORTEST_MS,
+            "cpus": lent[-threads:],
+            "device": device(target),
+        }
         environment = {**toolchain.python_environment(), "TVM_NUM_THREADS": str(threads)}
         self.runner = start_process("run", settings, environment, RUN_LIMIT_S)
 
@@ -114,6 +119,11 @@ class LocalMeasurer:
         self.runner.close()
 
 
+def device(target: Target) -> str:
+    """What candidates for a board run on: "cpu" or "cuda"."""
+    return "cpu" if target.gpu is None else "cuda"
+
+
 RUNNERS = ("auto", "local", "rpc", "modelled")
 
 
@@ -132,6 +142,8 @@ def choose_runner(choice: str, target: Target, boards: Sequence[str] = ()) -> tu
         raise UserError(f"--runner {choice} needs no board over the network; leave out --ssh and --host.")
     if choice == "rpc":
         raise UserError("--runner rpc needs a board: --ssh user@host, or --host 127.0.0.1:PORT with --token-file.")
+    if target.gpu is not None:
+        return _gpu_runner(choice, target)
     native = target.kind == "llvm" and target.elf == TARGETS["host"].elf
     if choice in ("auto", "local") and native:
         return "local", f"{target.name} is this computer"
@@ -146,5 +158,24 @@ def choose_runner(choice: str, target: Target, boards: Sequence[str] = ()) -> tu
             "where `tvmflow serve` runs."
         )
     raise MissingDependencyError(
-        f"--runner {choice} needs a model of {target.name}'s latency, which this version of tvmflow doesn't have yet."
+        f"--runner {choice} needs a model of {target.name}'s latency, and tvmflow has one of GPUs only."
+    )
+
+
+def _gpu_runner(choice: str, target: Target) -> tuple[str, str]:
+    """Of a board with a GPU and no other computer named: it is here, or a model ranks candidates."""
+    from tvmflow.cuda import nvrtc
+    from tvmflow.cuda.backend import missing_device
+
+    nvrtc.require()
+    if choice == "modelled":
+        return "modelled", "candidates are compiled and ranked by a model; nothing is measured"
+    missing = missing_device(target)
+    if missing is None:
+        return "local", "its GPU is in this computer"
+    if choice == "local":
+        raise MissingDependencyError(f"--runner local times on a GPU in this computer, and {missing}.")
+    return "modelled", (
+        f"{missing}. Candidates are compiled and ranked by a model; a GPU would let them be measured, and is the only "
+        "way to know which is fastest"
     )

@@ -25,7 +25,7 @@ from tvmflow.deploy import why_incompatible
 from tvmflow.rpc import Place, health, reach
 from tvmflow.spec import DeviceError, Target, UserError
 from tvmflow.tune.builders import Builders, start_process
-from tvmflow.tune.measure import REPEATS, SHORTEST_MS
+from tvmflow.tune.measure import REPEATS, SHORTEST_MS, device
 from tvmflow.tune.processes import CHECK_S, Worker, WorkerError
 from tvmflow.tune.store import EMULATED, Identity, Result
 
@@ -75,7 +75,12 @@ class Board:
         self.process = self._start()
 
     def _start(self) -> Worker:
-        settings = {"parent": os.getpid(), "shortest_ms": SHORTEST_MS, "threads": self.target.cpu.cores}
+        settings = {
+            "parent": os.getpid(),
+            "shortest_ms": SHORTEST_MS,
+            "threads": self.target.cpu.cores,
+            "device": device(self.target),
+        }
         self.had_session = False
         return start_process("remote", settings, toolchain.python_environment(), RUN_LIMIT_S)
 

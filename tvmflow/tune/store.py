@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmflow.spec import UserError
+from tvmflow.spec import Basis, UserError
 
 Entry = dict[str, Any]
 
@@ -64,6 +64,10 @@ EMULATED = ", emulated by "
 """What the CPU of an identity has in it if the times are an emulator's, which say nothing."""
 
 
+MODELLED = ", modelled"
+"""How the CPU of an identity ends if no device was there and its times are a model's: good for an order only."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Identity:
     """Whose records: the board, its CPU, the dict of its tvm Target, the versions of TVM and of the rule set."""
@@ -85,9 +89,20 @@ class Identity:
         return EMULATED in self.cpu
 
     @property
-    def basis(self) -> str:
+    def modelled(self) -> bool:
+        return self.cpu.endswith(MODELLED)
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether its times say nothing of the board, so that they are never shown and teach nobody."""
+        return self.emulated or self.modelled
+
+    @property
+    def basis(self) -> Basis:
         """Of its latencies: VTA's are those of a simulator."""
-        return "simulated" if self.target.get("kind") == "vta" else "emulated" if self.emulated else "measured"
+        if self.target.get("kind") == "vta":
+            return "simulated"
+        return "emulated" if self.emulated else "modelled" if self.modelled else "measured"
 
     def differences(self, other: Identity) -> list[str]:
         """The fields in which they differ, with both values."""
@@ -97,7 +112,10 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The schedule to use for a task: the winner of a comparison (`compared`), or the fastest record so far."""
+    """The schedule to use for a task: the winner of a comparison (`compared`), or the fastest record so far.
+
+    With `modelled` a model has chosen it, its times are no times, and it was found to compute what it should.
+    """
 
     task: str
     name: str
@@ -106,6 +124,7 @@ class Best:
     ms: float
     default_ms: float | None
     compared: bool
+    modelled: bool = False
 
 
 class Store:
@@ -179,7 +198,10 @@ class Store:
                 ms=typical(winner["ms"]),
                 default_ms=typical(winner["default_ms"]) if winner["default_ms"] else None,
                 compared=True,
+                modelled=self.identity.modelled,
             )
+        if self.identity.modelled:  # only winners were checked
+            return None
         fastest = min((row for row in good.values() if "record" in row), key=latency_ms, default=None)
         if fastest is None:
             return None

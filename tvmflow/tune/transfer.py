@@ -70,11 +70,11 @@ def _nearest_first(folders: Sequence[Path], wanted: Identity) -> list[Store]:
 def distance(identity: Identity, wanted: Identity) -> int | None:
     """0 for the same identity, then the same board, then the same architecture; None if there is nothing to learn.
 
-    From an emulated board there isn't.
+    From an emulated board or a model there isn't.
     """
     if identity == wanted:
         return 0
-    if identity.emulated:
+    if identity.unmeasured:
         return None
     if (identity.board, identity.cpu) == (wanted.board, wanted.cpu):
         return 1

@@ -34,7 +34,10 @@ STEADY, MOST_ROUNDS = 1.1, 3
 
 
 class Builder:
-    """Compiles {"module", "output"}: a TensorIR module as TVM's JSON, and where its library goes."""
+    """Compiles {"module", "output"}: a TensorIR module as TVM's JSON, and where its library goes.
+
+    For a GPU, a module without threads is compiled for the CPU beside it: it is the reference.
+    """
 
     def __init__(self, settings: dict[str, Any]) -> None:
         from tvmflow import toolchain
@@ -45,7 +48,13 @@ class Builder:
 
     def __call__(self, job: dict[str, Any]) -> Answer:
         module = tvm.ir.load_json(job["module"])
-        tvm.compile(module, target=self.target).export_library(job["output"], fcompile=self.compiler)
+        if str(self.target.kind) == "cuda":
+            from tvmflow.cuda.rank import compile_for_gpu
+
+            library = compile_for_gpu(module, self.target)
+        else:
+            library = tvm.compile(module, target=self.target)
+        library.export_library(job["output"], fcompile=self.compiler)
         return {"outcome": "ok"}
 
 
@@ -53,11 +62,12 @@ class Runner:
     """Times {"library", "reference", "arguments", "best_ms", "repeats"}, or several libraries in turn.
 
     Every buffer is filled with noise; those that the reference changes are outputs. A candidate must leave the same in
-    all of them.
+    all of them. The reference runs on the CPU, candidates on the `device` of the settings.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.cpu = tvm.cpu()
+        self.device = tvm.cuda(0) if settings.get("device") == "cuda" else self.cpu
         self.shortest_ms = settings["shortest_ms"]
         self.reference: tuple[str, list[np.ndarray], list[np.ndarray]] = ("", [], [])
 
@@ -69,7 +79,7 @@ class Runner:
         for library in libraries:
             tensors = [
                 # an element that isn't written stays what no kernel computes
-                tvm.runtime.tensor(given if given is wanted else np.full_like(given, _stale(given.dtype)), self.cpu)
+                tvm.runtime.tensor(given if given is wanted else np.full_like(given, _stale(given.dtype)), self.device)
                 for given, wanted in zip(before, after, strict=True)
             ]
             library["main"](*tensors)
@@ -85,11 +95,11 @@ class Runner:
         """Times of each library in ms: in turns, so that a machine that changes its pace changes it for all."""
         timers: list[Callable[[], float]] = []
         for library in libraries:
-            shortest = 1e3 * min(library.time_evaluator("main", self.cpu, number=1, repeat=2)(*tensors).results)
+            shortest = 1e3 * min(library.time_evaluator("main", self.device, number=1, repeat=2)(*tensors).results)
             if job["best_ms"] and shortest > SLOW * job["best_ms"]:
                 return [[shortest]]
             number = max(1, min(MOST_CALLS, round(self.shortest_ms / max(shortest, 1e-6))))
-            evaluator = library.time_evaluator("main", self.cpu, number=number, repeat=1)
+            evaluator = library.time_evaluator("main", self.device, number=number, repeat=1)
             timers.append(functools.partial(_milliseconds, evaluator, tensors))
         samples: list[list[float]] = [[] for _ in timers]
         for _ in range(MOST_ROUNDS):
@@ -121,7 +131,7 @@ class RemoteRunner(Runner):
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)
-        self.threads = settings["threads"]
+        self.threads, self.on_gpu = settings["threads"], settings.get("device") == "cuda"
         self.session: Any = None
         self.sent: set[str] = set()
 
@@ -146,6 +156,7 @@ class RemoteRunner(Runner):
         facts = parse_facts(self.session.get_function("tvmflow.facts")())
         self.session.get_function("runtime.config_threadpool")(1, min(self.threads, int(facts.get("cores", 1))))
         self.cpu = self.session.cpu(0)
+        self.device = self.session.cuda(0) if self.on_gpu else self.cpu
         return {"outcome": "ok", "facts": facts}
 
     def load(self, path: str) -> Any:
@@ -189,7 +200,13 @@ def _die_with_parent(parent: int) -> None:
         sys.exit()
 
 
-KINDS: dict[str, Any] = {"build": Builder, "run": Runner, "remote": RemoteRunner}
+def _cuda_model(settings: dict[str, Any]) -> Callable[[dict[str, Any]], Answer]:
+    from tvmflow.cuda.rank import Model
+
+    return Model(settings)
+
+
+KINDS: dict[str, Any] = {"build": Builder, "run": Runner, "remote": RemoteRunner, "cuda-model": _cuda_model}
 
 
 def main() -> None:

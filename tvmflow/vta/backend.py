@@ -150,12 +150,15 @@ def time(
     executable = programs.read(bundle.library.parent)
     timed = timing.simulate(executable, board)
     band = [timing.simulate(executable, board.with_latency(cycles)).latency_ms for cycles in target.vta.latency_band]
+    modelled = replace(board, core="hls")  # what the published bitstreams are, with no RTL to hold the model against
     facts = {
+        "core": board.core,
         "cycles": timed.cycles,
         "clock_mhz": board.clock_mhz,
         "memory_latency_cycles": board.read_latency,
         "band_latency_cycles": list(target.vta.latency_band),
         "band_ms": band,
+        "hls_ms": timing.simulate(executable, modelled).latency_ms,
         "accelerator_share": 1.0,
     }
     measurement = Measurement(

@@ -26,9 +26,6 @@ from tvmflow.vta.isa import Alu, Finish, Gemm, Instruction, Load, Memory, Operat
 LOAD, COMPUTE, STORE = 0, 1, 2
 """The queues."""
 
-HAZARD_DISTANCE = 20
-"""Micro-ops between two uses of an accumulator tile in one instruction: the HLS core's pipeline isn't guarded."""
-
 NEVER = -1
 LEAST, MOST = -(2**31), 2**31 - 1
 
@@ -51,7 +48,6 @@ class Draft:
     """An instruction before its tokens are known: `tokens` grow while later instructions come to wait for it."""
 
     instruction: Instruction
-    layer: int
     tokens: set[str] = field(default_factory=set)
 
     def finished(self) -> Instruction:
@@ -113,8 +109,6 @@ class Stream:
         self.drafts: list[Draft] = []
         self.uops: list[Uop] = []
         self.inp, self.wgt, self.acc = Buffer(config.inp_depth), Buffer(config.wgt_depth), Buffer(config.acc_depth)
-        self.layer = -1
-        """The number of the layer that the next instructions are for."""
         self._queues: tuple[list[Draft], list[Draft], list[Draft]] = ([], [], [])
         # the last instruction of a queue that wrote or read each tile
         self._loaded = {Memory.INP: _nobody(config.inp_depth), Memory.WGT: _nobody(config.wgt_depth)}
@@ -179,7 +173,18 @@ class Stream:
         if not -(2**15) <= imm < 2**15:
             raise Infeasible(f"{imm} is no constant of 16 bits.")
         span = slice(start, start + count)
-        self._alu(operation, Loop(1), Loop(count, 1, 1), Uop(start, start), span, imm)
+        begin = self._place_uops((Uop(start, start),))  # some cores read ACC[src] where others read ACC[dst]
+        instruction = Alu(
+            operation=operation,
+            uop_bgn=begin,
+            uop_end=begin + 1,
+            iter_in=count,
+            dst_factor_in=1,
+            src_factor_in=1,
+            use_imm=True,
+            imm=imm,
+        )
+        self._computed[span] = self._emit(COMPUTE, instruction, {STORE: self._last_store(span)})
         if operation == Operation.MAX:
             self._low[span], self._high[span] = (np.maximum(part[span], imm) for part in (self._low, self._high))
         elif operation == Operation.MIN:
@@ -188,12 +193,6 @@ class Stream:
             self._low[span], self._high[span] = (part[span] >> imm for part in (self._low, self._high))
         else:
             self._low[span], self._high[span] = LEAST, MOST
-
-    def add(self, outer: Loop, inner: Loop, uop: Uop) -> None:
-        """ACC tiles are added to others, in two cycles each."""
-        span = _span(0, outer, inner, [uop])
-        self._alu(Operation.ADD, outer, inner, uop, span, None)
-        self._low[span], self._high[span] = LEAST, MOST
 
     def constant(self, start: int, count: int, value: int) -> None:
         """ACC tiles become `value`, by one instruction where all that they can hold is on one side of it."""
@@ -251,30 +250,12 @@ class Stream:
         self._computed[acc] = index = self._emit(COMPUTE, instruction, {LOAD: loaded, STORE: self._last_store(acc)})
         return index
 
-    def _alu(self, operation: Operation, outer: Loop, inner: Loop, uop: Uop, acc: slice, imm: int | None) -> None:
-        begin = self._place_uops((uop,))
-        _check_loops(outer, inner)
-        instruction = Alu(
-            operation=operation,
-            uop_bgn=begin,
-            uop_end=begin + 1,
-            iter_out=outer.times,
-            iter_in=inner.times,
-            dst_factor_out=outer.dst,
-            dst_factor_in=inner.dst,
-            src_factor_out=outer.src,
-            src_factor_in=inner.src,
-            use_imm=imm is not None,
-            imm=imm or 0,
-        )
-        self._computed[acc] = self._emit(COMPUTE, instruction, {STORE: self._last_store(acc)})
-
     def _last_store(self, acc: slice) -> int:
         """The last store that reads what is about to be overwritten."""
         return int(self._stored[acc].max())
 
     def _emit(self, queue: int, instruction: Instruction, waits: dict[int, int]) -> int:
-        draft = Draft(instruction, self.layer)
+        draft = Draft(instruction)
         index = len(self._queues[queue])
         for producer, needed in waits.items():
             if needed > self._synced[producer, queue]:
@@ -350,7 +331,7 @@ def _cycles(instruction: Instruction) -> int:
     if isinstance(instruction, Gemm):
         return instruction.steps + 7
     if isinstance(instruction, Alu):
-        return instruction.steps * (1 if instruction.use_imm else 2) + 7
+        return instruction.steps + 7
     if isinstance(instruction, Store):
         return 3 * instruction.y_size * instruction.x_size + 50
     return 2

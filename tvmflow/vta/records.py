@@ -1,7 +1,7 @@
 """Tilings as records of a search: what a task is, and how a tiling is written in a ledger.
 
-A task is a layer after the one before it: what it adds to the program that ends with that one. Layers alike in all that
-decides how a tiling fares (shapes, strides, shifts, whether there is a bias) are one task.
+A task is a layer after the one before it: what it adds to the program that ends with that one. Layers of the same
+shapes are one task, whatever their weights and shifts, so that a network which is quantised anew keeps its records.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from tvmflow.tune.store import Best
 
 FORMAT = 1
-"""Of what tasks and tilings mean; another one makes other tasks."""
+"""Of what tilings mean and how they are timed. Another one retires all records, of which any stays a right program."""
 
 
 def describe(work: Work | None) -> dict[str, Any]:
-    """All that decides how a tiling of a layer fares."""
+    """What decides how a tiling of a layer fares."""
     if work is None:
         return {}
     layer = work.layer
@@ -37,10 +37,7 @@ def describe(work: Work | None) -> dict[str, Any]:
         "padding": list(layer.padding),
         "dilation": list(layer.dilation),
         "groups": layer.groups,
-        "shifts": list(work.shifts),
         "bias_tiles": work.bias_count,
-        "start": list(work.start),
-        "saturates": list(work.saturates),
     }
 
 

@@ -2,12 +2,11 @@
 
 A candidate is compiled after the layer before it, checked, and simulated; its time is what it adds. Simulation has no
 noise, so one run is enough. At the end the fastest of each layer are tried in the whole network, one layer after the
-other with all that was decided before, and the winner is what makes the network fastest.
+other with all that was decided so far, and the winner is what makes the network fastest.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shlex
 import sys
@@ -23,30 +22,28 @@ from tvmflow.tune import progress
 from tvmflow.tune.apply import default_work_dir
 from tvmflow.tune.command import parse_duration, summary
 from tvmflow.tune.session import Options, Session
-from tvmflow.tune.store import Identity, Result, Store
+from tvmflow.tune.store import Identity, Result, Store, latency_ms
 from tvmflow.vta import timing
 from tvmflow.vta.backend import hardware, import_network
 from tvmflow.vta.check import check
 from tvmflow.vta.compile import Compiled, compile_works, default_tiling, prepare
 from tvmflow.vta.config import Config
 from tvmflow.vta.emit import Infeasible
-from tvmflow.vta.records import recorded, task_key_of
+from tvmflow.vta.records import FORMAT, recorded, task_key_of
 from tvmflow.vta.space import Candidate, CostModel, Space, Task, tasks_of
 from tvmflow.vta.stages import configuration
 from tvmflow.vta.tiles import Tiling, Work
 
 log = logging.getLogger("tvmflow.tune")
 
-SOURCES = ("emit.py", "tiles.py", "compile.py", "layout.py", "records.py", "timing.py")
-"""What a tiling's meaning and time follow from."""
+FINALISTS, SWEEPS = 5, 2
+"""How many of a layer's fastest tilings are tried in the whole network, and how often its layers are gone through."""
 
 
 def identity(target: Target) -> Identity:
     """Whose records those of this board are."""
     assert target.vta is not None
     facts = target.vta
-    here = Path(__file__).parent
-    digest = hashlib.sha256(b"".join((here / name).read_bytes() for name in SOURCES)).hexdigest()
     return Identity(
         board=target.name,
         cpu=f"VTA {configuration(target).bitstream}",
@@ -58,7 +55,7 @@ def identity(target: Target) -> Identity:
             "latency_cycles": facts.latency_cycles,
         },
         tvm="none",
-        rules=digest[:16],
+        rules=f"tilings-{FORMAT}",
     )
 
 
@@ -97,8 +94,8 @@ class SimulatedMeasurer:
         return Result(outcome="ok", ms=(added / self.board.clock_mhz / 1e3,))
 
     def compare(self, task: Task, candidates: Sequence[Candidate], rounds: int) -> list[tuple[float, ...]]:
-        """What `measure` says of candidates that were measured before."""
-        return [result.ms for result in self.measure(task, candidates, None)]
+        """Nothing: simulated times needn't be taken in turns."""
+        return []
 
     def choose(self, task: Task, candidates: Sequence[Candidate]) -> Candidate:
         """The candidate that makes the whole network fastest, with all that was chosen before."""
@@ -180,17 +177,34 @@ class SimulatedSession(Session):
         except KeyError:
             return None
 
-    def _compare(self, key: str, names: Sequence[str]) -> None:
-        """In the whole network, where a layer also decides when its neighbours can begin."""
-        task: Any = next(task for task in self.tasks if task.key == key)
-        candidates = [found for name in names if (found := self._replay(key, name)) is not None]
-        times = self.measurer.compare(task, candidates, 1)
-        if not candidates or not all(times):
+    def _decide(self) -> None:
+        """The fastest of each task in the whole network, where a layer also decides when its neighbours can begin."""
+        decided = [entry["kind"] for entry in self.store.entries if entry["kind"] in ("trial", "winner")]
+        tasks: dict[str, Any] = {task.key: task for task in self.tasks}
+        if decided[-len(tasks) :] == ["winner"] * len(tasks):
             return
-        best = self.measurer.choose(task, candidates)
-        ms = list(times[candidates.index(best)])
+        finalists = {key: self._finalists(key) for key in tasks if self.store.best(key) is not None}
+        for _ in range(SWEEPS):
+            for key, candidates in finalists.items():
+                self.check()
+                self.measurer.choose(tasks[key], candidates)
         self._spend("run")
-        self.store.append([self._entry("winner", task=key, candidate=best.text, ms=ms, default_ms=list(times[0]))])
+        winners = []
+        for key, candidates in finalists.items():
+            best = next(it for it in candidates if it.tiling == self.measurer.chosen[key])
+            trials = self.store.trials(key)
+            ms, default_ms = trials[best.text]["ms"], trials[candidates[0].text]["ms"]
+            winners.append(self._entry("winner", task=key, candidate=best.text, ms=ms, default_ms=default_ms))
+        self.store.append(winners)
+        self.watch(self.state())
+
+    def _finalists(self, key: str) -> list[Candidate]:
+        """The default, and the fastest of the others."""
+        good = {text: trial for text, trial in self.store.trials(key).items() if trial["outcome"] == "ok"}
+        default = self.spaces[key].default.text
+        names = sorted((name for name in good if name != default), key=lambda name: latency_ms(good[name]))
+        replayed = (self._replay(key, name) for name in (default, *names[: self.options.finalists]) if name in good)
+        return [candidate for candidate in replayed if candidate is not None]
 
 
 def list_tasks(target: Target, model: str) -> tuple[str, Any]:
@@ -219,7 +233,8 @@ def tune(
 ) -> tuple[str, Any]:
     """Search, and say what came of it. KeyboardInterrupt passes after a word on how to go on."""
     started = time.perf_counter()
-    options = Options(trials=trials, budget_s=parse_duration(time_budget), seed=seed, min_gain=min_gain)
+    budget_s = parse_duration(time_budget)
+    options = Options(trials=trials, budget_s=budget_s, seed=seed, min_gain=min_gain, finalists=FINALISTS)
     config, board, whose = configuration(target), hardware(target), identity(target)
     folder = (work_dir or default_work_dir()) / whose.folder
     log.info(f"Tuning {model} for {target.name} with the simulated runner: no board is needed")

@@ -18,7 +18,8 @@ from typing import Literal
 import numpy as np
 
 from tvmflow.integer import IntegerLayer, accumulator_range
-from tvmflow.vta.emit import HAZARD_DISTANCE, Infeasible, Loop, Stream
+from tvmflow.vta.check import HLS_DISTANCE
+from tvmflow.vta.emit import Infeasible, Loop, Stream
 from tvmflow.vta.isa import Memory, Operation, Uop
 from tvmflow.vta.layout import Tensor, bias_tiles, is_diagonal, weight_tiles
 
@@ -64,8 +65,9 @@ class Work:
     source: Tensor
     target: Tensor
     lowest: int
-    """The least and the most of what it reads."""
+    """The least of what it reads."""
     highest: int
+    """The most of it."""
 
     @property
     def block(self) -> int:
@@ -167,8 +169,8 @@ class Work:
 
     @cached_property
     def passes(self) -> int:
-        """ALU instructions that a tile is finished by."""
-        shifts = max(-(-shift // MAX_SHIFT) for shift in self.shifts)
+        """ALU instructions that a tile is finished by, at least."""
+        shifts = min(-(-shift // MAX_SHIFT) for shift in self.shifts)
         return max(1, shifts + sum(self.saturates))
 
     @cached_property
@@ -359,13 +361,13 @@ class _Tile:
         """GEMM over all combinations of `loops` and, around them, of `reduction`, which adds up in the same tiles."""
         longest = sorted((loop for loop in loops if loop.times > 1), key=lambda loop: loop.times)
         within = int(np.prod([loop.times for loop in longest])) if longest else 1
-        if reduction.times > 1 and (len(longest) > 2 or within < HAZARD_DISTANCE):
+        if reduction.times > 1 and (len(longest) > 2 or within < HLS_DISTANCE):
             for step in range(reduction.times):
                 moved = Uop(begin.dst, begin.src + step * reduction.src, begin.wgt + step * reduction.wgt)
                 self._multiply(loops, moved)
             return
-        inner = longest.pop() if longest else Loop(1)
-        outer = reduction if reduction.times > 1 else longest.pop() if longest else Loop(1)
+        inner = longest.pop() if longest else ONCE
+        outer = reduction if reduction.times > 1 else longest.pop() if longest else ONCE
         uops = [begin]
         for loop in longest:
             uops = [

@@ -80,6 +80,7 @@ static const char *error_text(int code, const char *message) {
   }
 }
 
+/* Whether something was written around an allocation; if so, the message says what. */
 static int overran(const shared_state *state, char *message, size_t size, const char *who) {
   size_t page = sysconf(_SC_PAGESIZE);
   for (const allocation *found = state->allocations; found; found = found->next) {

@@ -62,8 +62,7 @@ struct Fiber {
 static const size_t STACK_BYTES = 256 << 10;
 static const size_t PAGE = 4096;
 static Fiber fibers[1024];
-static int allocated, running;
-static bool in_fiber;
+static int running;
 static void *scheduler;
 static void (*body)(void **);
 static void **arguments;
@@ -79,9 +78,8 @@ __asm__(".text\n.p2align 4\nstandin_switch:\n"
         "pushq %rbp\npushq %rbx\npushq %r12\npushq %r13\npushq %r14\npushq %r15\n"
         "movq %rsp, (%rdi)\nmovq %rsi, %rsp\n"
         "popq %r15\npopq %r14\npopq %r13\npopq %r12\npopq %rbx\npopq %rbp\nretq\n");
-static const int SAVED = 6;   // registers below the return address
-static const int ENTRY = 6;   // where the return address lies
-static const int FRAME = 8;   // leaves the stack as a call would
+static const int ENTRY = 6;  // the word that is the return address, above six saved registers
+static const int FRAME = 8;  // words; afterwards the stack is as a call leaves it
 #elif defined(__aarch64__)
 __asm__(".text\n.p2align 4\nstandin_switch:\n"
         "sub sp, sp, #160\n"
@@ -93,8 +91,8 @@ __asm__(".text\n.p2align 4\nstandin_switch:\n"
         "ldp x27, x28, [sp, #64]\nldp x29, x30, [sp, #80]\n"
         "ldp d8, d9, [sp, #96]\nldp d10, d11, [sp, #112]\nldp d12, d13, [sp, #128]\nldp d14, d15, [sp, #144]\n"
         "add sp, sp, #160\nret\n");
-static const int ENTRY = 11;
-static const int FRAME = 20;
+static const int ENTRY = 11;  // the word that is x30
+static const int FRAME = 20;  // words
 #else
 #error "the stand-in runs on x86-64 and aarch64"
 #endif
@@ -195,6 +193,7 @@ static bool release_warp(int first, int threads) {
   return any;
 }
 
+// What a lane gives and what it takes are bits: a vote, or a value of up to eight bytes.
 static uint64_t in_warp(Operation operation, unsigned mask, uint64_t given, int operand, int width, int site) {
   Fiber &me = fibers[running];
   me.mask = mask, me.operation = operation, me.given = given, me.operand = operand, me.width = width;
@@ -292,7 +291,6 @@ static int launch(const char *name, void (*kernel)(void **), bool synchronises, 
         for (unsigned x = 0; x < grid[0]; x++) {
           blockIdx = {x, y, z};
           poison_shared(dynamic_bytes);
-          in_fiber = synchronises;
           if (synchronises) {
             run_block(order);
             continue;
@@ -303,7 +301,6 @@ static int launch(const char *name, void (*kernel)(void **), bool synchronises, 
             kernel(given);
           }
         }
-  in_fiber = false;
   for (int index = 0; index < 4; index++) sigaction(SIGNALS[index], &before[index], 0);
   free(dynamic_shared);
   return code;

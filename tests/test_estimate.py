@@ -1,0 +1,105 @@
+"""`tvmflow estimate`: what is counted is right, and bounds are bounds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import jsonschema
+import networks
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+
+from tvmflow.estimate import analyse, describe, estimate, roof_of, text
+from tvmflow.frontend import import_model, parse_input_shape
+from tvmflow.targets import TARGETS
+
+PI = TARGETS["raspberry-pi-4b"]
+
+
+@pytest.fixture(scope="module")
+def network():
+    return analyse(import_model("networks:plain", [parse_input_shape("1x3x21x26")]))
+
+
+def test_multiply_adds_with_padding_are_not_counted(network):
+    """Beside convolutions of ones, whose results are how many products met the input."""
+    model, wanted = networks.plain(), {}
+
+    def count(name):
+        def hook(layer, inputs, _):
+            ones = torch.ones_like(inputs[0], dtype=torch.float64)
+            weights = torch.ones_like(layer.weight, dtype=torch.float64)
+            options = (None, layer.stride, layer.padding, layer.dilation, layer.groups)
+            wanted[name] = int(nn.functional.conv2d(ones, weights, *options).sum())
+
+        return hook
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(count(name))
+    model(torch.zeros(1, 3, 21, 26))
+    found = {name: work.live_macs for work in network.works for name in work.layer.modules if name in wanted}
+    assert found == wanted
+    assert all(work.live_macs <= work.layer.macs for work in network.works)
+
+
+def test_elements_are_counted(network):
+    model = networks.plain()
+    by_name = {name: work for work in network.works for name in work.layer.modules}
+    stem = by_name["stem"]
+    assert stem.weights == sum(parameter.numel() for parameter in model.stem.parameters())
+    assert (stem.inputs, stem.output) == (3 * 10 * 13, 32 * 5 * 7)
+    assert network.weights == sum(work.weights for work in network.works)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_board_has_an_estimate(network, name):
+    target = TARGETS[name]
+    found = estimate(network, target)
+    assert (found["basis"], found["meaning"]) == ("modelled", "lower bound")
+    assert (found["latency_ms"] is None) is (roof_of(target) is None)
+    assert found["fits"]["fits"] is True
+    if (roof := roof_of(target)) is not None:
+        least = sum(work.live_macs for work in network.works) / roof.macs_per_s
+        assert found["latency_ms"] >= 1e3 * least * (1 - 1e-9)
+        assert found["latency_ms"] <= 1e-3 * sum(row["us"] for row in found["layers"]) * (1 + 1e-9)
+        assert {row["bound"] for row in found["layers"]} <= {"compute", "memory"}
+
+
+def test_weights_come_from_memory_if_no_cache_holds_them(network):
+    kept = estimate(network, PI)
+    streamed = estimate(network, replace(PI, cpu=replace(PI.cpu, l2_bytes=4096)))
+    assert streamed["latency_ms"] > kept["latency_ms"]
+    weights = 4 * network.weights / (1e6 * PI.cpu.memory_gbps)
+    assert streamed["latency_ms"] >= weights - 4096 / (1e6 * PI.cpu.memory_gbps)
+    assert "memory" in {row["bound"] for row in streamed["layers"]}
+
+
+def test_what_does_not_fit_is_said(network):
+    board = TARGETS["mps3-an547"]
+    small = replace(board, mcu=replace(board.mcu, flash_bytes=1024))
+    found = estimate(network, small)
+    assert found["fits"]["fits"] is False
+    assert "of 1 KiB flash" in text(network.program, [found])
+
+
+def test_without_a_clock_there_is_no_time(network):
+    board = replace(PI, cpu=replace(PI.cpu, clock_mhz=0))
+    found = estimate(network, board)
+    assert found["latency_ms"] is None
+    assert "clock isn't known" in text(network.program, [found])
+    assert describe(roof_of(board)) is None
+
+
+def test_command(tvmflow, tmp_path):
+    options = ("--model", "networks:tiny", "--input-shape", "1x3x9x7", "--json", tmp_path / "out.json")
+    done = tvmflow("estimate", "--board", "raspberry-pi-5", *options, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
+    assert done.code == 0, done.err
+    assert "modelled: lower bounds" in done.out
+    content = json.loads((tmp_path / "out.json").read_text())
+    schema = json.loads((ROOT / "docs" / "report.schema.json").read_text())
+    jsonschema.validate(content, {"$ref": "#/$defs/estimate", "$defs": schema["$defs"]})
+    tvmflow("estimate", "--board", "pi").failed_with(4, "There is no board")

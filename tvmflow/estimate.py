@@ -1,0 +1,292 @@
+"""What a network takes at least on a board, from its graph and the board's data sheet: nothing is built or run.
+
+Every figure of time is modelled and a lower bound: programs as tvmflow makes them can't be faster, and are slower. A
+layer takes at least as long as its multiply-adds at the highest rate that the board has, and as what has to come from
+memory takes on the way: weights if all of them are more than the last cache holds, and tensors as far as those of one
+layer are. Multiply-adds with padding aren't counted, nor is what a kernel takes to be started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tvmflow.spec import Layer, Program, Target
+
+if TYPE_CHECKING:
+    from tvm import tirx
+
+ELEMENT_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+MACS_PER_CYCLE = {"dsp": 2, "mve": 8}
+"""Of int8 on a microcontroller's core: SMLAD does two products, VMLADAVA sixteen in two beats of a Cortex-M55."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roof:
+    """What a board can do at most: multiply-adds a second, and bytes a second from memory or None where unknown.
+
+    `cache_bytes` is what it can keep between layers and inferences. `source` says whose figures these are.
+    """
+
+    macs_per_s: float
+    bytes_per_s: float | None
+    cache_bytes: int
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A layer of the graph: multiply-adds that don't meet padding, and elements of weights, inputs and output."""
+
+    layer: Layer
+    live_macs: int
+    weights: int
+    inputs: int
+    output: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What is counted once for all boards; `activations` are the elements of the static plan."""
+
+    program: Program
+    works: tuple[Work, ...]
+    weights: int
+    activations: int
+
+
+def _cpu_roof(target: Target) -> Roof | None:
+    cpu = target.cpu
+    if not cpu.clock_mhz or not cpu.flops_per_cycle:
+        return None
+    wide = ELEMENT_BYTES["float32"] // ELEMENT_BYTES[target.arithmetic]
+    return Roof(
+        macs_per_s=cpu.cores * cpu.clock_mhz * 1e6 * cpu.flops_per_cycle * wide / 2,
+        bytes_per_s=1e9 * cpu.memory_gbps or None,
+        cache_bytes=cpu.l3_bytes + cpu.l2_bytes * (cpu.cores if cpu.l3_bytes else 1),
+        source=f"{target.datasheet} (not looked up: flops_per_cycle, memory_gbps)",
+    )
+
+
+def _gpu_roof(target: Target) -> Roof | None:
+    gpu = target.gpu
+    assert gpu is not None
+    return Roof(
+        macs_per_s=gpu.sms * gpu.lanes_per_sm * gpu.clock_mhz * 1e6,
+        bytes_per_s=1e9 * gpu.dram_gbps,
+        cache_bytes=gpu.l2_bytes,
+        source=target.datasheet + (f" (not looked up: {', '.join(gpu.unverified)})" if gpu.unverified else ""),
+    )
+
+
+def _vta_roof(target: Target) -> Roof | None:
+    vta = target.vta
+    assert vta is not None
+    block, batch = (1 << vta.configuration[key] for key in ("LOG_BLOCK", "LOG_BATCH"))
+    return Roof(
+        macs_per_s=block * block * batch * vta.clock_mhz * 1e6,
+        bytes_per_s=vta.bus_bytes * vta.clock_mhz * 1e6,
+        cache_bytes=0,
+        source=target.datasheet,
+    )
+
+
+def _mcu_roof(target: Target) -> Roof | None:
+    mcu = target.mcu
+    assert mcu is not None
+    return Roof(
+        macs_per_s=MACS_PER_CYCLE[mcu.core] * target.cpu.clock_mhz * 1e6,
+        bytes_per_s=None,
+        cache_bytes=0,
+        source=target.datasheet + (f" (not looked up: {', '.join(mcu.unverified)})" if mcu.unverified else ""),
+    )
+
+
+ROOFS: dict[str, Callable[[Target], Roof | None]] = {
+    "llvm": _cpu_roof,
+    "arm_cpu": _cpu_roof,
+    "cuda": _gpu_roof,
+    "vta": _vta_roof,
+    "cortex_m": _mcu_roof,
+}
+"""How the roof of each kind of target is found."""
+
+
+def roof_of(target: Target) -> Roof | None:
+    """None where the board's figures aren't known, as of most virtual machines."""
+    return ROOFS[target.kind](target)
+
+
+def analyse(program: Program) -> Network:
+    """Count what a network does, after what every build folds and fuses."""
+    import math
+
+    from tvmflow.passes.fold_batchnorm import fold_batchnorm
+    from tvmflow.passes.fold_scales import fold_scales
+    from tvmflow.passes.fuse_operators import fuse_operators, kernel_calls
+    from tvmflow.passes.lower import plan_memory
+    from tvmflow.passes.multiply_adds import static_shape
+    from tvmflow.targets import TARGETS
+
+    for stage in (fold_batchnorm, fold_scales, fuse_operators):
+        program = stage(program, TARGETS["host"])
+    works = []
+    for layer, binding in zip(program.layers, kernel_calls(program.module), strict=True):
+        weights = inputs = 0
+        for value in binding.value.args[1].fields:
+            elements = math.prod(static_shape(value.ty))
+            if hasattr(value, "value"):
+                weights += elements
+            else:
+                inputs += elements
+        works.append(
+            Work(
+                layer=layer,
+                live_macs=live_macs(program.module[layer.kernel], layer.macs),
+                weights=weights,
+                inputs=inputs,
+                output=math.prod(static_shape(binding.var.ty)),
+            )
+        )
+    planned = plan_memory(program, TARGETS["host"]).memory
+    return Network(
+        program=program,
+        works=tuple(works),
+        weights=planned["weights_bytes"] // ELEMENT_BYTES["float32"],
+        activations=planned["activations_bytes"] // ELEMENT_BYTES["float32"],
+    )
+
+
+def live_macs(func: tirx.PrimFunc, macs: int) -> int:
+    """Multiply-adds of a kernel that read the input and not its border; `macs` where it isn't of convolutions."""
+    from tvmflow.schedules._convolution import read_convolutions
+    from tvmflow.schedules.depthwise_blocked import cuts
+
+    found = read_convolutions(func)
+    total = 0
+    for conv in found:
+        taps = [sum(count * len(live) for _, count, live in cuts(conv, axis)) for axis in (0, 1)]
+        every = [conv.out_size[axis] * conv.kernel[axis] for axis in (0, 1)]
+        total += conv.macs * taps[0] * taps[1] // (every[0] * every[1])
+    return total if found else macs
+
+
+def estimate(network: Network, target: Target) -> dict[str, Any]:
+    """What the network takes at least on a board: memory, and where the board's roof is known, time. Modelled."""
+    size, roof = ELEMENT_BYTES[target.arithmetic], roof_of(target)
+    memory = {"weights_bytes": size * network.weights, "activations_bytes": size * network.activations}
+    rows, total = [], 0.0
+    streams = roof is not None and memory["weights_bytes"] > roof.cache_bytes
+    for work in network.works:
+        row: dict[str, Any] = {
+            "modules": list(work.layer.modules),
+            "macs": work.layer.macs,
+            "live_macs": work.live_macs,
+            "bytes": size * (work.weights + work.inputs + work.output),
+            "us": None,
+            "bound": None,
+        }
+        if roof is not None:
+            compute = 1e6 * work.live_macs / roof.macs_per_s
+            moved = size * work.weights * streams + _beyond(size, work, roof.cache_bytes)
+            memory_us = 1e6 * moved / roof.bytes_per_s if roof.bytes_per_s else 0.0
+            row |= {"us": max(compute, memory_us), "bound": "compute" if compute >= memory_us else "memory"}
+            total += row["us"]
+        rows.append(row)
+    if roof is not None and roof.bytes_per_s and streams:  # as much of the weights may still be there from before
+        least = sum(1e6 * work.live_macs / roof.macs_per_s for work in network.works)
+        total = max(least, total - 1e6 * min(roof.cache_bytes, memory["weights_bytes"]) / roof.bytes_per_s)
+    return {
+        "target": target.name,
+        "kind": target.kind,
+        "arithmetic": target.arithmetic,
+        "memory": memory,
+        "fits": fits(memory, target),
+        "basis": "modelled",
+        "meaning": "lower bound",
+        "latency_ms": total / 1e3 if roof is not None else None,
+        "note": "" if roof is not None else "its clock isn't known, so there is no bound of time.",
+        "roof": describe(roof),
+        "layers": rows,
+    }
+
+
+def fits(memory: Mapping[str, int], target: Target) -> dict[str, Any]:
+    """Whether weights and activations alone fit, what there is, and what they need of it."""
+    if target.mcu is not None:
+        needs = {"flash": memory["weights_bytes"], "RAM": memory["activations_bytes"]}
+        has = {"flash": target.mcu.flash_bytes, "RAM": target.mcu.ram_bytes}
+    else:
+        needs, has = {"memory": sum(memory.values())}, {"memory": target.memory_bytes}
+    return {
+        "fits": all(needs[key] <= has[key] for key in needs),
+        "parts": {key: {"needed_bytes": needs[key], "available_bytes": has[key]} for key in needs},
+    }
+
+
+def describe(roof: Roof | None) -> dict[str, Any] | None:
+    """A roof as reports have it: operations (a multiply-add is two) and bytes, 10⁹ a second. None where it has gaps."""
+    if roof is None or roof.bytes_per_s is None:
+        return None
+    return {"gflops": 2e-9 * roof.macs_per_s, "gbps": 1e-9 * roof.bytes_per_s, "source": roof.source}
+
+
+def text(program: Program, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Estimates for a terminal: a table of boards, and of a single one its layers."""
+    from tvmflow.report.render import text_table
+
+    macs = sum(row["macs"] for row in rows[0]["layers"])
+    lines = [
+        f"{program.name}: {program.parameters:,} parameters, {macs / 1e6:.1f} M multiply-adds, of which "
+        f"{sum(row['live_macs'] for row in rows[0]['layers']) / 1e6:.1f} M don't meet padding",
+        "",
+    ]
+    table = []
+    for row in rows:
+        memory = row["memory"]
+        table.append(
+            [
+                row["target"],
+                row["arithmetic"],
+                f"{memory['weights_bytes'] / 1024:,.0f}",
+                f"{memory['activations_bytes'] / 1024:,.0f}",
+                _fits_text(row["fits"]),
+                f"{row['latency_ms']:.3f}" if row["latency_ms"] is not None else "?",
+            ]
+        )
+    header = ["board", "arithmetic", "weights KiB", "activations KiB", "fits", "ms at least"]
+    lines += [text_table(header, table), ""]
+    if len(rows) == 1 and rows[0]["latency_ms"] is not None:
+        cells = [
+            [
+                ", ".join(row["modules"]) or "?",
+                f"{row['live_macs'] / 1e6:.2f}",
+                f"{row['bytes'] / 1024:.0f}",
+                f"{row['us']:.1f}",
+                row["bound"],
+            ]
+            for row in rows[0]["layers"]
+        ]
+        lines += [text_table(["layer", "M multiply-adds", "KiB", "µs at least", "by"], cells), ""]
+    lines.append("Times are modelled: lower bounds by the data sheets, which no program reaches.")
+    lines += [f"{row['target']}: {row['note']}" for row in rows if row["note"]]
+    return "\n".join(lines)
+
+
+def _beyond(size: int, work: Work, cache_bytes: int) -> int:
+    """Bytes of a layer's tensors that can't be kept: all that it reads where nothing is kept."""
+    if not cache_bytes:
+        return size * work.inputs
+    return max(0, size * (work.inputs + work.output) - cache_bytes)
+
+
+def _fits_text(found: Mapping[str, Any]) -> str:
+    if found["fits"]:
+        return "yes"
+    short = [
+        f"{row['needed_bytes'] / 1024:,.0f} of {row['available_bytes'] / 1024:,.0f} KiB {key}"
+        for key, row in found["parts"].items()
+        if row["needed_bytes"] > row["available_bytes"]
+    ]
+    return f"no: {', '.join(short)}"

@@ -1,0 +1,281 @@
+"""Reports as tables and plots: what is written as HTML, Markdown or CSV is made of these, and says the same."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvmflow.report import Report
+from tvmflow.report.details import cells_of, header_of
+
+WIDTH, HEIGHT = 480.0, 220.0
+"""Of a plot, in its own units; y goes down."""
+DECADES = 0.3
+"""How far, in powers of ten, axes of a roofline go beyond what is drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of a table: `key` of its cells, heading, and whether it holds numbers."""
+
+    key: str
+    heading: str
+    numeric: bool = False
+
+
+Row = dict[str, Any]
+
+DEVICES = (
+    Column(key="model", heading="Network"),
+    Column(key="target", heading="Board"),
+    Column(key="processor", heading="Processor"),
+    Column(key="parameters", heading="Parameters", numeric=True),
+    Column(key="mmacs", heading="M multiply-adds", numeric=True),
+    Column(key="module_kib", heading="Module, KiB", numeric=True),
+    Column(key="weights_kib", heading="Weights, KiB", numeric=True),
+    Column(key="activations_kib", heading="Activations, KiB", numeric=True),
+    Column(key="verified", heading="Verified"),
+    Column(key="latency_ms", heading="Latency p50, ms", numeric=True),
+    Column(key="basis", heading="Basis"),
+    Column(key="spread", heading="p90 ÷ p50", numeric=True),
+    Column(key="note", heading="Notes"),
+)
+
+LAYERS = (
+    Column(key="place", heading="#", numeric=True),
+    Column(key="modules", heading="Modules"),
+    Column(key="schedule", heading="Schedule"),
+    Column(key="mmacs", heading="M multiply-adds", numeric=True),
+    Column(key="kib", heading="KiB touched", numeric=True),
+)
+TIMES = (
+    Column(key="us", heading="µs", numeric=True),
+    Column(key="share", heading="Share", numeric=True),
+    Column(key="cumulative", heading="Cumulative", numeric=True),
+    Column(key="gflops", heading="GFLOP/s", numeric=True),
+)
+
+
+def processor(target: Mapping[str, Any]) -> str:
+    """What the network is computed on."""
+    if gpu := target.get("gpu"):
+        return f"{gpu['model']}, {gpu['architecture']}, {gpu['sms']} SM{'s' if gpu['sms'] > 1 else ''}"
+    return target["cpu"]["model"]
+
+
+def devices(reports: Sequence[Report]) -> list[Row]:
+    """A row for each report: what the network is, what it takes there, and on what basis that is known."""
+    rows = []
+    for report in reports:
+        memory, latency, verify = report["memory"], report["latency"], report["verify"]
+        outcome = {True: "passed", False: "failed", None: "not verified"}[verify["passed"]]
+        rows.append(
+            {
+                "model": report["model"]["name"],
+                "target": report["target"]["name"],
+                "processor": processor(report["target"]),
+                "parameters": report["model"]["parameters"],
+                "mmacs": report["model"]["macs"] / 1e6,
+                "module_kib": _kib(memory.get("library_bytes")),
+                "weights_kib": _kib(memory.get("weights_bytes")),
+                "activations_kib": _kib(memory.get("activations_bytes")),
+                "verified": f"{outcome} ({verify['method']})" if verify["method"] else outcome,
+                "latency_ms": latency and latency["p50"],
+                "basis": latency and _basis(latency),
+                "spread": latency and latency["spread"],
+                "note": "; ".join(latency["warnings"]) if latency else report["latency_note"],
+            }
+        )
+    return rows
+
+
+def layers(report: Report) -> tuple[list[Column], list[Row]]:
+    """Columns and rows of a report's layers: their times where there are some, and what its kind of target knows.
+
+    Shares are of the layers' times, cumulative ones in the order in which they run; GFLOP/s counts two operations for
+    each multiply-add of the original network.
+    """
+    times = [layer["latency"]["p50"] if layer["latency"] else None for layer in report["layers"]]
+    total = sum(time for time in times if time is not None)
+    rows, cumulative = [], 0.0
+    for place, (layer, time) in enumerate(zip(report["layers"], times, strict=True), 1):
+        row: Row = {
+            "place": place,
+            "modules": ", ".join(layer["modules"]) or layer["kernel"],
+            "schedule": layer["schedule"],
+            "mmacs": layer["macs"] / 1e6,
+            "kib": layer["bytes"] / 1024,
+            **{f"details.{place}": cell for place, cell in enumerate(cells_of(layer, report["layers"]))},
+        }
+        if time is not None:
+            cumulative += time
+            row |= {
+                "us": time,
+                "share": time / total if total else None,
+                "cumulative": cumulative / total if total else None,
+                "gflops": 2e-3 * layer["macs"] / time if time else None,
+            }
+        rows.append(row)
+    more = [
+        Column(
+            key=key, heading=name.capitalize(), numeric=all(number(row[key]) is not None for row in rows if row[key])
+        )
+        for key, name in ((f"details.{place}", name) for place, name in enumerate(header_of(report["layers"])))
+    ]
+    return [*LAYERS, *(TIMES if total else ()), *more], rows
+
+
+def layer_basis(report: Report) -> str:
+    """What the layers' times are: "measured", say; "" where there are none."""
+    return " and ".join(sorted({layer["latency"]["basis"] for layer in report["layers"] if layer["latency"]}))
+
+
+def number(value: Any) -> float | None:
+    """What a cell is sorted by: its number, also where it is text such as "1,200" or "75%"."""
+    if isinstance(value, str):
+        try:
+            return float(value.replace(",", "").removesuffix("%"))
+        except ValueError:
+            return None
+    return None if value is None else float(value)
+
+
+def show(value: Any, key: str = "") -> str:
+    """A cell as text."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        if key in ("share", "cumulative"):
+            return f"{value:.1%}"
+        digits = 3 if key in ("latency_ms",) else 2 if key in ("mmacs", "spread") or abs(value) < 10 else 1
+        return f"{value:,.{0 if key.endswith('kib') else digits}f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def distribution(latency: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Bars of a latency's histogram: x, width, height and y in the plot, and what each stands for."""
+    found = latency.get("histogram")
+    if not found or not any(found["counts"]):
+        return []
+    highest, width = max(found["counts"]), WIDTH / len(found["counts"])
+    return [
+        {
+            "x": round(width * place, 1),
+            "width": round(width - 1, 1),
+            "y": round(HEIGHT * (1 - count / highest), 1),
+            "height": round(HEIGHT * count / highest, 1),
+            "label": f"{found['edges'][place]:.3f} to {found['edges'][place + 1]:.3f} ms: {count} runs",
+        }
+        for place, count in enumerate(found["counts"])
+    ]
+
+
+def roofline(report: Report) -> dict[str, Any] | None:
+    """Points and roofs of the layers that have a time and do arithmetic, on logarithmic axes; None if there are none.
+
+    The roofs are `target.roof`, {"gflops", "gbps", "source"}, where it is known.
+    """
+    points = []
+    for layer in report["layers"]:
+        if layer["latency"] and layer["latency"]["p50"] and layer["macs"] and layer["bytes"]:
+            label = ", ".join(layer["modules"]) or layer["kernel"]
+            points.append((2 * layer["macs"] / layer["bytes"], 2e-3 * layer["macs"] / layer["latency"]["p50"], label))
+    if not points:
+        return None
+    roof = report["target"].get("roof")
+    xs = [math.log10(x) for x, _, _ in points]
+    ys = [math.log10(y) for _, y, _ in points] + ([math.log10(roof["gflops"])] if roof else [])
+    left, right, low, high = min(xs) - DECADES, max(xs) + DECADES, min(ys) - DECADES, max(ys) + DECADES
+    if roof:
+        ridge = math.log10(roof["gflops"] / roof["gbps"])
+        left, right = min(left, ridge - DECADES), max(right, ridge + DECADES)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return round(WIDTH * (x - left) / (right - left), 1), round(HEIGHT * (high - y) / (high - low), 1)
+
+    lines = []
+    if roof:
+        start = max(left, low - math.log10(roof["gbps"]))  # where the memory's line enters from below
+        lines = [place(x, min(math.log10(roof["gflops"]), x + math.log10(roof["gbps"]))) for x in (start, ridge, right)]
+    return {
+        "points": [(*place(math.log10(x), math.log10(y)), f"{label}: {y:.3g} GFLOP/s") for x, y, label in points],
+        "roof": lines,
+        "source": roof["source"] if roof else "",
+        "x_ticks": [(place(tick, low)[0], f"{10.0**tick:g}") for tick in _ticks(left, right)],
+        "y_ticks": [(place(left, tick)[1], f"{10.0**tick:g}") for tick in _ticks(low, high)],
+    }
+
+
+def sustained(windows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """The line of p50 over a sustained run, from zero up; empty for a single window."""
+    if len(windows) < 2:
+        return []
+    last, highest = windows[-1]["at_s"] or 1.0, max(window["p50"] for window in windows)
+    return [
+        (round(WIDTH * window["at_s"] / last, 1), round(HEIGHT * (1 - 0.9 * window["p50"] / highest), 1))
+        for window in windows
+    ]
+
+
+def to_markdown(document: Mapping[str, Any]) -> str:
+    """A collection as Markdown: the table of devices, then each report's layers."""
+    reports = document["reports"]
+    lines = ["# Latency report", "", *_markdown_table(DEVICES, devices(reports))]
+    for report in reports:
+        columns, rows = layers(report)
+        basis = layer_basis(report)
+        times = f" Times of layers are {basis}{', in a run of their own' * (basis == 'measured')}." if basis else ""
+        lines += ["", f"## {report['model']['name']} on {report['target']['name']}", ""]
+        lines += [f"{report['target']['description']}; {report['target']['datasheet']}.{times}", ""]
+        lines += _markdown_table(columns, rows)
+    return "\n".join([*lines, "", f"{document['generator']}, report format {document['schema_version']}.", ""])
+
+
+def to_csv(document: Mapping[str, Any]) -> str:
+    """A collection as CSV: a row for each layer of each report, with what the report says of the whole before it."""
+    whole = [column.key for column in DEVICES if column.key != "note"]
+    found: list[Row] = []
+    for report, row in zip(document["reports"], devices(document["reports"]), strict=True):
+        _, rows = layers(report)
+        basis = layer_basis(report)
+        found += [
+            {**{key: row[key] for key in whole}, "layer_basis": basis, **{f"layer.{key}": row_[key] for key in row_}}
+            for row_ in rows
+        ]
+    written = io.StringIO()
+    header = dict.fromkeys([*whole, "layer_basis", *(key for row in found for key in row)])
+    writer = csv.DictWriter(written, list(header), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _plain(value) for key, value in row.items()} for row in found)
+    return written.getvalue()
+
+
+def _markdown_table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
+    lines = [f"| {' | '.join(column.heading for column in columns)} |"]
+    lines.append("|" + "|".join("---:" if column.numeric else "---" for column in columns) + "|")
+    for row in rows:
+        cells = [show(row.get(column.key), column.key) for column in columns]
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|').replace(chr(10), ' ') for cell in cells)} |")
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    """What no spreadsheet takes for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@") else value
+
+
+def _basis(latency: Mapping[str, Any]) -> str:
+    count = latency["threads"]
+    return f"{latency['basis']}, {count} thread{'s' if count > 1 else ''}"
+
+
+def _kib(count: int | None) -> float | None:
+    return None if count is None else count / 1024
+
+
+def _ticks(low: float, high: float) -> range:
+    return range(math.ceil(low), math.floor(high) + 1)

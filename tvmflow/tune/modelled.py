@@ -1,0 +1,257 @@
+"""A search for a GPU that isn't there: candidates are compiled for real, ranked by a model, and the winners checked.
+
+What comes of it is a shortlist. The model is `tvmflow.cuda.model`, which nobody has calibrated; its times steer the
+search and are kept in a store of their own, but are never shown, and no build takes these records unless it is told so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from tvmflow import interrupt, toolchain
+from tvmflow.report.render import text_table
+from tvmflow.spec import Target, VerificationError
+from tvmflow.tune.builders import json_of, side_by_side, start_process
+from tvmflow.tune.processes import Worker, WorkerError
+from tvmflow.tune.session import REASONS, Session, State, failure_text
+from tvmflow.tune.store import Result, Store, latency_ms
+
+if TYPE_CHECKING:
+    from tvmflow.tune.command import Plan
+    from tvmflow.tune.space import Candidate
+
+log = logging.getLogger("tvmflow.tune")
+
+LIMIT_S = 40.0
+"""A good kernel compiles in a second; unrolled beyond measure, one can take NVIDIA's compiler minutes."""
+MOST_CHECKED = 4
+"""Candidates of a task that are checked before its default stays."""
+NOTE = (
+    "Nothing was measured: kernels were compiled for {architecture} and ranked by a model that nobody has calibrated, "
+    "and the winners give the right numbers on the stand-in for a GPU. With a {board}, --runner local there, or "
+    "--ssh, would measure them and could find another order."
+)
+
+
+class ModelledMeasurer:
+    """Processes that compile candidates with NVIDIA's compiler and ask the model, side by side."""
+
+    name = "modelled"
+
+    def __init__(self, target: Target, tvm_target: dict[str, Any], *, check: Callable[[], None] = lambda: None) -> None:
+        from tvmflow.cuda.model import Constants
+
+        assert target.gpu is not None
+        self.check = check  # asked several times a second while it waits; what it raises passes
+        self._seconds = {"build": 0.0, "run": 0.0}
+        self._results: dict[tuple[str, str], Result] = {}
+        settings = {
+            "parent": os.getpid(),
+            "target": tvm_target,
+            "gpu": asdict(target.gpu),
+            "constants": asdict(Constants()),
+        }
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        environment = toolchain.python_environment()
+        self.processes: list[Worker] = [
+            start_process("cuda-model", settings, environment, LIMIT_S) for _ in range(cores)
+        ]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent so far: all of them are "build"."""
+        return self._seconds
+
+    def prepare(self, candidates: Sequence[Candidate]) -> None:
+        """Compile candidates of several tasks side by side, for `measure` to have them when their turns come."""
+        new = [row for row in candidates if (row.task, row.text) not in self._results]
+        started = time.perf_counter()
+        try:
+            messages = [{"module": json_of(row.module)} for row in new]
+            results = side_by_side(self.processes, messages, _result, self.check)
+        finally:
+            self._seconds["build"] += time.perf_counter() - started
+        self._results |= {(row.task, row.text): result for row, result in zip(new, results, strict=True)}
+
+    def measure(self, task: Any, candidates: Sequence[Any], best_ms: float | None) -> Iterator[Result]:
+        """One result after the other; what counts as its time is the model's."""
+        self.prepare(candidates)
+        for row in candidates:
+            yield self._results[row.task, row.text]
+
+    def compare(self, task: Any, candidates: Sequence[Any], rounds: int) -> list[tuple[float, ...]]:
+        """Nothing to take in turns: a model says the same each time."""
+        return []
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.close()
+
+
+def _result(answer_of: Callable[[], dict[str, Any] | None]) -> Result | None:
+    try:
+        answer = answer_of()
+    except WorkerError as error:
+        return Result(outcome="build hung" if error.outcome == "hung" else "build failed", message=str(error))
+    if answer is None:
+        return None
+    if answer["outcome"] != "ok":
+        return Result(outcome="build failed", message=answer["message"])
+    return Result(outcome="ok", ms=(answer["us"] / 1e3,))
+
+
+class ModelledSession(Session):
+    """A search whose winners are the model's first choices that compute the right thing."""
+
+    def _search(self) -> str:
+        defaults = [space.default for key, space in self.spaces.items() if not self.store.trials(key)]
+        if isinstance(self.measurer, ModelledMeasurer):
+            before = dict(self.measurer.seconds)
+            self.measurer.prepare(defaults[: self.options.trials])
+            self._spend("waiting", {kind: self.measurer.seconds[kind] - before[kind] for kind in before})
+        return super()._search()
+
+    def _decide(self) -> None:
+        ranked = {key: self._ranked(key) for key in self.keys}
+        left = {key: names for key, names in ranked.items() if names}
+        for _ in range(MOST_CHECKED):
+            first = {key: self._replay(key, names[0]) for key, names in left.items()}
+            verdicts = check([(self.rows[key].task, found) for key, found in first.items() if found], self.target)
+            again: dict[str, list[str]] = {}
+            answers = iter(verdicts)
+            for key, found in first.items():
+                wrong = next(answers) if found else "its record can't be replayed"
+                if wrong:
+                    log.info(f"{self.rows[key].task.name}: {left[key][0]} is left out, for {wrong}")
+                    again[key] = left[key][1:]
+                else:
+                    self._win(key, left[key][0])
+            left = {key: names for key, names in again.items() if names}
+            if not left:
+                break
+        self.watch(self.state())
+
+    def _ranked(self, key: str) -> list[str]:
+        """A task's candidates from the model's first choice to its default; none if that is decided already."""
+        decided = [entry["kind"] for entry in self.store.entries if entry.get("task") == key]
+        if "winner" in decided and "trial" not in decided[len(decided) - decided[::-1].index("winner") :]:
+            return []
+        trials = self.store.trials(key)
+        good = [trial for trial in trials.values() if trial["outcome"] == "ok" and "record" in trial]
+        names = [trial["candidate"] for trial in sorted(good, key=latency_ms)]
+        default = self.spaces[key].default.text
+        return names[: names.index(default) + 1] if default in names else names
+
+    def _win(self, key: str, name: str) -> None:
+        trials = self.store.trials(key)
+        default = trials.get(self.spaces[key].default.text, {})
+        entry = self._entry(
+            "winner", task=key, candidate=name, ms=list(trials[name]["ms"]), default_ms=list(default.get("ms", []))
+        )
+        self.store.append([entry])
+
+
+def check(found: Sequence[tuple[Any, Candidate]], target: Target) -> list[str]:
+    """Run candidates on the stand-in, half of them in each of two processes: "" for each that is right, or why not."""
+    from tvmflow.cuda import standin
+    from tvmflow.cuda.rank import check_kernels
+    from tvmflow.targets import TARGETS
+
+    assert target.gpu is not None
+    architecture = target.gpu.architecture
+    tvm_target = {**target.tvm, "host": {"kind": "llvm", "mtriple": TARGETS["host"].triple}}
+
+    def run(part: Sequence[tuple[Any, Candidate]]) -> list[str]:
+        pairs = [(json_of(task.module), json_of(candidate.module)) for task, candidate in part]
+        try:
+            return standin.call(check_kernels, pairs, tvm_target, architecture=architecture) if pairs else []
+        except VerificationError as error:  # its process died: of which one, only each alone can tell
+            return [str(error)] if len(part) == 1 else [line for one in part for line in run([one])]
+
+    with ThreadPoolExecutor(2) as pool:
+        odd, even = pool.map(run, (found[1::2], found[::2]))
+    answers = [""] * len(found)
+    answers[1::2], answers[::2] = odd, even
+    return answers
+
+
+def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
+    """Search, and say what came of it. KeyboardInterrupt passes, all results kept."""
+    from tvmflow.frontend import import_model
+    from tvmflow.tune.apply import modelled
+    from tvmflow.tune.tasks import as_plain, extract, identity, select, tvm_target
+
+    whose = modelled(identity(plan.target))
+    with (
+        interrupt.deferred(),
+        Store(plan.work_dir / whose.folder, whose, writable=True) as store,
+        closing(
+            ModelledMeasurer(plan.target, as_plain(tvm_target(plan.target).export()), check=interrupt.check)
+        ) as measurer,
+    ):
+        tasks = select(extract(import_model(plan.model, plan.shapes), plan.target), names)
+        session = ModelledSession(
+            tasks,
+            plan.target,
+            store,
+            measurer,
+            plan.options,
+            lambda state: log.info(f"{state.spent}/{state.options.trials} candidates compiled and ranked"),
+            started=plan.started,
+            check=interrupt.check,
+        )
+        state = session.run()
+        return _text(state, store, plan), _summary(state, store)
+
+
+def _text(state: State, store: Store, plan: Plan) -> str:
+    rows = []
+    for row in sorted(state.rows, key=lambda row: -row.network_ms):
+        best = store.best(row.task.key)
+        rows.append(
+            [row.task.name, str(row.task.calls), str(row.trials), str(row.failed), best.candidate if best else ""]
+        )
+    gpu = plan.target.gpu
+    assert gpu is not None
+    return "\n".join(
+        [
+            text_table(["task", "calls", "compiled", "failed", "modelled choice"], rows),
+            "",
+            f"{state.spent} candidates ({state.tried} in this run) in {sum(state.seconds.values()):.0f} s, failed: "
+            f"{failure_text(state.failures)}. It ended because {REASONS[state.reason]}.",
+            NOTE.format(architecture=gpu.architecture, board=plan.target.name),
+            f"{store.folder}: `tvmflow build --db {plan.work_dir}` uses these choices; without --db no build does.",
+        ]
+    )
+
+
+def _summary(state: State, store: Store) -> dict[str, Any]:
+    """A search as data, without times: they are a model's."""
+    return {
+        "folder": str(store.folder),
+        "reason": state.reason,
+        "trials": state.spent,
+        "trials_of_this_run": state.tried,
+        "failures": dict(state.failures),
+        "quarantined_lines": store.quarantined,
+        "seconds": dict(state.seconds),
+        "basis": "modelled",
+        "tasks": [
+            {
+                "name": row.task.name,
+                "key": row.task.key,
+                "calls": row.task.calls,
+                "trials": row.trials,
+                "failed": row.failed,
+                "winner": best.candidate if (best := store.best(row.task.key)) else None,
+            }
+            for row in state.rows
+        ],
+    }
