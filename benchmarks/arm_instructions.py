@@ -267,7 +267,9 @@ def markdown(document: dict[str, Any]) -> str:
         "*Emulated instruction counts, not latencies*: what a core makes of them depends on its pipelines and caches, "
         f"of which the emulator knows nothing. {document['board']}, one thread, batch 1, {document['dtype']}, "
         f"{document['qemu']} with a counting plugin; the mean of two differences between runs of more and of fewer "
-        "inferences, so that starting cancels out. The others are called from Python, which is a part of their count. "
+        "inferences, so that starting cancels out. The others are called from Python, which is part of their count. A "
+        "vector instruction does four multiply-adds, so that less than 0.25 for each is of another algorithm than the "
+        "direct one. "
         f"Made by `python -m benchmarks.arm_instructions` on {around['date'][:10]}.",
         "",
         "| network | library | version | million instructions | the two differences | ÷ tvmflow | per multiply-add |",

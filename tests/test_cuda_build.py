@@ -128,7 +128,7 @@ def test_report_has_what_kernels_take(jetson):
     assert "registers" in report_text(report)
     document = collect([report])
     jsonschema.validate(json.loads(to_json(document)), json.loads((ROOT / "docs" / "report.schema.json").read_text()))
-    assert "occupancy" in render_html(document)
+    assert "Occupancy" in render_html(document)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,8 @@ def test_targets_are_all_registered():
         if path.name.startswith("_"):
             continue
         module = getattr(targets, path.stem)
-        boards = [value for value in vars(module).values() if isinstance(value, Target)]
+        named = [value for value in vars(module).values() if isinstance(value, Target)]
+        boards = [*named, *getattr(module, "BOARDS", ())]
         assert boards
         assert all(targets.TARGETS[board.name] is board for board in boards)
 

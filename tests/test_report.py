@@ -268,3 +268,18 @@ def test_table():
 
 def test_one_sample_is_enough():
     assert reports.latency(replace(MEASUREMENT, samples_ms=(2.0,), warmup_ms=()))["p99"] == 2
+
+
+def test_int8_that_is_slower_than_float_is_told(surveyed, schema):
+    """By measurements of the same network on the same board with as many threads, and by nothing else."""
+    slow = {**surveyed, "target": {**surveyed["target"], "arithmetic": "int8"}}
+    slow["latency"] = {**surveyed["latency"], "p50": 2 * surveyed["latency"]["p50"]}
+    document = reports.collect([surveyed, slow, foreign(surveyed)])
+    jsonschema.validate(json.loads(reports.to_json(document)), schema)
+    assert document["reports"][0] == surveyed
+    assert "slower than float32" in document["reports"][1]["latency"]["warnings"][-1]
+    assert "slower than float32" in render_html(document)
+    elsewhere = {**slow, "target": {**slow["target"], "name": "another"}}
+    fast = {**slow, "latency": {**slow["latency"], "p50": surveyed["latency"]["p50"] / 2}}
+    alone = {**slow, "latency": {**slow["latency"], "threads": 7}}
+    assert reports.slower_than_float([surveyed, elsewhere, fast, alone]) == {}

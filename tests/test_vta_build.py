@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import data_sets
 import jsonschema
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from integer_networks import POOL, conv, dense, depthwise, random_network
 from benchmarks import vta as benchmark
 from tvmflow import integer
 from tvmflow.bundle import open_bundle
+from tvmflow.evaluate import evaluate_quantised
 from tvmflow.report import collect, to_json
 from tvmflow.report.render import render_html, report_text
 from tvmflow.report.search import search_of
@@ -186,7 +188,7 @@ def test_search_build_and_resume(model, tmp_path):
     assert first["basis"] == "simulated"
     assert first["network_ms"] <= first["network_untuned_ms"]
     records = find_records(BOARD, tmp_path / "a")
-    assert len(records) == len(first["tasks"])
+    assert {row["key"] for row in first["tasks"]} <= set(records)
     bundle = backend.build(backend.import_network(str(model)), BOARD, tmp_path / "out", records=records)
     assert all(layer.schedule.endswith(", searched") for layer in bundle.layers)
     found = survey(tmp_path / "out", profiled=False)
@@ -281,3 +283,13 @@ def test_benchmark_page(monkeypatch, tmp_path):
     page = benchmark.markdown(document)
     assert "on 2 of 2 images (noise)" in page
     assert all(f"| {layer.name} |" in page for layer in NETWORK.layers)
+
+
+def test_evaluated_on_the_simulator(monkeypatch, tmp_path):
+    """The paper's network: every logit of twenty images is the integer reference's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("tvmflow.models.data.COUNTS", data_sets.COUNTS)
+    data = data_sets.write_folder(tmp_path / "data")
+    backend.build(backend.import_network("dilated-net"), BOARD, tmp_path / "net", verify=False)
+    result = evaluate_quantised(data, "dilated-net", "power-of-two", tmp_path / "net")
+    assert result["compiled"]["identical"] == result["images"] == 20

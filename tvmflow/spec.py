@@ -59,7 +59,8 @@ class Layer:
     `modules` are the paths of the PyTorch modules (or ONNX nodes) whose work it does; `macs` counts multiply-adds;
     `bytes` is the tensor traffic if every operand is read and every result written once; `schedule` is the rule of
     `tvmflow.schedules.RULES` that shaped the kernel, with ", searched" and the knobs if a search chose them, "searched"
-    if it is MetaSchedule's own, "default" where nothing shaped it. `details` is what only one kind of target knows of a
+    if it is MetaSchedule's own ("modelled choice" in place of "searched" if nothing was measured), "default" where
+    nothing shaped it. `details` is what only one kind of target knows of a
     layer; docs/report.md has the names.
     """
 

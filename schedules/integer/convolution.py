@@ -10,6 +10,13 @@
 4. A border is made by a copy, whose channels are filled up to four; so is the user's NCHW.
 5. The last tile of pixels starts earlier and computes some again. Of weights that are the larger operand, all pixels
    meet one block before the next, which is meanwhile fetched into the L2 cache. Threads share the tiles.
+
+Registers: with AVX-512 24 sums, 4 of weights and one of data, of 32 (6 pixels × 4 vectors); with NEON 20 or 16 sums of
+32, in 32-bit code 8 of 16; with AVX2 8 of 16, as products of 16 bits need more of them.
+
+1024→1024 at 4×4: 75 µs or 223 G multiply-adds a second on one core, of 236 that are four times what it does in float32;
+from 128→256 at 16×16 on never below 195. ONNX Runtime's int8 takes 1.5 times as long for the whole network.
+AMD EPYC (Zen 4, 2 virtual cores), TVM 0.27.0, 2026-11-25.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def report(
     Reports that were made elsewhere, as by `deploy` on a board, are put beside them as they are; records of `tvmflow
     tune` are shown as the course of the search.
     """
-    from tvmflow.report import Report, collect, read_reports, write_text
+    from tvmflow.report import Report, collect, read_reports, slower_than_float, write_text
     from tvmflow.report.render import FORMATS, report_text
     from tvmflow.report.search import search_of
     from tvmflow.survey import survey
@@ -58,6 +58,8 @@ def report(
         for row in reports[known:]:
             print(report_text(row, layers=False), end="\n\n")
     document = collect(reports, searches)
+    for sentence in slower_than_float(reports).values():
+        print(f"warning: {sentence}")
     for file in [out / f"report{suffix}" for suffix in FORMATS] if out.is_dir() else [out]:
         write_text(file, FORMATS[file.suffix](document))
         print(file)

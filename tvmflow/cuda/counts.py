@@ -120,7 +120,6 @@ class _Walk:
 
     def counts(self, name: str) -> Counts:
         warps = math.ceil(self.threads / WARP) * self.blocks
-        shapes = [param.ty for param in self.func.params]
         return Counts(
             name=name,
             blocks=self.blocks,
@@ -134,7 +133,7 @@ class _Walk:
             turns=self.turns,
             barriers=self.barriers,
             rounds=max(1.0, self.rounds),
-            argument_bytes=self._argument_bytes() if shapes else 0,
+            argument_bytes=self._argument_bytes(),
         )
 
     def _argument_bytes(self) -> int:
@@ -343,11 +342,9 @@ CALLS: dict[str, Callable[..., np.ndarray]] = {
 
 
 def _parts(node: Any) -> list[Any]:
-    return [
-        getattr(node, name)
-        for name in ("a", "b", "value")
-        if hasattr(node, name) and not isinstance(getattr(node, name), (int, float))
-    ]
+    """The operands of a node; a number of Python's is none."""
+    found = [getattr(node, name) for name in ("a", "b", "value") if hasattr(node, name)]
+    return [part for part in found if not isinstance(part, (int, float))]
 
 
 def _is_float(node: Any) -> bool:

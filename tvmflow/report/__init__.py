@@ -142,13 +142,48 @@ def environment(versions: Mapping[str, str]) -> dict[str, Any]:
 
 
 def collect(reports: Sequence[Report], searches: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """Several reports, and the searches behind their schedules, as one document."""
+    """Several reports, and the searches behind their schedules, as one document.
+
+    What takes longer in int8 than in float32 gets a warning that says so.
+    """
+    warned = list(reports)
+    for index, sentence in slower_than_float(reports).items():
+        figures = warned[index]["latency"]
+        warnings = dict.fromkeys([*figures["warnings"], sentence])  # a collection that is read again has it already
+        warned[index] = {**warned[index], "latency": {**figures, "warnings": list(warnings)}}
     return {
         "schema_version": SCHEMA_VERSION,
         "generator": f"tvmflow {__version__}",
-        "reports": list(reports),
+        "reports": warned,
         "searches": list(searches),
     }
+
+
+def slower_than_float(reports: Sequence[Report]) -> dict[int, str]:
+    """Which reports on int8 were measured to take longer than float32 on the same board, and a sentence on each."""
+    found = {}
+    for index, report in enumerate(reports):
+        if report["target"].get("arithmetic") != "int8" or not _is_measured(report):
+            continue
+        for other in reports:
+            if other["target"].get("arithmetic") != "float32" or not _is_measured(other):
+                continue
+            mine, figures = report["latency"], other["latency"]
+            alike = (other["model"]["name"], other["target"]["name"], figures["threads"]) == (
+                report["model"]["name"],
+                report["target"]["name"],
+                mine["threads"],
+            )
+            if alike and mine["p50"] > figures["p50"]:
+                found[index] = (
+                    f"int8 is slower than float32 here: {mine['p50']:.3f} ms against {figures['p50']:.3f} ms "
+                    f"on {report['target']['name']}."
+                )
+    return found
+
+
+def _is_measured(report: Report) -> bool:
+    return report["latency"] is not None and report["latency"]["basis"] == "measured"
 
 
 def read_report(path: Path) -> Report:

@@ -87,7 +87,7 @@ def devices(reports: Sequence[Report]) -> list[Row]:
                 "latency_ms": latency and latency["p50"],
                 "basis": latency and _basis(latency),
                 "spread": latency and latency["spread"],
-                "note": "; ".join(latency["warnings"]) if latency else report["latency_note"],
+                "note": " ".join(latency["warnings"]) if latency else report["latency_note"],
             }
         )
     return rows
