@@ -58,96 +58,104 @@ def _board(
     )
 
 
-BOARDS = (
-    _board(
-        "mps2-an386",
-        "Arm MPS2 with the Cortex-M4 image, emulated by qemu",
-        "Cortex-M4",
-        25,
-        4 * MIB,
-        4 * MIB,
-        "Arm DAI 0386, Application Note AN386; qemu-system-arm 7.2, machine mps2-an386",
-    ),
-    _board(
-        "mps2-an500",
-        "Arm MPS2 with the Cortex-M7 image, emulated by qemu",
-        "Cortex-M7",
-        25,
-        4 * MIB,
-        4 * MIB,
-        "Arm DAI 0500, Application Note AN500; qemu-system-arm 7.2, machine mps2-an500",
-    ),
-    _board(
-        "mps3-an547",
-        "Arm MPS3 with the Cortex-M55 image (Corstone-300), emulated by qemu",
-        "Cortex-M55",
-        32,
-        8 * MIB,
-        512 * KIB,
-        "Arm DAI 0547, Application Note AN547; qemu-system-arm 7.2, machine mps3-an547",
-        external_flash=True,
-    ),
-    _board(
-        "imx-rt1062",
-        "NXP i.MX RT1062 with the QSPI flash of a Teensy 4.1",
-        "Cortex-M7",
-        600,
-        7936 * KIB,
-        512 * KIB,
-        "PJRC, specifications of the Teensy 4.1; NXP IMXRT1060CEC, i.MX RT1060 data sheet",
-        external_flash=True,
-    ),
-    _board(
-        "imx-rt1170",
-        "NXP i.MX RT1176 with 16 MB of QSPI flash, as on its evaluation kit; the Cortex-M7",
-        "Cortex-M7",
-        1000,
-        16 * MIB,
-        1 * MIB,
-        "Zephyr, hardware of the MIMXRT1170-EVK; NXP IMXRT1170CEC, i.MX RT1170 data sheet",
-        external_flash=True,
-        unverified=("ram_bytes",),  # of 2 MB in all, in one piece
-    ),
-    _board(
-        "stm32u5a9",
-        "ST STM32U5A9, all inside",
-        "Cortex-M33",
-        160,
-        4 * MIB,
-        2496 * KIB,
-        "ST DS13543, STM32U5Axxx data sheet",
-        unverified=FROM_MEMORY,
-    ),
-    _board(
-        "stm32n6",
-        "ST STM32N657 with 64 MB of octal flash; the Cortex-M55, without its NPU",
-        "Cortex-M55",
-        800,
-        64 * MIB,
-        2 * MIB,
-        "ST DS14791, STM32N657xx data sheet",
-        external_flash=True,
-        unverified=FROM_MEMORY,
-    ),
-    _board(
-        "alif-e7",
-        "Alif Ensemble E7, all inside; its fast Cortex-M55, without the Ethos-U55",
-        "Cortex-M55",
-        400,
-        5632 * KIB,
-        4 * MIB,
-        "Alif Semiconductor, RAM Regions and Linker Files; Ensemble E7 data sheet",
-        unverified=("flash_bytes", "clock_mhz"),
-    ),
-    _board(
-        "stm32h743",
-        "ST STM32H743 with 8 MB of QSPI flash: its own 2 MB are too few for the paper's network",
-        "Cortex-M7",
-        480,
-        8 * MIB,
-        512 * KIB,
-        "ST DS12110, STM32H743xI data sheet",
-        external_flash=True,
-        unverified=FROM_MEMORY,
-    ),
+MPS2_AN386 = _board(
+    "mps2-an386",
+    "Arm MPS2 with the Cortex-M4 image, emulated by qemu",
+    "Cortex-M4",
+    25,
+    4 * MIB,
+    4 * MIB,
+    "Arm DAI 0386, Application Note AN386; qemu-system-arm 7.2, machine mps2-an386",
 )
+
+MPS2_AN500 = _board(
+    "mps2-an500",
+    "Arm MPS2 with the Cortex-M7 image, emulated by qemu",
+    "Cortex-M7",
+    25,
+    4 * MIB,
+    4 * MIB,
+    "Arm DAI 0500, Application Note AN500; qemu-system-arm 7.2, machine mps2-an500",
+)
+
+MPS3_AN547 = _board(
+    "mps3-an547",
+    "Arm MPS3 with the Cortex-M55 image (Corstone-300), emulated by qemu",
+    "Cortex-M55",
+    32,
+    8 * MIB,
+    512 * KIB,
+    "Arm DAI 0547, Application Note AN547; qemu-system-arm 7.2, machine mps3-an547",
+    external_flash=True,
+)
+
+IMX_RT1062 = _board(
+    "imx-rt1062",
+    "NXP i.MX RT1062 with the QSPI flash of a Teensy 4.1",
+    "Cortex-M7",
+    600,
+    7936 * KIB,
+    512 * KIB,
+    "PJRC, specifications of the Teensy 4.1; NXP IMXRT1060CEC, i.MX RT1060 data sheet",
+    external_flash=True,
+)
+
+IMX_RT1170 = _board(
+    "imx-rt1170",
+    "NXP i.MX RT1176 with 16 MB of QSPI flash, as on its evaluation kit; the Cortex-M7",
+    "Cortex-M7",
+    1000,
+    16 * MIB,
+    1 * MIB,
+    "Zephyr, hardware of the MIMXRT1170-EVK; NXP IMXRT1170CEC, i.MX RT1170 data sheet",
+    external_flash=True,
+    unverified=("ram_bytes",),  # of 2 MB in all, in one piece
+)
+
+STM32U5A9 = _board(
+    "stm32u5a9",
+    "ST STM32U5A9, all inside",
+    "Cortex-M33",
+    160,
+    4 * MIB,
+    2496 * KIB,
+    "ST DS13543, STM32U5Axxx data sheet",
+    unverified=FROM_MEMORY,
+)
+
+STM32N6 = _board(
+    "stm32n6",
+    "ST STM32N657 with 64 MB of octal flash; the Cortex-M55, without its NPU",
+    "Cortex-M55",
+    800,
+    64 * MIB,
+    2 * MIB,
+    "ST DS14791, STM32N657xx data sheet",
+    external_flash=True,
+    unverified=FROM_MEMORY,
+)
+
+ALIF_E7 = _board(
+    "alif-e7",
+    "Alif Ensemble E7, all inside; its fast Cortex-M55, without the Ethos-U55",
+    "Cortex-M55",
+    400,
+    5632 * KIB,
+    4 * MIB,
+    "Alif Semiconductor, RAM Regions and Linker Files; Ensemble E7 data sheet",
+    unverified=("flash_bytes", "clock_mhz"),
+)
+
+STM32H743 = _board(
+    "stm32h743",
+    "ST STM32H743 with 8 MB of QSPI flash: its own 2 MB are too few for the paper's network",
+    "Cortex-M7",
+    480,
+    8 * MIB,
+    512 * KIB,
+    "ST DS12110, STM32H743xI data sheet",
+    external_flash=True,
+    unverified=FROM_MEMORY,
+)
+
+BOARDS = (MPS2_AN386, MPS2_AN500, MPS3_AN547, IMX_RT1062, IMX_RT1170, STM32U5A9, STM32N6, ALIF_E7, STM32H743)

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-Target = Annotated[str | None, typer.Option("--target", help="Kind of target: llvm (this computer) or arm_cpu.")]
+Target = Annotated[
+    str | None, typer.Option("--target", help="Kind of target: llvm (this computer), arm_cpu, cortex_m, cuda or vta.")
+]
 Board = Annotated[str | None, typer.Option("--board", help="A board of `tvmflow boards`, or a board's .toml file.")]
 ModelName = Annotated[str, typer.Option("--model", help="Registry name, package.module:factory, .pt2 or .onnx file.")]
 InputShapes = Annotated[
