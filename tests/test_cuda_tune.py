@@ -12,14 +12,16 @@ from cuda_kernels import joined
 from tvm import relax
 from tvm.script import tirx as T
 
+import tvmflow.schedules.cuda
 from tvmflow.cuda import counts, nvrtc, rank
 from tvmflow.cuda.model import Constants, load_constants, modelled_us, parts, save_constants
 from tvmflow.pipeline import run_stages
+from tvmflow.report.search import search_of
 from tvmflow.schedules.cuda import RULES, choices
 from tvmflow.schedules.cuda.dlight import one_thread
 from tvmflow.spec import MissingDependencyError, TvmflowError, UserError
 from tvmflow.targets import TARGETS
-from tvmflow.tune import modelled
+from tvmflow.tune import database, modelled
 from tvmflow.tune.apply import find_records
 from tvmflow.tune.apply import modelled as modelled_identity
 from tvmflow.tune.measure import choose_runner
@@ -149,10 +151,11 @@ def test_wrong_winners_are_left_out_and_choices_stay_apart(tasks, tiny, tmp_path
         return ["it is wrong"] * len(found) if len(asked) == 1 else [""] * len(found)
 
     monkeypatch.setattr(modelled, "check", check)
+    monkeypatch.setattr(tvmflow.schedules.cuda, "MOST_CHOICES", 8)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "cache" / "tvmflow" / "tune"
     whose = modelled_identity(identity(BOARD))
-    options = Options(trials=16, budget_s=600.0, batch=4, min_gain=0.0, population=6)
+    options = Options(trials=12, budget_s=600.0, batch=4, min_gain=0.0, population=6)
     with Store(folder / whose.folder, whose, writable=True) as store:
         session = modelled.ModelledSession(tasks, BOARD, store, Falling(), options, lambda state: None)
         session.run()
@@ -200,12 +203,13 @@ def test_tune_without_a_gpu(tvmflow, tmp_path):
     assert "would measure them" in done.out
     assert "modelled runner" in done.err
     assert not re.search(r"\d\s*(ms|µs|us)\b|faster|×", done.out + done.err)
-    shown = tvmflow("db", "show", tmp_path / "work")
-    assert shown.code == 0, shown.err
-    assert "modelled" in shown.out
-    assert "µs" not in shown.out
-    report = tvmflow("report", next((tmp_path / "work").iterdir()), "-o", tmp_path)
-    report.failed_with(4, "a model's choices")
+    text, (content,) = database.show(tmp_path / "work")
+    assert "modelled" in text
+    assert "µs" not in text
+    assert all(row["best_ms"] is None for row in content["tasks"])
+    (folder,) = (tmp_path / "work").iterdir()
+    with pytest.raises(UserError, match="a model's choices"):
+        search_of(Store(folder))
 
 
 def test_runners_of_a_board_with_a_gpu(monkeypatch):

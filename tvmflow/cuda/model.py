@@ -65,7 +65,7 @@ def modelled_us(
 def parts(gpu: Gpu, counts: Counts, taken: Resources, constants: Constants = Constants()) -> dict[str, float]:
     """The parts of one launch in µs by name, and "total". A kernel that no SM can hold takes for ever."""
     held = occupancy(gpu, threads=counts.threads, registers=taken.registers, shared_bytes=taken.shared_bytes)
-    if not held.blocks_per_sm:
+    if not held.blocks_per_sm or counts.threads * taken.registers > gpu.registers_per_block:
         return {"total": math.inf}
     blocks = math.ceil(counts.blocks / gpu.sms)  # of the SM with the most
     warps = blocks * counts.warps
