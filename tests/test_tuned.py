@@ -1,4 +1,4 @@
-"""The records that tvmflow brings: readable, of today's rules, and found by a build for the CPU that they are of."""
+"""The records that tvmflow brings: readable, of today's rules, and found by a build for the board that they are of."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tvmflow.schedules import rules_version
 from tvmflow.spec import Target
 from tvmflow.targets import TARGETS
-from tvmflow.tune import apply
+from tvmflow.tune import apply, tasks
 from tvmflow.tune.space import replayed
-from tvmflow.tune.store import Store
-from tvmflow.tune.tasks import identity, task_of
+from tvmflow.tune.store import Best, Identity, Store
+from tvmflow.vta import search
+from tvmflow.vta.records import recorded
 
-STORES = [folder for folder in apply.shipped_folders() if Store(folder).identity.basis == "measured"]
-SIMULATED = [folder for folder in apply.shipped_folders() if Store(folder).identity.basis == "simulated"]
+FOLDERS = apply.shipped_folders()
 
 
 def board_of(store: Store) -> Target:
@@ -25,43 +24,33 @@ def board_of(store: Store) -> Target:
     return replace(target, cpu=replace(target.cpu, model=store.identity.cpu), tvm=store.identity.target)
 
 
-def test_some_are_brought():
-    assert STORES
+def identity_of(store: Store) -> Identity:
+    """What such records would be marked with today."""
+    if store.identity.basis == "simulated":
+        return search.identity(TARGETS[store.identity.board])
+    return replace(tasks.identity(board_of(store)), target=store.identity.target)
 
 
-@pytest.mark.parametrize("folder", STORES, ids=lambda folder: folder.name)
+def use(store: Store, key: str, best: Best) -> object:
+    """What a build makes of a record."""
+    if store.identity.basis == "simulated":
+        return recorded(best)
+    task = tasks.task_of(key, best.name, store.tasks[key]["workload"])
+    assert task is not None
+    return replayed(task, board_of(store), best.candidate, best.record).module
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_they_are_whole_and_of_todays_rules(folder: Path):
     store = Store(folder)
     assert store.quarantined == 0
-    assert store.identity.rules == rules_version(), "rules have changed: `make tuned` on that CPU, or remove the folder"
-    assert store.identity == replace(identity(board_of(store)), target=store.identity.target)
+    assert store.identity == identity_of(store), "rules have changed: search again, or remove the folder"
 
 
-@pytest.mark.parametrize("folder", STORES, ids=lambda folder: folder.name)
-def test_a_build_for_that_cpu_finds_and_replays_them(folder: Path, monkeypatch, tmp_path):
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_build_for_that_board_finds_and_uses_them(folder: Path, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     store = Store(folder)
-    target = board_of(store)
-    found = apply.find_records(target)
+    found = apply.find_records(board_of(store) if store.identity.basis == "measured" else TARGETS[store.identity.board])
     assert set(found) == set(store.tasks)
-    for key, best in found.items():
-        task = task_of(key, best.name, store.tasks[key]["workload"])
-        assert task is not None
-        assert replayed(task, target, best.candidate, best.record).module
-
-
-@pytest.mark.parametrize("folder", SIMULATED, ids=lambda folder: folder.name)
-def test_a_build_for_that_vta_finds_its_tilings(folder: Path, monkeypatch, tmp_path):
-    from tvmflow.vta import search
-    from tvmflow.vta.records import recorded
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    store = Store(folder)
-    assert store.quarantined == 0
-    target = TARGETS[store.identity.board]
-    assert store.identity == search.identity(target), (
-        "tilings mean something else now: tune again, or remove the folder"
-    )
-    found = apply.find_records(target)
-    assert set(found) == set(store.tasks)
-    assert all(recorded(best) for best in found.values())
+    assert all(use(store, key, best) for key, best in found.items())
