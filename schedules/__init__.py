@@ -10,7 +10,6 @@ One function is both the hand-written schedule and the search space: without a `
 
 from __future__ import annotations
 
-import ast
 import hashlib
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -63,22 +62,8 @@ def choices(name: str, func: PrimFunc, target: Target) -> list[Knobs]:
 
 
 def spell(name: str, knobs: Knobs) -> str:
-    """A rule and its knobs as one expression, "pointwise_nchw(tile=(6, 4))"; `parse` reads it."""
+    """A rule and its knobs as one expression, "pointwise_nchw(tile=(6, 4))"; `tvmflow.rules.parse` reads it."""
     return f"{name}({', '.join(f'{knob}={value!r}' for knob, value in knobs.items())})"
-
-
-def parse(text: str) -> tuple[str, Knobs]:
-    """What `spell` wrote. Raises ValueError if it didn't, or if there is no such rule."""
-    try:
-        call = ast.parse(text, mode="eval").body
-    except SyntaxError as error:
-        raise ValueError(f"{text!r} is no rule with knobs") from error
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-        raise ValueError(f"{text!r} is no rule with knobs")
-    name, knobs = call.func.id, {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-    if name not in RULES:
-        raise ValueError(f"there is no rule {name!r}")
-    return name, knobs
 
 
 def rules_version() -> str:

@@ -26,13 +26,13 @@ from kernels import TASK, adding, as_candidate, bound_to_threads, calling
 from tvm.s_tir import meta_schedule
 
 from tvmflow import build as building
-from tvmflow import interrupt
+from tvmflow import interrupt, rules
 from tvmflow.backends import Timing, layer_rows
 from tvmflow.measure.local import run_vectors
 from tvmflow.passes import schedule_kernels
 from tvmflow.report import assemble
 from tvmflow.report.render import schedules_text
-from tvmflow.schedules import RULES, choices, parse, spell
+from tvmflow.schedules import RULES, choices, spell
 from tvmflow.spec import MissingDependencyError, UserError
 from tvmflow.targets import TARGETS
 from tvmflow.tune import apply, measure, processes, space
@@ -125,7 +125,7 @@ def test_a_record_names_the_rule_and_its_knobs(tasks):
     found = space.Space(task, HOST, space.CostModel(), seed=0, batch=4, population=16)
     assert found.default.text == "pointwise_nchw()"
     for candidate in found.propose(3, ()):
-        name, knobs = parse(candidate.text)
+        name, knobs = rules.parse(candidate.text, HOST)
         assert knobs in choices(name, task.func, HOST)
         expected = normalized(RULES[name](task.func, HOST, **knobs).mod["main"])
         tvm.ir.assert_structural_equal(candidate.module, expected)
@@ -145,11 +145,11 @@ def test_no_kernel_is_proposed_twice(tasks):
 def test_knobs_are_spelled_and_parsed():
     text = spell("pointwise_nchw", {"tile": (6, 4)})
     assert text == "pointwise_nchw(tile=(6, 4))"
-    assert parse(text) == ("pointwise_nchw", {"tile": (6, 4)})
-    assert parse("lanes()") == ("lanes", {})
+    assert rules.parse(text, HOST) == ("pointwise_nchw", {"tile": (6, 4)})
+    assert rules.parse("lanes()", HOST) == ("lanes", {})
     for wrong in ("", "lanes", "lanes(3)", "nothing()", "lanes(x=open('/'))", "1 +"):
         with pytest.raises(ValueError, match=r"rule|malformed"):
-            parse(wrong)
+            rules.parse(wrong, HOST)
 
 
 def test_a_record_of_another_kernel_cannot_be_replayed(tasks):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from tvmflow import rules
 from tvmflow.frontend import import_model, parse_input_shape
-from tvmflow.schedules import choices, parse, spell
+from tvmflow.schedules import choices, spell
 from tvmflow.spec import Target
 from tvmflow.targets import TARGETS
 from tvmflow.tune import transfer
@@ -30,7 +31,7 @@ def tasks() -> tuple[Task, ...]:
 
 def made_up_ms(text: str) -> float:
     """Loads for each product, which a cost model can see in the kernel; without a tile it is slow."""
-    rows, vectors = parse(text)[1].get("tile", (1, 1))
+    rows, vectors = rules.parse(text, BOARD)[1].get("tile", (1, 1))
     return 1 + 1 / rows + 1 / vectors
 
 
