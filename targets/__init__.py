@@ -58,13 +58,10 @@ def find(kind: str | None, board: str | None) -> Target:
 
 def compute_in(target: Target, dtype: str) -> Target:
     """The board, told to compute networks in `dtype`. Raises UserError if it can't do that well."""
-    if dtype not in target.arithmetics and target.gpu is not None:
-        raise UserError(
-            f"--dtype {dtype}: for GPUs such as that of {target.name}, networks are computed in float32 only."
-        )
     if dtype not in target.arithmetics:
         others = ", ".join(board.name for board in TARGETS.values() if dtype in board.arithmetics)
-        raise UserError(f"The {target.cpu.model} of {target.name} has no {dtype} arithmetic; boards that do: {others}.")
+        processor = target.gpu.model if target.gpu else target.cpu.model
+        raise UserError(f"The {processor} of {target.name} has no {dtype} arithmetic; boards that do: {others}.")
     return replace(target, arithmetic=dtype)
 
 

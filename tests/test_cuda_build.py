@@ -120,6 +120,18 @@ def test_bundle_of_a_card(pascal):
             verify_library(bundle.library, TARGETS["t4"], bundle.vectors(), bundle.outputs)
 
 
+def test_float16(tiny, tmp_path):
+    """Kernels, weights and what lies between are narrow, and right within float16's own tolerance."""
+    built = backends.of(TARGETS["jetson-xavier-nx"]).build(
+        tiny, targets.compute_in(TARGETS["jetson-xavier-nx"], "float16"), tmp_path / "tiny"
+    )
+    verdict = built.manifest["verify"]
+    assert (verdict["passed"], verdict["method"]) == (True, "stand-in")
+    assert verdict["max_rel_error"] > 1e-5
+    assert built.manifest["memory"]["weights_bytes"] < 0.6 * 4 * tiny.parameters
+    assert "half4" in (built.root / "kernels.cu").read_text()
+
+
 def test_report_has_what_kernels_take(jetson):
     report = survey(jetson, must_run=False)
     assert report["latency"] is None
@@ -198,5 +210,7 @@ def test_refusals(tiny, tmp_path):
         backend.check(targets.compile_also(board, ["sm_31"]), tmp_path / "out")
     with pytest.raises(UserError, match="no architecture of a GPU"):
         targets.compile_also(board, ["pascal"])
+    with pytest.raises(UserError, match="of gtx-1080ti has no float16 arithmetic"):
+        targets.compute_in(TARGETS["gtx-1080ti"], "float16")
     with pytest.raises(UserError, match="host has none"):
         targets.compile_also(TARGETS["host"], ["sm_90"])

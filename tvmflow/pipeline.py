@@ -54,6 +54,8 @@ CUDA: tuple[Stage, ...] = (
     # loops: each kernel gets the first schedule that fits it, and the rest TVM's own for GPUs
     schedule_kernels,
     bind_threads,
+    # numbers: float16 where the board is told so
+    narrow_floats,
     # source: kernels become CUDA C, whose names are those of C
     plain_names,
     # virtual machine: storage is planned, what is left becomes byte code
