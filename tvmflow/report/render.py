@@ -137,7 +137,7 @@ def report_text(report: Report, *, layers: bool = True) -> str:
     model, target = report["model"], report["target"]
     parts = [
         f"{model['name']} ({model['parameters']:,} parameters, {model['macs'] / 1e6:.1f} M multiply-adds) "
-        f"on {target['name']}, {views.processor(target)}",
+        f"on {target['name']}, {views.processor(target)}, {target.get('arithmetic', 'float32')}",
         f"verify   {verdict_text(report['verify'])}",
         "latency  " + latency_text(report).replace("\n", "\n         "),
         f"memory   {memory_text(report['memory'])}",
