@@ -119,7 +119,8 @@ def schedules_text(layers: Sequence[Mapping[str, Any]]) -> str:
     words = []
     timed = all(layer["latency"] for layer in layers)
     total = sum(layer["latency"]["p50"] for layer in layers) if timed else 0
-    for name in ("searched", "by rules", "default"):
+    modelled = any(_by_whom(layer["schedule"]) == "by a model" for layer in layers)
+    for name in ("searched", *(("by a model",) if modelled else ()), "by rules", "default"):
         chosen = [layer for layer in layers if _by_whom(layer["schedule"]) == name]
         share = f" ({sum(layer['latency']['p50'] for layer in chosen) / total:.0%} of their time)" if total else ""
         words.append(f"{len(chosen)} {name}{share}")
@@ -129,6 +130,8 @@ def schedules_text(layers: Sequence[Mapping[str, Any]]) -> str:
 def _by_whom(schedule: str) -> str:
     if schedule == "default":
         return "default"
+    if schedule.endswith("modelled choice"):
+        return "by a model"
     return "searched" if schedule.endswith("searched") else "by rules"
 
 
