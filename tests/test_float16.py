@@ -20,10 +20,10 @@ BOARD = targets.compute_in(TARGETS["raspberry-pi-5"], "float16")
 
 
 def test_boards_that_have_it():
-    assert {board.name for board in TARGETS.values() if "float16" in board.arithmetics} == {
-        "raspberry-pi-5",
-        "android-arm64",
-    }
+    narrow = {board.name for board in TARGETS.values() if "float16" in board.arithmetics}
+    assert {name for name in narrow if TARGETS[name].kind != "cuda"} == {"raspberry-pi-5", "android-arm64"}
+    gpus = {board.name for board in TARGETS.values() if board.kind == "cuda"}
+    assert gpus - narrow == {"gtx-1080ti"}
 
 
 def test_other_boards_refuse(tvmflow, tmp_path):
