@@ -76,7 +76,7 @@ MODULES: dict[str, str] = {
 }
 """The module of each kind of target."""
 
-SIMULATED = ("vta", "cortex_m")
+NEED_NO_DEVICE = ("vta", "cortex_m")
 """Kinds whose `time` needs no device: their latency is simulated, or there is none and instructions are counted."""
 
 

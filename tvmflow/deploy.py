@@ -2,8 +2,8 @@
 
 SSH is what a board has: it knows who may come in, encrypts, and needs no server of ours. What runs on the board is the
 bundle's own runner (`build --runner`), so neither Python nor TVM has to be there; a VTA's runner is its driver, which
-takes Python and NumPy. Settings, keys and jump hosts are
-those of the user's SSH configuration; host keys are checked as there.
+takes Python and NumPy. Settings, keys and jump hosts are those of the user's SSH configuration; host keys are checked
+as there.
 """
 
 from __future__ import annotations

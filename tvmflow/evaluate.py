@@ -80,7 +80,7 @@ def _opened(path: Path | None, model: str, *, quantised: bool) -> Iterator[bundl
         yield None
         return
     with bundles.open_bundle(path) as bundle:
-        if bundle.target.kind not in backends.SIMULATED:  # VTA's functional simulator runs anywhere
+        if bundle.target.kind not in backends.NEED_NO_DEVICE:
             bundles.require_native(bundle)
         if bundle.name != model:
             raise UserError(f"{path} holds {bundle.name}, but --model says {model}; compare like with like.")

@@ -42,6 +42,9 @@ BATCH = 16
 CACHED = 1 << 16
 """Outputs of a depthwise layer that it computes at once."""
 
+Cut = tuple[int, int, tuple[int, ...]]
+"""First output along an axis, how many, and the taps that meet the input there."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class IntegerLayer:
@@ -193,6 +196,23 @@ def accumulate(layer: IntegerLayer, x: np.ndarray) -> np.ndarray:
                 products = (tap @ part.reshape(len(part), inputs, -1)).reshape(len(part), -1, *part.shape[2:])
             acc[some, :, to_rows, to_columns] += products
     return np.ascontiguousarray(acc.reshape(outputs, height, width, count).transpose(3, 0, 1, 2)).astype(np.int32)
+
+
+def cuts(layer: IntegerLayer, axis: int) -> list[Cut]:
+    """The outputs along an axis, cut where the set of taps that meet the input changes."""
+    found: list[Cut] = []
+    for out in range(layer.output_shape[2 + axis]):
+        first = out * layer.stride[axis] - layer.padding[axis]
+        taps = tuple(
+            tap
+            for tap in range(layer.weight.shape[2 + axis])
+            if 0 <= first + tap * layer.dilation[axis] < layer.input_shape[2 + axis]
+        )
+        if found and found[-1][2] == taps:
+            found[-1] = (found[-1][0], found[-1][1] + 1, taps)
+        else:
+            found.append((out, 1, taps))
+    return found
 
 
 def _window(layer: IntegerLayer, axis: int, tap: int, size: int, out_size: int) -> tuple[slice, slice]:

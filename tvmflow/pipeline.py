@@ -102,7 +102,7 @@ INTEGER_STAGES: dict[str, tuple[Stage, ...]] = {
 
 
 def run_stages(program: Program, target: Target, dump_dir: Path | None = None) -> Program:
-    """Take `program` through the stages of its target; each stage's result goes into `dump_dir` as TVMScript."""
+    """Take `program` through the stages of its target; each stage's result goes into `dump_dir` as text."""
     stages = STAGES if program.integer is None else INTEGER_STAGES
     for number, stage in enumerate(stages[target.kind]):
         program = stage(program, target)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # importing the nouns must cost nothing: tvm takes 4 s to imp
 Basis = Literal["measured", "simulated", "emulated", "modelled"]
 
 NO_ELF = (0, "")
+"""`Target.elf` of boards whose library is no ELF file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +61,7 @@ class Layer:
     `bytes` is the tensor traffic if every operand is read and every result written once; `schedule` is the rule of
     `tvmflow.schedules.RULES` that shaped the kernel, with ", searched" and the knobs if a search chose them, "searched"
     if it is MetaSchedule's own ("modelled choice" in place of "searched" if nothing was measured), "default" where
-    nothing shaped it. `details` is what only one kind of target knows of a
-    layer; docs/report.md has the names.
+    nothing shaped it. `details` is what only one kind of target knows of a layer; docs/report.md has the names.
     """
 
     kernel: str
@@ -186,8 +186,8 @@ class Target:
     `datasheet` cites the figures' source; `schedules` names the rules of `tvmflow.schedules.RULES` to try, first match
     wins. `identity` is how the board's name in its device tree begins, by which it is known when it is measured.
     `arithmetic` is what networks are computed in: float32 ones in float32 or float16, quantised ones in int8. It is one
-    of `arithmetics`, those that the board has instructions for.
-    `cpu` and `elf` are those of the computer that holds the `gpu`, where the kernels run on one.
+    of `arithmetics`, those that the board has instructions for. `cpu` and `elf` are those of the computer that holds
+    the `gpu`, where the kernels run on one.
     """
 
     name: str

@@ -29,7 +29,7 @@ def survey(
     so in place of a latency. What computes something else than the original network is never timed.
     """
     with bundles.open_bundle(path) as bundle:
-        if must_run and bundle.target.kind not in backends.SIMULATED:
+        if must_run and bundle.target.kind not in backends.NEED_NO_DEVICE:
             bundles.require_native(bundle)
         verdict = verify_bundle(bundle)
         if must_run and not verdict["passed"]:

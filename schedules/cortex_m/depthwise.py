@@ -23,7 +23,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.integer import IntegerLayer
+from tvmflow.integer import IntegerLayer, cuts
 from tvmflow.schedules.cortex_m._kernel import (
     Expr,
     Kernel,
@@ -40,9 +40,6 @@ MOST_PRODUCTS = 400
 """Products in the code of one layer, as each cut has code of its own: 5×5 taps have 361."""
 LANES = 4
 COPY_LANES = (16, 8, 4)
-
-Cut = tuple[int, int, tuple[int, ...]]
-"""First output, how many, and the taps that meet the input there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,23 +129,6 @@ def _fits(layer: IntegerLayer) -> bool:
         return False
     vertical, horizontal = (sum(len(taps) for _, _, taps in cuts(layer, axis)) for axis in (0, 1))
     return vertical * horizontal <= MOST_PRODUCTS
-
-
-def cuts(layer: IntegerLayer, axis: int) -> list[Cut]:
-    """The outputs along an axis, cut where the set of taps that meet the input changes."""
-    found: list[Cut] = []
-    for out in range(layer.output_shape[2 + axis]):
-        first = out * layer.stride[axis] - layer.padding[axis]
-        taps = tuple(
-            tap
-            for tap in range(layer.weight.shape[2 + axis])
-            if 0 <= first + tap * layer.dilation[axis] < layer.input_shape[2 + axis]
-        )
-        if found and found[-1][2] == taps:
-            found[-1] = (found[-1][0], found[-1][1] + 1, taps)
-        else:
-            found.append((out, 1, taps))
-    return found
 
 
 def met(layer: IntegerLayer, axis: int) -> list[int]:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from tvm import tirx
+from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
 from tvmflow.schedules._convolution import unfuse
@@ -102,6 +103,18 @@ class Product:
     weight_lanes: int = 1
     value_lanes: int = 1
     store_lanes: int = 1
+
+
+def scheduled(product: Product | None, target: Target, tile: tuple[int, ...] | None) -> Schedule | None:
+    """What a rule makes of a product that it serves: by `tile`, or by the most promising."""
+    if product is None:
+        return None
+    return Schedule(loops(product, Tile(*tile) if tile else tiles_for(product, target)[0]))
+
+
+def choices(product: Product | None, target: Target) -> list[tuple[int, ...]]:
+    """What such a rule's `tile` may be; nothing if it serves no product."""
+    return [] if product is None else [tuple(tile) for tile in tiles_for(product, target)]
 
 
 def tiles_for(product: Product, target: Target) -> list[Tile]:

@@ -16,7 +16,7 @@ from tvm.s_tir import Schedule
 
 from tvmflow.schedules._convolution import Convolution, unfuse
 from tvmflow.schedules.cuda._grid import read_convolution
-from tvmflow.schedules.cuda._product import Product, Tile, loops, tiles_for
+from tvmflow.schedules.cuda._product import Product, choices, scheduled
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target
@@ -24,16 +24,12 @@ if TYPE_CHECKING:
 
 def pointwise(func: tirx.PrimFunc, target: Target, tile: tuple[int, ...] | None = None) -> Schedule | None:
     """`tile` is (rows, columns, depth, sums by rows, sums by columns, splits)."""
-    product = _read(func)
-    if product is None:
-        return None
-    return Schedule(loops(product, Tile(*tile) if tile else tiles_for(product, target)[0]))
+    return scheduled(_read(func), target, tile)
 
 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[tuple[int, ...]]:
     """What `tile` may be for this kernel."""
-    product = _read(func)
-    return [] if product is None else [tuple(tile) for tile in tiles_for(product, target)]
+    return choices(_read(func), target)
 
 
 def _read(func: tirx.PrimFunc) -> Product | None:

@@ -22,6 +22,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from tvmflow.integer import Cut, IntegerLayer, cuts
 from tvmflow.schedules._convolution import worth_threads
 from tvmflow.schedules.integer import Kernel, Task, Tensor
 from tvmflow.schedules.integer._instructions import instructions_of
@@ -38,7 +39,6 @@ from tvmflow.schedules.integer._loops import (
 )
 
 if TYPE_CHECKING:
-    from tvmflow.integer import IntegerLayer
     from tvmflow.spec import Target
 
 MOST_PRODUCTS = 400
@@ -46,9 +46,6 @@ MOST_PRODUCTS = 400
 
 BUFFER_BYTES = 64 << 10  # in the L2 cache, with the input and the output
 MOST_VECTORS = 4
-
-Cut = tuple[int, int, tuple[int, ...]]
-"""First output, how many, and the taps that meet the input there."""
 
 
 def depthwise(task: Task, target: Target) -> Kernel | None:
@@ -107,23 +104,6 @@ def fuses(first: IntegerLayer, second: IntegerLayer, target: Target) -> bool:
         and first.kind == second.kind == "conv2d"
         and channels * math.prod(first.output_shape[2:]) <= BUFFER_BYTES
     )
-
-
-def cuts(layer: IntegerLayer, axis: int) -> list[Cut]:
-    """The outputs along an axis, cut where the set of taps that meet the input changes."""
-    found: list[Cut] = []
-    for out in range(layer.output_shape[2 + axis]):
-        first = out * layer.stride[axis] - layer.padding[axis]
-        taps = tuple(
-            tap
-            for tap in range(layer.weight.shape[2 + axis])
-            if 0 <= first + tap * layer.dilation[axis] < layer.input_shape[2 + axis]
-        )
-        if found and found[-1][2] == taps:
-            found[-1] = (found[-1][0], found[-1][1] + 1, taps)
-        else:
-            found.append((out, 1, taps))
-    return found
 
 
 def position(layer: IntegerLayer, y: Any, x: Any, r: Any, s: Any) -> tuple[Any, Any]:

@@ -25,6 +25,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from tvmflow.integer import Cut, IntegerLayer, cuts
 from tvmflow.schedules._convolution import worth_threads
 from tvmflow.schedules.integer import Kernel, Task, Tensor
 from tvmflow.schedules.integer._instructions import dot_products, instructions_of, intrinsic, wide_high
@@ -32,17 +33,14 @@ from tvmflow.schedules.integer._loops import Requantisation, fill, kernel, round
 from tvmflow.schedules.integer.depthwise import (
     BUFFER_BYTES,
     MOST_PRODUCTS,
-    Cut,
     between,
     copy_plain,
-    cuts,
     fuses,
     is_depthwise,
     position,
 )
 
 if TYPE_CHECKING:
-    from tvmflow.integer import IntegerLayer
     from tvmflow.spec import Target
 
 TAPS = 4

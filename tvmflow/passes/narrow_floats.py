@@ -1,8 +1,9 @@
 """Compute in float16 what was made for float32: half the bytes, and twice the lanes of a vector.
 
-It comes after the schedules, which have been written for twice the lanes already (`schedules._convolution.vectors_of`),
-and rewrites kernels, weights and the tensors between kernels. Inputs and outputs of the network stay as they are, and
-so do kernels that have vectors written out, with all that they read and write: such are the first layers of a network.
+It comes after the schedules, which on CPUs have been written for twice the lanes already
+(`schedules._convolution.vectors_of`), and rewrites kernels, weights and the tensors between kernels. Inputs and outputs
+of the network stay as they are, and so do kernels that have vectors written out, with all that they read and write:
+such are the first layers of a network.
 """
 
 from __future__ import annotations
