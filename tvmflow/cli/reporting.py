@@ -34,7 +34,7 @@ def report(
     Reports that were made elsewhere, as by `deploy` on a board, are put beside them as they are; records of `tvmflow
     tune` are shown as the course of the search.
     """
-    from tvmflow.report import Report, collect, read_reports, slower_than_float, write_text
+    from tvmflow.report import Report, collect, read_reports, write_text
     from tvmflow.report.render import FORMATS, report_text
     from tvmflow.report.search import search_of
     from tvmflow.survey import survey
@@ -46,7 +46,6 @@ def report(
     reports: list[Report] = []
     searches = []
     for path in sources:
-        known = len(reports)
         if path.suffix == ".json":
             reports += read_reports(path)
         elif records := list(find_stores(path)):
@@ -55,11 +54,9 @@ def report(
         else:
             log.info(f"Surveying {path}")
             reports.append(survey(path, threads=threads, seconds=seconds, must_run=False))
-        for row in reports[known:]:
-            print(report_text(row, layers=False), end="\n\n")
     document = collect(reports, searches)
-    for sentence in slower_than_float(reports).values():
-        print(f"warning: {sentence}")
+    for row in document["reports"]:
+        print(report_text(row, layers=False), end="\n\n")
     for file in [out / f"report{suffix}" for suffix in FORMATS] if out.is_dir() else [out]:
         write_text(file, FORMATS[file.suffix](document))
         print(file)
@@ -106,10 +103,20 @@ def estimate(
     from tvmflow import estimate as estimates
     from tvmflow import targets
     from tvmflow.frontend import import_model, parse_input_shape
+    from tvmflow.measure.roof import measure_roof
 
     found = [targets.find(None, name) for name in board or targets.TARGETS]
     program = import_model(model, [parse_input_shape(text) for text in input_shape or []])
     network = estimates.analyse(program)
-    rows = [estimates.estimate(network, target) for target in found]
+    host = targets.TARGETS["host"]
+    touched = estimates.ELEMENT_BYTES[host.arithmetic] * (network.weights + network.activations)
+    rows = [
+        estimates.estimate(
+            network,
+            target,
+            measure_roof(host.cpu, host.arithmetic, host.cpu.cores, touched) if target is host else None,
+        )
+        for target in found
+    ]
     known = {"name": program.name, "source": program.source, "parameters": program.parameters}
     show(estimates.text(program, rows), {"model": known, "estimates": rows}, json)
