@@ -212,6 +212,8 @@ def test_answers(surveyed):
     assert "modelled from the data sheet" in found["Where the time goes"]
     assert "no time was taken: No board." in found["How sure that is"]
     assert "--board host --dtype float32" in repeat(surveyed)
+    counted = {**first, "latency": None, "details": {"instructions": 2 * surveyed["model"]["macs"]}}
+    assert "2.00 instructions" in dict(answers({**surveyed, "layers": [counted]}))["What bounds it"]
 
 
 def test_histogram_counts_every_run():

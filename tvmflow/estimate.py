@@ -240,11 +240,11 @@ def _bound(roof: Roof, live_macs: int, moved_bytes: int) -> tuple[float, str]:
 
 
 def bounds(layers: Sequence[Layer], roof: Roof | None) -> list[dict[str, Any] | None]:
-    """The same of a compiled network's layers, as reports have it: {"us", "by"}; None where it isn't known."""
+    """The same of a compiled network's layers, as reports have it: {"us", "by"}; None without the figures for it."""
     weights = sum(layer.weight_bytes or 0 for layer in layers)
     found: list[dict[str, Any] | None] = []
     for layer in layers:
-        if roof is None or layer.live_macs is None or layer.weight_bytes is None:
+        if roof is None or roof.bytes_per_s is None or layer.live_macs is None or layer.weight_bytes is None:
             found.append(None)
             continue
         moved = max(0, layer.bytes - layer.weight_bytes - roof.cache_bytes)

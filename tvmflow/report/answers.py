@@ -15,13 +15,12 @@ NAMED = 3
 
 
 def answers(report: Report) -> list[tuple[str, str]]:
-    """Questions and their answers, those that the report has."""
-    asked = (
+    """Questions and their answers."""
+    return [
         ("Where the time goes", _where(report)),
         ("What bounds it", _bound(report)),
         ("How sure that is", _sure(report)),
-    )
-    return [(question, answer) for question, answer in asked if answer]
+    ]
 
 
 def repeat(report: Report) -> str:
@@ -55,7 +54,7 @@ def _where(report: Report) -> str:
     what, figures = _weights(report)
     total = sum(figures)
     if not total:
-        return ""
+        return f"That isn't known: {report['latency_note'] or 'layers were not timed.'}"
     order = sorted(range(len(figures)), key=lambda place: -figures[place])
     half, taken = 0, 0.0
     while taken < total / 2:
@@ -64,25 +63,29 @@ def _where(report: Report) -> str:
     named = ", ".join(
         f"{_short(report['layers'][place])} ({figures[place] / total:.0%})" for place in order[: min(half, NAMED)]
     )
-    return f"{half} of {len(figures)} layers take half {what}; the first are {named}."
+    return f"{half} of {len(figures)} layers take half {what}; the largest are {named}."
 
 
 def _bound(report: Report) -> str:
-    layers = report["layers"]
+    layers, macs = report["layers"], report["model"]["macs"]
     own = [layer["details"].get("bound") for layer in layers]
     by = [name or (layer.get("bound") or {}).get("by") for name, layer in zip(own, layers, strict=True)]
     _, figures = _weights(report)
+    instructions = sum(layer["details"].get("instructions", 0) for layer in layers)
+    if instructions and macs and not any(layer["latency"] for layer in layers):
+        return f"Each multiply-add takes {instructions / macs:.2f} instructions; what memory adds to that isn't known."
     if not any(by):
-        return ""
+        return (
+            f"That isn't known: there is no roof of this processor in {report['target'].get('arithmetic', 'float32')}."
+        )
     shares: defaultdict[str, float] = defaultdict(float)
     for name, figure in zip(by, figures, strict=True):
         if name:
             shares[name] += figure
     total = sum(figures) or 1.0
-    words = ", ".join(
-        f"{name} {share / total:.0%}" for name, share in sorted(shares.items(), key=lambda pair: -pair[1]) if share
-    )
-    sentence = f"Of that, by what bounds each layer: {words}."
+    known = sorted(((share / total, name) for name, share in shares.items()), reverse=True)
+    words = ", ".join(f"by {name} {share:.0%}" for share, name in known if share >= 0.005)
+    sentence = f"Of that, layers that are bound {words}."
     if ratio := _times_bound(layers):
         sentence += f" Together they take {ratio:.2f} times what they take at least."
     if report["target"].get("gpu") and not any(layer["latency"] for layer in layers):
@@ -120,9 +123,10 @@ def _sure(report: Report) -> str:
             f"{checked[verify['passed']]}{how}; the time is simulated, from {low:.2f} to {high:.2f} ms over the likely "
             "latencies of memory, which nobody has measured on a board."
         )
-    noise = f"p90 is {latency['spread']:.2f} times p50 over {latency['repeats']:,} runs"
+    noise = f", and p90 is {latency['spread']:.2f} times p50 over {latency['repeats']:,} runs"
+    noise *= latency["basis"] == "measured"
     doubts = " Doubts: " + " ".join(latency["warnings"]) if latency["warnings"] else ""
-    return f"{checked[verify['passed']]}{how}; the time is {latency['basis']}, and {noise}.{doubts}"
+    return f"{checked[verify['passed']]}{how}; the time is {latency['basis']}{noise}.{doubts}"
 
 
 def _short(layer: Mapping[str, Any]) -> str:

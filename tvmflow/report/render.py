@@ -177,13 +177,14 @@ def render_html(document: Mapping[str, Any]) -> str:
         timeline=views.timeline,
         answers=answers,
         repeat=repeat,
+        largest=views.largest,
         show=views.show,
         number=views.number,
         processor=views.processor,
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     reports = [{"device": None, "timeline": None, **report} for report in document["reports"]]
-    return template.render({**document, "reports": reports, "device_columns": views.DEVICES})
+    return template.render({**document, "reports": reports, "device_columns": views.page_columns(reports)})
 
 
 FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {

@@ -32,17 +32,17 @@ Row = dict[str, Any]
 DEVICES = (
     Column(key="model", heading="Network"),
     Column(key="target", heading="Board"),
-    Column(key="processor", heading="Processor"),
     Column(key="arithmetic", heading="Arithmetic"),
+    Column(key="latency_ms", heading="Latency p50, ms", numeric=True),
+    Column(key="basis", heading="Basis"),
+    Column(key="spread", heading="p90 ÷ p50", numeric=True),
+    Column(key="verified", heading="Verified"),
+    Column(key="processor", heading="Processor"),
     Column(key="parameters", heading="Parameters", numeric=True),
     Column(key="mmacs", heading="M multiply-adds", numeric=True),
     Column(key="module_kib", heading="Module, KiB", numeric=True),
     Column(key="weights_kib", heading="Weights, KiB", numeric=True),
     Column(key="activations_kib", heading="Activations, KiB", numeric=True),
-    Column(key="verified", heading="Verified"),
-    Column(key="latency_ms", heading="Latency p50, ms", numeric=True),
-    Column(key="basis", heading="Basis"),
-    Column(key="spread", heading="p90 ÷ p50", numeric=True),
     Column(key="note", heading="Notes"),
 )
 
@@ -102,6 +102,12 @@ def devices(reports: Sequence[Report]) -> list[Row]:
     return rows
 
 
+def page_columns(reports: Sequence[Report]) -> list[Column]:
+    """Those of DEVICES that the page's first table has room for: notes are told further down, a single name above."""
+    hidden = {"note"} | ({"model"} if len({report["model"]["name"] for report in reports}) == 1 else set())
+    return [column for column in DEVICES if column.key not in hidden]
+
+
 def layers(report: Report) -> tuple[list[Column], list[Row]]:
     """Columns and rows of a report's layers: their times where there are some, and what its kind of target knows.
 
@@ -145,6 +151,11 @@ def layers(report: Report) -> tuple[list[Column], list[Row]]:
     ]
     bounded = (*BOUND, TIMES_BOUND if total else LEAST_SHARE) if least else ()
     return [*LAYERS, *(TIMES if total else ()), *bounded, *more], rows
+
+
+def largest(rows: Sequence[Row], key: str) -> float:
+    """The largest number in a column, or 1 where there is none: what its bars are drawn against."""
+    return max((row[key] for row in rows if row.get(key)), default=1.0)
 
 
 def name_of(layer: Mapping[str, Any]) -> str:
