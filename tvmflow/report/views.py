@@ -49,10 +49,12 @@ DEVICES = (
 LAYERS = (
     Column(key="place", heading="#", numeric=True),
     Column(key="modules", heading="Modules"),
-    Column(key="schedule", heading="Schedule"),
+)
+WORK = (
     Column(key="mmacs", heading="M multiply-adds", numeric=True),
     Column(key="kib", heading="KiB touched", numeric=True),
 )
+SCHEDULE = Column(key="schedule", heading="Schedule")
 BOUND = (
     Column(key="by", heading="Bound by"),
     Column(key="least_us", heading="At least, µs", numeric=True),
@@ -150,7 +152,7 @@ def layers(report: Report) -> tuple[list[Column], list[Row]]:
         for key, name in ((f"details.{place}", name) for place, name in enumerate(header_of(report["layers"])))
     ]
     bounded = (*BOUND, TIMES_BOUND if total else LEAST_SHARE) if least else ()
-    return [*LAYERS, *(TIMES if total else ()), *bounded, *more], rows
+    return [*LAYERS, *(TIMES if total else ()), *bounded, *WORK, *more, SCHEDULE], rows
 
 
 def largest(rows: Sequence[Row], key: str) -> float:
