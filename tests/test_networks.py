@@ -1,4 +1,4 @@
-"""Several networks on several boards as one table: each figure is the report's, with its basis, and nothing is made up."""
+"""Several networks on several boards as tables: each figure is the report's, with its basis; nothing is made up."""
 
 from __future__ import annotations
 
@@ -114,6 +114,13 @@ def test_a_measurement_is_never_replaced(measured):
     (first, second) = networks.entries(given)
     assert (first["latency_ms"], first["latency_least"]) == (1.5, False)
     assert (second["latency_ms"], second["verified"]) == (None, "failed, emulated")
+
+
+def test_what_does_not_fit_has_no_latency(measured):
+    large = estimated(measured, "mps3-an547", fits={"fits": False, "parts": {}}, kind="cortex_m", arithmetic="int8")
+    (row,) = networks.entries(reports.collect([], estimates=[large]))
+    assert (row["latency_ms"], row["verified"]) == (None, "doesn't fit")
+    assert (row["module_kib"], row["peak_kib"]) == (3, 1), "a microcontroller's weights stay in flash"
 
 
 def test_accuracy_is_of_the_arithmetic_that_it_was_measured_in(measured):

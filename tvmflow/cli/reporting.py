@@ -117,6 +117,4 @@ def estimate(
     program = import_model(model, [parse_input_shape(text) for text in input_shape or []])
     network = estimates.analyse(program)
     rows = [estimates.estimate(network, target) for target in found]
-    known = {"name": program.name, "source": program.source, "parameters": program.parameters}
-    known |= {"accuracy": dict(program.accuracy)} if program.accuracy else {}
-    show(estimates.text(program, rows), {"model": known, "estimates": rows}, json)
+    show(estimates.text(program, rows), {"model": estimates.describe_model(program), "estimates": rows}, json)

@@ -96,10 +96,10 @@ def entries(document: Mapping[str, Any]) -> list[Row]:
 
 
 def tables(document: Mapping[str, Any]) -> list[Table]:
-    """The networks with their latencies, then each other of FIGURES; none for a single network."""
+    """The networks with their latencies, then each other of FIGURES; none for a single network without estimates."""
     rows = entries(document)
     networks = {name: [row for row in rows if row["model"] == name] for name in dict.fromkeys(r["model"] for r in rows)}
-    if len(networks) < 2:
+    if len(networks) < 2 and not document.get("estimates"):
         return []
     boards = [Column(key=title, heading=title, numeric=True) for title in dict.fromkeys(map(_title, rows))]
     return [
@@ -116,7 +116,7 @@ def tables(document: Mapping[str, Any]) -> list[Table]:
 
 
 def to_markdown(document: Mapping[str, Any]) -> list[str]:
-    """The tables as lines of Markdown; none for a single network."""
+    """The tables as lines of Markdown; none where there are none."""
     lines = []
     for table in tables(document):
         lines += ["", f"## {table.heading}", ""]
@@ -166,18 +166,19 @@ def _of_report(report: Mapping[str, Any]) -> Row:
 
 
 def _of_estimate(model: Mapping[str, Any], estimate: Mapping[str, Any]) -> Row:
-    memory = estimate["memory"]
+    memory, fits = estimate["memory"], estimate["fits"]["fits"]
+    latency = estimate["latency_ms"] if fits else None
     return {
         **_of_model(model, sum(layer["macs"] for layer in estimate["layers"]), estimate["arithmetic"]),
         "target": estimate["target"],
-        "verified": "not built",
+        "verified": "not built" if fits else "doesn't fit",
         "module_kib": memory["weights_bytes"] / 1024,
         "module_basis": "modelled",
         "peak_kib": _planned(memory, estimate["kind"]) / 1024,
-        "peak_basis": "modelled" if estimate["fits"]["fits"] else "modelled, doesn't fit",
-        "latency_ms": estimate["latency_ms"],
-        "latency_least": estimate["latency_ms"] is not None,
-        "latency_basis": estimate["basis"] if estimate["latency_ms"] is not None else None,
+        "peak_basis": "modelled",
+        "latency_ms": latency,
+        "latency_least": latency is not None,
+        "latency_basis": estimate["basis"] if latency is not None else None,
         "threads": None,
     }
 
