@@ -27,7 +27,7 @@ from tvmflow.estimate import describe, roof_of
 from tvmflow.spec import Measurement, UserError
 from tvmflow.targets import TARGETS
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 BINS = 40
 """Of a latency's histogram."""
 
