@@ -27,7 +27,7 @@ from tvmflow.estimate import describe, roof_of
 from tvmflow.spec import Measurement, UserError
 from tvmflow.targets import TARGETS
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 BINS = 40
 """Of a latency's histogram."""
 
@@ -57,6 +57,7 @@ def assemble(
         "verify": dict(verdict),
         "latency": latency(measurement) if measurement else None,
         "latency_note": timing.note,
+        **({"cycles": dict(timing.cycles)} if timing.cycles else {}),
         "layers": [
             {
                 **asdict(layer),
