@@ -34,6 +34,7 @@ WAYS: dict[str, tuple[str, ...] | None] = {
     "TVM's loops": (),
 }
 """Rules that shape the kernels; None: this computer's own."""
+TOLERANCE = 0.25
 LEAST_US = 1.0
 """Below that, calling a kernel is too much of its time."""
 
@@ -127,9 +128,14 @@ def measure(model: str, way: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def summaries(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of all kernels and of each way's, with cycles alone and with memory."""
+    """Of all kernels, of those that our rules have shaped and of each way's, with cycles alone and with memory."""
     kernels = document["kernels"]
-    groups = {"all": kernels, **{way: [row for row in kernels if row["way"] == way] for way in WAYS}}
+    own = [row for row in kernels if row["schedule"] != "default"]
+    groups = {
+        "all": kernels,
+        "of our rules": own,
+        **{way: [row for row in kernels if row["way"] == way] for way in WAYS},
+    }
     return [
         {"kernels": name, "memory": memory, **agreement(rows, document["gbps"] if memory else math.inf)}
         for memory in (False, True)
@@ -190,7 +196,69 @@ def emulator() -> Emulator:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    return json.dumps(document["summary"], indent=1)
+    around, kernels = document["environment"], document["kernels"]
+    lines = [
+        "# Modelled cycles beside measured ones",
+        "",
+        f"{len(kernels)} kernels of four networks, shaped in three ways, batch 1, one thread of {around['cpu']} "
+        f"({document['core']}). *Modelled*: the instructions that one inference executes, by qemu's x86-64 emulator, "
+        f"through {document['model']}, as `tvmflow profile --cycles` does for ARM boards and microcontrollers. "
+        "*Measured*: the shortest of 15 times of each kernel alone, on the network's tensors and with warm caches, "
+        f"times the clock, which was measured beside it ({min(row['mhz'] for row in kernels):.0f} to "
+        f"{max(row['mhz'] for row in kernels):.0f} MHz). Kernels of less than {LEAST_US:g} µs are left out. "
+        f"Made by `python -m benchmarks.cycles` on {around['date'][:10]}.",
+        "",
+        "The ratios are measured ÷ modelled cycles. *With memory*, a kernel whose operands are more than the L2 cache "
+        f"holds takes at least as long as reading them at {document['gbps']:.1f} GB/s, which was measured as well.",
+        "",
+        "| kernels | model | number | Spearman's ρ | Kendall's τ | geometric mean of ratios | median | 80 % within "
+        "| 95 % within |",
+        "|---" * 9 + "|",
+    ]
+    for row in document["summary"]:
+        low, lower, median, upper, high = row["quantiles"]
+        lines.append(
+            f"| {row['kernels']} | {'with memory' if row['memory'] else 'cycles alone'} | {row['count']} "
+            f"| {row['spearman']:.3f} | {row['kendall']:.3f} | {row['geometric_mean']:.2f} | {median:.2f} "
+            f"| {lower:.2f}–{upper:.2f} | {low:.2f}–{high:.2f} |"
+        )
+    lines += ["", verdict(document), ""]
+    lines += [
+        "| network | shaped by | kernel | schedule | KiB touched | instructions | modelled cycles | measured | ratio |",
+        "|---" * 9 + "|",
+    ]
+    for row in kernels:
+        measured = row["us"] * row["mhz"]
+        lines.append(
+            f"| {row['model']} | {row['way']} | {row['kernel']} | {row['schedule']} | {row['bytes'] / 1024:.0f} "
+            f"| {row['instructions']:,} | {row['cycles']:,.0f} | {measured:,.0f} | {measured / row['cycles']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def verdict(document: dict[str, Any]) -> str:
+    """Whether modelled cycles may become milliseconds, by a rule that was set before."""
+    row = validation(document)
+    low, high = row["band"]
+    good = low >= 1 - TOLERANCE and high <= 1 + TOLERANCE
+    return (
+        f"Modelled cycles become milliseconds in a report if 95 % of tvmflow's own kernels take within "
+        f"{TOLERANCE:.0%} of them. They take {low:.2f} to {high:.2f} times as many: "
+        + ("they do." if good else "they don't, and reports have cycles, and the order that these give, alone.")
+    )
+
+
+def validation(document: dict[str, Any]) -> dict[str, Any]:
+    """What `tvmflow.cycles.VALIDATION` says: of the kernels that rules of ours have shaped, with cycles alone."""
+    rows = [row for row in document["kernels"] if row["schedule"] != "default"]
+    found = agreement(rows, math.inf)
+    quantiles = found["quantiles"]
+    return {
+        "cpu": document["core"],
+        "kernels": found["count"],
+        "spearman": round(found["spearman"], 3),
+        "band": (round(quantiles[0], 2), round(quantiles[-1], 2)),
+    }
 
 
 if __name__ == "__main__":

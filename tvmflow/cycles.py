@@ -56,11 +56,11 @@ class Core:
 CORES: Mapping[str, Core] = {
     "cortex-a53": Core(
         mcpu="cortex-a55",
-        note="of the A53's successor: LLVM's model of the A53 takes more than twice as long for the same loops",
+        note="the A53's successor; LLVM's model of the A53 itself gives nearly twice as many, and neither was measured",
     ),
     "cortex-a72": Core(mcpu="cortex-a72"),
     "cortex-a76": Core(
-        mcpu="neoverse-n1", note="of the same design for servers: for the A76 itself LLVM has the numbers of the A57"
+        mcpu="neoverse-n1", note="the A76's design for servers; for the A76 itself LLVM has the numbers of the A57"
     ),
     "cortex-m4": Core(mcpu="cortex-m4"),
     "cortex-m7": Core(mcpu="cortex-m7"),
