@@ -9,7 +9,7 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-from tvmflow.cli.options import Board, BundlePath, InputShapes, Json, ModelName, Target, Threads
+from tvmflow.cli.options import Board, BundlePath, Cycles, InputShapes, Json, ModelName, Target, Threads
 from tvmflow.cli.outcome import show, show_report
 from tvmflow.spec import UserError
 
@@ -204,6 +204,7 @@ def profile(
     bundle: BundlePath,
     threads: Threads = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Instrumented runs.")] = 50,
+    cycles: Cycles = False,
     json: Json = None,
 ) -> None:
     """Time each layer of a bundle on this computer, by module name. Use `bench` for the latency of the whole."""
@@ -211,8 +212,10 @@ def profile(
     from tvmflow.survey import survey
 
     log.info(f"Profiling {bundle}")
-    report = survey(bundle, threads=threads, repeats=repeats, timed=False)
-    if report["layers"] and not any(layer["latency"] for layer in report["layers"]):
+    report = survey(bundle, threads=threads, repeats=repeats, timed=False, cycles=cycles)
+    if report["layers"] and not any(
+        layer["latency"] or "instructions" in layer["details"] for layer in report["layers"]
+    ):
         raise MissingDependencyError(f"{bundle} can't be timed here: {report['latency_note']}")
     show_report(report, json, layers=True)
 
