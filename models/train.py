@@ -196,7 +196,7 @@ class _State:
         if not path.exists():
             return
         content = load_state(path)
-        if content["config"] != json.dumps(dataclasses.asdict(self.config)):
+        if _config(json.loads(content["config"])) != self.config:
             raise UserError(
                 f"{path} belongs to a run with another recipe ({content['config']}); "
                 "give the same options, or another --work-dir."
@@ -352,6 +352,10 @@ def _network_config(fields: dict[str, Any]) -> DilatedNetConfig:
     return DilatedNetConfig(
         **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     )
+
+
+def _config(fields: dict[str, Any]) -> TrainConfig:
+    return TrainConfig(**fields | {"network": _network_config(fields["network"])})
 
 
 def write_text(path: Path, text: str) -> None:
