@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from tvmflow.models.baselines import untrained
 from tvmflow.models.cost import dilation_of
 from tvmflow.spec import UserError
 
@@ -103,11 +104,9 @@ def dilated_net() -> DilatedNet:
     return load_weights(DilatedNet(), WEIGHTS / "dilated-net.safetensors")
 
 
-def dilated_net_merged() -> DilatedNet:
+def dilated_net_merged() -> nn.Module:
     """The merged reading, untrained: a fixed random initialisation, in eval mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return DilatedNet(DilatedNetConfig(joint="merged")).eval()
+    return untrained(lambda: DilatedNet(DilatedNetConfig(joint="merged")))
 
 
 def load_weights(network: DilatedNet, path: Path) -> DilatedNet:

@@ -79,7 +79,8 @@ class Program:
     Stages add what they learn: `layers`, in `memory` the bytes of weights and activations, and in `folded` what is now
     done by other bindings of `main`: the name of each of those → the names of the folded ones and their multiply-adds.
     `records` are the schedules that a search found, by task; after scheduling, those that were used. A quantised
-    network has `integer`, its exact arithmetic; `vta` is what VTA's stages have made of it.
+    network has `integer`, its exact arithmetic; `vta` is what VTA's stages have made of it. `accuracy` is what is known
+    of its weights (`tvmflow.models.accuracy`).
     """
 
     name: str
@@ -97,6 +98,7 @@ class Program:
     records: Mapping[str, Best] = field(default_factory=dict)
     integer: IntegerNetwork | None = None
     vta: Made | None = None
+    accuracy: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
