@@ -291,7 +291,7 @@ def fit(gpu: Gpu, samples: Sequence[Sample], source: str) -> Constants:
             abs(math.log(row.measured_us / row.modelled_us(gpu, tried))) for row in samples
         ) + 0.01 * float(np.abs(factors).mean())  # a constant that nothing depends on stays as it was
 
-    found = minimize(off, np.zeros(len(FITTED)), method="Nelder-Mead", options={"maxiter": 4000, "maxfev": 4000})
+    found = minimize(off, np.zeros(len(FITTED)), method="Powell")
     return constants(found.x)
 
 

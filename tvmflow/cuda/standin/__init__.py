@@ -124,24 +124,23 @@ def sanitizer_libraries() -> tuple[Path, Path]:
 
 
 def _ending(done: subprocess.CompletedProcess[str]) -> str:
-    if report := re.search(r"ERROR: AddressSanitizer: ([\w-]+)", done.stderr):
-        access = re.search(r"^(READ|WRITE) of size \d+", done.stderr, re.MULTILINE)
-        place = re.search(r"^ *#0 \w+ in (\w+)[^\n]*?kernels\.cu:(\d+)", done.stderr, re.MULTILINE)
-        where = re.search(r"is located (.*)", done.stderr)
-        return "was ended by AddressSanitizer: " + ", ".join(
-            filter(
-                None,
-                (
-                    report.group(1),
-                    access and access.group(),
-                    place and f"{place.group(1)}, line {place.group(2)}",
-                    where and where.group(1),
-                ),
-            )
-        )
+    if "ERROR: AddressSanitizer: " in done.stderr:
+        return f"was ended by AddressSanitizer: {stray_access(done.stderr)}"
     how = f"died of {signal.Signals(-done.returncode).name}" if done.returncode < 0 else f"ended with {done.returncode}"
     last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-1:]
     return f"{how}: {last[0].rstrip('.')}" if last else how
+
+
+def stray_access(report: str) -> str:
+    """What AddressSanitizer found, where in which kernel, and beside what, of its report."""
+    parts = {
+        r"ERROR: AddressSanitizer: ([\w-]+)": r"\1",
+        r"(?m)^((?:READ|WRITE) of size \d+)": r"\1",
+        r"(?m)^ *#0 \w+ in (\w+).*kernels\.cu:(\d+)": r"\1, line \2",
+        r"(?m)is located (.*?)(?: [\[(]0x.*)?$": r"\1",
+    }
+    found = [(re.search(pattern, report), words) for pattern, words in parts.items()]
+    return ", ".join(match.expand(words) for match, words in found if match)
 
 
 def use_for_kernels() -> None:
