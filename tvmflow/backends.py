@@ -26,7 +26,8 @@ class Timing:
 
     `layers` has for each layer its latency as the report gives it, {"basis", "unit", "p50"}, or is empty. `details`
     has what else was found of each layer, merged into `Layer.details`, or is empty. `roof` is this computer's, where it
-    was measured. `timeline` is what the queues of an accelerator did, as `timeline` in docs/report.schema.json.
+    was measured. `timeline` is what the queues of an accelerator did, as `timeline` in docs/report.schema.json, and
+    `cycles` are modelled ones of the whole, as docs/report.md has them.
     """
 
     measurement: Measurement | None = None
@@ -35,6 +36,7 @@ class Timing:
     details: Sequence[Mapping[str, Any]] = ()
     roof: Roof | None = None
     timeline: Mapping[str, Any] | None = None
+    cycles: Mapping[str, Any] | None = None
 
 
 def layer_rows(times_us: Sequence[float]) -> list[dict[str, Any]]:
