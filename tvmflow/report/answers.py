@@ -10,6 +10,11 @@ from typing import Any
 from tvmflow.report import Report
 from tvmflow.report.views import layer_basis, name_of
 
+COUNTS = {
+    "modelled_cycles": "of the cycles (modelled)",
+    "instructions": "of the instructions (counted under emulation)",
+}
+"""Of the details of layers, what stands in for times where there are none."""
 NAMED = 3
 """Layers that are named in a sentence."""
 
@@ -42,10 +47,9 @@ def _weights(report: Report) -> tuple[str, list[float]]:
     layers = report["layers"]
     if any(layer["latency"] for layer in layers):
         return f"of the time ({layer_basis(report)})", [_time(layer) or 0.0 for layer in layers]
-    if any("instructions" in layer["details"] for layer in layers):
-        return "of the instructions (counted under emulation)", [
-            float(layer["details"].get("instructions", 0)) for layer in layers
-        ]
+    for key, what in COUNTS.items():
+        if any(key in layer["details"] for layer in layers):
+            return what, [float(layer["details"].get(key, 0)) for layer in layers]
     bounds = [(layer.get("bound") or {}).get("us", 0.0) for layer in layers]
     return "of what the layers take at least (modelled from the data sheet)", bounds
 
