@@ -8,19 +8,20 @@ DEMO := dist/demo
 DEMO_BOARDS := host raspberry-pi-4b jetson-orin-nano pynq-z1 mps3-an547
 BIN := .venv/bin
 
-.PHONY: help demo test lint bench tuned clean
+.PHONY: help demo test lint docs bench tuned clean
 
 help:
 	@echo "make demo   compile the paper's network for a board of each kind, verify, time here, report"
 	@echo "make test   run the tests"
 	@echo "make lint   check style and types"
+	@echo "make docs   make the documentation's pages in dist/site"
 	@echo "make bench  compare with other libraries on this computer"
 	@echo "make tuned  search schedules for this computer's CPU and put the best into schedules/tuned (ten minutes)"
 	@echo "make clean  remove what the others made, .venv included"
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[bench,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[bench,dev,docs]'
 	touch $@
 
 demo: .venv/installed
@@ -37,6 +38,11 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy tvmflow schedules targets models
+
+# Nothing of it comes from the network, nor asks for it in a browser.
+docs: .venv/installed
+	$(BIN)/sphinx-build --quiet --fresh-env --nitpicky --fail-on-warning --keep-going --conf-dir docs . dist/site
+	@echo "dist/site/index.html"
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.peers --models dilated-net mobilenet-v1 squeezenet small-vgg
