@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from sphinx.application import Sphinx
 
@@ -43,7 +44,13 @@ html_copy_source = False
 
 def setup(app: Sphinx) -> None:
     app.connect("builder-inited", lambda app: generate.write(HERE / "generated"))
+    app.connect("autodoc-process-signature", _parseable)
     app.connect("build-finished", _begin)
+
+
+def _parseable(app: Sphinx, what: str, name: str, found: Any, options: Any, signature: str, returns: str) -> Any:
+    """Sphinx can't read the signature of a dataclass whose default is made by a function."""
+    return signature and signature.replace("<factory>", "..."), returns
 
 
 def _begin(app: Sphinx, error: Exception | None) -> None:

@@ -259,18 +259,18 @@ def _at_best(target: Target, network: estimate.Network) -> str:
         return "`tvmflow estimate --board host` says it on the computer itself."
     found = estimate.estimate(network, target)
     rows = [
-        ["computed in", found["arithmetic"], ""],
-        *(
-            [f"weights and activations in {name}", f"{part['needed_bytes']:,} bytes", f"of {part['available_bytes']:,}"]
-            for name, part in found["fits"]["parts"].items()
-        ),
-        ["fits", "yes" if found["fits"]["fits"] else "no", ""],
+        [name, f"{part['needed_bytes']:,} bytes", f"{part['available_bytes']:,} bytes"]
+        for name, part in found["fits"]["parts"].items()
     ]
-    if found["latency_ms"] is not None:
-        rows.append(["latency, at least", f"{found['latency_ms']:.3f} ms", "*modelled*, a lower bound"])
-    return _table(["", "", ""], rows) + (
-        "\n\nBy `tvmflow estimate`, from the network's graph and the figures below; "
-        "[method](../../method.md#modelled) says what is left out."
+    fits = "it fits" if found["fits"]["fits"] else "it doesn't fit"
+    bound = (
+        f"An inference takes at least {found['latency_ms']:.3f} ms (*modelled*, a lower bound). "
+        if found["latency_ms"] is not None
+        else ""
+    )
+    return (
+        f"By `tvmflow estimate`, in {found['arithmetic']}, {fits}. {bound}[Method](../../method.md#modelled) says what "
+        f"is left out.\n\n{_table(['', 'needed', 'on the board'], rows)}"
     )
 
 
@@ -315,11 +315,9 @@ def _figure_rows(target: Target) -> Iterator[list[str]]:
 
 def _not_looked_up(target: Target) -> set[str]:
     """Figures, by their full names, that are not from the data sheet that the board cites."""
-    found = {f"cpu.{name}" for name in estimate.NOT_LOOKED_UP}
-    if target.gpu:
-        found |= {f"gpu.{name}" for name in target.gpu.unverified}
-    if target.mcu:
-        found |= {f"{part}.{name}" for part in ("cpu", "mcu") for name in target.mcu.unverified}
+    found = {f"{part}.{name}" for part, owner in _parts(target) for name in getattr(owner, "unverified", ())}
+    if target.mcu:  # its clock is its CPU's, its RAM its memory
+        found |= {f"cpu.{name}" for name in target.mcu.unverified}
         found |= {"memory_bytes"} if "ram_bytes" in target.mcu.unverified else set()
     return found
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 MACS_PER_CYCLE = {"dsp": 2, "mve": 8}
 """Of int8 on a microcontroller's core: SMLAD does two products, VMLADAVA sixteen in two beats of a Cortex-M55."""
-NOT_LOOKED_UP = ("flops_per_cycle", "memory_gbps")
-"""Figures of `spec.Cpu` that are known from elsewhere than the data sheet that a board cites."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,7 @@ def _cpu_roof(target: Target) -> Roof | None:
         macs_per_s=cpu.cores * cpu.clock_mhz * 1e6 * cpu.flops_per_cycle * wide / 2,
         bytes_per_s=1e9 * cpu.memory_gbps or None,
         cache_bytes=cpu.l3_bytes + cpu.l2_bytes * (cpu.cores if cpu.l3_bytes else 1),
-        source=f"{target.datasheet} (not looked up: {', '.join(NOT_LOOKED_UP)})",
+        source=f"{target.datasheet} (not looked up: flops_per_cycle, memory_gbps)",
     )
 
 
