@@ -85,7 +85,8 @@ KINDS: dict[str, Kind] = {
         pages=("walkthrough.md", "deploy.md", "device.md", "serve.md", "int8.md", "tune.md"),
         verify=_emulated,
         time=_on_the_board(
-            "`measured` on a 64-bit ARM computer; elsewhere none, for time under an emulator says nothing"
+            "`measured` on a 64-bit ARM computer; elsewhere none, for time under an emulator says nothing. "
+            "`profile --cycles` has modelled cycles, which are no time"
         ),
         deploy=_on_the_board("`measured`, over SSH with the bundle's runner, or over RPC where `tvmflow serve` runs"),
         tune=_on_the_board("timed on boards where `tvmflow serve` runs (`--runner rpc`)"),
@@ -138,7 +139,7 @@ KINDS: dict[str, Kind] = {
     "cortex_m": Kind(
         pages=("mcu.md", "int8.md"),
         verify=_mcu_machine,
-        time="no latency; `profile` counts executed instructions (`emulated`)",
+        time="no latency; `profile` counts executed instructions (`emulated`), and with `--cycles` models cycles",
         deploy="no: the bundle is linked with a program of one's own, and has an example of one",
         tune="no",
         commands=(
@@ -162,6 +163,9 @@ UNITS = {
 
 BAR = r"\|"
 """As a cell of a table has it."""
+
+NO_FIGURES = ("unverified", "runtime_note", "also", "cuda_graph")
+"""Fields that say something about figures, about the board, or what a build was asked for."""
 
 ASSUMED = ("latency_cycles", "latency_band")
 
@@ -304,7 +308,7 @@ def _figure_rows(target: Target) -> Iterator[list[str]]:
     for part, owner in _parts(target):
         for field in fields(owner):
             value = getattr(owner, field.name)
-            if field.name in ("unverified", "runtime_note", "also"):
+            if field.name in NO_FIGURES:
                 continue
             if isinstance(value, Mapping):
                 for key, entry in value.items():
