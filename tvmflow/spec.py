@@ -127,7 +127,8 @@ class Gpu:
     `architecture` is as NVIDIA's compilers call it ("sm_87"); an SM is a multiprocessor. `clock_mhz` is the highest
     that the datasheet promises, `dram_gbps` are 10⁹ bytes a second. `unverified` names the fields that no datasheet was
     at hand for. `runtime_note` says what a bundle needs on this board if TVM's published runtime doesn't serve it.
-    `also` are other architectures that a build compiles for, "compute_90" standing for PTX.
+    `also` are other architectures that a build compiles for, "compute_90" standing for PTX. `cuda_graph` has a build
+    make one launch of all that touch neither the network's input nor its output.
     """
 
     model: str
@@ -147,6 +148,7 @@ class Gpu:
     unverified: tuple[str, ...] = ()
     runtime_note: str = ""
     also: tuple[str, ...] = ()
+    cuda_graph: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

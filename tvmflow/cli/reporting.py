@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tvmflow.cli.options import InputShapes, Json, ModelName, Threads
+from tvmflow.cli.options import Cycles, InputShapes, Json, ModelName, Threads
 from tvmflow.cli.outcome import show
 from tvmflow.spec import RegressionError, UserError, VerificationError
 
@@ -28,6 +28,7 @@ def report(
     ],
     threads: Threads = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs.")] = 3.0,
+    cycles: Cycles = False,
 ) -> None:
     """Verify bundles, time those that this computer can run, and write a report for people and programs.
 
@@ -57,7 +58,7 @@ def report(
             continue
         else:
             log.info(f"Surveying {path}")
-            reports.append(survey(path, threads=threads, seconds=seconds, must_run=False))
+            reports.append(survey(path, threads=threads, seconds=seconds, must_run=False, cycles=cycles))
         for row in reports[known:]:
             print(report_text(row, layers=False), end="\n\n")
     document = collect(reports, searches, estimates)

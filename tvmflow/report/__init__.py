@@ -57,6 +57,7 @@ def assemble(
         "verify": dict(verdict),
         "latency": latency(measurement) if measurement else None,
         "latency_note": timing.note,
+        **({"cycles": dict(timing.cycles)} if timing.cycles else {}),
         "layers": [
             {
                 **asdict(layer),
