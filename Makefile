@@ -4,8 +4,8 @@ PYTHON ?= python3
 # The PyTorch that tvmflow is tested with; pyproject.toml has the whole range.
 TORCH ?= torch==2.13.0
 DEMO := dist/demo
-# A board of each kind of target; this computer in int8 as well.
-DEMO_BOARDS := host raspberry-pi-4b jetson-orin-nano pynq-z1 mps3-an547
+# Beside this computer, in float32 and in int8.
+DEMO_BOARDS := raspberry-pi-3b raspberry-pi-4b raspberry-pi-5 jetson-orin-nano gtx-1080ti pynq-z1 mps3-an547
 BIN := .venv/bin
 
 .PHONY: help demo test lint docs bench table1 tuned clean
@@ -27,9 +27,9 @@ help:
 
 demo: .venv/installed
 	mkdir -p $(DEMO)
-	for board in $(DEMO_BOARDS); do $(BIN)/tvmflow build --board $$board -o $(DEMO)/$$board || exit 1; done
+	printf '%s\n' $(DEMO_BOARDS) host | xargs -P 2 -I BOARD $(BIN)/tvmflow build --board BOARD -o $(DEMO)/BOARD
 	$(BIN)/tvmflow build --dtype int8 -o $(DEMO)/host-int8
-	$(BIN)/tvmflow report $(DEMO_BOARDS:%=$(DEMO)/%) $(DEMO)/host-int8 -o $(DEMO)
+	$(BIN)/tvmflow report $(DEMO)/host $(DEMO)/host-int8 $(DEMO_BOARDS:%=$(DEMO)/%) -o $(DEMO)
 
 # Files in parallel, each file's tests in one process, which share what they build.
 test: .venv/installed
