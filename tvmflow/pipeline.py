@@ -63,7 +63,7 @@ CUDA: tuple[Stage, ...] = (
     lower,
 )
 
-INTEGER_CPU: tuple[Stage, ...] = (
+INTEGER: tuple[Stage, ...] = (
     # kernels: each layer gets the first integer rule that fits it; weights and tensors lie as the rules read them
     integer_kernels,
     # virtual machine: storage is planned, what is left becomes byte code
@@ -93,8 +93,9 @@ VTA: tuple[Stage, ...] = (
 
 STAGES: dict[str, tuple[Stage, ...]] = {"llvm": CPU, "arm_cpu": CPU, "cuda": CUDA}
 INTEGER_STAGES: dict[str, tuple[Stage, ...]] = {
-    "llvm": INTEGER_CPU,
-    "arm_cpu": INTEGER_CPU,
+    "llvm": INTEGER,
+    "arm_cpu": INTEGER,
+    "cuda": INTEGER,
     "vta": VTA,
     "cortex_m": MCU,
 }

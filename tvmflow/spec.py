@@ -148,6 +148,11 @@ class Gpu:
     runtime_note: str = ""
     also: tuple[str, ...] = ()
 
+    @property
+    def has_dp4a(self) -> bool:
+        """Whether all that a build compiles for multiplies four bytes at a time: sm_61 and newer."""
+        return all(int(name.partition("_")[2]) >= 61 for name in (self.architecture, *self.also))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mcu:
