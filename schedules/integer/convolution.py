@@ -18,8 +18,8 @@ Registers: with AVX-512 24 sums, 4 of weights and one of data, of 32 (6 pixels �
 1024→1024 at 4×4: 75 µs or 223 G multiply-adds a second on one core, of 236 that are four times what it does in float32;
 from 128→256 at 16×16 on never below 195. ONNX Runtime's int8 takes 1.5 times as long for the whole network.
 AMD EPYC (Zen 4, 2 virtual cores), TVM 0.27.0, 2026-11-25.
-With AVX2 alone: 1024→1024 at 4×4 in 320 µs or 52 G multiply-adds a second, 440 µs with inputs in bytes. AMD EPYC (Zen
-3, 2 virtual cores), 2026-11-27.
+With AVX2 alone: 1024→1024 at 4×4 in about 320 µs, and in about 440 with inputs in bytes. AMD EPYC (Zen 3, 2 virtual
+cores that other work shared), 2026-11-27.
 """
 
 from __future__ import annotations
