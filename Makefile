@@ -27,7 +27,7 @@ demo: .venv/installed
 	mkdir -p $(DEMO)
 	for board in $(DEMO_BOARDS); do $(BIN)/tvmflow build --board $$board -o $(DEMO)/$$board || exit 1; done
 	$(BIN)/tvmflow build --dtype int8 -o $(DEMO)/host-int8
-	$(BIN)/tvmflow report $(DEMO_BOARDS:%=$(DEMO)/%) $(DEMO)/host-int8 -o $(DEMO)
+	$(BIN)/tvmflow report $(DEMO_BOARDS:%=$(DEMO)/%) $(DEMO)/host-int8 --cycles -o $(DEMO)
 
 # Files in parallel, each file's tests in one process, which share what they build.
 test: .venv/installed
