@@ -64,6 +64,9 @@ def build(
         list[str] | None,
         typer.Option("--arch", help="Also compile for this GPU architecture: sm_90, or compute_90 for PTX."),
     ] = None,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph", help="Launch a network's inner kernels as one CUDA graph, on NVIDIA GPUs.")
+    ] = False,
     linker: Annotated[str, typer.Option("--linker", help="auto, zig, cc or the command of a cross compiler.")] = "auto",
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Run it against PyTorch's outputs.")] = True,
     runner: Annotated[
@@ -108,6 +111,8 @@ def build(
     if source and found.mcu is None:
         raise UserError(f"--source writes the C of a network for microcontrollers, and {found.name} is none.")
     found = targets.compile_also(targets.compute_in(found, dtype), arch or [])
+    if cuda_graph:
+        found = targets.capture_graph(found)
     builder = backends.of(found)
     shapes = [parse_input_shape(text) for text in input_shape or []]
     builder.check(found, out, linker, runner=runner is not None)  # before the import, which takes its time
