@@ -229,7 +229,7 @@ def markdown(document: dict[str, Any]) -> str:
         f"{len(kernels)} kernels of four networks, shaped in three ways, batch 1, one thread of {around['cpu']} "
         f"({document['core']}). *Modelled*: the instructions that one inference executes, by qemu's x86-64 emulator, "
         f"through {document['model']}, as `tvmflow profile --cycles` does for ARM boards and microcontrollers. "
-        "*Measured*: the shortest of up to 15 times of each kernel alone, on the network's tensors, with warm caches, "
+        "*Measured*: the shortest of 3 to 15 times, in a run or several, of each kernel alone, with warm caches, "
         f"times the clock, which was measured beside it ({min(row['mhz'] for row in kernels):.0f} to "
         f"{max(row['mhz'] for row in kernels):.0f} MHz). Kernels of less than {LEAST_US:g} µs are left out. "
         f"Made by `python -m benchmarks.cycles` on {around['date'][:10]}.",
