@@ -100,7 +100,7 @@ KINDS: dict[str, Kind] = {
         ),
     ),
     "cuda": Kind(
-        pages=("cuda.md", "cuda-tuning.md", "serve.md"),
+        pages=("cuda.md", "cuda-tuning.md", "int8.md", "serve.md"),
         verify=lambda target: (
             f"`stand-in`: TVM's CUDA module and every kernel run on this CPU; `native` {_gpu_native(target)}"
         ),
@@ -112,6 +112,7 @@ KINDS: dict[str, Kind] = {
         ),
         commands=(
             "tvmflow build --target cuda --board {name} -o {name}",
+            "tvmflow build --target cuda --board {name} --dtype int8 -o {name}-int8",
             "tvmflow verify {name}",
             "tvmflow report {name} -o .",
             "tvmflow deploy {name} --ssh user@board --rpc --json {name}.json",
@@ -307,9 +308,9 @@ def _figure_rows(target: Target) -> Iterator[list[str]]:
     yield _figure_row("memory_bytes", target.memory_bytes, unknown)
     for part, owner in _parts(target):
         for field in fields(owner):
-            value = getattr(owner, field.name)
             if field.name in NO_FIGURES:
                 continue
+            value = getattr(owner, field.name)
             if isinstance(value, Mapping):
                 for key, entry in value.items():
                     yield _figure_row(f"{part}.{field.name}.{key}", entry, unknown)
