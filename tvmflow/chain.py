@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,12 @@ class FloatLayer:
     relu: bool = False
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    dtype: ClassVar[str] = "float32"  # of what it passes on
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for one image; a pool's are additions."""
+        return int(np.prod(self.output_shape)) * self.weight[0].size
 
     @property
     def alone(self) -> bool:

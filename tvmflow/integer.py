@@ -24,11 +24,14 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 
 from tvmflow.spec import Preprocessing, UserError
+
+if TYPE_CHECKING:
+    from tvmflow.chain import FloatLayer
 
 Scheme = Literal["per-channel", "power-of-two"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
@@ -198,7 +201,7 @@ def accumulate(layer: IntegerLayer, x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(acc.reshape(outputs, height, width, count).transpose(3, 0, 1, 2)).astype(np.int32)
 
 
-def cuts(layer: IntegerLayer, axis: int) -> list[Cut]:
+def cuts(layer: IntegerLayer | FloatLayer, axis: int) -> list[Cut]:
     """The outputs along an axis, cut where the set of taps that meet the input changes."""
     found: list[Cut] = []
     for out in range(layer.output_shape[2 + axis]):

@@ -26,12 +26,16 @@ from tvm.script.ir_builder import tirx as T
 
 from tvmflow.integer import IntegerLayer
 from tvmflow.schedules.cortex_m._kernel import (
+    AnyLayer,
     Expr,
     Kernel,
+    block_start,
     constant_pointers,
     function,
     intrinsic,
+    is_pointwise,
     parameters,
+    pixels_of,
     requantize,
     requantize_vector,
     sizes,
@@ -48,18 +52,13 @@ LANES = 16
 MVE_UNROLL = 4
 
 
-def pointwise(layers: Sequence[IntegerLayer], dtype: str, core: str, writable: bool) -> Kernel | None:
+def pointwise(layers: Sequence[AnyLayer], dtype: str, core: str, writable: bool) -> Kernel | None:
     if len(layers) != 1 or core not in ("dsp", "mve"):
         return None
     layer = layers[0]
-    shape = (*layer.weight.shape[2:], *layer.stride, layer.groups, *layer.padding)
-    if shape != (1, 1, 1, 1, 1, 0, 0) or pixels_of(layer) < PIXELS:
+    if not isinstance(layer, IntegerLayer) or not is_pointwise(layer) or pixels_of(layer) < PIXELS:
         return None
     return _dsp(layer, dtype) if core == "dsp" else _mve(layer, dtype)
-
-
-def pixels_of(layer: IntegerLayer) -> int:
-    return layer.output_shape[2] * layer.output_shape[3]
 
 
 def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:
@@ -79,7 +78,7 @@ def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:
         begin = T.alloc_buffer((PIXELS,), "int32", scope="local")
         both, second = (T.alloc_buffer((PIXELS,), "int32", scope="local") for _ in range(2))
         with T.serial(0, -(-pixels // PIXELS)) as block:
-            first = _first_pixel(block, pixels)
+            first = block_start(block, PIXELS, pixels)
             _gather_pairs(given["source"], scratch, begin, first, inputs, pixels)
             with T.serial(0, pairs) as pair:
                 base = pair * (4 + steps)
@@ -181,7 +180,7 @@ def _mve(layer: IntegerLayer, dtype: str) -> Kernel:
         scratch = given["scratch"]
         totals = T.alloc_buffer((PIXELS,), "int32", scope="local")
         with T.serial(0, -(-pixels // PIXELS)) as block:
-            first = _first_pixel(block, pixels)
+            first = block_start(block, PIXELS, pixels)
             with T.serial(0, inputs) as c:
                 row = tirx.floordiv(c, LANES) * (PIXELS * LANES) + tirx.floormod(c, LANES)
                 for j in range(PIXELS):
@@ -208,10 +207,6 @@ def _mve(layer: IntegerLayer, dtype: str) -> Kernel:
         constants=constants,
         scratch={"scratch": PIXELS * LANES * steps},
     )
-
-
-def _first_pixel(block: Expr, pixels: int) -> Expr:
-    return tirx.min(block * PIXELS, T.int32(pixels - PIXELS)) if pixels % PIXELS else block * PIXELS
 
 
 def multiply_add_across(total: Expr, a: Expr, b: Expr) -> Expr:

@@ -19,11 +19,14 @@ import numpy as np
 from tvmflow import toolchain
 from tvmflow.cortex_m.options import STACK_BYTES, compiler_options
 from tvmflow.spec import MissingDependencyError, Target, TensorSpec, UserError, VerificationError
+from tvmflow.verify import tolerance
 
 HERE = Path(__file__).parent
 QEMU = "qemu-system-arm"
 INSTALL = "`apt-get install qemu-system-arm` (tools/install-system-packages.sh --tests) brings it."
 SECONDS_PER_INFERENCE = 60
+ELEMENTS = {"int8": "int8_t", "float32": "float"}
+"""What networks read and write, in C."""
 MIB = 1 << 20
 
 
@@ -43,17 +46,22 @@ class Machine:
 
 
 MACHINES: dict[str, Machine] = {
+    # The PSRAM of these two stands for an external flash.
     "mps2-an386": Machine(
-        code=Region(origin=0x0, length=4 * MIB), weights=None, ram=Region(origin=0x2000_0000, length=4 * MIB)
+        code=Region(origin=0x0, length=4 * MIB),
+        weights=Region(origin=0x2100_0000, length=16 * MIB),
+        ram=Region(origin=0x2000_0000, length=4 * MIB),
     ),
     "mps2-an500": Machine(
-        code=Region(origin=0x0, length=4 * MIB), weights=None, ram=Region(origin=0x2000_0000, length=4 * MIB)
+        code=Region(origin=0x0, length=4 * MIB),
+        weights=Region(origin=0x6000_0000, length=16 * MIB),
+        ram=Region(origin=0x2000_0000, length=4 * MIB),
     ),
     # These start in the secure state, in which memory lies 0x1000_0000 higher.
     "mps2-an505": Machine(
         code=Region(origin=0x1000_0000, length=4 * MIB), weights=None, ram=Region(origin=0x3800_0000, length=2 * MIB)
     ),
-    # The DDR memory stands for an external flash.
+    # The DDR memory does.
     "mps3-an547": Machine(
         code=Region(origin=0x1000_0000, length=MIB // 2),
         weights=Region(origin=0x7000_0000, length=16 * MIB),
@@ -90,18 +98,29 @@ def run(
     expected: np.ndarray | None = None,
     counted: bool = False,
 ) -> Run:
-    """Run the network `name` of `library` on int8 inputs N×…, with `counted` under the plugin that counts.
+    """Run the network `name` of `library` on inputs N×…, with `counted` under the plugin that counts.
 
-    Raises MissingDependencyError, and VerificationError if the firmware doesn't come to its end.
+    Inputs are of the outputs' dtype. Raises MissingDependencyError, and VerificationError if the firmware doesn't come
+    to its end.
     """
     assert target.mcu is not None
     qemu = find_qemu()
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as scratch:
         folder = Path(scratch)
         size = int(np.prod(outputs.shape))
-        defines = (f"-DNETWORK={name}", f"-DINPUT_SIZE={inputs[0].size}", f"-DOUTPUT_SIZE={size}")
+        defines = {
+            "NETWORK": name,
+            "ELEMENT": ELEMENTS[outputs.dtype],
+            "TOLERANCE": f"{tolerance(outputs.dtype):.9f}f",
+            "INPUT_SIZE": inputs[0].size,
+            "OUTPUT_SIZE": size,
+            "STACK_BYTES": STACK_BYTES,
+        }
         firmware = link_firmware(
-            folder, target, [HERE / "run_vectors.c", library], (*defines, f"-DSTACK_BYTES={STACK_BYTES}")
+            folder,
+            target,
+            [HERE / "run_vectors.c", library],
+            [f"-D{macro}={value}" for macro, value in defines.items()],
         )
         inputs.tofile(folder / "input.raw")
         if expected is not None:
