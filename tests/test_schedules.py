@@ -401,7 +401,7 @@ BLOCKED_CONV = [
             ((0, 3, -1), convolution((1, 3, 8, 15), (7, 3, 3, 3), stride=(2, 2), tail="bias+residual+relu")),
             ((-1,), convolution((1, 64, 8, 8), (10, 64, 1, 1), tail="bias+relu")),
             ((3, -1), convolution((3, 16, 6, 5), (20, 16, 3, 3), padding=(1, 1, 1, 1), tail="bias+residual")),
-            ((-1,), convolution((1, 16, 7, 1), (21, 16, 3, 1), padding=(1, 0, 1, 0), tail="bias")),
+            ((-1,), convolution((1, 16, 7, 1), (28, 16, 3, 1), padding=(1, 0, 1, 0), tail="bias")),
             ((), convolution((1, 16, 9, 9), (96, 16, 1, 1), stride=(2, 2))),
             ((), convolution((2, 16, 9, 9), (16, 16, 1, 1), padding=(1, 1, 1, 1), tail="bias")),
             ((), convolution((3, 16, 12, 17), (80, 16, 1, 5), padding=(0, 2, 0, 2), tail="bias+residual+relu")),
