@@ -12,8 +12,8 @@ from importlib import import_module
 from tvmflow.schedules.cortex_m._kernel import AnyLayer, Kernel
 
 KERNELS: dict[str, str] = {
-    "pointwise": "a 1×1 convolution of integers: four pixels at a time, by SMLAD or VMLADAV",
-    "pointwise_float": "a 1×1 convolution or dense layer of float32: tiles of sums in floating-point registers",
+    "pointwise": "a whole convolution of integers, 1×1 above all: four pixels at a time, by SMLAD or VMLADAV",
+    "convolution_float": "a whole convolution or dense layer of float32: tiles of sums in floating-point registers",
     "depthwise": "one or two depthwise convolutions, plane by plane, in place if there are two",
     "direct": "any layer, by the loops of its definition",
 }

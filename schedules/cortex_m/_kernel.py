@@ -156,6 +156,29 @@ def is_pointwise(layer: AnyLayer) -> bool:
     )
 
 
+def tap_of(layer: AnyLayer, number: Expr) -> tuple[Expr, Expr, Expr]:
+    """Channel, row and column of the value of that number among those that a pixel of a whole convolution meets."""
+    rows, columns = layer.weight.shape[2:]
+    tap = tirx.truncmod(number, rows * columns)
+    return tirx.truncdiv(number, rows * columns), tirx.truncdiv(tap, columns), tirx.truncmod(tap, columns)
+
+
+def met_by(layer: AnyLayer, source: tirx.Buffer, tap: tuple[Expr, Expr, Expr], pixel: Expr) -> Expr:
+    """What an output pixel meets at a channel, row and column of the weights; 0 beyond the border."""
+    channel, row, column = tap
+    if is_pointwise(layer):
+        return source[channel * pixels_of(layer) + pixel]
+    _, _, height, width = layer.input_shape
+    y, x = tirx.truncdiv(pixel, layer.output_shape[3]), tirx.truncmod(pixel, layer.output_shape[3])
+    y = y * layer.stride[0] - layer.padding[0] + row * layer.dilation[0]
+    x = x * layer.stride[1] - layer.padding[1] + column * layer.dilation[1]
+    value = source[(channel * height + y) * width + x]
+    if not any(layer.padding):
+        return value
+    inside = tirx.all(y >= 0, y < height, x >= 0, x < width)
+    return tirx.if_then_else(inside, value, tirx.const(0, source.dtype))
+
+
 def sizes(layer: AnyLayer) -> tuple[int, int]:
     """Elements of a layer's input and output."""
     return int(np.prod(layer.input_shape)), int(np.prod(layer.output_shape))

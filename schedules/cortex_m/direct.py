@@ -3,8 +3,8 @@
 1. Output after output, the sum in a register.
 2. Where the border can be met, each tap asks whether it is on the map; without padding nobody asks.
 
-It serves what has no kernel of its own: pools, dense layers of integers, whole convolutions; and, but for depthwise
-ones, all layers in portable C.
+It serves what has no kernel of its own: pools, convolutions in groups, dense layers of integers, maps of a pixel or
+two; and, but for depthwise ones, all layers in portable C.
 """
 
 from __future__ import annotations
