@@ -27,18 +27,21 @@ def read_layers(program: Program) -> tuple[FloatLayer, ...]:
 
     Raises UnsupportedOperatorError, and UserError if the network takes anything but one image.
     """
-    shapes = [spec.shape for spec in program.inputs]
-    if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][0] != 1 or len(program.outputs) != 1:
+    inputs, outputs = program.inputs, program.outputs
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[0] != 1 or len(outputs) != 1:
+        shown = ", ".join("×".join(map(str, spec.shape)) for spec in inputs)
         raise UserError(
-            f"{program.name} has inputs of {', '.join('×'.join(map(str, shape)) for shape in shapes)} and "
-            f"{len(program.outputs)} outputs; microcontrollers take networks of one input, 1×C×H×W, and one output."
+            f"{program.name} has inputs of {shown} and {len(outputs)} outputs; microcontrollers take networks of one "
+            "input, 1×C×H×W, and one output."
         )
+    if {inputs[0].dtype, outputs[0].dtype} != {"float32"}:
+        raise UserError(f"{program.name} is {inputs[0].dtype}; microcontrollers take float32 and int8.")
     clean = [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination()]
     main = tvm.ir.transform.Sequential(clean)(program.module)["main"]
     bindings = [binding for block in main.body.blocks for binding in block.bindings]
     uses = Counter(var for binding in bindings for var in _variables(binding.value))
     layers: tuple[FloatLayer, ...] = ()
-    shape, before = shapes[0], main.params[0]
+    shape, before = inputs[0].shape, main.params[0]
     missing: defaultdict[str, list[str]] = defaultdict(list)
     for binding in bindings:
         name, value = binding.var.name, binding.value
