@@ -8,13 +8,14 @@ DEMO := dist/demo
 DEMO_BOARDS := host raspberry-pi-4b jetson-orin-nano pynq-z1 mps3-an547
 BIN := .venv/bin
 
-.PHONY: help demo test lint bench tuned clean
+.PHONY: help demo test lint bench table1 tuned clean
 
 help:
 	@echo "make demo   compile the paper's network for a board of each kind, verify, time here, report"
 	@echo "make test   run the tests"
 	@echo "make lint   check style and types"
 	@echo "make bench  compare with other libraries on this computer"
+	@echo "make table1 the paper's Table 1 with what each network costs on several boards (fifteen minutes)"
 	@echo "make tuned  search schedules for this computer's CPU and put the best into schedules/tuned (ten minutes)"
 	@echo "make clean  remove what the others made, .venv included"
 
@@ -39,8 +40,11 @@ lint: .venv/installed
 	$(BIN)/mypy tvmflow schedules targets models
 
 bench: .venv/installed
-	$(BIN)/python -m benchmarks.peers --models dilated-net mobilenet-v1 squeezenet small-vgg
+	$(BIN)/python -m benchmarks.peers --models dilated-net mobilenet-v1 googlenet squeezenet vgg16 small-vgg
 	$(BIN)/python -m benchmarks.depthwise
+
+table1: .venv/installed
+	$(BIN)/python -m benchmarks.table1
 
 # One folder for each CPU; name it by TUNED if this board is no longer called host.
 TUNED ?= host-$(shell $(BIN)/python -c "from tvm.target import codegen; print(codegen.llvm_get_system_cpu())" 2>/dev/null)

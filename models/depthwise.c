@@ -1,7 +1,9 @@
-/* Depthwise 3x3 convolution of float32 NCHW planes, forward and backward, for training on CPUs.
+/* Depthwise 3x3 convolution of float32 NHWC maps, forward and backward, for training on CPUs.
  *
- * One call handles channels [first, last) of the whole batch, so that threads share nothing and the sums of the
- * weight gradient are taken in the same order whatever the number of threads. Padding equals the dilation. */
+ * Lanes run over channels, which every map size has plenty of, and a tap is applied only where it reads a pixel:
+ * taps that a large dilation moves off the map cost nothing. Padding equals the dilation. One call handles images
+ * [first, last), so that threads share nothing. Sums of the weight gradient are kept apart for each of `parts` runs
+ * of images, which makes them the same whatever the number of threads. Weights are [9][channels]. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,110 +11,97 @@ typedef struct {
     long batch, channels, height, width, out_height, out_width, stride, dilation;
 } shape_t;
 
-/* Compiling a kernel per common map width keeps a row of sums in vector registers. */
-#define BY_WIDTH(kernel, w, ...)                 \
-    switch (w) {                                 \
-    case 32: kernel(32, __VA_ARGS__); break;     \
-    case 16: kernel(16, __VA_ARGS__); break;     \
-    case 8: kernel(8, __VA_ARGS__); break;       \
-    case 4: kernel(4, __VA_ARGS__); break;       \
-    default: kernel(w, __VA_ARGS__);             \
-    }
 #define INLINE static inline __attribute__((always_inline))
 
-/* out[y][x] = sum over taps of weight[tap] * padded[y * stride + ...][x * stride + ...] */
-INLINE void correlate(long width, long stride, long rows, long row, long dilation, int dead, const float *restrict padded,
-                      const float *restrict weight, float *restrict out) {
-    for (long y = 0; y < rows; y++) {
-        float sums[width];
-        for (long x = 0; x < width; x++) sums[x] = 0;
-        for (long tap = dead ? 4 : 0; tap < (dead ? 5 : 9); tap++) {
-            const float w = weight[tap];
-            const float *restrict in = padded + (y * stride + tap / 3 * dilation) * row + tap % 3 * dilation;
-            for (long x = 0; x < width; x++) sums[x] += w * in[x * stride];
-        }
-        for (long x = 0; x < width; x++) out[y * width + x] = sums[x];
+/* Outputs [from, to) of a row or column whose input at `offset` is on the map. */
+typedef struct {
+    long from, to;
+} range_t;
+
+INLINE range_t live(long offset, long size, long out_size, long stride) {
+    long from = offset < 0 ? (-offset + stride - 1) / stride : 0, to = (size - 1 - offset) / stride + 1;
+    if (size - 1 - offset < 0) to = 0;
+    return (range_t){from, to < out_size ? to : out_size};
+}
+
+/* A row of a layer with few channels is one run of lanes, its weights repeated for each pixel. */
+INLINE long repeats(const shape_t *s) { return s->stride == 1 && s->channels < 16 ? s->width : 1; }
+
+static float *repeated(const shape_t *s, const float *weight) {
+    long c = s->channels, n = repeats(s);
+    float *rows = malloc(9 * n * c * sizeof(float));
+    if (rows)
+        for (long tap = 0; tap < 9; tap++)
+            for (long i = 0; i < n; i++) memcpy(rows + (tap * n + i) * c, weight + tap * c, c * sizeof(float));
+    return rows;
+}
+
+/* For every live tap of output row y: `body` over runs of lanes, with the offsets of output, input and weight. */
+#define FOR_LIVE_RUNS(s, y, body)                                                                                  \
+    for (long tap = 0; tap < 9; tap++) {                                                                           \
+        const long row = (y) * (s)->stride + (tap / 3 - 1) * (s)->dilation, dx = (tap % 3 - 1) * (s)->dilation;    \
+        const range_t x = live(dx, (s)->width, (s)->out_width, (s)->stride);                                       \
+        if (row < 0 || row >= (s)->height || x.from >= x.to) continue;                                             \
+        const long c = (s)->channels, many = repeats(s);                                                           \
+        const long runs = many > 1 ? 1 : x.to - x.from, lanes = many > 1 ? (x.to - x.from) * c : c;                \
+        for (long run = 0; run < runs; run++) {                                                                    \
+            const long to = ((y) * (s)->out_width + x.from + run) * c;                                             \
+            const long at = (row * (s)->width + (x.from + run) * (s)->stride + dx) * c;                            \
+            const long of = tap * many * c + (many > 1 ? x.from * c : 0);                                          \
+            body                                                                                                   \
+        }                                                                                                          \
+    }
+
+INLINE void scale_add(long lanes, float *restrict out, const float *restrict in, const float *restrict weight) {
+    for (long i = 0; i < lanes; i++) out[i] += weight[i] * in[i];
+}
+
+INLINE void scale_add_back(long lanes, const float *restrict grad, const float *restrict in,
+                           const float *restrict weight, float *restrict grad_in, float *restrict grad_weight) {
+    for (long i = 0; i < lanes; i++) {
+        grad_in[i] += weight[i] * grad[i];
+        grad_weight[i] += in[i] * grad[i];
     }
 }
 
-/* sums[tap] += sum over y, x of grad[y][x] * padded[y + ...][x + ...] */
-INLINE void reduce(long width, long rows, long row, long dilation, int dead, const float *restrict padded,
-                   const float *restrict grad, long grad_row, float *restrict sums) {
-    for (long tap = dead ? 4 : 0; tap < (dead ? 5 : 9); tap++) {
-        float lanes[width], sum = 0;
-        for (long x = 0; x < width; x++) lanes[x] = 0;
-        for (long y = 0; y < rows; y++) {
-            const float *restrict in = padded + (y + tap / 3 * dilation) * row + tap % 3 * dilation;
-            for (long x = 0; x < width; x++) lanes[x] += grad[y * grad_row + x] * in[x];
+int depthwise_forward(const shape_t *s, long first, long last, const float *input, const float *weight, float *output) {
+    const long in_size = s->height * s->width * s->channels, out_row = s->out_width * s->channels;
+    float *weights = repeated(s, weight);
+    if (!weights) return 1;
+    for (long n = first; n < last; n++) {
+        const float *in = input + n * in_size;
+        float *out = output + n * s->out_height * out_row;
+        for (long y = 0; y < s->out_height; y++) {
+            memset(out + y * out_row, 0, out_row * sizeof(float));
+            FOR_LIVE_RUNS(s, y, scale_add(lanes, out + to, in + at, weights + of);)
         }
-        for (long x = 0; x < width; x++) sum += lanes[x];
-        sums[tap] += sum;
     }
-}
-
-/* With a dilation that reaches past the map, every tap but the centre reads padding only. */
-static int only_centre(const shape_t *s) { return s->dilation >= s->height && s->dilation >= s->width; }
-
-static float *padded_plane(const shape_t *s) {
-    return calloc((s->height + 2 * s->dilation) * (s->width + 2 * s->dilation), sizeof(float));
-}
-
-static void load(float *restrict padded, const float *restrict plane, const shape_t *s) {
-    long row = s->width + 2 * s->dilation;
-    for (long y = 0; y < s->height; y++)
-        memcpy(padded + (y + s->dilation) * row + s->dilation, plane + y * s->width, s->width * sizeof(float));
-}
-
-int depthwise_forward(const shape_t *s, long first, long last, const float *x, const float *weight, float *out) {
-    long row = s->width + 2 * s->dilation;
-    int dead = only_centre(s);
-    float *padded = padded_plane(s);
-    if (!padded) return 1;
-    for (long n = 0; n < s->batch; n++)
-        for (long c = first; c < last; c++) {
-            const float *w = weight + c * 9;
-            float *o = out + (n * s->channels + c) * s->out_height * s->out_width;
-            load(padded, x + (n * s->channels + c) * s->height * s->width, s);
-            if (s->stride == 1) {
-                BY_WIDTH(correlate, s->out_width, 1, s->out_height, row, s->dilation, dead, padded, w, o)
-            } else if (s->stride == 2) {
-                BY_WIDTH(correlate, s->out_width, 2, s->out_height, row, s->dilation, dead, padded, w, o)
-            } else
-                correlate(s->out_width, s->stride, s->out_height, row, s->dilation, dead, padded, w, o);
-        }
-    free(padded);
+    free(weights);
     return 0;
 }
 
-/* The gradient is spread over the input's grid, zeros between, so that a stride needs no code of its own. */
-int depthwise_backward(const shape_t *s, long first, long last, const float *x, const float *weight, const float *grad,
-                       float *grad_x, float *grad_weight) {
-    long row = s->width + 2 * s->dilation;
-    int dead = only_centre(s);
-    float *padded = padded_plane(s), *spread = padded_plane(s);
-    if (!padded || !spread) {
-        free(padded);
-        free(spread);
+int depthwise_backward(const shape_t *s, long first, long last, const float *input, const float *weight,
+                       const float *grad_output, float *grad_input, float *grad_weight) {
+    const long in_size = s->height * s->width * s->channels, out_size = s->out_height * s->out_width * s->channels;
+    const long many = repeats(s), c = s->channels;
+    float *weights = repeated(s, weight), *sums = calloc(9 * many * c, sizeof(float));
+    if (!weights || !sums) {
+        free(weights);
+        free(sums);
         return 1;
     }
-    memset(grad_weight + first * 9, 0, (last - first) * 9 * sizeof(float));
-    for (long n = 0; n < s->batch; n++)
-        for (long c = first; c < last; c++) {
-            const float *g = grad + (n * s->channels + c) * s->out_height * s->out_width;
-            float *inner = spread + s->dilation * row + s->dilation, mirrored[9];
-            for (long tap = 0; tap < 9; tap++) mirrored[tap] = weight[c * 9 + 8 - tap];
-            load(padded, x + (n * s->channels + c) * s->height * s->width, s);
-            for (long y = 0; y < s->out_height; y++)
-                if (s->stride == 1)
-                    memcpy(inner + y * row, g + y * s->out_width, s->out_width * sizeof(float));
-                else
-                    for (long i = 0; i < s->out_width; i++)
-                        inner[y * s->stride * row + i * s->stride] = g[y * s->out_width + i];
-            float *to = grad_x + (n * s->channels + c) * s->height * s->width;
-            BY_WIDTH(correlate, s->width, 1, s->height, row, s->dilation, dead, spread, mirrored, to)
-            BY_WIDTH(reduce, s->width, s->height, row, s->dilation, dead, padded, inner, row, grad_weight + c * 9)
-        }
-    free(padded);
-    free(spread);
+    for (long n = first; n < last; n++) {
+        const float *in = input + n * in_size, *grad = grad_output + n * out_size;
+        float *grad_in = grad_input + n * in_size;
+        memset(grad_in, 0, in_size * sizeof(float));
+        for (long y = 0; y < s->out_height; y++)
+            FOR_LIVE_RUNS(s, y, scale_add_back(lanes, grad + to, in + at, weights + of, grad_in + at, sums + of);)
+    }
+    memset(grad_weight, 0, 9 * c * sizeof(float));
+    for (long tap = 0; tap < 9; tap++)
+        for (long i = 0; i < many; i++)
+            for (long k = 0; k < c; k++) grad_weight[tap * c + k] += sums[(tap * many + i) * c + k];
+    free(weights);
+    free(sums);
     return 0;
 }

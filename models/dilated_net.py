@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from tvmflow.models.baselines import untrained
 from tvmflow.models.cost import dilation_of
 from tvmflow.spec import UserError
 
@@ -37,15 +38,29 @@ class DilatedNetConfig:
     classes: int = 10
     in_channels: int = 3
     joint: Literal["separate", "merged"] = "separate"
+    clipped_for: int | None = None  # side of the images in pixels: no dilation is more than half of its map's side
+
+    def map_sides(self, image_side: int) -> tuple[int, ...]:
+        """Side in pixels of each joint module's input."""
+        sides = [image_side]
+        for stride in self.strides[:-1]:
+            sides.append(-(-sides[-1] // stride))
+        return tuple(sides)
+
+    def dilations(self) -> tuple[int, ...]:
+        """PyTorch's dilation of each joint module."""
+        dilation = dilation_of(self.delta)
+        if self.clipped_for is None:
+            return (dilation,) * len(self.strides)
+        return tuple(min(dilation, max(1, side // 2)) for side in self.map_sides(self.clipped_for))
 
 
 class JointModule(nn.Module):
     """One joint module: N×C×H×W → N×width×⌈H/stride⌉×⌈W/stride⌉."""
 
-    def __init__(self, in_channels: int, width: int, stride: int, config: DilatedNetConfig) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, dilation: int, *, merged: bool) -> None:
         super().__init__()
-        merged = config.joint == "merged"
-        self.dilated = _depthwise(in_channels, stride if merged else 1, dilation_of(config.delta))
+        self.dilated = _depthwise(in_channels, stride if merged else 1, dilation)
         self.depthwise = nn.Identity() if merged else _depthwise(in_channels, stride, 1)
         self.pointwise = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn = nn.BatchNorm2d(width)
@@ -66,8 +81,10 @@ class DilatedNet(nn.Module):
         channels = (config.in_channels, *config.widths)
         self.joint = nn.Sequential(
             *(
-                JointModule(before, width, stride, config)
-                for before, width, stride in zip(channels, config.widths, config.strides, strict=False)
+                JointModule(before, width, stride, dilation, merged=config.joint == "merged")
+                for before, width, stride, dilation in zip(
+                    channels, config.widths, config.strides, config.dilations(), strict=False
+                )
             )
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -87,11 +104,9 @@ def dilated_net() -> DilatedNet:
     return load_weights(DilatedNet(), WEIGHTS / "dilated-net.safetensors")
 
 
-def dilated_net_merged() -> DilatedNet:
+def dilated_net_merged() -> nn.Module:
     """The merged reading, untrained: a fixed random initialisation, in eval mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return DilatedNet(DilatedNetConfig(joint="merged")).eval()
+    return untrained(lambda: DilatedNet(DilatedNetConfig(joint="merged")))
 
 
 def load_weights(network: DilatedNet, path: Path) -> DilatedNet:

@@ -31,6 +31,12 @@ from tvmflow.models.dilated_net import DilatedNet, DilatedNetConfig
 from tvmflow.spec import UserError
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16, which PyTorch otherwise emulates at great cost."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Recipe of a run. Learning rates are per step of AdamW, times in epochs."""
@@ -46,7 +52,7 @@ class TrainConfig:
     crop: int = 4  # pixels of shift in each direction
     cutout: int = 8  # side in pixels of the square that is blanked
     seed: int = 0
-    bfloat16: bool = True  # pointwise layers only; sums and everything else stay float32
+    bfloat16: bool = field(default_factory=multiplies_bfloat16)  # pointwise layers only; all else stays float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +120,9 @@ def train(
         if progress:
             row = state.curve[-1]
             print(f"epoch {row.epoch}: loss {row.loss:.4f}, test accuracy {row.test_accuracy:.2%}", file=sys.stderr)
-    return Run(network=state.averaged.eval(), config=config, curve=tuple(state.curve))
+    network = DilatedNet(config.network).eval()
+    network.load_state_dict(state.averaged.state_dict())
+    return Run(network=network, config=config, curve=tuple(state.curve))
 
 
 class _State:
@@ -129,7 +137,8 @@ class _State:
         self.network = initialise(DilatedNet(config.network)).train()
         self.averaged = DilatedNet(config.network).eval()
         self.averaged.load_state_dict(self.network.state_dict())
-        use_fast_depthwise(self.network)
+        for network in (self.network, self.averaged):
+            use_fast_depthwise(network.to(memory_format=torch.channels_last))
         decayed = [p for p in self.network.parameters() if p.ndim > 1 and p.shape[1] > 1]
         rest = [p for p in self.network.parameters() if not (p.ndim > 1 and p.shape[1] > 1)]
         self.optimizer = torch.optim.AdamW(
@@ -143,7 +152,7 @@ class _State:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.peak_rate * one_cycle(done, self.config.warmup)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16):
-            logits = self.network(images)
+            logits = self.network(images.contiguous(memory_format=torch.channels_last))
         loss = functional.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
         if not torch.isfinite(loss):
             raise UserError(f"Training diverged in epoch {self.epoch + 1}: the loss is {loss.item()}; lower --rate.")
@@ -187,7 +196,7 @@ class _State:
         if not path.exists():
             return
         content = load_state(path)
-        if content["config"] != json.dumps(dataclasses.asdict(self.config)):
+        if _config(json.loads(content["config"])) != self.config:
             raise UserError(
                 f"{path} belongs to a run with another recipe ({content['config']}); "
                 "give the same options, or another --work-dir."
@@ -343,6 +352,10 @@ def _network_config(fields: dict[str, Any]) -> DilatedNetConfig:
     return DilatedNetConfig(
         **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     )
+
+
+def _config(fields: dict[str, Any]) -> TrainConfig:
+    return TrainConfig(**fields | {"network": _network_config(fields["network"])})
 
 
 def write_text(path: Path, text: str) -> None:

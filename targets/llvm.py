@@ -13,7 +13,8 @@ MACHINES = {"x86_64": (64, "x64"), "aarch64": (64, "AArch64")}
 """What `uname -m` says → ELF class in bits, and machine as pyelftools names it."""
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Of this computer, as its system calls it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
@@ -78,7 +79,7 @@ HOST = Target(
     triple=f"{platform.machine()}-{sys.platform}-gnu",
     elf=MACHINES.get(platform.machine(), (64, platform.machine())),
     cpu=Cpu(
-        model=_cpu_name(),
+        model=cpu_name(),
         cores=_cores(),
         clock_mhz=_clock_mhz(),
         l1d_bytes=_cache_bytes(1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tvmflow.models.baselines import Inception, untrained
 from tvmflow.models.dilated_net import DilatedNet, DilatedNetConfig
 
 
@@ -118,6 +119,21 @@ def plain() -> nn.Module:
     """Full convolutions of several kinds, pooling and concatenation: 3×21×26 to 24."""
     torch.manual_seed(4)
     return _Plain().eval()
+
+
+def inception() -> nn.Module:
+    """What GoogLeNet and VGG16 have and other networks haven't: 12×10×10, a last window that isn't whole, to 10."""
+    return untrained(
+        lambda: nn.Sequential(
+            Inception(12, 16, (24, 32), (8, 24), 8),
+            nn.MaxPool2d(3, 2, ceil_mode=True),
+            nn.Flatten(),
+            nn.Linear(80 * 5 * 5, 64),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(64, 10),
+        )
+    )
 
 
 class _Constant(nn.Module):

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 from integer_networks import JOINT_MODULES, POOL, VARIETY, Shape, conv, dense, depthwise, random_input, random_network
 
+from tvmflow import cycles
 from tvmflow.bundle import open_bundle
 from tvmflow.cortex_m import arena, machine
 from tvmflow.cortex_m.arena import Tensor
@@ -200,6 +201,16 @@ def test_report_has_instructions_and_no_latency(bundle):
         ({"ram_bytes": 4_000}, r"fit the RAM of mps2-an500: it needs \d KiB for the arena of activations and 2 KiB"),
     ],
 )
+def test_modelled_cycles_are_of_the_counted_instructions(bundle, monkeypatch):
+    """Two plugins, one that counts by function and one that keeps every block, agree on each layer."""
+    with open_bundle(bundle) as opened:
+        counted = [layer.details["instructions"] for layer in opened.layers]
+        found = cycles.profile(opened)
+    assert [layer["instructions"] for layer in found.layers] == counted
+    assert all(0 < layer["modelled_cycles"] <= 10 * layer["instructions"] for layer in found.layers)
+    assert found.facts["core"] == "cortex-m7"
+
+
 def test_too_big_is_said_before_compiling(tmp_path, monkeypatch, memory, words):
     monkeypatch.setattr("tvmflow.cortex_m.compile.compile_object", None)
     board = replace(M7, mcu=replace(M7.mcu, **memory))

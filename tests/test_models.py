@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from tvmflow.models import CIFAR10_LABELS, MODELS
+from tvmflow.models import CIFAR10_LABELS, MODELS, accuracy, baselines
 from tvmflow.models.cost import cost_ratio, dilation_of, filter_extent, separable_cost, standard_cost
 from tvmflow.models.dilated_net import DilatedNet, DilatedNetConfig, load_weights
 from tvmflow.spec import UserError
@@ -62,6 +62,56 @@ def test_registry_gives_networks_in_eval_mode(name):
     assert not network.training
     assert network(torch.zeros(MODELS[name].input_shape)).shape == (1, len(CIFAR10_LABELS))
     torch.testing.assert_close(MODELS[name]()(torch.ones(1, 3, 32, 32)), network(torch.ones(1, 3, 32, 32)))
+
+
+@pytest.mark.parametrize(
+    ("network", "parameters", "macs"),
+    [
+        (baselines.MobileNetV1, 4_231_976, 568_740_352),
+        (baselines.SqueezeNet, 1_235_496, 349_151_936),
+        (baselines.GoogLeNet, 6_998_552, 1_582_671_872),
+        (baselines.VGG16, 138_357_544, 15_470_264_320),
+    ],
+)
+def test_baselines_are_the_published_networks(network, parameters, macs):
+    """Their parameters, and their multiply-adds on an image, of which nothing is computed.
+
+    GoogLeNet was published with a bias in each place where there is batch normalisation, which has two parameters.
+    """
+    with torch.device("meta"):
+        made, image = network(1000, small=False).eval(), torch.zeros(1, 3, 224, 224)
+    done = []
+
+    def count(layer: nn.Module, _: object, output: torch.Tensor) -> None:
+        done.append(layer.weight.numel() * output[0, 0].numel() if output.dim() == 4 else layer.weight.numel())
+
+    for layer in made.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(count)
+    assert made(image).shape == (1, 1000)
+    assert sum(done) == macs
+    counted = sum(parameter.numel() for parameter in made.parameters())
+    if network is baselines.GoogLeNet:
+        counted -= sum(layer.num_features for layer in made.modules() if isinstance(layer, nn.BatchNorm2d))
+    assert counted == parameters
+
+
+def test_answers_depend_on_the_image():
+    """By far more than the tolerance of verification, also where training didn't see to it."""
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 32, 32)
+    for name in MODELS:
+        with torch.inference_mode():
+            first, second = MODELS[name]()(images)
+        assert (first - second).abs().max() > 1e-2 * first.abs().max().clamp(min=1), name
+
+
+def test_accuracy_is_the_cards():
+    card = json.loads((ROOT / "models" / "weights" / "dilated-net.json").read_text())
+    found = accuracy("dilated-net")
+    assert (found["value"], found["images"], found["arithmetic"]) == (card["accuracy"], 10_000, "float32")
+    assert accuracy("dilated-net", "power-of-two")["arithmetic"] == "int8"
+    assert accuracy("vgg16") is None
 
 
 def test_committed_weights_were_really_trained():

@@ -14,7 +14,7 @@ from tvm import relax
 from tvm.script import ir as I
 from tvm.script import relax as R
 
-from tvmflow.frontend import import_model
+from tvmflow.frontend import import_model, parse_input_shape
 from tvmflow.models import MODELS
 from tvmflow.passes.block_channels import block_channels
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
@@ -359,9 +359,9 @@ def test_weights_of_few_rows_are_turned_round(rows, rule):
     assert compiled.layers[0].macs == rows * 64 * 16
 
 
-@pytest.mark.parametrize("name", ["mobilenet-v1", "squeezenet", "small-vgg"])
+@pytest.mark.parametrize("name", ["mobilenet-v1", "squeezenet", "small-vgg", "networks:inception"])
 def test_other_networks_stay_right(name):
-    program = import_model(name)
+    program = import_model(name, [parse_input_shape("1x12x10x10")] if ":" in name else [])
     compiled = run_stages(program, HOST)
     library = tvm.relax.build(compiled.module, tvm.target.Target(tvm_target_dict(HOST)), relax_pipeline=None)
     main = relax.VirtualMachine(library, tvm.cpu())["main"]
@@ -370,6 +370,8 @@ def test_other_networks_stay_right(name):
         output = given if isinstance(given, tvm.runtime.Tensor) else given[0]
         exact = vector.outputs[0]
         assert np.abs(output.numpy() - exact).max() <= 3e-5 * max(1, np.abs(exact).max())
+    slow = [layer for layer in compiled.layers if layer.schedule == "default"]
+    assert sum(layer.bytes for layer in slow) <= 32 * 1024, "only what is tiny is left to TVM's default"
 
 
 def test_packing_changes_no_weight():

@@ -24,13 +24,15 @@ class Timing:
     """What is known of a bundle's latency here: a measurement, or a note that says why there is none.
 
     `layers` has for each layer its latency as the report gives it, {"basis", "unit", "p50"}, or is empty. `details`
-    has what else was found of each layer, merged into `Layer.details`, or is empty.
+    has what else was found of each layer, merged into `Layer.details`, or is empty. `cycles` are modelled ones of the
+    whole, as docs/report.md has them.
     """
 
     measurement: Measurement | None = None
     note: str = ""
     layers: Sequence[Mapping[str, Any]] = ()
     details: Sequence[Mapping[str, Any]] = ()
+    cycles: Mapping[str, Any] | None = None
 
 
 def layer_rows(times_us: Sequence[float]) -> list[dict[str, Any]]:

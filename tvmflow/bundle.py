@@ -239,6 +239,7 @@ def _describe(
             "source": program.source,
             "parameters": program.parameters,
             "macs": sum(layer.macs for layer in program.layers),
+            **({"accuracy": dict(program.accuracy)} if program.accuracy else {}),
         },
         "target": {
             **asdict(target),

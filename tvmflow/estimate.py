@@ -232,6 +232,12 @@ def describe(roof: Roof | None) -> dict[str, Any] | None:
     return {"gflops": 2e-9 * roof.macs_per_s, "gbps": 1e-9 * roof.bytes_per_s, "source": roof.source}
 
 
+def describe_model(program: Program) -> dict[str, Any]:
+    """A network as files of estimates have it."""
+    known = {"name": program.name, "source": program.source, "parameters": program.parameters}
+    return {**known, **({"accuracy": dict(program.accuracy)} if program.accuracy else {})}
+
+
 def text(program: Program, rows: Sequence[Mapping[str, Any]]) -> str:
     """Estimates for a terminal: a table of boards, and of a single one its layers."""
     from tvmflow.report.render import text_table

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmflow.models import MODELS
+from tvmflow.models import MODELS, accuracy
 from tvmflow.spec import Preprocessing, Program, TensorSpec, TvmflowError, UnsupportedOperatorError, UserError, Vector
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def _from_registry(name: str, input_shapes: Sequence[InputShape]) -> Program:
             f"but --input-shape says {'×'.join(map(str, shape))}."
         )
     program = _from_module(entry(), name, f"tvmflow.models:{name}", [shape], entry.preprocessing)
-    return replace(program, labels=tuple(entry.labels), preprocessing=entry.preprocessing)
+    known = accuracy(name)
+    return replace(program, labels=tuple(entry.labels), preprocessing=entry.preprocessing, accuracy=known)
 
 
 def _from_factory(text: str, input_shapes: Sequence[InputShape]) -> Program:

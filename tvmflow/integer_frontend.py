@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from tvmflow.frontend import PATH_SEPARATOR
 from tvmflow.integer import IntegerLayer, IntegerNetwork, Scheme, load
-from tvmflow.models import quantized
+from tvmflow.models import accuracy, quantized
 from tvmflow.spec import Layer, Program, TensorSpec, UserError, Vector
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def import_quantized(model: str, kind: str, scheme: Scheme | None = None) -> Pro
     """
     wanted = DEFAULT_SCHEME.get(kind, "per-channel")
     if not model.endswith(".safetensors"):
-        return integer_program(quantized(model, scheme or wanted), f"tvmflow.models:{model}")
+        program = integer_program(quantized(model, scheme or wanted), f"tvmflow.models:{model}")
+        return replace(program, accuracy=accuracy(model, scheme or wanted))
     network = load(Path(model))
     if scheme not in (None, network.scheme):
         raise UserError(f"{model} was quantised by the scheme {network.scheme}, not {scheme}.")

@@ -79,7 +79,8 @@ class Program:
     Stages add what they learn: `layers`, in `memory` the bytes of weights and activations, and in `folded` what is now
     done by other bindings of `main`: the name of each of those → the names of the folded ones and their multiply-adds.
     `records` are the schedules that a search found, by task; after scheduling, those that were used. A quantised
-    network has `integer`, its exact arithmetic; `vta` is what VTA's stages have made of it.
+    network has `integer`, its exact arithmetic; `vta` is what VTA's stages have made of it. `accuracy` is what is known
+    of its weights (`tvmflow.models.accuracy`).
     """
 
     name: str
@@ -97,6 +98,7 @@ class Program:
     records: Mapping[str, Best] = field(default_factory=dict)
     integer: IntegerNetwork | None = None
     vta: Made | None = None
+    accuracy: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +127,8 @@ class Gpu:
     `architecture` is as NVIDIA's compilers call it ("sm_87"); an SM is a multiprocessor. `clock_mhz` is the highest
     that the datasheet promises, `dram_gbps` are 10⁹ bytes a second. `unverified` names the fields that no datasheet was
     at hand for. `runtime_note` says what a bundle needs on this board if TVM's published runtime doesn't serve it.
-    `also` are other architectures that a build compiles for, "compute_90" standing for PTX.
+    `also` are other architectures that a build compiles for, "compute_90" standing for PTX. `cuda_graph` has a build
+    make one launch of all that touch neither the network's input nor its output.
     """
 
     model: str
@@ -145,6 +148,7 @@ class Gpu:
     unverified: tuple[str, ...] = ()
     runtime_note: str = ""
     also: tuple[str, ...] = ()
+    cuda_graph: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

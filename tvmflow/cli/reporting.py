@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tvmflow.cli.options import InputShapes, Json, ModelName, Threads
+from tvmflow.cli.options import Cycles, InputShapes, Json, ModelName, Threads
 from tvmflow.cli.outcome import show
 from tvmflow.spec import RegressionError, UserError, VerificationError
 
@@ -20,7 +20,7 @@ def report(
         list[Path],
         typer.Argument(
             metavar="BUNDLE|REPORT.json|RECORDS…",
-            help="Bundles, reports that --json or `report` wrote, or work dirs of `tvmflow tune`.",
+            help="Bundles, what --json of other commands or `report` wrote, or work dirs of `tvmflow tune`.",
         ),
     ],
     out: Annotated[
@@ -28,13 +28,15 @@ def report(
     ],
     threads: Threads = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs.")] = 3.0,
+    cycles: Cycles = False,
 ) -> None:
     """Verify bundles, time those that this computer can run, and write a report for people and programs.
 
     Reports that were made elsewhere, as by `deploy` on a board, are put beside them as they are; records of `tvmflow
-    tune` are shown as the course of the search.
+    tune` are shown as the course of the search. Several networks are compared board by board, where what `tvmflow
+    estimate --json` wrote stands in for what wasn't built or timed.
     """
-    from tvmflow.report import Report, collect, read_reports, slower_than_float, write_text
+    from tvmflow.report import Report, collect, networks, read_document, slower_than_float, write_text
     from tvmflow.report.render import FORMATS, report_text
     from tvmflow.report.search import search_of
     from tvmflow.survey import survey
@@ -44,24 +46,29 @@ def report(
         suffixes = ", ".join(FORMATS)
         raise UserError(f"There is no folder {out} for the report, nor does it name a file of {suffixes} in one.")
     reports: list[Report] = []
-    searches = []
+    searches, estimates = [], []
     for path in sources:
         known = len(reports)
         if path.suffix == ".json":
-            reports += read_reports(path)
+            given, modelled = read_document(path)
+            reports += given
+            estimates += modelled
         elif records := list(find_stores(path)):
             searches += [search_of(Store(folder)) for folder in records]
             continue
         else:
             log.info(f"Surveying {path}")
-            reports.append(survey(path, threads=threads, seconds=seconds, must_run=False))
+            reports.append(survey(path, threads=threads, seconds=seconds, must_run=False, cycles=cycles))
         for row in reports[known:]:
             print(report_text(row, layers=False), end="\n\n")
-    document = collect(reports, searches)
+    document = collect(reports, searches, estimates)
     for sentence in slower_than_float(reports).values():
         print(f"warning: {sentence}")
-    for file in [out / f"report{suffix}" for suffix in FORMATS] if out.is_dir() else [out]:
-        write_text(file, FORMATS[file.suffix](document))
+    files = {out / f"report{suffix}": write for suffix, write in FORMATS.items()}
+    if networks.tables(document):
+        files[out / "networks.csv"] = networks.to_csv
+    for file, write in files.items() if out.is_dir() else [(out, FORMATS[out.suffix])]:
+        write_text(file, write(document))
         print(file)
     failed = [row["target"]["name"] for row in reports if row["verify"]["passed"] is False]
     if failed:
@@ -111,5 +118,4 @@ def estimate(
     program = import_model(model, [parse_input_shape(text) for text in input_shape or []])
     network = estimates.analyse(program)
     rows = [estimates.estimate(network, target) for target in found]
-    known = {"name": program.name, "source": program.source, "parameters": program.parameters}
-    show(estimates.text(program, rows), {"model": known, "estimates": rows}, json)
+    show(estimates.text(program, rows), {"model": estimates.describe_model(program), "estimates": rows}, json)

@@ -27,7 +27,7 @@ from tvmflow.estimate import describe, roof_of
 from tvmflow.spec import Measurement, UserError
 from tvmflow.targets import TARGETS
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 BINS = 40
 """Of a latency's histogram."""
 
@@ -57,6 +57,7 @@ def assemble(
         "verify": dict(verdict),
         "latency": latency(measurement) if measurement else None,
         "latency_note": timing.note,
+        **({"cycles": dict(timing.cycles)} if timing.cycles else {}),
         "layers": [
             {
                 **asdict(layer),
@@ -141,8 +142,12 @@ def environment(versions: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def collect(reports: Sequence[Report], searches: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """Several reports, and the searches behind their schedules, as one document.
+def collect(
+    reports: Sequence[Report],
+    searches: Sequence[Mapping[str, Any]] = (),
+    estimates: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Several reports, the searches behind their schedules, and estimates of what wasn't built, as one document.
 
     What takes longer in int8 than in float32 gets a warning that says so.
     """
@@ -156,6 +161,7 @@ def collect(reports: Sequence[Report], searches: Sequence[Mapping[str, Any]] = (
         "generator": f"tvmflow {__version__}",
         "reports": warned,
         "searches": list(searches),
+        "estimates": list(estimates),
     }
 
 
@@ -193,7 +199,18 @@ def read_report(path: Path) -> Report:
 
 def read_reports(path: Path) -> list[Report]:
     """The reports of a file that `--json` or `tvmflow report` wrote. Raises UserError."""
+    return _reports_in(read_json(path), path)
+
+
+def read_document(path: Path) -> tuple[list[Report], list[dict[str, Any]]]:
+    """The reports of a file, and the estimates that `tvmflow estimate` wrote or `report` kept. Raises UserError."""
     content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("estimates"), list):
+        return _reports_in(content, path), []
+    return ([], [content]) if "model" in content else (_reports_in(content, path), content["estimates"])
+
+
+def _reports_in(content: Any, path: Path) -> list[Report]:
     if isinstance(content, dict) and isinstance(content.get("reports"), list):
         return [check_report(report, path) for report in content["reports"]]
     return [check_report(content, path)]

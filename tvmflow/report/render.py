@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tvmflow.report import Report, to_json, views
+from tvmflow.report import Report, networks, to_json, views
 from tvmflow.report.details import cells_of, header_of
 from tvmflow.report.search import convergence
 
@@ -160,7 +160,11 @@ def render_html(document: Mapping[str, Any]) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(
         verdict=verdict_text,
@@ -179,15 +183,29 @@ def render_html(document: Mapping[str, Any]) -> str:
         number=views.number,
         processor=views.processor,
     )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    template = environment.get_template(TEMPLATE.name)
     reports = [{"device": None, **report} for report in document["reports"]]
-    return template.render({**document, "reports": reports, "device_columns": views.DEVICES})
+    return template.render(
+        {
+            **document,
+            "reports": reports,
+            "device_columns": views.DEVICES,
+            "networks": networks.tables(document),
+            "network_notes": networks.notes(document),
+            "nothing": networks.NOTHING,
+        }
+    )
+
+
+def render_markdown(document: Mapping[str, Any]) -> str:
+    """A collection of reports as Markdown."""
+    return views.to_markdown(document, networks.to_markdown(document))
 
 
 FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     ".html": render_html,
     ".json": lambda document: to_json(document) + "\n",
-    ".md": views.to_markdown,
+    ".md": render_markdown,
     ".csv": views.to_csv,
 }
 """How a collection of reports is written, by the file's suffix."""

@@ -223,17 +223,17 @@ def sustained(windows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]
     ]
 
 
-def to_markdown(document: Mapping[str, Any]) -> str:
-    """A collection as Markdown: the table of devices, then each report's layers."""
+def to_markdown(document: Mapping[str, Any], networks: Sequence[str] = ()) -> str:
+    """A collection as Markdown: the table of devices, the lines on its networks, then each report's layers."""
     reports = document["reports"]
-    lines = ["# Latency report", "", *_markdown_table(DEVICES, devices(reports))]
+    lines = ["# Latency report", "", *markdown_table(DEVICES, devices(reports)), *networks]
     for report in reports:
         columns, rows = layers(report)
         basis = layer_basis(report)
         times = f" Times of layers are {basis}{', in a run of their own' * (basis == 'measured')}." if basis else ""
         lines += ["", f"## {report['model']['name']} on {report['target']['name']}", ""]
         lines += [f"{report['target']['description']}; {report['target']['datasheet']}.{times}", ""]
-        lines += _markdown_table(columns, rows)
+        lines += markdown_table(columns, rows)
     return "\n".join([*lines, "", f"{document['generator']}, report format {document['schema_version']}.", ""])
 
 
@@ -252,11 +252,12 @@ def to_csv(document: Mapping[str, Any]) -> str:
     header = dict.fromkeys([*whole, "layer_basis", *(key for row in found for key in row)])
     writer = csv.DictWriter(written, list(header), restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: _plain(value) for key, value in row.items()} for row in found)
+    writer.writerows({key: plain(value) for key, value in row.items()} for row in found)
     return written.getvalue()
 
 
-def _markdown_table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
+def markdown_table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
+    """Lines of a table."""
     lines = [f"| {' | '.join(column.heading for column in columns)} |"]
     lines.append("|" + "|".join("---:" if column.numeric else "---" for column in columns) + "|")
     for row in rows:
@@ -265,7 +266,7 @@ def _markdown_table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]
     return lines
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What no spreadsheet takes for a formula."""
     return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@") else value
 
