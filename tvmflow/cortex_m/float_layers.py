@@ -41,7 +41,8 @@ def read_layers(program: Program) -> tuple[FloatLayer, ...]:
     bindings = [binding for block in main.body.blocks for binding in block.bindings]
     uses = Counter(var for binding in bindings for var in _variables(binding.value))
     layers: tuple[FloatLayer, ...] = ()
-    shape, before = inputs[0].shape, main.params[0]
+    shape: tuple[int, ...] = inputs[0].shape
+    before = main.params[0]
     missing: defaultdict[str, list[str]] = defaultdict(list)
     for binding in bindings:
         name, value = binding.var.name, binding.value
