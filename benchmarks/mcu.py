@@ -237,8 +237,8 @@ def float32_section(part: dict[str, Any], document: dict[str, Any]) -> list[str]
     lines = [
         "## float32",
         "",
-        f"Compared with PyTorch on {part['vectors']} golden vectors; errors are relative to the largest logit, or to 1. "
-        f"{made(part)}",
+        f"Compared with PyTorch on {part['vectors']} golden vectors; errors are relative to the largest logit, or to "
+        f"1. {made(part)}",
         "",
         "| board | core | largest error | flash: weights + code | RAM: arena + stack bound "
         "| stack used | million instructions | per multiply-add |",

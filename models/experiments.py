@@ -149,7 +149,11 @@ def main(arguments: list[str] | None = None) -> None:
             if options.threads:
                 torch.set_num_threads(options.threads)
             run_all([_experiment(name).name for name in options.names], options.data, options.work_dir, options.results)
-        elif options.command == "list":
+        elif options.command == "page":
+            from tvmflow.models import experiment_page
+
+            experiment_page.write(options.results, PAGE)
+        else:
             for name in EXPERIMENTS:
                 path = options.results / f"{name}.json"
                 print(f"{name:24}", f"{json.loads(path.read_text())['accuracy']:.2%}" if path.exists() else "–")

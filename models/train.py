@@ -196,7 +196,7 @@ class _State:
         if not path.exists():
             return
         content = load_state(path)
-        if _config(json.loads(content["config"])) != self.config:
+        if config_of(json.loads(content["config"])) != self.config:
             raise UserError(
                 f"{path} belongs to a run with another recipe ({content['config']}); "
                 "give the same options, or another --work-dir."
@@ -354,7 +354,8 @@ def _network_config(fields: dict[str, Any]) -> DilatedNetConfig:
     )
 
 
-def _config(fields: dict[str, Any]) -> TrainConfig:
+def config_of(fields: dict[str, Any]) -> TrainConfig:
+    """The recipe that was written down with `dataclasses.asdict`; what was added to recipes since has its default."""
     return TrainConfig(**fields | {"network": _network_config(fields["network"])})
 
 

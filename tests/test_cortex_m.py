@@ -16,12 +16,12 @@ from integer_networks import JOINT_MODULES, POOL, VARIETY, Shape, conv, dense, d
 from tvmflow import cycles
 from tvmflow.bundle import open_bundle
 from tvmflow.cortex_m import arena, machine
-from tvmflow.cortex_m.arena import Tensor
 from tvmflow.cortex_m.backend import build, network_name
 from tvmflow.cortex_m.compile import c_name, compile_object
 from tvmflow.frontend import import_model, parse_input_shape
 from tvmflow.integer import save
 from tvmflow.integer_frontend import integer_program
+from tvmflow.lifetimes import Tensor
 from tvmflow.passes.multiply_adds import multiply_adds
 from tvmflow.pipeline import run_stages
 from tvmflow.report import collect, to_json
@@ -108,6 +108,7 @@ def test_memory_of_the_papers_network(papers_network, board):
     layers = papers_network.integer.layers
     pair = max(int(np.prod(layer.input_shape) + np.prod(layer.output_shape)) for layer in layers)
     assert program.memory["activations_bytes"] <= 1.25 * pair
+    assert max(layer.live_bytes for layer in program.layers) <= program.memory["activations_bytes"]
     assert program.memory["weights_bytes"] + (64 << 10) <= 3_400_000
     assert [layer.schedule for layer in program.layers] == [*["depthwise", "pointwise"] * 9, "direct", "direct"]
     assert sum(layer.macs for layer in program.layers) == 84_058_112

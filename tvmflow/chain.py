@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from tvmflow.integer import live_macs
 from tvmflow.models.depthwise import depthwise
 from tvmflow.spec import UnsupportedOperatorError, UserError
 
@@ -44,6 +45,11 @@ class FloatLayer:
     def macs(self) -> int:
         """Multiply-adds for one image; a pool's are additions."""
         return int(np.prod(self.output_shape)) * self.weight[0].size
+
+    @property
+    def live_macs(self) -> int:
+        """Those of them that read the input and not its border."""
+        return live_macs(self)
 
     @property
     def alone(self) -> bool:

@@ -84,6 +84,11 @@ class IntegerLayer:
         """Multiply-adds for one image; a pool's are additions."""
         return int(np.prod(self.output_shape)) * self.weight[0].size
 
+    @property
+    def live_macs(self) -> int:
+        """Those of them that read the input and not its border."""
+        return live_macs(self)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class IntegerNetwork:
@@ -216,6 +221,12 @@ def cuts(layer: IntegerLayer | FloatLayer, axis: int) -> list[Cut]:
         else:
             found.append((out, 1, taps))
     return found
+
+
+def live_macs(layer: IntegerLayer | FloatLayer) -> int:
+    """Multiply-adds for one image that read the input and not its border."""
+    taps = [sum(count * len(live) for _, count, live in cuts(layer, axis)) for axis in (0, 1)]
+    return int(np.prod(layer.output_shape[:2])) * layer.weight.shape[1] * int(np.prod(taps))
 
 
 def _window(layer: IntegerLayer, axis: int, tap: int, size: int, out_size: int) -> tuple[slice, slice]:
