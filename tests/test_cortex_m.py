@@ -195,7 +195,7 @@ def test_report_has_instructions_and_no_latency(bundle):
     assert M7.name in render_html(document)
 
 
-def test_modelled_cycles_are_of_the_counted_instructions(bundle, monkeypatch):
+def test_modelled_cycles_are_of_the_counted_instructions(bundle):
     """Two plugins, one that counts by function and one that keeps every block, agree on each layer."""
     with open_bundle(bundle) as opened:
         counted = [layer.details["instructions"] for layer in opened.layers]
