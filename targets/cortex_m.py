@@ -1,7 +1,7 @@
 """Microcontrollers: boards that qemu models in full, and real ones that can hold a network of three million weights.
 
 Memory of the emulated boards is that of qemu's machines (`info mtree`), whose application notes are cited. Figures of
-real boards that were not looked up in the data sheet that is cited are named in `Mcu.unverified`.
+real boards that were not looked up in any of the sources that are cited are named in `Mcu.unverified`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ CORES: Mapping[str, tuple[str, str, str]] = {
     "Cortex-M55": ("thumbv8.1m.main-none-eabihf", "mve", "mps3-an547"),
 }
 """LLVM's triple, what the instructions can, and qemu's machine of each core."""
-
-FROM_MEMORY = ("flash_bytes", "ram_bytes", "clock_mhz")
 
 
 def _board(
@@ -53,7 +51,7 @@ def _board(
         memory_bytes=ram_bytes,
         datasheet=datasheet,
         arithmetic="int8",
-        arithmetics=("int8",),
+        arithmetics=("int8", "float32"),
         mcu=Mcu(core=core, flash_bytes=flash_bytes, ram_bytes=ram_bytes, machine=machine, **mcu),
     )
 
@@ -63,9 +61,10 @@ MPS2_AN386 = _board(
     "Arm MPS2 with the Cortex-M4 image, emulated by qemu",
     "Cortex-M4",
     25,
-    4 * MIB,
+    16 * MIB,  # the PSRAM stands for an external flash
     4 * MIB,
     "Arm DAI 0386, Application Note AN386; qemu-system-arm 7.2, machine mps2-an386",
+    external_flash=True,
 )
 
 MPS2_AN500 = _board(
@@ -73,9 +72,10 @@ MPS2_AN500 = _board(
     "Arm MPS2 with the Cortex-M7 image, emulated by qemu",
     "Cortex-M7",
     25,
-    4 * MIB,
+    16 * MIB,  # the PSRAM stands for an external flash
     4 * MIB,
     "Arm DAI 0500, Application Note AN500; qemu-system-arm 7.2, machine mps2-an500",
+    external_flash=True,
 )
 
 MPS3_AN547 = _board(
@@ -83,7 +83,7 @@ MPS3_AN547 = _board(
     "Arm MPS3 with the Cortex-M55 image (Corstone-300), emulated by qemu",
     "Cortex-M55",
     32,
-    8 * MIB,
+    16 * MIB,  # of the DDR4 memory, which stands for an external flash
     512 * KIB,
     "Arm DAI 0547, Application Note AN547; qemu-system-arm 7.2, machine mps3-an547",
     external_flash=True,
@@ -114,25 +114,24 @@ IMX_RT1170 = _board(
 
 STM32U5A9 = _board(
     "stm32u5a9",
-    "ST STM32U5A9, all inside",
+    "ST STM32U5A9, all inside, as on its discovery kit",
     "Cortex-M33",
     160,
     4 * MIB,
     2496 * KIB,
-    "ST DS13543, STM32U5Axxx data sheet",
-    unverified=FROM_MEMORY,
+    "Zephyr, STM32U5A9J-DK (of ST UM2967) and stm32u595.dtsi; ST, STM32U5 series: up to 160 MHz",
 )
 
 STM32N6 = _board(
     "stm32n6",
-    "ST STM32N657 with 64 MB of octal flash; the Cortex-M55, without its NPU",
+    "ST STM32N657 with 64 MB of octal flash, as on its Nucleo board; the Cortex-M55, without its NPU",
     "Cortex-M55",
     800,
     64 * MIB,
-    2 * MIB,
-    "ST DS14791, STM32N657xx data sheet",
+    2 * MIB,  # AXISRAM1 and 2, which the NPU leaves alone; 4.2 MB are contiguous with its own
+    "ST UM3417 (NUCLEO-N657X0-Q, MX25UM51245G); Zephyr, stm32n657X0.dtsi; ST DS14791, STM32N657xx data sheet",
     external_flash=True,
-    unverified=FROM_MEMORY,
+    unverified=("clock_mhz",),
 )
 
 ALIF_E7 = _board(
@@ -142,20 +141,19 @@ ALIF_E7 = _board(
     400,
     5632 * KIB,
     4 * MIB,
-    "Alif Semiconductor, RAM Regions and Linker Files; Ensemble E7 data sheet",
-    unverified=("flash_bytes", "clock_mhz"),
+    "Alif Semiconductor, RAM Regions and Linker Files; Zephyr, Ensemble E8 kit (clocks); Ensemble E7 data sheet",
+    unverified=("flash_bytes",),
 )
 
 STM32H743 = _board(
     "stm32h743",
-    "ST STM32H743 with 8 MB of QSPI flash: its own 2 MB are too few for the paper's network",
+    "ST STM32H743 with 8 MB of QSPI flash, as on WeAct's MiniSTM32H743: its own 2 MB are too few",
     "Cortex-M7",
     480,
     8 * MIB,
     512 * KIB,
-    "ST DS12110, STM32H743xI data sheet",
+    "Zephyr, WeAct MiniSTM32H743 and stm32h743.dtsi (AXI SRAM); ST DS12110, STM32H743xI data sheet",
     external_flash=True,
-    unverified=FROM_MEMORY,
 )
 
 BOARDS = (MPS2_AN386, MPS2_AN500, MPS3_AN547, IMX_RT1062, IMX_RT1170, STM32U5A9, STM32N6, ALIF_E7, STM32H743)

@@ -27,6 +27,18 @@ def two_pointwise() -> nn.Module:
     return nn.Sequential(nn.Conv2d(6, 21, 1), nn.ReLU(), nn.Conv2d(21, 22, 1), nn.ReLU()).eval()
 
 
+def chain() -> nn.Module:
+    """Every kind of layer that a microcontroller takes in float32; channels and maps fill no tile."""
+    torch.manual_seed(5)
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 10, (3, 2), stride=(2, 1), padding=(1, 0)), nn.BatchNorm2d(10), nn.ReLU()),
+        *(nn.Conv2d(10, 10, 3, padding=5, dilation=5, groups=10), nn.Conv2d(10, 10, 3, padding=1, groups=10)),
+        *(nn.Conv2d(10, 14, 1), nn.ReLU(), nn.Conv2d(14, 14, 5, padding=2, groups=14), nn.Conv2d(14, 21, 1, groups=7)),
+        *(nn.Conv2d(21, 2, 1), nn.Flatten(), nn.Linear(2 * 7 * 10, 11), nn.ReLU(), nn.Linear(11, 4)),
+    )
+    return network.eval()
+
+
 class _Exotic(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.lgamma(x) + torch.special.i0(x)

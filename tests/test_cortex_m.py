@@ -18,13 +18,15 @@ from tvmflow.bundle import open_bundle
 from tvmflow.cortex_m import arena, machine
 from tvmflow.cortex_m.backend import build, network_name
 from tvmflow.cortex_m.compile import c_name, compile_object
+from tvmflow.frontend import import_model, parse_input_shape
 from tvmflow.integer import save
 from tvmflow.integer_frontend import integer_program
 from tvmflow.lifetimes import Tensor
+from tvmflow.passes.multiply_adds import multiply_adds
 from tvmflow.pipeline import run_stages
 from tvmflow.report import collect, to_json
 from tvmflow.report.render import render_html, report_text
-from tvmflow.spec import MissingDependencyError, UserError, VerificationError
+from tvmflow.spec import MissingDependencyError, UnsupportedOperatorError, UserError, VerificationError
 from tvmflow.survey import survey
 from tvmflow.targets import TARGETS
 from tvmflow.toolchain import select_linker, tvm_target_dict
@@ -135,11 +137,20 @@ def bundle(tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def float32_bundle(chain, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cortex-m") / "float32"
+    build(chain, in_float32("mps2-an500"), out, source=True, verify=False)
+    return out
+
+
 @pytest.mark.parametrize("source", ["OFF", "ON"])
-def test_example_is_built_and_runs(bundle, tmp_path, source):
+@pytest.mark.parametrize("made", ["bundle", "float32_bundle"])
+def test_example_is_built_and_runs(made, request, tmp_path, source):
     """By CMake and the bare-metal compiler, with the library and with the portable source."""
     if absent := [name for name in ("cmake", "arm-none-eabi-gcc") if shutil.which(name) is None]:
         pytest.skip(f"{' and '.join(absent)} not installed: tools/install-system-packages.sh --tests brings them")
+    bundle = request.getfixturevalue(made)
     commands = [
         ["cmake", "-S", bundle / "example", "-B", tmp_path, f"-DFROM_SOURCE={source}", "-DCMAKE_C_FLAGS=-Werror"],
         ["cmake", "--build", tmp_path],
@@ -148,7 +159,9 @@ def test_example_is_built_and_runs(bundle, tmp_path, source):
     for command in commands:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert "9 of 9 golden vectors agree" in done.stdout
+    with open_bundle(bundle) as opened:
+        vectors = len(opened.vectors())
+    assert f"{vectors} of {vectors} golden vectors agree" in done.stdout
 
 
 def test_bundle_reads_as_it_was_written(bundle):
@@ -162,6 +175,7 @@ def test_bundle_reads_as_it_was_written(bundle):
         memory = opened.manifest["memory"]
         assert memory["flash_bytes"] == memory["weights_bytes"] + memory["code_bytes"]
         assert memory["ram_bytes"] == memory["activations_bytes"] + memory["stack_bytes"]
+        assert 0 < memory["stack_used_bytes"] < memory["stack_bytes"]
 
 
 def test_the_same_build_gives_the_same_bytes(bundle, tmp_path):
@@ -222,8 +236,46 @@ def test_without_the_emulator_nothing_is_verified(tmp_path, monkeypatch):
     assert built.manifest["verify"]["passed"] is None
 
 
-def test_float_networks_are_refused(tiny, tmp_path):
-    with pytest.raises(UserError, match="--dtype int8"):
+def in_float32(board):
+    return replace(TARGETS[board], arithmetic="float32")
+
+
+@pytest.fixture(scope="module")
+def chain():
+    return import_model("networks:chain", [parse_input_shape("1x3x13x11")])
+
+
+@pytest.mark.parametrize("board", EMULATED)
+def test_float32_networks(chain, tiny, tmp_path, board):
+    for program in (tiny, chain):
+        built = build(program, in_float32(board), tmp_path / program.name)
+        assert built.manifest["verify"]["method"] == "emulated"
+        assert built.manifest["verify"]["max_rel_error"] < 3e-6
+        assert sum(layer.macs for layer in built.layers) == sum(map(multiply_adds, calls_of(program)))
+    assert [layer.schedule for layer in built.layers] == [
+        *("convolution_float", "depthwise", "convolution_float", "depthwise", "direct", "convolution_float"),
+        *["direct" if board == "mps3-an547" else "convolution_float"] * 2,  # single pixels fill no vector
+    ]
+
+
+def calls_of(program):
+    return [binding.value for block in program.module["main"].body.blocks for binding in block.bindings]
+
+
+def test_float32_is_for_chains():
+    program = import_model("networks:residual", [parse_input_shape("1x3x8x8")])
+    with pytest.raises(UnsupportedOperatorError, match=r"conv2d of branches \(second.0.*max_pool2d"):
+        compiled(program, in_float32("mps2-an500"))
+
+
+def test_float32_wrong_answers_are_never_written(chain, tmp_path):
+    vectors = [replace(vector, outputs=(vector.outputs[0] + np.float32(1e-3),)) for vector in chain.vectors]
+    with pytest.raises(VerificationError, match="computes something else"):
+        build(replace(chain, vectors=tuple(vectors)), in_float32("mps2-an500"), tmp_path / "out")
+
+
+def test_arithmetic_of_network_and_board_must_agree(tiny, tmp_path):
+    with pytest.raises(UserError, match="isn't int8"):
         build(tiny, M7, tmp_path / "out")
 
 

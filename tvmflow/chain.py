@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from tvmflow.frontend import module_path
+from tvmflow.integer import live_macs
 from tvmflow.models.depthwise import depthwise
 from tvmflow.spec import Program, UnsupportedOperatorError, UserError
 
@@ -42,6 +43,17 @@ class FloatLayer:
     relu: bool = False
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    dtype: ClassVar[str] = "float32"  # of what it passes on
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for one image; a pool's are additions."""
+        return int(np.prod(self.output_shape)) * self.weight[0].size
+
+    @property
+    def live_macs(self) -> int:
+        """Those of them that read the input and not its border."""
+        return live_macs(self)
 
     @property
     def alone(self) -> bool:

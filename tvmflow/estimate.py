@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from tvm import tirx
 
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "int8": 1}
-MACS_PER_CYCLE = {"dsp": 2, "mve": 8}
-"""Of int8 on a microcontroller's core: SMLAD does two products, VMLADAVA sixteen in two beats of a Cortex-M55."""
+MACS_PER_CYCLE = {"dsp": {"int8": 2, "float32": 1}, "mve": {"int8": 8, "float32": 2}}
+"""Of a microcontroller's core: SMLAD does two products, VMLADAVA sixteen and VFMA four in two beats of a Cortex-M55."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def _mcu_roof(target: Target) -> Roof | None:
     mcu = target.mcu
     assert mcu is not None
     return Roof(
-        macs_per_s=MACS_PER_CYCLE[mcu.core] * target.cpu.clock_mhz * 1e6,
+        macs_per_s=MACS_PER_CYCLE[mcu.core][target.arithmetic] * target.cpu.clock_mhz * 1e6,
         bytes_per_s=None,
         cache_bytes=0,
         source=_source(target, mcu.unverified),

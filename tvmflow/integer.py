@@ -24,11 +24,14 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 
 from tvmflow.spec import Preprocessing, UserError
+
+if TYPE_CHECKING:
+    from tvmflow.chain import FloatLayer
 
 Scheme = Literal["per-channel", "power-of-two"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
@@ -91,8 +94,7 @@ class IntegerLayer:
     @property
     def live_macs(self) -> int:
         """Those of them that read the input and not its border."""
-        taps = (sum(count * len(live) for _, count, live in cuts(self, axis)) for axis in (0, 1))
-        return int(np.prod(self.output_shape[:2])) * self.weight.shape[1] * int(np.prod(list(taps)))
+        return live_macs(self)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -211,7 +213,7 @@ def accumulate(layer: IntegerLayer, x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(acc.reshape(outputs, height, width, count).transpose(3, 0, 1, 2)).astype(np.int32)
 
 
-def cuts(layer: IntegerLayer, axis: int) -> list[Cut]:
+def cuts(layer: IntegerLayer | FloatLayer, axis: int) -> list[Cut]:
     """The outputs along an axis, cut where the set of taps that meet the input changes."""
     found: list[Cut] = []
     for out in range(layer.output_shape[2 + axis]):
@@ -226,6 +228,12 @@ def cuts(layer: IntegerLayer, axis: int) -> list[Cut]:
         else:
             found.append((out, 1, taps))
     return found
+
+
+def live_macs(layer: IntegerLayer | FloatLayer) -> int:
+    """Multiply-adds for one image that read the input and not its border."""
+    taps = [sum(count * len(live) for _, count, live in cuts(layer, axis)) for axis in (0, 1)]
+    return int(np.prod(layer.output_shape[:2])) * layer.weight.shape[1] * int(np.prod(taps))
 
 
 def _window(layer: IntegerLayer, axis: int, tap: int, size: int, out_size: int) -> tuple[slice, slice]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tvmflow import interrupt
-from tvmflow.cortex_m.stages import choose_kernels, lower_kernels, place_tensors
+from tvmflow.cortex_m.stages import choose_float_kernels, choose_kernels, lower_kernels, place_tensors
 from tvmflow.passes.bind_threads import bind_threads
 from tvmflow.passes.block_channels import block_channels
 from tvmflow.passes.capture_graph import capture_graph
@@ -75,6 +75,18 @@ INTEGER: tuple[Stage, ...] = (
 )
 
 MCU: tuple[Stage, ...] = (
+    # graph: what needn't be computed at run time, isn't
+    fold_batchnorm,
+    fold_scales,
+    # kernels: layers become loops over plain pointers, two depthwise ones in a row one kernel in place
+    choose_float_kernels,
+    # memory: one static arena, packed by lifetime
+    place_tensors,
+    # loops become what LLVM takes; there is no virtual machine
+    lower_kernels,
+)
+
+INTEGER_MCU: tuple[Stage, ...] = (
     # kernels: integer layers become loops over plain pointers, two depthwise ones in a row one kernel in place
     choose_kernels,
     # memory: one static arena, packed by lifetime
@@ -94,13 +106,13 @@ VTA: tuple[Stage, ...] = (
     describe_layers,
 )
 
-STAGES: dict[str, tuple[Stage, ...]] = {"llvm": CPU, "arm_cpu": CPU, "cuda": CUDA}
+STAGES: dict[str, tuple[Stage, ...]] = {"llvm": CPU, "arm_cpu": CPU, "cuda": CUDA, "cortex_m": MCU}
 INTEGER_STAGES: dict[str, tuple[Stage, ...]] = {
     "llvm": INTEGER,
     "arm_cpu": INTEGER,
     "cuda": INTEGER,
     "vta": VTA,
-    "cortex_m": MCU,
+    "cortex_m": INTEGER_MCU,
 }
 """Of quantised networks."""
 

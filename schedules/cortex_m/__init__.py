@@ -1,7 +1,7 @@
-"""Kernels of integer networks for Cortex-M: each takes a chain of layers and gives loops over plain pointers, or None.
+"""Kernels for Cortex-M, of integer and of float32 layers: functions over plain pointers.
 
-Tensors are C×H×W without a batch, as the network's own input is. `choose` tries the kernels in order, first match wins.
-A new one is a file here and a line in KERNELS.
+Each takes a chain of layers and gives its loops, or None. Tensors are C×H×W without a batch, as the network's own input
+is. `choose` tries the kernels in order, first match wins. A new one is a file here and a line in KERNELS.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from tvmflow.integer import IntegerLayer
-from tvmflow.schedules.cortex_m._kernel import Kernel
+from tvmflow.schedules.cortex_m._kernel import AnyLayer, Kernel
 
 KERNELS: dict[str, str] = {
-    "pointwise": "a 1×1 convolution: four pixels at a time, by SMLAD or VMLADAV",
+    "pointwise": "a whole convolution of integers, 1×1 above all: four pixels at a time, by SMLAD or VMLADAV",
+    "convolution_float": "a whole convolution or dense layer of float32: tiles of sums in floating-point registers",
     "depthwise": "one or two depthwise convolutions, plane by plane, in place if there are two",
     "direct": "any layer, by the loops of its definition",
 }
@@ -24,11 +24,11 @@ CORES = ("plain", "dsp", "mve")
 
 LONGEST_CHAIN = 2
 
-Make = Callable[[Sequence[IntegerLayer], str, str, bool], Kernel | None]
+Make = Callable[[Sequence[AnyLayer], str, str, bool], Kernel | None]
 """A kernel for just these layers, or None: (layers, dtype of the input, core, whether it may be overwritten)."""
 
 
-def choose(layers: Sequence[IntegerLayer], dtype: str, core: str, *, writable: bool = True) -> Kernel:
+def choose(layers: Sequence[AnyLayer], dtype: str, core: str, *, writable: bool = True) -> Kernel:
     """The kernel of the first of `layers`, which reads `dtype`, or of more of them.
 
     Each of `layers` has to read the one before and nobody else may; with `writable`, the input may be overwritten.

@@ -25,15 +25,20 @@ from tvm.script.ir_builder import tirx as T
 
 from tvmflow.integer import IntegerLayer, cuts
 from tvmflow.schedules.cortex_m._kernel import (
+    AnyLayer,
     Expr,
     Kernel,
+    accumulator,
     constant_pointers,
+    finish,
+    finish_vector,
     function,
     intrinsic,
+    multiply_add,
     parameters,
-    requantize,
-    requantize_vector,
+    parameters_at,
     sizes,
+    weights_of,
 )
 
 MOST_PRODUCTS = 400
@@ -69,11 +74,16 @@ class Room:
         return self.left + self.columns + self.right
 
     @property
+    def bytes(self) -> int:
+        return self.size * np.dtype(self.dtype).itemsize
+
+    @property
     def size(self) -> int:
+        """Elements, a whole number of vectors."""
         return -(-self.rows * self.pitch // COPY_LANES[0]) * COPY_LANES[0]
 
 
-def depthwise(layers: Sequence[IntegerLayer], dtype: str, core: str, writable: bool) -> Kernel | None:
+def depthwise(layers: Sequence[AnyLayer], dtype: str, core: str, writable: bool) -> Kernel | None:
     if len(layers) > 2 or not all(_fits(layer) for layer in layers):
         return None
     vectors = [core == "mve" and layer.output_shape[3] >= LANES <= layer.input_shape[3] for layer in layers]
@@ -87,7 +97,7 @@ def depthwise(layers: Sequence[IntegerLayer], dtype: str, core: str, writable: b
     }
     constants: dict[str, np.ndarray] = {}
     for number, layer in enumerate(layers):
-        constants |= {f"parameters{number}": parameters(layer), f"weight{number}": layer.weight}
+        constants |= {f"parameters{number}": parameters(layer), f"weight{number}": weights_of(layer)}
     pointers = {
         **({"data": (dtype, before)} if in_place else {"source": (dtype, before), "destination": (dtypes[-1], after)}),
         **{name: (room.dtype, room.size) for name, room in rooms.items()},
@@ -119,24 +129,24 @@ def depthwise(layers: Sequence[IntegerLayer], dtype: str, core: str, writable: b
         layers=tuple(layers),
         func=builder.get(),
         constants=constants,
-        scratch={name: room.size for name, room in rooms.items()},
+        scratch={name: room.bytes for name, room in rooms.items()},
         in_place=in_place,
     )
 
 
-def _fits(layer: IntegerLayer) -> bool:
+def _fits(layer: AnyLayer) -> bool:
     if layer.kind != "conv2d" or not layer.groups == layer.input_shape[1] == layer.output_shape[1]:
         return False
     vertical, horizontal = (sum(len(taps) for _, _, taps in cuts(layer, axis)) for axis in (0, 1))
     return vertical * horizontal <= MOST_PRODUCTS
 
 
-def met(layer: IntegerLayer, axis: int) -> list[int]:
+def met(layer: AnyLayer, axis: int) -> list[int]:
     """The taps along an axis that meet the input for any output."""
     return sorted({tap for _, _, taps in cuts(layer, axis) for tap in taps})
 
 
-def _room(layer: IntegerLayer, dtype: str, bordered: bool) -> Room:
+def _room(layer: AnyLayer, dtype: str, bordered: bool) -> Room:
     """What the input of a layer lies in: with `bordered`, as many columns of zeros as its taps reach."""
     _, _, rows, columns = layer.input_shape
     reached = [0, columns - 1]
@@ -172,22 +182,23 @@ def _copy(source: Plane, destination: Plane, shape: tuple[int, ...]) -> None:
             T.buffer_store(destination.buffer, value, [T.ramp(destination.at(y, x), 1, lanes)])
 
 
-def _begin(layer: IntegerLayer, table: tirx.Buffer, c: Expr) -> tuple[Expr, Expr]:
-    return T.bind(table[2 * c]), T.bind(table[2 * c + 1])
+def _begin(layer: AnyLayer, table: tirx.Buffer, c: Expr) -> tuple[Expr, Expr]:
+    begin, by = parameters_at(layer, table, c)
+    return T.bind(begin), None if by is None else T.bind(by)
 
 
-def _weights(layer: IntegerLayer, weight: tirx.Buffer, c: Expr) -> dict[tuple[int, int], Expr]:
-    """The channel's weights of the taps that meet the input, in int32."""
+def _weights(layer: AnyLayer, weight: tirx.Buffer, c: Expr) -> dict[tuple[int, int], Expr]:
+    """The channel's weights of the taps that meet the input, in the dtype of the sums."""
     height, width = layer.weight.shape[2:]
     return {
-        (r, s): T.bind(T.Cast("int32", weight[(c * height + r) * width + s]))
+        (r, s): T.bind(T.Cast(accumulator(layer), weight[(c * height + r) * width + s]))
         for r in met(layer, 0)
         for s in met(layer, 1)
     }
 
 
 def _scalars(
-    layer: IntegerLayer,
+    layer: AnyLayer,
     core: str,
     constants: tuple[tirx.Buffer, tirx.Buffer],
     here: Plane,
@@ -197,7 +208,7 @@ def _scalars(
     begin, by = _begin(layer, constants[0], c)
     weights = _weights(layer, constants[1], c)
     halves: dict[tuple[int, int], tuple[str, Expr]] = {}
-    if core != "plain":
+    if core != "plain" and isinstance(layer, IntegerLayer):
         taps = list(weights)
         for low, high in zip(taps[0::2], [*taps[1::2], None], strict=False):
             word = weights[low]
@@ -213,18 +224,18 @@ def _scalars(
                 total = begin
                 for r in vertical:
                     for s in horizontal:
-                        value = T.Cast("int32", here.buffer[here.at(*_met_by(layer, y, x, r, s))])
+                        value = T.Cast(accumulator(layer), here.buffer[here.at(*_met_by(layer, y, x, r, s))])
                         if halves:
                             name, word = halves[r, s]
                             total = intrinsic(name, value, word, total)
                         else:
-                            total = total + value * weights[r, s]
-                value = requantize(layer, T.bind(total), by)  # unbound, its terms would be widened one by one
+                            total = multiply_add(core, total, value, weights[r, s])
+                value = finish(layer, T.bind(total), by)  # unbound, its terms would be widened one by one
                 T.buffer_store(there.buffer, T.Cast(str(there.buffer.dtype), value), [there.at(y, x)])
 
 
 def _vectors(
-    layer: IntegerLayer,
+    layer: AnyLayer,
     core: str,
     constants: tuple[tirx.Buffer, tirx.Buffer],
     here: Plane,
@@ -240,8 +251,9 @@ def _vectors(
         for r in vertical:
             for s in met(layer, 1):
                 index = T.ramp(here.at(*_met_by(layer, y, x, r, s)), layer.stride[1], LANES)
-                total = total + T.Cast(f"int32x{LANES}", here.buffer[index]) * T.Broadcast(weights[r, s], LANES)
-        value = T.Cast(f"{there.buffer.dtype}x{LANES}", requantize_vector(layer, total, by))
+                value = T.Cast(f"{accumulator(layer)}x{LANES}", here.buffer[index])
+                total = multiply_add(core, total, value, T.Broadcast(weights[r, s], LANES), LANES)
+        value = T.Cast(f"{there.buffer.dtype}x{LANES}", finish_vector(layer, total, by))
         T.buffer_store(there.buffer, value, [T.ramp(there.at(y, x), 1, LANES)])
 
     for top, rows, vertical in cuts(layer, 0):
@@ -252,7 +264,7 @@ def _vectors(
                 four(top + row, width - LANES, vertical)
 
 
-def _met_by(layer: IntegerLayer, y: Expr, x: Expr, r: int, s: int) -> tuple[Expr, Expr]:
+def _met_by(layer: AnyLayer, y: Expr, x: Expr, r: int, s: int) -> tuple[Expr, Expr]:
     """The pixel of the input that a tap meets."""
     return (
         y * layer.stride[0] + r * layer.dilation[0] - layer.padding[0],

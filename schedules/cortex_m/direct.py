@@ -1,9 +1,10 @@
-"""Any layer of an integer network, by the loops of its definition.
+"""Any layer, by the loops of its definition.
 
 1. Output after output, the sum in a register.
 2. Where the border can be met, each tap asks whether it is on the map; without padding nobody asks.
 
-It serves what has no kernel of its own: pools, dense layers, whole convolutions; and all layers in portable C.
+It serves what has no kernel of its own: pools, convolutions in groups, dense layers of integers, maps of a pixel or
+two; and, but for depthwise ones, all layers in portable C.
 """
 
 from __future__ import annotations
@@ -13,25 +14,29 @@ from collections.abc import Sequence
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.integer import IntegerLayer
 from tvmflow.schedules.cortex_m._kernel import (
+    AnyLayer,
     Kernel,
+    accumulator,
     constant_pointers,
+    finish,
     function,
+    multiply_add,
     parameters,
-    requantize,
+    parameters_at,
     sizes,
+    weights_of,
 )
 
 
-def direct(layers: Sequence[IntegerLayer], dtype: str, core: str, writable: bool) -> Kernel | None:
+def direct(layers: Sequence[AnyLayer], dtype: str, core: str, writable: bool) -> Kernel | None:
     if len(layers) != 1:
         return None
     layer = layers[0]
     before, after = sizes(layer)
     constants = {"parameters": parameters(layer)}
     if layer.kind != "pool":
-        constants["weight"] = layer.weight
+        constants["weight"] = weights_of(layer)
     _, _, height, width = layer.input_shape
     _, outputs, out_height, out_width = layer.output_shape
     _, inputs, *kernel = layer.weight.shape
@@ -43,26 +48,29 @@ def direct(layers: Sequence[IntegerLayer], dtype: str, core: str, writable: bool
     }
     with function(pointers) as (builder, given):
         # TVM's code generator for C knows no scope but the global one
-        total = T.alloc_buffer((1,), "int32", scope="global" if core == "plain" else "local")
+        total = T.alloc_buffer((1,), accumulator(layer), scope="global" if core == "plain" else "local")
         with T.serial(0, outputs) as o, T.serial(0, out_height) as y, T.serial(0, out_width) as x:
-            T.buffer_store(total, given["parameters"][2 * o], [0])
+            begin, by = parameters_at(layer, given["parameters"], o)
+            T.buffer_store(total, begin, [0])
             group = tirx.floordiv(o, outputs // layer.groups) * inputs if layer.groups > 1 else 0
             with T.serial(0, inputs) as i, T.serial(0, kernel[0]) as r, T.serial(0, kernel[1]) as s:
                 row = y * layer.stride[0] + r * layer.dilation[0] - layer.padding[0]
                 column = x * layer.stride[1] + s * layer.dilation[1] - layer.padding[1]
 
                 def add() -> None:
-                    value = T.Cast("int32", given["source"][((group + i) * height + row) * width + column])
+                    value = T.Cast(total.dtype, given["source"][((group + i) * height + row) * width + column])
                     if "weight" in given:
                         at = ((o * inputs + i) * kernel[0] + r) * kernel[1] + s
-                        value = value * T.Cast("int32", given["weight"][at])
-                    T.buffer_store(total, total[0] + value, [0])
+                        sum_ = multiply_add(core, total[0], value, T.Cast(total.dtype, given["weight"][at]))
+                    else:
+                        sum_ = total[0] + value
+                    T.buffer_store(total, sum_, [0])
 
                 if padded:
                     with T.If(tirx.all(row >= 0, row < height, column >= 0, column < width)), T.Then():
                         add()
                 else:
                     add()
-            value = requantize(layer, total[0], given["parameters"][2 * o + 1])
+            value = finish(layer, total[0], by)
             T.buffer_store(given["destination"], T.Cast(layer.dtype, value), [(o * out_height + y) * out_width + x])
     return Kernel(schedule="direct", layers=(layer,), func=builder.get(), constants=constants)

@@ -1,7 +1,8 @@
-"""1×1 convolutions of a map of four pixels or more, four pixels at a time.
+"""Whole convolutions of integers, 1×1 above all, to a map of four pixels or more, four pixels at a time.
 
-1. Four neighbouring pixels of all channels are gathered into a scratch buffer, in the order in which they are used.
-   That is done once for all output channels. Where four don't divide the map, the last four overlap the ones before.
+1. What four neighbouring pixels meet, channel by channel and tap by tap, is gathered into a scratch buffer, in the
+   order in which it is used. That is done once for all output channels. Where four don't divide the map, the last four
+   overlap the ones before.
 2. With DSP, a word of weights has two input channels of two output channels, a and b, as halfwords of 256·b + a + 128.
    SMLAD with two channels of a pixel adds up 256·b + a + 128, and with the upper bytes, which one SXTB16 takes out,
    b alone: of eight products per word, one instruction unpacks. What is too much in the first sum, 256·b and 128 times
@@ -26,15 +27,20 @@ from tvm.script.ir_builder import tirx as T
 
 from tvmflow.integer import IntegerLayer
 from tvmflow.schedules.cortex_m._kernel import (
+    AnyLayer,
     Expr,
     Kernel,
+    block_start,
     constant_pointers,
     function,
     intrinsic,
+    met_by,
     parameters,
+    pixels_of,
     requantize,
     requantize_vector,
     sizes,
+    tap_of,
 )
 
 PIXELS = 4
@@ -48,23 +54,18 @@ LANES = 16
 MVE_UNROLL = 4
 
 
-def pointwise(layers: Sequence[IntegerLayer], dtype: str, core: str, writable: bool) -> Kernel | None:
+def pointwise(layers: Sequence[AnyLayer], dtype: str, core: str, writable: bool) -> Kernel | None:
     if len(layers) != 1 or core not in ("dsp", "mve"):
         return None
     layer = layers[0]
-    shape = (*layer.weight.shape[2:], *layer.stride, layer.groups, *layer.padding)
-    if shape != (1, 1, 1, 1, 1, 0, 0) or pixels_of(layer) < PIXELS:
+    if not isinstance(layer, IntegerLayer) or layer.kind == "pool" or layer.groups != 1 or pixels_of(layer) < PIXELS:
         return None
     return _dsp(layer, dtype) if core == "dsp" else _mve(layer, dtype)
 
 
-def pixels_of(layer: IntegerLayer) -> int:
-    return layer.output_shape[2] * layer.output_shape[3]
-
-
 def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:
     before, after = sizes(layer)
-    inputs, outputs, pixels = layer.input_shape[1], layer.output_shape[1], pixels_of(layer)
+    inputs, outputs, pixels = layer.weight[0].size, layer.output_shape[1], pixels_of(layer)
     pairs, steps = -(-outputs // 2), -(-inputs // 2)
     constants = {"stream": stream_of(layer)}
     pointers = {
@@ -79,8 +80,8 @@ def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:
         begin = T.alloc_buffer((PIXELS,), "int32", scope="local")
         both, second = (T.alloc_buffer((PIXELS,), "int32", scope="local") for _ in range(2))
         with T.serial(0, -(-pixels // PIXELS)) as block:
-            first = _first_pixel(block, pixels)
-            _gather_pairs(given["source"], scratch, begin, first, inputs, pixels)
+            first = block_start(block, PIXELS, pixels)
+            _gather_pairs(layer, given["source"], scratch, begin, first)
             with T.serial(0, pairs) as pair:
                 base = pair * (4 + steps)
                 for j in range(PIXELS):
@@ -124,7 +125,7 @@ def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:
 
 def stream_of(layer: IntegerLayer) -> np.ndarray:
     """int32: for each pair of output channels two beginnings of sums, two multipliers, and the words of weights."""
-    weight = layer.weight[:, :, 0, 0].astype(np.int64)
+    weight = layer.weight.reshape(len(layer.weight), -1).astype(np.int64)
     weight = np.pad(weight, [(0, weight.shape[0] % 2), (0, weight.shape[1] % 2)])
     a, b = weight[0::2], weight[1::2]
     halves = (256 * b + a + 128) & 0xFFFF
@@ -136,16 +137,19 @@ def stream_of(layer: IntegerLayer) -> np.ndarray:
 
 
 def _gather_pairs(
-    source: tirx.Buffer, scratch: tirx.Buffer, begin: tirx.Buffer, first: Expr, inputs: int, pixels: int
+    layer: IntegerLayer, source: tirx.Buffer, scratch: tirx.Buffer, begin: tirx.Buffer, first: Expr
 ) -> None:
-    """Two channels of four pixels at a time; `begin` becomes −128 times the sum of each pixel."""
+    """Two values of four pixels at a time; `begin` becomes −128 times the sum of each pixel."""
+    inputs = layer.weight[0].size
     for j in range(PIXELS):
         T.buffer_store(begin, T.int32(0), [j])
 
-    def gather(step: Expr, channels: int) -> None:
+    def gather(step: Expr, values: int) -> None:
         for j in range(PIXELS):
             low, high = (
-                T.Cast("int32", source[(2 * step + half) * pixels + first + j]) if half < channels else T.int32(0)
+                T.Cast("int32", met_by(layer, source, tap_of(layer, 2 * step + half), first + j))
+                if half < values
+                else T.int32(0)
                 for half in range(2)
             )
             word = T.bind(tirx.bitwise_or(tirx.bitwise_and(low, 0xFFFF), tirx.shift_left(high, T.int32(16))))
@@ -160,11 +164,11 @@ def _gather_pairs(
 
 def _mve(layer: IntegerLayer, dtype: str) -> Kernel:
     before, after = sizes(layer)
-    inputs, outputs, pixels = layer.input_shape[1], layer.output_shape[1], pixels_of(layer)
+    inputs, outputs, pixels = layer.weight[0].size, layer.output_shape[1], pixels_of(layer)
     steps = -(-inputs // LANES)
     excess = 128 if dtype == "uint8" else 0
     # whatever lies in the lanes beyond the last channel is multiplied by 0
-    weight = np.pad(layer.weight[:, :, 0, 0], [(0, 0), (0, LANES * steps - inputs)])
+    weight = np.pad(layer.weight.reshape(outputs, -1), [(0, 0), (0, LANES * steps - inputs)])
     table = parameters(layer)
     # wraps as the sums do
     begin = table[:, 0].astype(np.int64) + excess * weight.sum(1, dtype=np.int64)
@@ -181,11 +185,11 @@ def _mve(layer: IntegerLayer, dtype: str) -> Kernel:
         scratch = given["scratch"]
         totals = T.alloc_buffer((PIXELS,), "int32", scope="local")
         with T.serial(0, -(-pixels // PIXELS)) as block:
-            first = _first_pixel(block, pixels)
+            first = block_start(block, PIXELS, pixels)
             with T.serial(0, inputs) as c:
                 row = tirx.floordiv(c, LANES) * (PIXELS * LANES) + tirx.floormod(c, LANES)
                 for j in range(PIXELS):
-                    value = T.Cast("int32", given["source"][c * pixels + first + j]) - excess
+                    value = T.Cast("int32", met_by(layer, given["source"], tap_of(layer, c), first + j)) - excess
                     T.buffer_store(scratch, T.Cast("int8", value), [row + j * LANES])
             with T.serial(0, outputs) as o:
                 for j in range(PIXELS):
@@ -208,10 +212,6 @@ def _mve(layer: IntegerLayer, dtype: str) -> Kernel:
         constants=constants,
         scratch={"scratch": PIXELS * LANES * steps},
     )
-
-
-def _first_pixel(block: Expr, pixels: int) -> Expr:
-    return tirx.min(block * PIXELS, T.int32(pixels - PIXELS)) if pixels % PIXELS else block * PIXELS
 
 
 def multiply_add_across(total: Expr, a: Expr, b: Expr) -> Expr:

@@ -61,7 +61,7 @@ def build(
     records: Mapping[str, Best] | None = None,
     source: bool = False,
 ) -> Bundle:
-    """Compile an integer network into a bundle, run under emulation of the board's core before anything is written.
+    """Compile a network into a bundle, run under emulation of the board's core before anything is written.
 
     With `source` also as portable C99. What doesn't fit the board raises UserError before it is compiled; also raised
     are MissingDependencyError and VerificationError.
@@ -72,8 +72,8 @@ def build(
     from tvmflow.pipeline import run_stages
 
     chosen = check(target, out, linker, runner=runner)
-    if program.integer is None:
-        raise UserError(f"{program.name} is no integer network, and a microcontroller takes no other: --dtype int8.")
+    if (program.integer is None) != (target.arithmetic == "float32"):
+        raise UserError(f"{program.name} isn't {target.arithmetic}, which {target.name} is to compute in; see --dtype.")
     log.info(f"Compiling {program.name} for {target.name}")
     with tvm.target.Target(toolchain.tvm_target_dict(target)):
         compiled = run_stages(program, target, dump_dir)
@@ -88,8 +88,9 @@ def build(
         verdict: Mapping[str, Any] = {"passed": None, "method": None, "reason": "It was built with --no-verify."}
         if verify:
             log.info(f"Verifying {program.name} on {len(program.vectors)} golden vectors")
-            verdict, counted = _verify(library, target, program, compiled)
+            verdict, counted, stack = _verify(library, target, program, compiled)
             compiled = replace(compiled, layers=counted)
+            memory = {**memory, **stack}
         extras = {f"{name}.h": folder / f"{name}.h", EXAMPLE: folder / EXAMPLE}
         example.write(folder / EXAMPLE, program, target, name)
         if source:
@@ -109,21 +110,21 @@ def build(
             memory=memory,
             verify=verdict,
             extras=extras,
-            usage=example.usage(name, target),
+            usage=example.usage(name, program, target),
         )
 
 
 def _verify(
     library: Path, target: Target, program: Program, compiled: Program
-) -> tuple[Mapping[str, Any], tuple[Layer, ...]]:
-    """The verdict, and the layers with the instructions that one inference takes. Raises VerificationError."""
+) -> tuple[Mapping[str, Any], tuple[Layer, ...], Mapping[str, int]]:
+    """The verdict, the layers with the instructions of one inference, and the stack used. Raises VerificationError."""
     inputs = np.concatenate([vector.inputs[0] for vector in program.vectors])
     expected = np.concatenate([vector.outputs[0] for vector in program.vectors])
     name = network_name(library)
     try:
         done = machine.run(library, target, name, inputs, program.outputs[0], expected=expected)
     except MissingDependencyError as error:
-        return {"passed": None, "method": None, "reason": str(error)}, compiled.layers
+        return {"passed": None, "method": None, "reason": str(error)}, compiled.layers, {}
     verdict = {"method": "emulated", **compare(program.vectors, [(row[None],) for row in done.outputs])}
     if not verdict["passed"] or done.wrong:
         raise VerificationError(failure_sentence(verdict, f"{program.name} compiled for {target.name}"))
@@ -132,13 +133,14 @@ def _verify(
             f"{program.name} compiled for {target.name} takes {done.stack_bytes} bytes of the stack or more, "
             f"which were to be fewer than {STACK_BYTES}."
         )
+    stack = {"stack_used_bytes": done.stack_bytes}
     try:
         details = count(library, target, compiled.layers, inputs, program.outputs[0]).details
     except MissingDependencyError as error:
         log.info(str(error))
-        return verdict, compiled.layers
+        return verdict, compiled.layers, stack
     pairs = zip(compiled.layers, details, strict=True)
-    return verdict, tuple(replace(layer, details={**layer.details, **found}) for layer, found in pairs)
+    return verdict, tuple(replace(layer, details={**layer.details, **found}) for layer, found in pairs), stack
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,6 @@ from tvm import tirx
 from tvmflow import __version__, toolchain
 from tvmflow.cortex_m.options import STACK_BYTES, compiler_options
 from tvmflow.cortex_m.stages import ARGUMENTS, CONSTANTS, functions_of
-from tvmflow.integer import IntegerNetwork
 from tvmflow.spec import Program, Target
 from tvmflow.toolchain import Linker
 
@@ -23,29 +22,35 @@ ALIGNMENT = 16
 """Bytes, of each tensor in flash."""
 
 GENERATED_FOR: dict[str, dict[str, Any]] = {
-    "dsp": {"mtriple": "thumbv7em-none-eabihf", "mcpu": "cortex-m7", "mattr": ["-fp64"]},
+    "dsp": {
+        "mtriple": "thumbv7em-none-eabihf",
+        "mcpu": "cortex-m7",
+        "mattr": ["-fp64", "-fp-armv8d16sp", "+vfp4d16sp"],
+    },
 }
 """What LLVM is told instead of the board's own core, by what the core can.
 
-All cores with DSP execute Armv7E-M, but with its models of Cortex-M4 and M33 LLVM orders instructions so that more
-values live at once than there are registers: 1.08 instructions for each multiply-add of the paper's network instead of
-0.92. Kernels of integers have no use for the floating-point unit, in which the cores differ.
+All cores with DSP execute Armv7E-M and FPv4's single precision, but with its models of Cortex-M4 and M33 LLVM orders
+instructions so that more values live at once than there are registers: 1.08 instructions for each multiply-add of the
+paper's integer network instead of 0.92.
 """
 
 _LINKAGE = '#ifdef __cplusplus\nextern "C"\n#endif\n'
 _VALUES_IN_A_ROW = 32
 
-C_TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int32": "int32_t"}
+C_TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int32": "int32_t", "float32": "float"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
     """What a network is in memory: tensors in flash by their C names, the arena, and the calls of the kernels.
 
-    Calls are written for tensors that are one block of bytes, `weights`, or, in `source_calls`, arrays of their own.
+    `element` is the C type of input and output. Calls are written for tensors that are one block of bytes, `weights`,
+    or, in `source_calls`, arrays of their own.
     """
 
     name: str
+    element: str
     tensors: Mapping[str, np.ndarray]
     weights: bytes
     arena_bytes: int
@@ -88,6 +93,7 @@ def lay_out(program: Program) -> Image:
         prototypes.append(f"void {symbol}({', '.join(f'{kind} *' for kind in types)});")
     return Image(
         name=name,
+        element=C_TYPES[program.inputs[0].dtype],
         tensors=tensors,
         weights=bytes(weights),
         arena_bytes=program.memory["activations_bytes"],
@@ -149,7 +155,7 @@ def write_source(program: Program, target: Target, folder: Path) -> None:
     definitions = [line for line in body.splitlines() if not re.fullmatch(r"void \w+\(.*\);", line)]
     kernels = "\n".join(definitions).strip().removesuffix(_LINKAGE.strip()).strip()
     kernels = re.sub(r"^void ", "static void ", kernels, flags=re.MULTILINE)
-    kernels = re.sub(r"(\w+_t)\* (\w+)(?=[,)])", r"\1 *restrict \2", kernels)
+    kernels = re.sub(r"(\w+_t|float)\* (\w+)(?=[,)])", r"\1 *restrict \2", kernels)
     (folder / f"{name}.h").write_text(header(program, target, image))
     (folder / f"{name}.c").write_text(portable_source(image, kernels))
     (folder / f"{name}_weights.c").write_text(weights_source(image))
@@ -168,25 +174,31 @@ def weights_source(image: Image) -> str:
     """All tensors as arrays of C."""
     lines = ["#include <stdint.h>", ""]
     for symbol, array in image.tensors.items():
-        kind, values = C_TYPES[str(array.dtype)], array.ravel().tolist()
+        kind, values = C_TYPES[str(array.dtype)], [f"{value:.9g}" for value in array.ravel().tolist()]
         lines += [f"extern const {kind} {symbol}[];", f"const {kind} {symbol}[{len(values)}] = {{"]
         for start in range(0, len(values), _VALUES_IN_A_ROW):
-            lines.append(",".join(map(str, values[start : start + _VALUES_IN_A_ROW])) + ",")
+            lines.append(",".join(values[start : start + _VALUES_IN_A_ROW]) + ",")
         lines += ["};", ""]
     return "\n".join(lines)
 
 
 def header(program: Program, target: Target, image: Image) -> str:
     """The C99 header of the library."""
-    network = program.integer
-    assert network is not None
-    memory = program.memory
+    network, memory = program.integer, program.memory
     prefix = image.name.upper()
-    shapes = ["×".join(map(str, shape)) for shape in (network.input_shape[1:], network.output_shape[1:])]
-    sizes = [int(np.prod(shape)) for shape in (network.input_shape, network.output_shape)]
+    specs = (program.inputs[0], program.outputs[0])
+    sizes = [int(np.prod(spec.shape)) for spec in specs]
+    kinds = [f"{spec.dtype}, {'×'.join(map(str, spec.shape[1:]))}" for spec in specs]
+    scales = ["", ""]
+    if network is not None:
+        scales = [
+            f"\n#define {prefix}_INPUT_SCALE {network.input_scale!r} /* real = scale * int8; the zero point is 0 */",
+            f"\n#define {prefix}_OUTPUT_SCALE {network.output_scale!r}",
+        ]
+    arithmetic = "a float32" if network is None else "an integer"
     assert target.mcu is not None
     form = "in portable C99" if target.mcu.core == "plain" else f"for {target.cpu.model}"
-    return f"""/* {program.name}: an integer network {form}, made by tvmflow {__version__}.
+    return f"""/* {program.name}: {arithmetic} network {form}, made by tvmflow {__version__}.
  *
  * No allocation, no state between calls, nothing of a C library but memcpy and memset. Calls must not overlap: they
  * share one arena. The bytes in flash and RAM are those of the network alone; the stack is an upper bound.
@@ -196,19 +208,17 @@ def header(program: Program, target: Target, image: Image) -> str:
 
 #include <stdint.h>
 
-#define {prefix}_INPUT_SIZE {sizes[0]} /* int8, {shapes[0]}: channel, row, column */
-#define {prefix}_INPUT_SCALE {network.input_scale!r} /* real = scale * int8; the zero point is 0 */
-#define {prefix}_OUTPUT_SIZE {sizes[1]} /* int8, {shapes[1]} */
-#define {prefix}_OUTPUT_SCALE {network.output_scale!r}
+#define {prefix}_INPUT_SIZE {sizes[0]} /* {kinds[0]}: channel, row, column */{scales[0]}
+#define {prefix}_OUTPUT_SIZE {sizes[1]} /* {kinds[1]} */{scales[1]}
 #define {prefix}_WEIGHTS_BYTES {len(image.weights)} /* in flash */
 #define {prefix}_ARENA_BYTES {memory["activations_bytes"]} /* in RAM */
 #define {prefix}_STACK_BYTES {STACK_BYTES}
-{_preprocessing(network, prefix)}
+{_preprocessing(program, prefix)}
 #ifdef __cplusplus
 extern "C" {{
 #endif
 
-void {image.name}_run(const int8_t *input, int8_t *output);
+void {image.name}_run(const {image.element} *input, {image.element} *output);
 
 #ifdef __cplusplus
 }}
@@ -218,16 +228,20 @@ void {image.name}_run(const int8_t *input, int8_t *output);
 """
 
 
-def _preprocessing(network: IntegerNetwork, prefix: str) -> str:
-    """How a byte of an image becomes a byte of the input, channel by channel."""
-    pre = network.preprocessing
+def _preprocessing(program: Program, prefix: str) -> str:
+    """How a byte of an image becomes an element of the input, channel by channel."""
+    pre = program.preprocessing
     if pre is None:
         return ""
-    factors = [1 / (255 * deviation * network.input_scale) for deviation in pre.std]
-    terms = [-mean / (deviation * network.input_scale) for mean, deviation in zip(pre.mean, pre.std, strict=True)]
+    scale, formula = 1.0, "float = pixel * FACTOR[channel] + TERM[channel]"
+    if program.integer is not None:
+        scale = program.integer.input_scale
+        formula = "int8 = clip(round(pixel * FACTOR[channel] + TERM[channel]), -128, 127)"
+    factors = [1 / (255 * deviation * scale) for deviation in pre.std]
+    terms = [-mean / (deviation * scale) for mean, deviation in zip(pre.mean, pre.std, strict=True)]
     lines = [
         "",
-        "/* int8 = clip(round(pixel * FACTOR[channel] + TERM[channel]), -128, 127), with RGB pixels from 0 to 255 */",
+        f"/* {formula}, with RGB pixels from 0 to 255 */",
         f"#define {prefix}_PIXEL_FACTORS {{{', '.join(f'{value:.9g}f' for value in factors)}}}",
         f"#define {prefix}_PIXEL_TERMS {{{', '.join(f'{value:.9g}f' for value in terms)}}}",
         "",
@@ -260,7 +274,7 @@ def network_source(image: Image) -> str:
 
 
 def _run(image: Image, calls: Sequence[str]) -> list[str]:
-    head = f"void {image.name}_run(const int8_t *input, int8_t *output) {{"
+    head = f"void {image.name}_run(const {image.element} *input, {image.element} *output) {{"
     return [head, *(f"  {call}" for call in calls), "}", ""]
 
 

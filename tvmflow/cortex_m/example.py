@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tvmflow.cortex_m.machine import HERE, MACHINES, linker_script
+from tvmflow.cortex_m.machine import ELEMENTS, HERE, MACHINES, linker_script
 from tvmflow.cortex_m.options import compiler_options
 from tvmflow.spec import Program, Target
 from tvmflow.toolchain import Linker
+from tvmflow.verify import tolerance
 
-SHIPPED = ("startup.c", "startup.h")
-BYTES_IN_A_ROW = 32
+SHIPPED = ("agrees.h", "startup.c", "startup.h")
+VALUES_IN_A_ROW = 32
 
 
 def write(folder: Path, program: Program, target: Target, name: str) -> None:
@@ -25,12 +26,16 @@ def write(folder: Path, program: Program, target: Target, name: str) -> None:
     gcc = Linker(name="arm-none-eabi-gcc", command=(), version="")
     flags = " ".join(option for option in compiler_options(target, gcc) if option.startswith("-m"))
     (folder / "CMakeLists.txt").write_text(_CMAKE.format(name=name, flags=flags, machine=target.mcu.machine))
-    (folder / "main.c").write_text(_MAIN.format(name=name, prefix=name.upper()))
+    element = ELEMENTS[program.outputs[0].dtype]
+    allowed = tolerance(program.outputs[0].dtype)
+    (folder / "main.c").write_text(
+        _MAIN.format(name=name, prefix=name.upper(), element=element, tolerance=f"{allowed:.9f}f")
+    )
     (folder / "link.ld").write_text(_LINK_NOTE.format(name=name) + linker_script(MACHINES[target.mcu.machine]))
     (folder / "vectors.h").write_text(_vectors(program))
 
 
-def usage(name: str, target: Target) -> str:
+def usage(name: str, program: Program, target: Target) -> str:
     """For the bundle's README: what to do with the files."""
     assert target.mcu is not None
     where = "external flash" if target.mcu.external_flash else "flash"
@@ -38,7 +43,7 @@ def usage(name: str, target: Target) -> str:
 
     #include "{name}.h"
 
-    static int8_t input[{name.upper()}_INPUT_SIZE], output[{name.upper()}_OUTPUT_SIZE];
+    static {ELEMENTS[program.inputs[0].dtype]} input[{name.upper()}_INPUT_SIZE], output[{name.upper()}_OUTPUT_SIZE];
     {name}_run(input, output);
 
 Link `model.o` with it. The constants are in the section `.rodata.{name}_weights`: put it into the {where}. The arena is
@@ -53,10 +58,10 @@ def _vectors(program: Program) -> str:
     """Inputs and outputs of the golden vectors as arrays of C."""
 
     def array(name: str, rows: list[np.ndarray]) -> list[str]:
-        lines = [f"static const int8_t {name}[{len(rows)}][{rows[0].size}] = {{"]
+        lines = [f"static const {ELEMENTS[str(rows[0].dtype)]} {name}[{len(rows)}][{rows[0].size}] = {{"]
         for row in rows:
-            values = [str(value) for value in row.ravel()]
-            parts = [values[start : start + BYTES_IN_A_ROW] for start in range(0, len(values), BYTES_IN_A_ROW)]
+            values = [f"{value:.9g}" for value in row.ravel().tolist()]
+            parts = [values[start : start + VALUES_IN_A_ROW] for start in range(0, len(values), VALUES_IN_A_ROW)]
             lines += ["    {", *("     " + ",".join(part) + "," for part in parts), "    },"]
         return [*lines, "};", ""]
 
@@ -102,16 +107,18 @@ _MAIN = """/* Compares the network with its golden vectors, on the device. Exit 
 #include "startup.h"
 #include "vectors.h"
 
-static int8_t output[{prefix}_OUTPUT_SIZE];
+#define ELEMENT {element}
+#define TOLERANCE {tolerance}
+#define OUTPUT_SIZE {prefix}_OUTPUT_SIZE
+#include "agrees.h"
+
+static ELEMENT output[OUTPUT_SIZE];
 
 int main(void) {{
   uint32_t wrong = 0;
   for (uint32_t vector = 0; vector < VECTORS; vector++) {{
     {name}_run(golden_inputs[vector], output);
-    const int8_t *golden = golden_outputs[vector];
-    int differs = 0;
-    for (uint32_t index = 0; index < {prefix}_OUTPUT_SIZE; index++) differs |= output[index] != golden[index];
-    wrong += (uint32_t)differs;
+    wrong += (uint32_t)!agrees(output, golden_outputs[vector]);
   }}
   say_number(VECTORS - wrong);
   say(" of ");

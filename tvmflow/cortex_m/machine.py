@@ -21,11 +21,15 @@ from tvmflow import emulate, toolchain
 from tvmflow.cortex_m.options import STACK_BYTES, compiler_options
 from tvmflow.cycles import Traced, disassemble, read_trace, split
 from tvmflow.spec import MissingDependencyError, Target, TensorSpec, VerificationError
+from tvmflow.verify import tolerance
 
 HERE = Path(__file__).parent
+COUNTING_PLUGIN = HERE / "count_symbols.c"
 QEMU = "qemu-system-arm"
 INSTALL = "`apt-get install qemu-system-arm` (tools/install-system-packages.sh --tests) brings it."
 SECONDS_PER_INFERENCE = 60
+ELEMENTS = {"int8": "int8_t", "float32": "float"}
+"""What networks read and write, in C."""
 MIB = 1 << 20
 HELPERS = ("memcpy", "memset")
 """What kernels call that is no part of the library."""
@@ -47,17 +51,22 @@ class Machine:
 
 
 MACHINES: dict[str, Machine] = {
+    # The PSRAM of these two stands for an external flash.
     "mps2-an386": Machine(
-        code=Region(origin=0x0, length=4 * MIB), weights=None, ram=Region(origin=0x2000_0000, length=4 * MIB)
+        code=Region(origin=0x0, length=4 * MIB),
+        weights=Region(origin=0x2100_0000, length=16 * MIB),
+        ram=Region(origin=0x2000_0000, length=4 * MIB),
     ),
     "mps2-an500": Machine(
-        code=Region(origin=0x0, length=4 * MIB), weights=None, ram=Region(origin=0x2000_0000, length=4 * MIB)
+        code=Region(origin=0x0, length=4 * MIB),
+        weights=Region(origin=0x6000_0000, length=16 * MIB),
+        ram=Region(origin=0x2000_0000, length=4 * MIB),
     ),
     # These start in the secure state, in which memory lies 0x1000_0000 higher.
     "mps2-an505": Machine(
         code=Region(origin=0x1000_0000, length=4 * MIB), weights=None, ram=Region(origin=0x3800_0000, length=2 * MIB)
     ),
-    # The DDR memory stands for an external flash.
+    # The DDR memory does.
     "mps3-an547": Machine(
         code=Region(origin=0x1000_0000, length=MIB // 2),
         weights=Region(origin=0x7000_0000, length=16 * MIB),
@@ -94,15 +103,16 @@ def run(
     expected: np.ndarray | None = None,
     counted: bool = False,
 ) -> Run:
-    """Run the network `name` of `library` on int8 inputs N×…, with `counted` under the plugin that counts.
+    """Run the network `name` of `library` on inputs N×…, with `counted` under the plugin that counts.
 
-    Raises MissingDependencyError, and VerificationError if the firmware doesn't come to its end.
+    Inputs are of the outputs' dtype. Raises MissingDependencyError, and VerificationError if the firmware doesn't come
+    to its end.
     """
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as scratch:
         folder = Path(scratch)
         if expected is not None:
             expected.tofile(folder / "expected.raw")
-        plugin = (HERE / "count_symbols.c", folder / "counts") if counted else None
+        plugin = (COUNTING_PLUGIN, folder / "counts") if counted else None
         _, said = _run_vectors(folder, library, target, name, inputs, outputs, plugin)
         return Run(
             outputs=np.fromfile(folder / "output.raw", outputs.dtype).reshape(-1, *outputs.shape[1:]),
@@ -161,11 +171,16 @@ def _run_vectors(
     """
     assert target.mcu is not None
     qemu = find_qemu()
-    size = int(np.prod(outputs.shape))
-    defines = (f"-DNETWORK={name}", f"-DINPUT_SIZE={inputs[0].size}", f"-DOUTPUT_SIZE={size}")
-    firmware = link_firmware(
-        folder, target, [HERE / "run_vectors.c", library], (*defines, f"-DSTACK_BYTES={STACK_BYTES}")
-    )
+    defines = {
+        "NETWORK": name,
+        "ELEMENT": ELEMENTS[outputs.dtype],
+        "TOLERANCE": f"{tolerance(outputs.dtype):.9f}f",
+        "INPUT_SIZE": inputs[0].size,
+        "OUTPUT_SIZE": int(np.prod(outputs.shape)),
+        "STACK_BYTES": STACK_BYTES,
+    }
+    sources = [HERE / "run_vectors.c", library]
+    firmware = link_firmware(folder, target, sources, [f"-D{macro}={value}" for macro, value in defines.items()])
     inputs.tofile(folder / "input.raw")
     options = ["-plugin", f"{emulate.compile_plugin(plugin[0])},out={plugin[1]}"] if plugin else []
     done = start(qemu, target.mcu.machine, firmware, folder, options, SECONDS_PER_INFERENCE * len(inputs))

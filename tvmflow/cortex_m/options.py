@@ -13,5 +13,5 @@ def compiler_options(target: Target, linker: Linker) -> tuple[str, ...]:
     """What tells a compiler which core it compiles for, without an operating system."""
     cpu = target.tvm["mcpu"]
     if linker.name == "zig":
-        return (f"-mcpu={cpu.replace('-', '_')}", "-ffreestanding")
+        return (f"-mcpu={cpu.replace('-', '_')}+vfp4d16sp", "-ffreestanding")  # zig takes cores to have no FPU
     return (f"-mcpu={cpu}", "-mthumb", "-mfloat-abi=hard", "-ffreestanding")

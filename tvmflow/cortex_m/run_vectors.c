@@ -1,14 +1,15 @@
 /* Runs the network NETWORK on every input in the host's input.raw and writes output.raw; as long as expected.raw has an
  * output, it is compared here, on the device. Says how many inputs there were, how many outputs differed, and how deep
  * the stack became. */
+#include "agrees.h"
 #include "startup.h"
 
 #define JOIN2(a, b) a##b
 #define JOIN(a, b) JOIN2(a, b)
 
-void JOIN(NETWORK, _run)(const int8_t *input, int8_t *output);
+void JOIN(NETWORK, _run)(const ELEMENT *input, ELEMENT *output);
 
-static int8_t input[INPUT_SIZE], output[OUTPUT_SIZE], expected[OUTPUT_SIZE];
+static ELEMENT input[INPUT_SIZE], output[OUTPUT_SIZE], expected[OUTPUT_SIZE];
 
 int main(void) {
   const int32_t inputs = open_file("input.raw", READ_BINARY), outputs = open_file("output.raw", WRITE_BINARY);
@@ -18,18 +19,16 @@ int main(void) {
     return 3;
   }
   uint32_t count = 0, compared = 0, wrong = 0, depth = 0;
-  while (read_file(inputs, input, INPUT_SIZE)) {
+  while (read_file(inputs, input, sizeof input)) {
     paint_stack(STACK_BYTES);
     JOIN(NETWORK, _run)(input, output);
     const uint32_t used = painted_over(STACK_BYTES);
     if (used > depth) depth = used;
-    if (!write_file(outputs, output, OUTPUT_SIZE)) return 3;
+    if (!write_file(outputs, output, sizeof output)) return 3;
     count++;
-    if (golden >= 0 && read_file(golden, expected, OUTPUT_SIZE)) {
+    if (golden >= 0 && read_file(golden, expected, sizeof expected)) {
       compared++;
-      int differs = 0;
-      for (uint32_t index = 0; index < OUTPUT_SIZE; index++) differs |= output[index] != expected[index];
-      wrong += (uint32_t)differs;
+      wrong += (uint32_t)!agrees(output, expected);
     }
   }
   say("inputs ");

@@ -1,4 +1,4 @@
-"""The stages of a microcontroller: integer layers become functions over plain pointers and one static arena.
+"""The stages of a microcontroller: layers become functions over plain pointers and one static arena.
 
 A function of the module carries what its call needs in its attributes: READS, the function whose result it reads;
 RESULT, bytes of its own; CONSTANTS, name → tensor in flash; SCRATCH, name → bytes; IN_PLACE; and, once placed,
@@ -8,7 +8,7 @@ ARGUMENTS: where each pointer points, "input", "output", an offset in the arena 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -17,9 +17,9 @@ import tvm
 from tvm import tirx
 
 from tvmflow.cortex_m.arena import pack
-from tvmflow.integer import IntegerLayer
+from tvmflow.cortex_m.float_layers import read_layers
 from tvmflow.lifetimes import Tensor, live_bytes
-from tvmflow.schedules.cortex_m import LONGEST_CHAIN, Kernel, choose
+from tvmflow.schedules.cortex_m import LONGEST_CHAIN, AnyLayer, Kernel, choose
 from tvmflow.spec import Layer, Program, Target
 
 READS, RESULT, CONSTANTS, SCRATCH, IN_PLACE, ARGUMENTS = (
@@ -29,32 +29,45 @@ READS, RESULT, CONSTANTS, SCRATCH, IN_PLACE, ARGUMENTS = (
 
 def choose_kernels(program: Program, target: Target) -> Program:
     """The integer network becomes functions in execution order, each of one layer or of a chain of them."""
-    assert target.mcu is not None
     network = program.integer
     assert network is not None
-    readers = [name for layer in network.layers for name in layer.inputs]
-    dtypes = {"input": "int8", **{layer.name: layer.dtype for layer in network.layers}}
+    return _choose(program, network.layers, {layer.name: layer.inputs[0] for layer in network.layers}, target)
+
+
+def choose_float_kernels(program: Program, target: Target) -> Program:
+    """`choose_kernels` for the float32 network in `main`. Raises UnsupportedOperatorError, UserError."""
+    layers = read_layers(program)
+    reads = dict(zip((layer.name for layer in layers), ("input", *(layer.name for layer in layers)), strict=False))
+    return _choose(program, layers, reads, target)
+
+
+def _choose(program: Program, network: Sequence[AnyLayer], reads: Mapping[str, str], target: Target) -> Program:
+    """`reads` has for each layer the name of the one that it reads, or "input"."""
+    assert target.mcu is not None
+    readers = list(reads.values())
+    dtypes = {"input": program.inputs[0].dtype, **{layer.name: layer.dtype for layer in network}}
     made_by = {"input": "input"}
     functions: dict[str, tirx.PrimFunc] = {}
     layers: list[Layer] = []
-    left = list(network.layers)
+    left = list(network)
     while left:
-        reads = left[0].inputs[0]
+        read = reads[left[0].name]
         # the caller's input is read only, and the last kernel writes to where the caller wants it
-        writable = reads != "input" and readers.count(reads) == 1 and len(left) > LONGEST_CHAIN
-        kernel = choose(_chain(left, readers), dtypes[reads], target.mcu.core, writable=writable)
+        writable = read != "input" and readers.count(read) == 1 and len(left) > LONGEST_CHAIN
+        kernel = choose(_chain(left, reads), dtypes[read], target.mcu.core, writable=writable)
         name = f"{len(layers):02}_{re.sub(r'[^0-9A-Za-z]+', '_', kernel.layers[0].name)}"
-        functions[name] = _annotate(kernel, made_by[reads])
-        layers.append(_describe(kernel, name))
+        functions[name] = _annotate(kernel, made_by[read])
+        layers.append(_describe(kernel, name, program.folded))
         made_by[kernel.layers[-1].name] = name
         left = left[len(kernel.layers) :]
     return replace(program, module=tvm.IRModule(functions), layers=tuple(layers))
 
 
-def _chain(layers: Sequence[IntegerLayer], readers: Sequence[str]) -> Sequence[IntegerLayer]:
+def _chain(layers: Sequence[AnyLayer], reads: Mapping[str, str]) -> Sequence[AnyLayer]:
     """The first layers, as far as each is read by the next and by nobody else."""
+    readers = list(reads.values())
     for count, (earlier, later) in enumerate(pairwise(layers), 1):
-        if later.inputs[0] != earlier.name or readers.count(earlier.name) != 1:
+        if reads[later.name] != earlier.name or readers.count(earlier.name) != 1:
             return layers[:count]
     return layers
 
@@ -63,7 +76,7 @@ def _annotate(kernel: Kernel, reads: str) -> tirx.PrimFunc:
     constants = {name: tvm.runtime.tensor(np.ascontiguousarray(array)) for name, array in kernel.constants.items()}
     attributes = {
         READS: reads,
-        RESULT: int(np.prod(kernel.layers[-1].output_shape)),
+        RESULT: _bytes(kernel.layers[-1].output_shape, kernel.layers[-1].dtype),
         CONSTANTS: constants,
         SCRATCH: dict(kernel.scratch),
         IN_PLACE: kernel.in_place,
@@ -74,18 +87,25 @@ def _annotate(kernel: Kernel, reads: str) -> tirx.PrimFunc:
     return func
 
 
-def _describe(kernel: Kernel, name: str) -> Layer:
+def _describe(kernel: Kernel, name: str, folded: Mapping[str, Mapping[str, int]]) -> Layer:
     first, last = kernel.layers[0], kernel.layers[-1]
-    touched = np.prod(first.input_shape) + np.prod(last.output_shape)
+    touched = sum(_bytes(shape, last.dtype) for shape in (first.input_shape, last.output_shape))
     return Layer(
         kernel=name,
         modules=tuple(module for layer in kernel.layers for module in layer.modules),
-        macs=sum(layer.macs for layer in kernel.layers if layer.kind != "pool"),  # as in float, where a pool has none
-        bytes=int(touched) + sum(array.nbytes for array in kernel.constants.values()),
+        macs=sum(
+            sum(folded.get(layer.name, {}).values()) + (layer.macs if layer.kind != "pool" else 0)  # it only adds
+            for layer in kernel.layers
+        ),
+        bytes=touched + sum(array.nbytes for array in kernel.constants.values()),
         live_macs=sum(layer.live_macs for layer in kernel.layers if layer.kind != "pool"),
         weight_bytes=sum(array.nbytes for array in kernel.constants.values()),
         schedule=kernel.schedule,
     )
+
+
+def _bytes(shape: Sequence[int], dtype: str) -> int:
+    return int(np.prod(shape)) * np.dtype(dtype).itemsize
 
 
 def place_tensors(program: Program, target: Target) -> Program:

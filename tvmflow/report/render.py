@@ -90,8 +90,12 @@ def _range(values: Sequence[float], digits: int) -> str:
 
 
 def memory_text(memory: Mapping[str, int]) -> str:
-    """Memory in KiB, in the order of the report."""
-    return ", ".join(f"{key.removesuffix('_bytes')} {value / 1024:,.0f} KiB" for key, value in memory.items())
+    """Memory in KiB, or bytes where it is less, in the order of the report."""
+    return ", ".join(
+        f"{key.removesuffix('_bytes').replace('_', ' ')} "
+        + (f"{value / 1024:,.0f} KiB" if value >= 1024 or not value else f"{value} B")
+        for key, value in memory.items()
+    )
 
 
 def layers_text(report: Report) -> str:
