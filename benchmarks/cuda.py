@@ -8,7 +8,8 @@ benchmarks/results/cuda-BOARD.json, and with `--calibrate FILE` the constants th
 installed, or has no CUDA, is listed as absent.
 
 Without a GPU of that architecture it says what is missing and ends with exit code 5. `--rehearse` has the stand-in take
-the GPU's place, does everything once, and throws the figures away. Nobody has run it on a GPU yet, for want of one.
+the GPU's place, does everything once, and throws the figures away. Nobody has run it on a GPU yet, for want of one, and
+the rehearsal, which takes many minutes of CPU, has not been run to its end.
 """
 
 from __future__ import annotations
