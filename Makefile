@@ -4,16 +4,17 @@ PYTHON ?= python3
 # The PyTorch that tvmflow is tested with; pyproject.toml has the whole range.
 TORCH ?= torch==2.13.0
 DEMO := dist/demo
-# A board of each kind of target; this computer in int8 as well.
-DEMO_BOARDS := host raspberry-pi-4b jetson-orin-nano pynq-z1 mps3-an547
+# Beside this computer, in float32 and in int8.
+DEMO_BOARDS := raspberry-pi-3b raspberry-pi-4b raspberry-pi-5 jetson-orin-nano gtx-1080ti pynq-z1 mps3-an547
 BIN := .venv/bin
 
-.PHONY: help demo test lint bench table1 tuned clean
+.PHONY: help demo test lint docs bench table1 tuned clean
 
 help:
 	@echo "make demo   compile the paper's network for a board of each kind, verify, time here, report"
 	@echo "make test   run the tests"
 	@echo "make lint   check style and types"
+	@echo "make docs   make the documentation's pages in dist/site"
 	@echo "make bench  compare with other libraries on this computer"
 	@echo "make table1 the paper's Table 1 with what each network costs on several boards (fifteen minutes)"
 	@echo "make tuned  search schedules for this computer's CPU and put the best into schedules/tuned (ten minutes)"
@@ -21,14 +22,14 @@ help:
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[bench,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[bench,dev,docs]'
 	touch $@
 
 demo: .venv/installed
 	mkdir -p $(DEMO)
-	for board in $(DEMO_BOARDS); do $(BIN)/tvmflow build --board $$board -o $(DEMO)/$$board || exit 1; done
+	printf '%s\n' $(DEMO_BOARDS) host | xargs -P 2 -I BOARD $(BIN)/tvmflow build --board BOARD -o $(DEMO)/BOARD
 	$(BIN)/tvmflow build --dtype int8 -o $(DEMO)/host-int8
-	$(BIN)/tvmflow report $(DEMO_BOARDS:%=$(DEMO)/%) $(DEMO)/host-int8 -o $(DEMO)
+	$(BIN)/tvmflow report $(DEMO)/host $(DEMO)/host-int8 $(DEMO_BOARDS:%=$(DEMO)/%) -o $(DEMO)
 
 # Files in parallel, each file's tests in one process, which share what they build.
 test: .venv/installed
@@ -38,6 +39,11 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy tvmflow schedules targets models
+
+# Nothing of it comes from the network, nor asks for it in a browser.
+docs: .venv/installed
+	$(BIN)/sphinx-build --quiet --fresh-env --nitpicky --fail-on-warning --keep-going --conf-dir docs . dist/site
+	@echo "dist/site/index.html"
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.peers --models dilated-net mobilenet-v1 googlenet squeezenet vgg16 small-vgg

@@ -3,11 +3,12 @@
 `python -m benchmarks.cuda --board rtx-3090` builds the network for that board's architecture, times it and the others
 in turns (PyTorch eager and compiled, ONNX Runtime with CUDA and, where it has it, TensorRT, TVM untuned), then measures
 some candidates of each kernel and compares the order of their times with the model's. It writes
-benchmarks/results/cuda-BOARD.json, and with `--calibrate FILE` what the model should use there: the scale that makes
-the median candidate right, which changes no order. A library that isn't installed, or has no CUDA, is listed as absent.
+benchmarks/results/cuda-BOARD.json, and with `--calibrate FILE` the constants that fit every second kernel best, for
+`tvmflow tune --calibration FILE`; how well they do on the other kernels is in the results. A library that isn't
+installed, or has no CUDA, is listed as absent.
 
-Without a GPU of that architecture it says what is missing and ends with exit code 5. Nobody has run the measuring part
-yet, for want of a GPU.
+Without a GPU of that architecture it says what is missing and ends with exit code 5. `--rehearse` has the stand-in take
+the GPU's place, does everything once, and throws the figures away. Nobody has run it on a GPU yet, for want of one.
 """
 
 from __future__ import annotations
@@ -15,24 +16,36 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tvmflow.spec import MissingDependencyError, Program, Target
+from tvmflow.cuda import nvrtc
+from tvmflow.cuda.counts import Counts
+from tvmflow.cuda.model import Constants, modelled_us, save_constants
+from tvmflow.cuda.nvrtc import Resources
+from tvmflow.spec import Gpu, MissingDependencyError, Program, Target
 
 RESULTS = Path(__file__).parent / "results"
+REHEARSAL = "TVMFLOW_STANDIN_ARCH" in os.environ
+"""The stand-in is in the GPU's place (`--rehearse`), and what is timed says nothing."""
 ROUNDS, SECONDS = 5, 1.0
 CANDIDATES = 12
 """Of each kernel, for the model's error."""
+REHEARSED = 2
+"""Kernels, and candidates of each, in a rehearsal."""
+FITTED = ("launch_us", "global_cycles", "barrier_cycles", "dependent_cycles", "l2_bytes_per_clock")
+"""Of the model's constants, those that a calibration chooses."""
 
 Run = Callable[[], Any]
 """One inference whose input is on the GPU and whose end is waited for."""
@@ -43,6 +56,7 @@ def main() -> None:
     parser.add_argument("--board", required=True)
     parser.add_argument("--model", default="dilated-net")
     parser.add_argument("--calibrate", type=Path, help="where the model's calibration goes")
+    parser.add_argument("--rehearse", action="store_true", help="do it on the stand-in, and keep no figure")
     options = parser.parse_args()
 
     from tvmflow.cuda.backend import missing_device
@@ -51,29 +65,54 @@ def main() -> None:
     from tvmflow.targets import find
 
     target = find("cuda", options.board)
-    if missing := missing_device(target):
+    assert target.gpu is not None
+    if options.rehearse:
+        raise SystemExit(rehearse(target, options.model))
+    if (missing := missing_device(target)) and not REHEARSAL:
         print(f"benchmarks.cuda measures on a GPU in this computer, and {missing}.", file=sys.stderr)
         raise SystemExit(MissingDependencyError.exit_code)
     program = import_model(options.model, [])
-    samples, absent = race(program, target, options.model)
-    kernels = model_error(program, target)
+    times, absent = race(program, target, options.model)
+    samples = sample(program, target)
+    kernels = list(dict.fromkeys(row.kernel for row in samples))
+    held_out = [row for row in samples if row.kernel in kernels[1::2]]
+    fitted = [row for row in samples if row.kernel in kernels[::2]]
+    constants = fit(target.gpu, fitted, f"{options.model} on {target.name}")
     document = {
         "environment": environment({}),
         "board": target.name,
         "model": options.model,
-        "ms": samples,
+        "ms": times,
         "absent": absent,
-        "model_error": kernels,
+        "candidates": [
+            {"kernel": row.kernel, "candidate": row.candidate, "measured_us": row.measured_us} for row in samples
+        ],
+        "model_error": error(target.gpu, held_out, Constants()),
+        "calibrated_model_error": error(target.gpu, held_out, constants),
+        "calibration": asdict(constants),
     }
+    if REHEARSAL:
+        save_constants(constants, Path(os.devnull))
+        print(
+            f"Rehearsed: {', '.join(times)}; {len(samples)} candidates. Absent: {json.dumps(absent)}. Nothing is kept."
+        )
+        return
     write_json(document, RESULTS / f"cuda-{target.name}.json")
-    print(json.dumps({name: statistics.median(values) for name, values in samples.items()}, indent=1))
-    print(json.dumps(summary(kernels), indent=1))
+    print(json.dumps({name: statistics.median(values) for name, values in times.items()}, indent=1))
+    print(json.dumps({key: document[key] for key in ("model_error", "calibrated_model_error")}, indent=1))
     if options.calibrate:
-        from tvmflow.cuda.model import Constants, save_constants
+        save_constants(constants, options.calibrate)
 
-        ratios = [row["measured_us"] / row["modelled_us"] for kernel in kernels for row in kernel["candidates"]]
-        source = f"{len(ratios)} candidates of {options.model} on {target.name}"
-        save_constants(replace(Constants(), scale=statistics.median(ratios), source=source), options.calibrate)
+
+def rehearse(board: Target, model: str) -> int:
+    """This script again where the stand-in takes the GPU's place; its exit code."""
+    from tvmflow.cuda import standin
+
+    assert board.gpu is not None
+    with tempfile.TemporaryDirectory(prefix="tvmflow-rehearsal-") as folder:
+        variables = standin.environment(board.gpu.architecture) | {"TVMFLOW_STANDIN_IMAGES": folder}
+        command = [sys.executable, "-m", "benchmarks.cuda", "--board", board.name, "--model", model]
+        return subprocess.run(command, env=variables, check=False).returncode
 
 
 def race(program: Program, target: Target, model: str) -> tuple[dict[str, list[float]], dict[str, str]]:
@@ -97,7 +136,7 @@ def race(program: Program, target: Target, model: str) -> tuple[dict[str, list[f
                 runs.pop(name, None)
                 absent[name] = str(error).strip().splitlines()[-1]
         samples: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(ROUNDS):
+        for _ in range(1 if REHEARSAL else ROUNDS):
             for name, run in runs.items():
                 samples[name].append(median_ms(run))
     return samples, absent
@@ -183,34 +222,93 @@ def onnx_run(program: Program, model: str, folder: Path, provider: str) -> Run:
     return lambda: session.run_with_iobinding(binding)
 
 
-def model_error(program: Program, target: Target) -> list[dict[str, Any]]:
-    """For each kernel, measured and modelled µs of some of its candidates, and how alike their orders are."""
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A candidate of a kernel: its time, and what the model knows of it."""
+
+    kernel: str
+    candidate: str
+    measured_us: float
+    launches: Sequence[Counts]
+    resources: Mapping[str, Resources]
+
+    def modelled_us(self, gpu: Gpu, constants: Constants) -> float:
+        return modelled_us(gpu, self.launches, self.resources, constants)
+
+
+def sample(program: Program, target: Target) -> list[Sample]:
+    """Some candidates of each kernel, timed; those of one kernel follow each other."""
+    from tvmflow.cuda import counts
+    from tvmflow.passes.plain_names import with_plain_names
     from tvmflow.tune.builders import Builders, LocalPool
     from tvmflow.tune.measure import LocalMeasurer
-    from tvmflow.tune.modelled import ModelledMeasurer
     from tvmflow.tune.space import CostModel, Space
     from tvmflow.tune.store import typical
     from tvmflow.tune.tasks import as_plain, extract, tvm_target
 
-    described = as_plain(tvm_target(target).export())
+    assert target.gpu is not None
+    described, architecture = as_plain(tvm_target(target).export()), target.gpu.architecture
+    most = REHEARSED if REHEARSAL else CANDIDATES
     found = []
     with (
         closing(Builders(LocalPool(target, described))) as builders,
         closing(LocalMeasurer(target, builders)) as local,
-        closing(ModelledMeasurer(target, described)) as modelled,
     ):
-        for task in extract(program, target):
+        for task in extract(program, target)[: REHEARSED if REHEARSAL else None]:
             space = Space(task, target, CostModel(), seed=0, batch=CANDIDATES, population=16)
-            candidates = [space.default, *space.choices[:: max(1, len(space.choices) // CANDIDATES)]]
-            measured = list(local.measure(task, candidates, None))
-            rows = [
-                {"candidate": row.text, "measured_us": 1e3 * typical(real.ms), "modelled_us": 1e3 * guess.ms[0]}
-                for row, real, guess in zip(candidates, measured, modelled.measure(task, candidates, None), strict=True)
-                if real.outcome == guess.outcome == "ok"
-            ]
-            pairs = [(row["measured_us"], row["modelled_us"]) for row in rows]
-            found.append({"kernel": task.name, "candidates": rows, "rank_correlation": rank_correlation(pairs)})
+            candidates = [space.default, *space.choices[:: max(1, len(space.choices) // most)]][: most + 1]
+            for row, result in zip(candidates, local.measure(task, candidates, None), strict=True):
+                if result.outcome != "ok":
+                    continue
+                source, launches = counts.lower(with_plain_names(row.module), described)
+                resources = nvrtc.compile_cuda(source, (architecture,)).resources[architecture]
+                measured = 1e3 * typical(result.ms)
+                found.append(
+                    Sample(
+                        kernel=task.name,
+                        candidate=row.text,
+                        measured_us=measured,
+                        launches=launches,
+                        resources=resources,
+                    )
+                )
     return found
+
+
+def fit(gpu: Gpu, samples: Sequence[Sample], source: str) -> Constants:
+    """The constants with which the model is off by the smallest factor, in the mean of logarithms."""
+    from scipy.optimize import minimize
+
+    assumed = Constants()
+
+    def constants(factors: np.ndarray) -> Constants:
+        chosen = {name: getattr(assumed, name) * math.exp(factor) for name, factor in zip(FITTED, factors, strict=True)}
+        return replace(assumed, **chosen, source=f"{len(samples)} candidates of {source}")
+
+    def off(factors: np.ndarray) -> float:
+        tried = constants(factors)
+        return statistics.fmean(
+            abs(math.log(row.measured_us / row.modelled_us(gpu, tried))) for row in samples
+        ) + 0.01 * float(np.abs(factors).mean())  # a constant that nothing depends on stays as it was
+
+    found = minimize(off, np.zeros(len(FITTED)), method="Powell")
+    return constants(found.x)
+
+
+def error(gpu: Gpu, samples: Sequence[Sample], constants: Constants) -> dict[str, Any]:
+    """Of kernels: the median rank correlation, and the spread of measured over modelled times (p90 over p10)."""
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for row in samples:
+        pairs.setdefault(row.kernel, []).append((row.measured_us, row.modelled_us(gpu, constants)))
+    known = [found for rows in pairs.values() if (found := rank_correlation(rows)) is not None]
+    ratios = [real / guess for rows in pairs.values() for real, guess in rows]
+    low, high = np.percentile(ratios, [10, 90]) if ratios else (math.nan, math.nan)
+    return {
+        "kernels": len(pairs),
+        "median_rank_correlation": statistics.median(known) if known else None,
+        "median_ratio": statistics.median(ratios) if ratios else None,
+        "spread": float(high / low),
+    }
 
 
 def rank_correlation(pairs: Sequence[tuple[Any, Any]]) -> float | None:
@@ -219,18 +317,6 @@ def rank_correlation(pairs: Sequence[tuple[Any, Any]]) -> float | None:
         return None
     places = [np.argsort(np.argsort(column)).astype(float) for column in zip(*pairs, strict=True)]
     return float(np.corrcoef(places[0], places[1])[0, 1])
-
-
-def summary(kernels: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of all kernels: the median rank correlation, and the spread of measured over modelled (p90 over p10)."""
-    known = [kernel["rank_correlation"] for kernel in kernels if kernel["rank_correlation"] is not None]
-    ratios = [row["measured_us"] / row["modelled_us"] for kernel in kernels for row in kernel["candidates"]]
-    low, high = np.percentile(ratios, [10, 90]) if ratios else (math.nan, math.nan)
-    return {
-        "kernels": len(kernels),
-        "median_rank_correlation": statistics.median(known) if known else None,
-        "spread": float(high / low),
-    }
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 `python -m benchmarks.table1` (or `make table1`) builds all five for this computer, where they are timed on one thread,
 and for a Raspberry Pi 4B, where qemu verifies them; what other boards would take is estimated. It writes
-benchmarks/results/table1.md and .csv, made of the same tables as `tvmflow report`. `--keep` takes the bundles of the
-last run, to time them on a machine that has become quiet.
+benchmarks/results/table1.md and .csv, made of the same tables as `tvmflow report`, and that report beside the bundles.
+`--keep` builds only what is missing there: to go on, or to time once more on a machine that has become quiet.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tvmflow.backends import Timing
 from tvmflow.bundle import open_bundle
 from tvmflow.frontend import import_model
 from tvmflow.report import Report, assemble, collect, environment, networks, write_json, write_text
+from tvmflow.report.render import render_html
 from tvmflow.survey import survey
 
 NETWORKS = ("dilated-net", "mobilenet-v1", "googlenet", "squeezenet", "vgg16")
@@ -30,13 +31,13 @@ RESULTS = Path(__file__).parent / "results"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("dist/table1"), help="where bundles are built")
-    parser.add_argument("--keep", action="store_true", help="take the bundles and estimates that are there")
+    parser.add_argument("--keep", action="store_true", help="build only what isn't there")
     parser.add_argument("--threads", type=int, default=1, help="of the timed runs")
     parser.add_argument("--seconds", type=float, default=3.0, help="how long each network is timed")
     options = parser.parse_args()
     options.work_dir.mkdir(parents=True, exist_ok=True)
-    if not options.keep:
-        for model in NETWORKS:
+    for model in NETWORKS:
+        if not options.keep or not (options.work_dir / f"{model}.json").exists():
             build(model, options.work_dir)
 
     reports, estimates = [], []
@@ -47,6 +48,7 @@ def main() -> None:
     text = markdown(document, reports[0]["environment"]["versions"])
     write_text(RESULTS / "table1.md", text)
     write_text(RESULTS / "table1.csv", networks.to_csv(document))
+    write_text(options.work_dir / "report.html", render_html(document))
     print(text)
 
 

@@ -79,6 +79,13 @@ def compile_also(target: Target, architectures: Sequence[str]) -> Target:
     return replace(target, gpu=replace(target.gpu, also=tuple(architectures)))
 
 
+def capture_graph(target: Target) -> Target:
+    """The board, whose builds launch a network's inner kernels as one CUDA graph. Raises UserError."""
+    if target.gpu is None:
+        raise UserError(f"--cuda-graph is about launches on NVIDIA GPUs, and {target.name} has none.")
+    return replace(target, gpu=replace(target.gpu, cuda_graph=True))
+
+
 def load_toml(path: Path) -> Target:
     """A board of the user's own. It says which known board it `extends` and what differs. Raises UserError.
 

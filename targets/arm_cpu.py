@@ -3,9 +3,10 @@
 C libraries: the glibc in a triple is the oldest that the board's common systems have (Raspberry Pi OS 10 has 2.28);
 code linked to it runs on newer ones.
 
-`flops_per_cycle`: a Cortex-A53 and an A72 begin one vector multiply-add of four float32 in a cycle, an A76 two; of the
-A53 Arm publishes no figure, and a lower bound of time allows one that is too high. `memory_gbps` is width × rate of the
-memory that the board has. Both are known from elsewhere than the data sheets that are cited.
+`flops_per_cycle`: a Cortex-A53 and an A72 are taken to begin one vector multiply-add of four float32 in a cycle, an A76
+two. LLVM's model of the A53 (AArch64SchedA53.td of 2026) has one in two cycles: its datapath is 64 bits wide. As a
+figure that is too high leaves a lower bound of time a lower bound, it stays until a board says which is so.
+`memory_gbps` is width × rate of the memory that the board has. What no document was at hand for is in `unverified`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ RASPBERRY_PI_3B = Target(
         cache_note="L2 shared",
         flops_per_cycle=8,
         memory_gbps=3.6,  # 32 bits of LPDDR2-900
+        unverified=("flops_per_cycle", "memory_gbps"),  # the rate is in the Official Beginner's Guide, the width is not
     ),
     memory_bytes=1 * GIB,
     datasheet="Raspberry Pi 3 Model B product brief (BCM2837); Arm DDI 0500, Cortex-A53 TRM",
@@ -85,6 +87,7 @@ RASPBERRY_PI_4B = Target(
         cache_note="L2 shared",
         flops_per_cycle=8,
         memory_gbps=12.8,  # 32 bits of LPDDR4-3200
+        unverified=("flops_per_cycle", "memory_gbps"),  # the rate is in the Official Beginner's Guide, the width is not
     ),
     memory_bytes=4 * GIB,
     datasheet="Raspberry Pi 4 Model B datasheet, release 1 (BCM2711); Arm 100095, Cortex-A72 TRM",
@@ -115,7 +118,8 @@ RASPBERRY_PI_5 = Target(
         l3_bytes=2 * MIB,
         cache_note="L2 per core, L3 shared",
         flops_per_cycle=16,
-        memory_gbps=17.1,  # 32 bits of LPDDR4X-4267
+        memory_gbps=17.1,  # 32 bits of LPDDR4X at 4267 MT/s, by Upton, Introducing: Raspberry Pi 5! (2023)
+        unverified=("flops_per_cycle",),
     ),
     memory_bytes=8 * GIB,
     datasheet="Raspberry Pi 5 product brief (BCM2712); Arm 100798, Cortex-A76 TRM",
@@ -148,6 +152,7 @@ ANDROID_ARM64 = replace(
         cache_note="big cores only; clock and L3 of the Snapdragon 855",
         flops_per_cycle=16,
         memory_gbps=34.1,  # 64 bits of LPDDR4X-4266
+        unverified=("flops_per_cycle", "memory_gbps"),
     ),
     memory_bytes=6 * GIB,
     identity="",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_report import MEASUREMENT, foreign, searched
+from test_report import MEASUREMENT, TIMELINE, foreign, searched
 
 from tvmflow import report as reports
 from tvmflow.backends import Timing, layer_rows
@@ -21,12 +21,14 @@ SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 @pytest.fixture(scope="module")
 def page_file(host_bundle, tmp_path_factory) -> Path:
-    """A report with everything in it: two boards, a roofline, details of layers, a sustained run and a search."""
+    """A report with everything in it: two boards, roofline, memory, queues, details, a sustained run and a search."""
     with open_bundle(host_bundle) as bundle:
         rows = layer_rows([30.0 / place for place in range(1, len(bundle.layers) + 1)])
-        timing = Timing(measurement=MEASUREMENT, layers=rows, details=[{"instructions": 7}] * len(rows))
+        details = [{"instructions": 7}] * len(rows)
+        timing = Timing(measurement=MEASUREMENT, layers=rows, details=details, timeline=TIMELINE)
         report = reports.assemble(bundle, bundle.manifest["verify"], timing)
     report["target"]["roof"] = {"gflops": 50.0, "gbps": 10.0, "source": "a data sheet"}
+    report["layers"][0]["bound"] = {"us": 20.0, "by": "compute"}
     report["latency"]["windows"] = [{**report["latency"], "at_s": at_s} for at_s in (0.0, 30.0)]
     search = {
         **dict.fromkeys(("board", "cpu", "tvm", "rules"), "x"),
@@ -65,7 +67,7 @@ def test_report_in_a_browser(browser, page_file, tmp_path, size, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "only tables scroll sideways"
 
     layers = page.locator("table.sortable").nth(1)
-    cells = layers.locator("tbody tr td:nth-child(6)")
+    cells = layers.locator("tbody tr td:nth-child(3)")
     times = [float(text) for text in cells.all_inner_texts()]
     assert times == sorted(times, reverse=True)
     heading = layers.locator("th", has_text="µs")
@@ -77,9 +79,13 @@ def test_report_in_a_browser(browser, page_file, tmp_path, size, scheme):
 
     boards = page.locator("table.sortable").first
     boards.locator("th", has_text="Latency").locator("button").click()
-    assert boards.locator("tbody tr").last.inner_text().count("No board."), "what is unknown comes last"
+    assert boards.locator("tbody tr").last.inner_text().count("not verified"), "what is unknown comes last"
     page.locator("summary", has_text="Environment").first.click()
-    assert page.locator("svg").count() == 4
+    for words in ("Distribution", "Roofline", "Pace", "Memory", "Convergence", "Queues"):
+        drawn = page.locator(f"[aria-label^={words}]").first.bounding_box()
+        assert drawn["width"] > 200, words
+        assert drawn["x"] + drawn["width"] <= width, words
+    assert page.locator("dt", has_text="What bounds it").count() == 2
     page.screenshot(path=tmp_path / f"{size}-{scheme}.png", full_page=True)
     assert said == []
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []

@@ -99,6 +99,16 @@ def test_extra_member(copy):
     refused(copy, "extra.so")
 
 
+def test_what_a_newer_format_adds_is_left_alone(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for record in (manifest["layers"][0], manifest["target"], manifest["target"]["cpu"]):
+        record["added_later"] = 1
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "schema_version": "1.99", "added_later": {}}))
+    with bundles.open_bundle(copy) as bundle:
+        assert bundle.layers[0].macs == manifest["layers"][0]["macs"]
+        assert bundle.target.name == "host"
+
+
 def test_link_in_a_folder(copy):
     (copy / "run.py").unlink()
     (copy / "run.py").symlink_to("/etc/hostname")

@@ -13,13 +13,14 @@ import pytest
 from conftest import ROOT
 from integer_networks import JOINT_MODULES, POOL, VARIETY, Shape, conv, dense, depthwise, random_input, random_network
 
+from tvmflow import cycles
 from tvmflow.bundle import open_bundle
 from tvmflow.cortex_m import arena, machine
-from tvmflow.cortex_m.arena import Tensor
 from tvmflow.cortex_m.backend import build, network_name
 from tvmflow.cortex_m.compile import c_name, compile_object
 from tvmflow.integer import save
 from tvmflow.integer_frontend import integer_program
+from tvmflow.lifetimes import Tensor
 from tvmflow.pipeline import run_stages
 from tvmflow.report import collect, to_json
 from tvmflow.report.render import render_html, report_text
@@ -105,6 +106,7 @@ def test_memory_of_the_papers_network(papers_network, board):
     layers = papers_network.integer.layers
     pair = max(int(np.prod(layer.input_shape) + np.prod(layer.output_shape)) for layer in layers)
     assert program.memory["activations_bytes"] <= 1.25 * pair
+    assert max(layer.live_bytes for layer in program.layers) <= program.memory["activations_bytes"]
     assert program.memory["weights_bytes"] + (64 << 10) <= 3_400_000
     assert [layer.schedule for layer in program.layers] == [*["depthwise", "pointwise"] * 9, "direct", "direct"]
     assert sum(layer.macs for layer in program.layers) == 84_058_112
@@ -186,6 +188,16 @@ def test_report_has_instructions_and_no_latency(bundle):
         ({"ram_bytes": 4_000}, r"fit the RAM of mps2-an500: it needs \d KiB for the arena of activations and 2 KiB"),
     ],
 )
+def test_modelled_cycles_are_of_the_counted_instructions(bundle, monkeypatch):
+    """Two plugins, one that counts by function and one that keeps every block, agree on each layer."""
+    with open_bundle(bundle) as opened:
+        counted = [layer.details["instructions"] for layer in opened.layers]
+        found = cycles.profile(opened)
+    assert [layer["instructions"] for layer in found.layers] == counted
+    assert all(0 < layer["modelled_cycles"] <= 10 * layer["instructions"] for layer in found.layers)
+    assert found.facts["core"] == "cortex-m7"
+
+
 def test_too_big_is_said_before_compiling(tmp_path, monkeypatch, memory, words):
     monkeypatch.setattr("tvmflow.cortex_m.compile.compile_object", None)
     board = replace(M7, mcu=replace(M7.mcu, **memory))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import shutil
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 from boards import running
 from conftest import ROOT
@@ -21,10 +23,10 @@ from tvmflow.cuda.occupancy import occupancy
 from tvmflow.measure.local import profile_library, time_library
 from tvmflow.report import collect, to_json
 from tvmflow.report.render import render_html, report_text
-from tvmflow.spec import UserError, VerificationError
+from tvmflow.spec import MissingDependencyError, UserError, VerificationError
 from tvmflow.survey import survey
 from tvmflow.targets import TARGETS
-from tvmflow.verify import verify_library
+from tvmflow.verify import compare, verify_library
 
 GPUS = [name for name, board in TARGETS.items() if board.kind == "cuda"]
 COPY = 'extern "C" __global__ void __launch_bounds__(64) copy_kernel(float* a, float* b) { b[threadIdx.x] = a[0]; }\n'
@@ -161,10 +163,58 @@ def test_mutations_are_caught(pascal, tmp_path, original, mutant):
     assert verdict["passed"] is False
 
 
+def test_no_stray_access_in_a_network(pascal):
+    """AddressSanitizer watches all of its kernels."""
+    try:
+        kernels = standin.compile_kernels((pascal[0] / backend.SOURCE).read_text(), sanitized=True)
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    with open_bundle(pascal[0]) as bundle:
+        vector = bundle.vectors()[0]
+        how = {"architecture": "sm_61", "kernels": kernels, "sanitized": True}
+        (result,) = standin.call(backend.run_vectors, bundle.library, [vector.inputs], **how)
+        assert compare([vector], [result])["passed"]
+
+
+def _counted(out: Path) -> tuple[list[np.ndarray], list[list[int]]]:
+    """By `standin.call`: outputs of three runs, and how often each had something launched and a kernel run."""
+    import tvm
+    from tvm import relax
+
+    state = (ctypes.c_ulong * 2).in_dll(ctypes.CDLL("libcuda.so.1"), "tvmflow_standin_state")
+    with open_bundle(out) as bundle:
+        machine = relax.VirtualMachine(tvm.runtime.load_module(str(bundle.library)), tvm.cuda(0))
+        outputs, counts = [], []
+        for vector in bundle.vectors()[:3]:
+            before = list(state)
+            outputs.append(
+                machine["main"](*[tvm.runtime.tensor(array, tvm.cuda(0)) for array in vector.inputs]).numpy()
+            )
+            counts.append([now - then for now, then in zip(state, before, strict=True)])
+    return outputs, counts
+
+
+def test_cuda_graph(tiny, pascal, tmp_path):
+    """The same numbers of three inputs; from the second run on, what lies between the first and last is one launch."""
+    board = targets.capture_graph(replace(TARGETS["gtx-1080ti"], schedules=()))
+    built = backends.of(board).build(tiny, board, tmp_path / "tiny", verify=False)
+    kernels = standin.compile_kernels((built.root / backend.SOURCE).read_text())
+    how = {"architecture": "sm_61", "kernels": kernels}
+    wanted, alone = standin.call(_counted, pascal[0], **how)
+    found, captured = standin.call(_counted, built.root, **how)
+    assert np.array_equal(wanted, found)
+    assert alone == [[5, 5]] * 3
+    assert captured[1:] == [[3, 5]] * 2
+    timing = backend.time(built, threads=None, repeats=None, seconds=1, whole=False, layers=True)
+    assert timing.measurement is None
+    with pytest.raises(UserError, match="host has none"):
+        targets.capture_graph(TARGETS["host"])
+
+
 def _time(out: Path) -> tuple[int, int]:
     """What a real GPU goes through; the times themselves mean nothing here."""
     with open_bundle(out) as bundle:
-        assert backend.missing_device(bundle.target) is None
+        assert "stand-in" in str(backend.missing_device(bundle.target))
         inputs = bundle.vectors()[0].inputs
         measured = time_library(bundle.library, inputs, repeats=3, seconds=0.1, device="cuda")
         return len(measured.samples_ms), len(

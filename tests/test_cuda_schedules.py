@@ -17,6 +17,7 @@ from tvmflow.cuda import standin
 from tvmflow.passes.bind_threads import launches
 from tvmflow.schedules.cuda import RULES
 from tvmflow.schedules.cuda.dlight import one_thread
+from tvmflow.spec import MissingDependencyError
 from tvmflow.targets import TARGETS
 
 BOARD = TARGETS["jetson-orin-nano"]
@@ -78,6 +79,22 @@ def product(rule, name, rows, inputs, outputs) -> Case:
     )
 
 
+def pooled(name, rows, inputs, size, outputs) -> Case:
+    """A fully connected layer with bias of the averages of maps."""
+
+    def emit(builder, data, weight, bias):
+        average = builder.emit(relax.op.mean(data, axis=[2, 3]))
+        return relax.op.add(builder.emit(relax.op.matmul(average, weight)), bias)
+
+    return Case(
+        rule="pool_dense",
+        name=name,
+        shapes=((rows, inputs, *size), (inputs, outputs), (outputs,)),
+        emit=emit,
+        oracle=lambda data, weight, bias: data.mean((2, 3)) @ weight + bias,
+    )
+
+
 DEPTHWISE = {
     "plain": {"n": 1, "c": 3, "size": (8, 8), "pad": (1, 1)},
     "dilation 5, odd": {"n": 1, "c": 5, "size": (9, 7), "dilation": (5, 5), "pad": (5, 5)},
@@ -113,6 +130,8 @@ CASES = [
     convolution("convolution", "unequal", 1, 4, 5, (11, 6), (5, 3), (1, 2), (1, 2), (2, 2)),
     product("dense", "classifier", 1, 100, 10),
     product("dense", "two rows", 2, 64, 33),
+    pooled("classifier", 1, 100, (4, 4), 10),
+    pooled("odd, two images", 2, 33, (3, 5), 17),
     product("matmul", "many rows", 17, 36, 30),
     product("dlight", "many rows", 3, 12, 10),
 ]  # fmt: skip
@@ -149,6 +168,20 @@ def test_they_compute_what_torch_does(kernels):
         for (case, tile, _), got, expected in zip(kernels, found, wanted, strict=True):
             error = np.abs(got - expected).max() / np.abs(expected).max()
             assert error < 2e-6, (order, case.rule, case.name, tile, error)
+
+
+def test_none_reaches_outside_its_tensors(kernels):
+    """AddressSanitizer watches one of each rule."""
+    try:
+        standin.sanitizer_libraries()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    chosen = {case.rule: (case, func) for case, tile, func in kernels if tile is None}
+    module = tvm.IRModule({rule: func.with_attr("global_symbol", rule) for rule, (_, func) in chosen.items()})
+    jobs = [(rule, arrays := case.arrays(), case.wanted(arrays).shape) for rule, (case, _) in chosen.items()]
+    target = {**BOARD.tvm, "host": {"kind": "llvm"}}
+    (results,) = standin.call(run, tvm.ir.save_json(module), target, jobs, sanitized=True)
+    assert all(np.isfinite(found).all() for found in results)
 
 
 def test_each_is_one_launch_within_the_gpus_limits(kernels):

@@ -9,6 +9,7 @@ import pytest
 
 from tvmflow.cuda import standin
 from tvmflow.cuda.nvrtc import CompileError
+from tvmflow.spec import MissingDependencyError, VerificationError
 
 
 def launch(source: str, *arrays: np.ndarray, grid=(1, 1, 1), block=(64, 1, 1), dynamic=0) -> str:
@@ -104,6 +105,63 @@ def test_what_cannot_run():
         standin.compile_kernels(kernel("  nonsense();"))
 
 
+def _watched(body: str) -> list[float]:
+    """By `standin.call`: what a kernel makes of 0 … 63, in device memory of just that size."""
+    cudart = ctypes.CDLL("libcudart.so.13")
+    a, b = np.arange(64, dtype=np.float32), np.zeros(64, np.float32)
+    given = [ctypes.c_void_p() for _ in range(2)]
+    for place, array in zip(given, (a, b), strict=True):
+        assert cudart.cudaMalloc(ctypes.byref(place), ctypes.c_size_t(array.nbytes)) == 0
+        cudart.cudaMemcpyAsync(place, array.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(array.nbytes), 1, None)
+    kernels = ctypes.CDLL(str(standin.compile_kernels(kernel(body), sanitized=True)))
+    arguments = (ctypes.c_void_p * 2)(*(ctypes.addressof(place) for place in given))
+    error = ctypes.create_string_buffer(512)
+    code = kernels.standin_launch_k(
+        (ctypes.c_uint * 3)(1, 1, 1), (ctypes.c_uint * 3)(64, 1, 1), 0, arguments, error, 512
+    )
+    assert code == 0, error.value
+    cudart.cudaMemcpyAsync(b.ctypes.data_as(ctypes.c_void_p), given[1], ctypes.c_size_t(b.nbytes), 2, None)
+    return b.tolist()
+
+
+STAGED = """  __shared__ alignas(16) float s[64]; float mine[4];
+  s[threadIdx.x] = a[threadIdx.x];
+  for (int i = 0; i < 4; i++) mine[i] = threadIdx.x;
+  __syncthreads();
+  float4 v = ((float4*)s)[15 - threadIdx.x / 4];
+  b[threadIdx.x] = v.x + ((float2*)mine)[threadIdx.x % 4 / 2].x;"""
+
+
+@pytest.fixture(scope="module")
+def gcc():
+    try:
+        standin.sanitizer_libraries()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures("gcc")
+def test_addresses_are_watched():
+    assert standin.call(_watched, STAGED, sanitized=True) == [4 * (15 - i // 4) + i for i in range(64)]
+
+
+@pytest.mark.usefixtures("gcc")
+@pytest.mark.parametrize(
+    ("original", "mutant", "words"),
+    [
+        ("= a[threadIdx.x]", "= a[threadIdx.x + 1]", "heap-buffer-overflow, READ of size 4, k, line 3"),
+        ("  b[threadIdx.x]", "  b[threadIdx.x + 1]", "heap-buffer-overflow, WRITE of size 4, k, line 7"),
+        ("15 - thread", "16 - thread", "global-buffer-overflow, READ of size"),
+        ("% 4 / 2]", "% 4 / 2 + 2]", "stack-buffer-overflow, READ of size"),
+    ],
+    ids=["read", "write", "shared memory", "own array"],
+)
+def test_one_too_far_is_a_stray_access(original, mutant, words):
+    assert original in STAGED
+    with pytest.raises(VerificationError, match="was ended by AddressSanitizer: " + words):
+        standin.call(_watched, STAGED.replace(original, mutant), sanitized=True)
+
+
 def _fill(count: int, allocated: int = 5) -> list[float]:
     """Write ones to the first `count` floats of `allocated` on the device."""
     import tvm
@@ -149,6 +207,12 @@ def test_reading_behind_an_allocation_shows():
 
 def test_tvm_takes_it_for_a_device():
     assert standin.call(_fill, 3) == [1, 1, 1, 0, 0]
+
+
+@pytest.mark.usefixtures("gcc")
+def test_a_stray_write_of_tvms_kernel_is_named():
+    with pytest.raises(VerificationError, match=r"heap-buffer-overflow, WRITE of size 4, fill_kernel, line \d+"):
+        standin.call(_fill, 6, sanitized=True)
 
 
 def test_writing_behind_an_allocation_shows():

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tvm
+from boards import running
 from cuda_kernels import joined
 from tvm import relax
 from tvm.script import tirx as T
 
 import tvmflow.schedules.cuda
-from tvmflow.cuda import counts, nvrtc, rank
+from benchmarks import cuda as benchmark
+from tvmflow.cuda import counts, nvrtc, rank, standin
 from tvmflow.cuda.model import Constants, load_constants, modelled_us, parts, save_constants
 from tvmflow.pipeline import run_stages
 from tvmflow.report.search import search_of
@@ -118,6 +121,34 @@ def test_a_calibration_is_kept_and_checked(tmp_path):
     (tmp_path / "c.json").write_text('{"launch_us": 1}')
     with pytest.raises(UserError, match="no calibration"):
         load_constants(tmp_path / "c.json")
+    modelled.keep_constants(tmp_path / "kept.json", written)
+    modelled.keep_constants(tmp_path / "kept.json", written)
+    with pytest.raises(UserError, match="the two orders can't be mixed"):
+        modelled.keep_constants(tmp_path / "kept.json", Constants())
+
+
+def test_a_calibration_finds_the_constants_that_measured_times_follow():
+    """Times that another model made: after the fit the model has their order and their size."""
+    true = Constants(launch_us=1.5, global_cycles=900.0, l2_bytes_per_clock=20.0)
+    taken = nvrtc.Resources(registers=40, shared_bytes=4096, stack_bytes=0, spill_bytes=0, barriers=1)
+    samples = []
+    for number in range(48):
+        one = counts.Counts(
+            name="k", blocks=8 << number % 5, threads=64 << number % 3, multiply_adds=1e6, multiplies=30 * number,
+            others=20, global_accesses=20, sectors=40 * (1 + number % 7), shared_accesses=60, turns=60,
+            barriers=number % 4, rounds=1 + number % 6, argument_bytes=1 << 16,
+        )  # fmt: skip
+        time_us = modelled_us(BOARD.gpu, [one], {"k": taken}, true)
+        samples.append(
+            benchmark.Sample(
+                kernel=f"k{number % 8}", candidate="", measured_us=time_us, launches=[one], resources={"k": taken}
+            )
+        )
+    found = benchmark.fit(BOARD.gpu, samples[::2], "a test")
+    before, after = (benchmark.error(BOARD.gpu, samples[1::2], constants) for constants in (Constants(), found))
+    assert after["spread"] < 1.1 < before["spread"]
+    assert after["median_ratio"] == pytest.approx(1, abs=0.05)
+    assert found.source == "24 candidates of a test"
 
 
 # -------------------------------------------------------------------------------------------------------------- search
@@ -210,6 +241,34 @@ def test_tune_without_a_gpu(tvmflow, tmp_path):
     (folder,) = (tmp_path / "work").iterdir()
     with pytest.raises(UserError, match="a model's choices"):
         search_of(Store(folder))
+
+
+def test_over_rpc(tvmflow, token_file, tmp_path, monkeypatch):
+    """The way to a Jetson, rehearsed: machine code is made here, loaded, checked and timed there, by the stand-in.
+
+    Its times are kept as an emulated board's, shown nowhere, and no build takes these records.
+    """
+    board = TARGETS["t4"]
+    monkeypatch.setenv("TVMFLOW_STANDIN_IMAGES", str(tmp_path / "images"))
+    for name, value in standin.environment(board.gpu.architecture).items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "serve").mkdir()
+    with running(tmp_path / "serve") as server:
+        done = tvmflow(
+            "tune", "--target", "cuda", "--board", board.name, "--model", "networks:tiny", "--input-shape", "1x3x9x7",
+            "--trials", "6", "--runner", "rpc", "--host", f"127.0.0.1:{server.port}", "--token-file", token_file,
+            "--min-gain", "0", "--work-dir", tmp_path / "work", "--json", tmp_path / "tune.json",
+            cwd=Path(__file__).parent,
+        )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "6/6 trials (6 in this run), failed: none" in done.out
+    assert not re.search(r"\d\s*(ms|µs|us)\b|faster|×", done.out + done.err)
+    summary = json.loads((tmp_path / "tune.json").read_text())
+    assert summary["basis"] == "emulated"
+    assert {row["best_ms"] for row in summary["tasks"]} == {None}
+    assert {path.read_bytes()[:4] for path in (tmp_path / "images").glob("*.image")} == {b"\x7fELF"}
+    with pytest.raises(UserError, match="emulated by the stand-in for CUDA"):
+        find_records(board, tmp_path / "work")
 
 
 def test_runners_of_a_board_with_a_gpu(monkeypatch):

@@ -14,6 +14,7 @@ from torch import nn
 
 from tvmflow.estimate import analyse, describe, estimate, roof_of, text
 from tvmflow.frontend import import_model, parse_input_shape
+from tvmflow.measure.roof import measure_roof
 from tvmflow.targets import TARGETS
 
 PI = TARGETS["raspberry-pi-4b"]
@@ -41,9 +42,9 @@ def test_multiply_adds_with_padding_are_not_counted(network):
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(count(name))
     model(torch.zeros(1, 3, 21, 26))
-    found = {name: work.live_macs for work in network.works for name in work.layer.modules if name in wanted}
+    found = {name: work.layer.live_macs for work in network.works for name in work.layer.modules if name in wanted}
     assert found == wanted
-    assert all(work.live_macs <= work.layer.macs for work in network.works)
+    assert all(work.layer.live_macs <= work.layer.macs for work in network.works)
 
 
 def test_elements_are_counted(network):
@@ -63,7 +64,7 @@ def test_every_board_has_an_estimate(network, name):
     assert (found["latency_ms"] is None) is (roof_of(target) is None)
     assert found["fits"]["fits"] is True
     if (roof := roof_of(target)) is not None:
-        least = sum(work.live_macs for work in network.works) / roof.macs_per_s
+        least = sum(work.layer.live_macs for work in network.works) / roof.macs_per_s
         assert found["latency_ms"] >= 1e3 * least * (1 - 1e-9)
         assert found["latency_ms"] <= 1e-3 * sum(row["us"] for row in found["layers"]) * (1 + 1e-9)
         assert {row["bound"] for row in found["layers"]} <= {"compute", "memory"}
@@ -84,6 +85,32 @@ def test_what_does_not_fit_is_said(network):
     found = estimate(network, small)
     assert found["fits"]["fits"] is False
     assert "of 1 KiB flash" in text(network.program, [found])
+
+
+def test_buffers_of_a_vta_hold_the_smallest_tiles(network):
+    board = TARGETS["pynq-z1"]
+    parts = estimate(network, board)["fits"]["parts"]
+    # in blocks of 16: five rows of 26 pixels that a dilated row reads, 3×3 weights, and a row of sums
+    widest = max(work.tile.inputs for work in network.works)
+    assert parts["input buffer"] == {"needed_bytes": 16 * widest, "available_bytes": 32 << 10}
+    assert parts["weight buffer"] == {
+        "needed_bytes": 256 * max(work.tile.taps for work in network.works),
+        "available_bytes": 256 << 10,
+    }
+    small = {**board.vta.configuration, "LOG_INP_BUFF_SIZE": 9}
+    found = estimate(network, replace(board, vta=replace(board.vta, configuration=small)))
+    assert found["fits"]["fits"] is False
+    assert "KiB input buffer" in text(network.program, [found])
+
+
+def test_a_measured_roof_is_taken_for_this_computer(network):
+    roof = measure_roof(TARGETS["host"].cpu, "float32", 1, 1 << 20)
+    assert roof.macs_per_s > 1e8
+    assert roof.bytes_per_s > 1e8
+    found = estimate(network, TARGETS["host"], roof)
+    assert found["roof"]["basis"] == "measured"
+    assert found["latency_ms"] > 0
+    assert measure_roof(TARGETS["host"].cpu, "int8", 1, 1 << 20) is None
 
 
 def test_without_a_clock_there_is_no_time(network):

@@ -56,6 +56,9 @@ def test_memory_is_planned(tiny):
     # the classifier, the pointwise weights and bias, and both depthwise filters; batch normalisation is gone
     assert program.memory["weights_bytes"] == 4 * (5 * 4 + 4 + 3 * 5 + 5 + 3 * 9 * 2)
     assert 0 < program.memory["activations_bytes"] < 8 * 4 * 3 * 9 * 7
+    live = [layer.live_bytes for layer in program.layers]
+    assert live[:2] == [4 * 3 * 9 * 7, 4 * (3 * 9 * 7 + 3 * 5 * 4)], "what is read, and what is written"
+    assert max(live) <= program.memory["activations_bytes"]
 
 
 def test_stages_do_not_change_what_they_are_given(tiny):

@@ -13,6 +13,7 @@ from conftest import ROOT
 
 from tvmflow import report as reports
 from tvmflow.report import views
+from tvmflow.report.answers import answers, repeat
 from tvmflow.report.render import render_html, report_text, text_table
 from tvmflow.report.search import convergence
 from tvmflow.spec import Measurement, UserError
@@ -150,6 +151,71 @@ def test_markdown_and_csv_say_the_same(surveyed):
     assert rows[0]["layer.modules"] == ", ".join(surveyed["layers"][0]["modules"])
 
 
+def test_layers_are_held_against_their_bounds(surveyed):
+    """This computer's roof was measured just before; a layer's bound is by its multiply-adds that meet the input."""
+    roof, layers = surveyed["target"]["roof"], surveyed["layers"]
+    assert roof["basis"] == "measured"
+    for layer in layers:
+        if layer["live_macs"]:
+            assert layer["live_macs"] <= layer["macs"]
+            assert layer["bound"]["us"] >= 2e-3 * layer["live_macs"] / roof["gflops"] * (1 - 1e-9)
+    _, rows = views.layers(surveyed)
+    assert rows[0]["times_bound"] == pytest.approx(layers[0]["latency"]["p50"] / layers[0]["bound"]["us"])
+    _, rows = views.layers(foreign(surveyed))
+    assert sum(row.get("least_share", 0) for row in rows) == pytest.approx(1)
+
+
+def test_memory_over_time_has_its_peak(surveyed):
+    live = [layer["live_bytes"] for layer in surveyed["layers"]]
+    plot = views.memory_over_time(surveyed)
+    assert plot["peak_kib"] == max(live) / 1024 <= plot["planned_kib"]
+    assert plot["bars"][plot["peak_place"] - 1]["peak"]
+    assert [bar["height"] for bar in plot["bars"]] == pytest.approx(
+        [views.HEIGHT * count / max(*live, surveyed["memory"]["activations_bytes"]) for count in live], abs=0.1
+    )
+    old = {**surveyed, "layers": [{**layer, "live_bytes": None} for layer in surveyed["layers"]]}
+    assert views.memory_over_time(old) is None
+    parts = views.memory_split(surveyed["memory"])
+    assert [part["name"] for part in parts] == ["weights", "activations", "code"]
+    assert sum(part["share"] for part in parts) == pytest.approx(1)
+
+
+TIMELINE = {
+    "basis": "simulated",
+    "unit": "cycles",
+    "end": 100,
+    "queues": {"load": {"load wgt": [1000, 0]}, "compute": {"gemm": [0, 400], "alu": [0, 100]}},
+    "layers": [{"begin": 0, "end": 50}, {"begin": 40, "end": 100}],
+}
+
+
+def test_queues_over_time(surveyed, schema):
+    report = {**surveyed, "timeline": TIMELINE}
+    jsonschema.validate(json.loads(reports.to_json(report)), schema)
+    plot = views.timeline(report)
+    load, compute = plot["queues"]
+    assert (load["busy"], compute["busy"]) == (0.5, 0.25)
+    assert load["paths"] == [("load-wgt", "M0,0h1v1000h-1z")]
+    assert compute["paths"] == [("gemm", "M1,600h1v400h-1z"), ("alu", "M1,500h1v100h-1z")]
+    assert [layer["share"] for layer in plot["layers"]] == [0.5, 0.5]
+    assert views.timeline(surveyed) is None
+
+
+def test_answers(surveyed):
+    first, *others = surveyed["layers"]
+    slow = {**first, "latency": {**first["latency"], "p50": 1e6}, "bound": {"us": 5e5, "by": "memory"}}
+    found = dict(answers({**surveyed, "layers": [slow, *others]}))
+    assert found["Where the time goes"].startswith(f"1 of {1 + len(others)} layers take half of the time (measured)")
+    assert "memory 100%" in found["What bounds it"]
+    assert "measured, and p90 is" in found["How sure that is"]
+    found = dict(answers(foreign(surveyed)))
+    assert "modelled from the data sheet" in found["Where the time goes"]
+    assert "no time was taken: No board." in found["How sure that is"]
+    assert "--board host --dtype float32" in repeat(surveyed)
+    counted = {**first, "latency": None, "details": {"instructions": 2 * surveyed["model"]["macs"]}}
+    assert "2.00 instructions" in dict(answers({**surveyed, "layers": [counted]}))["What bounds it"]
+
+
 def test_histogram_counts_every_run():
     found = reports.histogram([1.0] * 50 + [2.0] * 49 + [9.0])
     assert sum(found["counts"]) + found["beyond"] == 100
@@ -158,7 +224,7 @@ def test_histogram_counts_every_run():
 
 
 def test_points_lie_under_their_roof(surveyed):
-    layer = {**surveyed["layers"][0], "macs": 500_000, "bytes": 1000}
+    layer = {**surveyed["layers"][0], "macs": 500_000, "live_macs": None, "bytes": 1000}
     layer["latency"] = {"basis": "measured", "unit": "us", "p50": 100.0}
     roof = {"gflops": 20.0, "gbps": 2.0, "source": "a data sheet"}
     target = {**surveyed["target"], "roof": roof}

@@ -19,7 +19,7 @@ from tvmflow.vta.config import SAMPLES, Config
 from tvmflow.vta.isa import Alu, Finish, Gemm, Load, Memory, Operation, Store, Uop
 from tvmflow.vta.program import Executable, read, relocate, save
 from tvmflow.vta.semantics import RefusedError, State
-from tvmflow.vta.timeline import COLOURS, picture
+from tvmflow.vta.timeline import COLOURS, SLICES, occupancy, picture
 from tvmflow.vta.timing import Hardware, band, time_instructions
 from tvmflow.vta.timing import simulate as simulate_time
 
@@ -582,6 +582,18 @@ def test_a_full_queue_stops_fetch():
     assert timing.begin[-1] > timing.end[2]
     with pytest.raises(TvmflowError, match="deadlocks"):
         time_instructions([isa.nop("compute", pop_prev=True)], PYNQ, Hardware())
+
+
+def test_occupancy_adds_up(layer):
+    timing = simulate_time(layer[0], Hardware())
+    found = occupancy(timing)
+    queues = found["queues"]
+    assert (found["end"], len(found["layers"])) == (timing.cycles, len(timing.layers))
+    busy = {kind: sum(shares) for queue in queues.values() for kind, shares in queue.items()}
+    for kind, shares in busy.items():
+        assert shares * timing.cycles / (1000 * SLICES) == pytest.approx(timing.busy[kind], abs=0.01 * timing.cycles)
+    for queue in queues.values():
+        assert all(0 <= sum(shares) <= 1000 + len(queue) for shares in zip(*queue.values(), strict=True))
 
 
 def test_the_picture_of_a_layer(layer):

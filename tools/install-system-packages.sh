@@ -3,13 +3,13 @@
 # and the SSH client that deploying takes; with --tests also the SSH server that the tests of deploying run for themselves
 # (Debian starts one of its own, too), proot for the emulated board of tools/emulated-board.py, what microcontrollers
 # take: qemu's machines, the bare-metal compiler and CMake of the example in their bundles; Oclgrind, which sees data races
-# of GPU kernels; and Chromium, in which reports are looked at. Everything else, linkers included, comes with
-# `pip install tvmflow`.
+# of GPU kernels; Chromium, in which reports are looked at; and llvm-mca with the emulators that take plugins, by which
+# cycles are modelled. Everything else, linkers included, comes with `pip install tvmflow`.
 set -eu
 
 packages="qemu-user-static libc6-arm64-cross libstdc++6-arm64-cross libc6-armhf-cross openssh-client"
 [ "${1:-}" = --tests ] && packages="$packages openssh-server proot \
-    qemu-system-arm gcc-arm-none-eabi cmake oclgrind chromium"
+    qemu-system-arm gcc-arm-none-eabi cmake oclgrind chromium llvm-22 qemu-user"
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     echo "This is no Debian or Ubuntu system: install qemu's user-mode emulators for aarch64 and arm with its own package" \

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from tvmflow.estimate import Roof
 from tvmflow.spec import Measurement, Program, Target, TensorSpec
 
 if TYPE_CHECKING:
@@ -24,13 +25,18 @@ class Timing:
     """What is known of a bundle's latency here: a measurement, or a note that says why there is none.
 
     `layers` has for each layer its latency as the report gives it, {"basis", "unit", "p50"}, or is empty. `details`
-    has what else was found of each layer, merged into `Layer.details`, or is empty.
+    has what else was found of each layer, merged into `Layer.details`, or is empty. `roof` is this computer's, where it
+    was measured. `timeline` is what the queues of an accelerator did, as `timeline` in docs/report.schema.json, and
+    `cycles` are modelled ones of the whole, as docs/report.md has them.
     """
 
     measurement: Measurement | None = None
     note: str = ""
     layers: Sequence[Mapping[str, Any]] = ()
     details: Sequence[Mapping[str, Any]] = ()
+    roof: Roof | None = None
+    timeline: Mapping[str, Any] | None = None
+    cycles: Mapping[str, Any] | None = None
 
 
 def layer_rows(times_us: Sequence[float]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
@@ -38,7 +38,7 @@ from tvmflow.spec import (
     Vta,
 )
 
-FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.0"
+FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.1"
 MANIFEST, LIBRARY = "manifest.json", "model.so"
 MAX_MEMBERS, MAX_MEMBER_BYTES, MAX_TOTAL_BYTES, MAX_MANIFEST_BYTES = 4096, 2 << 30, 4 << 30, 16 << 20
 REQUIRED: dict[str, type] = {
@@ -89,8 +89,8 @@ class Bundle:
         content = self.manifest["target"]
         elf = (content["elf"]["bits"], content["elf"]["machine"])
         lists = {key: tuple(content[key]) for key in ("schedules", "arithmetics") if key in content}
-        facts = {key: kind(**_tuples(content[key])) for key, kind in FACTS.items() if content.get(key)}
-        return Target(**{**content, **lists, **facts, "elf": elf})
+        facts = {key: kind(**_known(kind, _tuples(content[key]))) for key, kind in FACTS.items() if content.get(key)}
+        return Target(**_known(Target, {**content, **lists, **facts, "elf": elf}))
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -106,7 +106,8 @@ class Bundle:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        return tuple(Layer(**{**row, "modules": tuple(row["modules"])}) for row in self.manifest["layers"])
+        rows = self.manifest["layers"]
+        return tuple(Layer(**_known(Layer, {**row, "modules": tuple(row["modules"])})) for row in rows)
 
     @property
     def preprocessing(self) -> Preprocessing | None:
@@ -528,6 +529,12 @@ def _tensor_specs(rows: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
 def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
     """JSON has lists where records have tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+
+
+def _known(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what a newer format has added to a record."""
+    names = {field.name for field in fields(kind)}
+    return {key: value for key, value in content.items() if key in names}
 
 
 def _dims(shape: Any) -> str:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from tvmflow.backends import Timing, layer_rows
 from tvmflow.build import build, check
+from tvmflow.estimate import Roof
 from tvmflow.measure.local import profile_library, run_vectors, time_library
+from tvmflow.measure.roof import measure_roof
 from tvmflow.spec import Measurement, Target, TensorSpec
 from tvmflow.targets import TARGETS
 
@@ -51,4 +53,11 @@ def time(
         measurement=measurement,
         note="" if whole else "only profiled.",
         layers=layer_rows(layer_us),
+        roof=_measured_roof(bundle, threads),
     )
+
+
+def _measured_roof(bundle: Bundle, threads: int | None) -> Roof | None:
+    memory, host = bundle.manifest["memory"], TARGETS["host"].cpu
+    touched = memory["weights_bytes"] + memory["activations_bytes"]
+    return measure_roof(host, bundle.target.arithmetic, threads or host.cores, touched)

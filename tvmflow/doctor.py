@@ -17,6 +17,7 @@ from typing import Literal
 import tvmflow.models
 from tvmflow import emulate, runtime, toolchain
 from tvmflow.cortex_m.machine import QEMU
+from tvmflow.cycles import MCA, OBJDUMP
 from tvmflow.emulate import EMULATORS, Emulator
 from tvmflow.spec import MissingDependencyError
 
@@ -58,6 +59,7 @@ def examine() -> tuple[Finding, ...]:
         *_linkers(),
         *(finding for elf, emulator in EMULATORS.items() for finding in _emulation(elf, emulator)),
         _system_emulation(),
+        *_cycles(),
         _ssh(),
         _onnxruntime(),
         _nvrtc(),
@@ -253,6 +255,20 @@ def _system_emulation() -> Finding:
         remedy=None if qemu else f"apt-get install {QEMU}",
         needed_for="verifying builds for microcontrollers on this computer",
     )
+
+
+def _cycles() -> Iterator[Finding]:
+    qemu = emulate.AARCH64.commands[-1]
+    tools = {f"{qemu} with plugins": (qemu, "qemu-user"), MCA: (MCA, "llvm-22"), OBJDUMP: (OBJDUMP, "llvm-22")}
+    for name, (command, package) in tools.items():
+        path = shutil.which(command)
+        yield Finding(
+            name=name,
+            status="ok" if path else "missing",
+            detail=path or "not installed",
+            remedy=None if path else f"apt-get install --no-install-recommends {package}",
+            needed_for="modelling cycles of ARM boards" + (" and microcontrollers" if command != qemu else ""),
+        )
 
 
 def _runtime(elf: tuple[int, str], emulator: Emulator, purpose: str) -> Finding:

@@ -20,11 +20,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tvmflow import device, runtime, toolchain
+from tvmflow.cycles import Traced, disassemble, read_trace, split
 from tvmflow.spec import MissingDependencyError, Target, TensorSpec, UserError, VerificationError
+
+if TYPE_CHECKING:
+    from tvmflow.bundle import Bundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +78,9 @@ EMULATORS: dict[tuple[int, str], Emulator] = {(64, "AArch64"): AARCH64, (32, "AR
 
 DTYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 """NumPy's kind → DLPack's type code."""
+
+TRACING_PLUGIN = Path(__file__).with_name("trace_blocks.c")
+"""Keeps which blocks of code run."""
 
 THREADS = 2  # one would leave the code that splits loops among threads untested
 STALL_SECONDS = 300.0
@@ -135,6 +143,44 @@ def run_vectors(
             for index, (dtype, shape) in enumerate(described)
         ]
     return [tuple(result[index] for result in results) for index in range(len(inputs))]
+
+
+def trace_calls(bundle: Bundle, emulator: Emulator | None = None) -> Traced:
+    """What one inference of a bundle executes, kernel call by kernel call, on one thread.
+
+    `emulator` is the board's own unless another is given. Raises MissingDependencyError where it can't be had, and
+    VerificationError as `run_vectors` does.
+    """
+    target = bundle.target
+    emulator = emulator or _find_emulator(target)
+    if not emulator.whole:
+        raise MissingDependencyError(f"{emulator.machine} code isn't traced here: TVM publishes no runtime for it.")
+    qemu = shutil.which(emulator.commands[-1])
+    if qemu is None:  # the static emulators know no plugins
+        raise MissingDependencyError(
+            f"Tracing {emulator.machine} code needs {emulator.commands[-1]}, which is not installed: "
+            "`apt-get install --no-install-recommends qemu-user` (tools/install-system-packages.sh --tests) brings it."
+        )
+    program, inputs = _build_program(target, emulator), bundle.vectors()[0].inputs
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
+        folder = Path(name)
+        for index, array in enumerate(inputs):
+            array.tofile(folder / f"input-{index}.raw")
+        _describe_bundle(folder, bundle.library, inputs, bundle.outputs)
+        emulated = [qemu, "-cpu", cpu_model(qemu, target), "-L", str(find_root(emulator))]
+        plugin = ["-plugin", f"{compile_plugin(TRACING_PLUGIN)},out={folder / 'run'}"]
+        what = f"{bundle.library.name} for {target.name}"
+        _run([*emulated, *plugin, str(program), "1"], folder, what, STALL_SECONDS, threads=1)
+        trace = read_trace(folder / "run", _base(folder / "maps"))
+    entries = {address: name for name, address in find_kernels(bundle.library).items()}
+    calls = split(trace, entries, [layer.kernel for layer in bundle.layers])
+    return Traced(trace=trace, calls=calls, text=disassemble(bundle.library))
+
+
+def _base(maps: Path) -> int:
+    """Where a run had its library, of the lines that Linux has on a process's memory: the first of it is its start."""
+    line = next(line for line in maps.read_text().splitlines() if line.endswith("/model.so"))
+    return int(line.partition("-")[0], 16)
 
 
 def command(target: Target) -> list[str]:
@@ -207,6 +253,23 @@ def cpu_model(qemu: str, target: Target) -> str:
     return target.tvm["mcpu"] if target.tvm.get("mcpu") in known.split() else "max"
 
 
+KERNEL_PREFIX, RESERVED_PREFIX = "__tvm_ffi_", "__tvm_ffi__"
+
+
+def find_kernels(library: Path) -> dict[str, int]:
+    """Where the kernels of a library for TVM's runtime begin, by their names."""
+    from elftools.elf.elffile import ELFFile
+
+    with library.open("rb") as file:
+        table: Any = ELFFile(file).get_section_by_name(".dynsym")
+        symbols = {symbol.name: symbol["st_value"] for symbol in table.iter_symbols()}
+    return {
+        name.removeprefix(KERNEL_PREFIX): address
+        for name, address in symbols.items()
+        if name.startswith(KERNEL_PREFIX) and not name.startswith(RESERVED_PREFIX)
+    }
+
+
 # ------------------------------------------------------------------------------------------------------- the C program
 
 
@@ -238,6 +301,26 @@ def _build_program(target: Target, emulator: Emulator) -> Path:
     return program
 
 
+def compile_plugin(source: Path) -> Path:
+    """A plugin of qemu, in the cache, compiled for this computer unless it is there. Raises MissingDependencyError."""
+    from tvmflow.targets import TARGETS
+
+    linker = toolchain.select_linker(TARGETS["host"])
+    key = hashlib.sha256(source.read_bytes() + f"{linker.name} {linker.version}".encode()).hexdigest()[:16]
+    plugin = toolchain.cache_folder() / f"{source.stem}-{key}.so"
+    if plugin.exists():
+        return plugin
+    try:
+        plugin.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="plugin-", dir=plugin.parent) as scratch:
+            made = Path(scratch, plugin.name)
+            toolchain.link(linker, made, [source], ("-O2", "-shared", "-fPIC"))
+            made.replace(plugin)
+    except (UserError, OSError) as error:
+        raise MissingDependencyError(f"The plugin {source.stem} of qemu can't be made: {error}") from error
+    return plugin
+
+
 # ------------------------------------------------------------------------------------------------------------- running
 
 
@@ -257,10 +340,10 @@ def parse_description(description: str) -> tuple[np.dtype, tuple[int, ...]]:
     return np.dtype(f"{kinds[code]}{bits // 8}"), tuple(shape)
 
 
-def _run(command: Sequence[str], folder: Path, what: str, stall_seconds: float) -> list[str]:
+def _run(command: Sequence[str], folder: Path, what: str, stall_seconds: float, threads: int = THREADS) -> list[str]:
     """Run an emulated program in `folder`. Returns what it says of each output."""
     # Nothing of this computer's environment is meant for the board's code: LD_PRELOAD would even break it.
-    environment = {"TVM_NUM_THREADS": str(THREADS)}
+    environment = {"TVM_NUM_THREADS": str(threads)}
     if command[0] == sys.executable:
         environment |= toolchain.python_environment()
     try:

@@ -20,10 +20,9 @@ from typing import Any, NoReturn
 import numpy as np
 from elftools.elf.elffile import ELFFile
 
-from tvmflow.emulate import describe, parse_description
+from tvmflow.emulate import RESERVED_PREFIX, describe, find_kernels, parse_description
 from tvmflow.spec import MissingDependencyError
 
-KERNEL_PREFIX, RESERVED_PREFIX = "__tvm_ffi_", "__tvm_ffi__"
 PLAN = "relax.VMExecutable"
 
 
@@ -36,8 +35,7 @@ def read_library(path: Path) -> tuple[list[str], bytes]:
         embedded = symbols[f"{RESERVED_PREFIX}library_bin"]
         section = elf.get_section(embedded["st_shndx"])
         content = section.data()[embedded["st_value"] - section["sh_addr"] :]
-    names = [name for name in symbols if name.startswith(KERNEL_PREFIX) and not name.startswith(RESERVED_PREFIX)]
-    return [name.removeprefix(KERNEL_PREFIX) for name in names], read_plan(content)
+    return list(find_kernels(path)), read_plan(content)
 
 
 def read_plan(content: bytes) -> bytes:

@@ -1,8 +1,9 @@
 /* Runs a compiled network inside an emulator: emulated_runner RUNS.
  *
  * The current folder is a bundle as libtvmflow.so knows it, with input-0.raw, input-1.raw, …, each with the tensors of all
- * runs one after the other; output-0.raw, … are left there in the same form. Exit status 1 and one line on standard
- * error: the library refused, or its files are not what they should be.
+ * runs one after the other; output-0.raw, … are left there in the same form, and in maps what Linux says of the
+ * process's memory. Exit status 1 and one line on standard error: the library refused, or its files are not what they
+ * should be.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,6 +23,14 @@ static FILE *open_numbered(const char *stem, int index, const char *mode) {
   FILE *file = fopen(name, mode);
   if (file == NULL) fail("a file of tensors can't be opened");
   return file;
+}
+
+static void copy_maps(void) {
+  FILE *from = fopen("/proc/self/maps", "r"), *to = fopen("maps", "w");
+  if (from == NULL || to == NULL) fail("the map of memory can't be copied");
+  for (int byte; (byte = fgetc(from)) != EOF;) fputc(byte, to);
+  fclose(from);
+  fclose(to);
 }
 
 int main(int argc, char **argv) {
@@ -50,5 +59,6 @@ int main(int argc, char **argv) {
         fail("an output can't be written");
     }
   }
+  copy_maps();
   return 0;
 }

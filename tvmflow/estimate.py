@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tvmflow.spec import Layer, Program, Target
 
@@ -26,21 +26,35 @@ MACS_PER_CYCLE = {"dsp": 2, "mve": 8}
 class Roof:
     """What a board can do at most: multiply-adds a second, and bytes a second from memory or None where unknown.
 
-    `cache_bytes` is what it can keep between layers and inferences. `source` says whose figures these are.
+    `cache_bytes` is what it can keep between layers and inferences. `source` says whose figures these are: "stated" in
+    documents, or "measured" on the computer itself.
     """
 
     macs_per_s: float
     bytes_per_s: float | None
     cache_bytes: int
     source: str
+    basis: Literal["stated", "measured"] = "stated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One row of outputs: its pixels, the input's pixels that it reads, and the weights of each pair of channels."""
+
+    outputs: int = 1
+    inputs: int = 1
+    taps: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A layer of the graph: multiply-adds that don't meet padding, and elements of weights, inputs and output."""
+    """A layer of the graph, and its elements of weights, inputs and output.
+
+    `tile` is the least that an accelerator holds of it at a time, for one block of channels.
+    """
 
     layer: Layer
-    live_macs: int
+    tile: Tile
     weights: int
     inputs: int
     output: int
@@ -56,6 +70,10 @@ class Network:
     activations: int
 
 
+def _source(target: Target, unverified: Sequence[str]) -> str:
+    return target.datasheet + (f" (not looked up: {', '.join(unverified)})" if unverified else "")
+
+
 def _cpu_roof(target: Target) -> Roof | None:
     cpu = target.cpu
     if not cpu.clock_mhz or not cpu.flops_per_cycle:
@@ -65,7 +83,7 @@ def _cpu_roof(target: Target) -> Roof | None:
         macs_per_s=cpu.cores * cpu.clock_mhz * 1e6 * cpu.flops_per_cycle * wide / 2,
         bytes_per_s=1e9 * cpu.memory_gbps or None,
         cache_bytes=cpu.l3_bytes + cpu.l2_bytes * (cpu.cores if cpu.l3_bytes else 1),
-        source=f"{target.datasheet} (not looked up: flops_per_cycle, memory_gbps)",
+        source=_source(target, cpu.unverified),
     )
 
 
@@ -76,7 +94,7 @@ def _gpu_roof(target: Target) -> Roof | None:
         macs_per_s=gpu.sms * gpu.lanes_per_sm * gpu.clock_mhz * 1e6,
         bytes_per_s=1e9 * gpu.dram_gbps,
         cache_bytes=gpu.l2_bytes,
-        source=target.datasheet + (f" (not looked up: {', '.join(gpu.unverified)})" if gpu.unverified else ""),
+        source=_source(target, gpu.unverified),
     )
 
 
@@ -99,7 +117,7 @@ def _mcu_roof(target: Target) -> Roof | None:
         macs_per_s=MACS_PER_CYCLE[mcu.core] * target.cpu.clock_mhz * 1e6,
         bytes_per_s=None,
         cache_bytes=0,
-        source=target.datasheet + (f" (not looked up: {', '.join(mcu.unverified)})" if mcu.unverified else ""),
+        source=_source(target, mcu.unverified),
     )
 
 
@@ -143,7 +161,7 @@ def analyse(program: Program) -> Network:
         works.append(
             Work(
                 layer=layer,
-                live_macs=live_macs(program.module[layer.kernel], layer.macs),
+                tile=_tile(program.module[layer.kernel], [static_shape(v.ty) for v in binding.value.args[1].fields]),
                 weights=weights,
                 inputs=inputs,
                 output=math.prod(static_shape(binding.var.ty)),
@@ -158,23 +176,27 @@ def analyse(program: Program) -> Network:
     )
 
 
-def live_macs(func: tirx.PrimFunc, macs: int) -> int:
-    """Multiply-adds of a kernel that read the input and not its border; `macs` where it isn't of convolutions."""
+def _tile(func: tirx.PrimFunc, shapes: Sequence[tuple[int, ...]]) -> Tile:
+    """Of convolutions the largest; what isn't one, such as a pool, reads whole maps."""
     from tvmflow.schedules._convolution import read_convolutions
-    from tvmflow.schedules.depthwise_blocked import cuts
 
     found = read_convolutions(func)
-    total = 0
-    for conv in found:
-        taps = [sum(count * len(live) for _, count, live in cuts(conv, axis)) for axis in (0, 1)]
-        every = [conv.out_size[axis] * conv.kernel[axis] for axis in (0, 1)]
-        total += conv.macs * taps[0] * taps[1] // (every[0] * every[1])
-    return total if found else macs
+    if not found:
+        return Tile(inputs=max((shape[2] * shape[3] for shape in shapes if len(shape) == 4), default=1))
+    rows = [min(conv.size[0], (conv.kernel[0] - 1) * conv.dilation[0] + 1) for conv in found]
+    return Tile(
+        outputs=max(conv.out_size[1] for conv in found),
+        inputs=max(row * conv.size[1] for row, conv in zip(rows, found, strict=True)),
+        taps=max(conv.kernel[0] * conv.kernel[1] for conv in found),
+    )
 
 
-def estimate(network: Network, target: Target) -> dict[str, Any]:
-    """What the network takes at least on a board: memory, and where the board's roof is known, time. Modelled."""
-    size, roof = ELEMENT_BYTES[target.arithmetic], roof_of(target)
+def estimate(network: Network, target: Target, roof: Roof | None = None) -> dict[str, Any]:
+    """What the network takes at least on a board: memory, and where the board's roof is known, time. Modelled.
+
+    A `roof` that was measured is taken in place of the stated one.
+    """
+    size, roof = ELEMENT_BYTES[target.arithmetic], roof or roof_of(target)
     memory = {"weights_bytes": size * network.weights, "activations_bytes": size * network.activations}
     rows, total = [], 0.0
     streams = roof is not None and memory["weights_bytes"] > roof.cache_bytes
@@ -182,27 +204,25 @@ def estimate(network: Network, target: Target) -> dict[str, Any]:
         row: dict[str, Any] = {
             "modules": list(work.layer.modules),
             "macs": work.layer.macs,
-            "live_macs": work.live_macs,
+            "live_macs": work.layer.live_macs,
             "bytes": size * (work.weights + work.inputs + work.output),
             "us": None,
             "bound": None,
         }
         if roof is not None:
-            compute = 1e6 * work.live_macs / roof.macs_per_s
             moved = size * work.weights * streams + _beyond(size, work, roof.cache_bytes)
-            memory_us = 1e6 * moved / roof.bytes_per_s if roof.bytes_per_s else 0.0
-            row |= {"us": max(compute, memory_us), "bound": "compute" if compute >= memory_us else "memory"}
+            row["us"], row["bound"] = _bound(roof, work.layer.live_macs or 0, moved)
             total += row["us"]
         rows.append(row)
     if roof is not None and roof.bytes_per_s and streams:  # as much of the weights may still be there from before
-        least = sum(1e6 * work.live_macs / roof.macs_per_s for work in network.works)
+        least = sum(1e6 * (work.layer.live_macs or 0) / roof.macs_per_s for work in network.works)
         total = max(least, total - 1e6 * min(roof.cache_bytes, memory["weights_bytes"]) / roof.bytes_per_s)
     return {
         "target": target.name,
         "kind": target.kind,
         "arithmetic": target.arithmetic,
         "memory": memory,
-        "fits": fits(memory, target),
+        "fits": fits(memory, target, network),
         "basis": "modelled",
         "meaning": "lower bound",
         "latency_ms": total / 1e3 if roof is not None else None,
@@ -212,24 +232,94 @@ def estimate(network: Network, target: Target) -> dict[str, Any]:
     }
 
 
-def fits(memory: Mapping[str, int], target: Target) -> dict[str, Any]:
-    """Whether weights and activations alone fit, what there is, and what they need of it."""
-    if target.mcu is not None:
-        needs = {"flash": memory["weights_bytes"], "RAM": memory["activations_bytes"]}
-        has = {"flash": target.mcu.flash_bytes, "RAM": target.mcu.ram_bytes}
-    else:
-        needs, has = {"memory": sum(memory.values())}, {"memory": target.memory_bytes}
+def _bound(roof: Roof, live_macs: int, moved_bytes: int) -> tuple[float, str]:
+    """The least that a layer takes, in µs, and by what."""
+    compute = 1e6 * live_macs / roof.macs_per_s
+    memory = 1e6 * moved_bytes / roof.bytes_per_s if roof.bytes_per_s else 0.0
+    return max(compute, memory), "compute" if compute >= memory else "memory"
+
+
+def bounds(layers: Sequence[Layer], roof: Roof | None) -> list[dict[str, Any] | None]:
+    """The same of a compiled network's layers, as reports have it: {"us", "by"}; None without the figures for it."""
+    weights = sum(layer.weight_bytes or 0 for layer in layers)
+    found: list[dict[str, Any] | None] = []
+    for layer in layers:
+        if roof is None or roof.bytes_per_s is None or layer.live_macs is None or layer.weight_bytes is None:
+            found.append(None)
+            continue
+        moved = max(0, layer.bytes - layer.weight_bytes - roof.cache_bytes)
+        moved += layer.weight_bytes if weights > roof.cache_bytes else 0
+        us, by = _bound(roof, layer.live_macs, moved)
+        found.append({"us": us, "by": by} if us else None)
+    return found
+
+
+def fits(memory: Mapping[str, int], target: Target, network: Network) -> dict[str, Any]:
+    """Whether a network fits, of each part of the board what it needs and what there is.
+
+    A microcontroller's flash also holds code, by a guess, and its RAM the stack. The buffers of a VTA have to hold the
+    smallest tile of each layer.
+    """
+    parts = PARTS.get(target.kind, _memory_parts)(memory, target, network)
     return {
-        "fits": all(needs[key] <= has[key] for key in needs),
-        "parts": {key: {"needed_bytes": needs[key], "available_bytes": has[key]} for key in needs},
+        "fits": all(needed <= available for needed, available in parts.values()),
+        "parts": {
+            name: {"needed_bytes": needed, "available_bytes": available} for name, (needed, available) in parts.items()
+        },
     }
+
+
+Parts = dict[str, tuple[int, int]]
+"""Bytes that are needed and that there are."""
+
+
+def _memory_parts(memory: Mapping[str, int], target: Target, network: Network) -> Parts:
+    return {"memory": (sum(memory.values()), target.memory_bytes)}
+
+
+def _mcu_parts(memory: Mapping[str, int], target: Target, network: Network) -> Parts:
+    from tvmflow.cortex_m.fit import CODE_BYTES_OF_A_KERNEL
+    from tvmflow.cortex_m.options import STACK_BYTES
+
+    assert target.mcu is not None
+    code = CODE_BYTES_OF_A_KERNEL * len(network.works)
+    return {
+        "flash": (memory["weights_bytes"] + code, target.mcu.flash_bytes),
+        "RAM": (memory["activations_bytes"] + STACK_BYTES, target.mcu.ram_bytes),
+    }
+
+
+def _vta_parts(memory: Mapping[str, int], target: Target, network: Network) -> Parts:
+    from tvmflow.vta.config import from_json
+
+    assert target.vta is not None
+    config = from_json(dict(target.vta.configuration), f"The VTA of {target.name}")
+    tiles = [work.tile for work in network.works]
+    return {
+        **_memory_parts(memory, target, network),
+        "input buffer": (config.inp_bytes * max(tile.inputs for tile in tiles), config.inp_bytes * config.inp_depth),
+        "weight buffer": (config.wgt_bytes * max(tile.taps for tile in tiles), config.wgt_bytes * config.wgt_depth),
+        "accumulators": (config.acc_bytes * max(tile.outputs for tile in tiles), config.acc_bytes * config.acc_depth),
+    }
+
+
+PARTS: dict[str, Callable[[Mapping[str, int], Target, Network], Parts]] = {
+    "vta": _vta_parts,
+    "cortex_m": _mcu_parts,
+}
+"""What has to fit, of kinds that have more than one memory."""
 
 
 def describe(roof: Roof | None) -> dict[str, Any] | None:
     """A roof as reports have it: operations (a multiply-add is two) and bytes, 10⁹ a second. None where it has gaps."""
     if roof is None or roof.bytes_per_s is None:
         return None
-    return {"gflops": 2e-9 * roof.macs_per_s, "gbps": 1e-9 * roof.bytes_per_s, "source": roof.source}
+    return {
+        "gflops": 2e-9 * roof.macs_per_s,
+        "gbps": 1e-9 * roof.bytes_per_s,
+        "source": roof.source,
+        "basis": roof.basis,
+    }
 
 
 def describe_model(program: Program) -> dict[str, Any]:
@@ -263,6 +353,9 @@ def text(program: Program, rows: Sequence[Mapping[str, Any]]) -> str:
         )
     header = ["board", "arithmetic", "weights KiB", "activations KiB", "fits", "ms at least"]
     lines += [text_table(header, table), ""]
+    if len(rows) == 1:
+        parts = rows[0]["fits"]["parts"].items()
+        lines += [f"needs {', '.join(_part_text(name, part) for name, part in parts)}", ""]
     if len(rows) == 1 and rows[0]["latency_ms"] is not None:
         cells = [
             [
@@ -276,8 +369,13 @@ def text(program: Program, rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         lines += [text_table(["layer", "M multiply-adds", "KiB", "µs at least", "by"], cells), ""]
     lines.append("Times are modelled: lower bounds by the data sheets, which no program reaches.")
+    lines += [f"{row['target']}: by the roof {row['roof']['source']}." for row in rows if _is_measured(row["roof"])]
     lines += [f"{row['target']}: {row['note']}" for row in rows if row["note"]]
     return "\n".join(lines)
+
+
+def _is_measured(roof: Mapping[str, Any] | None) -> bool:
+    return roof is not None and roof["basis"] == "measured"
 
 
 def _beyond(size: int, work: Work, cache_bytes: int) -> int:
@@ -290,9 +388,10 @@ def _beyond(size: int, work: Work, cache_bytes: int) -> int:
 def _fits_text(found: Mapping[str, Any]) -> str:
     if found["fits"]:
         return "yes"
-    short = [
-        f"{row['needed_bytes'] / 1024:,.0f} of {row['available_bytes'] / 1024:,.0f} KiB {key}"
-        for key, row in found["parts"].items()
-        if row["needed_bytes"] > row["available_bytes"]
-    ]
+    parts = found["parts"].items()
+    short = [_part_text(name, part) for name, part in parts if part["needed_bytes"] > part["available_bytes"]]
     return f"no: {', '.join(short)}"
+
+
+def _part_text(name: str, part: Mapping[str, int]) -> str:
+    return f"{part['needed_bytes'] / 1024:,.0f} of {part['available_bytes'] / 1024:,.0f} KiB {name}"

@@ -81,6 +81,12 @@ class IntegerLayer:
         """Multiply-adds for one image; a pool's are additions."""
         return int(np.prod(self.output_shape)) * self.weight[0].size
 
+    @property
+    def live_macs(self) -> int:
+        """Those of them that read the input and not its border."""
+        taps = (sum(count * len(live) for _, count, live in cuts(self, axis)) for axis in (0, 1))
+        return int(np.prod(self.output_shape[:2])) * self.weight.shape[1] * int(np.prod(list(taps)))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class IntegerNetwork:

@@ -9,6 +9,7 @@ from tvmflow import interrupt
 from tvmflow.cortex_m.stages import choose_kernels, lower_kernels, place_tensors
 from tvmflow.passes.bind_threads import bind_threads
 from tvmflow.passes.block_channels import block_channels
+from tvmflow.passes.capture_graph import capture_graph
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fold_scales import fold_scales
 from tvmflow.passes.fuse_depthwise import fuse_depthwise
@@ -58,8 +59,9 @@ CUDA: tuple[Stage, ...] = (
     narrow_floats,
     # source: kernels become CUDA C, whose names are those of C
     plain_names,
-    # virtual machine: storage is planned, what is left becomes byte code
+    # virtual machine: storage is planned, launches become a graph if told so, what is left becomes byte code
     plan_memory,
+    capture_graph,
     lower,
 )
 

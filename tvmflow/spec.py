@@ -61,7 +61,9 @@ class Layer:
     `bytes` is the tensor traffic if every operand is read and every result written once; `schedule` is the rule of
     `tvmflow.schedules.RULES` that shaped the kernel, with ", searched" and the knobs if a search chose them, "searched"
     if it is MetaSchedule's own ("modelled choice" in place of "searched" if nothing was measured), "default" where
-    nothing shaped it. `details` is what only one kind of target knows of a layer; docs/report.md has the names.
+    nothing shaped it. `live_macs` are those of `macs` that read the input and not its border, `weight_bytes` those of
+    `bytes` that are constants, `live_bytes` what of the planned activations is needed while it runs; None in bundles
+    that don't say. `details` is what only one kind of target knows of a layer; docs/report.md has the names.
     """
 
     kernel: str
@@ -69,6 +71,9 @@ class Layer:
     macs: int
     bytes: int
     schedule: str = "default"
+    live_macs: int | None = None
+    weight_bytes: int | None = None
+    live_bytes: int | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -106,7 +111,8 @@ class Cpu:
     """What a schedule may know of a CPU. `cache_note` says which caches are shared.
 
     `flops_per_cycle` are the float32 operations that a core can begin in a cycle, a fused multiply-add being two, and
-    `memory_gbps` what the board's memory can deliver, 10⁹ bytes a second; 0 where that isn't known.
+    `memory_gbps` what the board's memory can deliver, 10⁹ bytes a second; 0 where that isn't known. `unverified` names
+    the fields that no document was at hand for.
     """
 
     model: str
@@ -118,6 +124,7 @@ class Cpu:
     cache_note: str = ""
     flops_per_cycle: int = 0
     memory_gbps: float = 0.0
+    unverified: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +134,8 @@ class Gpu:
     `architecture` is as NVIDIA's compilers call it ("sm_87"); an SM is a multiprocessor. `clock_mhz` is the highest
     that the datasheet promises, `dram_gbps` are 10⁹ bytes a second. `unverified` names the fields that no datasheet was
     at hand for. `runtime_note` says what a bundle needs on this board if TVM's published runtime doesn't serve it.
-    `also` are other architectures that a build compiles for, "compute_90" standing for PTX.
+    `also` are other architectures that a build compiles for, "compute_90" standing for PTX. `cuda_graph` has a build
+    make one launch of all that touch neither the network's input nor its output.
     """
 
     model: str
@@ -147,6 +155,7 @@ class Gpu:
     unverified: tuple[str, ...] = ()
     runtime_note: str = ""
     also: tuple[str, ...] = ()
+    cuda_graph: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from tvmflow import backends
 from tvmflow import bundle as bundles
 from tvmflow.backends import Timing
+from tvmflow.cycles import TRACERS, profile, sentence
 from tvmflow.report import Report, assemble
-from tvmflow.spec import VerificationError
+from tvmflow.spec import MissingDependencyError, VerificationError
 from tvmflow.verify import failure_sentence, verify_bundle
 
 
@@ -21,17 +23,22 @@ def survey(
     timed: bool = True,
     profiled: bool = True,
     must_run: bool = True,
+    cycles: bool = False,
 ) -> Report:
     """The report on the bundle at `path`: verified anew, `timed` and, in a run of its own, `profiled`.
 
     `repeats` is of the timed runs or, in a survey that only profiles, of the profiled ones. With `must_run`, a bundle
     of another kind of computer raises UserError and wrong answers raise VerificationError; without, the report says
-    so in place of a latency. What computes something else than the original network is never timed.
+    so in place of a latency. What computes something else than the original network is never timed. With `cycles`,
+    those of ARM boards and microcontrollers are modelled; where that isn't possible, `must_run` says whether it is an
+    error or a sentence in the report.
     """
     with bundles.open_bundle(path) as bundle:
-        if must_run and bundle.target.kind not in backends.NEED_NO_DEVICE:
+        if must_run and not cycles and bundle.target.kind not in backends.NEED_NO_DEVICE:
             bundles.require_native(bundle)
         verdict = verify_bundle(bundle)
+        if must_run and verdict["passed"] is None:
+            raise MissingDependencyError(verdict["reason"])
         if must_run and not verdict["passed"]:
             raise VerificationError(failure_sentence(verdict, f"{path} ({bundle.name} for {bundle.target.name})"))
         if verdict["passed"] is False:
@@ -39,4 +46,16 @@ def survey(
         timing = backends.of(bundle.target).time(
             bundle, threads=threads, repeats=repeats, seconds=seconds, whole=timed, layers=profiled
         )
+        if cycles and (must_run or bundle.target.kind in TRACERS):
+            timing = _add_cycles(bundle, timing, must_run=must_run)
         return assemble(bundle, verdict, timing)
+
+
+def _add_cycles(bundle: bundles.Bundle, timing: Timing, *, must_run: bool) -> Timing:
+    try:
+        found = profile(bundle)
+    except MissingDependencyError as error:
+        if must_run:
+            raise
+        return replace(timing, note=f"{timing.note} {error}")
+    return replace(timing, note=f"{timing.note} {sentence(found.facts)}", details=found.layers, cycles=found.facts)

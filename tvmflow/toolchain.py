@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +131,25 @@ def link(
             f"{linker.name} could not link {output.name} (exit code {done.returncode}): "
             f"{' / '.join(told) or 'no message'}"
         )
+
+
+def native_library(source: Path, options: Sequence[str]) -> Path:
+    """A C file as a shared library for this computer, compiled at first use and kept in the cache.
+
+    Raises MissingDependencyError without a compiler, UserError if it fails.
+    """
+    from tvmflow.targets import TARGETS
+
+    host = TARGETS["host"]
+    machine = (platform.machine(), platform.system(), host.cpu.model)  # -march=native is of this CPU
+    key = hashlib.sha256(source.read_bytes() + " ".join((*options, *machine)).encode()).hexdigest()[:16]
+    path = cache_folder() / f"{source.stem}-{key}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            link(select_linker(host), made := Path(scratch, path.name), [source], options)
+            os.replace(made, path)
+    return path
 
 
 def fcompile(linker: Linker, triple: str) -> Callable[..., None]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tvmflow.bundle import Bundle
 
 TOLERANCE: dict[str, float] = {"float64": 1e-6, "float32": 3e-5, "float16": 2e-2, "int8": 0, "uint8": 0, "int32": 0}
-"""Allowed |error|, relative to the largest |value| of the reference output or to 1, whichever is more.
+"""Largest difference that is allowed, relative to the largest magnitude in the reference output or to 1.
 
 float32 leaves room for another order of summation (some 1e-6 for networks of ten million multiply-adds an output)
 and none for a wrong weight. Integer networks have to match exactly. float16 has eleven bits, and a sum of a thousand

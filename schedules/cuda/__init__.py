@@ -36,6 +36,7 @@ RULES: dict[str, Rule] = {
     "depthwise_pointwise": _rule("depthwise_pointwise"),
     "pointwise": _rule("pointwise"),
     "convolution": _rule("convolution"),
+    "pool_dense": _rule("pool_dense"),
     "dense": _rule("dense"),
     "matmul": _rule("matmul"),
     "dlight": _rule("dlight"),

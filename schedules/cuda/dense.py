@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules.cuda._grid import WARP, launch, local, multiprocessors, shared, when
+from tvmflow.schedules.cuda._grid import WARP, Expr, launch, local, multiprocessors, shared, when
 from tvmflow.schedules.dense import Product, read_product
 
 if TYPE_CHECKING:
@@ -68,28 +69,36 @@ def _read(func: tirx.PrimFunc) -> Product | None:
 def _loops(func: tirx.PrimFunc, product: Product, outputs: int, groups: int) -> tirx.PrimFunc:
     tiles_ = math.ceil(product.outputs / outputs)
     with launch(func, product.rows * tiles_, outputs * groups) as (builder, block, thread):
-        partial, total = shared(groups * outputs), local(1)
         m, n0 = tirx.floordiv(block, tiles_), tirx.floormod(block, tiles_) * outputs
-        if product.by_output:
-            n, group = tirx.floordiv(thread, groups), tirx.floormod(thread, groups)
-        else:
-            n, group = tirx.floormod(thread, outputs), tirx.floordiv(thread, outputs)
-        T.buffer_store(total, T.float32(0), [0])
-        with T.serial(0, math.ceil(product.inputs / groups)) as step:
-            k = step * groups + group
-            inside = [] if product.inputs % groups == 0 else [k < product.inputs]
-            inside += [] if product.outputs % outputs == 0 else [n0 + n < product.outputs]
-            with when(tirx.all(*inside) if inside else None):
-                weight = product.weight[n0 + n, k] if product.by_output else product.weight[k, n0 + n]
-                T.buffer_store(total, total[0] + product.data[m, k] * weight, [0])
-        T.buffer_store(partial, total[0], [group * outputs + n])
-        half = groups // 2
-        while half:
-            with when(group < half):
-                added = partial[group * outputs + n] + partial[(group + half) * outputs + n]
-                T.buffer_store(partial, added, [group * outputs + n])
-            half //= 2
-        with when(tirx.all(group == 0, n0 + n < product.outputs)):
-            where = (m, n0 + n)
-            T.buffer_store(product.output, product.finish(partial[n], where), where)
+        share_depth(product, lambda k: product.data[m, k], (m, n0), thread, outputs, groups)
     return builder.get()
+
+
+def share_depth(
+    product: Product, data: Callable[[Expr], Expr], first: tuple[Expr, Expr], thread: Expr, outputs: int, groups: int
+) -> None:
+    """Emit what a block does for `outputs` outputs from `first` on, `data(k)` being the row's inputs."""
+    partial, total = shared(groups * outputs), local(1)
+    m, n0 = first
+    if product.by_output:
+        n, group = tirx.floordiv(thread, groups), tirx.floormod(thread, groups)
+    else:
+        n, group = tirx.floormod(thread, outputs), tirx.floordiv(thread, outputs)
+    T.buffer_store(total, T.float32(0), [0])
+    with T.serial(0, math.ceil(product.inputs / groups)) as step:
+        k = step * groups + group
+        inside = [] if product.inputs % groups == 0 else [k < product.inputs]
+        inside += [] if product.outputs % outputs == 0 else [n0 + n < product.outputs]
+        with when(tirx.all(*inside) if inside else None):
+            weight = product.weight[n0 + n, k] if product.by_output else product.weight[k, n0 + n]
+            T.buffer_store(total, total[0] + data(k) * weight, [0])
+    T.buffer_store(partial, total[0], [group * outputs + n])
+    half = groups // 2
+    while half:
+        with when(group < half):
+            added = partial[group * outputs + n] + partial[(group + half) * outputs + n]
+            T.buffer_store(partial, added, [group * outputs + n])
+        half //= 2
+    with when(tirx.all(group == 0, n0 + n < product.outputs)):
+        where = (m, n0 + n)
+        T.buffer_store(product.output, product.finish(partial[n], where), where)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-from tvmflow.cli.options import Board, BundlePath, InputShapes, Json, ModelName, Target, Threads
+from tvmflow.cli.options import Board, BundlePath, Cycles, InputShapes, Json, ModelName, Target, Threads
 from tvmflow.cli.outcome import show, show_report
 from tvmflow.spec import UserError
 
@@ -64,6 +64,9 @@ def build(
         list[str] | None,
         typer.Option("--arch", help="Also compile for this GPU architecture: sm_90, or compute_90 for PTX."),
     ] = None,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph", help="Launch a network's inner kernels as one CUDA graph, on NVIDIA GPUs.")
+    ] = False,
     linker: Annotated[str, typer.Option("--linker", help="auto, zig, cc or the command of a cross compiler.")] = "auto",
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Run it against PyTorch's outputs.")] = True,
     runner: Annotated[
@@ -108,6 +111,8 @@ def build(
     if source and found.mcu is None:
         raise UserError(f"--source writes the C of a network for microcontrollers, and {found.name} is none.")
     found = targets.compile_also(targets.compute_in(found, dtype), arch or [])
+    if cuda_graph:
+        found = targets.capture_graph(found)
     builder = backends.of(found)
     shapes = [parse_input_shape(text) for text in input_shape or []]
     builder.check(found, out, linker, runner=runner is not None)  # before the import, which takes its time
@@ -204,6 +209,7 @@ def profile(
     bundle: BundlePath,
     threads: Threads = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Instrumented runs.")] = 50,
+    cycles: Cycles = False,
     json: Json = None,
 ) -> None:
     """Time each layer of a bundle on this computer, by module name. Use `bench` for the latency of the whole."""
@@ -211,8 +217,10 @@ def profile(
     from tvmflow.survey import survey
 
     log.info(f"Profiling {bundle}")
-    report = survey(bundle, threads=threads, repeats=repeats, timed=False)
-    if report["layers"] and not any(layer["latency"] for layer in report["layers"]):
+    report = survey(bundle, threads=threads, repeats=repeats, timed=False, cycles=cycles)
+    if report["layers"] and not any(
+        layer["latency"] or "instructions" in layer["details"] for layer in report["layers"]
+    ):
         raise MissingDependencyError(f"{bundle} can't be timed here: {report['latency_note']}")
     show_report(report, json, layers=True)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tvmflow.cli.options import InputShapes, Json, ModelName, Threads
+from tvmflow.cli.options import Cycles, InputShapes, Json, ModelName, Threads
 from tvmflow.cli.outcome import show
 from tvmflow.spec import RegressionError, UserError, VerificationError
 
@@ -28,6 +28,7 @@ def report(
     ],
     threads: Threads = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs.")] = 3.0,
+    cycles: Cycles = False,
 ) -> None:
     """Verify bundles, time those that this computer can run, and write a report for people and programs.
 
@@ -35,7 +36,7 @@ def report(
     tune` are shown as the course of the search. Several networks are compared board by board, where what `tvmflow
     estimate --json` wrote stands in for what wasn't built or timed.
     """
-    from tvmflow.report import Report, collect, networks, read_document, slower_than_float, write_text
+    from tvmflow.report import Report, collect, networks, read_document, write_text
     from tvmflow.report.render import FORMATS, report_text
     from tvmflow.report.search import search_of
     from tvmflow.survey import survey
@@ -47,7 +48,6 @@ def report(
     reports: list[Report] = []
     searches, estimates = [], []
     for path in sources:
-        known = len(reports)
         if path.suffix == ".json":
             given, modelled = read_document(path)
             reports += given
@@ -57,12 +57,10 @@ def report(
             continue
         else:
             log.info(f"Surveying {path}")
-            reports.append(survey(path, threads=threads, seconds=seconds, must_run=False))
-        for row in reports[known:]:
-            print(report_text(row, layers=False), end="\n\n")
+            reports.append(survey(path, threads=threads, seconds=seconds, must_run=False, cycles=cycles))
     document = collect(reports, searches, estimates)
-    for sentence in slower_than_float(reports).values():
-        print(f"warning: {sentence}")
+    for row in document["reports"]:
+        print(report_text(row, layers=False), end="\n\n")
     files = {out / f"report{suffix}": write for suffix, write in FORMATS.items()}
     if networks.tables(document):
         files[out / "networks.csv"] = networks.to_csv
@@ -112,9 +110,19 @@ def estimate(
     from tvmflow import estimate as estimates
     from tvmflow import targets
     from tvmflow.frontend import import_model, parse_input_shape
+    from tvmflow.measure.roof import measure_roof
 
     found = [targets.find(None, name) for name in board or targets.TARGETS]
     program = import_model(model, [parse_input_shape(text) for text in input_shape or []])
     network = estimates.analyse(program)
-    rows = [estimates.estimate(network, target) for target in found]
+    host = targets.TARGETS["host"]
+    touched = estimates.ELEMENT_BYTES[host.arithmetic] * (network.weights + network.activations)
+    rows = [
+        estimates.estimate(
+            network,
+            target,
+            measure_roof(host.cpu, host.arithmetic, host.cpu.cores, touched) if target is host else None,
+        )
+        for target in found
+    ]
     show(estimates.text(program, rows), {"model": estimates.describe_model(program), "estimates": rows}, json)

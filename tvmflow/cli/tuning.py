@@ -55,6 +55,10 @@ def tune(
     transfer: Annotated[
         bool, typer.Option("--transfer/--no-transfer", help="Let the cost model start from earlier searches' records.")
     ] = True,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", help="With --runner modelled: the constants that benchmarks/cuda.py measured."),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Search better schedules for a network on a board. The same command again goes on where it stopped."""
@@ -94,6 +98,7 @@ def tune(
         min_gain=min_gain,
         builders=builders,
         transfer=transfer,
+        calibration=calibration,
         boards=[
             *(Where(name=name, arguments={"ssh": name, "ssh_config": ssh_config, "port": port}) for name in ssh or []),
             *(Where(name=name, arguments={"address": name, "token_file": token_file}) for name in host or []),

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from tvmflow.lifetimes import Tensor, live_bytes
 
 ALIGNMENT = 16
 """Bytes; what a vector of MVE is long."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tensor:
-    """Bytes that are needed from step `first` to step `last`, both included."""
-
-    name: str
-    bytes: int
-    first: int
-    last: int
-
-    def meets(self, other: Tensor) -> bool:
-        return self.first <= other.last and other.first <= self.last
 
 
 def pack(tensors: Sequence[Tensor]) -> tuple[Mapping[str, int], int]:
@@ -37,10 +25,7 @@ def pack(tensors: Sequence[Tensor]) -> tuple[Mapping[str, int], int]:
 
 def least(tensors: Sequence[Tensor]) -> int:
     """What lives together at the most crowded step: no arena can be smaller."""
-    steps = range(max((tensor.last for tensor in tensors), default=-1) + 1)
-    return max(
-        (sum(tensor.bytes for tensor in tensors if tensor.first <= step <= tensor.last) for step in steps), default=0
-    )
+    return max(live_bytes(tensors, max((tensor.last for tensor in tensors), default=-1) + 1), default=0)
 
 
 def _aligned(offset: int) -> int:

@@ -31,14 +31,13 @@ from tvmflow.verify import compare, failure_sentence
 
 if TYPE_CHECKING:
     from tvmflow.bundle import Bundle
+    from tvmflow.cycles import Traced
     from tvmflow.tune.store import Best
     from tvmflow.verify import Runner
 
 log = logging.getLogger(__name__)
 
 NO_LATENCY = "no board was at hand, and emulation counts instructions, which are no time."
-HELPERS = ("memcpy", "memset")
-"""What kernels call that is no part of the library; their instructions are counted for the network, for no layer."""
 SOURCE, EXAMPLE = "source", "example"
 
 
@@ -155,11 +154,21 @@ def count(library: Path, target: Target, layers: Sequence[Layer], inputs: np.nda
     name = network_name(library)
     found = machine.run(library, target, name, inputs[:1], output, counted=True).instructions
     return Count(
-        total=sum(count for function, count in found.items() if function.startswith(f"{name}_") or function in HELPERS),
+        total=sum(
+            count for function, count in found.items() if function.startswith(f"{name}_") or function in machine.HELPERS
+        ),
         details=[
             {"instructions": found.get(f"{name}_{layer.kernel}", 0), "instructions_basis": "emulated"}
             for layer in layers
         ],
+    )
+
+
+def trace_calls(bundle: Bundle) -> Traced:
+    """What one inference executes, layer by layer, for `tvmflow.cycles`. Raises as `count` does."""
+    kernels, inputs = [layer.kernel for layer in bundle.layers], bundle.vectors()[0].inputs[0]
+    return machine.trace(
+        bundle.library, bundle.target, network_name(bundle.library), inputs, bundle.outputs[0], kernels
     )
 
 

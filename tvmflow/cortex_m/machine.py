@@ -6,25 +6,29 @@ by function. Neither says anything of time.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from elftools.elf.elffile import ELFFile
 
-from tvmflow import toolchain
+from tvmflow import emulate, toolchain
 from tvmflow.cortex_m.options import STACK_BYTES, compiler_options
-from tvmflow.spec import MissingDependencyError, Target, TensorSpec, UserError, VerificationError
+from tvmflow.cycles import Traced, disassemble, read_trace, split
+from tvmflow.spec import MissingDependencyError, Target, TensorSpec, VerificationError
 
 HERE = Path(__file__).parent
 QEMU = "qemu-system-arm"
 INSTALL = "`apt-get install qemu-system-arm` (tools/install-system-packages.sh --tests) brings it."
 SECONDS_PER_INFERENCE = 60
 MIB = 1 << 20
+HELPERS = ("memcpy", "memset")
+"""What kernels call that is no part of the library."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,31 +98,83 @@ def run(
 
     Raises MissingDependencyError, and VerificationError if the firmware doesn't come to its end.
     """
-    assert target.mcu is not None
-    qemu = find_qemu()
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as scratch:
         folder = Path(scratch)
-        size = int(np.prod(outputs.shape))
-        defines = (f"-DNETWORK={name}", f"-DINPUT_SIZE={inputs[0].size}", f"-DOUTPUT_SIZE={size}")
-        firmware = link_firmware(
-            folder, target, [HERE / "run_vectors.c", library], (*defines, f"-DSTACK_BYTES={STACK_BYTES}")
-        )
-        inputs.tofile(folder / "input.raw")
         if expected is not None:
             expected.tofile(folder / "expected.raw")
-        plugin = ["-plugin", f"{counting_plugin()},out={folder / 'counts'}"] if counted else []
-        done = start(qemu, target.mcu.machine, firmware, folder, plugin, SECONDS_PER_INFERENCE * len(inputs))
-        said = done.stdout.split() + done.stderr.split()
-        numbers = dict(zip(said[-8::2], said[-7::2], strict=False))
-        if done.returncode not in (0, 1) or "wrong" not in numbers or int(numbers["inputs"]) != len(inputs):
-            last = (done.stderr or done.stdout).strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-            raise VerificationError(f"{library.name} for {target.name} failed under {QEMU}: {last[0]}.")
+        plugin = (HERE / "count_symbols.c", folder / "counts") if counted else None
+        _, said = _run_vectors(folder, library, target, name, inputs, outputs, plugin)
         return Run(
             outputs=np.fromfile(folder / "output.raw", outputs.dtype).reshape(-1, *outputs.shape[1:]),
-            wrong=int(numbers["wrong"]),
-            stack_bytes=int(numbers["stack"]),
+            wrong=said["wrong"],
+            stack_bytes=said["stack"],
             instructions=_read_counts(folder / "counts") if counted else {},
         )
+
+
+def trace(
+    library: Path, target: Target, name: str, inputs: np.ndarray, output: TensorSpec, kernels: Sequence[str]
+) -> Traced:
+    """What one inference of the network `name` executes, kernel by kernel; `inputs` is 1×…. Raises as `run` does."""
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as scratch:
+        folder = Path(scratch)
+        plugin = (emulate.TRACING_PLUGIN, folder / "run")
+        firmware, _ = _run_vectors(folder, library, target, name, inputs, output, plugin)
+        text = disassemble(firmware, f"--triple={target.tvm['mtriple']}", f"--mcpu={target.tvm['mcpu']}")
+        found = read_trace(folder / "run")
+        functions = _functions(firmware)
+    network = [span for function, span in functions.items() if function.startswith(f"{name}_")]
+    (inside,) = np.nonzero(np.isin(found.order, [n for n, start in enumerate(found.starts) if _in(network, start)]))
+    found = replace(found, order=found.order[: inside[-1] + 1])  # what follows is the firmware's
+    names = [*(f"{name}_{kernel}" for kernel in kernels), *(helper for helper in HELPERS if helper in functions)]
+    own = [functions[function] for function in names]
+    text = {address: line for address, line in text.items() if _in(own, address)}
+    entries = {functions[f"{name}_{kernel}"].start: kernel for kernel in kernels}
+    return Traced(trace=found, calls=split(found, entries, kernels), text=text)
+
+
+def _in(spans: Sequence[range], address: int) -> bool:
+    return any(address in span for span in spans)
+
+
+def _functions(firmware: Path) -> dict[str, range]:
+    """The addresses of each function. The lowest bit of a symbol's says that its code is Thumb."""
+    with firmware.open("rb") as file:
+        table: Any = ELFFile(file).get_section_by_name(".symtab")
+        found = {symbol.name: symbol for symbol in table.iter_symbols() if symbol["st_info"]["type"] == "STT_FUNC"}
+    starts = {name: symbol["st_value"] & ~1 for name, symbol in found.items()}
+    return {name: range(start, start + found[name]["st_size"]) for name, start in starts.items()}
+
+
+def _run_vectors(
+    folder: Path,
+    library: Path,
+    target: Target,
+    name: str,
+    inputs: np.ndarray,
+    outputs: TensorSpec,
+    plugin: tuple[Path, Path] | None,
+) -> tuple[Path, dict[str, int]]:
+    """Link the firmware in `folder` and run it there, under a plugin that writes to a path. What it is and says.
+
+    Raises MissingDependencyError, and VerificationError if it doesn't come to its end.
+    """
+    assert target.mcu is not None
+    qemu = find_qemu()
+    size = int(np.prod(outputs.shape))
+    defines = (f"-DNETWORK={name}", f"-DINPUT_SIZE={inputs[0].size}", f"-DOUTPUT_SIZE={size}")
+    firmware = link_firmware(
+        folder, target, [HERE / "run_vectors.c", library], (*defines, f"-DSTACK_BYTES={STACK_BYTES}")
+    )
+    inputs.tofile(folder / "input.raw")
+    options = ["-plugin", f"{emulate.compile_plugin(plugin[0])},out={plugin[1]}"] if plugin else []
+    done = start(qemu, target.mcu.machine, firmware, folder, options, SECONDS_PER_INFERENCE * len(inputs))
+    said = done.stdout.split() + done.stderr.split()
+    numbers = dict(zip(said[-8::2], said[-7::2], strict=False))
+    if done.returncode not in (0, 1) or "wrong" not in numbers or int(numbers["inputs"]) != len(inputs):
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise VerificationError(f"{library.name} for {target.name} failed under {QEMU}: {last[0]}.")
+    return firmware, {key: int(number) for key, number in numbers.items()}
 
 
 def link_firmware(folder: Path, target: Target, sources: Sequence[Path], options: Sequence[str] = ()) -> Path:
@@ -178,27 +234,6 @@ SECTIONS {{
   /DISCARD/ : {{ *(.ARM.exidx* .ARM.extab* .comment) }}
 }}
 """
-
-
-def counting_plugin() -> Path:
-    """The plugin, in the cache, compiled for this computer unless it is there. Raises MissingDependencyError."""
-    from tvmflow.targets import TARGETS
-
-    source = HERE / "count_symbols.c"
-    linker = toolchain.select_linker(TARGETS["host"])
-    key = hashlib.sha256(source.read_bytes() + f"{linker.name} {linker.version}".encode()).hexdigest()[:16]
-    plugin = toolchain.cache_folder() / f"count_symbols-{key}.so"
-    if plugin.exists():
-        return plugin
-    try:
-        plugin.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="plugin-", dir=plugin.parent) as scratch:
-            made = Path(scratch, plugin.name)
-            toolchain.link(linker, made, [source], ("-O2", "-shared", "-fPIC"))
-            made.replace(plugin)
-    except (UserError, OSError) as error:
-        raise MissingDependencyError(f"The plugin that counts instructions can't be made: {error}") from error
-    return plugin
 
 
 def _read_counts(path: Path) -> dict[str, int]:

@@ -16,8 +16,9 @@ import numpy as np
 import tvm
 from tvm import tirx
 
-from tvmflow.cortex_m.arena import Tensor, pack
+from tvmflow.cortex_m.arena import pack
 from tvmflow.integer import IntegerLayer
+from tvmflow.lifetimes import Tensor, live_bytes
 from tvmflow.schedules.cortex_m import LONGEST_CHAIN, Kernel, choose
 from tvmflow.spec import Layer, Program, Target
 
@@ -81,6 +82,8 @@ def _describe(kernel: Kernel, name: str) -> Layer:
         modules=tuple(module for layer in kernel.layers for module in layer.modules),
         macs=sum(layer.macs for layer in kernel.layers if layer.kind != "pool"),  # as in float, where a pool has none
         bytes=int(touched) + sum(array.nbytes for array in kernel.constants.values()),
+        live_macs=sum(layer.live_macs for layer in kernel.layers if layer.kind != "pool"),
+        weight_bytes=sum(array.nbytes for array in kernel.constants.values()),
         schedule=kernel.schedule,
     )
 
@@ -112,7 +115,9 @@ def place_tensors(program: Program, target: Target) -> Program:
         placed[name] = func.with_attr(ARGUMENTS, [*arguments, *func.attrs[CONSTANTS]])
     weights = sum(tensor.numpy().nbytes for func in functions.values() for tensor in func.attrs[CONSTANTS].values())
     memory = {**program.memory, "weights_bytes": weights, "activations_bytes": size}
-    return replace(program, module=tvm.IRModule(placed), memory=memory)
+    live = live_bytes(list(tensors.values()), len(functions))
+    layers = tuple(replace(layer, live_bytes=count) for layer, count in zip(program.layers, live, strict=True))
+    return replace(program, module=tvm.IRModule(placed), memory=memory, layers=layers)
 
 
 def lower_kernels(program: Program, target: Target) -> Program:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -84,7 +85,7 @@ def build(
         dump_dir=dump_dir,
         verify=verify,
         records=records,
-        compiler=compile_library,
+        compiler=functools.partial(compile_library, verify=verify),
         companions=(SOURCE, CHECK),
         more_versions={"nvrtc": nvrtc.version()},
     )
@@ -103,7 +104,13 @@ def architectures(target: Target) -> tuple[str, ...]:
 
 
 def compile_library(
-    program: Program, target: Target, linker: toolchain.Linker, library: Path, *, dump_dir: Path | None = None
+    program: Program,
+    target: Target,
+    linker: toolchain.Linker,
+    library: Path,
+    *,
+    dump_dir: Path | None = None,
+    verify: bool = True,
 ) -> Program:
     """Run the stages and make `library`; beside it SOURCE and, where the board has another kind of CPU, CHECK."""
     import tvm
@@ -125,6 +132,7 @@ def compile_library(
         tvm.ir.save_json(compiled.module),
         tuple(libraries),
         architectures(target),
+        verify=verify,
         architecture=gpu_of(target).architecture,
     )
     library.with_name(SOURCE).write_text(made.source, encoding="utf-8")
@@ -233,6 +241,8 @@ def missing_device(target: Target) -> str | None:
     device = tvm.cuda(0)
     if not device.exist:
         return "TVM's CUDA runtime finds no GPU, though there is a driver"
+    if device.device_name.startswith("stand-in"):
+        return "what answers in its place is tvmflow's stand-in"
     found = "sm_" + device.compute_version.replace(".", "")
     if found not in architectures(target):
         return f"the GPU here ({device.device_name}) is {found}, and the bundle has {', '.join(architectures(target))}"
@@ -248,12 +258,14 @@ def time(
         return Timing(note=f"no {target.name} was at hand, and the stand-in checks answers, never speed.")
     if missing := missing_device(target):
         return Timing(note=f"{missing}; the stand-in checks answers, never speed.")
+    if layers and not whole and gpu_of(target).cuda_graph:
+        return Timing(note="the kernels in a CUDA graph can't be timed one by one; build it without --cuda-graph.")
     inputs = bundle.vectors()[0].inputs
     how: dict[str, Any] = {"threads": threads, "device": "cuda"}
     measurement = layer_us = None
     if whole:
         measurement = measure.time_library(bundle.library, inputs, repeats=repeats, seconds=seconds, **how)
-    if layers:
+    if layers and not gpu_of(target).cuda_graph:
         runs = (None if whole else repeats) or 50
         layer_us = measure.profile_library(bundle.library, inputs, bundle.layers, repeats=runs, **how)
     return Timing(measurement=measurement, note="" if whole else "only profiled.", layers=layer_rows(layer_us or ()))

@@ -66,11 +66,17 @@ def _layers(program: Program, pairs: Pairs, module: tvm.IRModule) -> tuple[Layer
                 layer,
                 modules=(*first.modules, *layer.modules),
                 macs=first.macs + layer.macs,
+                live_macs=_both(first.live_macs, layer.live_macs),
+                weight_bytes=_both(first.weight_bytes, layer.weight_bytes),
                 bytes=first.bytes + layer.bytes - 2 * tensor_bytes(pairs[binding.var].var.ty),
             )
         layers.append(layer)
     calls = kernel_calls(module)
     return tuple(replace(layer, kernel=call.value.args[0].name_hint) for layer, call in zip(layers, calls, strict=True))
+
+
+def _both(first: int | None, second: int | None) -> int | None:
+    return None if first is None or second is None else first + second
 
 
 @mutator

@@ -12,7 +12,7 @@ import tvm
 from tvm import relax, tirx
 
 from tvmflow.frontend import module_path
-from tvmflow.passes.multiply_adds import multiply_adds, static_shape
+from tvmflow.passes.multiply_adds import live_macs, multiply_adds, static_shape
 from tvmflow.spec import Layer, Program, Target
 
 OWN_NAMES = re.compile(r"[lg]v\d*")
@@ -43,7 +43,9 @@ def fuse_operators(program: Program, target: Target) -> Program:
                 kernel=binding.value.args[0].name_hint,
                 modules=tuple(dict.fromkeys(module_path(name) for name in named)),
                 macs=sum(macs.get(name, 0) for name in names),
-                bytes=sum(tensor_bytes(tensor.ty) for tensor in (*binding.value.args[1].fields, binding.var)),
+                bytes=call_bytes(binding),
+                live_macs=live_macs(fused[binding.value.args[0]], sum(macs.get(name, 0) for name in names)),
+                weight_bytes=constant_bytes(binding),
             )
         )
     return replace(program, module=module, layers=tuple(layers))
@@ -111,6 +113,17 @@ def tensor_bytes(tensor: relax.Type) -> int:
     if isinstance(tensor, relax.TupleType):
         return sum(tensor_bytes(field) for field in tensor.fields)
     return math.prod(static_shape(tensor)) * tvm.DataType(str(tensor.dtype)).bits // 8
+
+
+def call_bytes(binding: relax.VarBinding) -> int:
+    """Of all tensors that a `call_tir` reads or writes."""
+    return sum(tensor_bytes(tensor.ty) for tensor in (*binding.value.args[1].fields, binding.var))
+
+
+def constant_bytes(binding: relax.VarBinding) -> int:
+    """Of the constants that a `call_tir` reads."""
+    fields = binding.value.args[1].fields
+    return sum(tensor_bytes(field.ty) for field in fields if isinstance(field, tvm.ir.expr.GenericConst))
 
 
 def kernels(module: tvm.IRModule) -> dict[str, tirx.PrimFunc]:

@@ -12,7 +12,7 @@ from tvm import relax
 from tvmflow.frontend import PATH_SEPARATOR
 from tvmflow.integer import IntegerLayer, IntegerNetwork
 from tvmflow.integer_frontend import INPUT
-from tvmflow.passes.fuse_operators import kernel_calls, tensor_bytes
+from tvmflow.passes.fuse_operators import call_bytes, constant_bytes, kernel_calls
 from tvmflow.schedules.integer import RULES, Kernel, Task, Tensor
 from tvmflow.schedules.integer._instructions import instructions_of
 from tvmflow.schedules.integer._loops import round_up
@@ -58,7 +58,9 @@ def integer_kernels(program: Program, target: Target) -> Program:
             kernel=call.value.args[0].name_hint,
             modules=tuple(itertools.chain.from_iterable(known[layer.name].modules for layer in layers)),
             macs=sum(known[layer.name].macs for layer in layers),
-            bytes=sum(tensor_bytes(tensor.ty) for tensor in (*call.value.args[1].fields, call.var)),
+            bytes=call_bytes(call),
+            live_macs=sum(layer.live_macs for layer in layers if layer.kind != "pool"),
+            weight_bytes=constant_bytes(call),
             schedule=f"integer {rule}",
         )
         for layers, rule, call in zip(groups, names, kernel_calls(module), strict=True)

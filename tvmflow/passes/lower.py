@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 import tvm
 from tvm import relax
 
+from tvmflow.lifetimes import Tensor, live_bytes
+from tvmflow.passes.fuse_operators import tensor_bytes
 from tvmflow.spec import Program, Target
 
 
 def plan_memory(program: Program, target: Target) -> Program:
-    """Kernels write into storage that a static plan gives them; the plan's bytes go into `Program.memory`."""
+    """Kernels write into storage that a static plan gives them; the plan's bytes go into `Program.memory`.
+
+    Each layer gets what it needs of them: the tensors that are read or written then or later, not the network's inputs.
+    """
     module = tvm.ir.transform.Sequential(
         [
             relax.transform.ToNonDataflow(),
@@ -23,7 +27,9 @@ def plan_memory(program: Program, target: Target) -> Program:
         ]
     )(program.module)
     memory = {"weights_bytes": _weights_bytes(module), "activations_bytes": _activations_bytes(module)}
-    return replace(program, module=module, memory={**program.memory, **memory})
+    live = live_bytes(_lifetimes(module), len(program.layers))
+    layers = tuple(replace(layer, live_bytes=count) for layer, count in zip(program.layers, live, strict=True))
+    return replace(program, module=module, layers=layers, memory={**program.memory, **memory})
 
 
 def lower(program: Program, target: Target) -> Program:
@@ -67,6 +73,41 @@ def _activations_bytes(module: tvm.IRModule) -> int:
         if _name(call) == "relax.memory.alloc_storage":
             total += int(call.args[0].values[0])
         elif _name(call) == "relax.builtin.alloc_tensor":
-            elements = math.prod(int(dim) for dim in call.args[0].values)
-            total += elements * tvm.DataType(str(call.args[1].value)).bits // 8
+            total += tensor_bytes(call.ty_args[0])
     return total
+
+
+def _lifetimes(module: tvm.IRModule) -> list[Tensor]:
+    """The plan's tensors, in steps of kernel calls; a view lives in the tensor that it is of."""
+    step = -1
+    used: dict[relax.Var, list[int]] = {}  # the allocation → steps that read or write it
+    behind: dict[relax.Var, set[relax.Var]] = {}  # a variable → the allocations that it may stand for
+    main = module["main"]
+
+    def allocations(value: relax.Expr) -> set[relax.Var]:
+        found: set[relax.Var] = set()
+        relax.analysis.post_order_visit(
+            value, lambda part: found.update(behind.get(part, ())) if isinstance(part, relax.Var) else None
+        )
+        return found
+
+    for binding in (binding for block in main.body.blocks for binding in block.bindings):
+        value = binding.value
+        if isinstance(value, relax.Call) and _name(value) in (
+            "relax.memory.alloc_tensor",
+            "relax.builtin.alloc_tensor",
+        ):
+            used[binding.var], behind[binding.var] = [], {binding.var}
+        elif isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar):
+            step += 1
+            for allocation in allocations(value):
+                used[allocation].append(step)
+        else:
+            behind[binding.var] = allocations(value)
+    for allocation in allocations(main.body.body):
+        used[allocation].append(step)
+    return [
+        Tensor(name=var.name, bytes=tensor_bytes(var.ty), first=min(steps), last=max(steps))
+        for var, steps in used.items()
+        if steps
+    ]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
-from tvm import relax
+from tvm import relax, tirx
+
+from tvmflow.schedules._convolution import read_convolutions
+from tvmflow.schedules.depthwise_blocked import cuts
 
 
 def multiply_adds(value: relax.Expr) -> int:
@@ -21,6 +24,17 @@ def multiply_adds(value: relax.Expr) -> int:
     if name == "relax.matmul":
         return math.prod(static_shape(value.ty)) * static_shape(value.args[0].ty)[-1]
     return 0
+
+
+def live_macs(func: tirx.PrimFunc, macs: int) -> int:
+    """Multiply-adds of a kernel that read the input and not its border; `macs` where it isn't of convolutions."""
+    found = read_convolutions(func)
+    total = 0
+    for conv in found:
+        taps = [sum(count * len(live) for _, count, live in cuts(conv, axis)) for axis in (0, 1)]
+        every = [conv.out_size[axis] * conv.kernel[axis] for axis in (0, 1)]
+        total += conv.macs * taps[0] * taps[1] // (every[0] * every[1])
+    return total if found else macs
 
 
 def static_shape(tensor: relax.TensorType) -> tuple[int, ...]:

@@ -19,13 +19,13 @@ from tvm import relax, tirx
 from tvm.ir import TensorLoad
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from tvmflow.passes.fuse_operators import kernel_calls, tensor_bytes
+from tvmflow.passes.fuse_operators import call_bytes, constant_bytes, kernel_calls
 from tvmflow.schedules._convolution import loads
 from tvmflow.spec import Program, Target, UserError
 
 WIDE, NARROW = "float32", "float16"
 LARGEST = float(np.finfo(NARROW).max)
-IN_FLOAT32 = ("dense", "lanes", "dlight", "default")
+IN_FLOAT32 = ("dense", "pool_dense", "lanes", "dlight", "default")
 """Schedules of kernels that read and write float16 and compute in float32: sums of any length, exponentials. They are
 bound by memory. Convolutions sum in float16, as the vector instructions do."""
 
@@ -52,7 +52,8 @@ def narrow_floats(program: Program, target: Target) -> Program:
         replace(
             layer,
             kernel=binding.value.args[0].name_hint,
-            bytes=sum(tensor_bytes(tensor.ty) for tensor in (*binding.value.args[1].fields, binding.var)),
+            bytes=call_bytes(binding),
+            weight_bytes=constant_bytes(binding),
         )
         for layer, binding in zip(program.layers, kernel_calls(module), strict=True)
     )

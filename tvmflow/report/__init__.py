@@ -23,7 +23,7 @@ import numpy as np
 from tvmflow import __version__
 from tvmflow.backends import Timing
 from tvmflow.bundle import Bundle
-from tvmflow.estimate import describe, roof_of
+from tvmflow.estimate import bounds, describe, roof_of
 from tvmflow.spec import Measurement, UserError
 from tvmflow.targets import TARGETS
 
@@ -44,6 +44,7 @@ def assemble(
     Without a measurement, `latency` is null and `latency_note` says why.
     """
     manifest, measurement = bundle.manifest, timing.measurement
+    roof = timing.roof or roof_of(bundle.target)
     measured_bytes = {key: value for key, value in (measurement.facts if measurement else {}).items() if "bytes" in key}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -51,21 +52,24 @@ def assemble(
         "target": {
             **{key: manifest["target"][key] for key in ("name", "kind", "description", "cpu", "datasheet")},
             "arithmetic": bundle.target.arithmetic,
-            "roof": describe(roof_of(bundle.target)),
+            "roof": describe(roof),
             **({"gpu": manifest["target"]["gpu"]} if manifest["target"].get("gpu") else {}),
         },
         "verify": dict(verdict),
         "latency": latency(measurement) if measurement else None,
         "latency_note": timing.note,
+        **({"cycles": dict(timing.cycles)} if timing.cycles else {}),
         "layers": [
             {
                 **asdict(layer),
                 "modules": list(layer.modules),
                 "latency": dict(timing.layers[index]) if timing.layers else None,
+                "bound": bound,
                 "details": {**layer.details, **(timing.details[index] if timing.details else {})},
             }
-            for index, layer in enumerate(bundle.layers)
+            for index, (layer, bound) in enumerate(zip(bundle.layers, bounds(bundle.layers, roof), strict=True))
         ],
+        "timeline": timing.timeline,
         "memory": {**manifest["memory"], **measured_bytes},
         "environment": environment(manifest["versions"]),
     }

@@ -36,6 +36,11 @@ def _instructions(layer: Row) -> tuple[str, ...]:
     return f"{count:,}", f"{count / macs:.3f}" if macs else ""
 
 
+def _cycles(layer: Row) -> tuple[str, ...]:
+    cycles = layer["details"]["modelled_cycles"]
+    return f"{cycles:,}", f"{layer['macs'] / cycles:.2f}" if layer["macs"] else ""
+
+
 COLUMNS: tuple[Columns, ...] = (
     Columns(
         key="kernels",
@@ -48,6 +53,7 @@ COLUMNS: tuple[Columns, ...] = (
         cells=lambda layer: (layer["details"]["bound"], f"{layer['details']['times_bound']:.2f}"),
     ),
     Columns(key="instructions", header=("instructions (emulated)", "per multiply-add"), cells=_instructions),
+    Columns(key="modelled_cycles", header=("cycles (modelled)", "multiply-adds in each"), cells=_cycles),
     Columns(key="sqnr_db", header=("SQNR, dB",), cells=lambda layer: (f"{layer['details']['sqnr_db']:.1f}",)),
 )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmflow.report import Report, networks, to_json, views
+from tvmflow.report.answers import answers, repeat
 from tvmflow.report.details import cells_of, header_of
 from tvmflow.report.search import convergence
 
@@ -175,17 +176,23 @@ def render_html(document: Mapping[str, Any]) -> str:
         distribution=views.distribution,
         roofline=views.roofline,
         sustained=views.sustained,
+        memory_over_time=views.memory_over_time,
+        memory_split=views.memory_split,
+        timeline=views.timeline,
+        answers=answers,
+        repeat=repeat,
+        largest=views.largest,
         show=views.show,
         number=views.number,
         processor=views.processor,
     )
     template = environment.get_template(TEMPLATE.name)
-    reports = [{"device": None, **report} for report in document["reports"]]
+    reports = [{"device": None, "timeline": None, **report} for report in document["reports"]]
     return template.render(
         {
             **document,
             "reports": reports,
-            "device_columns": views.DEVICES,
+            "device_columns": views.page_columns(reports),
             "networks": networks.tables(document),
             "network_notes": networks.notes(document),
             "nothing": networks.NOTHING,

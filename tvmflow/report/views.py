@@ -32,27 +32,36 @@ Row = dict[str, Any]
 DEVICES = (
     Column(key="model", heading="Network"),
     Column(key="target", heading="Board"),
-    Column(key="processor", heading="Processor"),
     Column(key="arithmetic", heading="Arithmetic"),
+    Column(key="latency_ms", heading="Latency p50, ms", numeric=True),
+    Column(key="basis", heading="Basis"),
+    Column(key="spread", heading="p90 ÷ p50", numeric=True),
+    Column(key="verified", heading="Verified"),
+    Column(key="processor", heading="Processor"),
     Column(key="parameters", heading="Parameters", numeric=True),
     Column(key="mmacs", heading="M multiply-adds", numeric=True),
     Column(key="module_kib", heading="Module, KiB", numeric=True),
     Column(key="weights_kib", heading="Weights, KiB", numeric=True),
     Column(key="activations_kib", heading="Activations, KiB", numeric=True),
-    Column(key="verified", heading="Verified"),
-    Column(key="latency_ms", heading="Latency p50, ms", numeric=True),
-    Column(key="basis", heading="Basis"),
-    Column(key="spread", heading="p90 ÷ p50", numeric=True),
     Column(key="note", heading="Notes"),
 )
 
 LAYERS = (
     Column(key="place", heading="#", numeric=True),
     Column(key="modules", heading="Modules"),
-    Column(key="schedule", heading="Schedule"),
+)
+WORK = (
     Column(key="mmacs", heading="M multiply-adds", numeric=True),
     Column(key="kib", heading="KiB touched", numeric=True),
 )
+SCHEDULE = Column(key="schedule", heading="Schedule")
+BOUND = (
+    Column(key="by", heading="Bound by"),
+    Column(key="least_us", heading="At least, µs", numeric=True),
+)
+TIMES_BOUND = Column(key="times_bound", heading="× bound", numeric=True)
+LEAST_SHARE = Column(key="least_share", heading="Share of bounds", numeric=True)
+
 TIMES = (
     Column(key="us", heading="µs", numeric=True),
     Column(key="share", heading="Share", numeric=True),
@@ -95,24 +104,35 @@ def devices(reports: Sequence[Report]) -> list[Row]:
     return rows
 
 
+def page_columns(reports: Sequence[Report]) -> list[Column]:
+    """Those of DEVICES that the page's first table has room for: notes are told further down, a single name above."""
+    hidden = {"note"} | ({"model"} if len({report["model"]["name"] for report in reports}) == 1 else set())
+    return [column for column in DEVICES if column.key not in hidden]
+
+
 def layers(report: Report) -> tuple[list[Column], list[Row]]:
     """Columns and rows of a report's layers: their times where there are some, and what its kind of target knows.
 
     Shares are of the layers' times, cumulative ones in the order in which they run; GFLOP/s counts two operations for
-    each multiply-add of the original network.
+    each multiply-add of the original network. What a layer takes at least is by `target.roof`, but for an accelerator
+    that has bounds of its own in its details.
     """
     times = [layer["latency"]["p50"] if layer["latency"] else None for layer in report["layers"]]
     total = sum(time for time in times if time is not None)
+    bounds = [None if "times_bound" in layer["details"] else layer.get("bound") for layer in report["layers"]]
+    least = sum(bound["us"] for bound in bounds if bound)
     rows, cumulative = [], 0.0
-    for place, (layer, time) in enumerate(zip(report["layers"], times, strict=True), 1):
+    for place, (layer, time, bound) in enumerate(zip(report["layers"], times, bounds, strict=True), 1):
         row: Row = {
             "place": place,
-            "modules": ", ".join(layer["modules"]) or layer["kernel"],
+            "modules": name_of(layer),
             "schedule": layer["schedule"],
             "mmacs": layer["macs"] / 1e6,
             "kib": layer["bytes"] / 1024,
             **{f"details.{place}": cell for place, cell in enumerate(cells_of(layer, report["layers"]))},
         }
+        if bound:
+            row |= {"by": bound["by"], "least_us": bound["us"], "least_share": bound["us"] / least}
         if time is not None:
             cumulative += time
             row |= {
@@ -120,15 +140,29 @@ def layers(report: Report) -> tuple[list[Column], list[Row]]:
                 "share": time / total if total else None,
                 "cumulative": cumulative / total if total else None,
                 "gflops": 2e-3 * layer["macs"] / time if time else None,
+                "times_bound": time / bound["us"] if bound else None,
             }
         rows.append(row)
     more = [
         Column(
-            key=key, heading=name.capitalize(), numeric=all(number(row[key]) is not None for row in rows if row[key])
+            key=key,
+            heading=name[0].upper() + name[1:],
+            numeric=all(number(row[key]) is not None for row in rows if row[key]),
         )
         for key, name in ((f"details.{place}", name) for place, name in enumerate(header_of(report["layers"])))
     ]
-    return [*LAYERS, *(TIMES if total else ()), *more], rows
+    bounded = (*BOUND, TIMES_BOUND if total else LEAST_SHARE) if least else ()
+    return [*LAYERS, *(TIMES if total else ()), *bounded, *WORK, *more, SCHEDULE], rows
+
+
+def largest(rows: Sequence[Row], key: str) -> float:
+    """The largest number in a column, or 1 where there is none: what its bars are drawn against."""
+    return max((row[key] for row in rows if row.get(key)), default=1.0)
+
+
+def name_of(layer: Mapping[str, Any]) -> str:
+    """A layer by its modules."""
+    return ", ".join(layer["modules"]) or layer["kernel"]
 
 
 def layer_basis(report: Report) -> str:
@@ -151,7 +185,7 @@ def show(value: Any, key: str = "") -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        if key in ("share", "cumulative"):
+        if key in ("share", "cumulative", "least_share"):
             return f"{value:.1%}"
         digits = 3 if key in ("latency_ms",) else 2 if key in ("mmacs", "spread") or abs(value) < 10 else 1
         return f"{value:,.{0 if key.endswith('kib') else digits}f}"
@@ -179,13 +213,13 @@ def distribution(latency: Mapping[str, Any]) -> list[dict[str, Any]]:
 def roofline(report: Report) -> dict[str, Any] | None:
     """Points and roofs of the layers that have a time and do arithmetic, on logarithmic axes; None if there are none.
 
-    The roofs are `target.roof`, {"gflops", "gbps", "source"}, where it is known.
+    The roofs are `target.roof` where it is known; multiply-adds that only meet padding aren't counted.
     """
     points = []
     for layer in report["layers"]:
-        if layer["latency"] and layer["latency"]["p50"] and layer["macs"] and layer["bytes"]:
-            label = ", ".join(layer["modules"]) or layer["kernel"]
-            points.append((2 * layer["macs"] / layer["bytes"], 2e-3 * layer["macs"] / layer["latency"]["p50"], label))
+        macs = layer["macs"] if layer.get("live_macs") is None else layer["live_macs"]
+        if layer["latency"] and layer["latency"]["p50"] and macs and layer["bytes"]:
+            points.append((2 * macs / layer["bytes"], 2e-3 * macs / layer["latency"]["p50"], name_of(layer)))
     if not points:
         return None
     roof = report["target"].get("roof")
@@ -207,9 +241,79 @@ def roofline(report: Report) -> dict[str, Any] | None:
         "points": [(*place(math.log10(x), math.log10(y)), f"{label}: {y:.3g} GFLOP/s") for x, y, label in points],
         "roof": lines,
         "source": roof["source"] if roof else "",
+        "basis": roof.get("basis", "stated") if roof else "",
         "x_ticks": [(place(tick, low)[0], f"{10.0**tick:g}") for tick in _ticks(left, right)],
         "y_ticks": [(place(left, tick)[1], f"{10.0**tick:g}") for tick in _ticks(low, high)],
     }
+
+
+def memory_over_time(report: Report) -> dict[str, Any] | None:
+    """Bars of the bytes that each layer needs of the planned activations, the plan and the peak; None if unknown."""
+    live = [layer.get("live_bytes") for layer in report["layers"]]
+    if not live or None in live:
+        return None
+    planned, peak = report["memory"]["activations_bytes"], max(live)
+    highest, width = max(planned, peak) or 1, WIDTH / len(live)
+    return {
+        "bars": [
+            {
+                "x": round(width * place, 1),
+                "width": round(0.85 * width, 1),
+                "y": round(HEIGHT * (1 - count / highest), 1),
+                "height": round(HEIGHT * count / highest, 1),
+                "peak": count == peak,
+                "label": f"{place + 1}: {name_of(layer)}: {count / 1024:,.1f} KiB",
+            }
+            for place, (layer, count) in enumerate(zip(report["layers"], live, strict=True))
+        ],
+        "peak_kib": peak / 1024,
+        "peak_place": live.index(peak) + 1,
+        "peak_layer": name_of(report["layers"][live.index(peak)]),
+        "peak_y": round(HEIGHT * (1 - peak / highest), 1),
+        "planned_kib": planned / 1024,
+        "apart": planned > 1.1 * peak,
+        "planned_y": round(HEIGHT * (1 - planned / highest), 1),
+    }
+
+
+PARTS = ("weights", "activations", "code", "stack")
+
+
+def memory_split(memory: Mapping[str, int]) -> list[dict[str, Any]]:
+    """What a network's memory is for, where it is known from the build: name, KiB and share."""
+    known = [(name, memory[f"{name}_bytes"]) for name in PARTS if memory.get(f"{name}_bytes")]
+    total = sum(count for _, count in known)
+    return [{"name": name, "kib": count / 1024, "share": count / total} for name, count in known]
+
+
+def timeline(report: Report) -> dict[str, Any] | None:
+    """An accelerator's queues over time: for each a path of every kind of work, and the layers; None without any.
+
+    A path lies in a plot as wide as there are slices and 1000 high; the kinds of a queue lie on top of each other.
+    """
+    found = report.get("timeline")
+    if not found:
+        return None
+    queues = []
+    for name, kinds in found["queues"].items():
+        floor, paths = [0] * len(next(iter(kinds.values()), ())), []
+        for kind, shares in kinds.items():
+            bars = [
+                f"M{place},{1000 - low - share}h1v{share}h-1z"
+                for place, (low, share) in enumerate(zip(floor, shares, strict=True))
+                if share
+            ]
+            floor = [low + share for low, share in zip(floor, shares, strict=True)]
+            paths.append((kind.replace(" ", "-"), "".join(bars)))
+        busy = sum(floor) / (1000 * len(floor)) if floor else 0.0
+        queues.append({"name": name, "busy": busy, "paths": paths, "slices": len(floor)})
+    ends = [0, *(layer["end"] for layer in found["layers"])]
+    layers = [
+        {"place": place, "name": name_of(layer), "share": max(0, end - before) / found["end"]}
+        for place, (layer, before, end) in enumerate(zip(report["layers"], ends, ends[1:], strict=False), 1)
+    ]
+    kinds_seen = dict.fromkeys(kind for kinds in found["queues"].values() for kind in kinds)
+    return {"queues": queues, "layers": layers, "kinds": [(kind.replace(" ", "-"), kind) for kind in kinds_seen]}
 
 
 def sustained(windows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:

@@ -100,6 +100,15 @@ def settings_for(target: Target, tvm_target: Mapping[str, Any]) -> dict[str, Any
     }
 
 
+def environment_for(target: Target) -> dict[str, str]:
+    """A builder's variables. Where candidates are for a GPU, TVM needs a driver to embed machine code: the stand-in."""
+    if target.gpu is None:
+        return toolchain.python_environment()
+    from tvmflow.cuda import standin
+
+    return standin.environment(target.gpu.architecture)
+
+
 def start_process(kind: str, settings: Mapping[str, Any], environment: dict[str, str], limit_s: float) -> Worker:
     """A process of `tvmflow.tune.worker`."""
     command = [sys.executable, "-m", "tvmflow.tune.worker", kind, json.dumps(settings)]
@@ -111,8 +120,7 @@ class LocalPool:
 
     def __init__(self, target: Target, tvm_target: Mapping[str, Any], count: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        settings = settings_for(target, tvm_target)
-        environment = toolchain.python_environment()
+        settings, environment = settings_for(target, tvm_target), environment_for(target)
         self.processes = [start_process("build", settings, environment, BUILD_LIMIT_S) for _ in range(count or cores)]
 
     def compile(self, jobs: Sequence[Job], check: Callable[[], None]) -> list[Result]:
@@ -266,7 +274,7 @@ def compile_on_worker(target: Target, tvm_target: Mapping[str, Any], module: str
     process = getattr(worker, "tvmflow_builder", None)
     if process is None:
         settings = settings_for(target, tvm_target)
-        process = start_process("build", settings, toolchain.python_environment(), BUILD_LIMIT_S)
+        process = start_process("build", settings, environment_for(target), BUILD_LIMIT_S)
         worker.tvmflow_builder = process
     with tempfile.TemporaryDirectory(prefix="tvmflow-tune-") as folder:
         output = Path(folder, "kernel.so")

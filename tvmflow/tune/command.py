@@ -45,6 +45,7 @@ class Plan:
     listed: Callable[[], Sequence[remote.Where]] | None
     builders: str | None
     transfer: bool
+    calibration: Path | None
     work_dir: Path
     started: float
 
@@ -72,6 +73,7 @@ def prepare(
     transfer: bool,
     boards: Sequence[remote.Where] = (),
     listed: Callable[[], Sequence[remote.Where]] | None = None,
+    calibration: Path | None = None,
 ) -> Plan:
     """Check what can be checked before anything takes time. `listed` says which boards a tracker has at the moment.
 
@@ -83,6 +85,8 @@ def prepare(
     log.info(f"Tuning {model} for {target.name} with the {chosen} runner: {reason}")
     if chosen == "modelled" and builders:
         raise UserError("--builders compiles kernels for CPUs; the modelled runner compiles for the GPU here.")
+    if chosen != "modelled" and calibration:
+        raise UserError(f"--calibration is for the model of a GPU; the {chosen} runner measures.")
     load = os.getloadavg()[0]
     if chosen == "local" and target.gpu is None and load > BUSY * target.cpu.cores:
         log.info(f"This computer is busy (load {load:.1f} on {target.cpu.cores} cores), which spoils what is measured")
@@ -96,6 +100,7 @@ def prepare(
         listed=listed,
         builders=builders,
         transfer=transfer,
+        calibration=calibration,
         work_dir=work_dir or default_work_dir(),
         started=started,
     )

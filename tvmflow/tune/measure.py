@@ -158,7 +158,8 @@ def choose_runner(choice: str, target: Target, boards: Sequence[str] = ()) -> tu
             "where `tvmflow serve` runs."
         )
     raise MissingDependencyError(
-        f"--runner {choice} needs a model of {target.name}'s latency, and tvmflow has one of GPUs only."
+        f"--runner {choice} ranks candidates for GPUs only; for {target.name}, `tvmflow profile --cycles` models the "
+        "cycles of a bundle, where there is a model of its core."
     )
 
 

@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from tvmflow import interrupt, toolchain
 from tvmflow.report.render import text_table
-from tvmflow.spec import Target, VerificationError
+from tvmflow.spec import Target, UserError, VerificationError
 from tvmflow.tune.builders import json_of, side_by_side, start_process
 from tvmflow.tune.processes import Worker, WorkerError
 from tvmflow.tune.session import REASONS, Session, State, failure_text
 from tvmflow.tune.store import Result, Store, latency_ms
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tvmflow.cuda.model import Constants
     from tvmflow.tune.command import Plan
     from tvmflow.tune.space import Candidate
 
@@ -45,9 +48,14 @@ class ModelledMeasurer:
 
     name = "modelled"
 
-    def __init__(self, target: Target, tvm_target: dict[str, Any], *, check: Callable[[], None] = lambda: None) -> None:
-        from tvmflow.cuda.model import Constants
-
+    def __init__(
+        self,
+        target: Target,
+        tvm_target: dict[str, Any],
+        constants: Constants,
+        *,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         assert target.gpu is not None
         self.check = check  # asked several times a second while it waits; what it raises passes
         self._seconds = {"build": 0.0, "run": 0.0}
@@ -56,7 +64,7 @@ class ModelledMeasurer:
             "parent": os.getpid(),
             "target": tvm_target,
             "gpu": asdict(target.gpu),
-            "constants": asdict(Constants()),
+            "constants": asdict(constants),
         }
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         environment = toolchain.python_environment()
@@ -184,18 +192,21 @@ def check(found: Sequence[tuple[Any, Candidate]], target: Target) -> list[str]:
 
 def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
     """Search, and say what came of it. KeyboardInterrupt passes, all results kept."""
+    from tvmflow.cuda.model import Constants, load_constants
     from tvmflow.frontend import import_model
     from tvmflow.tune.apply import modelled
     from tvmflow.tune.tasks import as_plain, extract, identity, select, tvm_target
 
     whose = modelled(identity(plan.target))
+    constants = load_constants(plan.calibration) if plan.calibration else Constants()
     with (
         interrupt.deferred(),
         Store(plan.work_dir / whose.folder, whose, writable=True) as store,
         closing(
-            ModelledMeasurer(plan.target, as_plain(tvm_target(plan.target).export()), check=interrupt.check)
+            ModelledMeasurer(plan.target, as_plain(tvm_target(plan.target).export()), constants, check=interrupt.check)
         ) as measurer,
     ):
+        keep_constants(store.folder / "constants.json", constants)
         tasks = select(extract(import_model(plan.model, plan.shapes), plan.target), names)
         session = ModelledSession(
             tasks,
@@ -209,6 +220,18 @@ def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
         )
         state = session.run()
         return _text(state, store, plan), _summary(state, store)
+
+
+def keep_constants(path: Path, constants: Constants) -> None:
+    """Note with which constants the candidates in a folder were ranked. Raises UserError if it was with others."""
+    from tvmflow.cuda.model import load_constants, save_constants
+
+    if path.exists() and (before := load_constants(path)) != constants:
+        raise UserError(
+            f"The candidates in {path.parent} were ranked with other constants ({before.source}, not "
+            f"{constants.source}), and the two orders can't be mixed: give another --work-dir."
+        )
+    save_constants(constants, path)
 
 
 def _text(state: State, store: Store, plan: Plan) -> str:

@@ -18,6 +18,7 @@ from tvmflow.vta import timing
 from tvmflow.vta.driver import make_runner, vta_driver
 from tvmflow.vta.simulate import Machine
 from tvmflow.vta.stages import compiled_of, configuration
+from tvmflow.vta.timeline import occupancy
 
 if TYPE_CHECKING:
     from tvmflow.tune.store import Best
@@ -175,6 +176,7 @@ def time(
         note="" if whole else "only profiled.",
         layers=rows if layers else (),
         details=[_details(layer, known.details) for layer, known in zip(timed.layers, bundle.layers, strict=True)],
+        timeline=occupancy(timed),
     )
 
 

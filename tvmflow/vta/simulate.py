@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -36,17 +32,9 @@ class _State(ctypes.Structure):
 @functools.cache
 def _library() -> ctypes.CDLL:
     """The compiled core. Raises MissingDependencyError without a compiler, UserError if it fails."""
-    from tvmflow.targets import TARGETS
-    from tvmflow.toolchain import cache_folder, link, select_linker
+    from tvmflow.toolchain import native_library
 
-    key = SOURCE.read_bytes() + " ".join((*OPTIONS, platform.machine(), platform.system())).encode()
-    path = cache_folder() / f"vta-{hashlib.sha256(key).hexdigest()[:16]}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            link(select_linker(TARGETS["host"]), made := Path(scratch, path.name), [SOURCE], OPTIONS)
-            os.replace(made, path)
-    library = ctypes.CDLL(str(path))
+    library = ctypes.CDLL(str(native_library(SOURCE, OPTIONS)))
     library.vta_run.restype = ctypes.c_int64
     library.vta_run.argtypes = (ctypes.POINTER(_State), ctypes.c_void_p, ctypes.c_int64)
     return library

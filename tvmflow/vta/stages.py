@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
+from tvmflow.lifetimes import Tensor, live_bytes
 from tvmflow.spec import Layer, Program, Target, UserError
 from tvmflow.vta import isa
 from tvmflow.vta.bounds import Bounds
@@ -77,7 +78,10 @@ def describe_layers(program: Program, target: Target) -> Program:
     made, compiled = _made(program), compiled_of(program)
     executable = compiled.executable
     assert target.vta is not None
-    layers = tuple(_layer(work, made, target.vta.bus_bytes) for work in made.works)
+    live = live_bytes(_lifetimes(made.works), len(made.works))
+    layers = tuple(
+        _layer(work, made, target.vta.bus_bytes, count) for work, count in zip(made.works, live, strict=True)
+    )
     instructions, uops = (
         isa.INSTRUCTION_BYTES * len(executable.instructions),
         executable.config.uop_bytes * compiled.uops,
@@ -103,7 +107,23 @@ def _made(program: Program) -> Made:
     return program.vta
 
 
-def _layer(work: Work, made: Made, bus_bytes: int) -> Layer:
+def _lifetimes(works: Sequence[Work]) -> list[Tensor]:
+    """The input and each layer's output, in bytes of their tiles; each has a place of its own in memory."""
+    last = {work.source.name: step for step, work in enumerate(works)}
+    first = {work.target.name: step for step, work in enumerate(works)}
+    tensors = {tensor.name: tensor for work in works for tensor in (work.source, work.target)}
+    return [
+        Tensor(
+            name=name,
+            bytes=tensor.tiles * tensor.block,
+            first=first.get(name, 0),
+            last=last.get(name, len(works) - 1),
+        )
+        for name, tensor in tensors.items()
+    ]
+
+
+def _layer(work: Work, made: Made, bus_bytes: int, live: int) -> Layer:
     layer = work.layer
     weights = 0 if work.pool else layer.weight.nbytes + layer.bias.nbytes
     return Layer(
@@ -111,6 +131,9 @@ def _layer(work: Work, made: Made, bus_bytes: int) -> Layer:
         modules=layer.modules,
         macs=0 if work.pool else layer.macs,
         bytes=weights + prod(layer.input_shape) + prod(layer.output_shape),
+        live_macs=0 if work.pool else layer.live_macs,
+        weight_bytes=weights,
+        live_bytes=live,
         schedule=f"tiles({candidate_of(made.schedule[layer.name])})" + ", searched" * (layer.name in made.searched),
         details=Bounds.of(work, bus_bytes).details(),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,37 @@ WIDTH, LEFT, RIGHT, TOP, LANE, GAP = 960, 70, 16, 46, 34, 8
 """Pixels."""
 RESOLUTION = 0.5
 """Pixels below which pieces of one kind that follow each other are drawn as one."""
+
+
+SLICES = 240
+"""Of a program's time in a report."""
+
+
+def occupancy(timing: Timing) -> dict[str, Any]:
+    """What each module did in each of `SLICES` equal parts of the time, as `timeline` in docs/report.schema.json.
+
+    A share is of 1000; what is missing to 1000 the module stood still.
+    """
+    edges = np.linspace(0, timing.cycles, SLICES + 1)
+    lengths = timing.end - timing.begin
+
+    def shares(chosen: np.ndarray) -> list[int]:
+        done = np.clip(edges[:, None] - timing.begin[chosen], 0, lengths[chosen]).sum(axis=1)
+        return np.rint(1000 * np.diff(done) * SLICES / timing.cycles).astype(int).tolist()
+
+    return {
+        "basis": "simulated",
+        "unit": "cycles",
+        "end": timing.cycles,
+        "queues": {
+            module: {
+                KINDS[kind]: shares((timing.module == number) & (timing.kind == kind))
+                for kind in np.unique(timing.kind[timing.module == number])
+            }
+            for number, module in enumerate(MODULES)
+        },
+        "layers": [{"begin": layer.begin, "end": layer.end} for layer in timing.layers],
+    }
 
 
 def picture(timing: Timing, layer: LayerTiming | None = None, title: str = "") -> str:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,13 +22,23 @@ from typing import Any, TypeVar
 
 from tvmflow import toolchain
 from tvmflow.cuda import nvrtc
-from tvmflow.spec import TvmflowError, VerificationError
+from tvmflow.spec import MissingDependencyError, TvmflowError, VerificationError
 
 HERE = Path(__file__).parent
 MAGIC = b"TVMFLOW STANDIN\n"
 FLAGS = ("-shared", "-fPIC", "-std=c++17", "-O1", "-w", "-fno-strict-aliasing", "-fno-exceptions", "-fno-rtti")
 CHECKS = ("-fsanitize=array-bounds,alignment", "-fno-sanitize-recover=all", "-fno-sanitize-trap=all")
 """What kernels.h has its own answers for."""
+SANITIZER = (
+    "-fsanitize=address,bounds,alignment",
+    "-fno-sanitize-recover=all",
+    "-fsanitize-sections=standin_shared",
+    "-g1",
+    "-nostdinc++",
+)
+"""The same in GCC's words, and AddressSanitizer, shared memory included. TVM's text has a `std` of its own."""
+SANITIZER_OPTIONS = "detect_leaks=0:redzone=512:abort_on_error=1"
+"""Python leaks, and device memory has that many bytes around it that nobody may touch, or more."""
 
 CUDART_VERSION = "libcudart.so.13 { global: cuda*; local: *; };\n"
 """TVM's CUDA runtime wants the functions with this version; in the linker's language."""
@@ -52,6 +63,7 @@ def call(
     architecture: str = "sm_87",
     kernels: Path | None = None,
     order: str = "forward",
+    sanitized: bool = False,
     **keywords: Any,
 ) -> Result:
     """`function(*arguments, **keywords)` in a new process in which TVM finds the stand-in as `tvm.cuda(0)`.
@@ -59,15 +71,16 @@ def call(
     The function has to be importable, and what it takes and returns picklable; PyTorch isn't there for it. The device
     says that it is of `architecture`. `kernels` is the host code (`compile_kernels`) of whatever machine code is
     loaded; without it, `use_for_kernels` has to be called before a module is built. `order`, of threads in a block, is
-    "forward", "reverse" or "shuffled": a race shows in some orders only. Raises what the function raises, and
-    VerificationError if its process dies.
+    "forward", "reverse" or "shuffled": a race shows in some orders only. `sanitized` has AddressSanitizer watch every
+    access to device, shared and local memory, at the first stray one of which the process ends; it takes GCC. Raises
+    what the function raises, VerificationError if its process dies, and MissingDependencyError.
     """
     with tempfile.TemporaryDirectory(prefix="tvmflow-standin-") as folder:
         job, answer = Path(folder, "job"), Path(folder, "answer")
         # the path comes first, for the function can't be found without it
         job.write_bytes(pickle.dumps(sys.path) + pickle.dumps((function, arguments, keywords)))
         command = [sys.executable, "-m", "tvmflow.cuda.standin", str(job), str(answer)]
-        variables = environment(architecture, kernels, order)
+        variables = environment(architecture, kernels, order, sanitized=sanitized)
         done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
         if not answer.exists():
             raise VerificationError(f"A process with the stand-in for CUDA {_ending(done)}.")
@@ -77,30 +90,67 @@ def call(
     return value
 
 
-def environment(architecture: str, kernels: Path | None = None, order: str = "forward") -> dict[str, str]:
+def environment(
+    architecture: str, kernels: Path | None = None, order: str = "forward", *, sanitized: bool = False
+) -> dict[str, str]:
     """The variables with which a new process finds the stand-in; for the arguments see `call`."""
+    more = {}
+    if sanitized:
+        preloaded = os.pathsep.join(map(str, sanitizer_libraries()))
+        more = {"LD_PRELOAD": preloaded, "ASAN_OPTIONS": SANITIZER_OPTIONS, "TVMFLOW_STANDIN_SANITIZED": "1"}
     return {
         **toolchain.python_environment(),
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(driver()), os.environ.get("LD_LIBRARY_PATH")])),
         "TVMFLOW_STANDIN_ARCH": architecture.partition("_")[2],
         "TVMFLOW_STANDIN_KERNELS": str(kernels or ""),
         "TVMFLOW_STANDIN_ORDER": order,
+        **more,
     }
 
 
+def sanitizer_libraries() -> tuple[Path, Path]:
+    """What a sanitized process loads before all else: AddressSanitizer, and what it wants to find loaded by then.
+
+    Raises MissingDependencyError.
+    """
+    command = shutil.which("g++")
+    found = []
+    for name in ("libasan.so", "libstdc++.so.6") if command else ():
+        done = subprocess.run([str(command), f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+        found.append(Path(done.stdout.strip()))
+    if len(found) != 2 or not all(path.is_absolute() for path in found):
+        raise MissingDependencyError("AddressSanitizer for the stand-in for CUDA needs GCC: `apt-get install g++`.")
+    return found[0], found[1]
+
+
 def _ending(done: subprocess.CompletedProcess[str]) -> str:
+    if "ERROR: AddressSanitizer: " in done.stderr:
+        return f"was ended by AddressSanitizer: {stray_access(done.stderr)}"
     how = f"died of {signal.Signals(-done.returncode).name}" if done.returncode < 0 else f"ended with {done.returncode}"
     last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-1:]
     return f"{how}: {last[0].rstrip('.')}" if last else how
+
+
+def stray_access(report: str) -> str:
+    """What AddressSanitizer found, where in which kernel, and beside what, of its report."""
+    parts = {
+        r"ERROR: AddressSanitizer: ([\w-]+)": r"\1",
+        r"(?m)^((?:READ|WRITE) of size \d+)": r"\1",
+        r"(?m)^ *#0 \w+ in (\w+).*kernels\.cu:(\d+)": r"\1, line \2",
+        r"(?m)is located (.*?)(?: [\[(]0x.*)?$": r"\1",
+    }
+    found = [(re.search(pattern, report), words) for pattern, words in parts.items()]
+    return ", ".join(match.expand(words) for match, words in found if match)
 
 
 def use_for_kernels() -> None:
     """Let TVM in this process, which `call` made, compile its CUDA C for the stand-in."""
     import tvm_ffi
 
+    sanitized = "TVMFLOW_STANDIN_SANITIZED" in os.environ
     tvm_ffi.register_global_func(
         "tvm_callback_cuda_compile",
-        lambda source: image(compile_kernels(source)),
+        lambda source: image(compile_kernels(source, sanitized=sanitized)),
         override=True,
     )
 
@@ -108,6 +158,20 @@ def use_for_kernels() -> None:
 def image(kernels: Path) -> bytes:
     """What the stand-in takes in place of machine code: the path of host code."""
     return MAGIC + str(kernels).encode() + b"\0"
+
+
+def remember(code: bytes, source: str, folder: Path) -> None:
+    """Let the stand-in run machine code that was made of `source`: where $TVMFLOW_STANDIN_IMAGES is `folder`.
+
+    So a whole way to a GPU can be rehearsed, a search's candidates included, without its knowing of the stand-in.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    name = _digest(code)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        Path(scratch, "host").symlink_to(compile_kernels(source))
+        Path(scratch, "image").write_bytes(code)
+        os.replace(Path(scratch, "host"), folder / f"{name}.so")
+        os.replace(Path(scratch, "image"), folder / f"{name}.image")
 
 
 def driver() -> Path:
@@ -133,16 +197,18 @@ def driver() -> Path:
     return folder
 
 
-def compile_kernels(source: str) -> Path:
-    """CUDA C, as TVM writes it → host code of the same kernels, kept in the cache.
+def compile_kernels(source: str, *, sanitized: bool = False) -> Path:
+    """CUDA C, as TVM writes it → host code of the same kernels, kept in the cache. `sanitized` is as in `call`.
 
     Raises CompileError for what the stand-in can't do: inline PTX above all, and what only newer GPUs have.
     """
+    from tvmflow.targets import TARGETS
+
     text = _host_source(source)
     parts = (HERE / "kernels.h", *sorted((HERE / "include").rglob("*")))
     headers = b"".join(path.read_bytes() for path in parts if path.is_file())
-    compiler = _compiler()
-    options = (*FLAGS, *CHECKS)
+    compiler = toolchain.select_linker(TARGETS["host"], "g++") if sanitized else _compiler()
+    options = (*FLAGS, *(SANITIZER if sanitized else CHECKS))
     key = _digest(text, headers, *HEADERS.values(), compiler.version, *compiler.command, *options)
     path = toolchain.cache_folder() / "cuda-standin" / f"kernels-{key}.so"
     if path.exists():

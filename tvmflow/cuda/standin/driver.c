@@ -2,10 +2,12 @@
  *
  * Device memory is memory of this process, between pages that nobody may touch; kernels are host code that kernels.h
  * makes of CUDA C. An image is either "TVMFLOW STANDIN" and the path of that host code, or anything at all, such as
- * the machine code of a real GPU, if $TVMFLOW_STANDIN_KERNELS names the host code of the same kernels.
+ * the machine code of a real GPU, if $TVMFLOW_STANDIN_KERNELS names the host code of the same kernels, or if it is that
+ * of a file X.image in the folder $TVMFLOW_STANDIN_IMAGES, where X.so is its host code.
  * It is built twice, each library keeping the other's half hidden; CUDART says which.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -18,7 +20,7 @@
 #define MAGIC "TVMFLOW STANDIN\n"
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700,
-       LAUNCH_FAILED = 719, NOT_SUPPORTED = 801, CAPTURE_INVALID = 901 };
+       LAUNCH_FAILED = 719, NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALID = 901 };
 
 typedef int (*launch_function)(const unsigned *grid, const unsigned *block, unsigned shared, void **arguments,
                                char *error, size_t size);
@@ -59,8 +61,10 @@ typedef struct allocation {
 
 /* What both halves share: the one in libcuda.so.1, which exports it. */
 typedef struct {
+  unsigned long launches, kernels; /* what the host has launched, graphs included, and the kernels that ran */
   char message[1024];
   graph *capturing;
+  void *captured_stream;
   allocation *allocations;
 } shared_state;
 
@@ -75,6 +79,7 @@ static const char *error_text(int code, const char *message) {
     case INVALID_IMAGE: case LAUNCH_FAILED: case ILLEGAL_ADDRESS: case INVALID_VALUE: case OUT_OF_MEMORY:
       return message[0] ? message : "stand-in: invalid argument";
     case NOT_FOUND: return "stand-in: the kernels have no function of that name";
+    case CAPTURE_UNSUPPORTED: return "stand-in: this isn't allowed while a stream is being captured";
     case CAPTURE_INVALID: return "stand-in: the stream is not being captured as it should be";
     default: return "stand-in: not supported";
   }
@@ -103,6 +108,7 @@ static int overran(const shared_state *state, char *message, size_t size, const 
 
 static int launch(shared_state *state, const function *kernel, const unsigned *grid, const unsigned *block,
                   unsigned shared, void **arguments) {
+  state->kernels++;
   int code = kernel->launch(grid, block, shared, arguments, state->message, sizeof state->message);
   if (!code && overran(state, state->message, sizeof state->message, kernel->name)) code = ILLEGAL_ADDRESS;
   return code;
@@ -134,8 +140,35 @@ int cuDeviceGetName(char *name, int length, int device) {
   return SUCCESS;
 }
 
+/* Whether a file is how the image begins. */
+static int holds(const char *path, const unsigned char *image) {
+  FILE *file = fopen(path, "rb");
+  int byte = EOF, same = file != NULL;
+  while (same && (byte = fgetc(file)) != EOF) same = byte == *image++;
+  if (file) fclose(file);
+  return same;
+}
+
+/* The host code of an image in $TVMFLOW_STANDIN_IMAGES, written into `path`; NULL if it isn't there. */
+static const char *remembered(const void *image, char *path, size_t size) {
+  const char *folder = getenv("TVMFLOW_STANDIN_IMAGES"), *found = NULL;
+  DIR *files = folder ? opendir(folder) : NULL;
+  for (struct dirent *entry; files && !found && (entry = readdir(files));) {
+    const char *ending = strstr(entry->d_name, ".image");
+    if (!ending) continue;
+    snprintf(path, size, "%s/%s", folder, entry->d_name);
+    if (!holds(path, image)) continue;
+    snprintf(path, size, "%s/%.*s.so", folder, (int)(ending - entry->d_name), entry->d_name);
+    found = path;
+  }
+  if (files) closedir(files);
+  return found;
+}
+
 int cuModuleLoadData(void **module, const void *image) {
-  const char *path = getenv("TVMFLOW_STANDIN_KERNELS");
+  char place[4096];
+  const char *path = remembered(image, place, sizeof place);
+  if (!path) path = getenv("TVMFLOW_STANDIN_KERNELS");
   if (strncmp(image, MAGIC, strlen(MAGIC)) == 0) path = (const char *)image + strlen(MAGIC);
   if (!path || !*path) {
     snprintf(state.message, sizeof state.message,
@@ -196,6 +229,7 @@ int cuLaunchKernelEx(const launch_config *config, function *kernel, void **argum
   if (config->shared > kernel->dynamic_shared_limit)
     return refuse("dynamic shared memory", config->shared, kernel->dynamic_shared_limit);
   if (state.capturing) {
+    if (config->stream != state.captured_stream) return CAPTURE_UNSUPPORTED;
     command made = {.function = kernel, .shared = config->shared};
     memcpy(made.grid, config->grid, sizeof made.grid);
     memcpy(made.block, config->block, sizeof made.block);
@@ -209,6 +243,7 @@ int cuLaunchKernelEx(const launch_config *config, function *kernel, void **argum
     append(state.capturing, &made);
     return SUCCESS;
   }
+  state.launches++;
   return launch(&state, kernel, config->grid, config->block, config->shared, arguments);
 }
 
@@ -278,7 +313,16 @@ static allocation *allocation_of(void *data, size_t page) {
   return (allocation *)(((uintptr_t)data & ~(uintptr_t)(page - 1)) - page);
 }
 
+/* Under AddressSanitizer its own allocator does all this, and it sees single bytes and what has been freed. */
+static int sanitized(void) { return getenv("TVMFLOW_STANDIN_SANITIZED") != NULL; }
+
 int cudaMalloc(void **pointer, size_t bytes) {
+  if (state.capturing) return result(CAPTURE_UNSUPPORTED);
+  if (sanitized()) {
+    if (posix_memalign(pointer, 256, bytes)) return result(OUT_OF_MEMORY);
+    memset(*pointer, POISON, bytes);
+    return SUCCESS;
+  }
   size_t page = sysconf(_SC_PAGESIZE), rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
   if (rounded == 0) rounded = ALIGNMENT;
   size_t usable = (rounded + page - 1) / page * page, mapped = usable + 3 * page;
@@ -302,6 +346,11 @@ int cudaMalloc(void **pointer, size_t bytes) {
 
 int cudaFree(void *pointer) {
   if (!pointer) return SUCCESS;
+  if (state.capturing) return result(CAPTURE_UNSUPPORTED);
+  if (sanitized()) {
+    free(pointer);
+    return SUCCESS;
+  }
   size_t page = sysconf(_SC_PAGESIZE);
   allocation *found = allocation_of(pointer, page);
   *found->before = found->next;
@@ -319,8 +368,9 @@ int cudaMemGetInfo(size_t *available, size_t *total) {
 }
 
 int cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, void *stream) {
-  (void)kind, (void)stream;
+  (void)kind;
   if (state.capturing) {
+    if (stream != state.captured_stream) return result(CAPTURE_UNSUPPORTED);
     command made = {.to = to, .from = from, .bytes = bytes};
     append(state.capturing, &made);
   } else {
@@ -382,15 +432,15 @@ int cudaStreamWaitEvent(void *stream, void *event, unsigned flags) {
 /* ---- graphs: what a stream was told between begin and end of a capture, done again at each launch */
 
 int cudaStreamBeginCapture(void *stream, int mode) {
-  (void)stream, (void)mode;
-  if (state.capturing) return result(CAPTURE_INVALID);
+  (void)mode;
+  if (state.capturing || !stream) return result(CAPTURE_INVALID);
+  state.captured_stream = stream;
   state.capturing = calloc(1, sizeof(graph));
   state.capturing->end = &state.capturing->first;
   return SUCCESS;
 }
 int cudaStreamEndCapture(void *stream, void **made) {
-  (void)stream;
-  if (!state.capturing) return result(CAPTURE_INVALID);
+  if (!state.capturing || stream != state.captured_stream) return result(CAPTURE_INVALID);
   *made = state.capturing;
   state.capturing = NULL;
   return SUCCESS;
@@ -402,6 +452,7 @@ int cudaGraphInstantiate(void **executable, void *made, unsigned long long flags
 }
 int cudaGraphLaunch(void *executable, void *stream) {
   (void)stream;
+  state.launches++;
   for (command *step = ((graph *)executable)->first; step; step = step->next) {
     if (!step->function) {
       memmove(step->to, step->from, step->bytes);

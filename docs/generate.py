@@ -1,0 +1,427 @@
+"""Pages that are made of what the code knows: one for each board, and the command line.
+
+The figures are those of `tvmflow.targets`; what a kind of target can is said once, in KINDS. Nothing here depends on
+the computer that builds the pages.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from tvmflow import cli, emulate, estimate, rules, runtime, spec, targets
+from tvmflow.spec import Target
+from tvmflow.targets import DEFAULT_BOARD, TARGETS
+
+ROOT = Path(__file__).parents[1]
+NETWORK = "dilated-net"
+
+Words = str | Callable[[Target], str]
+"""Of all boards of a kind, or of one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What the commands do for boards of a kind, in words, and how they are called; `pages` are those of docs/."""
+
+    pages: tuple[str, ...]
+    verify: Words
+    time: Words
+    deploy: Words
+    tune: Words
+    commands: tuple[str, ...]
+
+
+def _emulated(target: Target) -> str:
+    emulator = emulate.EMULATORS[target.elf]
+    if emulator.whole:
+        return "`emulated`: the whole network runs under qemu-user, as the board's CPU"
+    return "`emulated kernels`: each kernel runs under qemu-user, as the board's CPU; this computer calls them"
+
+
+def _on_the_board(what: str) -> Words:
+    return lambda target: runtime.why_none(target) or what
+
+
+def _gpu_native(target: Target) -> str:
+    assert target.gpu is not None
+    cpu = "x86-64" if target.elf[1] == "x64" else target.elf[1]
+    return f"with a GPU of {target.gpu.architecture} and its driver in this computer, whose CPU has to be {cpu}"
+
+
+def _gpu_deploy(target: Target) -> str:
+    assert target.gpu is not None
+    note = f" {target.gpu.runtime_note}" if target.gpu.runtime_note else ""
+    return f"`measured`, by `deploy --rpc` where `tvmflow serve --memory-mib 0` runs. Never tried on a GPU.{note}"
+
+
+def _mcu_machine(target: Target) -> str:
+    assert target.mcu is not None
+    return f"`emulated`: under qemu-system-arm, on its machine `{target.mcu.machine}`, which has the same core"
+
+
+KINDS: dict[str, Kind] = {
+    "llvm": Kind(
+        pages=("tutorial.md", "int8.md", "tune.md"),
+        verify="`native`: it runs here",
+        time="`measured`",
+        deploy="`measured`, over SSH, on a computer with the same CPU",
+        tune="timed here (`--runner local`)",
+        commands=(
+            "tvmflow build -o {name}",
+            "tvmflow build --dtype int8 -o {name}-int8",
+            "tvmflow bench {name} --json {name}.json",
+            "tvmflow profile {name}",
+            "tvmflow tune",
+            "tvmflow report {name} {name}-int8 -o .",
+        ),
+    ),
+    "arm_cpu": Kind(
+        pages=("walkthrough.md", "deploy.md", "device.md", "serve.md", "int8.md", "tune.md"),
+        verify=_emulated,
+        time=_on_the_board(
+            "`measured` on a 64-bit ARM computer; elsewhere none, for time under an emulator says nothing. "
+            "`profile --cycles` has modelled cycles, which are no time"
+        ),
+        deploy=_on_the_board("`measured`, over SSH with the bundle's runner, or over RPC where `tvmflow serve` runs"),
+        tune=_on_the_board("timed on boards where `tvmflow serve` runs (`--runner rpc`)"),
+        commands=(
+            "tvmflow build --target arm_cpu --board {name}{runner} -o {name}.tar",
+            "tvmflow build --target arm_cpu --board {name} --dtype int8{runner} -o {name}-int8.tar",
+            "tvmflow verify {name}.tar",
+            "tvmflow deploy {name}.tar --ssh user@board --json {name}.json",
+            "tvmflow tune --target arm_cpu --board {name} --ssh user@board",
+            "tvmflow report {name}.json -o .",
+        ),
+    ),
+    "cuda": Kind(
+        pages=("cuda.md", "cuda-tuning.md", "serve.md"),
+        verify=lambda target: (
+            f"`stand-in`: TVM's CUDA module and every kernel run on this CPU; `native` {_gpu_native(target)}"
+        ),
+        time=lambda target: f"`measured` {_gpu_native(target)}; else none",
+        deploy=_gpu_deploy,
+        tune=(
+            "timed on such a GPU here (`--runner local`) or over RPC (`rpc`); without one, `modelled`: "
+            "a shortlist ranked by a model, never a latency"
+        ),
+        commands=(
+            "tvmflow build --target cuda --board {name} -o {name}",
+            "tvmflow verify {name}",
+            "tvmflow report {name} -o .",
+            "tvmflow deploy {name} --ssh user@board --rpc --json {name}.json",
+            "tvmflow tune --target cuda --board {name} --trials 64",
+        ),
+    ),
+    "vta": Kind(
+        pages=("vta.md", "vta-compiler.md", "int8.md"),
+        verify="`simulated`: every instruction, to the bit",
+        time="`simulated`: cycle by cycle, with a band for what is assumed of the board's memory",
+        deploy=(
+            "`measured`, over SSH as root, with the bundle's driver on the board; needs a bitstream, "
+            "Python and NumPy there. Never tried on a board"
+        ),
+        tune="tilings, timed by the simulator",
+        commands=(
+            "tvmflow tune --target vta --board {name}",
+            "tvmflow build --target vta --board {name} -o {name}",
+            "tvmflow verify {name}",
+            "tvmflow bench {name}",
+            "tvmflow profile {name}",
+            "tvmflow deploy {name} --ssh root@board --json {name}.json",
+        ),
+    ),
+    "cortex_m": Kind(
+        pages=("mcu.md", "int8.md"),
+        verify=_mcu_machine,
+        time="no latency; `profile` counts executed instructions (`emulated`), and with `--cycles` models cycles",
+        deploy="no: the bundle is linked with a program of one's own, and has an example of one",
+        tune="no",
+        commands=(
+            "tvmflow estimate --board {name}",
+            "tvmflow build --target cortex_m --board {name} -o {name}",
+            "tvmflow verify {name}",
+            "tvmflow profile {name}",
+        ),
+    ),
+}
+
+UNITS = {
+    "bytes": "bytes",
+    "mhz": "MHz",
+    "gbps": "10⁹ bytes/s",
+    "flops": "float32 operations",
+    "cycles": "cycles",
+    "band": "cycles",
+}
+"""Of a figure, by a word of its name; what has none is a count or a name."""
+
+BAR = r"\|"
+"""As a cell of a table has it."""
+
+NO_FIGURES = ("unverified", "runtime_note", "also", "cuda_graph")
+"""Fields that say something about figures, about the board, or what a build was asked for."""
+
+ASSUMED = ("latency_cycles", "latency_band")
+
+
+def write(folder: Path) -> None:
+    """Write all pages into `folder`, which is docs/generated."""
+    boards = folder / "boards"
+    boards.mkdir(parents=True, exist_ok=True)
+    (folder / "boards.md").write_text(board_index(), encoding="utf-8")
+    network = _analysed()
+    for target in TARGETS.values():
+        (boards / f"{target.name}.md").write_text(board_page(target, network), encoding="utf-8")
+    (folder / "cli.md").write_text(command_line(), encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------------------ boards
+
+
+def board_index() -> str:
+    """All boards in the order of the registry."""
+    rows = [
+        [
+            f"[{target.name}](boards/{target.name}.md)" + (" *" if _is_default(target) else ""),
+            f"`{target.kind}`",
+            target.gpu.model if target.gpu else "this computer's" if target.name == "host" else target.cpu.model,
+            ", ".join(target.arithmetics),
+            target.description,
+        ]
+        for target in TARGETS.values()
+    ]
+    names = "\n".join(f"boards/{name}" for name in TARGETS)
+    return (
+        "# Boards\n\n"
+        + _table(["board", "target", "processor", "computes in", "description"], rows)
+        + "\n\n\\* the default of its target (`--target` without `--board`). `tvmflow boards --json -` prints every "
+        "figure; a board of your own is a `.toml` file, see [development](../development.md#a-board).\n\n"
+        f"```{{toctree}}\n:hidden:\n\n{names}\n```\n"
+    )
+
+
+def board_page(target: Target, network: estimate.Network) -> str:
+    """What works on a board, how, and what is known of it."""
+    kind = KINDS[target.kind]
+    default = ", of which it is the default board" if _is_default(target) else ""
+    parts = [
+        f"# {target.name}\n\n{_sentence(target.description)} Its target is `{target.kind}`{default}.",
+        f"## What works\n\n{_what_works(target, kind)}",
+        "More: " + ", ".join(f"[{_title(page)}](../../{page})" for page in kind.pages) + ".",
+        f"## Commands\n\n{_commands(target, kind)}",
+        f"## {NETWORK} on it, at best\n\n{_at_best(target, network)}",
+        f"## Figures\n\n{_figures(target)}",
+        f"## What the compiler is told\n\n{_compiler(target)}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _is_default(target: Target) -> bool:
+    return DEFAULT_BOARD[target.kind] == target.name
+
+
+def _what_works(target: Target, kind: Kind) -> str:
+    rows = [
+        ["`build`", f"in {', '.join(target.arithmetics)}" + (" by default" if len(target.arithmetics) == 1 else "")],
+        ["`verify`", _said(kind.verify, target)],
+        ["`bench`, `profile`", _said(kind.time, target)],
+        ["`deploy`", _said(kind.deploy, target)],
+        ["`tune`", _said(kind.tune, target)],
+        ["`estimate`", "`modelled`: a lower bound by the figures below"],
+    ]
+    return _table(["command", "on this board"], rows)
+
+
+def _said(words: Words, target: Target) -> str:
+    return words if isinstance(words, str) else words(target)
+
+
+def _commands(target: Target, kind: Kind) -> str:
+    served = runtime.why_none(target) is None or target.kind != "arm_cpu"
+    lines = [
+        line.format(name=target.name, runner=" --runner c" if served else "")
+        for line in kind.commands
+        if served or line.split()[1] in ("build", "verify")
+    ]
+    return "```sh\n" + "\n".join(lines) + "\n```"
+
+
+def _analysed() -> estimate.Network:
+    from tvmflow.frontend import import_model
+
+    return estimate.analyse(import_model(NETWORK))
+
+
+def _at_best(target: Target, network: estimate.Network) -> str:
+    if target.name == "host":
+        return "`tvmflow estimate --board host` says it on the computer itself."
+    found = estimate.estimate(network, target)
+    rows = [
+        [name, f"{part['needed_bytes']:,} bytes", f"{part['available_bytes']:,} bytes"]
+        for name, part in found["fits"]["parts"].items()
+    ]
+    fits = "it fits" if found["fits"]["fits"] else "it doesn't fit"
+    bound = (
+        f"An inference takes at least {found['latency_ms']:.3f} ms (*modelled*, a lower bound). "
+        if found["latency_ms"] is not None
+        else ""
+    )
+    return (
+        f"By `tvmflow estimate`, in {found['arithmetic']}, {fits}. {bound}[Method](../../method.md#modelled) says what "
+        f"is left out.\n\n{_table(['', 'needed', 'on the board'], rows)}"
+    )
+
+
+def _figures(target: Target) -> str:
+    if target.name == "host":
+        return f"Source: {target.datasheet}. `tvmflow boards --json -` prints them."
+    notes = inspect.getdoc(getattr(targets, target.kind)).partition("\n\n")[2]
+    rows = list(_figure_rows(target))
+    words = [
+        f"Source: {target.datasheet}. What was *not looked up* there is known from elsewhere; "
+        "– is what the board lacks or what isn't known.",
+        notes,
+        _table(["figure", "value", "unit", "source"], rows),
+        "What each figure means: "
+        + ", ".join(f"{{py:class}}`~tvmflow.spec.{type(value).__name__}`" for _, value in _parts(target))
+        + ".",
+    ]
+    return "\n\n".join(filter(None, words))
+
+
+def _parts(target: Target) -> Iterator[tuple[str, Any]]:
+    for name in ("cpu", "gpu", "mcu", "vta"):
+        value = getattr(target, name)
+        if is_dataclass(value):
+            yield name, value
+
+
+def _figure_rows(target: Target) -> Iterator[list[str]]:
+    unknown = _not_looked_up(target)
+    yield _figure_row("memory_bytes", target.memory_bytes, unknown)
+    for part, owner in _parts(target):
+        for field in fields(owner):
+            value = getattr(owner, field.name)
+            if field.name in NO_FIGURES:
+                continue
+            if isinstance(value, Mapping):
+                for key, entry in value.items():
+                    yield _figure_row(f"{part}.{field.name}.{key}", entry, unknown)
+            else:
+                yield _figure_row(f"{part}.{field.name}", value, unknown)
+
+
+def _not_looked_up(target: Target) -> set[str]:
+    """Figures, by their full names, that are not from the data sheet that the board cites."""
+    found = {f"{part}.{name}" for part, owner in _parts(target) for name in getattr(owner, "unverified", ())}
+    if target.mcu:  # its clock is its CPU's, its RAM its memory
+        found |= {f"cpu.{name}" for name in target.mcu.unverified}
+        found |= {"memory_bytes"} if "ram_bytes" in target.mcu.unverified else set()
+    return found
+
+
+def _figure_row(name: str, value: Any, unknown: set[str]) -> list[str]:
+    words = name.rpartition(".")[2].split("_")
+    unit = next((UNITS[word] for word in words if word in UNITS), "")
+    if "per" in words:
+        unit = f"{unit or words[0]} per {words[words.index('per') + 1].replace('sm', 'SM')}"
+    if value in (0, "", ()):
+        return [f"`{name}`", "–", unit, ""]
+    if isinstance(value, tuple):
+        shown = " to ".join(map(str, value))
+    else:
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    source = "not looked up" if name in unknown else "assumed" if words and "_".join(words) in ASSUMED else "cited"
+    return [f"`{name}`", shown, unit, source]
+
+
+def _compiler(target: Target) -> str:
+    if target.name == "host":
+        told = "LLVM's name of the computer's CPU and its features, found when a network is built."
+    else:
+        told = f"`tvm.target.Target` is made of\n\n```json\n{json.dumps(target.tvm, indent=1)}\n```\n\n" + (
+            f"and the linker is given `{target.triple}`."
+        )
+    registry = rules.PACKAGES.get(target.kind, "tvmflow.schedules").removeprefix("tvmflow.").replace(".", "/")
+    if not target.schedules:
+        return told
+    chosen = ", ".join(f"[{name}](../../../{registry}/{name}.py)" for name in target.schedules)
+    return f"{told}\n\nA float kernel gets the first schedule that fits it, of {chosen}."
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+def command_line() -> str:
+    """Every command with its arguments, options and defaults, and the exit codes."""
+    parts = [
+        f"# Commands\n\n{cli.HELP} `tvmflow COMMAND --help` says the same. `python -m tvmflow` is `tvmflow`.",
+        f"## Exit codes\n\n{_exit_codes()}",
+        "An error is one sentence on stderr; `-v`, anywhere on the line, adds the traceback.",
+    ]
+    parts += [_command(name, command) for name, command in commands().items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def commands() -> dict[str, Any]:
+    """Click's commands by their full names, groups left out."""
+    import typer
+
+    return dict(_leaves("", typer.main.get_command(cli._app())))
+
+
+def _leaves(prefix: str, command: Any) -> Iterator[tuple[str, Any]]:
+    for name, found in command.commands.items():
+        if hasattr(found, "commands"):
+            yield from _leaves(f"{prefix}{name} ", found)
+        else:
+            yield f"{prefix}{name}", found
+
+
+def _exit_codes() -> str:
+    errors = {
+        error.exit_code: (error.__name__, inspect.getdoc(error) or "")
+        for error in vars(spec).values()
+        if inspect.isclass(error) and issubclass(error, spec.TvmflowError) and error is not spec.TvmflowError
+    }
+    rows = []
+    for code, meaning in re.findall(r"(\d+) ([^,.]+)", cli.EPILOG):
+        name, text = errors.get(int(code), ("", ""))
+        rows.append([code, meaning, f"{{py:class}}`~tvmflow.spec.{name}`" if name else "", text.partition("\n")[0]])
+    return _table(["code", "", "error", ""], rows)
+
+
+def _command(name: str, command: Any) -> str:
+    context = command.make_context(f"tvmflow {name}", [], resilient_parsing=True)
+    usage = " ".join([context.info_name, *command.collect_usage_pieces(context)])
+    records = [parameter.get_help_record(context) for parameter in command.params]
+    rows = [[f"`{spelled}`", described.replace("*", r"\*")] for spelled, described in filter(None, records)]
+    parts = [
+        f"## {context.info_name}",
+        f"```text\n{usage}\n```",
+        inspect.cleandoc(command.help or ""),
+        _table(["", ""], rows),
+    ]
+    return "\n\n".join(parts).rstrip()
+
+
+# -------------------------------------------------------------------------------------------------------------- text
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |" for cells in lines)
+
+
+def _title(page: str) -> str:
+    return (ROOT / "docs" / page).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."

@@ -1,0 +1,113 @@
+"""Modelled cycles: llvm-mca is asked the right thing, layers get their own instructions, and gaps are named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from benchmarks import cycles as benchmark
+from tvmflow import cycles, emulate
+from tvmflow.bundle import open_bundle
+from tvmflow.report import collect, to_json
+from tvmflow.report.render import render_html, report_text
+from tvmflow.spec import MissingDependencyError, VerificationError
+from tvmflow.survey import survey
+from tvmflow.targets import TARGETS
+
+BOARD = TARGETS["raspberry-pi-4b"]
+AARCH64 = "aarch64-linux-gnu"
+
+
+@pytest.fixture(scope="module")
+def needs_llvm():
+    for command in (cycles.MCA, cycles.OBJDUMP, emulate.AARCH64.commands[-1]):
+        if shutil.which(command) is None:
+            pytest.skip(f"{command} is not installed: {cycles.INSTALL}")
+
+
+@pytest.fixture(scope="module")
+def bundle(needs_llvm, tiny, tmp_path_factory) -> Path:
+    from tvmflow.build import build
+
+    if reason := emulate.available(BOARD):
+        pytest.skip(reason)
+    out = tmp_path_factory.mktemp("cycles") / "tiny"
+    build(tiny, BOARD, out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("triple", "core", "instructions", "cycles_each"),
+    [
+        # Arm's guide to the Cortex-A57: an addition of four float32 takes 5 cycles, and one can begin in each
+        (AARCH64, "cortex-a72", ["fadd v0.4s, v0.4s, v1.4s"], 5),
+        (AARCH64, "cortex-a72", [f"fadd v{n}.4s, v30.4s, v31.4s" for n in range(20)], 1),
+        ("thumbv7em-none-eabihf", "cortex-m7", ["adds r0, r0, r1"], 1),
+    ],
+)
+def test_cycles_of_a_known_sequence(needs_llvm, triple, core, instructions, cycles_each):
+    sequence = (instructions * 1000)[:1000]
+    both = cycles.simulate([sequence, sequence[:500]], cycles.Core(mcpu=core), triple)
+    assert both == pytest.approx([1000 * cycles_each, 500 * cycles_each], rel=0.05)
+
+
+def test_a_report_with_modelled_cycles(bundle):
+    report = survey(bundle, timed=False, cycles=True)
+    schema = json.loads((ROOT / "docs" / "report.schema.json").read_text())
+    jsonschema.validate(json.loads(to_json(report)), schema)
+    assert report["latency"] is None
+    whole, details = report["cycles"], [layer["details"] for layer in report["layers"]]
+    assert (whole["basis"], whole["core"], whole["threads"]) == ("modelled", "cortex-a72", 1)
+    assert whole["instructions"] == sum(row["instructions"] for row in details)
+    assert whole["cycles"] == pytest.approx(sum(row["modelled_cycles"] for row in details), abs=len(details))
+    # three instructions are the most that this core begins in a cycle
+    assert all(row["modelled_cycles"] > row["instructions"] / 3 > 0 for row in details)
+    assert "modelled, and no latency" in report_text(report, layers=False)
+    assert "cycles (modelled)" in report_text(report, layers=True)
+    assert "cycles (modelled)" in render_html(collect([report]))
+
+
+def test_blocks_of_a_call_are_those_until_the_next():
+    trace = cycles.Trace(
+        starts=np.array([100, 200, 300, 50]), sizes=np.array([4, 2, 3, 9]), order=np.array([3, 0, 1, 1, 2, 3, 0, 1])
+    )
+    calls = cycles.split(trace, {100: "first", 300: "second"}, ["first", "second", "first"])
+    assert [call.tolist() for call in calls] == [[0, 1, 1], [2, 3], [0, 1]]
+    with pytest.raises(VerificationError, match="ran 3 kernels where its manifest names 1"):
+        cycles.split(trace, {100: "first", 300: "second"}, ["first"])
+
+
+def test_windows_are_spread_over_a_long_call():
+    assert cycles.windows(np.full(100, 10)) == [slice(0, 100)]
+    found = cycles.windows(np.full(100_000, 10))
+    assert [window.stop - window.start for window in found] == pytest.approx(
+        [cycles.WINDOW / 10] * cycles.WINDOWS, abs=1
+    )
+    assert [window.start for window in found] == pytest.approx([16_462, 49_795, 83_129], abs=2)
+
+
+def test_what_is_missing_is_said(bundle, monkeypatch, tvmflow):
+    which = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name, *rest: None if name == cycles.MCA else which(name, *rest))
+    with open_bundle(bundle) as opened, pytest.raises(MissingDependencyError, match=r"apt-get install .* llvm-22"):
+        cycles.profile(opened)
+    report = survey(bundle, timed=False, must_run=False, cycles=True)
+    assert "cycles" not in report
+    assert cycles.MCA in report["latency_note"]
+
+
+def test_other_kinds_are_refused(tvmflow, host_bundle):
+    tvmflow("profile", host_bundle, "--cycles", "--repeats", "1").failed_with(4, "arm_cpu and cortex_m")
+
+
+def test_the_band_is_the_benchmarks():
+    document = json.loads(benchmark.RESULTS.read_text())
+    assert len(document["kernels"]) >= 30
+    assert benchmark.markdown(document) == benchmark.RESULTS.with_suffix(".md").read_text()
+    assert benchmark.validation(document) == cycles.VALIDATION

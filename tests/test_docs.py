@@ -1,0 +1,81 @@
+"""The documentation: its commands can be given, its figures are the code's, and each board has its page."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+
+import pytest
+from conftest import ROOT
+
+from tvmflow import runtime
+from tvmflow.estimate import Network
+from tvmflow.measure import local, worker
+from tvmflow.report import BINS
+from tvmflow.spec import TvmflowError
+from tvmflow.targets import DEFAULT_BOARD, TARGETS
+from tvmflow.tune.measure import choose_runner
+from tvmflow.verify import TOLERANCE
+
+sys.path.insert(0, str(ROOT / "docs"))
+
+import generate
+
+EMPTY = Network(program=None, works=(), weights=0, activations=0)
+BOARDS = {name: generate.board_page(target, EMPTY) for name, target in TARGETS.items()}
+PAGES = {
+    **{path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))},
+    **BOARDS,
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_its_commands_can_be_given(page):
+    """Lines of code, as the command line would parse them."""
+    commands = generate.commands()
+    for line in re.findall(r"^(?: {4,7}|)((?:tvmflow|python -m tvmflow)[. ].*)", PAGES[page], re.MULTILINE):
+        line = re.sub(r"[\[\]]", "", line)  # around what may be left out
+        words = shlex.split(line.removeprefix("python -m ").replace("tvmflow.", "tvmflow ", 1), comments=True)[1:]
+        name = " ".join(words[:2])
+        name, arguments = (name, words[2:]) if name in commands else (words[0], words[1:])
+        commands[name].make_context(name, arguments)
+
+
+def test_the_commands_page_has_every_option_and_exit_code():
+    page = generate.command_line()
+    for name, command in generate.commands().items():
+        assert f"## tvmflow {name}\n" in page
+        assert all(option in page for parameter in command.params for option in parameter.opts if option[0] == "-")
+    codes = {error.exit_code for error in TvmflowError.__subclasses__()}
+    assert all(f"\n| {code} | " in page for code in codes | {0, 1, 2, 130})
+
+
+def test_every_board_says_where_its_figures_are_from():
+    assert set(generate.KINDS) == set(DEFAULT_BOARD)
+    for name, target in TARGETS.items():
+        assert target.datasheet in BOARDS[name]
+        for part in filter(None, (target.cpu, target.gpu, target.mcu)):
+            for field in getattr(part, "unverified", ()):
+                assert re.search(rf"`\w+\.{field}` \|.*\| not looked up \|", BOARDS[name]), (name, field)
+
+
+def test_what_a_board_is_said_to_do_is_what_it_does():
+    for name, target in TARGETS.items():
+        if target.kind == "arm_cpu":
+            assert ("--runner c" in BOARDS[name]) == (runtime.why_none(target) is None)
+        if target.kind in ("llvm", "arm_cpu"):
+            try:
+                runner, _ = choose_runner("auto", target)
+            except TvmflowError:
+                runner, _ = choose_runner("auto", target, ["a board"])
+            assert (f"--runner {runner}" in BOARDS[name]) == (runtime.why_none(target) is None)
+
+
+def test_the_method_has_the_figures_of_the_code():
+    page = PAGES["method.md"]
+    assert f"at least {worker.WARMUP_RUNS} runs and {worker.WARMUP_SECONDS} s" in page
+    assert f"p90 is more than {local.NOISY_SPREAD} times p50" in page
+    assert f"{BINS} bins" in page
+    for dtype in ("float32", "float16", "float64"):
+        assert f"| {dtype} | {TOLERANCE[dtype]:.0e} |".replace("e-0", "e-") in page
