@@ -30,7 +30,7 @@ demo: .venv/installed
 	mkdir -p $(DEMO)
 	printf '%s\n' $(DEMO_BOARDS) host | xargs -P 2 -I BOARD $(BIN)/tvmflow build --board BOARD -o $(DEMO)/BOARD
 	$(BIN)/tvmflow build --dtype int8 -o $(DEMO)/host-int8
-	$(BIN)/tvmflow report $(DEMO)/host $(DEMO)/host-int8 $(DEMO_BOARDS:%=$(DEMO)/%) -o $(DEMO)
+	$(BIN)/tvmflow report $(DEMO)/host $(DEMO)/host-int8 $(DEMO_BOARDS:%=$(DEMO)/%) --cycles -o $(DEMO)
 
 # Files in parallel, each file's tests in one process, which share what they build.
 test: .venv/installed

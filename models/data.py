@@ -1,6 +1,7 @@
-"""CIFAR-10 from the forms it comes in: an image folder or an archive of one, or the standard `cifar-10-batches-py`.
+"""CIFAR-10 from the forms it comes in, an image folder or an archive of one, or the standard `cifar-10-batches-py`;
+and inputs of other networks, images or arrays.
 
-Images are decoded once and kept as arrays in the user's cache, under the checksum of what they came from.
+CIFAR-10's images are decoded once and kept as arrays in the user's cache, under the checksum of what they came from.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import pickle
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tvmflow.spec import Preprocessing, UserError
 
 COUNTS = {"train": 50_000, "test": 10_000}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+ARRAY_SUFFIXES = (".npy", ".npz")
 MAX_IMAGE_BYTES = 1 << 20
 FORMS = "train/<class>/*.jpg and test/<class>/*.jpg (a folder, .tar, .tar.xz or .tar.gz), or cifar-10-batches-py"
 
@@ -84,6 +86,87 @@ def load_cifar10(path: Path | str, *, counts: dict[str, int] | None = None) -> C
             | {"note": np.array(note)},
         )
     return Cifar10(train=splits["train"], test=splits["test"], sha256=checksum, note=note)
+
+
+def is_cifar10(path: Path) -> bool:
+    """Whether a path is to be read as CIFAR-10, and not as a folder of images or a file of arrays."""
+    if not path.is_dir():
+        return path.suffix not in ARRAY_SUFFIXES
+    marks = (f"train/{CIFAR10_LABELS[0]}", "data_batch_1")
+    return any(next(path.glob(f"{above}{mark}"), None) for mark in marks for above in ("", "*/"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Inputs of a network from files of the user's own, read when they are asked for."""
+
+    count: int
+    note: str
+    sha256: str
+    take: Callable[[np.ndarray], np.ndarray]
+    """Numbers of inputs → float32 N×C×H×W, as the network takes them."""
+
+
+def load_inputs(path: Path, shape: tuple[int, ...], preprocessing: Preprocessing | None) -> Inputs:
+    """A folder of images, of whatever size and in whatever folders, or a .npy or .npz file with an array N×C×H×W.
+
+    `shape` is 1×C×H×W; images are resized to it and preprocessed, arrays are taken as they are. Raises UserError.
+    """
+    if not path.exists():
+        raise UserError(f"There is nothing at {path}; --data takes images, an array, or CIFAR-10: {FORMS}.")
+    if not path.is_dir():
+        array = _load_array(path)
+        if array.shape[1:] != shape[1:] or array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise UserError(
+                f"{path} holds {array.dtype} {'×'.join(map(str, array.shape))}; the network takes finite float32 "
+                f"N×{'×'.join(map(str, shape[1:]))}."
+            )
+        note = f"inputs of {path.name}"
+        return Inputs(
+            count=len(array), note=note, sha256=_checksum(path), take=lambda which: array[which].astype(np.float32)
+        )
+    files = [file for file in _files(path) if file.suffix.lower() in IMAGE_SUFFIXES]
+    if not files:
+        raise UserError(f"{path} has no images ({', '.join(IMAGE_SUFFIXES)}).")
+    if preprocessing is None:
+        raise UserError(
+            "The network doesn't say how it sees images: give --mean and --std, or arrays in a .npz file as --data."
+        )
+    if len(preprocessing.mean) != shape[1] or shape[1] not in (1, 3):
+        raise UserError(f"The network takes {shape[1]} channels, for which {path} and its preprocessing don't fit.")
+    seen = preprocessing
+
+    def take(which: np.ndarray) -> np.ndarray:
+        return seen.apply(np.stack([read_image(files[number], shape) for number in which]))
+
+    return Inputs(count=len(files), note=f"images of {path.name}", sha256=_checksum(path), take=take)
+
+
+def read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """uint8 H×W×C of an image, resized to `shape`, 1×C×H×W; grey for one channel, else RGB. Raises UserError."""
+    from PIL import Image
+
+    _, channels, height, width = shape
+    try:
+        with Image.open(path) as image:
+            pixels = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
+            return np.asarray(pixels).reshape(height, width, channels)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is no image that can be read: {error}.") from error
+
+
+def _load_array(path: Path) -> np.ndarray:
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            names = loaded.files
+            if len(names) != 1:
+                raise UserError(f"{path} has {len(names)} arrays ({', '.join(names)}); one is needed, N×C×H×W.")
+            return loaded[names[0]]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} can't be read as a .npy or .npz file: {error}.") from error
 
 
 def _read(path: Path) -> tuple[dict[str, Split], str]:

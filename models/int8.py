@@ -1,38 +1,35 @@
-"""int8 forms of a trained network: made on images of CIFAR-10, judged, and written with their facts and model card."""
+"""int8 forms of a trained network: made on images, judged, and written with their facts and model card."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from tvmflow import integer
 from tvmflow.chain import FloatLayer, float_chain, run_float
-from tvmflow.frontend import call_factory
 from tvmflow.integer import BATCH, IntegerNetwork, Scheme
-from tvmflow.models import CIFAR10_PREPROCESSING, MODELS, Model, quantized_name
-from tvmflow.models.data import Cifar10
-from tvmflow.models.train import predict, write_text
+from tvmflow.models import CIFAR10_PREPROCESSING, quantized_name
+from tvmflow.models.data import Cifar10, Inputs, Split
+from tvmflow.models.train import write_text
 from tvmflow.qat import TuneConfig, tune
 from tvmflow.quantize import Method, Quantised, quantize
-from tvmflow.spec import Preprocessing, UserError
+from tvmflow.spec import Preprocessing, Program, UserError
 
 CHECKED = 512
-"""Training images, other than those for calibration, on which float and integer layers are compared."""
+"""Inputs, other than those for calibration, on which float and integer layers are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
-    """How near the integer network is to the float one, on training images that calibrated nothing.
+    """How near the integer network is to the float one, on inputs that calibrated nothing.
 
     `sqnr_db` is each layer's signal to quantisation noise in dB, with the noise of all layers before it; `agreement`
     the share of images with the same answer; `divergence` the mean Kullback-Leibler divergence of the probabilities.
@@ -44,56 +41,66 @@ class Fidelity:
     divergence: float
 
 
-def trained(model: str) -> Model:
-    """The network of the registry, or of a factory for images like CIFAR-10's. Raises UserError."""
-    if model in MODELS:
-        return MODELS[model]
-    if not re.fullmatch(r"[\w.]+:\w+", model):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Examples:
+    """What a network is quantised on: float32 N×C×H×W that calibrate, and others to check on.
+
+    `facts` say where they are from; `training` are the images that fine-tuning may use, of CIFAR-10 only.
+    """
+
+    calibration: np.ndarray
+    others: np.ndarray
+    facts: Mapping[str, Any]
+    training: Split | None = None
+
+
+def of_cifar10(data: Cifar10, preprocessing: Preprocessing, method: Method) -> Examples:
+    """Training images of CIFAR-10. Raises UserError."""
+    first, rest = _drawn(len(data.train.labels), method)
+    calibration, others = (preprocessing.apply(data.train.images[which]) for which in (first, rest))
+    facts = {"data": data.note, "data_sha256": data.sha256}
+    return Examples(calibration=calibration, others=others, facts=facts, training=data.train)
+
+
+def of_inputs(data: Inputs, method: Method) -> Examples:
+    """Images or arrays of the user's own. Raises UserError."""
+    first, rest = _drawn(data.count, method)
+    facts = {"inputs": data.note, "data_sha256": data.sha256}
+    return Examples(calibration=data.take(first), others=data.take(rest), facts=facts)
+
+
+def _drawn(count: int, method: Method) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the inputs that calibrate, and of those to check on."""
+    order = np.random.default_rng(method.seed).permutation(count)
+    if count <= method.count:
         raise UserError(
-            f"--model {model!r} can't be quantised: it is neither a known network ({', '.join(MODELS)}) "
-            "nor package.module:factory."
+            f"{method.count} inputs for calibration leave none to check on: {count} are there. Give a smaller --count."
         )
-    return _Factory(
-        name=model.partition(":")[2],
-        description="",
-        factory=model,
-        input_shape=(1, 3, 32, 32),
-        labels=(),
-        preprocessing=CIFAR10_PREPROCESSING,
-    )
-
-
-class _Factory(Model):
-    def __call__(self) -> nn.Module:
-        network = call_factory(self.factory)
-        try:
-            with torch.no_grad():
-                network(torch.zeros(self.input_shape))
-        except Exception as error:  # the user's code may raise anything
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"{self.factory} can't run on an image of CIFAR-10, 1×3×32×32: {reason}.") from error
-        return network
+    return order[: method.count], order[method.count :][-CHECKED:]
 
 
 def make(
-    model: Model, data: Cifar10, scheme: Scheme, method: Method, tuning: TuneConfig | None, work_dir: Path
+    program: Program,
+    examples: Examples,
+    scheme: Scheme,
+    method: Method,
+    preprocessing: Preprocessing | None = None,
+    tuning: TuneConfig | None = None,
+    work_dir: Path = Path("qat"),
 ) -> IntegerNetwork:
-    """Quantise `model` and, with `tuning`, fine-tune it; `facts` say how, and how near it came. Raises UserError."""
-    chain = float_chain(model(), model.name, model.input_shape)
-    order = np.random.default_rng(method.seed).permutation(len(data.train.labels))
-    if len(order) <= method.count:
-        raise UserError(f"{method.count} images for calibration leave none to check on; {len(order)} are there.")
-    images = model.preprocessing.apply(data.train.images[order[: method.count]])
-    quantised = quantize(chain, images, scheme, method)
+    """Quantise a network and, with `tuning`, fine-tune it; `facts` say how, and how near it came. Raises UserError."""
+    chain = float_chain(program)
+    quantised = quantize(chain, examples.calibration, scheme, method)
     facts: dict[str, Any] = {
-        "data": data.note,
-        "data_sha256": data.sha256,
+        **examples.facts,
         "method": dataclasses.asdict(method),
         "torch": torch.__version__,
     }
     layers = quantised.layers
     if tuning is not None:
-        tuned = tune(chain, quantised, data.train, tuning, work_dir)
+        if examples.training is None or preprocessing != CIFAR10_PREPROCESSING:
+            raise UserError("--qat fine-tunes on CIFAR-10's training images as the registry's networks see them alone.")
+        tuned = tune(chain, quantised, examples.training, tuning, work_dir)
         layers = tuned.layers
         facts["fine_tuning"] = {
             **dataclasses.asdict(tuning),
@@ -102,31 +109,26 @@ def make(
             "minutes": round(tuned.seconds / 60, 1),
         }
     network = IntegerNetwork(
-        name=model.name,
+        name=program.name,
         scheme=scheme,
-        input_shape=model.input_shape,
+        input_shape=program.inputs[0].shape,
         input_scale=quantised.input_scale,
         layers=layers,
-        preprocessing=model.preprocessing,
-        labels=model.labels,
+        preprocessing=preprocessing,
+        labels=program.labels,
     )
-    rest = order[method.count :][-CHECKED:]
-    found = fidelity(chain, quantised, network, model.preprocessing, data.train.images[rest])
+    found = fidelity(chain, quantised, network, examples.others)
     return replace(network, facts={**facts, **dataclasses.asdict(found)})
 
 
 def fidelity(
-    chain: Sequence[FloatLayer],
-    quantised: Quantised,
-    network: IntegerNetwork,
-    preprocessing: Preprocessing,
-    images: np.ndarray,
+    chain: Sequence[FloatLayer], quantised: Quantised, network: IntegerNetwork, inputs: np.ndarray
 ) -> Fidelity:
-    """Compare layer by layer on uint8 images N×H×W×C, in the units of the float network."""
+    """Compare layer by layer on inputs, float32 N×C×H×W, in the units of the float network."""
     signal, noise = np.zeros(len(chain)), np.zeros(len(chain))
     agreeing = divergence = 0.0
-    for start in range(0, len(images), BATCH):
-        real = preprocessing.apply(images[start : start + BATCH])
+    for start in range(0, len(inputs), BATCH):
+        real = inputs[start : start + BATCH]
         logits, kept = network.run(network.quantize_input(real), keep=True)
         wanted: Any = None
         for index, (_, after) in enumerate(run_float(tuple(chain), torch.from_numpy(real))):
@@ -140,10 +142,10 @@ def fidelity(
         divergence += float((np.exp(log_p) * (log_p - log_q)).sum())
     ratios = 10 * np.log10(signal / np.maximum(noise, 1e-30))
     return Fidelity(
-        images=len(images),
+        images=len(inputs),
         sqnr_db={layer.name: round(float(ratio), 1) for layer, ratio in zip(network.layers, ratios, strict=True)},
-        agreement=agreeing / len(images),
-        divergence=round(divergence / len(images), 6),
+        agreement=agreeing / len(inputs),
+        divergence=round(divergence / len(inputs), 6),
     )
 
 
@@ -159,11 +161,16 @@ def logits_of(network: IntegerNetwork, images: np.ndarray) -> np.ndarray:
     return np.concatenate([network.run(network.quantize_input(network.preprocessing.apply(part))) for part in parts])
 
 
-def judge(network: IntegerNetwork, model: Model, data: Cifar10) -> IntegerNetwork:
+def judge(network: IntegerNetwork, program: Program, data: Cifar10) -> IntegerNetwork:
     """Add to the facts what share of the test images it gets right, and the float network as well."""
-    right = (logits_of(network, data.test.images).argmax(1) == data.test.labels).mean()
-    before = (predict(model(), data.test.images).argmax(1) == data.test.labels).mean()
-    facts = {"accuracy": float(right), "float_accuracy": float(before), "test_images": len(data.test.labels)}
+    assert network.preprocessing is not None
+    chain, right = float_chain(program), 0
+    for part in np.array_split(np.arange(len(data.test.labels)), -(-len(data.test.labels) // 500)):
+        *_, (_, logits) = run_float(chain, torch.from_numpy(network.preprocessing.apply(data.test.images[part])))
+        right += int((logits.flatten(1).argmax(1).numpy() == data.test.labels[part]).sum())
+    found = (logits_of(network, data.test.images).argmax(1) == data.test.labels).mean()
+    count = len(data.test.labels)
+    facts = {"accuracy": float(found), "float_accuracy": right / count, "test_images": count}
     return replace(network, facts={**network.facts, **facts})
 
 
@@ -194,8 +201,12 @@ def model_card(name: str, network: IntegerNetwork, facts: dict[str, Any]) -> str
             f"Accuracy on the {facts['test_images']:,} test images of CIFAR-10: **{facts['accuracy']:.2%}**, float32 "
             f"{facts['float_accuracy']:.2%} ({facts['data']})."
         )
-    else:
+    elif "data" in facts:
         headline = f"Its accuracy on CIFAR-10's test images wasn't measured ({facts['data']})."
+    else:
+        headline = "Its accuracy wasn't measured."
+    inputs = facts.get("inputs", "training images")
+    archive = "Training data | SHA-256 of the archive" if "data" in facts else "Inputs | SHA-256"
     made = "Post-training quantisation alone."
     if tuning:
         losses = " → ".join(f"{loss:.5f}" for loss in (tuning["losses"][0], tuning["losses"][-1]))
@@ -221,16 +232,16 @@ def model_card(name: str, network: IntegerNetwork, facts: dict[str, Any]) -> str
 | Input | int8, real = q · {network.input_scale:.6g} after the float network's preprocessing |
 | Output | int8 logits, real = q · {network.output_scale:.6g} |
 | Made with | `{facts["command"]}` |
-| Calibration | {method["count"]} training images, drawn with seed {method["seed"]} |
+| Calibration | {method["count"]} {inputs}, drawn with seed {method["seed"]} |
 | PyTorch | {facts["torch"]} |
-| Training data | SHA-256 of the archive `{facts["data_sha256"]}` |
+| {archive} `{facts["data_sha256"]}` |
 
 {made}
 
 [docs/int8.md](../../docs/int8.md) has the method and the arithmetic, which is exact: all devices give the same logits,
 bit for bit.
 
-On {facts["images"]} training images that calibrated nothing it chooses the float network's class for
+On {facts["images"]} {inputs} that calibrated nothing it chooses the float network's class for
 {facts["agreement"]:.2%}, and the mean divergence of its probabilities is {facts["divergence"]:.5f}. Signal to
 quantisation noise of each layer's output there, with the noise of all layers before it:
 

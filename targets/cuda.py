@@ -90,7 +90,7 @@ def _board(name: str, description: str, architecture: str, *, cpu: Cpu, host: di
         gpu=gpu,
         schedules=tuple(RULES),
         # of float16, Pascal's cards do a sixty-fourth of what they do of float32
-        arithmetics=("float32",) if architecture == "sm_61" else ("float32", "float16"),
+        arithmetics=("float32", "int8") if architecture == "sm_61" else ("float32", "float16", "int8"),
         **target,
     )
 

@@ -181,14 +181,7 @@ def test_report_has_instructions_and_no_latency(bundle):
     assert M7.name in render_html(document)
 
 
-@pytest.mark.parametrize(
-    ("memory", "words"),
-    [
-        ({"flash_bytes": 20_000}, r"fit the flash of mps2-an500: it needs 5 KiB for weights and about 32 KiB for code"),
-        ({"ram_bytes": 4_000}, r"fit the RAM of mps2-an500: it needs \d KiB for the arena of activations and 2 KiB"),
-    ],
-)
-def test_modelled_cycles_are_of_the_counted_instructions(bundle, monkeypatch):
+def test_modelled_cycles_are_of_the_counted_instructions(bundle):
     """Two plugins, one that counts by function and one that keeps every block, agree on each layer."""
     with open_bundle(bundle) as opened:
         counted = [layer.details["instructions"] for layer in opened.layers]
@@ -198,6 +191,13 @@ def test_modelled_cycles_are_of_the_counted_instructions(bundle, monkeypatch):
     assert found.facts["core"] == "cortex-m7"
 
 
+@pytest.mark.parametrize(
+    ("memory", "words"),
+    [
+        ({"flash_bytes": 20_000}, r"fit the flash of mps2-an500: it needs 5 KiB for weights and about 32 KiB for code"),
+        ({"ram_bytes": 4_000}, r"fit the RAM of mps2-an500: it needs \d KiB for the arena of activations and 2 KiB"),
+    ],
+)
 def test_too_big_is_said_before_compiling(tmp_path, monkeypatch, memory, words):
     monkeypatch.setattr("tvmflow.cortex_m.compile.compile_object", None)
     board = replace(M7, mcu=replace(M7.mcu, **memory))

@@ -70,7 +70,7 @@ def test_a_report_with_modelled_cycles(bundle):
     assert all(row["modelled_cycles"] > row["instructions"] / 3 > 0 for row in details)
     assert "modelled, and no latency" in report_text(report, layers=False)
     assert "cycles (modelled)" in report_text(report, layers=True)
-    assert "cycles (modelled)" in render_html(collect([report]))
+    assert "Cycles (modelled)" in render_html(collect([report]))
 
 
 def test_blocks_of_a_call_are_those_until_the_next():

@@ -20,14 +20,16 @@ import psutil
 import pytest
 from boards import Board
 from conftest import ROOT
+from integer_networks import random_network
 
 from tvmflow.build import build
 from tvmflow.bundle import open_bundle
 from tvmflow.deploy import changes, connect, deploy, doubts, upload, window_seconds
+from tvmflow.integer_frontend import integer_program
 from tvmflow.report import to_json
 from tvmflow.report.render import report_text
 from tvmflow.spec import DeviceError, UserError, VerificationError
-from tvmflow.targets import TARGETS
+from tvmflow.targets import TARGETS, compute_in
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,16 @@ def test_a_bundle_is_carried_verified_measured_and_reported(board, bundle):
     assert report["device"]["basis"] == "measured"
     jsonschema.validate(json.loads(to_json(report)), json.loads((ROOT / "docs" / "report.schema.json").read_text()))
     assert (board.home / report["device"]["folder"] / "manifest.json").is_file()
+
+
+def test_int8_is_exact_on_the_board(board, tmp_path):
+    network = random_network(np.random.default_rng(2), "per-channel", input_shape=(1, 3, 13, 11))
+    build(integer_program(network), compute_in(TARGETS["host"], "int8"), tmp_path / "int8.tar", runner=True)
+    report = board.deploy(tmp_path / "int8.tar", threads=1)
+    assert report["verify"]["passed"] is True
+    assert (report["verify"]["method"], report["verify"]["max_abs_error"]) == ("device", 0)
+    assert report["target"]["arithmetic"] == "int8"
+    assert report["latency"]["basis"] == "measured"
 
 
 def test_what_is_there_is_not_sent_again(board, bundle):

@@ -10,10 +10,10 @@ import pytest
 from conftest import ROOT
 
 from tvmflow import runtime
-from tvmflow.estimate import Network
+from tvmflow.estimate import Network, Tile, Work
 from tvmflow.measure import local, worker
 from tvmflow.report import BINS
-from tvmflow.spec import TvmflowError
+from tvmflow.spec import Layer, TvmflowError
 from tvmflow.targets import DEFAULT_BOARD, TARGETS
 from tvmflow.tune.measure import choose_runner
 from tvmflow.verify import TOLERANCE
@@ -22,8 +22,11 @@ sys.path.insert(0, str(ROOT / "docs"))
 
 import generate
 
-EMPTY = Network(program=None, works=(), weights=0, activations=0)
-BOARDS = {name: generate.board_page(target, EMPTY) for name, target in TARGETS.items()}
+LAYER = Layer(kernel="k", modules=("m",), macs=8, live_macs=8, bytes=8)
+NETWORK = Network(
+    program=None, works=(Work(layer=LAYER, tile=Tile(), weights=1, inputs=1, output=1),), weights=1, activations=1
+)
+BOARDS = {name: generate.board_page(target, NETWORK) for name, target in TARGETS.items()}
 PAGES = {
     **{path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))},
     **BOARDS,

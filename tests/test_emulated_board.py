@@ -10,15 +10,18 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from boards import EmulatedBoard, free_port, wait_for
+from integer_networks import random_network
 
 from tvmflow import rpc
 from tvmflow.build import build
+from tvmflow.integer_frontend import integer_program
 from tvmflow.serve import read_token
 from tvmflow.spec import DeviceError, UserError
-from tvmflow.targets import TARGETS
+from tvmflow.targets import TARGETS, compute_in
 
 pytestmark = [pytest.mark.emulated, pytest.mark.slow]
 
@@ -58,6 +61,15 @@ def test_deployed_and_verified_there(served, bundle):
     assert report["device"]["before"]["bits"] == "64"
     wait_for(lambda: health(served.port)["served"] == 1)
     wait_for(lambda: len(list((served.board.home.parent / "tmp").glob("tvmflow-serve-*/*"))) == 1)  # the spare's
+
+
+def test_int8_is_exact_there(served, tmp_path):
+    network = random_network(np.random.default_rng(2), "per-channel", input_shape=(1, 3, 13, 11))
+    build(integer_program(network), compute_in(TARGETS["raspberry-pi-4b"], "int8"), tmp_path / "int8", verify=False)
+    report = deploy(served, tmp_path / "int8")
+    assert report["verify"]["passed"] is True
+    assert report["verify"]["max_abs_error"] == 0
+    assert report["target"]["arithmetic"] == "int8"
 
 
 def test_code_of_this_computer_is_not_run_there(served, host_bundle):

@@ -575,3 +575,13 @@ def test_tune_build_and_show(tvmflow, tmp_path):
     assert shown.json[0]["trials"] == 14
     assert len(shown.json[0]["tasks"]) == len(done.json["tasks"])
     tvmflow("db", "show", tmp_path / "nothing").failed_with(4, "no records")
+
+
+def test_no_search_of_int8_kernels_but_for_vta():
+    from tvmflow.cli.tuning import tune as command
+
+    for target, dtype in (("llvm", "int8"), ("cuda", "int8"), ("cortex_m", None)):
+        with pytest.raises(UserError, match="no search of int8 kernels"):
+            command(target, dtype=dtype)
+    with pytest.raises(UserError, match="has no float32 arithmetic"):
+        command("vta", dtype="float32")

@@ -1,23 +1,27 @@
-"""A trained PyTorch network as a chain of convolutions, pools and dense layers: what can be quantised.
+"""An imported network as a chain of convolutions, pools and dense layers: what can be quantised.
 
 Batch normalisation is folded into the weights before it, in float64; a linear layer that reads flattened maps becomes
-the convolution over the whole map that it is. Networks with branches or other operators are refused.
+the convolution over the whole map that it is, and an average over windows the depthwise convolution that it is.
+Networks with branches or other operators are refused.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import fx, nn
 from torch.nn import functional
 
+from tvmflow.frontend import module_path
 from tvmflow.models.depthwise import depthwise
-from tvmflow.spec import UnsupportedOperatorError, UserError
+from tvmflow.spec import Program, UnsupportedOperatorError, UserError
+
+if TYPE_CHECKING:
+    from tvm import relax
 
 Pair = tuple[int, int]
 
@@ -61,54 +65,60 @@ def convolve(layer: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
     return functional.conv2d(x, weight, bias, stride, padding, dilation, layer.groups)
 
 
-def float_chain(network: nn.Module, name: str, input_shape: tuple[int, ...]) -> tuple[FloatLayer, ...]:
-    """The layers of `network`, in eval mode, in execution order. Raises UnsupportedOperatorError, UserError."""
-    if len(input_shape) != 4:
-        raise UserError(f"{name} has an input of {len(input_shape)} dimensions; only 1×C×H×W can be quantised.")
-    try:
-        graph = fx.symbolic_trace(network.eval()).graph
-    except Exception as error:  # control flow and whatever else the network's code does while it is traced
-        raise UserError(f"{name} can't be quantised, for it can't be traced: {str(error).splitlines()[0]}.") from error
-    made = _Chain((1, *input_shape[1:]))
+def float_chain(program: Program) -> tuple[FloatLayer, ...]:
+    """The layers of an imported network in execution order. Raises UnsupportedOperatorError, UserError."""
+    from tvm import relax
+
+    from tvmflow.passes.fuse_operators import OWN_NAMES
+
+    if len(program.inputs) != 1 or len(program.outputs) != 1:
+        raise UserError(f"{program.name} can't be quantised: it has more than one input or output.")
+    shape = program.inputs[0].shape
+    if len(shape) != 4 or shape[0] != 1 or program.inputs[0].dtype != "float32":
+        shown = "×".join(map(str, shape))
+        raise UserError(
+            f"{program.name} takes {program.inputs[0].dtype} {shown}; only float32 1×C×H×W can be quantised."
+        )
+    main = relax.transform.FoldConstant()(program.module)["main"]
+    bindings = [binding for block in main.body.blocks for binding in block.bindings]
+    uses = Counter(var for binding in bindings for var in _read(binding.value))
+    made = _Chain(shape)
     missing: dict[str, list[str]] = defaultdict(list)
-    before: fx.Node | None = None
-    for node in graph.nodes:
-        if node.op == "output":
+    before = main.params[0]
+    for binding in bindings:
+        value = binding.value
+        if not isinstance(value, relax.Call):  # another name, or the result out of a normalisation's three
+            before = binding.var
             continue
-        if node.op == "placeholder" and before is None:
-            before = node
-            continue
-        operator, path, options = _operator(node, network)
-        is_next = before is not None and node.all_input_nodes == [before] and len(before.users) == 1
-        if not is_next or not made.take(operator, path, options):
-            missing[operator if is_next else f"{operator} of branches"].append(path)
-        before = node
+        operator = value.op.name.removeprefix("relax.")
+        path = "" if OWN_NAMES.fullmatch(binding.var.name) else module_path(binding.var.name)
+        follows = _read(value) == [before] and uses[before] == 1
+        if not follows or not made.take(operator, path, value):
+            missing[operator if follows else f"{operator} of branches"].append(path or binding.var.name)
+            made.skip(value)
+        before = binding.var
     if missing:
-        shown = ", ".join(f"{operator} ({', '.join(paths[:3])})" for operator, paths in missing.items())
+        shown = ", ".join(f"{operator} ({', '.join(dict.fromkeys(paths[:3]))})" for operator, paths in missing.items())
         raise UnsupportedOperatorError(
-            f"{name} can't be quantised: int8 serves chains of convolution, batch normalisation, ReLU, global average "
+            f"{program.name} can't be quantised: int8 serves chains of convolution, batch normalisation, ReLU, average "
             f"pooling and linear layers, and it has {shown}.",
             {operator: tuple(paths) for operator, paths in missing.items()},
         )
     if not made.layers:
-        raise UserError(f"{name} has no layers to quantise.")
+        raise UserError(f"{program.name} has no layers to quantise.")
     return tuple(made.layers)
 
 
-FUNCTIONS = {torch.relu: "ReLU", functional.relu: "ReLU", torch.flatten: "Flatten"}
-METHODS = {"relu": "ReLU", "flatten": "Flatten"}
+def _read(value: Any) -> list[Any]:
+    """The variables that an expression reads, each as often as it does."""
+    from tvm import relax
 
-
-def _operator(node: fx.Node, network: nn.Module) -> tuple[str, str, Any]:
-    """Its name as the class of the module that does the same, the module's path, and the module if there is one."""
-    if node.op == "call_module":
-        module = network.get_submodule(str(node.target))
-        return type(module).__name__, str(node.target), module
-    if node.op == "call_method":
-        method = str(node.target)
-        return METHODS.get(method, method), node.name, None
-    target: Any = node.target
-    return FUNCTIONS.get(target, getattr(target, "__name__", str(target))), node.name, None
+    if isinstance(value, relax.Var):
+        return [value]
+    if isinstance(value, relax.TupleGetItem):
+        return _read(value.tuple_value)
+    fields = value.args if isinstance(value, relax.Call) else getattr(value, "fields", ())
+    return [var for field in fields for var in _read(field)]
 
 
 class _Chain:
@@ -118,12 +128,30 @@ class _Chain:
         self.layers: list[FloatLayer] = []
         self.shape = shape
 
-    def take(self, operator: str, path: str, module: Any) -> bool:
-        """Whether the operator could be appended."""
-        method = getattr(self, f"_{operator.lower()}", None)
-        return method is not None and method(path, module)
+    def take(self, operator: str, path: str, call: relax.Call) -> bool:
+        """Whether the operator could be appended. Its `path` is empty if it is part of what follows."""
+        method = getattr(self, f"_{operator.replace('.', '_')}", None)
+        return method is not None and method(path, call)
 
-    def _append(self, layer: FloatLayer) -> bool:
+    def skip(self, call: relax.Call) -> None:
+        """Go on behind an operator that can't be taken, to find others; there will be no chain."""
+        if getattr(call.ty, "ndim", 0) == 4:
+            self.shape = _shape(call)
+            self.layers.append(
+                FloatLayer(
+                    name="",
+                    modules=(),
+                    kind="conv2d",
+                    weight=np.zeros((self.shape[1], 1, 1, 1)),
+                    bias=np.zeros(self.shape[1]),
+                    input_shape=self.shape,
+                    output_shape=self.shape,
+                )
+            )
+
+    def _append(self, path: str, **fields: Any) -> bool:
+        modules = (path,) if path else ()
+        layer = FloatLayer(name=path, modules=modules, input_shape=self.shape, **fields)
         self.layers.append(layer)
         self.shape = layer.output_shape
         return True
@@ -132,92 +160,142 @@ class _Chain:
         """Change the last layer; it does this module's work as well."""
         if self.layers:
             last = self.layers[-1]
-            self.layers[-1] = replace(last, modules=(*last.modules, path), **changes)
+            modules = dict.fromkeys((*last.modules, path) if path else last.modules)
+            self.layers[-1] = replace(last, name=last.name or path, modules=tuple(modules), **changes)
         return bool(self.layers)
 
-    def _conv2d(self, path: str, conv: nn.Conv2d) -> bool:
-        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+    @property
+    def _has_sums(self) -> bool:
+        """Whether the last layer's sums are still what comes out of it, and may be scaled or moved."""
+        return bool(self.layers) and not self.layers[-1].relu and self.layers[-1].kind != "pool"
+
+    def _nn_conv2d(self, path: str, call: relax.Call) -> bool:
+        options, weight = call.attrs, _constant(call.args[1])
+        top, left, bottom, right = (int(size) for size in options.padding)
+        plain = (options.data_layout, options.kernel_layout, options.out_layout) == ("NCHW", "OIHW", "NCHW")
+        if not plain or weight is None or (top, left) != (bottom, right):
             return False
-        weight = _array(conv.weight)
-        extents = [
-            (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
-            for size, padding, dilation, taps, stride in zip(
-                self.shape[2:], conv.padding, conv.dilation, conv.kernel_size, conv.stride, strict=True
-            )
-        ]
         return self._append(
-            FloatLayer(
-                name=path,
-                modules=(path,),
-                kind="conv2d",
-                weight=weight,
-                bias=np.zeros(len(weight)) if conv.bias is None else _array(conv.bias),
-                stride=_pair(conv.stride),
-                padding=_pair(conv.padding),
-                dilation=_pair(conv.dilation),
-                groups=conv.groups,
-                input_shape=self.shape,
-                output_shape=(1, len(weight), *extents),
-            )
+            path,
+            kind="conv2d",
+            weight=weight,
+            bias=np.zeros(len(weight)),
+            stride=_pair(options.strides),
+            padding=(top, left),
+            dilation=_pair(options.dilation),
+            groups=int(options.groups),
+            output_shape=_shape(call),
         )
 
-    def _batchnorm2d(self, path: str, norm: nn.BatchNorm2d) -> bool:
-        if not self.layers or self.layers[-1].relu or self.layers[-1].kind != "conv2d" or norm.running_mean is None:
+    def _nn_batch_norm(self, path: str, call: relax.Call) -> bool:
+        gamma, beta, mean, variance = (_constant(value) for value in call.args[1:5])
+        if not self._has_sums or gamma is None or beta is None or mean is None or variance is None:
             return False
-        last = self.layers[-1]
-        assert norm.running_var is not None
-        factor = 1 / np.sqrt(_array(norm.running_var) + norm.eps)
-        shift: Any = 0.0
-        if norm.affine:
-            factor, shift = factor * _array(norm.weight), _array(norm.bias)
-        bias = (last.bias - _array(norm.running_mean)) * factor + shift
-        return self._extend(path, weight=last.weight * factor[:, None, None, None], bias=bias)
+        if int(call.attrs.axis) != 1:
+            return False
+        factor = 1 / np.sqrt(variance + float(call.attrs.epsilon)) * gamma
+        self._scale("", np.ones(len(mean)), -mean)
+        return self._scale(path, factor, beta)
 
-    def _relu(self, path: str, _: object) -> bool:
+    def _add(self, path: str, call: relax.Call) -> bool:
+        moved = self._by_channel(call)
+        return moved is not None and self._scale(path, np.ones(len(moved)), moved)
+
+    def _multiply(self, path: str, call: relax.Call) -> bool:
+        factor = self._by_channel(call)
+        return factor is not None and self._scale(path, factor, np.zeros(len(factor)))
+
+    def _scale(self, path: str, factor: np.ndarray, moved: np.ndarray) -> bool:
+        last = self.layers[-1]
+        return self._extend(path, weight=last.weight * factor[:, None, None, None], bias=last.bias * factor + moved)
+
+    def _by_channel(self, call: relax.Call) -> np.ndarray | None:
+        """The constant operand, a number for each channel of the last layer's sums."""
+        found = [value for value in map(_constant, call.args) if value is not None]
+        if not found or not self._has_sums or _elements(call) != np.prod(self.shape):
+            return None
+        rows = np.broadcast_to(found[0], _shape(call)).reshape(self.shape[1], -1)
+        return rows[:, 0] if (rows == rows[:, :1]).all() else None
+
+    def _nn_relu(self, path: str, call: relax.Call) -> bool:
         return bool(self.layers) and self.layers[-1].kind != "pool" and self._extend(path, relu=True)
 
-    def _identity(self, path: str, _: object) -> bool:
-        return True
+    def _reshape(self, path: str, call: relax.Call) -> bool:
+        """Flattening, or giving single pixels back their height and width."""
+        _, channels, height, width = self.shape
+        return _shape(call) in ((1, channels * height * width), (1, channels, height, width)) and self._same(path)
 
-    _dropout = _dropout2d = _identity
+    _nn_batch_flatten = _flatten = _squeeze = _reshape
 
-    def _flatten(self, path: str, module: nn.Flatten | None) -> bool:
-        return module is None or (module.start_dim, module.end_dim) == (1, -1)
+    def _same(self, path: str) -> bool:
+        return not self.layers or self._extend(path)
 
-    def _adaptiveavgpool2d(self, path: str, pool: nn.AdaptiveAvgPool2d) -> bool:
-        if pool.output_size not in (1, (1, 1)):
+    def _mean(self, path: str, call: relax.Call) -> bool:
+        axes = {int(axis) % 4 for axis in call.attrs.axis or ()}
+        return axes == {2, 3} and len(_shape(call.args[0])) == 4 and self._pool(path)
+
+    def _nn_adaptive_avg_pool2d(self, path: str, call: relax.Call) -> bool:
+        return _shape(call)[2:] == (1, 1) and call.attrs.layout == "NCHW" and self._pool(path)
+
+    def _nn_avg_pool2d(self, path: str, call: relax.Call) -> bool:
+        options, channels = call.attrs, self.shape[1]
+        window, padding = _pair(options.pool_size), tuple(int(size) for size in options.padding)
+        if options.layout != "NCHW" or options.ceil_mode or _pair(options.dilation) != (1, 1):
             return False
+        if not any(padding) and window == self.shape[2:]:
+            return self._pool(path)
+        if padding[:2] != padding[2:] or (any(padding) and not options.count_include_pad):
+            return False
+        return self._append(
+            path,
+            kind="conv2d",
+            weight=np.full((channels, 1, *window), 1 / (window[0] * window[1])),
+            bias=np.zeros(channels),
+            stride=_pair(options.strides),
+            padding=_pair(padding[:2]),
+            groups=channels,
+            output_shape=_shape(call),
+        )
+
+    def _pool(self, path: str) -> bool:
         _, channels, height, width = self.shape
         if height * width == 1:
-            return self._extend(path)
+            return self._same(path)
         return self._append(
-            FloatLayer(
-                name=path,
-                modules=(path,),
-                kind="pool",
-                weight=np.full((channels, 1, height, width), 1 / (height * width)),
-                bias=np.zeros(channels),
-                groups=channels,
-                input_shape=self.shape,
-                output_shape=(1, channels, 1, 1),
-            )
+            path,
+            kind="pool",
+            weight=np.full((channels, 1, height, width), 1 / (height * width)),
+            bias=np.zeros(channels),
+            groups=channels,
+            output_shape=(1, channels, 1, 1),
         )
 
-    def _linear(self, path: str, linear: nn.Linear) -> bool:
-        channels, *window = self.shape[1:]
-        if linear.in_features != channels * window[0] * window[1]:
+    def _matmul(self, path: str, call: relax.Call) -> bool:
+        weight = _constant(call.args[1])
+        if weight is None or weight.ndim != 2 or _shape(call.args[0]) != (1, int(np.prod(self.shape))):
             return False
+        channels, *window = self.shape[1:]
         return self._append(
-            FloatLayer(
-                name=path,
-                modules=(path,),
-                kind="dense" if window == [1, 1] else "conv2d",
-                weight=_array(linear.weight).reshape(-1, channels, *window),
-                bias=np.zeros(linear.out_features) if linear.bias is None else _array(linear.bias),
-                input_shape=self.shape,
-                output_shape=(1, linear.out_features, 1, 1),
-            )
+            path,
+            kind="dense" if window == [1, 1] else "conv2d",
+            weight=weight.T.reshape(-1, channels, *window),
+            bias=np.zeros(weight.shape[1]),
+            output_shape=(1, weight.shape[1], 1, 1),
         )
+
+
+def _constant(value: Any) -> np.ndarray | None:
+    """The array of a constant, float64; None if it is computed from the input."""
+    held = getattr(value, "value", None)
+    return np.asarray(held.numpy(), np.float64) if hasattr(held, "numpy") else None
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(int(dim) for dim in value.ty.shape.values)
+
+
+def _elements(value: Any) -> int:
+    return int(np.prod(_shape(value)))
 
 
 def run_float(layers: tuple[FloatLayer, ...], x: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -227,10 +305,6 @@ def run_float(layers: tuple[FloatLayer, ...], x: torch.Tensor) -> Iterator[tuple
             sums = layer.sums(x)
             x = torch.relu(sums) if layer.relu else sums
             yield sums, x
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().double().numpy()
 
 
 def _pair(values: Any) -> Pair:

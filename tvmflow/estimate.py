@@ -90,8 +90,9 @@ def _cpu_roof(target: Target) -> Roof | None:
 def _gpu_roof(target: Target) -> Roof | None:
     gpu = target.gpu
     assert gpu is not None
+    each = 4 if target.arithmetic == "int8" and gpu.has_dp4a else 1
     return Roof(
-        macs_per_s=gpu.sms * gpu.lanes_per_sm * gpu.clock_mhz * 1e6,
+        macs_per_s=gpu.sms * gpu.lanes_per_sm * gpu.clock_mhz * 1e6 * each,
         bytes_per_s=1e9 * gpu.dram_gbps,
         cache_bytes=gpu.l2_bytes,
         source=_source(target, gpu.unverified),

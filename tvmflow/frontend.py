@@ -93,7 +93,7 @@ def _from_registry(name: str, input_shapes: Sequence[InputShape]) -> Program:
             f"{name} takes one input of N×{'×'.join(map(str, entry.input_shape[1:]))}, "
             f"but --input-shape says {'×'.join(map(str, shape))}."
         )
-    program = _from_module(entry(), name, f"tvmflow.models:{name}", [shape], entry.preprocessing)
+    program = from_module(entry(), name, f"tvmflow.models:{name}", [shape], entry.preprocessing)
     known = accuracy(name)
     return replace(program, labels=tuple(entry.labels), preprocessing=entry.preprocessing, accuracy=known)
 
@@ -101,7 +101,7 @@ def _from_registry(name: str, input_shapes: Sequence[InputShape]) -> Program:
 def _from_factory(text: str, input_shapes: Sequence[InputShape]) -> Program:
     if not input_shapes:
         raise UserError(f"A factory doesn't say its input's shape: give --input-shape 1x3x32x32 (or so) with {text}.")
-    return _from_module(call_factory(text), text.partition(":")[2], text, [entry.shape for entry in input_shapes], None)
+    return from_module(call_factory(text), text.partition(":")[2], text, [entry.shape for entry in input_shapes])
 
 
 def call_factory(text: str) -> torch.nn.Module:
@@ -124,9 +124,14 @@ def call_factory(text: str) -> torch.nn.Module:
     return network.eval()
 
 
-def _from_module(
-    network: torch.nn.Module, name: str, source: str, shapes: Sequence[Shape], preprocessing: Preprocessing | None
+def from_module(
+    network: torch.nn.Module,
+    name: str,
+    source: str,
+    shapes: Sequence[Shape],
+    preprocessing: Preprocessing | None = None,
 ) -> Program:
+    """Import a network in eval mode, for float32 inputs of `shapes`. Raises UserError, UnsupportedOperatorError."""
     import torch
 
     arguments = tuple(torch.zeros(shape) for shape in shapes)

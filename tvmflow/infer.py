@@ -10,6 +10,7 @@ import numpy as np
 
 from tvmflow.bundle import Bundle, load_array
 from tvmflow.integer import quantize
+from tvmflow.models.data import read_image
 from tvmflow.spec import TensorSpec, UserError
 from tvmflow.verify import find_runner
 
@@ -67,11 +68,4 @@ def read_input(path: Path, spec: TensorSpec, bundle: Bundle) -> np.ndarray:
         raise UserError(
             f"This network doesn't say how it sees an image, so {path.name} can't be used; give a .npy file."
         )
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB").resize((spec.shape[3], spec.shape[2]), Image.Resampling.BILINEAR))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is neither a .npy file nor an image that can be read: {error}.") from error
-    return prepare_images(bundle, pixels[None])
+    return prepare_images(bundle, read_image(path, spec.shape)[None])

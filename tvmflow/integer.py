@@ -77,6 +77,13 @@ class IntegerLayer:
     output_shape: tuple[int, ...]
 
     @property
+    def factor(self) -> np.ndarray:
+        """int32 O: the multipliers or the shifts of the output channels."""
+        found = self.multiplier if self.multiplier is not None else self.shift
+        assert found is not None
+        return found
+
+    @property
     def macs(self) -> int:
         """Multiply-adds for one image; a pool's are additions."""
         return int(np.prod(self.output_shape)) * self.weight[0].size
@@ -124,7 +131,7 @@ class IntegerNetwork:
     def weight_bytes(self) -> int:
         """Bytes of weights, biases and requantisation; a pool's weights, all 1, need not be kept."""
         return sum(
-            (0 if layer.kind == "pool" else layer.weight.nbytes) + layer.bias.nbytes + _requantisation(layer).nbytes
+            (0 if layer.kind == "pool" else layer.weight.nbytes) + layer.bias.nbytes + layer.factor.nbytes
             for layer in self.layers
         )
 
@@ -252,12 +259,6 @@ def accumulator_range(layer: IntegerLayer, lowest: int, highest: int) -> tuple[n
     bias = layer.bias.astype(np.int64)
     ends = np.stack([weight * min(lowest, 0), weight * max(highest, 0)])
     return ends.min(0).sum(1) + bias.clip(None, 0), ends.max(0).sum(1) + bias.clip(0, None)
-
-
-def _requantisation(layer: IntegerLayer) -> np.ndarray:
-    found = layer.multiplier if layer.multiplier is not None else layer.shift
-    assert found is not None
-    return found
 
 
 def _check(network: IntegerNetwork) -> None:

@@ -38,7 +38,7 @@ def integer_program(network: IntegerNetwork, source: str = "") -> Program:
             for layer in network.layers:
                 (read,) = layer.inputs
                 shape = network.output_shape if layer is network.layers[-1] else layer.output_shape
-                arrays = [relax.const(array) for array in (layer.weight, layer.bias, requantisation(layer))]
+                arrays = [relax.const(array) for array in (layer.weight, layer.bias, layer.factor)]
                 call = builder.call_te(
                     functools.partial(_emit, layer, shape),
                     values[read],
@@ -90,13 +90,6 @@ def import_quantized(model: str, kind: str, scheme: Scheme | None = None) -> Pro
     if scheme not in (None, network.scheme):
         raise UserError(f"{model} was quantised by the scheme {network.scheme}, not {scheme}.")
     return integer_program(network, model)
-
-
-def requantisation(layer: IntegerLayer) -> np.ndarray:
-    """int32 O: the multipliers or the shifts of a layer's output channels."""
-    factors = layer.shift if layer.multiplier is None else layer.multiplier
-    assert factors is not None
-    return factors
 
 
 def _emit(

@@ -65,11 +65,12 @@ CUDA: tuple[Stage, ...] = (
     lower,
 )
 
-INTEGER_CPU: tuple[Stage, ...] = (
+INTEGER: tuple[Stage, ...] = (
     # kernels: each layer gets the first integer rule that fits it; weights and tensors lie as the rules read them
     integer_kernels,
-    # virtual machine: storage is planned, what is left becomes byte code
+    # virtual machine: storage is planned, launches on a GPU become a graph if told so, what is left becomes byte code
     plan_memory,
+    capture_graph,
     lower,
 )
 
@@ -95,8 +96,9 @@ VTA: tuple[Stage, ...] = (
 
 STAGES: dict[str, tuple[Stage, ...]] = {"llvm": CPU, "arm_cpu": CPU, "cuda": CUDA}
 INTEGER_STAGES: dict[str, tuple[Stage, ...]] = {
-    "llvm": INTEGER_CPU,
-    "arm_cpu": INTEGER_CPU,
+    "llvm": INTEGER,
+    "arm_cpu": INTEGER,
+    "cuda": INTEGER,
     "vta": VTA,
     "cortex_m": MCU,
 }

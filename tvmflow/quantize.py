@@ -56,6 +56,9 @@ class Observed:
     means: np.ndarray
 
 
+TOGETHER = 64
+"""Images that a layer's sums are computed of at once."""
+
 SAMPLES = 4096
 """Values of a channel that are looked at."""
 
@@ -79,13 +82,17 @@ def quantize(chain: Sequence[FloatLayer], images: np.ndarray, scheme: Scheme, me
         y_scale = _output_scale(layer, observed[index], after, scheme, x_scale, RANGES[dtype])
         scales = _weight_scales(layer, power, scheme, x_scale, y_scale, method.block)
         made, unrounded = _layer(layer, scales, scheme, x_scale, y_scale, dtype, layers[-1].name if layers else "input")
-        acc = accumulate(made, x)
+        # in parts, as what the reference works with is far larger than what comes out
+        sums = [accumulate(made, part) for part in np.array_split(x, -(-len(x) // TOGETHER))]
         if method.correct_bias and layer.kind != "pool":
-            missing = observed[index].means / (x_scale * scales) - acc.mean((0, 2, 3), dtype=np.float64)
+            totals = sum(part.sum((0, 2, 3), dtype=np.float64) for part in sums)
+            means = totals / (len(x) * np.prod(layer.output_shape[2:]))
+            missing = observed[index].means / (x_scale * scales) - means
             bias = _int32(made.bias + missing)
-            acc += (bias - made.bias)[:, None, None]
+            for part in sums:
+                part += (bias - made.bias)[:, None, None]
             made = replace(made, bias=bias)
-        x, x_scale = requantize(made, acc), y_scale
+        x, x_scale = np.concatenate([requantize(made, part) for part in sums]), y_scale
         power = np.square(observed[index].values, dtype=np.float64).mean(1)
         layers.append(made)
         weights.append(unrounded)

@@ -103,6 +103,8 @@ def deploy(
     `profiled`, layers are timed too, in a session of their own. Raises UserError, DeviceError, VerificationError.
     """
     with bundles.open_bundle(path) as bundle, reach(**where) as place:
+        if profiled and bundle.target.gpu is not None and bundle.target.gpu.cuda_graph:
+            raise UserError("The kernels in a CUDA graph can't be timed one by one; build it without --cuda-graph.")
         check_health(place)
         log.info(f"Verifying and measuring on {place.name} for {seconds:g} s")
         vectors = bundle.vectors()

@@ -157,6 +157,11 @@ class Gpu:
     also: tuple[str, ...] = ()
     cuda_graph: bool = False
 
+    @property
+    def has_dp4a(self) -> bool:
+        """Whether all that a build compiles for multiplies four bytes at a time: sm_61 and newer."""
+        return all(int(name.partition("_")[2]) >= 61 for name in (self.architecture, *self.also))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mcu:

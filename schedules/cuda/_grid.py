@@ -49,14 +49,14 @@ def launch(func: tirx.PrimFunc, blocks: int, threads: int) -> Iterator[tuple[Any
         yield builder, block, thread
 
 
-def local(*shape: int) -> tirx.Buffer:
-    """float32 of one thread. Every index into it has to be known once loops are unrolled, or it isn't in registers."""
-    return T.sblock_alloc_buffer(shape, "float32", scope="local")
+def local(*shape: int, dtype: str = "float32") -> tirx.Buffer:
+    """Numbers of a thread. Indices into them have to be known once loops are unrolled, or they aren't in registers."""
+    return T.sblock_alloc_buffer(shape, dtype, scope="local")
 
 
-def shared(*shape: int) -> tirx.Buffer:
-    """float32 that the threads of a block share. TVM puts barriers between writes and reads of it."""
-    return T.sblock_alloc_buffer(shape, "float32", scope="shared")
+def shared(*shape: int, dtype: str = "float32") -> tirx.Buffer:
+    """Numbers that the threads of a block share. TVM puts barriers between writes and reads of them."""
+    return T.sblock_alloc_buffer(shape, dtype, scope="shared")
 
 
 def shared_bytes(target: Target) -> int:

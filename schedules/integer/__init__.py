@@ -28,7 +28,8 @@ class Tensor:
     """What a kernel reads or writes, of one image.
 
     An element is the network's value plus `offset`, in `dtype`. `shape` is 1×C×H×W or 1×C where the user gives or gets
-    it, else (H·W)×`stored`: there, channels from `channels` on are nobody's, and may hold anything.
+    it, else (H·W)×`stored`: there, channels from `channels` on are nobody's, and may hold anything. With `packed`, four
+    neighbouring channels lie in one int32, the first in its lowest byte, and `shape` counts these.
     """
 
     channels: int
@@ -36,16 +37,25 @@ class Tensor:
     dtype: str
     shape: tuple[int, ...]
     offset: int = 0
+    packed: bool = False
 
     @property
     def is_plain(self) -> bool:
         """Whether it lies as the user gives and gets it."""
-        return self.shape[:2] == (1, self.channels) and math.prod(self.shape) == self.channels * math.prod(self.size)
+        whole = math.prod(self.shape) == self.channels * math.prod(self.size)
+        return not self.packed and self.shape[:2] == (1, self.channels) and whole
 
     @property
     def stored(self) -> int:
         """Channels of a pixel in memory."""
+        if self.packed:
+            return 4 * self.shape[1]
         return self.channels if self.is_plain else self.shape[1]
+
+    @property
+    def memory_dtype(self) -> str:
+        """Of the buffer that holds it."""
+        return "int32" if self.packed else self.dtype
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Expr = Any
 """A tvm.ir.Expr."""
+Part = Callable[[int, int], Expr]
+"""From a start on, a vector of a length."""
 
 GROUP = 4
 """Neighbouring input channels that meet in one step: four bytes, which are spread over the lanes as one number."""
@@ -28,10 +30,10 @@ MACHINE_X64 = (64, "x64")
 class Instructions:
     """The vector instructions of a CPU. A register has `lanes` of int32.
 
-    `dot(total, group, weight, dtype)` adds to each lane the products of four inputs with the lane's four weights.
-    `group` is the inputs' four bytes as an int32, which `dtype` ("int8", "uint8") interprets, and `weight(start,
-    length)` gives vectors of the step's 4·lanes weights. They lie lane by lane, or, with `pairs`, the first two of
-    every lane before the last two of every lane. `data` is the dtype that inputs must have, "" if either will do.
+    `dot(total, inputs, weight)` adds to each lane the products of four inputs with the lane's four weights.
+    `inputs(start, length)` gives vectors of the step's four inputs, which must be of the dtype `data`, and
+    `weight(start, length)` of its 4·lanes weights. These lie lane by lane, or, with `pairs`, the first two of every
+    lane before the last two of every lane.
 
     `high(total, multiplier, addend)` is (total · multiplier + 2³¹) // 2³² + addend in each lane. `half` says that it
     takes half the multiplier.
@@ -42,7 +44,7 @@ class Instructions:
     lanes: int
     data: str
     pairs: bool
-    dot: Callable[[Expr, Expr, Callable[[int, int], Expr], str], Expr]
+    dot: Callable[[Expr, Part, Part], Expr]
     high: Callable[[Expr, Expr, int], Expr]
     half: bool = False
     sums: int
@@ -73,8 +75,8 @@ def dot_products(total: Expr, data: Expr, weight: Expr, lanes: int) -> Expr:
 
 
 def _vpdpbusd(lanes: int) -> Callable[..., Expr]:
-    def dot(total: Expr, group: Expr, weight: Callable[[int, int], Expr], dtype: str) -> Expr:
-        data = T.reinterpret(f"int8x{4 * lanes}", spread(group, lanes))
+    def dot(total: Expr, inputs: Part, weight: Part) -> Expr:
+        data = T.reinterpret(f"int8x{4 * lanes}", spread(T.reinterpret("int32", inputs(0, GROUP)), lanes))
         return dot_products(total, data, weight(0, 4 * lanes), lanes)
 
     return dot
@@ -86,10 +88,10 @@ MULTIPLY_PAIRS = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd
 def _pmaddwd(lanes: int) -> Callable[..., Expr]:
     """Products of 16 bits, added by pairs: PMADDUBSW, of bytes, would saturate at 255 · 127 · 2."""
 
-    def dot(total: Expr, group: Expr, weight: Callable[[int, int], Expr], dtype: str) -> Expr:
-        wide = T.reinterpret("int32x2", T.cast(T.reinterpret(f"{dtype}x4", group), "int16x4"))
+    def dot(total: Expr, inputs: Part, weight: Part) -> Expr:
         for pair in range(2):
-            data = T.reinterpret(f"int16x{2 * lanes}", spread(_lane(wide, pair), lanes))
+            both = T.reinterpret("int32", inputs(2 * pair, 2))
+            data = T.reinterpret(f"int16x{2 * lanes}", spread(both, lanes))
             factors = T.cast(weight(2 * lanes * pair, 2 * lanes), f"int16x{2 * lanes}")
             total = total + intrinsic(f"int32x{lanes}", MULTIPLY_PAIRS[lanes], data, factors)
         return total
@@ -97,12 +99,8 @@ def _pmaddwd(lanes: int) -> Callable[..., Expr]:
     return dot
 
 
-def _lane(vector: Expr, index: int) -> Expr:
-    return T.Shuffle([vector], [index])
-
-
 def wide_high(lanes: int) -> Callable[[Expr, Expr, int], Expr]:
-    """PMULDQ multiplies the even lanes; the odd ones are shifted there, and the results' high halves put together."""
+    """PMULDQ multiplies the even lanes; the odd ones are copied there, and the results' high halves put together."""
 
     def high(total: Expr, multiplier: Expr, addend: int) -> Expr:
         wide = f"int64x{lanes // 2}"
@@ -111,10 +109,13 @@ def wide_high(lanes: int) -> Callable[[Expr, Expr, int], Expr]:
             return spread(T.int64(value), lanes // 2)
 
         def product(odd: bool) -> Expr:
-            factors = (T.reinterpret(wide, value) for value in (total, multiplier))
-            # sign extensions, of which LLVM makes none before PMULDQ
-            a, b = ((value if odd else value << number(32)) >> number(32) for value in factors)
-            return a * b + number((1 << 31) + (addend << 32))
+            def even_lanes(value: Expr) -> Expr:
+                # of a shift to the right, LLVM would make three products of unsigned numbers before AVX-512
+                moved = T.Shuffle([value], [lane | 1 for lane in range(lanes)]) if odd else value
+                # a sign extension, of which it makes nothing before PMULDQ
+                return (T.reinterpret(wide, moved) << number(32)) >> number(32)
+
+            return even_lanes(total) * even_lanes(multiplier) + number((1 << 31) + (addend << 32))
 
         low = T.reinterpret(f"uint64x{lanes // 2}", product(False)) >> spread(T.uint64(32), lanes // 2)
         odd = (product(True) >> number(32)) << number(32)
@@ -126,17 +127,17 @@ def wide_high(lanes: int) -> Callable[[Expr, Expr, int], Expr]:
 # --------------------------------------------------------------------------------------------------------------- ARM
 
 
-def _sdot(total: Expr, group: Expr, weight: Callable[[int, int], Expr], dtype: str) -> Expr:
+def _sdot(total: Expr, inputs: Part, weight: Part) -> Expr:
     """SDOT of Armv8.2: signed inputs and weights, exact sums."""
-    data = T.reinterpret("int8x16", spread(group, 4))
+    data = T.reinterpret("int8x16", spread(T.reinterpret("int32", inputs(0, GROUP)), 4))
     return intrinsic("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", total, data, weight(0, 16))
 
 
 def _smlal(add_pairs: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
     """SMULL, SMLAL: two products of bytes in 16 bits, which 2 · −128 · 127 doesn't overflow; then pairs of these."""
 
-    def dot(total: Expr, group: Expr, weight: Callable[[int, int], Expr], dtype: str) -> Expr:
-        halves = T.reinterpret("int16x4", spread(group, 2))
+    def dot(total: Expr, inputs: Part, weight: Part) -> Expr:
+        halves = T.reinterpret("int16x4", spread(T.reinterpret("int32", inputs(0, GROUP)), 2))
         products = None
         for pair in range(2):
             data = T.cast(T.reinterpret("int8x8", T.Shuffle([halves], [pair] * 4)), "int16x8")
@@ -168,7 +169,7 @@ def _doubling_high(name: str) -> Callable[[Expr, Expr, int], Expr]:
 def _x86(lanes: int, *, dots: bool, sums: int, vectors: int) -> Instructions:
     return Instructions(
         lanes=lanes,
-        data="uint8" if dots else "",
+        data="uint8" if dots else "int16",
         pairs=not dots,
         dot=_vpdpbusd(lanes) if dots else _pmaddwd(lanes),
         high=wide_high(lanes),

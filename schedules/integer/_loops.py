@@ -34,11 +34,11 @@ def kernel(task: Task, constants: Sequence[np.ndarray]) -> Iterator[tuple[IRBuil
     """A function whose loops are emitted inside: its builder, and the buffers of source, constants and result."""
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
         T.func_attr({"tirx.noalias": True})
-        source = T.arg("source", T.buffer(task.source.shape, task.source.dtype))
+        source = T.arg("source", T.buffer(task.source.shape, task.source.memory_dtype))
         buffers = [
             T.arg(f"constant_{place}", T.buffer(array.shape, str(array.dtype))) for place, array in enumerate(constants)
         ]
-        result = T.arg("result", T.buffer(task.result.shape, task.result.dtype))
+        result = T.arg("result", T.buffer(task.result.shape, task.result.memory_dtype))
         yield builder, source, buffers, result
 
 
@@ -49,6 +49,22 @@ def vector(buffer: Any, *indices: Any, lanes: int) -> Expr:
 
 def store_vector(buffer: Any, value: Expr, *indices: Any, lanes: int) -> None:
     T.buffer_store(buffer, value, [*indices[:-1], T.ramp(indices[-1], 1, lanes)])
+
+
+def first_sums(layer: IntegerLayer, offset: int = 0) -> np.ndarray:
+    """int64 O that sums start from: biases, with the inputs' `offset` taken back and the rounding of shifts added."""
+    first = layer.bias.astype(np.int64) - offset * layer.weight.astype(np.int64).sum((1, 2, 3))
+    return first if layer.shift is None else first + ((1 << layer.shift.astype(np.int64)) >> 1)
+
+
+def requantised(layer: IntegerLayer, total: Expr, factor: Expr) -> Expr:
+    """An int32 sum that started from `first_sums` → the layer's output, as int32."""
+    if layer.multiplier is not None:
+        wide = T.cast(total, "int64") * T.cast(factor, "int64") + T.int64(1 << 31)
+        value = T.cast(wide >> T.int64(32), "int32")
+    else:
+        value = total >> factor
+    return tirx.max(tirx.min(value, T.int32(layer.maximum)), T.int32(layer.minimum))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +81,10 @@ class Requantisation:
     @staticmethod
     def of(layer: IntegerLayer, instructions: Instructions, channels: int, offset: int = 0) -> Requantisation:
         """`channels` are those of the layer, filled up; `offset` is what its inputs have added."""
-        bias = layer.bias.astype(np.int64) - offset * layer.weight.astype(np.int64).sum((1, 2, 3))
-        if layer.multiplier is not None:
-            factor = layer.multiplier // 2 if instructions.half else layer.multiplier
-        else:
-            assert layer.shift is not None
-            factor = layer.shift
-            bias += (1 << layer.shift.astype(np.int64)) >> 1
+        bias = first_sums(layer, offset)
+        factor = layer.factor
+        if layer.multiplier is not None and instructions.half:
+            factor = factor // 2
         # with an offset the sum may leave int32 and come back, as its terms do
         wrapped = (bias & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
         arrays = (fill(wrapped, channels), fill(np.asarray(factor, np.int32), channels))
@@ -119,6 +132,16 @@ def plain_place(tensor: Tensor, channel: Any, pixel: Any) -> list[Any]:
 def element(tensor: Tensor, buffer: Any, channel: Any, y: Any, x: Any) -> Expr:
     """The network's value there, as int32."""
     pixel = y * tensor.size[1] + x
-    place = plain_place(tensor, channel, pixel) if tensor.is_plain else [pixel, channel]
-    value = T.cast(buffer[tuple(place)], "int32")
+    if tensor.packed:
+        value = byte_of(buffer[pixel, tirx.floordiv(channel, 4)], tirx.floormod(channel, 4), tensor.dtype)
+    else:
+        place = plain_place(tensor, channel, pixel) if tensor.is_plain else [pixel, channel]
+        value = T.cast(buffer[tuple(place)], "int32")
     return value - tensor.offset if tensor.offset else value
+
+
+def byte_of(word: Expr, place: Any, dtype: str) -> Expr:
+    """A byte of an int32, the lowest being 0, as the int32 that `dtype` makes of it."""
+    if dtype == "uint8":
+        return (word >> (place * 8)) & T.int32(255)
+    return (word << (24 - place * 8)) >> T.int32(24)

@@ -9,20 +9,32 @@ from typing import Annotated, Any
 
 import typer
 
-from tvmflow.cli.options import Json, Scheme
+from tvmflow.cli.options import InputShapes, Json, ModelName, Scheme
 from tvmflow.cli.outcome import show
+from tvmflow.models import CIFAR10_PREPROCESSING
+from tvmflow.spec import Preprocessing, Program, UserError
 
 log = logging.getLogger("tvmflow.cli")
 
 
 def quantize(
-    data: Annotated[Path, typer.Option("--data", help="CIFAR-10: an archive or folder of images, or its batches.")],
-    model: Annotated[str, typer.Option("--model", help="Registry name, or package.module:factory.")] = "dilated-net",
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data", help="CIFAR-10 (archive, folder or batches), a folder of images, or a .npy or .npz file."
+        ),
+    ],
+    model: ModelName = "dilated-net",
+    input_shape: InputShapes = None,
+    mean: Annotated[
+        str | None, typer.Option("--mean", help="How the network sees images: 0.49,0.48,0.45, of pixels from 0 to 1.")
+    ] = None,
+    std: Annotated[str | None, typer.Option("--std", help="By what they are divided then: 0.25,0.24,0.26.")] = None,
     scheme: Scheme = "per-channel",
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder for weights, facts and model card.")] = Path(
         "runs/int8"
     ),
-    count: Annotated[int, typer.Option("--count", min=1, help="Training images for calibration.")] = 512,
+    count: Annotated[int, typer.Option("--count", min=1, help="Images for calibration.")] = 512,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which images, and in what order.")] = 0,
     qat: Annotated[bool, typer.Option("--qat", help="Fine-tune as well; stopped, it goes on where it was.")] = False,
     epochs: Annotated[float, typer.Option("--epochs", min=1e-3, help="Length of --qat.")] = 0.1,
@@ -31,40 +43,74 @@ def quantize(
     work_dir: Annotated[
         Path | None, typer.Option("--work-dir", help="Checkpoints of --qat; OUTPUT/qat by default.")
     ] = None,
-    test: Annotated[bool, typer.Option("--test/--no-test", help="Measure accuracy on the test images.")] = True,
+    test: Annotated[bool, typer.Option("--test/--no-test", help="Measure accuracy on CIFAR-10's test images.")] = True,
     json: Json = None,
 ) -> None:
     """Quantise a network to int8, and say layer by layer what that cost."""
     import shlex
 
     from tvmflow.models import int8
-    from tvmflow.models.data import load_cifar10
+    from tvmflow.models.data import is_cifar10, load_cifar10, load_inputs
     from tvmflow.qat import TuneConfig
     from tvmflow.quantize import Method
 
-    entry = int8.trained(model)
+    seen = _preprocessing(mean, std)
+    method = Method(count=count, seed=seed)
     tuning = TuneConfig(epochs=epochs, batch=batch, peak_rate=rate, seed=seed) if qat else None
+    program = _imported(model, input_shape or [])
+    shape, seen, cifar = program.inputs[0].shape, seen or program.preprocessing, None
     log.info(f"Reading {data}")
-    cifar = load_cifar10(data)
-    log.info(f"Quantising {entry.name} {scheme} on {count} training images")
+    if is_cifar10(data):
+        if shape[1:] != (3, 32, 32):
+            wanted = "×".join(map(str, shape[1:]))
+            raise UserError(
+                f"{program.name} takes {wanted}, no image of CIFAR-10: give a folder of images or a .npz file."
+            )
+        cifar, seen = load_cifar10(data), seen or CIFAR10_PREPROCESSING
+        examples = int8.of_cifar10(cifar, seen, method)
+    else:
+        examples = int8.of_inputs(load_inputs(data, shape, seen), method)
+    log.info(f"Quantising {program.name} {scheme} on {count} {examples.facts.get('inputs', 'training images')}")
     try:
-        network = int8.make(entry, cifar, scheme, Method(count=count, seed=seed), tuning, work_dir or out / "qat")
+        network = int8.make(program, examples, scheme, method, seen, tuning, work_dir or out / "qat")
     except KeyboardInterrupt:
         if qat:
             log.info(f"\nThe same command goes on from the last checkpoint in {work_dir or out / 'qat'}.")
         raise
-    if test:
+    if test and cifar is not None:
         log.info(f"Judging it on {len(cifar.test.labels):,} test images")
-        network = int8.judge(network, entry, cifar)
+        network = int8.judge(network, program, cifar)
     path = int8.export(network, out, shlex.join(["tvmflow", *sys.argv[1:]]))
     show(_text(path, network.facts), {"weights": str(path), **network.facts}, json)
+
+
+def _imported(model: str, shapes: list[str]) -> Program:
+    from tvmflow.frontend import import_model, parse_input_shape
+
+    given = [parse_input_shape(text) for text in shapes]
+    if not given and ":" in model:
+        given = [parse_input_shape("1x3x32x32")]
+    log.info(f"Importing {model}")
+    return import_model(model, given)
+
+
+def _preprocessing(mean: str | None, std: str | None) -> Preprocessing | None:
+    if mean is None and std is None:
+        return None
+    try:
+        found = [tuple(float(part) for part in text.split(",")) for text in (mean or "", std or "")]
+    except ValueError as error:
+        raise UserError("--mean and --std go together and take a number for each channel: 0.49,0.48,0.45.") from error
+    if len(found[0]) != len(found[1]) or not all(part > 0 for part in found[1]):
+        raise UserError("--mean and --std take as many numbers, and a deviation is positive.")
+    return Preprocessing(mean=found[0], std=found[1])
 
 
 def _text(path: Path, facts: Any) -> str:
     lines = [f"{name:40}{ratio:6.1f} dB" for name, ratio in facts["sqnr_db"].items()]
     lines.append(
-        f"{path}: the float network's answer on {facts['agreement']:.2%} of {facts['images']} training images that "
-        "calibrated nothing"
+        f"{path}: the float network's answer on {facts['agreement']:.2%} of {facts['images']} "
+        f"{facts.get('inputs', 'training images')} that calibrated nothing"
     )
     if "accuracy" in facts:
         lines.append(

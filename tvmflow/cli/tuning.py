@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,10 @@ def tune(
     board: Board = None,
     model: ModelName = "dilated-net",
     input_shape: InputShapes = None,
+    dtype: Annotated[
+        Literal["float32", "int8"] | None,
+        typer.Option("--dtype", help="What the network is computed in: what the target's search is of."),
+    ] = None,
     trials: Annotated[
         int, typer.Option("--trials", min=1, help="Schedules to try, those of earlier runs included.")
     ] = 320,
@@ -68,6 +72,12 @@ def tune(
     from tvmflow.tune.remote import Where, listed
 
     found = targets.find(target, board)
+    found = targets.compute_in(found, dtype or found.arithmetic)
+    if found.arithmetic == "int8" and found.kind != "vta":
+        raise UserError(
+            f"There is no search of int8 kernels for {found.name}, only for VTA: `tvmflow build --dtype int8` takes "
+            "the tiles that the rules for int8 choose by themselves."
+        )
     if found.kind == "vta":
         from tvmflow.vta import search
 

@@ -1,4 +1,4 @@
-"""Give each layer of a quantised network a kernel of `schedules.integer`, and its tensors the form that these read."""
+"""Give each layer of a quantised network a kernel for CPUs or GPUs, and its tensors the form that these read."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tvmflow.frontend import PATH_SEPARATOR
 from tvmflow.integer import IntegerLayer, IntegerNetwork
 from tvmflow.integer_frontend import INPUT
 from tvmflow.passes.fuse_operators import call_bytes, constant_bytes, kernel_calls
+from tvmflow.schedules.cuda import integer as cuda
 from tvmflow.schedules.integer import RULES, Kernel, Task, Tensor
 from tvmflow.schedules.integer._instructions import instructions_of
 from tvmflow.schedules.integer._loops import round_up
@@ -24,7 +25,7 @@ OFFSETS = {("int8", "uint8"): 128, ("uint8", "int8"): -128}
 
 
 def integer_kernels(program: Program, target: Target) -> Program:
-    """`main` is made anew from `Program.integer`; two depthwise layers, one after the other, share a kernel."""
+    """`main` is made anew from `Program.integer`; two depthwise layers in a row share a kernel on CPUs."""
     network = program.integer
     assert network is not None
     builder = relax.BlockBuilder()
@@ -47,7 +48,7 @@ def integer_kernels(program: Program, target: Target) -> Program:
                 func = builder.add_func(kernel.func, f"integer_{rule}")
                 arguments = relax.Tuple([values[read], *(relax.const(array) for array in kernel.constants)])
                 form = tensors[last.name]
-                call = relax.call_tir(func, arguments, relax.TensorType(form.shape, form.dtype))
+                call = relax.call_tir(func, arguments, relax.TensorType(form.shape, form.memory_dtype))
                 emit = builder.emit_output if last is network.layers[-1] else builder.emit
                 values[last.name] = emit(call, last.name.replace(".", PATH_SEPARATOR))
         builder.emit_func_output(values[network.layers[-1].name])
@@ -70,7 +71,8 @@ def integer_kernels(program: Program, target: Target) -> Program:
 
 def _make(task: Task, target: Target) -> tuple[str, Kernel]:
     """The first rule that fits, and its kernel."""
-    made = ((name, rule(task, target)) for name, rule in RULES.items())
+    rules = RULES if target.gpu is None else cuda.RULES
+    made = ((name, rule(task, target)) for name, rule in rules.items())
     return next((name, kernel) for name, kernel in made if kernel is not None)
 
 
@@ -79,7 +81,8 @@ def _groups(network: IntegerNetwork, target: Target) -> list[tuple[IntegerLayer,
     for layer in network.layers:
         before = groups[-1] if groups else ()
         if (
-            len(before) == 1
+            target.gpu is None
+            and len(before) == 1
             and layer.inputs == (before[0].name,)
             and _readers(network, before[0].name) == [layer]
             and fuses(before[0], layer, target)
@@ -102,11 +105,13 @@ def _form(
     plain = Tensor(channels=channels, size=(size[0], size[1]), dtype=layer.dtype, shape=tuple(network.output_shape))
     if layer is network.layers[-1]:
         return plain
+    if target.gpu is not None:
+        return cuda.form(layer, _readers(network, layer.name))
     instructions = instructions_of(target)
     stored = math.prod(size), round_up(channels, instructions.lanes)
-    wanted = instructions.data or layer.dtype
+    wanted = instructions.data
     if wanted == "uint8" and layer.minimum >= 0:
         return replace(plain, shape=stored, dtype=wanted)
     if wanted == layer.dtype or any(reader.groups != 1 for reader in _readers(network, layer.name)):
         return replace(plain, shape=stored)
-    return replace(plain, shape=stored, dtype=wanted, offset=OFFSETS[layer.dtype, wanted])
+    return replace(plain, shape=stored, dtype=wanted, offset=OFFSETS.get((layer.dtype, wanted), 0))

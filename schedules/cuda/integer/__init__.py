@@ -1,0 +1,55 @@
+"""Kernels for quantised layers on NVIDIA GPUs, by the contract of `tvmflow.schedules.integer`.
+
+Between kernels a tensor is pixels × words: an int32 holds four neighbouring channels, which one `__dp4a` multiplies by
+four weights. Words of a pixel are filled up to loads of 16 bytes. Each kernel is one launch of one dimension and
+requantises what it computes, so nothing but bytes goes through memory. The first rule that fits makes the kernel; the
+last fits all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tvmflow.schedules.integer import Kernel, Rule, Task, Tensor
+
+if TYPE_CHECKING:
+    from tvmflow.integer import IntegerLayer
+    from tvmflow.spec import Target
+
+BYTES = 4
+"""Channels in a word."""
+VECTOR = 4
+"""Words in the widest load."""
+
+
+def _rule(name: str) -> Rule:
+    """The rule of that file, which imports tvm when it is first used."""
+
+    def rule(task: Task, target: Target, **knobs: Any) -> Kernel | None:
+        return getattr(import_module(f"{__name__}.{name}"), name)(task, target, **knobs)
+
+    return rule
+
+
+RULES: dict[str, Rule] = {
+    "product": _rule("product"),
+    "depthwise": _rule("depthwise"),
+    "plain": _rule("plain"),
+}
+
+
+def form(layer: IntegerLayer, readers: Sequence[IntegerLayer]) -> Tensor:
+    """How the result of `layer` lies in memory for other kernels. Sums over channels want signed bytes."""
+    channels, height, width = layer.output_shape[1:]
+    words = -(-channels // (BYTES * VECTOR)) * VECTOR
+    signed = layer.dtype == "int8" or all(reader.groups == 1 for reader in readers)
+    return Tensor(
+        channels=channels,
+        size=(height, width),
+        dtype="int8" if signed else layer.dtype,
+        shape=(height * width, words),
+        offset=-128 if signed and layer.dtype == "uint8" else 0,
+        packed=True,
+    )
