@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tvmflow.models import CIFAR10_LABELS
+from tvmflow.models import CIFAR10_LABELS, CIFAR10_PREPROCESSING
 from tvmflow.spec import Preprocessing, UserError
 
 COUNTS = {"train": 50_000, "test": 10_000}
@@ -31,20 +31,32 @@ FORMS = "train/<class>/*.jpg and test/<class>/*.jpg (a folder, .tar, .tar.xz or 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Images uint8 N×32×32×3 (RGB), labels int64 N in the order of CIFAR10_LABELS."""
+    """Images uint8 N×H×W×3 (RGB), labels int64 N in the order of the data set's."""
 
     images: np.ndarray
     labels: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cifar10:
+class DataSet:
     """Both splits, the checksum of what they were read from, and what has to be said beside an accuracy on them."""
 
+    name: str
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
     train: Split
     test: Split
     sha256: str
     note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar10(DataSet):
+    """Images of 32×32 pixels, ten classes."""
+
+    name: str = "CIFAR-10"
+    labels: tuple[str, ...] = CIFAR10_LABELS
+    preprocessing: Preprocessing = CIFAR10_PREPROCESSING
 
 
 def load_cifar10(path: Path | str, *, counts: dict[str, int] | None = None) -> Cifar10:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,8 @@ def _wrapped(block: str) -> str:
 
 INTRODUCTION = f"""# The paper's experiments
 
-This page is made by `python -m tvmflow.models.experiments page` from the files in [experiments](experiments): nothing
-is typed in. `python -m tvmflow.models.experiments run --data cifar10.tar.xz` does the runs that have no file yet, and
+This page is made by `python -m tvmflow.models.experiments page` from the files in `docs/experiments`: nothing is
+typed in. `python -m tvmflow.models.experiments run --data cifar10.tar.xz` does the runs that have no file yet, and
 `list` shows them: δ = 0 to 3, a variant with clipped dilations and the merged reading of the joint module, with seeds
 {" and ".join(map(str, SEEDS))}, {EPOCHS} epochs each under one recipe, that of `tvmflow train`.
 
@@ -107,7 +107,8 @@ one element of the last map sees (columns are the same):"""
 
 SIZES = """Parameters are counted from the definitions in `models/baselines.py` as they were published, with 1,000
 classes, and in `models/dilated_net.py` with ten. GoogLeNet's include its batch normalisation, which stands in place of
-biases. None of the four was trained here, and no accuracy of them is claimed."""
+biases. None of the four was trained here, and no accuracy of them is claimed. `make table1` says what
+each costs on several boards."""
 
 TINY_IMAGENET = """## Table 3: Tiny ImageNet
 
@@ -253,7 +254,7 @@ def sizes() -> str:
     return "| | Parameters |\n|---|---|\n" + "\n".join(rows)
 
 
-def curves(lines: dict[str, Sequence[float]]) -> str:
+def curves(lines: Mapping[str, Sequence[float]]) -> str:
     """An SVG of accuracies by epoch."""
     low = 10 * int(10 * min(min(values) for values in lines.values()))
     high = 100 - 10 * int(10 * (1 - max(max(values) for values in lines.values())))

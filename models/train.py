@@ -25,10 +25,11 @@ from torch import nn
 from torch.nn import functional
 
 from tvmflow.models import CIFAR10_PREPROCESSING
-from tvmflow.models.data import Cifar10, Split
+from tvmflow.models.data import DataSet, Split
 from tvmflow.models.depthwise import use_fast_depthwise
-from tvmflow.models.dilated_net import DilatedNet, DilatedNetConfig
-from tvmflow.spec import UserError
+from tvmflow.models.dilated_net import DilatedNet, DilatedNetConfig, load_weights
+from tvmflow.spec import Preprocessing, UserError
+from tvmflow.targets.llvm import cpu_name
 
 
 def multiplies_bfloat16() -> bool:
@@ -79,7 +80,7 @@ CHECKPOINT_SECONDS = 120.0
 
 def train(
     config: TrainConfig,
-    data: Cifar10,
+    data: DataSet,
     work_dir: Path,
     *,
     progress: bool = True,
@@ -96,7 +97,7 @@ def train(
     saved = time.monotonic()
     while state.epoch < config.epochs:
         started, spent_before = time.monotonic(), state.seconds
-        steps = batches(data.train, config, state.epoch, state.step)
+        steps = batches(data.train, config, state.epoch, state.step, data.preprocessing)
         bar = tqdm(
             steps,
             desc=f"epoch {state.epoch + 1}/{config.epochs}",
@@ -113,7 +114,7 @@ def train(
                 state.seconds = spent_before + time.monotonic() - started
                 state.save(work_dir / "state.pt")
                 saved = time.monotonic()
-        accuracy = accuracy_of(state.averaged, data.test)
+        accuracy = accuracy_of(state.averaged, data.test, data.preprocessing)
         state.finish_epoch(accuracy, spent_before + time.monotonic() - started)
         state.save(work_dir / "state.pt")
         write_text(work_dir / "curve.json", json.dumps([dataclasses.asdict(row) for row in state.curve], indent=1))
@@ -243,14 +244,18 @@ def one_cycle(done: float, warmup: float) -> float:
 
 
 def batches(
-    split: Split, config: TrainConfig, epoch: int, first_step: int
+    split: Split,
+    config: TrainConfig,
+    epoch: int,
+    first_step: int,
+    preprocessing: Preprocessing = CIFAR10_PREPROCESSING,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The augmented images and the labels of each step of an epoch, from `first_step` on."""
     order = np.random.default_rng([config.seed, epoch]).permutation(len(split.labels))
     for step in range(first_step, math.ceil(len(order) / config.batch)):
         chosen = order[step * config.batch : (step + 1) * config.batch]
         rng = np.random.default_rng([config.seed, epoch, step])
-        images = augment(CIFAR10_PREPROCESSING.apply(split.images[chosen]), config, rng)
+        images = augment(preprocessing.apply(split.images[chosen]), config, rng)
         yield torch.from_numpy(images), torch.from_numpy(split.labels[chosen])
 
 
@@ -272,23 +277,28 @@ def augment(images: np.ndarray, config: TrainConfig, rng: np.random.Generator) -
     return out
 
 
-def predict(network: nn.Module, images: np.ndarray, batch: int = 500) -> np.ndarray:
+def predict(
+    network: nn.Module,
+    images: np.ndarray,
+    batch: int = 500,
+    preprocessing: Preprocessing = CIFAR10_PREPROCESSING,
+) -> np.ndarray:
     """Logits float32 N×classes of uint8 images N×H×W×3."""
     with torch.no_grad():
         return np.concatenate(
             [
-                network(torch.from_numpy(CIFAR10_PREPROCESSING.apply(images[start : start + batch]))).numpy()
+                network(torch.from_numpy(preprocessing.apply(images[start : start + batch]))).numpy()
                 for start in range(0, len(images), batch)
             ]
         )
 
 
-def accuracy_of(network: nn.Module, split: Split) -> float:
+def accuracy_of(network: nn.Module, split: Split, preprocessing: Preprocessing = CIFAR10_PREPROCESSING) -> float:
     """Share of `split` whose largest logit is the right one."""
-    return float((predict(network, split.images).argmax(1) == split.labels).mean())
+    return float((predict(network, split.images, preprocessing=preprocessing).argmax(1) == split.labels).mean())
 
 
-def export(run: Run, data: Cifar10, folder: Path, name: str, command: str) -> None:
+def export(run: Run, data: DataSet, folder: Path, name: str, command: str) -> None:
     """Write `name`.safetensors, its curve as .json and its model card as .md into `folder`."""
     from safetensors.torch import save_file
 
@@ -297,18 +307,37 @@ def export(run: Run, data: Cifar10, folder: Path, name: str, command: str) -> No
     save_file({key: value.contiguous() for key, value in run.network.state_dict().items()}, scratch)
     os.replace(scratch, folder / f"{name}.safetensors")
     facts: dict[str, Any] = {
-        "accuracy": accuracy_of(run.network, data.test),
+        "accuracy": accuracy_of(run.network, data.test, data.preprocessing),
+        "data_set": data.name,
+        "image": list(data.test.images.shape[1:3]),
+        "mean": data.preprocessing.mean,
+        "std": data.preprocessing.std,
         "images": len(data.test.labels),
+        "trained_on": len(data.train.labels),
         "data": data.note,
         "data_sha256": data.sha256,
         "command": command,
         "config": dataclasses.asdict(run.config),
         "torch": torch.__version__,
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
         "hours": round(sum(row.seconds for row in run.curve) / 3600, 2),
         "curve": [dataclasses.asdict(row) for row in run.curve],
     }
     write_text(folder / f"{name}.json", json.dumps(facts, indent=1) + "\n")
     write_text(folder / f"{name}.md", model_card(name, facts))
+
+
+def exported(path: Path) -> DilatedNet:
+    """The network of a .safetensors file that `export` wrote, beside its .json, in eval mode. Raises UserError."""
+    try:
+        config = config_of(json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path.with_suffix('.json')} doesn't say which network {path.name} is ({error}); "
+            "`tvmflow train` writes both."
+        ) from error
+    return load_weights(DilatedNet(config.network), path)
 
 
 def model_card(name: str, facts: dict[str, Any]) -> str:
@@ -319,28 +348,29 @@ def model_card(name: str, facts: dict[str, Any]) -> str:
         f"| {row['epoch']} | {row['loss']:.3f} | {row['test_accuracy']:.2%} | {row['seconds'] / 60:.1f} |"
         for row in facts["curve"]
     )
+    paper = "\nThe paper (Sun, Zhou, Zhang, He 2020) states 84.25 % for its own training at δ = 2."
     return f"""# {name}
 
-Accuracy on the {facts["images"]:,} test images of CIFAR-10: **{facts["accuracy"]:.2%}** ({facts["data"]}).
-The paper (Sun, Zhou, Zhang, He 2020) states 84.25 % for its own training at δ = 2.
+Accuracy on the {facts["images"]:,} test images of {facts["data_set"]}: **{facts["accuracy"]:.2%}** ({facts["data"]}).\
+{paper if facts["data_set"] == "CIFAR-10" else ""}
 
 | | |
 |---|---|
 | Network | δ = {config["network"]["delta"]}, joint module "{config["network"]["joint"]}", {parameters:,} parameters, \
 float32 |
-| Input | 1×3×32×32, RGB, (pixel / 255 − mean) / std with mean {CIFAR10_PREPROCESSING.mean}, \
-std {CIFAR10_PREPROCESSING.std} |
+| Input | 1×3×{"×".join(map(str, facts["image"]))}, RGB, (pixel / 255 − mean) / std with mean {tuple(facts["mean"])}, \
+std {tuple(facts["std"])} |
 | Trained with | `{facts["command"]}` |
 | Recipe | AdamW, one cycle to {config["peak_rate"]:g}, weight decay {config["weight_decay"]:g}, label smoothing \
 {config["label_smoothing"]:g}, batch {config["batch"]}, shifts of ±{config["crop"]} pixels, mirroring, cutout \
 {config["cutout"]}×{config["cutout"]}, averaged weights (decay {config["averaging"]:g} a step) |
-| Length | {len(facts["curve"])} epochs, {facts["hours"]:g} hours on two CPU cores that other work shared, \
+| Length | {len(facts["curve"])} epochs, {facts["hours"]:g} hours on {facts["cpu"]} with {facts["threads"]} threads, \
 seed {config["seed"]} |
 | PyTorch | {facts["torch"]} |
-| Training data | SHA-256 of the archive `{facts["data_sha256"]}` |
+| Training data | SHA-256 `{facts["data_sha256"]}` |
 
-All 50,000 training images were used. The test images chose nothing: these are the weights of the last epoch, and the
-accuracies below were only looked at.
+All {facts["trained_on"]:,} training images were used. The test images chose nothing: these are the weights of the
+last epoch, and the accuracies below were only looked at.
 
 | Epoch | Training loss | Test accuracy (averaged weights) | Minutes |
 |---|---|---|---|

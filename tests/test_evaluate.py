@@ -57,7 +57,7 @@ def test_another_networks_answers_are_found(data, bundle, tmp_path, monkeypatch)
 def test_like_is_compared_with_like(data, bundle, host_bundle):
     with pytest.raises(UserError, match="compare like with like"):
         evaluate(data, "dilated-net-merged", bundle)
-    with pytest.raises(UserError, match="networks for CIFAR-10"):
+    with pytest.raises(UserError, match="nor one of"):
         evaluate(data, "resnet", bundle)
 
 

@@ -1,4 +1,4 @@
-"""Accuracy on CIFAR-10's test images, of the PyTorch or the quantised network and of what was compiled from it."""
+"""Accuracy on test images, of the PyTorch or the quantised network and of what was compiled from it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ MIN_AGREEMENT = 0.999
 def evaluate(data_path: Path, model: str = "dilated-net", bundle_path: Path | None = None) -> dict[str, Any]:
     """Accuracy of `model` and, with a bundle, of that bundle and how often the two agree.
 
-    Raises UserError, and VerificationError when they agree on too few images.
+    `model` is a name of the registry or a .safetensors file of `tvmflow train`. Raises UserError, and VerificationError
+    when they agree on too few images.
     """
-    if model not in MODELS:
-        raise UserError(f"--model {model!r} isn't one of the networks for CIFAR-10: {', '.join(MODELS)}.")
+    if model not in MODELS and not model.endswith(".safetensors"):
+        raise UserError(
+            f"--model {model!r} is neither a .safetensors file nor one of tvmflow's networks: {', '.join(MODELS)}."
+        )
     with _opened(bundle_path, model, quantised=False) as bundle:
         return _evaluate(data_path, model, bundle)
 
@@ -93,10 +96,16 @@ def _opened(path: Path | None, model: str, *, quantised: bool) -> Iterator[bundl
 
 
 def _evaluate(data_path: Path, model: str, bundle: bundles.Bundle | None) -> dict[str, Any]:
-    from tvmflow.models.train import predict
+    from tvmflow.models.tiny_imagenet import load_data_set
+    from tvmflow.models.train import exported, predict
 
-    data = load_cifar10(data_path)
-    expected = predict(MODELS[model](), data.test.images)
+    network = MODELS[model]() if model in MODELS else exported(Path(model))
+    data = load_data_set(data_path)
+    expected = predict(network, data.test.images, preprocessing=data.preprocessing)
+    if expected.shape[1] != len(data.labels):
+        raise UserError(
+            f"{model} has {expected.shape[1]} classes; {data.name}, at {data_path}, has {len(data.labels)}."
+        )
     result: dict[str, Any] = {
         "model": model,
         "accuracy": accuracy(expected, data.test),

@@ -1,4 +1,4 @@
-"""Commands that need CIFAR-10: training and evaluating."""
+"""Commands that need CIFAR-10 or Tiny ImageNet: training and evaluating."""
 
 from __future__ import annotations
 
@@ -15,8 +15,16 @@ from tvmflow.cli.outcome import show
 log = logging.getLogger("tvmflow.cli")
 
 
+DataSet = Annotated[
+    Path,
+    typer.Option(
+        "--data", help="CIFAR-10: an archive or folder of images, or its batches; or Tiny ImageNet's standard folder."
+    ),
+]
+
+
 def train(
-    data: Annotated[Path, typer.Option("--data", help="CIFAR-10: an archive or folder of images, or its batches.")],
+    data: DataSet,
     work_dir: Annotated[Path, typer.Option("--work-dir", help="Checkpoints; started again, the run goes on.")] = Path(
         "runs/dilated-net"
     ),
@@ -32,31 +40,34 @@ def train(
         Literal["separate", "merged"], typer.Option("--joint", help="Reading of the joint module.")
     ] = "separate",
 ) -> None:
-    """Train the paper's network on CIFAR-10. A run that was stopped goes on where it was."""
+    """Train the paper's network on CIFAR-10 or Tiny ImageNet. A run that was stopped goes on where it was."""
     import shlex
 
     from tvmflow.models import train as trainer
-    from tvmflow.models.data import load_cifar10
     from tvmflow.models.dilated_net import DilatedNetConfig
+    from tvmflow.models.tiny_imagenet import load_data_set
 
-    network = DilatedNetConfig(delta=delta, joint=joint)
-    config = trainer.TrainConfig(network=network, epochs=epochs, batch=batch, peak_rate=rate, seed=seed)
     log.info(f"Reading {data}")
-    cifar = load_cifar10(data)
+    images = load_data_set(data)
+    network = DilatedNetConfig(delta=delta, joint=joint, classes=len(images.labels))
+    config = trainer.TrainConfig(network=network, epochs=epochs, batch=batch, peak_rate=rate, seed=seed)
     try:
-        finished = trainer.train(config, cifar, work_dir)
+        finished = trainer.train(config, images, work_dir)
     except KeyboardInterrupt:
         log.info(f"\nThe same command goes on from the last checkpoint in {work_dir}.")
         raise
     name = "dilated-net" if joint == "separate" else "dilated-net-merged"
-    trainer.export(finished, cifar, out or work_dir, name, shlex.join(["tvmflow", *sys.argv[1:]]))
-    print(f"{(out or work_dir) / name}.safetensors: accuracy {finished.curve[-1].test_accuracy:.2%} ({cifar.note})")
+    trainer.export(finished, images, out or work_dir, name, shlex.join(["tvmflow", *sys.argv[1:]]))
+    print(f"{(out or work_dir) / name}.safetensors: accuracy {finished.curve[-1].test_accuracy:.2%} ({images.note})")
 
 
 def evaluate(
-    data: Annotated[Path, typer.Option("--data", help="CIFAR-10: an archive or folder of images, or its batches.")],
+    data: DataSet,
     model: Annotated[
-        str, typer.Option("--model", help="A network of the registry; for int8 also a file of `tvmflow quantize`.")
+        str,
+        typer.Option(
+            "--model", help="A network of the registry, or a .safetensors file of `tvmflow train` or, int8, `quantize`."
+        ),
     ] = "dilated-net",
     dtype: Annotated[
         Literal["float32", "int8"], typer.Option("--dtype", help="The network in PyTorch, or its exact int8 form.")
@@ -67,8 +78,8 @@ def evaluate(
 ) -> None:
     """Accuracy on the 10,000 test images of CIFAR-10, and with --bundle that of the compiled network.
 
-    A float32 bundle has to agree with PyTorch on nearly every image; an int8 one has to match the integer reference bit
-    for bit.
+    Of Tiny ImageNet, the images for validation are taken. A float32 bundle has to agree with PyTorch on nearly every
+    image; an int8 one has to match the integer reference bit for bit.
     """
     from tvmflow import evaluate as evaluation
 
