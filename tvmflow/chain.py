@@ -298,7 +298,7 @@ class _Chain:
 
 def _constant(value: Any) -> np.ndarray | None:
     """The array of a constant, float64; None if it is computed from the input."""
-    held = getattr(value, "value", None)
+    held: Any = getattr(value, "value", None)
     return np.asarray(held.numpy(), np.float64) if hasattr(held, "numpy") else None
 
 
