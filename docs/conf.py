@@ -35,7 +35,8 @@ autodoc_preserve_defaults = True
 # Other projects' names: their inventories are on the network. Ours without a page: what users needn't name.
 nitpick_ignore_regex = [
     ("py:.*", r"(np|numpy|pathlib|collections|subprocess|torch|tvm|tirx)\..*|Path|PrimFunc|Module"),
-    ("py:.*", r"tvmflow\.(chain|toolchain|tune|schedules\.cortex_m\._kernel)\..*|Best|FloatLayer|Made|Rule|Runner|Scheme|Shape"),
+    ("py:.*", r"tvmflow\.(chain|toolchain|tune|schedules\.cortex_m\._kernel)\..*"),
+    ("py:.*", "Best|FloatLayer|Made|Rule|Runner|Scheme|Shape"),
 ]
 
 html_theme = "furo"

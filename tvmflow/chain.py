@@ -299,7 +299,7 @@ class _Chain:
 def _constant(value: Any) -> np.ndarray | None:
     """The array of a constant, float64; None if it is computed from the input."""
     held: Any = getattr(value, "value", None)
-    return None if held is None or not hasattr(held, "numpy") else np.asarray(held.numpy(), np.float64)
+    return np.asarray(held.numpy(), np.float64) if hasattr(held, "numpy") else None
 
 
 def _shape(value: Any) -> tuple[int, ...]:
