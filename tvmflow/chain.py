@@ -1,4 +1,5 @@
-"""An imported network as a chain of convolutions, pools and dense layers: what can be quantised.
+"""An imported network as a chain of convolutions, pools and dense layers: what can be quantised, and what kernels of
+microcontrollers are made of.
 
 Batch normalisation is folded into the weights before it, in float64; a linear layer that reads flattened maps becomes
 the convolution over the whole map that it is, and an average over windows the depthwise convolution that it is.
@@ -77,21 +78,30 @@ def convolve(layer: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
     return functional.conv2d(x, weight, bias, stride, padding, dilation, layer.groups)
 
 
-def float_chain(program: Program) -> tuple[FloatLayer, ...]:
-    """The layers of an imported network in execution order. Raises UnsupportedOperatorError, UserError."""
+def float_chain(program: Program, purpose: str = "quantised: int8") -> tuple[FloatLayer, ...]:
+    """The layers of an imported network in execution order. Raises UnsupportedOperatorError, UserError.
+
+    What is no chain can't be `purpose`, which also says what serves chains only.
+    """
+    import tvm
     from tvm import relax
 
     from tvmflow.passes.fuse_operators import OWN_NAMES
 
-    if len(program.inputs) != 1 or len(program.outputs) != 1:
-        raise UserError(f"{program.name} can't be quantised: it has more than one input or output.")
-    shape = program.inputs[0].shape
-    if len(shape) != 4 or shape[0] != 1 or program.inputs[0].dtype != "float32":
-        shown = "×".join(map(str, shape))
+    inputs, outputs = program.inputs, program.outputs
+    shape = inputs[0].shape
+    if len(inputs) != 1 or len(outputs) != 1 or len(shape) != 4 or shape[0] != 1 or inputs[0].dtype != "float32":
+        shown = ", ".join(f"{spec.dtype} {'×'.join(map(str, spec.shape))}" for spec in inputs)
         raise UserError(
-            f"{program.name} takes {program.inputs[0].dtype} {shown}; only float32 1×C×H×W can be quantised."
+            f"{program.name} can't be {purpose} serves networks of one output and one input, float32 1×C×H×W, and it "
+            f"has {len(outputs)} output{'s' * (len(outputs) != 1)} and {shown}."
         )
-    main = relax.transform.FoldConstant()(program.module)["main"]
+    clean = [
+        relax.transform.FoldConstant(),
+        relax.transform.CanonicalizeBindings(),
+        relax.transform.DeadCodeElimination(),
+    ]
+    main = tvm.ir.transform.Sequential(clean)(program.module)["main"]
     bindings = [binding for block in main.body.blocks for binding in block.bindings]
     uses = Counter(var for binding in bindings for var in _read(binding.value))
     made = _Chain(shape)
@@ -112,12 +122,12 @@ def float_chain(program: Program) -> tuple[FloatLayer, ...]:
     if missing:
         shown = ", ".join(f"{operator} ({', '.join(dict.fromkeys(paths[:3]))})" for operator, paths in missing.items())
         raise UnsupportedOperatorError(
-            f"{program.name} can't be quantised: int8 serves chains of convolution, batch normalisation, ReLU, average "
+            f"{program.name} can't be {purpose} serves chains of convolution, batch normalisation, ReLU, average "
             f"pooling and linear layers, and it has {shown}.",
             {operator: tuple(paths) for operator, paths in missing.items()},
         )
     if not made.layers:
-        raise UserError(f"{program.name} has no layers to quantise.")
+        raise UserError(f"{program.name} can't be {purpose} serves layers with weights, and it has none.")
     return tuple(made.layers)
 
 
@@ -213,9 +223,17 @@ class _Chain:
         moved = self._by_channel(call)
         return moved is not None and self._scale(path, np.ones(len(moved)), moved)
 
+    def _subtract(self, path: str, call: relax.Call) -> bool:
+        moved = self._by_channel(call) if _constant(call.args[1]) is not None else None
+        return moved is not None and self._scale(path, np.ones(len(moved)), -moved)
+
     def _multiply(self, path: str, call: relax.Call) -> bool:
         factor = self._by_channel(call)
         return factor is not None and self._scale(path, factor, np.zeros(len(factor)))
+
+    def _divide(self, path: str, call: relax.Call) -> bool:
+        divisor = self._by_channel(call) if _constant(call.args[1]) is not None else None
+        return divisor is not None and self._scale(path, 1 / divisor, np.zeros(len(divisor)))
 
     def _scale(self, path: str, factor: np.ndarray, moved: np.ndarray) -> bool:
         last = self.layers[-1]

@@ -11,13 +11,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from types import MappingProxyType
 
 import numpy as np
 import tvm
 from tvm import tirx
 
+from tvmflow.chain import float_chain
 from tvmflow.cortex_m.arena import pack
-from tvmflow.cortex_m.float_layers import read_layers
+from tvmflow.frontend import module_path
 from tvmflow.lifetimes import Tensor, live_bytes
 from tvmflow.schedules.cortex_m import LONGEST_CHAIN, AnyLayer, Kernel, choose
 from tvmflow.spec import Layer, Program, Target
@@ -36,13 +38,23 @@ def choose_kernels(program: Program, target: Target) -> Program:
 
 def choose_float_kernels(program: Program, target: Target) -> Program:
     """`choose_kernels` for the float32 network in `main`. Raises UnsupportedOperatorError, UserError."""
-    layers = read_layers(program)
+    folded = {module_path(name): works for name, works in program.folded.items()}
+    layers = tuple(
+        replace(layer, modules=(*map(module_path, folded.get(layer.name, {})), *layer.modules))
+        for layer in float_chain(program, "compiled for a microcontroller: float32")
+    )
     reads = dict(zip((layer.name for layer in layers), ("input", *(layer.name for layer in layers)), strict=False))
-    return _choose(program, layers, reads, target)
+    return _choose(program, layers, reads, target, folded)
 
 
-def _choose(program: Program, network: Sequence[AnyLayer], reads: Mapping[str, str], target: Target) -> Program:
-    """`reads` has for each layer the name of the one that it reads, or "input"."""
+def _choose(
+    program: Program,
+    network: Sequence[AnyLayer],
+    reads: Mapping[str, str],
+    target: Target,
+    folded: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+) -> Program:
+    """`reads` has for each layer the name of the one that it reads, or "input"; `folded` is by layers' names, too."""
     assert target.mcu is not None
     readers = list(reads.values())
     dtypes = {"input": program.inputs[0].dtype, **{layer.name: layer.dtype for layer in network}}
@@ -57,7 +69,7 @@ def _choose(program: Program, network: Sequence[AnyLayer], reads: Mapping[str, s
         kernel = choose(_chain(left, reads), dtypes[read], target.mcu.core, writable=writable)
         name = f"{len(layers):02}_{re.sub(r'[^0-9A-Za-z]+', '_', kernel.layers[0].name)}"
         functions[name] = _annotate(kernel, made_by[read])
-        layers.append(_describe(kernel, name, program.folded))
+        layers.append(_describe(kernel, name, folded))
         made_by[kernel.layers[-1].name] = name
         left = left[len(kernel.layers) :]
     return replace(program, module=tvm.IRModule(functions), layers=tuple(layers))
