@@ -13,6 +13,7 @@ from tvm.script import relax as R
 from tvm.script import tirx as T
 
 from tvmflow.passes.block_channels import block_channels
+from tvmflow.passes.flatten_averages import flatten_averages
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fuse_depthwise import fuse_depthwise
 from tvmflow.passes.fuse_operators import fuse_operators
@@ -85,6 +86,43 @@ def test_fold_batchnorm():
     shift = (beta - mean * scale).reshape(1, 2, 1, 1)
     assert_same(folded, After, w=weight * scale.reshape(2, 1, 1, 1), shift=shift)
     assert folded.module["main"].body.blocks[0].bindings[0].var.name == "pointwise"
+
+
+def test_flatten_averages():
+    """A mean that something else reads as well, or that is not only flattened, stays."""
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((1, 8, 4, 4), "float32"), y: R.Tensor((1, 8, 4, 4), "float32")):
+            with R.dataflow():
+                pool = R.mean(x, axis=[-1, -2], keepdims=True)
+                flat = R.reshape(pool, R.shape([1, 8]))
+                shared = R.mean(y, axis=[2, 3], keepdims=True)
+                row = R.reshape(shared, R.shape([1, 8]))
+                turned = R.mean(y, axis=[2, 3], keepdims=True)
+                column = R.reshape(turned, R.shape([8, 1]))
+                gv = (flat, row, shared, column)
+                R.output(gv)
+            return gv
+
+    @I.ir_module
+    class After:
+        @R.function
+        def main(x: R.Tensor((1, 8, 4, 4), "float32"), y: R.Tensor((1, 8, 4, 4), "float32")):
+            with R.dataflow():
+                pool = R.mean(x, axis=[-1, -2], keepdims=False)
+                shared = R.mean(y, axis=[2, 3], keepdims=True)
+                row = R.reshape(shared, R.shape([1, 8]))
+                turned = R.mean(y, axis=[2, 3], keepdims=True)
+                column = R.reshape(turned, R.shape([8, 1]))
+                gv = (pool, row, shared, column)
+                R.output(gv)
+            return gv
+
+    flattened = flatten_averages(program_of(Before), BOARD)
+    assert_same(flattened, After)
+    assert flattened.module["main"].body.blocks[0].bindings[0].var.name == "pool"
 
 
 def test_rename():

@@ -10,6 +10,7 @@ from tvmflow.cortex_m.stages import choose_float_kernels, choose_kernels, lower_
 from tvmflow.passes.bind_threads import bind_threads
 from tvmflow.passes.block_channels import block_channels
 from tvmflow.passes.capture_graph import capture_graph
+from tvmflow.passes.flatten_averages import flatten_averages
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fold_scales import fold_scales
 from tvmflow.passes.fuse_depthwise import fuse_depthwise
@@ -49,6 +50,7 @@ CUDA: tuple[Stage, ...] = (
     # graph: what needn't be computed at run time, isn't
     fold_batchnorm,
     fold_scales,
+    flatten_averages,
     # kernels: operators become loops, neighbours become one kernel
     fuse_operators,
     fuse_separable,
