@@ -151,6 +151,9 @@ def test_a_quantised_network_for_onnxruntime_has_its_numbers(tmp_path):
         shapes=shapes,
         input_shape=(1, 3, 9, 7),
     )
+    # without VNNI the library adds two products in 16 bits, where those of larger weights saturate
+    layers = tuple(replace(layer, weight=layer.weight // 2) for layer in network.layers)
+    network = replace(network, layers=layers)
     qdq.export_qdq(network, tmp_path / "model.onnx")
     images = integer_networks.random_input(np.random.default_rng(5), network.input_shape, 1)
     np.save(tmp_path / "input.npy", images)

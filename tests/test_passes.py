@@ -208,7 +208,7 @@ def test_full_convolutions_and_what_lies_between_stay_in_blocks(shape, target):
     ]
 
 
-@pytest.mark.parametrize("channels", [24, 10, 37])
+@pytest.mark.parametrize("channels", [18, 10, 37])
 def test_channels_that_fill_no_blocks_stay_plain(channels):
     graph = Graph(1, 3, 12, 10)
     x = graph.relu(graph.conv(graph.input, "first", 16, (3, 3), padding=(1, 1)))
