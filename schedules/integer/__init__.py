@@ -78,18 +78,18 @@ class Kernel:
 Rule = Callable[[Task, "Target"], "Kernel | None"]
 
 
-def _rule(name: str) -> Rule:
-    """The rule of that file, which imports tvm when it is first used; listing the rules mustn't."""
+def rule_of(name: str, package: str = __name__) -> Rule:
+    """The rule of that file of a package, which imports tvm when it is first used; listing the rules mustn't."""
 
     def rule(task: Task, target: Target, **knobs: Any) -> Kernel | None:
-        return getattr(import_module(f"{__name__}.{name}"), name)(task, target, **knobs)
+        return getattr(import_module(f"{package}.{name}"), name)(task, target, **knobs)
 
     return rule
 
 
 RULES: dict[str, Rule] = {
-    "convolution": _rule("convolution"),
-    "depthwise_dots": _rule("depthwise_dots"),
-    "depthwise": _rule("depthwise"),
-    "plain": _rule("plain"),
+    "convolution": rule_of("convolution"),
+    "depthwise_dots": rule_of("depthwise_dots"),
+    "depthwise": rule_of("depthwise"),
+    "plain": rule_of("plain"),
 }

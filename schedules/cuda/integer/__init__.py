@@ -9,10 +9,9 @@ last fits all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tvmflow.schedules.integer import Kernel, Rule, Task, Tensor
+from tvmflow.schedules.integer import Rule, Tensor, rule_of
 
 if TYPE_CHECKING:
     from tvmflow.integer import IntegerLayer
@@ -24,19 +23,10 @@ VECTOR = 4
 """Words in the widest load."""
 
 
-def _rule(name: str) -> Rule:
-    """The rule of that file, which imports tvm when it is first used."""
-
-    def rule(task: Task, target: Target, **knobs: Any) -> Kernel | None:
-        return getattr(import_module(f"{__name__}.{name}"), name)(task, target, **knobs)
-
-    return rule
-
-
 RULES: dict[str, Rule] = {
-    "product": _rule("product"),
-    "depthwise": _rule("depthwise"),
-    "plain": _rule("plain"),
+    "product": rule_of("product", __name__),
+    "depthwise": rule_of("depthwise", __name__),
+    "plain": rule_of("plain", __name__),
 }
 
 
