@@ -15,7 +15,6 @@ from tvmflow.schedules.integer import Rule, Tensor, rule_of
 
 if TYPE_CHECKING:
     from tvmflow.integer import IntegerLayer
-    from tvmflow.spec import Target
 
 BYTES = 4
 """Channels in a word."""
