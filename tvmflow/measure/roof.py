@@ -23,8 +23,10 @@ RUNS, SECONDS = 3, 0.2
 """Of each figure the best of as many runs as there is time for, so many at least."""
 RUN_SECONDS = 2e-3
 """What a run takes at least: short, so that on a busy machine some are left alone."""
-VECTORS = 192
-"""`read_memory` takes a multiple of that many floats: twelve vectors of 64 bytes."""
+CHAINS = 12
+"""Independent sums, as in the C source."""
+VECTORS = CHAINS * 16
+"""`read_memory` takes a multiple of that many floats: as many vectors of 64 bytes."""
 
 
 def measure_roof(cpu: Cpu, arithmetic: str, threads: int, working_set: int) -> Roof | None:
@@ -42,7 +44,7 @@ def measure_roof(cpu: Cpu, arithmetic: str, threads: int, working_set: int) -> R
         log.info(f"This computer's roof isn't measured: {error}")
         return None
     parts = [np.ones(-(-working_set // (4 * threads * VECTORS)) * VECTORS, np.float32) for _ in range(threads)]
-    results = [np.zeros(4, np.float32) for _ in range(threads)]
+    results = [np.zeros(3 + CHAINS, np.float32) for _ in range(threads)]
 
     def compute(thread: int, rounds: int) -> int:
         return library.multiply_add(rounds, results[thread].ctypes.data)
