@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import itertools
-import os
-import shutil
-import subprocess
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from tvmflow.spec import MissingDependencyError
+from tvmflow.toolchain import native_library
 
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-ffast-math", "-shared", "-fPIC")
@@ -35,20 +33,10 @@ class _Shape(ctypes.Structure):
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where there is no C compiler."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
+    try:
+        return ctypes.CDLL(str(native_library(SOURCE, FLAGS)))
+    except MissingDependencyError:
         return None
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "tvmflow")
-    cpu = torch.backends.cpu.get_cpu_capability()  # a home folder can be shared between computers
-    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join((compiler, *FLAGS, cpu)).encode()).hexdigest()[:16]
-    path = folder / f"depthwise-{digest}.so"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch, path.name)
-            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(made)], check=True)
-            os.replace(made, path)
-    return ctypes.CDLL(str(path))
 
 
 @functools.cache
