@@ -21,6 +21,7 @@ import numpy as np
 
 from tvmflow.models import CIFAR10_LABELS, CIFAR10_PREPROCESSING
 from tvmflow.spec import Preprocessing, UserError
+from tvmflow.toolchain import cache_folder
 
 COUNTS = {"train": 50_000, "test": 10_000}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -65,7 +66,7 @@ def load_cifar10(path: Path | str, *, counts: dict[str, int] | None = None) -> C
     if not path.exists():
         raise UserError(f"There is nothing at {path}; --data takes {FORMS}.")
     checksum = _checksum(path)
-    cached = _cache_folder() / f"cifar10-{checksum[:16]}.npz"
+    cached = cache_folder() / f"cifar10-{checksum[:16]}.npz"
     if cached.exists():
         with np.load(cached) as arrays:
             splits = {name: Split(images=arrays[f"{name}_x"], labels=arrays[f"{name}_y"]) for name in COUNTS}
@@ -284,10 +285,6 @@ def _checksum(path: Path) -> str:
             status = member.stat()
             digest.update(f"{member.relative_to(path)} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tvmflow")
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:

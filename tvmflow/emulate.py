@@ -303,22 +303,10 @@ def _build_program(target: Target, emulator: Emulator) -> Path:
 
 def compile_plugin(source: Path) -> Path:
     """A plugin of qemu, in the cache, compiled for this computer unless it is there. Raises MissingDependencyError."""
-    from tvmflow.targets import TARGETS
-
-    linker = toolchain.select_linker(TARGETS["host"])
-    key = hashlib.sha256(source.read_bytes() + f"{linker.name} {linker.version}".encode()).hexdigest()[:16]
-    plugin = toolchain.cache_folder() / f"{source.stem}-{key}.so"
-    if plugin.exists():
-        return plugin
     try:
-        plugin.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="plugin-", dir=plugin.parent) as scratch:
-            made = Path(scratch, plugin.name)
-            toolchain.link(linker, made, [source], ("-O2", "-shared", "-fPIC"))
-            made.replace(plugin)
+        return toolchain.native_library(source, ("-O2", "-shared", "-fPIC"))
     except (UserError, OSError) as error:
         raise MissingDependencyError(f"The plugin {source.stem} of qemu can't be made: {error}") from error
-    return plugin
 
 
 # ------------------------------------------------------------------------------------------------------------- running
