@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tvmflow.bundle import Bundle
     from tvmflow.integer import IntegerNetwork
     from tvmflow.spec import Program
+    from tvmflow.targets import Target
 
 TO_LITERT = """
     import sys, torch, litert_torch
@@ -77,24 +78,30 @@ def to_litert(network: torch.nn.Module, example: torch.Tensor, folder: Path, pyt
     return _run([python, "-c", script, "model.pt2", "model.tflite", *shape], folder)
 
 
-def build_bundles(program: Program, folder: Path) -> Bundle:
-    """tvmflow's own bundle of the network for this computer, and one without schedules."""
-    from tvmflow.build import build
+def host(cpu: str | None) -> Target:
+    """This computer, or as if it were that CPU of LLVM's."""
     from tvmflow.targets import TARGETS
 
-    host = TARGETS["host"]
-    build(program, replace(host, schedules=()), folder / "untuned")
-    return build(program, host, folder / "bundle")
+    known = TARGETS["host"]
+    return replace(known, tvm={**known.tvm, "mcpu": cpu}) if cpu else known
 
 
-def convert_int8(network: IntegerNetwork, folder: Path) -> Bundle:
+def build_bundles(program: Program, folder: Path, cpu: str | None = None) -> Bundle:
+    """tvmflow's own bundle of the network for this computer, and one without schedules."""
+    from tvmflow.build import build
+
+    build(program, replace(host(cpu), schedules=()), folder / "untuned")
+    return build(program, host(cpu), folder / "bundle")
+
+
+def convert_int8(network: IntegerNetwork, folder: Path, cpu: str | None = None) -> Bundle:
     """Put the quantised network into the folder "int8" of `folder`, as those that run it take it."""
     import numpy as np
 
     from benchmarks.qdq import export_qdq
     from tvmflow.build import build
     from tvmflow.integer_frontend import integer_program
-    from tvmflow.targets import TARGETS, compute_in
+    from tvmflow.targets import compute_in
 
     folder = folder / "int8"
     folder.mkdir()
@@ -103,7 +110,7 @@ def convert_int8(network: IntegerNetwork, folder: Path) -> Bundle:
     np.save(folder / "input.npy", vector.inputs[0])
     np.save(folder / "expected.npy", vector.outputs[0])
     export_qdq(network, folder / "model.onnx")
-    return build(program, compute_in(TARGETS["host"], "int8"), folder / "bundle")
+    return build(program, compute_in(host(cpu), "int8"), folder / "bundle")
 
 
 def _run(command: list[str], folder: Path) -> str:

@@ -4,7 +4,9 @@
 single inferences with one thread and with all, and writes medians, spreads and ratios to benchmarks/results/peers.json
 and .md, with two plots. The libraries take turns, so that a machine that changes its pace changes it for all; those
 that wait are stopped. Beside each layer stands what part it reaches of this computer's own limits, measured with it.
-`--dtype int8` does the same for the quantised network, beside float32 (benchmarks/results/peers-int8.json).
+`--dtype int8` does the same for the quantised network, beside float32 (benchmarks/results/peers-int8.json); with
+`--cpu znver3`, both are tvmflow's and compiled for that CPU of LLVM's, here one with AVX2 alone, which this one has to
+be able to stand in for.
 `--models` takes several networks, `--batch 8` that many images at a time (to benchmarks/results/peers-batch.json), and
 `--append` keeps what the results have already. `pip install .[bench,peers]` brings what is compared; a library that
 isn't there is listed as absent.
@@ -54,21 +56,26 @@ def main() -> None:
     parser.add_argument(
         "--append", action="store_true", help="keep the networks in the results that aren't measured now"
     )
+    parser.add_argument("--cpu", help="with int8: LLVM's name of an older CPU that tvmflow alone is compiled for")
     parser.add_argument("--batch", type=int, default=1, help="images in an inference")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if options.output is None:
         kind = "-int8" if options.dtype == "int8" else "" if options.batch == 1 else "-batch"
-        options.output = RESULTS.with_stem(f"{RESULTS.stem}{kind}")
+        cpu = f"-{options.cpu}" if options.cpu else ""
+        options.output = RESULTS.with_stem(f"{RESULTS.stem}{kind}{cpu}")
     if options.dtype == "int8" and (options.batch, options.append) != (1, False):
         parser.error("--dtype int8 goes with neither --batch nor --append")
+    if options.cpu and (options.dtype != "int8" or options.libraries):
+        parser.error("--cpu goes with --dtype int8 and without --libraries: others choose their code themselves")
 
     from tvmflow.models import MODELS
     from tvmflow.report import write_json
 
     kept = json.loads(options.output.read_text())["networks"] if options.append and options.output.exists() else []
     limits = roofline.limits() if options.dtype == "float32" else {}
-    libraries = list(dict.fromkeys([OURS[options.dtype], *(options.libraries or LIBRARIES[options.dtype])]))
+    compared = list(OURS.values()) if options.cpu else options.libraries or LIBRARIES[options.dtype]
+    libraries = list(dict.fromkeys([OURS[options.dtype], *compared]))
     networks = {(network["model"], network.get("batch", 1)): network for network in kept}
     for model in options.models:
         networks[model, options.batch] = measure(model, limits, libraries, options)
@@ -95,9 +102,9 @@ def measure(model: str, limits: dict[str, float], libraries: list[str], options:
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
         folder, program = Path(name), import_model(model, [shape])
         absent = convert(program, folder, options.litert_python)
-        bundle = build_bundles(program, folder)
+        bundle = build_bundles(program, folder, options.cpu)
         if options.dtype == "int8":
-            bundle = convert_int8(quantized(model), folder)
+            bundle = convert_int8(quantized(model), folder, options.cpu)
         found = [library for library in libraries if library not in absent]
         versions: dict[str, str] = {}
         rows = []
@@ -107,6 +114,7 @@ def measure(model: str, limits: dict[str, float], libraries: list[str], options:
     return {
         "model": model,
         "batch": options.batch,
+        "compiled_for": options.cpu,
         "environment": environment(versions),
         "rounds": options.rounds,
         "seconds": options.seconds,
@@ -251,8 +259,8 @@ def markdown_int8(document: dict[str, Any], stem: str) -> str:
         "",
         "Batch 1, *measured*: the median over rounds of each round's median latency, and in brackets the lowest and "
         "the highest round. × is how many times as long as tvmflow's int8 it takes, by the same rule over the ratios "
-        "of each round. ONNX Runtime has the same int8 weights and scales (QDQ, fused to QLinearConv). Made by "
-        "`python -m benchmarks.peers --dtype int8`.",
+        "of each round. ONNX Runtime, where it is, has the same int8 weights and scales (QDQ, fused to QLinearConv). "
+        "Made by `python -m benchmarks.peers --dtype int8`.",
     ]
     for network in document["networks"]:
         lines += latency_table(network)
@@ -273,7 +281,8 @@ def latency_table(network: dict[str, Any]) -> list[str]:
         f"## {plots.title(network)}",
         "",
         f"{around['cpu']}, {around['cores']} cores, {around['date']}; {network['rounds']} rounds of "
-        f"{network['seconds']} s, load after them {network['load_after']}.",
+        f"{network['seconds']} s, load after them {network['load_after']}."
+        + (f" Compiled for {network['compiled_for']} in LLVM's names." if network.get("compiled_for") else ""),
         "",
         "| library | version | " + " | ".join(f"{count} thr., ms | ×" for count in threads) + " |",
         "|---" * (2 + 2 * len(threads)) + "|",
