@@ -17,6 +17,8 @@ from tvmflow.models.experiments import EPOCHS, EXPERIMENTS, SEEDS, VARIANTS
 
 PAPER_TABLE_2 = {"delta0": 82.04, "delta1": 83.32, "delta2": 84.25, "delta3": 83.56}
 IMAGE_SIDE = 32
+LATENCIES = Path(__file__).parents[1] / "benchmarks" / "results" / "variants.json"
+"""Of the variants, by `python -m benchmarks.variants`."""
 TITLES = {
     "delta0": "δ = 0",
     "delta1": "δ = 1",
@@ -59,9 +61,11 @@ def text(results: Results, folder: str) -> str:
         default_weights(),
         TAPS,
         taps_table(),
-        dead_taps(),
+        dead_taps(results),
+        latencies(json.loads(LATENCIES.read_text())),
         MERGED,
         receptive_field(),
+        merged(results),
         "## Table 1: parameters",
         sizes(),
         SIZES,
@@ -128,6 +132,8 @@ def group_text(group: str, variants: dict[str, list[dict[str, Any]]], folder: st
         for name, of_variant in variants.items()
     ]
     cpus = sorted({f"{run['cpu']}, threads: {run['threads']}, PyTorch {run['versions']['torch']}" for run in runs})
+    in_float32 = [run["name"].removeprefix(f"{group}-") for run in runs if not run["config"]["bfloat16"]]
+    formats = f" Trained in bfloat16, but for {', '.join(in_float32)}, in float32." if in_float32 else ""
     minutes = sum(run["minutes"] for run in runs)
     return f"""## Table 2, {group} widths: {parameters:,} parameters
 
@@ -140,7 +146,7 @@ def group_text(group: str, variants: dict[str, list[dict[str, Any]]], folder: st
 ![Accuracy on the test images after each epoch, mean of the seeds]({folder}/{group}.svg)
 
 {len(runs)} runs of {EPOCHS} epochs, {minutes / 60:.1f} hours on a computer that did other work as well \
-({"; ".join(cpus)}). Data: {runs[0]["data"]}."""
+({"; ".join(cpus)}). Data: {runs[0]["data"]}.{formats}"""
 
 
 def order(variants: dict[str, list[dict[str, Any]]]) -> str:
@@ -154,7 +160,19 @@ def order(variants: dict[str, list[dict[str, Any]]]) -> str:
     if found == paper:
         return f"The paper's order of δ holds ({said}); first and last are {gap:.2f} points apart."
     theirs = " > ".join(TITLES[name].removeprefix("δ = ") for name in paper)
-    return f"The paper's order of δ, {theirs}, is not found: it is {said}; first and last are {gap:.2f} points apart."
+    apart = f"first and last are {gap:.2f} points apart."
+    taps = " Fewer live taps go with less accuracy (see below)." if found == list(PAPER_TABLE_2) else ""
+    return f"The paper's order of δ, {theirs}, is not found: it is {said}; {apart}{taps}"
+
+
+def against_delta2(results: Results, variant: str) -> str:
+    """How far a variant is from δ = 2 in each group that has both, on average."""
+    said = [
+        f"{100 * (_mean(variants[variant]) - _mean(variants['delta2'])):+.2f} points in {group} widths"
+        for group, variants in results.items()
+        if {variant, "delta2"} <= variants.keys()
+    ]
+    return " and ".join(said).replace("-", "−")
 
 
 def default_weights() -> str:
@@ -204,17 +222,42 @@ def taps_table() -> str:
     return f"| | {heads} |\n|{'---|' * (len(kinds) + 1)}\n" + "\n".join(rows)
 
 
-def dead_taps() -> str:
+def dead_taps(results: Results) -> str:
     """What the taps outside the map cost and, without them, what is left."""
     whole, live = (multiply_adds(VARIANTS["delta2"], live=live) for live in (False, True))
     clipped = multiply_adds(VARIANTS["clipped"], live=True)
     parameters = sum(parameter.numel() for parameter in DilatedNet().parameters())
+    bought = against_delta2(results, "clipped") or "not trained yet"
     return f"""On 4×4 maps, δ = 2 leaves the centre alone: the layer is a factor for each channel. What would taps that
 see something buy? The clipped variant has the same {parameters:,} parameters, and no dilation that is more than half of
-its map's side. Its accuracy stands beside the others', where it was trained. It costs next to nothing: of the
-{whole / 1e6:.2f} million multiply-adds of an image, {live / 1e6:.2f} million do not meet padding at δ = 2, and
-{clipped / 1e6:.2f} million when it is clipped. Nearly all of them are the pointwise layers'. (These are counts; no
-latency was measured for this table.)"""
+its map's side. Its accuracy against δ = 2: {bought}. It costs next to nothing: of the {whole / 1e6:.2f} million
+multiply-adds of an image, {live / 1e6:.2f} million do not meet padding at δ = 2, and {clipped / 1e6:.2f} million when
+it is clipped. Nearly all of them are the pointwise layers'. What that is in time:"""
+
+
+def latencies(measured: Mapping[str, Any]) -> str:
+    """What each variant takes with the paper's widths: medians over rounds in turns, lowest and highest round."""
+    rows = measured["rows"]
+    heads = " | ".join(f"{row['threads']} thread{'s' * (row['threads'] > 1)}, ms" for row in rows)
+    lines = []
+    for name, title in TITLES.items():
+        times = [row["variants"][name] for row in rows]
+        cells = (f"{statistics.median(found):.3f} ({min(found):.3f}–{max(found):.3f})" for found in times)
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    around = measured["environment"]
+    return f"""| Latency of one inference, float32, measured | {heads} |
+|{"---|" * (1 + len(rows))}
+{chr(10).join(lines)}
+
+On this computer ({around["cpu"]}, {around["date"]}), by `python -m benchmarks.variants`, with the paper's widths and
+random weights: medians of {measured["rounds"]} rounds in turns, and the lowest and highest round. tvmflow leaves out
+taps that meet nothing but padding."""
+
+
+def merged(results: Results) -> str:
+    """What seeing only a grid of pixels does to accuracy."""
+    lost = against_delta2(results, "merged")
+    return f"The merged reading's accuracy against that of the two filters, both at δ = 2: {lost or 'not trained yet'}."
 
 
 def seen(config: DilatedNetConfig) -> set[int]:
