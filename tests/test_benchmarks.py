@@ -12,9 +12,11 @@ import integer_networks
 import numpy as np
 import pytest
 
-from benchmarks import arm_instructions, depthwise, peers, plots, qdq, runners
+from benchmarks import arm_instructions, depthwise, peers, plots, qdq, runners, variants
 from tvmflow import device
 from tvmflow.bundle import open_bundle
+from tvmflow.models import experiments
+from tvmflow.models.dilated_net import DilatedNetConfig
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +182,18 @@ def test_table_of_int8():
     text = peers.markdown_int8({"networks": [network]}, "peers-int8")
     assert "| a, b | integer convolution | 10.0 | 200.0 |" in text
     assert "Not measured: onnxruntime-int8 (no such library)." in text
+
+
+def test_variants_take_turns(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "VARIANTS", {"tiny": DilatedNetConfig(widths=(4, 8), strides=(2, 2))})
+    variants.prepare("tiny", tmp_path / "tiny")
+    (rounds,) = variants.compare({"tiny": tmp_path / "tiny"}, threads=1, rounds=2, seconds=0.01).values()
+    assert len(rounds) == 2
+    assert all(median > 0 for median in rounds)
+
+
+def test_another_cpu_goes_with_int8_alone(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["peers", "--cpu", "znver3"])
+    with pytest.raises(SystemExit):
+        peers.main()
+    assert "--cpu goes with --dtype int8" in capsys.readouterr().err

@@ -100,3 +100,12 @@ def test_the_papers_order_is_reported_as_found():
     assert "holds (2 > 3 > 1 > 0)" in experiment_page.order(held)
     assert "is not found: it is 0 > 2 > 3 > 1" in experiment_page.order(held | variants(delta0=0.95))
     assert "is open: δ = 3 not trained yet" in experiment_page.order({name: held[name] for name in list(held)[:3]})
+
+
+def test_a_variant_is_set_against_delta_2_in_the_groups_that_have_both():
+    results = {
+        "quarter": {"delta2": [{"accuracy": 0.7}, {"accuracy": 0.8}], "merged": [{"accuracy": 0.5}]},
+        "half": {"delta2": [{"accuracy": 0.8}]},
+    }
+    assert experiment_page.against_delta2(results, "merged") == "−25.00 points in quarter widths"
+    assert experiment_page.against_delta2(results, "clipped") == ""
