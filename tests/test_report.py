@@ -209,9 +209,14 @@ def test_answers(surveyed):
     assert "memory 100%" in found["What bounds it"]
     assert "measured, and p90 is" in found["How sure that is"]
     found = dict(answers(foreign(surveyed)))
-    assert "modelled from the data sheet" in found["Where the time goes"]
+    assert "modelled from a measured roof" in found["Where the time goes"]
     assert "no time was taken: No board." in found["How sure that is"]
+    stated = {**surveyed["target"], "roof": {**surveyed["target"]["roof"], "basis": "stated"}}
+    found = dict(answers({**foreign(surveyed), "target": stated}))
+    assert "modelled from the data sheet" in found["Where the time goes"]
     assert "--board host --dtype float32" in repeat(surveyed)
+    assert "--cycles" not in repeat(surveyed)
+    assert repeat({**foreign(surveyed), "cycles": {"total": 1}}).endswith("report.html --cycles")
     counted = {**first, "latency": None, "details": {"instructions": 2 * surveyed["model"]["macs"]}}
     assert "2.00 instructions" in dict(answers({**surveyed, "layers": [counted]}))["What bounds it"]
 

@@ -39,6 +39,8 @@ def repeat(report: Report) -> str:
         again = ["tvmflow", "deploy", "OUT", "--ssh", "BOARD", "--json", "report.json"]
     elif latency and latency["basis"] == "measured":
         again += ["--threads", str(latency["threads"])]
+    elif report.get("cycles"):
+        again.append("--cycles")
     return f"{shlex.join(build)} && {shlex.join(again)}"
 
 
@@ -51,7 +53,11 @@ def _weights(report: Report) -> tuple[str, list[float]]:
         if any(key in layer["details"] for layer in layers):
             return what, [float(layer["details"].get(key, 0)) for layer in layers]
     bounds = [(layer.get("bound") or {}).get("us", 0.0) for layer in layers]
-    return "of what the layers take at least (modelled from the data sheet)", bounds
+    measured = (report["target"].get("roof") or {}).get("basis") == "measured"
+    return (
+        f"of what the layers take at least (modelled from {'a measured roof' if measured else 'the data sheet'})",
+        bounds,
+    )
 
 
 def _where(report: Report) -> str:
