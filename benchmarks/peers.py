@@ -254,13 +254,15 @@ def markdown(document: dict[str, Any], stem: str) -> str:
 
 def markdown_int8(document: dict[str, Any], stem: str) -> str:
     """The same for int8."""
+    compiled_for = document["networks"][0].get("compiled_for")
+    cpu = f" --cpu {compiled_for}" if compiled_for else ""
     lines = [
         "# The quantised network beside float32 and ONNX Runtime's int8",
         "",
         "Batch 1, *measured*: the median over rounds of each round's median latency, and in brackets the lowest and "
         "the highest round. × is how many times as long as tvmflow's int8 it takes, by the same rule over the ratios "
-        "of each round. ONNX Runtime, where it is, has the same int8 weights and scales (QDQ, fused to QLinearConv). "
-        "Made by `python -m benchmarks.peers --dtype int8`.",
+        "of each round. ONNX Runtime, where it is compared, has the same int8 weights and scales (QDQ, fused to "
+        f"QLinearConv). Made by `python -m benchmarks.peers --dtype int8{cpu}`.",
     ]
     for network in document["networks"]:
         lines += latency_table(network)

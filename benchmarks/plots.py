@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -18,17 +19,21 @@ def title(network: dict[str, Any]) -> str:
 
 
 def latency(document: dict[str, Any], path: Path) -> None:
-    """Bars: how many times as long as tvmflow each library takes, by network and threads, on a logarithmic scale."""
+    """Bars: how many times as long as tvmflow each library takes, on a logarithmic scale: networks by threads."""
     import matplotlib.pyplot as plt
 
     rows = [(title(network), row) for network in document["networks"] for row in network["rows"]]
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(rows), figsize=(2.1 * len(rows) + 1, 3), sharey=True, squeeze=False)
+        columns = len(document["networks"])
+        lines = -(-len(rows) // columns)
+        size = (2.1 * columns + 1, 2.7 * lines + 0.3)
+        figure, axes = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False)
         names = list(dict.fromkeys(name for _, row in rows for name in row["libraries"]))[::-1]
         every = [ratio for _, row in rows for found in row["libraries"].values() for ratio in found["times_tvmflow"]]
-        for axis, (model, row) in zip(axes[0], rows, strict=True):
+        for axis, (model, row) in zip(axes.T.flat, rows, strict=True):
             for place, name in enumerate(names):
                 if name not in row["libraries"]:
+                    axis.text(1.1, place, "not measured", va="center", color="tab:gray")
                     continue
                 ratios = row["libraries"][name]["times_tvmflow"]
                 middle = statistics.median(ratios)
@@ -39,7 +44,7 @@ def latency(document: dict[str, Any], path: Path) -> None:
             axis.axvline(1, color="black", linewidth=0.8)
             axis.set(xscale="log", xlim=(min(every) / 1.5, max(every) * 8))
             axis.set_title(f"{model}\n{row['threads']} thread{'s' * (row['threads'] > 1)}")
-        axes[0][0].set_yticks(range(len(names)), names)
+        axes[0, 0].set_yticks(range(len(names)), names)
         cpu = document["networks"][0]["environment"]["cpu"]
         figure.supxlabel(f"latency ÷ tvmflow's, measured on {cpu}; bars to the lowest and highest round", fontsize=9)
         _save(figure, path)
@@ -60,7 +65,7 @@ def roofline(document: dict[str, Any], path: Path) -> None:
         for key, label in (("gbps_l2", "within L2"), ("gbps", "behind L2"), ("gbps_memory", "memory")):
             roof = np.minimum(limits["gflops"], intensities * limits[key])
             axis.plot(intensities, roof, linewidth=1, label=f"{label}, {limits[key]:.0f} GB/s")
-        for network, marker in zip(document["networks"], "os^Dv", strict=False):
+        for network, marker in zip(document["networks"], itertools.cycle("os^DvP*X"), strict=False):
             layers = [layer for layer in network["layers"] if layer["intensity"] > 0]
             axis.scatter(
                 [layer["intensity"] for layer in layers],

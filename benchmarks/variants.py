@@ -1,9 +1,8 @@
 """What dilation, clipped dilation and the merged reading of the joint module cost on this computer, in one run.
 
 `python -m benchmarks.variants` builds every variant of the experiments (`tvmflow.models.experiments.VARIANTS`) with the
-paper's widths and random weights, which latency doesn't depend on, and times them in turns. It writes
-benchmarks/results/variants.json; `python -m tvmflow.models.experiments page` puts it into docs/experiments.md, beside
-the accuracies.
+paper's widths and random weights, and times them in turns. It writes benchmarks/results/variants.json;
+`python -m tvmflow.models.experiments page` puts it into docs/experiments.md, beside the accuracies.
 """
 
 from __future__ import annotations
@@ -19,19 +18,17 @@ import numpy as np
 from benchmarks import peers, runners
 from benchmarks.convert import host
 
-RESULT = Path(__file__).parent / "results" / "variants.json"
-
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="how often each takes its turn")
-    parser.add_argument("--seconds", type=float, default=0.6, help="timed seconds of a turn")
-    parser.add_argument("--output", type=Path, default=RESULT)
-    options = parser.parse_args()
-
+    from tvmflow.models.experiment_page import LATENCIES
     from tvmflow.models.experiments import VARIANTS
     from tvmflow.report import environment, write_json
 
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7, help="how often each takes its turn")
+    parser.add_argument("--seconds", type=float, default=0.6, help="timed seconds of a turn")
+    parser.add_argument("--output", type=Path, default=LATENCIES)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
         folders = {variant: Path(name) / variant for variant in VARIANTS}
         for variant, folder in folders.items():

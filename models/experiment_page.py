@@ -133,7 +133,11 @@ def group_text(group: str, variants: dict[str, list[dict[str, Any]]], folder: st
     ]
     cpus = sorted({f"{run['cpu']}, threads: {run['threads']}, PyTorch {run['versions']['torch']}" for run in runs})
     in_float32 = [run["name"].removeprefix(f"{group}-") for run in runs if not run["config"]["bfloat16"]]
-    formats = f" Trained in bfloat16, but for {', '.join(in_float32)}, in float32." if in_float32 else ""
+    formats = (
+        f" Trained in bfloat16, but for {', '.join(in_float32)}, in float32; what the format changes was not measured."
+        if 0 < len(in_float32) < len(runs)
+        else ""
+    )
     minutes = sum(run["minutes"] for run in runs)
     return f"""## Table 2, {group} widths: {parameters:,} parameters
 
@@ -145,8 +149,8 @@ def group_text(group: str, variants: dict[str, list[dict[str, Any]]], folder: st
 
 ![Accuracy on the test images after each epoch, mean of the seeds]({folder}/{group}.svg)
 
-{len(runs)} runs of {EPOCHS} epochs, {minutes / 60:.1f} hours on a computer that did other work as well \
-({"; ".join(cpus)}). Data: {runs[0]["data"]}.{formats}"""
+{len(runs)} runs of {EPOCHS} epochs, {minutes / 60:.1f} hours on the clock, pauses included, on a computer that did \
+other work as well ({"; ".join(cpus)}). Data: {runs[0]["data"]}.{formats}"""
 
 
 def order(variants: dict[str, list[dict[str, Any]]]) -> str:

@@ -84,8 +84,10 @@ def test_tables_and_plots(tmp_path):
     assert "Not measured: ncnn (pnnx is not installed)." in text
     for name, draw in plots.PLOTS.items():
         assert f"![{name}](peers-{name}.svg)" in text
-        draw(document, tmp_path / "plot.svg")
-        assert b"</svg>" in (tmp_path / "plot.svg").read_bytes()
+        models = [f"net-{place}" for place in range(9)]
+        draw({"networks": [{**network, "model": model} for model in models]}, tmp_path / "plot.svg")
+        drawn = (tmp_path / "plot.svg").read_text()
+        assert all(model in drawn for model in models)
 
 
 def test_c_of_the_instruction_counts_compiles(tmp_path):
@@ -182,6 +184,10 @@ def test_table_of_int8():
     text = peers.markdown_int8({"networks": [network]}, "peers-int8")
     assert "| a, b | integer convolution | 10.0 | 200.0 |" in text
     assert "Not measured: onnxruntime-int8 (no such library)." in text
+    assert "--dtype int8`" in text
+    assert "--dtype int8 --cpu znver3`" in peers.markdown_int8(
+        {"networks": [{**network, "compiled_for": "znver3"}]}, ""
+    )
 
 
 def test_variants_take_turns(tmp_path, monkeypatch):
