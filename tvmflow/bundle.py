@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow import device, toolchain
+from tvmflow import device, tensors, toolchain
 from tvmflow.spec import (
     NO_ELF,
     Cpu,
@@ -135,11 +135,16 @@ class Bundle:
 
 
 def load_array(path: Path, spec: TensorSpec) -> np.ndarray:
-    """A .npy file that holds a tensor of that shape and dtype. Raises UserError."""
+    """A .npy file that holds a tensor of that shape and dtype. Raises UserError.
+
+    A bfloat16 tensor may also be given as the uint16 of its bits, which is how NumPy has it from PyTorch.
+    """
     try:
-        array = np.load(path, allow_pickle=False)
+        array = tensors.load(path)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} can't be read as a .npy file: {error}.") from error
+    if isinstance(array, np.ndarray) and spec.dtype == "bfloat16" and array.dtype == np.uint16:
+        array = array.view(tensors.BFLOAT16)
     if not isinstance(array, np.ndarray) or array.shape != spec.shape or str(array.dtype) != spec.dtype:
         seen = f"{array.dtype} {_dims(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
         raise UserError(f"{path} holds {seen}, but {spec.name} is {spec.dtype} {_dims(spec.shape)}.")
