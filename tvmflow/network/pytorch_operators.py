@@ -19,6 +19,8 @@ def torch_importer() -> type:
     import tvm
     from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
+    from tvmflow.network.precision import Precision
+
     class Importer(ExportedProgramImporter):
         def __init__(self) -> None:
             self.names = BindingNames()
@@ -34,7 +36,7 @@ def torch_importer() -> type:
 
         def __setattr__(self, attribute: str, value: Any) -> None:
             if attribute == "block_builder" and value is not None:
-                value.emit = self.names.wrap(value.emit)
+                value.emit = Precision().wrap(self.names.wrap(value.emit))
             super().__setattr__(attribute, value)
 
         @staticmethod
