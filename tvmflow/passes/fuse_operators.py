@@ -11,7 +11,7 @@ from dataclasses import replace
 import tvm
 from tvm import relax, tirx
 
-from tvmflow.frontend import module_path
+from tvmflow.network.names import module_path
 from tvmflow.passes.multiply_adds import live_macs, multiply_adds, static_shape
 from tvmflow.spec import Layer, Program, Target
 
