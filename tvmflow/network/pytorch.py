@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import json
 import sys
 import zipfile
@@ -18,7 +19,8 @@ from tvmflow.models import MODELS, accuracy
 from tvmflow.network.foreign import first_line, quiet
 from tvmflow.network.names import name_outputs
 from tvmflow.network.pytorch_operators import torch_importer
-from tvmflow.network.shapes import InputShape, Shape
+from tvmflow.network.repeatable import refuse_randomness, refuse_state_outside, refuse_training_and_state
+from tvmflow.network.shapes import InputShape, Shape, assign_shapes
 from tvmflow.network.vectors import make_vectors, output_specs
 from tvmflow.spec import Preprocessing, Program, TensorSpec, TvmflowError, UserError
 
@@ -28,13 +30,14 @@ if TYPE_CHECKING:
 
 def from_registry(name: str, input_shapes: Sequence[InputShape]) -> Program:
     entry = MODELS[name]
-    shape = input_shapes[0].shape if input_shapes else entry.input_shape
-    if len(input_shapes) > 1 or shape[1:] != entry.input_shape[1:]:
+    network = entry()
+    (shape,) = _shapes_of_arguments(network, input_shapes, name) if input_shapes else (entry.input_shape,)
+    if shape[1:] != entry.input_shape[1:]:
         raise UserError(
             f"{name} takes one input of N×{'×'.join(map(str, entry.input_shape[1:]))}, "
             f"but --input-shape says {'×'.join(map(str, shape))}."
         )
-    program = from_module(entry(), name, f"tvmflow.models:{name}", [shape], entry.preprocessing)
+    program = from_module(network, name, f"tvmflow.models:{name}", [shape], entry.preprocessing)
     known = accuracy(name)
     return replace(program, labels=tuple(entry.labels), preprocessing=entry.preprocessing, accuracy=known)
 
@@ -42,7 +45,26 @@ def from_registry(name: str, input_shapes: Sequence[InputShape]) -> Program:
 def from_factory(text: str, input_shapes: Sequence[InputShape]) -> Program:
     if not input_shapes:
         raise UserError(f"A factory doesn't say its input's shape: give --input-shape 1x3x32x32 (or so) with {text}.")
-    return from_module(call_factory(text), text.partition(":")[2], text, [entry.shape for entry in input_shapes])
+    network = call_factory(text)
+    return from_module(network, text.partition(":")[2], text, _shapes_of_arguments(network, input_shapes, text))
+
+
+def _shapes_of_arguments(network: torch.nn.Module, given: Sequence[InputShape], source: str) -> list[Shape]:
+    """The shapes in the order of forward()'s parameters. Raises UserError."""
+    parameters = inspect.signature(network.forward).parameters.values()
+    names = [entry.name for entry in parameters if entry.kind in (entry.POSITIONAL_ONLY, entry.POSITIONAL_OR_KEYWORD)]
+    if any(entry.kind == entry.VAR_POSITIONAL for entry in parameters):
+        names += [f"the {number}th" for number in range(len(names) + 1, len(given) + 1)]  # those without a name
+    found = assign_shapes(given, names, source)
+    needed = [entry.name for entry in parameters if entry.name in names and entry.default is entry.empty]
+    last = max(map(names.index, found))
+    missing = [name for name in names if name not in found and (name in needed or names.index(name) < last)]
+    if missing:
+        raise UserError(
+            f"{source} takes {', '.join(needed) or ', '.join(names)}, and --input-shape says nothing of "
+            f"{', '.join(missing)}; give it once for each input, in order or as {missing[0]}=1x3x32x32."
+        )
+    return [found[name] for name in names if name in found]
 
 
 def call_factory(text: str) -> torch.nn.Module:
@@ -76,9 +98,11 @@ def from_module(
     import torch
 
     arguments = tuple(torch.zeros(shape) for shape in shapes)
+    noise = tuple(torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in shapes)
     try:
-        with torch.no_grad():
-            network(*arguments)
+        refuse_state_outside(lambda: network(*(array.clone() for array in noise)), source)
+    except UserError:
+        raise
     except Exception as error:
         shown = ", ".join("×".join(map(str, shape)) for shape in shapes)
         raise UserError(f"{source} can't run on an input of {shown}: {first_line(error)}.") from error
@@ -87,7 +111,7 @@ def from_module(
             exported = torch.export.export(network, arguments)
     except Exception as error:
         raise UserError(f"torch.export can't take {source}: {first_line(error)}.") from error
-    return _from_exported(exported, name, source, preprocessing)
+    return _from_exported(exported, name, source, preprocessing, in_eval_mode=not network.training)
 
 
 def from_pt2(path: Path, input_shapes: Sequence[InputShape]) -> Program:
@@ -102,12 +126,13 @@ def from_pt2(path: Path, input_shapes: Sequence[InputShape]) -> Program:
             f"{path} can't be read as a .pt2 file of torch.export.save ({first_line(error)}); "
             f"it may be damaged or come from another PyTorch than {torch.__version__}."
         ) from error
-    program = _from_exported(exported, path.stem, str(path), None)
-    for spec, given in zip(program.inputs, input_shapes, strict=False):
-        if given.shape != spec.shape:
+    program = _from_exported(exported, path.stem, str(path), None, in_eval_mode=False)
+    given = assign_shapes(input_shapes, [spec.name for spec in program.inputs], str(path))
+    for spec in program.inputs:
+        if given.get(spec.name, spec.shape) != spec.shape:
             raise UserError(
-                f"{path} was exported for an input of {'×'.join(map(str, spec.shape))}; "
-                f"--input-shape {'x'.join(map(str, given.shape))} doesn't fit."
+                f"{path} was exported for an input {spec.name} of {'×'.join(map(str, spec.shape))}; "
+                f"--input-shape {'x'.join(map(str, given[spec.name]))} doesn't fit."
             )
     return program
 
@@ -132,7 +157,12 @@ def _refuse_pickles_inside(path: Path) -> None:
 
 
 def _from_exported(
-    exported: torch.export.ExportedProgram, name: str, source: str, preprocessing: Preprocessing | None
+    exported: torch.export.ExportedProgram,
+    name: str,
+    source: str,
+    preprocessing: Preprocessing | None,
+    *,
+    in_eval_mode: bool,
 ) -> Program:
     import torch
 
@@ -154,13 +184,8 @@ def _from_exported(
             )
     with quiet():
         exported = exported.run_decompositions()
-        try:
-            module = torch_importer()().from_exported_program(exported, False, True, False, None)
-        except TvmflowError:
-            raise
-        except Exception as error:
-            raise UserError(f"TVM's importer can't take {source}: {first_line(error)}.") from error
         network = exported.module()
+    refuse_training_and_state(exported, source, in_eval_mode=in_eval_mode)
 
     def reference(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         with torch.no_grad():
@@ -168,6 +193,14 @@ def _from_exported(
         return tuple(result.numpy() for result in (results if isinstance(results, tuple | list) else (results,)))
 
     vectors = make_vectors(inputs, reference, preprocessing)
+    refuse_randomness(exported, reference, vectors[0], source)
+    with quiet():
+        try:
+            module = torch_importer()().from_exported_program(exported, False, True, False, None)
+        except TvmflowError:
+            raise
+        except Exception as error:
+            raise UserError(f"TVM's importer can't take {source}: {first_line(error)}.") from error
     return Program(
         name=name,
         source=source,
