@@ -70,7 +70,7 @@ class Interface:
 
 
 def read_interface(exported: torch.export.ExportedProgram, source: str) -> Interface:
-    """Raises UserError for dtypes and kinds of arguments that no device is given, and if there are no tensors at all."""
+    """Raises UserError for dtypes and kinds of arguments that no device is given, and if there are no tensors."""
     from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
     placeholders = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
@@ -220,7 +220,9 @@ def _dtype(tensor: Any, what: str) -> str:
     name = str(tensor.dtype).removeprefix("torch.")
     if tensor.layout is not torch.strided or tensor.is_quantized or name not in DTYPES:
         kind = "quantised" if tensor.is_quantized else name if tensor.layout is torch.strided else "sparse"
-        raise UserError(f"{what}, a {kind} tensor of {shown(tensor.shape)}; inputs and outputs are {', '.join(DTYPES)}.")
+        raise UserError(
+            f"{what}, a {kind} tensor of {shown(tensor.shape)}; inputs and outputs are {', '.join(DTYPES)}."
+        )
     return name
 
 

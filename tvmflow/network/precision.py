@@ -18,9 +18,21 @@ WIDE, DOUBLE = "float32", "float64"
 
 MOVES = frozenset(
     f"relax.{name}"
-    for name in "astype broadcast_to concat expand_dims flatten flip full full_like gather_elements gather_nd "
-    "layout_transform ones ones_like permute_dims repeat reshape scatter_elements scatter_nd shape_of split squeeze "
-    "stack strided_slice take tile where zeros zeros_like".split()
+    for name in (
+        *("astype", "broadcast_to", "concat", "expand_dims", "flatten", "flip", "full", "full_like", "gather_elements"),
+        *(
+            "gather_nd",
+            "layout_transform",
+            "ones",
+            "ones_like",
+            "permute_dims",
+            "repeat",
+            "reshape",
+            "scatter_elements",
+        ),
+        *("scatter_nd", "shape_of", "split", "squeeze", "stack", "strided_slice", "take", "tile", "where", "zeros"),
+        "zeros_like",
+    )
 )
 """Operators that compute nothing: what they move stays as it is."""
 

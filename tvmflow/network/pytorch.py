@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ from tvmflow.network.foreign import first_line, quiet
 from tvmflow.network.interface import Interface, keep_tensors, nest_named, read_interface
 from tvmflow.network.names import name_outputs
 from tvmflow.network.pytorch_operators import torch_importer
-from tvmflow.network.shapes import InputShape, Shape, assign, shown
+from tvmflow.network.repeatable import refuse_randomness, refuse_state_outside, refuse_training_and_state
+from tvmflow.network.shapes import InputShape, Shape, assign, check_dtypes, shown
 from tvmflow.network.vectors import make_vectors
 from tvmflow.spec import Preprocessing, Program, TensorSpec, TvmflowError, UserError
 
@@ -30,15 +31,16 @@ if TYPE_CHECKING:
 
 def from_registry(name: str, input_shapes: Sequence[InputShape]) -> Program:
     entry = MODELS[name]
-    shape = input_shapes[0].shape if input_shapes else entry.input_shape
-    if len(input_shapes) > 1 or shape[1:] != entry.input_shape[1:]:
+    network = entry()
+    (tensor,), _ = _arguments(network, input_shapes or [InputShape(name=None, shape=entry.input_shape)], name)
+    shape = tuple(tensor.shape)
+    if shape[1:] != entry.input_shape[1:]:
         raise UserError(
             f"{name} takes one input of N×{'×'.join(map(str, entry.input_shape[1:]))}, "
             f"but --input-shape says {'×'.join(map(str, shape))}."
         )
-    program = from_module(entry(), name, f"tvmflow.models:{name}", [shape], entry.preprocessing)
-    assign(input_shapes, program.inputs, name)
-    _check_dtypes(input_shapes, program.inputs, name)
+    program = from_module(network, name, f"tvmflow.models:{name}", [shape], entry.preprocessing)
+    check_dtypes(input_shapes, program.inputs, name)
     known = accuracy(name)
     return replace(program, labels=tuple(entry.labels), preprocessing=entry.preprocessing, accuracy=known)
 
@@ -93,11 +95,24 @@ def _from_network(
     preprocessing: Preprocessing | None,
 ) -> Program:
     import torch
-    from torch.utils._pytree import tree_leaves
+    from torch.utils._pytree import tree_leaves, tree_map
+
+    def run() -> Any:
+        """The network on noise, the same each time."""
+        generator = torch.Generator().manual_seed(0)
+
+        def noise(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
+                return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
+            return torch.randn(leaf.shape, generator=generator).to(leaf.dtype)
+
+        given, named = tree_map(noise, (arguments, by_keyword))
+        return network(*given, **named)
 
     try:
-        with torch.no_grad():
-            network(*arguments, **by_keyword)
+        refuse_state_outside(run, source)
+    except UserError:
+        raise
     except Exception as error:
         tensors = [leaf for leaf in tree_leaves((arguments, by_keyword)) if isinstance(leaf, torch.Tensor)]
         hint = ""
@@ -118,43 +133,45 @@ def _from_network(
 def _arguments(
     network: torch.nn.Module, given: Sequence[InputShape], source: str
 ) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
-    """Zeros of the shapes for forward(): unnamed ones for its parameters in order, `state.0` for what is nested."""
+    """Zeros of the shapes for forward(), positional and by keyword. `state.0` is the first of a tuple of that name.
+
+    Raises UserError.
+    """
     import torch
 
-    parameters = inspect.signature(network.forward).parameters
-    kinds = {kind: [key for key, found in parameters.items() if found.kind is kind] for kind in inspect._ParameterKind}
-    ordered = kinds[inspect.Parameter.POSITIONAL_ONLY] + kinds[inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    several, any_name = kinds[inspect.Parameter.VAR_POSITIONAL], kinds[inspect.Parameter.VAR_KEYWORD]
-    named: dict[str, dict[str, torch.Tensor]] = {}
-    for entry in (entry for entry in given if entry.name):
-        first, _, rest = str(entry.name).partition(".")
-        known = first in ordered or first in kinds[inspect.Parameter.KEYWORD_ONLY]
-        if not (known or any_name):
-            names = ", ".join(key for key in parameters if key not in several) or "unnamed ones only"
-            raise UserError(f"{source} has no input {first!r}; its forward() takes {names}.")
-        group = named.setdefault(first, {})
-        if rest in group or "" in group or (group and not rest):
-            raise UserError(f"--input-shape gives the input {first!r} of {source} twice.")
-        group[rest] = torch.zeros(entry.shape, dtype=getattr(torch, entry.dtype or "float32"))
-    unnamed = [entry for entry in given if not entry.name]
-    free = [key for key in ordered if key not in named]
-    if len(unnamed) > len(free) and not several:
+    parameters = inspect.signature(network.forward).parameters.values()
+    ordered = [entry.name for entry in parameters if entry.kind in (entry.POSITIONAL_ONLY, entry.POSITIONAL_OR_KEYWORD)]
+    keywords = [entry.name for entry in parameters if entry.kind is entry.KEYWORD_ONLY]
+    several = any(entry.kind is entry.VAR_POSITIONAL for entry in parameters)
+    roots = [entry.name.partition(".")[0] if entry.name else None for entry in given]
+    if any(entry.kind is entry.VAR_KEYWORD for entry in parameters):
+        keywords += [root for root in dict.fromkeys(roots) if root and root not in (*ordered, *keywords)]
+    # each nested tensor stands in the place of its parameter
+    places: dict[str, list[str]] = {name: [] for name in (*ordered, *keywords)}
+    for entry, root in zip(given, roots, strict=True):
+        if root in places and entry.name != root and entry.name not in places[root]:
+            places[root].append(str(entry.name))
+    names = [leaf for name, leaves in places.items() for leaf in leaves or [name]]
+    extra = [f"the {number}th" for number in range(len(names) + 1, len(given) + 1)] if several else []
+    found = assign(given, [*names, *extra], source)
+    zeros = {
+        name: torch.zeros(entry.shape, dtype=getattr(torch, entry.dtype or "float32")) for name, entry in found.items()
+    }
+    values: dict[str, Any] = {}
+    for name, leaves in places.items():
+        group = {leaf.removeprefix(name).removeprefix("."): zeros[leaf] for leaf in leaves or [name] if leaf in zeros}
+        if group:
+            values[name] = nest_named(group)
+    needed = [entry.name for entry in parameters if entry.name in places and entry.default is entry.empty]
+    last = max((ordered.index(name) for name in values if name in ordered), default=-1)
+    missing = [name for name in places if name not in values and (name in needed or name in ordered[:last])]
+    if missing:
         raise UserError(
-            f"{source} takes {len(ordered)} tensors in order ({', '.join(ordered)}), and --input-shape was given "
-            f"{len(given)} times."
+            f"{source} takes {', '.join(needed) or ', '.join(names)}, and --input-shape says nothing of "
+            f"{', '.join(missing)}; give it once for each input, in order or as {missing[0]}=1x3x32x32."
         )
-    tensors = [torch.zeros(entry.shape, dtype=getattr(torch, entry.dtype or "float32")) for entry in unnamed]
-    values = {**dict(zip(free, tensors, strict=False)), **{key: nest_named(group) for key, group in named.items()}}
-    positional = [values.pop(key) for key in itertools.takewhile(lambda key: key in values, ordered)]
-    arguments = (*positional, *tensors[len(free) :])
-    try:
-        inspect.signature(network.forward).bind(*arguments, **values)
-    except TypeError as error:
-        raise UserError(
-            f"{source} can't be called so: {error}; each input wants its --input-shape, as in "
-            f"{' '.join(f'{key}=1x3x32x32' for key in [*ordered, *kinds[inspect.Parameter.KEYWORD_ONLY]][:2])}."
-        ) from error
-    return arguments, values
+    positional = [values.pop(name) for name in ordered if name in values]
+    return (*positional, *(zeros[name] for name in extra if name in zeros)), values
 
 
 def from_pt2(path: Path, input_shapes: Sequence[InputShape]) -> Program:
@@ -179,8 +196,8 @@ def _specialize(
     import torch
 
     interface = read_interface(exported, source)
-    given = assign(input_shapes, interface.inputs, source)
-    _check_dtypes(input_shapes, interface.inputs, source)
+    given = assign(input_shapes, [spec.name for spec in interface.inputs], source)
+    check_dtypes(input_shapes, interface.inputs, source)
     for spec in interface.inputs:
         if spec.name not in given:
             continue
@@ -224,13 +241,6 @@ def _shown_open(spec: TensorSpec) -> str:
     return shown([dim if isinstance(dim, int) else "?" for dim in spec.shape])
 
 
-def _check_dtypes(input_shapes: Sequence[InputShape], inputs: Sequence[TensorSpec], source: str) -> None:
-    for name, entry in assign(input_shapes, inputs, source).items():
-        (dtype,) = (spec.dtype for spec in inputs if spec.name == name)
-        if entry.dtype not in (None, dtype):
-            raise UserError(f"{source} takes {dtype} for its input {name!r}, not {entry.dtype}.")
-
-
 def _refuse_pickles_inside(path: Path) -> None:
     """torch.export.load unpickles weights and custom objects that the archive marks so; such files are refused."""
     try:
@@ -255,15 +265,18 @@ def _from_exported(
     name: str,
     source: str,
     preprocessing: Preprocessing | None,
-    network: Callable[..., Any] | None = None,
+    network: torch.nn.Module | None = None,
 ) -> Program:
     """`network` is what was exported, and gives the reference outputs; without it, the exported program does."""
     interface = read_interface(exported, source)
     _check_weights(exported, source)
-    reference = interface.reference(network or exported.module())
-    vectors = make_vectors(interface.inputs, reference, preprocessing)
     with quiet():
+        reference = interface.reference(network or exported.module())
         exported = exported.run_decompositions()
+    refuse_training_and_state(exported, source, in_eval_mode=network is not None and not network.training)
+    vectors = make_vectors(interface.inputs, reference, preprocessing)
+    refuse_randomness(exported, reference, vectors[0], source)
+    with quiet():
         keep_tensors(exported)
         try:
             module = torch_importer()().from_exported_program(exported, False, True, False, None)

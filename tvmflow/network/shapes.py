@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tvmflow.spec import TensorSpec, UserError
@@ -50,24 +50,39 @@ def parse_input_shape(text: str) -> InputShape:
     return InputShape(name=name or None, shape=shape, dtype=dtype or None)
 
 
-def assign(given: Sequence[InputShape], inputs: Sequence[TensorSpec], source: str) -> dict[str, InputShape]:
-    """Which of the inputs each shape is for: that of its name, or else the next that none names. Raises UserError."""
-    names = [spec.name for spec in inputs]
+def assign(given: Sequence[InputShape], names: Sequence[str], source: str) -> Mapping[str, InputShape]:
+    """What the user gave for each input, by their names: those with a name first, the others to what is left in order.
+
+    Raises UserError for a name that no input has or that is given twice, and if there are more shapes than inputs.
+    """
+    listed = ", ".join(names) or "none that has a name"
+    if len(given) > len(names):
+        inputs = f"{len(names)} input{'s' * (len(names) != 1)}"
+        raise UserError(f"--input-shape is given {len(given)} times, and {source} has {inputs}: {listed}.")
     found: dict[str, InputShape] = {}
-    for entry in (entry for entry in given if entry.name):
+    for entry in given:
+        if entry.name is None:
+            continue
         if entry.name not in names:
-            raise UserError(f"{source} has no input {entry.name!r}; its inputs are {', '.join(names)}.")
+            raise UserError(f"{source} has no input {entry.name!r}; its inputs are {listed}.")
         if entry.name in found:
-            raise UserError(f"--input-shape gives the input {entry.name!r} of {source} twice.")
+            raise UserError(f"--input-shape is given twice for the input {entry.name!r} of {source}.")
         found[entry.name] = entry
-    unnamed = [entry for entry in given if not entry.name]
-    left = [name for name in names if name not in found]
-    if len(unnamed) > len(left):
-        raise UserError(
-            f"{source} has {len(names)} {'input' if len(names) == 1 else 'inputs'} ({', '.join(names)}), "
-            f"and --input-shape was given {len(given)} times."
-        )
-    return {**found, **dict(zip(left, unnamed, strict=False))}
+    left = (name for name in names if name not in found)
+    return found | dict(zip(left, (entry for entry in given if entry.name is None), strict=False))
+
+
+def assign_shapes(given: Sequence[InputShape], names: Sequence[str], source: str) -> Mapping[str, Shape]:
+    """The shapes alone of `assign`."""
+    return {name: entry.shape for name, entry in assign(given, names, source).items()}
+
+
+def check_dtypes(given: Sequence[InputShape], inputs: Sequence[TensorSpec], source: str) -> None:
+    """Raises UserError where the user gives an input another dtype than it has."""
+    found = assign(given, [spec.name for spec in inputs], source)
+    for spec in inputs:
+        if spec.name in found and found[spec.name].dtype not in (None, spec.dtype):
+            raise UserError(f"{source} takes {spec.dtype} for its input {spec.name!r}, not {found[spec.name].dtype}.")
 
 
 def shown(shape: Sequence[object]) -> str:
