@@ -30,7 +30,18 @@ MOVES = frozenset(
             "reshape",
             "scatter_elements",
         ),
-        *("scatter_nd", "shape_of", "split", "squeeze", "stack", "strided_slice", "take", "tile", "where", "zeros"),
+        *(
+            "scatter_elements",
+            "shape_of",
+            "split",
+            "squeeze",
+            "stack",
+            "strided_slice",
+            "take",
+            "tile",
+            "where",
+            "zeros",
+        ),
         "zeros_like",
     )
 )
