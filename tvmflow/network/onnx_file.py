@@ -11,7 +11,7 @@ import numpy as np
 from tvmflow.network.foreign import first_line, quiet
 from tvmflow.network.names import name_outputs
 from tvmflow.network.onnx_operators import onnx_importer
-from tvmflow.network.shapes import InputShape
+from tvmflow.network.shapes import InputShape, assign_shapes
 from tvmflow.network.vectors import make_vectors, output_specs
 from tvmflow.spec import Program, TensorSpec, TvmflowError, UserError
 
@@ -70,15 +70,11 @@ def _onnx_inputs(
     from onnx.helper import tensor_dtype_to_np_dtype
 
     graph_inputs = [entry for entry in model.graph.input if entry.name not in initializers]
-    by_name = {entry.name: entry.shape for entry in given if entry.name}
-    in_order = [entry.shape for entry in given if not entry.name]
-    if unknown := set(by_name) - {entry.name for entry in graph_inputs}:
-        names = ", ".join(entry.name for entry in graph_inputs)
-        raise UserError(f"{path} has no input {sorted(unknown)[0]!r}; its inputs are {names}.")
+    shapes = assign_shapes(given, [entry.name for entry in graph_inputs], str(path))
     specs = []
     for entry in graph_inputs:
         dims = [dim.dim_value if dim.HasField("dim_value") else 0 for dim in entry.type.tensor_type.shape.dim]
-        shape = by_name.get(entry.name) or (in_order.pop(0) if in_order else None)
+        shape = shapes.get(entry.name)
         if shape is None and not all(dims):
             raise UserError(
                 f"{path} leaves the shape of its input {entry.name!r} open "
