@@ -2,7 +2,9 @@
 
 1. TVM's dlight rules for matrix products with a vector, reductions and everything else, in that order. They fuse and
    bind the loops of each step; element-wise steps are computed where they are read.
-2. If none fits, each step becomes a launch of a single thread: slow, right, and never a kernel without threads, which
+2. What they make is used if all of it runs under threads, no thread reads what is another's, the GPU can hold it, and
+   TVM can lower it: of a convolution in groups, say, some make kernels without one of these.
+3. If none fits, each step becomes a launch of a single thread: slow, right, and never a kernel without threads, which
    TVM refuses to build.
 
 Nothing to choose, so no tiles.
@@ -10,6 +12,7 @@ Nothing to choose, so no tiles.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import tvm
@@ -17,6 +20,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 
 from tvmflow.schedules.cuda._grid import tvm_target_of
+from tvmflow.schedules.cuda._owners import owned
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target
@@ -26,19 +30,51 @@ def dlight(func: tirx.PrimFunc, target: Target, tile: Any = None) -> Schedule | 
     """Serves every kernel of TensorIR."""
     from tvm.s_tir import dlight as rules
 
+    gpu = rules.gpu
+    return first_fitting(func, target, (gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback()))
+
+
+def first_fitting(func: tirx.PrimFunc, target: Target, rules: Iterable[Any]) -> Schedule:
+    """What the first of those dlight rules makes of a kernel whose schedule is right."""
     described = tvm_target_of(target)
     with described:
-        for rule in (rules.gpu.GEMV(), rules.gpu.Reduction(), rules.gpu.GeneralReduction(), rules.gpu.Fallback()):
-            found = rule.apply(func, described, False)
-            found = found[0] if isinstance(found, list) else found
-            if found is not None and _bound(found):
-                return found
+        for rule in rules:
+            try:
+                found = rule.apply(func, described, False)
+            except Exception:  # of many kinds, where a rule takes a kernel for what it isn't
+                continue
+            for schedule in found if isinstance(found, list) else [found]:
+                if schedule is not None and _right(schedule, described):
+                    return schedule
     return one_thread(func)
 
 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[Any]:
     """None: TVM's defaults have no knobs."""
     return []
+
+
+def _right(sch: Schedule, described: tvm.target.Target) -> bool:
+    func = sch.mod["main"]
+    return _bound(sch) and owned(func) and _lowers(func, described)
+
+
+def _lowers(func: tirx.PrimFunc, described: tvm.target.Target) -> bool:
+    """Whether TVM can make kernels of it that the GPU can hold."""
+    from tvm.s_tir.pipeline import default_s_tir_pipeline
+
+    lower, _, _ = default_s_tir_pipeline()
+    module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
+    try:
+        module = lower(tirx.transform.BindTarget(described)(module))
+    except Exception:  # what TVM raises has no common class
+        return False
+    limits = {name: int(described.attrs[name]) for name in ("max_threads_per_block", "max_shared_memory_per_block")}
+    return all(
+        tvm.s_tir.analysis.verify_gpu_code(function, limits)
+        for function in module.functions.values()
+        if isinstance(function, tirx.PrimFunc)
+    )
 
 
 def _bound(sch: Schedule) -> bool:

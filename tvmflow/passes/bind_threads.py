@@ -4,31 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import tvm
 import tvm_ffi
 from tvm import tirx
 from tvm.s_tir import dlight
 
 from tvmflow.passes.fuse_operators import kernels
+from tvmflow.schedules.cuda.dlight import first_fitting
 from tvmflow.spec import Program, Target
 
 
 def bind_threads(program: Program, target: Target) -> Program:
     """dlight's rules for GPUs, for kernels that have no threads yet; `Layer.schedule` stays "default" for them."""
-    left = {name: func for name, func in kernels(program.module).items() if not any(launches(func))}
-    module = tvm.IRModule(left)
-    rules = (
-        dlight.gpu.Matmul(),
-        dlight.gpu.GEMV(),
-        dlight.gpu.Reduction(),
-        dlight.gpu.GeneralReduction(),
-        dlight.gpu.Fallback(),
-    )
-    with tvm.target.Target(dict(target.tvm)):
-        module = dlight.ApplyDefaultSchedule(*rules)(module)
+    gpu = dlight.gpu
+    rules = (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())
     bound = program.module
-    for name, func in kernels(module).items():
-        bound[name] = func
+    for name, func in kernels(bound).items():
+        if not any(launches(func)):
+            bound[name] = first_fitting(func, target, rules).mod["main"].with_attrs(func.attrs)
     return replace(program, module=bound)
 
 
