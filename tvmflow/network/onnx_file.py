@@ -1,0 +1,98 @@
+"""ONNX files become Programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tvmflow.network.foreign import first_line, quiet
+from tvmflow.network.names import name_outputs
+from tvmflow.network.onnx_operators import onnx_importer
+from tvmflow.network.shapes import InputShape
+from tvmflow.network.vectors import make_vectors, output_specs
+from tvmflow.spec import Program, TensorSpec, TvmflowError, UserError
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def from_onnx(path: Path, input_shapes: Sequence[InputShape]) -> Program:
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf, checker and file errors share no base class
+        raise UserError(f"{path} is no valid ONNX model: {first_line(error)}.") from error
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    inputs = _onnx_inputs(model, set(initializers), input_shapes, path)
+    with quiet():
+        importer = onnx_importer()(
+            {spec.name: list(spec.shape) for spec in inputs}, {spec.name: spec.dtype for spec in inputs}
+        )
+        opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+        try:
+            module = importer.from_onnx(model.graph, opset)
+        except TvmflowError:
+            raise
+        except Exception as error:
+            raise UserError(f"TVM's importer can't take {path}: {first_line(error)}.") from error
+        evaluator = ReferenceEvaluator(model)
+
+    def reference(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+        feeds = {spec.name: array for spec, array in zip(inputs, arrays, strict=True)}
+        return tuple(np.asarray(result) for result in evaluator.run(None, feeds))
+
+    try:
+        vectors = make_vectors(inputs, reference, None)
+    except Exception as error:
+        raise UserError(f"{path} can't be run by ONNX's reference evaluator: {first_line(error)}.") from error
+    return Program(
+        name=path.stem,
+        source=str(path),
+        module=name_outputs(module),
+        inputs=inputs,
+        outputs=output_specs(vectors),
+        vectors=vectors,
+        parameters=sum(
+            int(np.prod(tensor.dims)) for tensor in initializers.values() if tensor.data_type in (1, 10, 11)
+        ),
+    )
+
+
+def _onnx_inputs(
+    model: onnx.ModelProto, initializers: set[str], given: Sequence[InputShape], path: Path
+) -> tuple[TensorSpec, ...]:
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    graph_inputs = [entry for entry in model.graph.input if entry.name not in initializers]
+    by_name = {entry.name: entry.shape for entry in given if entry.name}
+    in_order = [entry.shape for entry in given if not entry.name]
+    if unknown := set(by_name) - {entry.name for entry in graph_inputs}:
+        names = ", ".join(entry.name for entry in graph_inputs)
+        raise UserError(f"{path} has no input {sorted(unknown)[0]!r}; its inputs are {names}.")
+    specs = []
+    for entry in graph_inputs:
+        dims = [dim.dim_value if dim.HasField("dim_value") else 0 for dim in entry.type.tensor_type.shape.dim]
+        shape = by_name.get(entry.name) or (in_order.pop(0) if in_order else None)
+        if shape is None and not all(dims):
+            raise UserError(
+                f"{path} leaves the shape of its input {entry.name!r} open "
+                f"({'×'.join(str(dim or '?') for dim in dims)}); give it with --input-shape {entry.name}=…."
+            )
+        if (
+            shape is not None
+            and dims
+            and (len(shape) != len(dims) or any(dim and dim != ours for dim, ours in zip(dims, shape, strict=True)))
+        ):
+            raise UserError(
+                f"{path} wants {'×'.join(str(dim or '?') for dim in dims)} for its input {entry.name!r}; "
+                f"--input-shape {'x'.join(map(str, shape))} doesn't fit."
+            )
+        dtype = tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
+        specs.append(TensorSpec(name=entry.name, shape=shape or tuple(dims), dtype=str(dtype)))
+    return tuple(specs)
