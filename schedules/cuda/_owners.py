@@ -40,12 +40,21 @@ class Access:
     stores: bool
 
 
+def has_threads(statement: Any) -> bool:
+    """Whether a statement starts threads by itself, as TVM's sorting does; such kernels are made for GPUs as they are."""
+    found: list[Any] = []
+    tvm_ffi.structural_walk(statement, (tirx.AttrStmt, lambda node: found.append(node.attr_key)))
+    return "thread_extent" in found
+
+
 def owned(func: tirx.PrimFunc) -> bool:
     """Whether each thread's or block's loads of what the kernel's launches keep to themselves are of its own stores."""
     params = set(func.params)
     root = func.body.block
     steps = root.body.seq if isinstance(root.body, tirx.SeqStmt) else [root.body]
     for step in steps:
+        if has_threads(step):
+            continue
         found = defaultdict(list)
         for access in _accesses(step, (), {}, ()):
             if access.buffer not in params or access.stores:

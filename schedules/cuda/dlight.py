@@ -17,25 +17,25 @@ from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import tirx
-from tvm.s_tir import Schedule
+from tvm.s_tir import Schedule, ScheduleError
 
 from tvmflow.schedules.cuda._grid import tvm_target_of
-from tvmflow.schedules.cuda._owners import owned
+from tvmflow.schedules.cuda._owners import has_threads, owned
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target
 
 
 def dlight(func: tirx.PrimFunc, target: Target, tile: Any = None) -> Schedule | None:
-    """Serves every kernel of TensorIR."""
+    """Serves every kernel of TensorIR but those that can't run under threads, such as a loop that starts kernels."""
     from tvm.s_tir import dlight as rules
 
     gpu = rules.gpu
     return first_fitting(func, target, (gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback()))
 
 
-def first_fitting(func: tirx.PrimFunc, target: Target, rules: Iterable[Any]) -> Schedule:
-    """What the first of those dlight rules makes of a kernel whose schedule is right."""
+def first_fitting(func: tirx.PrimFunc, target: Target, rules: Iterable[Any]) -> Schedule | None:
+    """What the first of those dlight rules makes of a kernel whose schedule is right; None if there can't be any."""
     described = tvm_target_of(target)
     with described:
         for rule in rules:
@@ -46,7 +46,11 @@ def first_fitting(func: tirx.PrimFunc, target: Target, rules: Iterable[Any]) -> 
             for schedule in found if isinstance(found, list) else [found]:
                 if schedule is not None and _right(schedule, described):
                     return schedule
-    return one_thread(func)
+    try:
+        alone = one_thread(func)
+    except ScheduleError:
+        return None
+    return alone if _right(alone, described) else None
 
 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[Any]:
@@ -81,6 +85,7 @@ def _bound(sch: Schedule) -> bool:
     """Whether every step of a kernel runs under a thread."""
     return all(
         any(sch.get(loop).kind == tirx.ForKind.THREAD_BINDING for loop in sch.get_loops(block))
+        or has_threads(sch.get(block).body)
         for block in _leaves(sch)
     )
 
@@ -99,9 +104,11 @@ def _leaves(sch: Schedule) -> list[Any]:
 
 
 def one_thread(func: tirx.PrimFunc) -> Schedule:
-    """A launch of a single thread for each step of a kernel."""
+    """A launch of a single thread for each step of a kernel that starts no threads by itself."""
     sch = Schedule(tvm.IRModule({"main": func}))
     for block in sch.get_child_blocks(sch.get_sblock("root")):
+        if has_threads(sch.get(block).body):
+            continue
         loops = sch.get_loops(block)
         sch.bind(sch.add_unit_loop(loops[0] if loops else block), "threadIdx.x")
     return sch
