@@ -17,6 +17,7 @@ from tvmflow.spec import MissingDependencyError, UserError
 if TYPE_CHECKING:
     import onnx
 
+ABSENT = "it is not installed"
 INSTALL = "pip install onnxruntime, which tvmflow then takes as the reference"
 
 WRONG_IN_EVALUATOR: dict[str, Callable[[onnx.NodeProto, int], bool]] = {
@@ -38,47 +39,48 @@ class Reference:
     run: Callable[[Mapping[str, np.ndarray]], tuple[np.ndarray, ...]]
 
 
-def open_reference(model: onnx.ModelProto, source: str) -> Reference:
-    """ONNX Runtime on `model`, without optimisation, or the evaluator where that isn't installed or can't.
+def open_reference(model: onnx.ModelProto, source: str, probe: Mapping[str, np.ndarray]) -> Reference:
+    """ONNX Runtime on `model`, without optimisation, or the evaluator where that isn't installed or can't run `probe`.
 
     Raises UserError if neither can, MissingDependencyError if the evaluator would be wrong.
     """
-    refused = "it is not installed"
+    import onnx
+
+    refused = ABSENT
     if importlib.util.find_spec("onnxruntime") is not None:
         import onnxruntime
 
         try:
-            return Reference(name=f"ONNX Runtime {onnxruntime.__version__}", run=_runtime(model))
+            run = _runtime(model)
+            run(probe)
+            return Reference(name=f"ONNX Runtime {onnxruntime.__version__}", run=run)
         except Exception as error:  # onnxruntime has a class for each of its states
             refused = first_line(error)
     _check_evaluator(model, source, refused)
-    import onnx
-
     try:
-        return Reference(name=f"ONNX {onnx.__version__}, reference evaluator", run=_evaluator(model))
+        run = _evaluator(model)
+        run(probe)
     except Exception as error:
-        raise _neither(source, refused, error) from error
-
-
-def _neither(source: str, refused: str, error: Exception) -> UserError | MissingDependencyError:
-    if refused == "it is not installed":
-        return MissingDependencyError(
-            f"ONNX's reference evaluator can't run {source} ({first_line(error)}): {INSTALL}."
-        )
-    return UserError(
-        f"{source} can't be run, so nothing could be verified: ONNX Runtime says {refused!r}, "
-        f"ONNX's reference evaluator {first_line(error)!r}."
-    )
+        if refused == ABSENT:
+            raise MissingDependencyError(
+                f"ONNX's reference evaluator can't run {source} ({first_line(error)}): {INSTALL}."
+            ) from error
+        raise UserError(
+            f"{source} can't be run, so nothing could be verified: ONNX Runtime says {refused!r}, "
+            f"ONNX's reference evaluator {first_line(error)!r}."
+        ) from error
+    return Reference(name=f"ONNX {onnx.__version__}'s reference evaluator", run=run)
 
 
 def _check_evaluator(model: onnx.ModelProto, source: str, refused: str) -> None:
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
     for node in model.graph.node:
-        if node.domain in ("", "ai.onnx") and WRONG_IN_EVALUATOR.get(node.op_type, lambda node, opset: False)(node, opset):
-            raise MissingDependencyError(
-                f"{source} has {node.op_type} of opset {opset}, which ONNX's reference evaluator gets wrong, and ONNX "
-                f"Runtime can't judge it ({refused}): {INSTALL}."
-            )
+        wrong = WRONG_IN_EVALUATOR.get(node.op_type)
+        if node.domain in ("", "ai.onnx") and wrong is not None and wrong(node, opset):
+            message = f"{source} has {node.op_type} of opset {opset}, which ONNX's reference evaluator gets wrong"
+            if refused == ABSENT:
+                raise MissingDependencyError(f"{message}: {INSTALL}.")
+            raise UserError(f"{message}, and ONNX Runtime can't run it ({refused}), so nothing could be verified.")
 
 
 def _runtime(model: onnx.ModelProto) -> Callable[[Mapping[str, np.ndarray]], tuple[np.ndarray, ...]]:

@@ -135,7 +135,8 @@ def cast_to(data: relax.Expr, dtype: str) -> relax.Expr:
     if source == dtype:
         return data
     if dtype == "bool":
-        return op.not_equal(data, constant(0, source))
+        unequal = op.not_equal(data, constant(0, source))
+        return op.logical_or(unequal, op.isnan(data)) if is_float(source) else unequal
     if is_float(source) and dtype in ("int8", "uint8", "int16", "uint16"):
         return op.astype(op.astype(data, "int32"), dtype)
     if is_float(source) and dtype == "uint32":

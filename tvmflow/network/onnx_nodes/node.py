@@ -151,5 +151,10 @@ def standardized(
     return bind(relax.op.divide(centered, relax.op.sqrt(relax.op.add(variance, constant(epsilon, dtype)))))
 
 
+def wide_sums(dtype: str) -> str | None:
+    """What products of half precision are summed in, as ONNX Runtime does; None where it is the data's own dtype."""
+    return "float32" if dtype in ("float16", "bfloat16") else None
+
+
 def elements(shape: Sequence[int]) -> int:
     return math.prod(shape)

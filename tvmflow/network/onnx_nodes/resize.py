@@ -187,9 +187,8 @@ def _taps(node: Node, mode: str, x: np.ndarray, axis: Axis) -> tuple[np.ndarray,
     places = first[:, None] + np.arange(math.ceil(2 * reach) + shrinks)
     distance = np.abs((places - x[:, None].astype("float64")) * stretch)
     weights = _triangle(distance) if mode == "linear" else _cubic(distance, coefficient)
-    inside = (places >= 0) & (places < axis.extent)
-    if shrinks or node.get("exclude_outside", 0):
-        weights = np.where(inside, weights, 0)
+    if node.get("exclude_outside", 0):
+        weights = np.where((places >= 0) & (places < axis.extent), weights, 0)
     if shrinks or node.get("exclude_outside", 0):
         weights = weights / weights.sum(1, keepdims=True)
     return np.clip(places, 0, axis.extent - 1), weights
