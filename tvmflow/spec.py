@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -85,7 +85,8 @@ class Program:
     done by other bindings of `main`: the name of each of those → the names of the folded ones and their multiply-adds.
     `records` are the schedules that a search found, by task; after scheduling, those that were used. A quantised
     network has `integer`, its exact arithmetic; `vta` is what VTA's stages have made of it. `accuracy` is what is known
-    of its weights (`tvmflow.models.accuracy`).
+    of its weights (`tvmflow.models.accuracy`). `original` is the original network: arrays of the inputs → those of the
+    outputs; None of a quantised one, whose original is its `integer`.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Program:
     integer: IntegerNetwork | None = None
     vta: Made | None = None
     accuracy: Mapping[str, Any] | None = None
+    original: Callable[..., tuple[np.ndarray, ...]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -209,6 +209,7 @@ def _from_exported(
         outputs=output_specs(vectors),
         vectors=vectors,
         parameters=sum(parameter.numel() for _, parameter in exported.named_parameters()),
+        original=reference,
     )
 
 

@@ -34,7 +34,8 @@ def assign_shapes(given: Sequence[InputShape], names: Sequence[str], source: str
     """
     listed = ", ".join(names) or "none that has a name"
     if len(given) > len(names):
-        raise UserError(f"--input-shape is given {len(given)} times, and {source} has {len(names)} inputs: {listed}.")
+        inputs = f"{len(names)} input{'s' * (len(names) != 1)}"
+        raise UserError(f"--input-shape is given {len(given)} times, and {source} has {inputs}: {listed}.")
     found: dict[str, Shape] = {}
     for entry in given:
         if entry.name is None:
