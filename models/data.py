@@ -117,15 +117,15 @@ def load_inputs(path: Path, shape: tuple[int, ...], preprocessing: Preprocessing
         raise UserError(f"There is nothing at {path}; --data takes images, an array, or CIFAR-10: {FORMS}.")
     if not path.is_dir():
         array = _load_array(path)
-        if array.shape[1:] != shape[1:] or array.dtype.kind != "f" or not np.isfinite(array).all():
+        with np.errstate(over="ignore"):
+            narrow = array.astype(np.float32) if array.dtype.kind == "f" else array
+        if array.shape[1:] != shape[1:] or array.dtype.kind != "f" or not np.isfinite(narrow).all():
             raise UserError(
                 f"{path} holds {array.dtype} {'×'.join(map(str, array.shape))}; the network takes finite float32 "
                 f"N×{'×'.join(map(str, shape[1:]))}."
             )
         note = f"inputs of {path.name}"
-        return Inputs(
-            count=len(array), note=note, sha256=_checksum(path), take=lambda which: array[which].astype(np.float32)
-        )
+        return Inputs(count=len(array), note=note, sha256=_checksum(path), take=lambda which: narrow[which])
     files = [file for file in _files(path) if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise UserError(f"{path} has no images ({', '.join(IMAGE_SUFFIXES)}).")

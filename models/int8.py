@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from tvmflow.models.data import Cifar10, Inputs, Split
 from tvmflow.models.train import write_text
 from tvmflow.qat import TuneConfig, tune
 from tvmflow.quantize import Method, Quantised, quantize
-from tvmflow.spec import Preprocessing, Program, UserError
+from tvmflow.spec import Preprocessing, Program, UserError, VerificationError
+from tvmflow.verify import compare, failure_sentence
 
 CHECKED = 512
 """Inputs, other than those for calibration, on which float and integer layers are compared."""
@@ -31,12 +32,14 @@ CHECKED = 512
 class Fidelity:
     """How near the integer network is to the float one, on inputs that calibrated nothing.
 
-    `sqnr_db` is each layer's signal to quantisation noise in dB, with the noise of all layers before it; `agreement`
-    the share of images with the same answer; `divergence` the mean Kullback-Leibler divergence of the probabilities.
+    `sqnr_db` is each layer's signal to quantisation noise in dB, with the noise of all layers before it, and
+    `output_sqnr_db` that of the output against the original network's own; 300 dB stand for no noise. `agreement` is
+    the share of answers that are the same; `divergence` the mean Kullback-Leibler divergence of the probabilities.
     """
 
     images: int
     sqnr_db: dict[str, float]
+    output_sqnr_db: float
     agreement: float
     divergence: float
 
@@ -72,6 +75,8 @@ def of_inputs(data: Inputs, method: Method) -> Examples:
 def _drawn(count: int, method: Method) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the inputs that calibrate, and of those to check on."""
     order = np.random.default_rng(method.seed).permutation(count)
+    if count == 1:
+        raise UserError("There is one input only; give two at least, of which one calibrates and one is checked on.")
     if count <= method.count:
         raise UserError(
             f"{method.count} inputs for calibration leave none to check on: {count} are there. Give a smaller --count."
@@ -88,8 +93,12 @@ def make(
     tuning: TuneConfig | None = None,
     work_dir: Path = Path("qat"),
 ) -> IntegerNetwork:
-    """Quantise a network and, with `tuning`, fine-tune it; `facts` say how, and how near it came. Raises UserError."""
+    """Quantise a network and, with `tuning`, fine-tune it; `facts` say how, and how near it came.
+
+    Raises UserError, and VerificationError if what was imported computes something else than the original.
+    """
     chain = float_chain(program)
+    _require_faithful(chain, program)
     quantised = quantize(chain, examples.calibration, scheme, method)
     facts: dict[str, Any] = {
         **examples.facts,
@@ -117,15 +126,39 @@ def make(
         preprocessing=preprocessing,
         labels=program.labels,
     )
-    found = fidelity(chain, quantised, network, examples.others)
+    found = fidelity(chain, quantised, network, examples.others, program.original)
+    if found.output_sqnr_db <= 0:
+        raise VerificationError(
+            f"Quantised, {program.name} gives more noise than answer ({found.output_sqnr_db:.1f} dB against the "
+            f"original network): its inputs for calibration reach {np.abs(examples.calibration).max():.3g}, those that "
+            f"it was checked on {np.abs(examples.others).max():.3g}; give inputs like those that it will meet."
+        )
     return replace(network, facts={**facts, **dataclasses.asdict(found)})
 
 
+def _require_faithful(chain: tuple[FloatLayer, ...], program: Program) -> None:
+    """Raises VerificationError unless the chain gives the outputs that the original network gave."""
+    results = []
+    for vector in program.vectors:
+        *_, (_, found) = run_float(chain, torch.from_numpy(vector.inputs[0].copy()))
+        results.append((found.numpy().reshape(vector.outputs[0].shape),))
+    verdict = compare(program.vectors, results)
+    if not verdict["passed"]:
+        raise VerificationError(failure_sentence(verdict, f"{program.name} as it was imported"))
+
+
 def fidelity(
-    chain: Sequence[FloatLayer], quantised: Quantised, network: IntegerNetwork, inputs: np.ndarray
+    chain: Sequence[FloatLayer],
+    quantised: Quantised,
+    network: IntegerNetwork,
+    inputs: np.ndarray,
+    original: Callable[..., tuple[np.ndarray, ...]] | None = None,
 ) -> Fidelity:
-    """Compare layer by layer on inputs, float32 N×C×H×W, in the units of the float network."""
-    signal, noise = np.zeros(len(chain)), np.zeros(len(chain))
+    """Compare layer by layer on inputs, float32 N×C×H×W, in the units of the float network.
+
+    The output is compared with what `original` gives for one input at a time, or else with the chain's.
+    """
+    signal, noise = np.zeros(len(chain) + 1), np.zeros(len(chain) + 1)
     agreeing = divergence = 0.0
     for start in range(0, len(inputs), BATCH):
         real = inputs[start : start + BATCH]
@@ -136,17 +169,27 @@ def fidelity(
             given = kept[layer.name] * (layer.scale * quantised.factors[index][:, None, None])
             signal[index] += np.square(wanted).sum()
             noise[index] += np.square(wanted - given).sum()
-        wanted = wanted.reshape(logits.shape)
-        agreeing += float((wanted.argmax(1) == logits.argmax(1)).sum())
-        log_p, log_q = _log_softmax(wanted), _log_softmax(logits * network.output_scale)
-        divergence += float((np.exp(log_p) * (log_p - log_q)).sum())
-    ratios = 10 * np.log10(signal / np.maximum(noise, 1e-30))
+        if original is not None:
+            wanted = np.concatenate([original(image[None].copy())[0] for image in real]).astype(np.float64)
+        wanted, real_logits = wanted.reshape(logits.shape), logits * network.output_scale
+        signal[-1] += np.square(wanted).sum()
+        noise[-1] += np.square(wanted - real_logits).sum()
+        agreeing += float((wanted.argmax(1) == logits.argmax(1)).reshape(len(real), -1).mean(1).sum())
+        log_p, log_q = _log_softmax(wanted), _log_softmax(real_logits)
+        divergence += float((np.exp(log_p) * (log_p - log_q)).sum(1).reshape(len(real), -1).mean(1).sum())
+    ratios = [round(ratio, 1) for ratio in map(_decibels, signal, noise)]
     return Fidelity(
         images=len(inputs),
-        sqnr_db={layer.name: round(float(ratio), 1) for layer, ratio in zip(network.layers, ratios, strict=True)},
+        sqnr_db={layer.name: ratio for layer, ratio in zip(network.layers, ratios, strict=False)},
+        output_sqnr_db=ratios[-1],
         agreement=agreeing / len(inputs),
         divergence=round(divergence / len(inputs), 6),
     )
+
+
+def _decibels(signal: float, noise: float) -> float:
+    """Their ratio, at most 300 and at least −300."""
+    return 300.0 if noise == 0 else float(10 * np.log10(max(1e-30, min(1e30, signal / noise))))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -216,6 +259,11 @@ def model_card(name: str, network: IntegerNetwork, facts: dict[str, Any]) -> str
             f"{tuning['minutes']:g} minutes on two CPU cores that other work shared), whose loss, the divergence from "
             f"the float network on augmented training images, went {losses} from the first tenth to the last."
         )
+    original = (
+        f"\n\nOf the output against the original network's own: {facts['output_sqnr_db']:.1f} dB."
+        if "output_sqnr_db" in facts
+        else ""
+    )
     rows = "\n".join(
         f"| {layer.name} | {'×'.join(map(str, layer.output_shape[1:]))} | {layer.dtype} | "
         f"{facts['sqnr_db'][layer.name]:.1f} |"
@@ -247,5 +295,5 @@ quantisation noise of each layer's output there, with the noise of all layers be
 
 | Layer | Output | Type | dB |
 |---|---|---|---|
-{rows}
+{rows}{original}
 """

@@ -232,3 +232,107 @@ def test_nothing_is_left_when_writing_fails(tiny, tmp_path, monkeypatch):
 def test_no_folder_to_write_into(tiny, tmp_path):
     with pytest.raises(UserError, match="no folder"):
         build(tiny, TARGETS["host"], tmp_path / "a" / "b")
+
+
+# ------------------------------------------------------------------------------------------------------ destinations
+
+
+@pytest.fixture
+def write(tiny, host_bundle):
+    """`write(out)` writes the bundle again, without compiling."""
+
+    def again(out: Path, library: Path = host_bundle / "model.so") -> bundles.Bundle:
+        with bundles.open_bundle(host_bundle) as opened:
+            manifest = opened.manifest
+        facts = {key: manifest[key] for key in ("versions", "memory", "verify")}
+        return bundles.write(out, program=tiny, target=TARGETS["host"], library=library, **facts)
+
+    return again
+
+
+def whole(folder: Path) -> bool:
+    with bundles.open_bundle(folder) as bundle:
+        return bundle.name == "tiny" and not list(folder.parent.glob(".tvmflow-*"))
+
+
+@pytest.mark.parametrize("given", [".", "../this", "{}", "{}/", "../link"])
+def test_a_folder_that_exists_is_filled(write, host_bundle, tmp_path, monkeypatch, given):
+    """Empty first, then with a bundle in it: the folder stays the same, be it the current one or a link's."""
+    folder = tmp_path / "this"
+    folder.mkdir(mode=0o750)
+    (tmp_path / "link").symlink_to(folder)
+    before = folder.stat()
+    monkeypatch.chdir(folder)
+    for _ in range(2):
+        write(Path(given.format(folder)))
+        assert whole(folder)
+        (folder / ".tvmflow-killed").mkdir()  # what a build that was killed may leave
+    assert (folder.stat().st_ino, folder.stat().st_mode) == (before.st_ino, before.st_mode)
+    assert (tmp_path / "link").is_symlink()
+    assert Path("manifest.json").exists()
+
+
+def test_a_mounted_folder_is_filled(write, tmp_path):
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True, check=False)
+    if made.returncode != 0:
+        pytest.skip("a tmpfs can be mounted by root only")
+    try:
+        write(folder)
+        write(folder)
+        assert whole(folder)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_what_is_of_no_bundle_stays(write, copy, tmp_path):
+    (copy / "notes").mkdir()
+    (copy / "notes" / "of mine.txt").write_text("keep")
+    (tmp_path / "file").write_text("keep")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    for out, words in (
+        (copy, "holds 'notes/of mine.txt', which is of no bundle"),
+        (tmp_path / "file", "exists and is no bundle"),
+        (tmp_path / "dangling", "is a link to nothing"),
+        (tmp_path / "no" / "where", "There is no folder"),
+    ):
+        with pytest.raises(UserError, match=words):
+            bundles.check_destination(out)
+        with pytest.raises(UserError, match=words):
+            write(out)
+    assert (copy / "notes" / "of mine.txt").read_text() == (tmp_path / "file").read_text() == "keep"
+    shutil.rmtree(copy / "notes")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    change_manifest(copy, members={**manifest["members"], "../file": {"bytes": 4, "sha256": ""}})
+    write(copy)
+    assert (tmp_path / "file").read_text() == "keep"
+    assert whole(copy)
+
+
+def test_a_write_that_fails_leaves_the_old_bundle(write, copy, tmp_path, monkeypatch):
+    rename, renamed = os.rename, []
+
+    def fail_at_the_last(source, destination):
+        if Path(destination) == copy / "manifest.json" and not renamed:
+            renamed.append(destination)
+            raise OSError(5, "Input/output error")
+        rename(source, destination)
+
+    before = hashlib.sha256((copy / "manifest.json").read_bytes()).hexdigest()
+    other = tmp_path / "model.so"
+    other.write_bytes((copy / "model.so").read_bytes() + b"\0")
+    monkeypatch.setattr(os, "rename", fail_at_the_last)
+    with pytest.raises(UserError, match=r"can't be written .*Input/output error; it was left as it was"):
+        write(copy, other)
+    assert renamed
+    with bundles.open_bundle(copy) as bundle:
+        assert bundle.digest == before
+    assert not list(copy.glob(".tvmflow-*"))
+
+
+def test_names_as_long_as_they_may_be(write, tmp_path):
+    write(tmp_path / ("x" * 255))
+    write(tmp_path / ("y" * 251 + ".tar"))
+    with bundles.open_bundle(tmp_path / ("y" * 251 + ".tar")) as bundle:
+        assert bundle.name == "tiny"

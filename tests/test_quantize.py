@@ -150,12 +150,19 @@ def test_shifts_are_per_block_and_channels_of_zeros_do_no_harm():
         assert len(set(made.layers[0].shift[start : start + METHOD.block])) == 1
 
 
+def test_a_relu_and_a_normalisation_may_come_first():
+    for first in (nn.ReLU(), nn.BatchNorm2d(3)):
+        network = nn.Sequential(first, nn.Conv2d(3, 8, 3), nn.AvgPool2d(2), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+        for scheme in SCHEMES:
+            assert quantised_sqnr(network, scheme) > 25
+
+
 @pytest.mark.parametrize(
     ("network", "shape", "words"),
     [
         (small_vgg(), (1, 3, 32, 32), "it has nn.max_pool2d (features.2, features.5, features.8)."),
         (networks.residual(), (1, 3, 8, 8), "nn.conv2d of branches (second.0, third.0)"),
-        (nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, 1)), (1, 3, 8, 8), "nn.relu (0)"),
+        (nn.Sequential(nn.Sigmoid(), nn.Conv2d(3, 3, 1)), (1, 3, 8, 8), "sigmoid (0)"),
         (nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Softmax(1)), (1, 3, 8, 8), "nn.softmax (2)"),
     ],
 )

@@ -1,15 +1,18 @@
 """An imported network as a chain of convolutions, pools and dense layers: what can be quantised, and what kernels of
 microcontrollers are made of.
 
-Batch normalisation is folded into the weights before it, in float64; a linear layer that reads flattened maps becomes
-the convolution over the whole map that it is, and an average over windows the depthwise convolution that it is.
+Batch normalisation is folded into the weights before it, in float64; where there are none, as at the beginning or
+behind a ReLU, it becomes the depthwise 1×1 convolution that it is, and so does a ReLU. A linear layer that reads
+flattened maps becomes the convolution over the whole map that it is, and an average over windows the depthwise
+convolution that it is.
 Networks with branches or other operators are refused.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -105,7 +108,7 @@ def float_chain(program: Program, purpose: str = "quantised: int8") -> tuple[Flo
     bindings = [binding for block in main.body.blocks for binding in block.bindings]
     uses = Counter(var for binding in bindings for var in _read(binding.value))
     made = _Chain(shape)
-    missing: dict[str, list[str]] = defaultdict(list)
+    missing: dict[str, list[str]] = defaultdict(list)  # an operator, with what is wrong with it → where
     before = main.params[0]
     for binding in bindings:
         value = binding.value
@@ -116,7 +119,8 @@ def float_chain(program: Program, purpose: str = "quantised: int8") -> tuple[Flo
         path = "" if OWN_NAMES.fullmatch(binding.var.name) else module_path(binding.var.name)
         follows = _read(value) == [before] and uses[before] == 1
         if not follows or not made.take(operator, path, value):
-            missing[operator if follows else f"{operator} of branches"].append(path or binding.var.name)
+            wrong = REFUSED.get(operator, "") if follows else " of branches"
+            missing[operator + wrong].append(path or binding.var.name)
             made.skip(value)
         before = binding.var
     if missing:
@@ -128,7 +132,30 @@ def float_chain(program: Program, purpose: str = "quantised: int8") -> tuple[Flo
         )
     if not made.layers:
         raise UserError(f"{program.name} can't be {purpose} serves layers with weights, and it has none.")
-    return tuple(made.layers)
+    return tuple(_with_own_names(made.layers))
+
+
+def _with_own_names(layers: Iterable[FloatLayer]) -> Iterator[FloatLayer]:
+    """A module that is used twice is two layers, of which the second gets a number."""
+    used: set[str] = set()
+    for layer in layers:
+        plain = layer.name or layer.kind
+        names = itertools.chain([plain], (f"{plain}_{number}" for number in itertools.count(2)))
+        used.add(name := next(name for name in names if name not in used))
+        yield replace(layer, name=name)
+
+
+REFUSED = {
+    "nn.conv2d": " with computed weights or unequal borders",
+    "nn.batch_norm": " with computed statistics",
+    "nn.avg_pool2d": " with ceil_mode or a border that doesn't count",
+    "nn.adaptive_avg_pool2d": " to more than one pixel",
+    "mean": " over other axes than height and width",
+    "matmul": " with computed weights or pixel by pixel",
+    "reshape": " that doesn't flatten",
+    **dict.fromkeys(("add", "subtract", "multiply", "divide"), " with anything but a constant for each channel"),
+}
+"""Of the operators that a chain may have: how those are that it can't."""
 
 
 def _read(value: Any) -> list[Any]:
@@ -211,13 +238,12 @@ class _Chain:
 
     def _nn_batch_norm(self, path: str, call: relax.Call) -> bool:
         gamma, beta, mean, variance = (_constant(value) for value in call.args[1:5])
-        if not self._has_sums or gamma is None or beta is None or mean is None or variance is None:
+        if gamma is None or beta is None or mean is None or variance is None:
             return False
         if int(call.attrs.axis) != 1:
             return False
         factor = 1 / np.sqrt(variance + float(call.attrs.epsilon)) * gamma
-        self._scale("", np.ones(len(mean)), -mean)
-        return self._scale(path, factor, beta)
+        return self._scale(path, factor, beta - mean * factor)
 
     def _add(self, path: str, call: relax.Call) -> bool:
         moved = self._by_channel(call)
@@ -236,19 +262,36 @@ class _Chain:
         return divisor is not None and self._scale(path, 1 / divisor, np.zeros(len(divisor)))
 
     def _scale(self, path: str, factor: np.ndarray, moved: np.ndarray) -> bool:
+        if not self._has_sums:
+            return self._by_itself(path, factor, moved)
         last = self.layers[-1]
         return self._extend(path, weight=last.weight * factor[:, None, None, None], bias=last.bias * factor + moved)
 
+    def _by_itself(self, path: str, factor: np.ndarray, moved: np.ndarray, *, relu: bool = False) -> bool:
+        """A layer that does this alone."""
+        channels = self.shape[1]
+        return self._append(
+            path,
+            kind="conv2d",
+            weight=factor.reshape(-1, 1, 1, 1),
+            bias=moved,
+            groups=channels,
+            relu=relu,
+            output_shape=self.shape,
+        )
+
     def _by_channel(self, call: relax.Call) -> np.ndarray | None:
-        """The constant operand, a number for each channel of the last layer's sums."""
+        """The constant operand, a number for each channel of what comes before."""
         found = [value for value in map(_constant, call.args) if value is not None]
-        if not found or not self._has_sums or _elements(call) != np.prod(self.shape):
+        if not found or _elements(call) != np.prod(self.shape):
             return None
         rows = np.broadcast_to(found[0], _shape(call)).reshape(self.shape[1], -1)
         return rows[:, 0] if (rows == rows[:, :1]).all() else None
 
     def _nn_relu(self, path: str, call: relax.Call) -> bool:
-        return bool(self.layers) and self.layers[-1].kind != "pool" and self._extend(path, relu=True)
+        if self.layers and self.layers[-1].kind != "pool":
+            return self._extend(path, relu=True)
+        return self._by_itself(path, np.ones(self.shape[1]), np.zeros(self.shape[1]), relu=True)
 
     def _reshape(self, path: str, call: relax.Call) -> bool:
         """Flattening, or giving single pixels back their height and width."""

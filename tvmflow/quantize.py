@@ -23,6 +23,10 @@ BLOCK = 16
 """Output channels that share a shift in the power-of-two scheme: those that VTA computes at once."""
 
 
+TINY = 1e-60
+"""In place of a range of 0, far below whatever float32 holds and far above what float64 loses in a product of two."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """How to quantise. The defaults are what did best on training images that calibrated nothing (docs/int8.md)."""
@@ -64,10 +68,20 @@ SAMPLES = 4096
 
 
 def quantize(chain: Sequence[FloatLayer], images: np.ndarray, scheme: Scheme, method: Method) -> Quantised:
-    """`images` are float32 N×C×H×W, preprocessed. Raises UserError if the network's answers aren't finite."""
+    """`images` are float32 N×C×H×W, preprocessed. Raises UserError for those that nothing can be learnt from."""
+    if not np.isfinite(images).all():
+        raise UserError("The network can't be quantised: among the calibration inputs are NaN or infinity.")
+    if not images.any():
+        raise UserError(
+            "The network can't be quantised: all calibration inputs are 0, which doesn't show how large inputs become."
+        )
     observed = observe(chain, images, method.seed)
-    if not np.isfinite(observed[-1].values).all():
-        raise UserError("The network can't be quantised: on the calibration images its answers aren't finite.")
+    for layer, seen in zip(chain, observed, strict=True):
+        if not np.isfinite(seen.values).all() or not np.isfinite(seen.means).all():
+            raise UserError(
+                f"The network can't be quantised: on the calibration inputs the output of {layer.name} isn't finite."
+            )
+    last = _first_of_the_end(chain)
     factors = [np.ones(layer.output_shape[1]) for layer in chain]
     if method.equalise:
         chain, observed, factors = equalise(chain, observed, method)
@@ -78,7 +92,7 @@ def quantize(chain: Sequence[FloatLayer], images: np.ndarray, scheme: Scheme, me
     weights: list[np.ndarray] = []
     for index, layer in enumerate(chain):
         after = chain[index + 1] if index + 1 < len(chain) else None
-        dtype = _dtype(layer, scheme, x.dtype.name)
+        dtype = "int8" if index >= last else _dtype(layer, scheme, x.dtype.name)
         y_scale = _output_scale(layer, observed[index], after, scheme, x_scale, RANGES[dtype])
         scales = _weight_scales(layer, power, scheme, x_scale, y_scale, method.block)
         made, unrounded = _layer(layer, scales, scheme, x_scale, y_scale, dtype, layers[-1].name if layers else "input")
@@ -153,11 +167,11 @@ def equalise(
 
 def _factor(seen: Observed, reader: FloatLayer, method: Method) -> np.ndarray:
     """The channels' factors, with a geometric mean of 1."""
-    ranges = np.quantile(np.abs(seen.values), method.quantile, axis=1)
-    ranges = np.maximum(ranges, ranges.max() * 1e-3 + 1e-30)  # a channel that is never on
+    ranges = np.quantile(np.abs(seen.values), method.quantile, axis=1).astype(np.float64)
+    ranges = np.maximum(ranges, ranges.max() * 1e-3 + TINY)  # a channel that is never on
     if not reader.alone:
         weights = _largest_by_input(reader)
-        weights = np.maximum(weights, weights.max() * 1e-3 + 1e-30)
+        weights = np.maximum(weights, weights.max() * 1e-3 + TINY)
         ranges = ranges**method.balance / weights ** (1 - method.balance)
     return ranges / np.exp(np.log(ranges).mean())
 
@@ -182,6 +196,14 @@ def _dtype(layer: FloatLayer, scheme: Scheme, read: str) -> str:
     return "uint8" if layer.relu else "int8"
 
 
+def _first_of_the_end(chain: Sequence[FloatLayer]) -> int:
+    """The number of the layer from which on all is int8, as the network's output is: pools pass a dtype on."""
+    last = len(chain) - 1
+    while last > 0 and chain[last].kind == "pool":
+        last -= 1
+    return last
+
+
 def _output_scale(
     layer: FloatLayer,
     seen: Observed,
@@ -191,7 +213,7 @@ def _output_scale(
     limits: tuple[int, int],
 ) -> float:
     """The scale of least mean square error, a channel's errors weighed by the weights that read it."""
-    largest = float(np.abs(seen.values).max()) / limits[1] + 1e-30
+    largest = float(np.abs(seen.values).max()) / limits[1] + TINY
     # The largest weight must be no more than 127 steps, of which each is less than half a step of the output.
     least = 2.001 * x_scale * float(np.abs(layer.weight).max()) / (1 if layer.kind == "pool" else 127)
     if after is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -90,7 +90,9 @@ class Program:
     done by other bindings of `main`: the name of each of those → the names of the folded ones and their multiply-adds.
     `records` are the schedules that a search found, by task; after scheduling, those that were used. A quantised
     network has `integer`, its exact arithmetic; `vta` is what VTA's stages have made of it. `accuracy` is what is known
-    of its weights (`tvmflow.models.accuracy`). `reference` says whose arithmetic the vectors' outputs are.
+    of its weights (`tvmflow.models.accuracy`). `reference` says whose arithmetic the vectors' outputs are,
+    and `original` is what gave them: arrays of the inputs → those of the outputs; None of a quantised network, whose
+    original is its `integer`.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Program:
     vta: Made | None = None
     accuracy: Mapping[str, Any] | None = None
     reference: str = "PyTorch"
+    original: Callable[..., tuple[np.ndarray, ...]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

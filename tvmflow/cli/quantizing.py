@@ -16,6 +16,9 @@ from tvmflow.spec import Preprocessing, Program, UserError
 
 log = logging.getLogger("tvmflow.cli")
 
+NOISY_DB = 10.0
+"""Below that the noise has more than a tenth of the output's power."""
+
 
 def quantize(
     data: Annotated[
@@ -84,6 +87,11 @@ def quantize(
     if test and cifar is not None:
         log.info(f"Judging it on {len(cifar.test.labels):,} test images")
         network = int8.judge(network, program, cifar)
+    if network.facts["output_sqnr_db"] < NOISY_DB:
+        log.info(
+            "A good part of what it gives is noise: see by the layers below where that begins. Inputs for calibration "
+            "like those that it will meet help, fewer outliers among them, or --scheme per-channel."
+        )
     path = int8.export(network, out, shlex.join(["tvmflow", *sys.argv[1:]]))
     show(_text(path, network.facts), {"weights": str(path), **network.facts}, json)
 
@@ -112,6 +120,7 @@ def _preprocessing(mean: str | None, std: str | None) -> Preprocessing | None:
 
 def _text(path: Path, facts: Any) -> str:
     lines = [f"{name:40}{ratio:6.1f} dB" for name, ratio in facts["sqnr_db"].items()]
+    lines.append(f"{'output, against the original network':40}{facts['output_sqnr_db']:6.1f} dB")
     lines.append(
         f"{path}: the float network's answer on {facts['agreement']:.2%} of {facts['images']} "
         f"{facts.get('inputs', 'training images')} that calibrated nothing"

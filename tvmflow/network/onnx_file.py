@@ -57,6 +57,7 @@ def from_onnx(path: Path, input_shapes: Sequence[InputShape]) -> Program:
             int(np.prod(tensor.dims)) for tensor in initializers.values() if tensor.data_type in (1, 10, 11)
         ),
         reference=reference.name,
+        original=run,
     )
 
 

@@ -295,6 +295,7 @@ def _from_exported(
         ),
         vectors=vectors,
         parameters=sum(parameter.numel() for _, parameter in exported.named_parameters()),
+        original=reference,
     )
 
 

@@ -71,8 +71,8 @@ def refuse_randomness(
     drawing = _paths(exported, lambda node: torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()))
     if drawing and not _same(vector.outputs, reference(*(array.copy() for array in vector.inputs))):
         raise UserError(
-            f"{source} is random: two runs on the same input differ, by what {_listed(drawing)} draws. Give functional "
-            "dropout training=self.training, and take random numbers as an input."
+            f"{source} is random: two runs on the same input differ, by what {_listed(drawing)} draws. Call .eval() "
+            "before exporting, give functional dropout training=self.training, and take other random numbers as inputs."
         )
 
 
