@@ -253,13 +253,17 @@ def test_bundles_without_a_runner_and_hosts_that_are_none(host_bundle, bundle, t
         deploy(bundle, "board", ssh_config=tmp_path / "missing")
 
 
+CALM = {"p50": 1.0, "p90": 1.1, "min": 0.9, "repeats": 100}
+
+
 def test_doubts(host_bundle):
     pi = {"model": "Raspberry Pi 4 Model B Rev 1.4", "load": 0.1, "cores": 4.0}
     with open_bundle(host_bundle) as opened:
         target = {**opened.manifest["target"], "identity": "Raspberry Pi 4 Model B"}
         known = replace(opened, manifest={**opened.manifest, "target": target})
-    assert doubts(known, pi, {"governor": "performance", "throttled": "0x0"}, 1.0) == []
-    assert len(doubts(known, {**pi, "model": "Raspberry Pi 5", "load": 3.0}, {"governor": "ondemand"}, 2.0)) == 4
+    assert doubts(known, pi, {"governor": "performance", "throttled": "0x0"}, CALM) == []
+    disturbed = {**CALM, "p90": 2.0, "min": 0.5}
+    assert len(doubts(known, {**pi, "model": "Raspberry Pi 5", "load": 3.0}, {"governor": "ondemand"}, disturbed)) == 5
 
 
 def test_a_sustained_run_has_windows(board, bundle):

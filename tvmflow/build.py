@@ -16,7 +16,7 @@ from typing import Any
 from tvmflow import __version__, bundle, device, interrupt, toolchain
 from tvmflow.spec import Program, Target, UserError, VerificationError
 from tvmflow.tune.store import Best
-from tvmflow.verify import failure_sentence, tolerance, verify_library
+from tvmflow.verify import failure_sentence, tolerances, verify_library
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def _make_runner(program: Program, target: Target, linker: toolchain.Linker, fol
         inputs=program.inputs,
         outputs=program.outputs,
         vectors=bundle.vector_names(program),
-        tolerance=max(tolerance(spec.dtype, target.arithmetic) for spec in program.outputs),
+        tolerances=tolerances(program.vectors, target.arithmetic),
     )
 
 

@@ -40,7 +40,7 @@ def time(
         return Timing(note=f"no {bundle.target.name} was at hand, and emulation checks answers, never speed.")
     inputs = bundle.vectors()[0].inputs
     measurement: Measurement | None = None
-    layer_us: Sequence[float] = ()
+    layer_us: Sequence[Sequence[float]] = ()
     if whole:
         measurement = time_library(bundle.library, inputs, threads=threads, repeats=repeats, seconds=seconds)
         if bundle.target.name != host.name:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvmflow.models import MODELS, accuracy
+from tvmflow.rounding import rounding_of
 from tvmflow.spec import Preprocessing, Program, TensorSpec, TvmflowError, UnsupportedOperatorError, UserError, Vector
 
 if TYPE_CHECKING:
@@ -490,7 +491,10 @@ def make_vectors(
     vectors = []
     for name, make in kinds.items():
         arrays = tuple(np.array(make(spec), dtype=spec.dtype, order="C") for spec in inputs)
-        vectors.append(Vector(name=name, inputs=arrays, outputs=reference(*arrays)))
+        outputs = reference(*arrays)
+        vectors.append(
+            Vector(name=name, inputs=arrays, outputs=outputs, rounding=rounding_of(reference, arrays, outputs))
+        )
     return tuple(vectors)
 
 

@@ -46,11 +46,16 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class Vector:
-    """A golden vector: inputs and the outputs that the original network gave for them, in the order of the specs."""
+    """A golden vector: inputs and the outputs that the original network gave for them, in the order of the specs.
+
+    `rounding` is how far each output moves, absolutely, if the original's values are rounded otherwise
+    (`tvmflow.rounding`); empty where that isn't known, and of vectors of a bundle, which has tolerances made from it.
+    """
 
     name: str
     inputs: tuple[np.ndarray, ...]
     outputs: tuple[np.ndarray, ...]
+    rounding: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +275,12 @@ class RegressionError(TvmflowError):
     """A report says that a network became slower than is allowed."""
 
     exit_code = 6
+
+
+class InconclusiveError(TvmflowError):
+    """Two reports are too noisy to say whether a network became slower than is allowed."""
+
+    exit_code = 9
 
 
 class DeviceError(TvmflowError):

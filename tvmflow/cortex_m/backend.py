@@ -27,7 +27,7 @@ from tvmflow.spec import (
     VerificationError,
 )
 from tvmflow.toolchain import Linker
-from tvmflow.verify import compare, failure_sentence
+from tvmflow.verify import compare, failure_sentence, tolerances
 
 if TYPE_CHECKING:
     from tvmflow.bundle import Bundle
@@ -120,9 +120,9 @@ def _verify(
     """The verdict, the layers with the instructions of one inference, and the stack used. Raises VerificationError."""
     inputs = np.concatenate([vector.inputs[0] for vector in program.vectors])
     expected = np.concatenate([vector.outputs[0] for vector in program.vectors])
-    name = network_name(library)
+    name, allowed = network_name(library), [limit for (limit,) in tolerances(program.vectors)]
     try:
-        done = machine.run(library, target, name, inputs, program.outputs[0], expected=expected)
+        done = machine.run(library, target, name, inputs, program.outputs[0], expected=expected, allowed=allowed)
     except MissingDependencyError as error:
         return {"passed": None, "method": None, "reason": str(error)}, compiled.layers, {}
     verdict = {"method": "emulated", **compare(program.vectors, [(row[None],) for row in done.outputs])}

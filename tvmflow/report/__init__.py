@@ -24,10 +24,11 @@ from tvmflow import __version__
 from tvmflow.backends import Timing
 from tvmflow.bundle import Bundle
 from tvmflow.estimate import bounds, describe, roof_of
+from tvmflow.measure.noise import median_interval
 from tvmflow.spec import Measurement, UserError
 from tvmflow.targets import TARGETS
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 BINS = 40
 """Of a latency's histogram."""
 
@@ -106,7 +107,8 @@ def histogram(samples_ms: Sequence[float]) -> dict[str, Any] | None:
 def latency(measurement: Measurement) -> dict[str, Any]:
     """Figures of a measurement, in ms: percentiles of the steady runs; set-up, first and warm-up runs apart.
 
-    Where a run was so long that its samples were thinned, the extremes are those of all.
+    `interval` is the one of the median (`tvmflow.measure.noise`), and no wider than a point where every run would take
+    the same. Where a run was so long that its samples were thinned, the extremes are those of all.
     """
     figures = summarize(measurement.samples_ms)
     windows = [dict(window) for window in measurement.windows]
@@ -117,6 +119,7 @@ def latency(measurement: Measurement) -> dict[str, Any]:
         "basis": measurement.basis,
         "unit": "ms",
         **figures,
+        "interval": [figures["p50"]] * 2 if measurement.basis == "simulated" else median_interval(measurement.samples_ms),
         "histogram": histogram(measurement.samples_ms),
         "spread": figures["p90"] / figures["p50"],
         "threads": measurement.threads,
@@ -126,7 +129,7 @@ def latency(measurement: Measurement) -> dict[str, Any]:
         "warmup_repeats": len(measurement.warmup_ms),
         "warnings": list(measurement.warnings),
         **({"windows": windows} if windows else {}),
-        **{key: value for key, value in measurement.facts.items() if key == "simulation"},
+        **{key: value for key, value in measurement.facts.items() if key in ("simulation", "attempts")},
     }
 
 

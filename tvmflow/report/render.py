@@ -34,11 +34,18 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
     """What a verification found, in one line."""
     if verdict["passed"] is None:
         return f"not verified: {verdict['reason']}"
-    return (
-        f"{'passed' if verdict['passed'] else 'FAILED'} ({verdict['method']}, {len(verdict['vectors'])} vectors): "
-        f"largest error {verdict['max_abs_error']:.2g}, relative {verdict['max_rel_error']:.2g}, "
-        f"same class on {verdict['argmax_agreement']:.0%}"
-    )
+    words = [f"largest error {_number(verdict['max_abs_error'])}", f"relative {_number(verdict['max_rel_error'])}"]
+    if verdict["argmax_agreement"] is not None:
+        words.append(f"same class on {verdict['argmax_agreement']:.0%}")
+    for place in verdict.get("constant_outputs", ()):
+        words.append(f"output {place} is the same in all vectors, so little is known of it")
+    count = len(verdict["vectors"])
+    return f"{'passed' if verdict['passed'] else 'FAILED'} ({verdict['method']}, {count} vectors): {', '.join(words)}"
+
+
+def _number(value: float | None) -> str:
+    """JSON has null for what is infinite."""
+    return "infinite" if value is None else f"{value:.2g}"
 
 
 def latency_text(report: Report) -> str:

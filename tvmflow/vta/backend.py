@@ -170,7 +170,10 @@ def time(
         first_ms=timed.latency_ms,
         facts={"simulation": facts},
     )
-    rows = [{"basis": "simulated", "unit": "us", "p50": layer.cycles / board.clock_mhz} for layer in timed.layers]
+    rows = [
+        {"basis": "simulated", "unit": "us", "p50": us, "min": us, "interval": [us, us]}
+        for us in (layer.cycles / board.clock_mhz for layer in timed.layers)
+    ]
     return backends.Timing(
         measurement=measurement if whole else None,
         note="" if whole else "only profiled.",
