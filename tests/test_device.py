@@ -171,7 +171,9 @@ def test_boards_without_a_runtime(tiny, tmp_path, name):
 
 def test_a_runner_that_fails_its_test_stops_the_build(tiny, tmp_path, monkeypatch):
     describe = device.describe_network
-    monkeypatch.setattr(device, "describe_network", lambda *arguments: describe(*arguments[:-1], [[-1.0]] * len(arguments[3])))
+    monkeypatch.setattr(
+        device, "describe_network", lambda *arguments: describe(*arguments[:-1], [[-1.0]] * len(arguments[3]))
+    )
     with pytest.raises(VerificationError, match="failed its self-test with exit code 3"):
         build(tiny, HOST, tmp_path / "out", runner=True)
     assert list(tmp_path.iterdir()) == []

@@ -61,6 +61,9 @@ class Backend(Protocol):
     def check(self, target: Target, out: Path, linker: str = "auto", *, runner: bool = False) -> Any:
         """Raise what `build` would raise, before a network is imported."""
 
+    def check_network(self, program: Program, target: Target) -> None:
+        """Raise what a build, or quantising before it, says of a float32 network that can't be had on the board."""
+
     def build(
         self,
         program: Program,

@@ -159,6 +159,14 @@ def check(target: Target, out: Path, linker: str = "auto", *, runner: bool = Fal
     return toolchain.select_linker(target, linker)
 
 
+def check_network(program: Program, target: Target) -> None:
+    """In float32 and float16 everything is taken that can be imported, in int8 chains; else UserError is raised."""
+    if target.arithmetic == "int8":
+        from tvmflow.chain import float_chain
+
+        float_chain(program)
+
+
 def compile_library(
     program: Program,
     target: Target,

@@ -438,7 +438,9 @@ def _runner(connection: Connection, place: str, arguments: str, threads: int | N
     return json.loads(done.stdout)
 
 
-def doubts(bundle: Bundle, before: Mapping[str, Any], after: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
+def doubts(
+    bundle: Bundle, before: Mapping[str, Any], after: Mapping[str, Any], figures: Mapping[str, Any]
+) -> list[str]:
     """Why the figures may not be the board's best or may not be the board's at all."""
     found = []
     model, identity = before.get("model", ""), bundle.target.identity

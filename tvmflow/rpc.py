@@ -128,7 +128,10 @@ def deploy(
             result = _call(place, job, seconds + PATIENCE_SECONDS)
             stacks = [np.load(file) for file in outputs]
             given = [tuple(stack[index] for stack in stacks) for index in range(len(vectors))]
-            verdict = {"method": "device", **compare(vectors, given, bundle.target.arithmetic, bundle.tolerances(vectors))}
+            verdict = {
+                "method": "device",
+                **compare(vectors, given, bundle.target.arithmetic, bundle.tolerances(vectors)),
+            }
             if not verdict["passed"]:
                 raise VerificationError(failure_sentence(verdict, f"{path} on {place.name}"))
             times = result["times"]

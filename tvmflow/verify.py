@@ -19,8 +19,8 @@ TOLERANCE: dict[str, float] = {"float64": 1e-6, "float32": 3e-5, "float16": 2e-2
 """Largest difference that is allowed, relative to the largest magnitude of the reference's output in that vector.
 
 float32 leaves room for another order of summation (some 1e-6 for networks of ten million multiply-adds an output)
-and none for a wrong weight. float16 has eleven bits, and a sum of a thousand terms is rounded a thousand times; bfloat16
-has eight, and its sums are kept in float32. All other dtypes, integers and bool, have to match exactly.
+and none for a wrong weight. float16 has eleven bits, and a sum of a thousand terms is rounded a thousand times;
+bfloat16 has eight, and its sums are kept in float32. All other dtypes, integers and bool, have to match exactly.
 """
 SMALLEST: dict[str, float] = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
 """What may become zero: magnitudes that are denormal, which some processors flush."""
@@ -148,7 +148,7 @@ def _is_class_vector(vector: Vector) -> bool:
     """Whether a network's only output has a row of two or more numbers for each of a batch, unlike its input."""
     shape, dtype = vector.outputs[0].shape, vector.outputs[0].dtype
     same = bool(vector.inputs) and vector.inputs[0].shape == shape
-    return len(vector.outputs) == 1 and len(shape) == 2 and shape[1] > 1 and dtype != bool and not same
+    return len(vector.outputs) == 1 and len(shape) == 2 and shape[1] > 1 and dtype.kind != "b" and not same
 
 
 def _same_class(vector: Vector, output: np.ndarray, allowed: float) -> bool | None:
@@ -225,7 +225,7 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
 
 
 def failure_sentence(verdict: Mapping[str, Any], what: str) -> str:
-    """One sentence on a verdict that didn't pass: which vectors, and the error that is furthest from what is allowed."""
+    """One sentence on a verdict that didn't pass: which vectors, and the error furthest from what is allowed."""
     failed = [row for row in verdict["vectors"] if not row["passed"]]
     pairs = [pair for row in failed for pair in zip(row["abs_errors"], row["allowed"], strict=True)]
     error, allowed = max(pairs, key=lambda pair: _ratio(pair[0], pair[1]) if pair[0] else -1.0)

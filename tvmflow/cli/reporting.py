@@ -10,7 +10,7 @@ import typer
 
 from tvmflow.cli.options import Cycles, InputShapes, Json, ModelName, Threads
 from tvmflow.cli.outcome import show
-from tvmflow.spec import RegressionError, UserError, VerificationError
+from tvmflow.spec import UserError, VerificationError
 
 log = logging.getLogger("tvmflow.cli")
 
@@ -76,7 +76,10 @@ def diff(
     before: Annotated[Path, typer.Argument(metavar="A", help="A report of --json, or a report.json of `report`.")],
     after: Annotated[Path, typer.Argument(metavar="B", help="The one that came after it.")],
     fail_over: Annotated[
-        str | None, typer.Option("--fail-over", help="End with 6 if B is surely slower by more than that, 5% say, with 9 if noise hides it.")
+        str | None,
+        typer.Option(
+            "--fail-over", help="End with 6 if B is surely slower by more than that, 5% say, with 9 if noise hides it."
+        ),
     ] = None,
     any_basis: Annotated[
         bool, typer.Option("--any-basis", help="Compare, say, a measured latency with a simulated one.")

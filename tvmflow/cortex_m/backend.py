@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tvmflow import build as building
 from tvmflow import bundle, interrupt, toolchain
 from tvmflow.backends import Timing
 from tvmflow.build import versions
@@ -47,6 +48,16 @@ def check(target: Target, out: Path, linker: str = "auto", *, runner: bool = Fal
         raise UserError(f"--runner is for boards with an operating system; a bundle for {target.name} has an example.")
     bundle.check_destination(out)
     return toolchain.select_linker(target, linker)
+
+
+def check_network(program: Program, target: Target) -> None:
+    """Chains are taken, whatever they are computed in; else UserError is raised."""
+    from tvmflow.cortex_m.stages import chain_of
+
+    if target.arithmetic == "float32":
+        chain_of(program)
+    else:
+        building.check_network(program, target)
 
 
 def build(

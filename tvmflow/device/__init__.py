@@ -43,7 +43,10 @@ def make_runner(
     vectors: Sequence[str],
     tolerances: Sequence[Sequence[float]],
 ) -> Path:
-    """Make the folder "runner" of a bundle in `folder`. `tolerances` has for each vector that of each output. Raises MissingDependencyError, UserError."""
+    """Make the folder "runner" of a bundle in `folder`. `tolerances` has for each vector that of each output.
+
+    Raises MissingDependencyError, UserError.
+    """
     check(target)
     made = folder / FOLDER
     made.mkdir()

@@ -119,9 +119,7 @@ def profile_library(
     return layer_times(calls, layers)
 
 
-def layer_times(
-    calls: Sequence[tuple[str, Sequence[float]]], layers: Sequence[Layer]
-) -> tuple[tuple[float, ...], ...]:
+def layer_times(calls: Sequence[tuple[str, Sequence[float]]], layers: Sequence[Layer]) -> tuple[tuple[float, ...], ...]:
     """Times of each layer in µs, from the calls of `worker.profile`. Raises VerificationError if they differ."""
     if [kernel for kernel, _ in calls] != [layer.kernel for layer in layers]:
         raise VerificationError(

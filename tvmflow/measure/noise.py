@@ -19,7 +19,7 @@ CONFIDENCE = 0.95
 NOISY_SPREAD = 1.25
 """p90 ÷ p50 above which a run is called unstable."""
 SLOWED = 1.5
-"""p50 ÷ the fastest inference above which a run is called disturbed: something else had the machine half of the time."""
+"""p50 ÷ fastest inference above which a run is called disturbed: half of the time, something else ran."""
 ENOUGH = 10
 """Inferences from which on a run can be called either."""
 
@@ -31,7 +31,7 @@ def block_medians(samples: Sequence[float]) -> list[float]:
 
 
 def median_interval(samples: Sequence[float]) -> list[float] | None:
-    """Between which two times the median lies with CONFIDENCE; None of fewer than six samples, which can't say."""
+    """Between which two times the median lies with CONFIDENCE; None of fewer than six, which can't say."""
     ordered = sorted(block_medians(samples))
     count, below, left_out = len(ordered), 0.0, 0
     while (below := below + math.comb(count, left_out) / 2**count) <= (1 - CONFIDENCE) / 2:

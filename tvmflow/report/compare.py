@@ -88,8 +88,8 @@ def judge(comparisons: Sequence[Comparison], threshold: float) -> None:
         raise RegressionError(f"{'; '.join(slower)}, where {threshold:.3g} more was allowed.")
     if unclear:
         raise InconclusiveError(
-            f"{'; '.join(unclear)}, so it can't be said whether that is more than the {threshold:.3g} that was allowed: "
-            "measure both again, for longer or on a calmer machine."
+            f"{'; '.join(unclear)}, so it can't be said whether that is more than the {threshold:.3g} that was "
+            "allowed: measure both again, for longer or on a calmer machine."
         )
 
 

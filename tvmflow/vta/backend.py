@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvmflow import __version__, backends, bundle, interrupt
+from tvmflow import build as building
 from tvmflow.spec import Measurement, Program, Target, TensorSpec, UserError, VerificationError
 from tvmflow.vta import program as programs
 from tvmflow.vta import timing
@@ -37,6 +38,9 @@ def check(target: Target, out: Path, linker: str = "auto", *, runner: bool = Fal
     if runner:
         raise UserError("A bundle for VTA has its driver, in Python and in C, already: leave --runner out.")
     bundle.check_destination(out)
+
+
+check_network = building.check_network
 
 
 def build(
