@@ -106,14 +106,14 @@ def run(
     """Run the network `name` of `library` on inputs N×…, with `counted` under the plugin that counts.
 
     Inputs are of the outputs' dtype. Where outputs are `expected`, each vector's may differ by as much as is `allowed`
-    of it. Raises MissingDependencyError, and VerificationError if the firmware doesn't come
+    of it, by default by nothing. Raises MissingDependencyError, and VerificationError if the firmware doesn't come
     to its end.
     """
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as scratch:
         folder = Path(scratch)
         if expected is not None:
             expected.tofile(folder / "expected.raw")
-            np.array(allowed, np.float32).tofile(folder / "allowed.raw")
+            np.array(allowed or [0.0] * len(expected), np.float32).tofile(folder / "allowed.raw")
         plugin = (COUNTING_PLUGIN, folder / "counts") if counted else None
         _, said = _run_vectors(folder, library, target, name, inputs, outputs, plugin)
         return Run(
