@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tvmflow.build import build
 from tvmflow.bundle import Bundle
-from tvmflow.frontend import import_model, module_path, parse_input_shape
+from tvmflow.frontend import import_model, parse_input_shape
+from tvmflow.network.names import module_path
 from tvmflow.pipeline import run_stages
 from tvmflow.spec import UnsupportedOperatorError, UserError
 from tvmflow.targets import TARGETS

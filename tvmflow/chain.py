@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from tvmflow.frontend import module_path
 from tvmflow.integer import live_macs
 from tvmflow.models.depthwise import depthwise
+from tvmflow.network.names import module_path
 from tvmflow.spec import Program, UnsupportedOperatorError, UserError
 
 if TYPE_CHECKING:

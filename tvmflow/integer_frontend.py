@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmflow.frontend import PATH_SEPARATOR
 from tvmflow.integer import IntegerLayer, IntegerNetwork, Scheme, load
 from tvmflow.models import accuracy, quantized
+from tvmflow.network.names import PATH_SEPARATOR
 from tvmflow.spec import Layer, Program, TensorSpec, UserError, Vector
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from tvm import tirx
 
 from tvmflow.chain import FloatLayer, float_chain
 from tvmflow.cortex_m.arena import pack
-from tvmflow.frontend import module_path
 from tvmflow.lifetimes import Tensor, live_bytes
+from tvmflow.network.names import module_path
 from tvmflow.schedules.cortex_m import LONGEST_CHAIN, AnyLayer, Kernel, choose
 from tvmflow.spec import Layer, Program, Target
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from tvmflow.measure.noise import disturbances
 from tvmflow.spec import Layer, Measurement, TensorSpec, UserError, VerificationError
+from tvmflow.tensors import load
 from tvmflow.toolchain import python_environment
 
 
@@ -38,7 +39,7 @@ def run_vectors(
             job["inputs"].append(str(path))
         job["outputs"] = [str(Path(folder, f"output-{index}.npy")) for index in range(len(outputs))]
         _run_worker(library, job, Path(folder))
-        stacks = [np.load(path) for path in job["outputs"]]
+        stacks = [load(path) for path in job["outputs"]]
     return [tuple(stack[index] for stack in stacks) for index in range(len(inputs))]
 
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from tvm import relax
 
-from tvmflow.frontend import PATH_SEPARATOR
 from tvmflow.integer import IntegerLayer, IntegerNetwork
 from tvmflow.integer_frontend import INPUT
+from tvmflow.network.names import PATH_SEPARATOR
 from tvmflow.passes.fuse_operators import call_bytes, constant_bytes, kernel_calls
 from tvmflow.schedules.cuda import integer as cuda
 from tvmflow.schedules.integer import RULES, Kernel, Task, Tensor

@@ -1,0 +1,90 @@
+"""ONNX files become Programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tvmflow.network.foreign import first_line, quiet
+from tvmflow.network.names import name_outputs
+from tvmflow.network.onnx_reference import open_reference
+from tvmflow.network.shapes import InputShape, assign_shapes
+from tvmflow.network.vectors import make_vectors, output_specs
+from tvmflow.spec import Program, TensorSpec, TvmflowError, UserError
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def from_onnx(path: Path, input_shapes: Sequence[InputShape]) -> Program:
+    """Read an ONNX file. Raises UserError, UnsupportedOperatorError, MissingDependencyError."""
+    from tvmflow.network import onnx_graph
+    from tvmflow.network.onnx_operators import import_graph
+
+    model = onnx_graph.load(path)
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    inputs = _onnx_inputs(model, set(initializers), input_shapes, path)
+    onnx_graph.fix_shapes(model, {spec.name: spec.shape for spec in inputs})
+    with quiet():
+        try:
+            module = import_graph(onnx_graph.inline_functions(model, path), inputs)
+        except TvmflowError:
+            raise
+        except Exception as error:
+            raise UserError(f"{path} can't be imported: {first_line(error)}.") from error
+        reference = open_reference(
+            model, str(path), {spec.name: np.zeros(spec.shape, spec.dtype) for spec in inputs}
+        )
+
+    def run(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+        return reference.run({spec.name: array for spec, array in zip(inputs, arrays, strict=True)})
+
+    try:
+        vectors = make_vectors(inputs, run, None)
+    except Exception as error:
+        raise UserError(f"{path} can't be run by {reference.name}: {first_line(error)}.") from error
+    return Program(
+        name=path.stem,
+        source=str(path),
+        module=name_outputs(module),
+        inputs=inputs,
+        outputs=output_specs(vectors),
+        vectors=vectors,
+        parameters=sum(
+            int(np.prod(tensor.dims)) for tensor in initializers.values() if tensor.data_type in (1, 10, 11)
+        ),
+        reference=reference.name,
+    )
+
+
+def _onnx_inputs(
+    model: onnx.ModelProto, initializers: set[str], given: Sequence[InputShape], path: Path
+) -> tuple[TensorSpec, ...]:
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    graph_inputs = [entry for entry in model.graph.input if entry.name not in initializers]
+    shapes = assign_shapes(given, [entry.name for entry in graph_inputs], str(path))
+    specs = []
+    for entry in graph_inputs:
+        dims = [max(0, dim.dim_value) for dim in entry.type.tensor_type.shape.dim]  # some write −1 for an open one
+        shape = shapes.get(entry.name)
+        if shape is None and not all(dims):
+            raise UserError(
+                f"{path} leaves the shape of its input {entry.name!r} open "
+                f"({'×'.join(str(dim or '?') for dim in dims)}); give it with --input-shape {entry.name}=…."
+            )
+        if (
+            shape is not None
+            and dims
+            and (len(shape) != len(dims) or any(dim and dim != ours for dim, ours in zip(dims, shape, strict=True)))
+        ):
+            raise UserError(
+                f"{path} wants {'×'.join(str(dim or '?') for dim in dims)} for its input {entry.name!r}; "
+                f"--input-shape {'x'.join(map(str, shape))} doesn't fit."
+            )
+        dtype = tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
+        specs.append(TensorSpec(name=entry.name, shape=shape or tuple(dims), dtype=str(dtype)))
+    return tuple(specs)
