@@ -67,11 +67,12 @@ class Work:
 class Network:
     """What is counted once for all boards; `activations` are the elements of the static plan.
 
-    `program` is the network after what every build folds and fuses, `imported` as it was before.
+    `program` is the network after what every build folds and fuses, `imported` as it was before, None where nobody asks
+    whether it can be built.
     """
 
     program: Program
-    imported: Program
+    imported: Program | None = None
     works: tuple[Work, ...]
     weights: int
     activations: int
@@ -237,12 +238,12 @@ def estimate(network: Network, target: Target, roof: Roof | None = None) -> dict
         "arithmetic": target.arithmetic,
         "memory": memory,
         "fits": fits(memory, target, network),
-        "build": can_build(network.imported, target),
+        **({"build": can_build(network.imported, target)} if network.imported else {}),
         "basis": "modelled",
         "meaning": "lower bound",
         "latency_ms": total / 1e3 if roof is not None else None,
         "note": "" if roof is not None else "its clock isn't known, so there is no bound of time.",
-        "figures": origin(roof and {"basis": roof.basis, "unverified": roof.unverified}),
+        "figures": origin({"basis": roof.basis, "unverified": roof.unverified} if roof is not None else None),
         "roof": describe(roof),
         "layers": rows,
     }
@@ -415,7 +416,7 @@ def describe_model(program: Program) -> dict[str, Any]:
 
 
 def text(program: Program, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Estimates for a terminal: a table of boards, and of a single one its layers."""
+    """Estimates and what builds would say, for a terminal: a table of boards, and of a single one its layers."""
     from tvmflow.report.render import text_table
 
     macs = sum(row["macs"] for row in rows[0]["layers"])

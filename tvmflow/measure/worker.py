@@ -99,7 +99,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_disturbed(samples: list[float]) -> bool:
-    return bool(disturbances(*np.percentile(samples, [50, 90]), min(samples), len(samples)))
+    p50, p90 = np.percentile(samples, [50, 90])
+    return bool(disturbances(p50, p90, min(samples), len(samples)))
 
 
 def profile(job: dict[str, Any]) -> dict[str, Any]:
