@@ -261,6 +261,18 @@ def test_a_layer_faster_than_its_bound_is_a_fault_of_the_roof(host_bundle):
     assert raise_roof(slow, layers, wanted).note == ""
 
 
+def test_an_accelerators_layers_are_held_against_all_the_time_they_are_at_work(surveyed):
+    """What overlaps with the layer before doesn't make one faster than its bound."""
+    details = {"bound": "memory", "bound_cycles": 100, "cycles": 68, "span_cycles": 150, "times_bound": 1.5}
+    layer = {**surveyed["layers"][0], "details": details}
+    layer["latency"] = {"basis": "simulated", "unit": "us", "p50": 6.8}
+    assert views.least_us(layer) == pytest.approx(10.0)
+    assert views.limited_by(layer) == "memory"
+    layer["details"] = {**details, "cycles": 5100, "times_bound": 51.0}
+    layer["latency"] = {**layer["latency"], "p50": 510.0}
+    assert views.limited_by(layer) == "overhead"
+
+
 def test_layers_that_contradict_the_whole_are_a_doubt(surveyed):
     rows = layer_rows([[113.0]] * 10)
     assert "add up to 1.130 ms, 0.32 times p50" in reports.layers_against_whole(3.57, rows)[0]

@@ -176,8 +176,9 @@ def live_macs(layer: Mapping[str, Any]) -> int:
 
 def least_us(layer: Mapping[str, Any]) -> float | None:
     """What a layer takes at least; of an accelerator by its own bounds."""
-    if times := layer["details"].get("times_bound"):
-        return layer["latency"]["p50"] / times if layer["latency"] else None
+    details = layer["details"]
+    if "bound_cycles" in details and details.get("cycles"):
+        return layer["latency"]["p50"] * details["bound_cycles"] / details["cycles"] if layer["latency"] else None
     return (layer.get("bound") or {}).get("us")
 
 

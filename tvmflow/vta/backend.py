@@ -188,11 +188,16 @@ def time(
 
 
 def _details(layer: timing.LayerTiming, known: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run tells of a layer, beside its bounds."""
+    """What a run tells of a layer, beside its bounds.
+
+    `cycles` add up to the whole, as those in which the layer before is still at work count for that one. The bound
+    is of all that a layer does, so it is held against `span_cycles`, which overlap.
+    """
     return {
         "cycles": layer.cycles,
+        "span_cycles": layer.end - layer.begin,
         "busy_cycles": dict(layer.busy),
         "read_bytes": layer.read_bytes,
         "written_bytes": layer.written_bytes,
-        "times_bound": layer.cycles / known["bound_cycles"],
+        "times_bound": (layer.end - layer.begin) / known["bound_cycles"],
     }
