@@ -6,8 +6,8 @@
 3. A thread goes through its whole sum with one number in a register, applies what follows, and stores once.
 
 No shared memory and no barrier: weights that a warp reads together and inputs that neighbours read again come out of
-the first-level cache. Where outputs are few and sums are long, `dlight` shares each sum among threads. Checked without a
-GPU; no figure is given where none was measured.
+the first-level cache. Where outputs are few and sums are long, `dlight` shares each sum among threads. Checked without
+a GPU; no figure is given where none was measured.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def direct(func: tirx.PrimFunc, target: Target, tile: int | None = None) -> Sche
     core, last = sch.get_child_blocks(sch.get_sblock("root"))
     summed = [axis for axis in sch.get(core).iter_vars if axis.iter_type != tirx.IterVar.DataPar]
     outputs = _count(axis for axis in sch.get(core).iter_vars if axis.iter_type == tirx.IterVar.DataPar)
-    if outputs != _count(sch.get(last).iter_vars):
+    if not summed or not sch.get_loops(last) or outputs != _count(sch.get(last).iter_vars):
         return None  # an output would be summed up again and again
     if _count(summed) > SHORT and outputs < WANTED * multiprocessors(target):
         return None

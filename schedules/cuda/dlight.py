@@ -1,11 +1,11 @@
-"""Whatever no other rule takes: TVM's own default schedules for GPUs, and where they decline, one thread for each step.
+"""Whatever no other rule takes: TVM's own default schedules for GPUs, and where they decline, steps one after the other.
 
 1. TVM's dlight rules for matrix products with a vector, reductions and everything else, in that order. They fuse and
    bind the loops of each step; element-wise steps are computed where they are read.
 2. What they make is used if all of it runs under threads, no thread reads what is another's, the GPU can hold it, and
    TVM can lower it: of a convolution in groups, say, some make kernels without one of these.
-3. If none fits, each step becomes a launch of a single thread: slow, right, and never a kernel without threads, which
-   TVM refuses to build.
+3. If none fits, each step becomes a launch with a thread for each output, and if that doesn't fit either, a launch of a
+   single thread: slow, right, and never a kernel without threads, which TVM refuses to build.
 
 Nothing to choose, so no tiles.
 """
@@ -24,6 +24,10 @@ from tvmflow.schedules.cuda._owners import has_threads, owned
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target
+
+
+THREADS = 128
+"""Of a block, where dlight has no say."""
 
 
 def dlight(func: tirx.PrimFunc, target: Target, tile: Any = None) -> Schedule | None:
@@ -46,11 +50,14 @@ def first_fitting(func: tirx.PrimFunc, target: Target, rules: Iterable[Any]) -> 
             for schedule in found if isinstance(found, list) else [found]:
                 if schedule is not None and _right(schedule, described):
                     return schedule
-    try:
-        alone = one_thread(func)
-    except ScheduleError:
-        return None
-    return alone if _right(alone, described) else None
+    for make in (thread_each, one_thread):
+        try:
+            schedule = make(func)
+        except ScheduleError:
+            continue
+        if _right(schedule, described):
+            return schedule
+    return None
 
 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[Any]:
@@ -81,26 +88,32 @@ def _lowers(func: tirx.PrimFunc, described: tvm.target.Target) -> bool:
     )
 
 
-def _bound(sch: Schedule) -> bool:
-    """Whether every step of a kernel runs under a thread."""
-    return all(
+def _bound(sch: Schedule, name: Any = None) -> bool:
+    """Whether every step of a kernel, or of a block of it, runs under a thread."""
+    inside = sch.get_child_blocks(sch.get_sblock("root") if name is None else name)
+    return bool(inside) and all(
         any(sch.get(loop).kind == tirx.ForKind.THREAD_BINDING for loop in sch.get_loops(block))
         or has_threads(sch.get(block).body)
-        for block in _leaves(sch)
+        or _bound(sch, block)
+        for block in inside
     )
 
 
-def _leaves(sch: Schedule) -> list[Any]:
-    """Blocks without blocks inside."""
-    found, left = [], [sch.get_sblock("root")]
-    while left:
-        block = left.pop()
-        inside = sch.get_child_blocks(block)
-        if inside:
-            left += inside
-        else:
-            found.append(block)
-    return found
+def thread_each(func: tirx.PrimFunc) -> Schedule:
+    """A launch for each step of a kernel, a thread for each turn of those outer loops that don't depend on each other."""
+    sch = Schedule(tvm.IRModule({"main": func}))
+    for block in sch.get_child_blocks(sch.get_sblock("root")):
+        outer = []
+        for loop, axis in zip(sch.get_loops(block), sch.get(block).iter_vars, strict=False):
+            if axis.iter_type != tirx.IterVar.DataPar or not isinstance(sch.get(loop).extent, tirx.IntImm):
+                break
+            outer.append(loop)
+        if has_threads(sch.get(block).body):
+            continue
+        grid, thread = sch.split(sch.fuse(*outer) if outer else sch.add_unit_loop(block), [None, THREADS])
+        sch.bind(grid, "blockIdx.x")
+        sch.bind(thread, "threadIdx.x")
+    return sch
 
 
 def one_thread(func: tirx.PrimFunc) -> Schedule:
