@@ -1,4 +1,4 @@
-"""Whatever no other rule takes: TVM's own default schedules for GPUs, and where they decline, steps one after the other.
+"""Whatever no other rule takes: TVM's own default schedules for GPUs, and where they decline, a launch for each step.
 
 1. TVM's dlight rules for matrix products with a vector, reductions and everything else, in that order. They fuse and
    bind the loops of each step; element-wise steps are computed where they are read.
@@ -100,7 +100,7 @@ def _bound(sch: Schedule, name: Any = None) -> bool:
 
 
 def thread_each(func: tirx.PrimFunc) -> Schedule:
-    """A launch for each step of a kernel, a thread for each turn of those outer loops that don't depend on each other."""
+    """A launch for each step of a kernel, a thread for each turn of its outer loops that may go in any order."""
     sch = Schedule(tvm.IRModule({"main": func}))
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         outer = []
