@@ -12,11 +12,13 @@ Nothing to choose, so no tiles.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import tvm
-from tvm import tirx
+import tvm_ffi
+from tvm import s_tir, tirx
 from tvm.s_tir import Schedule, ScheduleError
 
 from tvmflow.schedules.cuda._grid import tvm_target_of
@@ -40,7 +42,7 @@ def dlight(func: tirx.PrimFunc, target: Target, tile: Any = None) -> Schedule | 
 
 def first_fitting(func: tirx.PrimFunc, target: Target, rules: Iterable[Any]) -> Schedule | None:
     """What the first of those dlight rules makes of a kernel whose schedule is right; None if there can't be any."""
-    described = tvm_target_of(target)
+    described, func = tvm_target_of(target), _softmax_from_finite(func)
     with described:
         for rule in rules:
             try:
@@ -63,6 +65,28 @@ def first_fitting(func: tirx.PrimFunc, target: Target, rules: Iterable[Any]) -> 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[Any]:
     """None: TVM's defaults have no knobs."""
     return []
+
+
+def _softmax_from_finite(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A kernel that sums exponentials, its maximum starting from the lowest finite number where it starts from −∞.
+
+    TVM shares only such a maximum among threads. Of a softmax the result is the same: NaN where all inputs are −∞.
+    """
+    called: list[str] = []
+    tvm_ffi.structural_walk(func.body, (tvm.ir.Call, lambda call: called.append(getattr(call.op, "name", ""))))
+    if not any(name.endswith(".exp") for name in called):
+        return func
+
+    def start(block: s_tir.SBlock) -> s_tir.SBlock:
+        value = getattr(block.init, "value", None)
+        if not isinstance(value, tirx.FloatImm) or value.value != -math.inf:
+            return block
+        init = tirx.BufferStore(block.init.buffer, tirx.min_value(str(value.ty.dtype)), block.init.indices)
+        parts = (block.iter_vars, block.reads, block.writes, block.name_hint, block.body, init, block.alloc_buffers)
+        return s_tir.SBlock(*parts, block.match_buffers, block.annotations)
+
+    body = tvm_ffi.structural_map(func.body, (s_tir.SBlock, start), order="post")
+    return tirx.PrimFunc(func.params, body, func.ret_type, attrs=func.attrs)
 
 
 def _right(sch: Schedule, described: tvm.target.Target) -> bool:

@@ -66,7 +66,8 @@ class _Count(PyExprMutator):
             call = self.builder_.call_te(functools.partial(make, **how), *tensors, primfunc_name_hint=make.__name__)
             return self.builder_.emit(call, name)
 
-        emit = self.builder_.emit if isinstance(binding.var, relax.DataflowVar) else self.builder_.emit_output
+        is_output = self.builder_.current_block_is_dataflow() and not isinstance(binding.var, relax.DataflowVar)
+        emit = self.builder_.emit_output if is_output else self.builder_.emit
         self.set_var_remap(binding.var, emit(LOOPS[operator](kernel, row, axis, call.attrs), name))
 
 
