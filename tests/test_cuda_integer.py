@@ -23,6 +23,9 @@ ODD = (
 )
 """Taps that are never on the map, channels that fill no word, inputs of either sign."""
 
+ONE_PIXEL = (conv(16), conv(5, 3, relu=False))
+"""Of nine taps eight are never on the map, behind a ReLU, whose bytes are stored with an offset."""
+
 TILES = {
     "the rule's own": lambda found: found[0],  # with so small maps as many threads as there can be
     "few threads": lambda found: max(found, key=lambda tile: (tile.pixels, -tile.splits)),
@@ -35,6 +38,7 @@ TILES = {
     [
         ("t4", "per-channel", ODD, (3, 13, 11), "the rule's own"),
         ("gtx-1080ti", "per-channel", VARIETY, (7, 19, 16), "pixels and splits"),
+        ("jetson-orin-nano", "per-channel", ONE_PIXEL, (8, 1, 1), "the rule's own"),
         ("jetson-nano", "power-of-two", ODD, (3, 13, 11), "few threads"),
     ],
 )

@@ -16,6 +16,8 @@ import tvmflow.schedules.cuda
 from tvmflow.cuda import standin
 from tvmflow.passes.bind_threads import launches
 from tvmflow.schedules.cuda import RULES
+from tvmflow.schedules.cuda._grid import tvm_target_of
+from tvmflow.schedules.cuda._owners import owned
 from tvmflow.schedules.cuda.dlight import one_thread
 from tvmflow.spec import MissingDependencyError
 from tvmflow.targets import TARGETS
@@ -25,21 +27,37 @@ TILES = 1
 """Of each kernel, beside the rule's own choice."""
 
 
-def convolution(rule, name, n, c, f, size, kernel=(3, 3), stride=(1, 1), dilation=(1, 1), pad=(0, 0)) -> Case:
+def convolution(rule, name, n, c, f, size, kernel=(3, 3), stride=(1, 1), dilation=(1, 1), pad=(0, 0), groups=1) -> Case:
     """ReLU of a convolution with bias; depthwise if `f` is None."""
-    depthwise = f is None
+    groups = c if f is None else groups
     f = f or c
 
     def emit(builder, data, weight, bias):
-        options = {"strides": stride, "padding": (*pad, *pad), "dilation": dilation, "groups": c if depthwise else 1}
+        options = {"strides": stride, "padding": (*pad, *pad), "dilation": dilation, "groups": groups}
         total = builder.emit(relax.op.nn.conv2d(data, weight, **options))
         return relax.op.nn.relu(builder.emit(relax.op.add(total, bias)))
 
     def oracle(data, weight, bias):
-        return functional.conv2d(data, weight, None, stride, pad, dilation, c if depthwise else 1).add(bias).relu()
+        return functional.conv2d(data, weight, None, stride, pad, dilation, groups).add(bias).relu()
 
-    shapes = ((n, c, *size), (f, 1 if depthwise else c, *kernel), (1, f, 1, 1))
+    shapes = ((n, c, *size), (f, c // groups, *kernel), (1, f, 1, 1))
     return Case(rule=rule, name=name, shapes=shapes, emit=emit, oracle=oracle)
+
+
+def along(name, n, c, f, length, kernel, groups) -> Case:
+    """A convolution of one dimension in groups, with bias."""
+
+    def emit(builder, data, weight, bias):
+        total = builder.emit(relax.op.nn.conv1d(data, weight, padding=(1, 1), groups=groups))
+        return relax.op.add(total, bias)
+
+    return Case(
+        rule="direct",
+        name=name,
+        shapes=((n, c, length), (f, c // groups, kernel), (1, f, 1)),
+        emit=emit,
+        oracle=lambda data, weight, bias: functional.conv1d(data, weight, None, 1, 1, 1, groups) + bias,
+    )
 
 
 def pair(rule, name, n, c, f, size, first, second) -> Case:
@@ -106,6 +124,15 @@ DEPTHWISE = {
     "5×3 without border": {"n": 1, "c": 3, "size": (10, 11), "kernel": (5, 3), "stride": (2, 1), "dilation": (2, 2)},
     "dilation 4, stride 2": {"n": 1, "c": 2, "size": (20, 20), "stride": (2, 2), "dilation": (4, 4), "pad": (4, 4)},
 }
+GROUPED = {
+    "groups of 1×1": {"n": 1, "c": 8, "f": 8, "size": (9, 9), "kernel": (1, 1), "groups": 2},
+    "groups without border": {"n": 1, "c": 8, "f": 8, "size": (9, 9), "groups": 4},
+    "more out than in": {"n": 2, "c": 6, "f": 9, "size": (7, 5), "pad": (1, 1), "groups": 3},
+    "several filters each": {"n": 1, "c": 5, "f": 15, "size": (9, 8), "stride": (2, 1), "pad": (1, 1), "groups": 5},
+    "unequal in groups": {"n": 1, "c": 4, "f": 6, "size": (11, 13), "kernel": (5, 3), "stride": (3, 2),
+                          "dilation": (1, 2), "pad": (4, 1), "groups": 2},
+    "groups of one pixel": {"n": 1, "c": 8, "f": 4, "size": (1, 1), "pad": (1, 1), "groups": 4},
+}  # fmt: skip
 DILATED, NEXT, ONE = (
     ((3, 3), (1, 1), (5, 5), (5, 5)),
     ((3, 3), (2, 2), (1, 1), (1, 1)),
@@ -133,6 +160,12 @@ CASES = [
     pooled("classifier", 1, 100, (4, 4), 10),
     pooled("odd, two images", 2, 33, (3, 5), 17),
     product("matmul", "many rows", 17, 36, 30),
+    *(convolution("direct", name, **options) for name, options in GROUPED.items()),
+    convolution("direct", "7×7", 1, 24, None, (9, 10), (7, 7), pad=(3, 3)),
+    along("in groups", 2, 6, 9, 17, 3, 3),
+    along("one to a group", 1, 8, 8, 31, 4, 8),
+    convolution("dlight", "groups of 1×1", 1, 8, 8, (9, 9), (1, 1), groups=2),
+    convolution("dlight", "groups without border", 1, 8, 8, (9, 9), groups=2),
     product("dlight", "many rows", 3, 12, 10),
 ]  # fmt: skip
 
@@ -197,14 +230,15 @@ def test_every_kernel_gets_threads():
     reshaped = joined([(2, 3, 4)], lambda builder, data: relax.op.permute_dims(data, [2, 0, 1]))
     summed = joined([(5, 7)], lambda builder, data: relax.op.sum(data, axis=[1]))
     sliced = joined([(6, 5)], lambda builder, data: relax.op.strided_slice(data, [0], [1], [6], [2]))
-    for func in (reshaped, summed, sliced):
+    pooled_ = joined([(1, 3, 7, 11)], lambda builder, data: relax.op.nn.adaptive_avg_pool2d(data, (3, 5)))
+    for func in (reshaped, summed, sliced, pooled_):
         scheduled = next(filter(None, (RULES[name](func, BOARD) for name in BOARD.schedules)))
         assert all(launches(scheduled.mod["main"]))
         assert all(launches(one_thread(func).mod["main"]))
 
 
 def test_what_is_declined():
-    """Other dtypes, and convolutions in groups."""
+    """Other dtypes, and convolutions in groups by the rules of whole ones."""
     half = joined(
         [(1, 4, 8, 8), (4, 4, 1, 1)], lambda builder, data, weight: relax.op.nn.conv2d(data, weight), "float16"
     )
@@ -212,7 +246,27 @@ def test_what_is_declined():
         [(1, 4, 8, 8), (4, 2, 3, 3)], lambda builder, data, weight: relax.op.nn.conv2d(data, weight, groups=2)
     )
     for func in (half, grouped):
-        assert all(RULES[rule](func, BOARD) is None for rule in RULES.keys() - {"dlight"})
+        assert all(RULES[rule](func, BOARD) is None for rule in RULES.keys() - {"direct", "dlight"})
+
+
+def test_a_normalisation_is_no_pooling():
+    """It begins with the averages of rows, and then reads the rows again."""
+    normalised = joined(
+        [(1, 5, 8), (8,), (8,)],
+        lambda builder, data, scale, shift: relax.op.nn.layer_norm(data, scale, shift, axes=[-1]),
+    )
+    assert RULES["pool_dense"](normalised, BOARD) is None
+
+
+def test_a_thread_reads_only_what_is_its_own():
+    """TVM's own rule gives a thread of a convolution in groups the sums of another."""
+    func = next(case for case in CASES if case.rule == "dlight" and case.name == "groups of 1×1").prim_func()
+    described = tvm_target_of(BOARD)
+    with described:
+        found = tvm.s_tir.dlight.gpu.Reduction().apply(func, described, False)
+    assert found is not None
+    assert not owned(found.mod["main"])
+    assert owned(RULES["dlight"](func, BOARD).mod["main"])
 
 
 def test_registry_knows_every_file():

@@ -7,7 +7,6 @@ launch writes to global memory another can't yet read. `owned` finds this by goi
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ class Access:
 
 
 def has_threads(statement: Any) -> bool:
-    """Whether a statement starts threads by itself, as TVM's sorting does; such kernels are made for GPUs as they are."""
+    """Whether a statement starts threads by itself, as TVM's sorting does; such kernels stay as they are."""
     found: list[Any] = []
     tvm_ffi.structural_walk(statement, (tirx.AttrStmt, lambda node: found.append(node.attr_key)))
     return "thread_extent" in found
@@ -72,7 +71,7 @@ def _own(buffer: tirx.Buffer, accesses: list[Access]) -> bool:
     for loop in (loop for access in accesses for loop in access.loops if _tag(loop).startswith(axes)):
         extents[_tag(loop)] = max(extents.get(_tag(loop), 1), int(loop.extent))
     random = np.random.default_rng(0)
-    places = [{tag: 0 for tag in extents}, {tag: extent - 1 for tag, extent in extents.items()}]
+    places = [dict.fromkeys(extents, 0), {tag: extent - 1 for tag, extent in extents.items()}]
     places += [{tag: int(random.integers(extent)) for tag, extent in extents.items()} for _ in range(SAMPLES)]
     for place in places:
         stored, loaded = (
@@ -90,35 +89,50 @@ def _elements(access: Access, place: Mapping[str, int]) -> set[int] | None:
     needed: set[Any] = set()
     for node in (*access.indices, *access.conditions):
         _note_variables(node, access.values, needed)
-    inner = [loop for loop in access.loops if loop.loop_var in needed and _tag(loop) not in place]
-    if math.prod(int(loop.extent) for loop in inner) > MOST_POINTS:
-        return None
+    for loop in reversed(access.loops):
+        if loop.loop_var in needed:
+            _note_variables(loop.extent, access.values, needed)
     values: dict[Any, np.ndarray] = {}
-    for axis, loop in enumerate(inner):
-        values[loop.loop_var] = np.arange(int(loop.extent)).reshape([-1 if i == axis else 1 for i in range(len(inner))])
+    active: Any = np.asarray(True)
+    axes = sum(loop.loop_var in needed for loop in access.loops)
+    points, axis = 1, 0
     for loop in access.loops:
         if _tag(loop) in place:
             if place[_tag(loop)] >= int(loop.extent):
                 return set()
             values[loop.loop_var] = np.asarray(place[_tag(loop)])
-    for var, node in access.values.items():
-        found = evaluate(node, values)
-        if found is not None:
-            values[var] = found
-    active: Any = np.asarray(True)
+        elif loop.loop_var in needed:
+            extent = _value(loop.extent, access.values, values)
+            if extent is None or (points := points * max(1, int(extent.max()))) > MOST_POINTS:
+                return None
+            shape = [1] * axes
+            shape[axis] = -1
+            values[loop.loop_var] = np.arange(int(extent.max())).reshape(shape)
+            active = active & (values[loop.loop_var] < extent)
+            axis += 1
     for condition in access.conditions:
-        holds = evaluate(condition, values)
+        holds = _value(condition, access.values, values)
         if holds is None:
             return None
         active = active & (holds != 0)
     index: Any = np.asarray(0)
     for dim, node in zip(access.buffer.shape, access.indices, strict=True):
-        found = evaluate(node, values)
+        found = _value(node, access.values, values)
         if found is None:
             return None
         index = index * int(dim) + found
     index, active = np.broadcast_arrays(index, active)
     return set(index[active].tolist())
+
+
+def _value(node: Any, meaning: Mapping[Any, Any], values: dict[Any, np.ndarray]) -> np.ndarray | None:
+    """`node` in numbers, the variables that `meaning` explains included."""
+    used: set[Any] = set()
+    _note_variables(node, meaning, used)
+    for var, meant in meaning.items():
+        if var in used and var not in values and (found := evaluate(meant, values)) is not None:
+            values[var] = found
+    return evaluate(node, values)
 
 
 def _note_variables(node: Any, values: Mapping[Any, Any], found: set[Any]) -> None:

@@ -1,22 +1,24 @@
-"""Whatever no other rule takes: TVM's own default schedules for GPUs, and where they decline, one thread for each step.
+"""Whatever no other rule takes: TVM's own default schedules for GPUs, and where they decline, a launch for each step.
 
 1. TVM's dlight rules for matrix products with a vector, reductions and everything else, in that order. They fuse and
    bind the loops of each step; element-wise steps are computed where they are read.
 2. What they make is used if all of it runs under threads, no thread reads what is another's, the GPU can hold it, and
    TVM can lower it: of a convolution in groups, say, some make kernels without one of these.
-3. If none fits, each step becomes a launch of a single thread: slow, right, and never a kernel without threads, which
-   TVM refuses to build.
+3. If none fits, each step becomes a launch with a thread for each output, and if that doesn't fit either, a launch of a
+   single thread: slow, right, and never a kernel without threads, which TVM refuses to build.
 
 Nothing to choose, so no tiles.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import tvm
-from tvm import tirx
+import tvm_ffi
+from tvm import s_tir, tirx
 from tvm.s_tir import Schedule, ScheduleError
 
 from tvmflow.schedules.cuda._grid import tvm_target_of
@@ -24,6 +26,10 @@ from tvmflow.schedules.cuda._owners import has_threads, owned
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target
+
+
+THREADS = 128
+"""Of a block, where dlight has no say."""
 
 
 def dlight(func: tirx.PrimFunc, target: Target, tile: Any = None) -> Schedule | None:
@@ -36,7 +42,7 @@ def dlight(func: tirx.PrimFunc, target: Target, tile: Any = None) -> Schedule | 
 
 def first_fitting(func: tirx.PrimFunc, target: Target, rules: Iterable[Any]) -> Schedule | None:
     """What the first of those dlight rules makes of a kernel whose schedule is right; None if there can't be any."""
-    described = tvm_target_of(target)
+    described, func = tvm_target_of(target), _softmax_from_finite(func)
     with described:
         for rule in rules:
             try:
@@ -46,16 +52,41 @@ def first_fitting(func: tirx.PrimFunc, target: Target, rules: Iterable[Any]) -> 
             for schedule in found if isinstance(found, list) else [found]:
                 if schedule is not None and _right(schedule, described):
                     return schedule
-    try:
-        alone = one_thread(func)
-    except ScheduleError:
-        return None
-    return alone if _right(alone, described) else None
+    for make in (thread_each, one_thread):
+        try:
+            schedule = make(func)
+        except ScheduleError:
+            continue
+        if _right(schedule, described):
+            return schedule
+    return None
 
 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[Any]:
     """None: TVM's defaults have no knobs."""
     return []
+
+
+def _softmax_from_finite(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A kernel that sums exponentials, its maximum starting from the lowest finite number where it starts from −∞.
+
+    TVM shares only such a maximum among threads. Of a softmax the result is the same: NaN where all inputs are −∞.
+    """
+    called: list[str] = []
+    tvm_ffi.structural_walk(func.body, (tvm.ir.Call, lambda call: called.append(getattr(call.op, "name", ""))))
+    if not any(name.endswith(".exp") for name in called):
+        return func
+
+    def start(block: s_tir.SBlock) -> s_tir.SBlock:
+        value = getattr(block.init, "value", None)
+        if not isinstance(value, tirx.FloatImm) or value.value != -math.inf:
+            return block
+        init = tirx.BufferStore(block.init.buffer, tirx.min_value(str(value.ty.dtype)), block.init.indices)
+        parts = (block.iter_vars, block.reads, block.writes, block.name_hint, block.body, init, block.alloc_buffers)
+        return s_tir.SBlock(*parts, block.match_buffers, block.annotations)
+
+    body = tvm_ffi.structural_map(func.body, (s_tir.SBlock, start), order="post")
+    return tirx.PrimFunc(func.params, body, func.ret_type, attrs=func.attrs)
 
 
 def _right(sch: Schedule, described: tvm.target.Target) -> bool:
@@ -81,26 +112,32 @@ def _lowers(func: tirx.PrimFunc, described: tvm.target.Target) -> bool:
     )
 
 
-def _bound(sch: Schedule) -> bool:
-    """Whether every step of a kernel runs under a thread."""
-    return all(
+def _bound(sch: Schedule, name: Any = None) -> bool:
+    """Whether every step of a kernel, or of a block of it, runs under a thread."""
+    inside = sch.get_child_blocks(sch.get_sblock("root") if name is None else name)
+    return bool(inside) and all(
         any(sch.get(loop).kind == tirx.ForKind.THREAD_BINDING for loop in sch.get_loops(block))
         or has_threads(sch.get(block).body)
-        for block in _leaves(sch)
+        or _bound(sch, block)
+        for block in inside
     )
 
 
-def _leaves(sch: Schedule) -> list[Any]:
-    """Blocks without blocks inside."""
-    found, left = [], [sch.get_sblock("root")]
-    while left:
-        block = left.pop()
-        inside = sch.get_child_blocks(block)
-        if inside:
-            left += inside
-        else:
-            found.append(block)
-    return found
+def thread_each(func: tirx.PrimFunc) -> Schedule:
+    """A launch for each step of a kernel, a thread for each turn of its outer loops that may go in any order."""
+    sch = Schedule(tvm.IRModule({"main": func}))
+    for block in sch.get_child_blocks(sch.get_sblock("root")):
+        outer = []
+        for loop, axis in zip(sch.get_loops(block), sch.get(block).iter_vars, strict=False):
+            if axis.iter_type != tirx.IterVar.DataPar or not isinstance(sch.get(loop).extent, tirx.IntImm):
+                break
+            outer.append(loop)
+        if has_threads(sch.get(block).body):
+            continue
+        grid, thread = sch.split(sch.fuse(*outer) if outer else sch.add_unit_loop(block), [None, THREADS])
+        sch.bind(grid, "blockIdx.x")
+        sch.bind(thread, "threadIdx.x")
+    return sch
 
 
 def one_thread(func: tirx.PrimFunc) -> Schedule:

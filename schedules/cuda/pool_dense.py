@@ -131,7 +131,11 @@ def _read(func: tirx.PrimFunc) -> tuple[Pool, Product] | None:
         return None
     root = func.body.block
     own = [buffer for buffer in root.alloc_buffers if not buffer.same_as(pool.averages)]
+    if len(root.body.seq) < 3:
+        return None
     rest = tirx.SeqStmt(list(root.body.seq)[2:]) if len(root.body.seq) > 3 else root.body.seq[2]
+    if any(load.source.same_as(pool.data) for load in loads(rest)):
+        return None  # a normalisation, not a layer of the averages alone
     params = [pool.averages, *(param for param in func.params if not param.same_as(pool.data))]
     block = s_tir.SBlock([], [], [], root.name_hint, rest, None, own)
     product = read_product(tirx.PrimFunc(params, s_tir.SBlockRealize([], True, block)))

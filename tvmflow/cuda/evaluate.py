@@ -21,6 +21,9 @@ def evaluate(node: Any, values: Mapping[Any, np.ndarray]) -> np.ndarray | None:
     if isinstance(node, tirx.Not):
         value = evaluate(node.a, values)
         return None if value is None else value == 0
+    if isinstance(node, tirx.Select):
+        chosen = [evaluate(part, values) for part in (node.condition, node.true_value, node.false_value)]
+        return None if any(part is None for part in chosen) else np.asarray(np.where(*chosen))
     operation: Callable[..., np.ndarray] | None = OPERATIONS.get(type(node).__name__)
     operands: list[Any] = parts(node)
     if isinstance(node, tvm.ir.Call):

@@ -7,11 +7,11 @@ steps for a row of n, all of them in parallel, so rows are no longer than LONGES
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import tvm
 from tvm import relax, te, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
@@ -62,42 +62,45 @@ class _Count(PyExprMutator):
                 {operator: (path,)},
             )
 
-        def kernel(make: Callable[..., te.Tensor], *arguments: Any) -> relax.Var:
-            return self.builder_.emit(self.builder_.call_te(make, *arguments, primfunc_name_hint=make.__name__), name)
+        def kernel(make: Callable[..., te.Tensor], *tensors: relax.Expr, **how: Any) -> relax.Var:
+            call = self.builder_.call_te(functools.partial(make, **how), *tensors, primfunc_name_hint=make.__name__)
+            return self.builder_.emit(call, name)
 
-        emit = self.builder_.emit if isinstance(binding.var, relax.DataflowVar) else self.builder_.emit_output
+        is_output = self.builder_.current_block_is_dataflow() and not isinstance(binding.var, relax.DataflowVar)
+        emit = self.builder_.emit_output if is_output else self.builder_.emit
         self.set_var_remap(binding.var, emit(LOOPS[operator](kernel, row, axis, call.attrs), name))
 
 
 Kernel = Callable[..., relax.Var]
-"""`kernel(make, *arguments)` calls a kernel that computes what `make` says of tensors and numbers."""
+"""`kernel(make, *tensors, **how)` calls a kernel that computes what `make` says of tensors."""
 
 
 def _sort(kernel: Kernel, row: relax.Expr, axis: int, attrs: Any) -> relax.Expr:
-    order = kernel(places, kernel(ranks, row, axis, bool(attrs.descending)), axis, static_shape(row.ty)[axis], "int32")
-    return kernel(taken, row, order, axis)
+    rank = kernel(ranks, row, axis=axis, descending=bool(attrs.descending))
+    order = kernel(places, rank, axis=axis, count=static_shape(row.ty)[axis], dtype="int32")
+    return kernel(taken, row, order, axis=axis)
 
 
 def _argsort(kernel: Kernel, row: relax.Expr, axis: int, attrs: Any) -> relax.Expr:
-    rank = kernel(ranks, row, axis, bool(attrs.descending))
-    return kernel(places, rank, axis, static_shape(row.ty)[axis], str(attrs.dtype))
+    rank = kernel(ranks, row, axis=axis, descending=bool(attrs.descending))
+    return kernel(places, rank, axis=axis, count=static_shape(row.ty)[axis], dtype=str(attrs.dtype))
 
 
 def _topk(kernel: Kernel, row: relax.Expr, axis: int, attrs: Any) -> relax.Expr:
     count = int(attrs.k) if int(attrs.k) > 0 else static_shape(row.ty)[axis]
-    order = kernel(places, kernel(ranks, row, axis, bool(attrs.largest)), axis, count, str(attrs.dtype))
+    rank = kernel(ranks, row, axis=axis, descending=bool(attrs.largest))
+    order = kernel(places, rank, axis=axis, count=count, dtype=str(attrs.dtype))
     if attrs.ret_type == "indices":
         return order
-    values = kernel(taken, row, order, axis)
+    values = kernel(taken, row, order, axis=axis)
     return values if attrs.ret_type == "values" else relax.Tuple([values, order])
 
 
 def _running(combine: Callable[..., Any], start: int) -> Callable[..., relax.Expr]:
     def running(kernel: Kernel, row: relax.Expr, axis: int, attrs: Any) -> relax.Expr:
-        dtype = str(attrs.dtype or "")
-        return kernel(
-            accumulated, row, axis, combine, start, dtype if dtype not in ("", "void") else "", bool(attrs.exclusive)
-        )
+        dtype = str(row.ty.dtype) if str(attrs.dtype) in ("None", "void") else str(attrs.dtype)
+        how = {"axis": axis, "combine": combine, "start": start, "dtype": dtype, "exclusive": bool(attrs.exclusive)}
+        return kernel(accumulated, row, **how)
 
     return running
 
@@ -117,7 +120,7 @@ def ranks(row: te.Tensor, axis: int, descending: bool) -> te.Tensor:
     other = te.reduce_axis((0, row.shape[axis]), name="other")
 
     def rank(*index: Any) -> Any:
-        mine, theirs = row[index], row[(*index[:axis], other, *index[axis + 1 :])]
+        mine, theirs = row(*index), row(*index[:axis], other, *index[axis + 1 :])
         before = _larger(theirs, mine) if descending else _larger(mine, theirs)
         after = _larger(mine, theirs) if descending else _larger(theirs, mine)
         first = tirx.all(tirx.Not(after), other < index[axis])
@@ -137,7 +140,7 @@ def places(rank: te.Tensor, axis: int, count: int, dtype: str) -> te.Tensor:
     place = te.reduce_axis((0, rank.shape[axis]), name="place")
 
     def find(*index: Any) -> Any:
-        found = rank[(*index[:axis], place, *index[axis + 1 :])] == tirx.Cast("int32", index[axis])
+        found = rank(*index[:axis], place, *index[axis + 1 :]) == tirx.Cast("int32", index[axis])
         return te.sum(tirx.Select(found, tirx.Cast(dtype, place), tirx.const(0, dtype)), axis=place)
 
     shape = [*rank.shape]
@@ -147,21 +150,18 @@ def places(rank: te.Tensor, axis: int, count: int, dtype: str) -> te.Tensor:
 
 def taken(row: te.Tensor, order: te.Tensor, axis: int) -> te.Tensor:
     """The elements of a row at the places `order`."""
-    return te.compute(
-        order.shape, lambda *index: row[(*index[:axis], order[index], *index[axis + 1 :])], name="taken"
-    )
+    return te.compute(order.shape, lambda *index: row(*index[:axis], order(*index), *index[axis + 1 :]), name="taken")
 
 
 def accumulated(
     row: te.Tensor, axis: int, combine: Callable[..., Any], start: int, dtype: str, exclusive: bool
 ) -> te.Tensor:
     """Each element's row from its beginning to it, with it unless `exclusive`, combined in this order."""
-    dtype = dtype or str(row.dtype)
     other = te.reduce_axis((0, row.shape[axis]), name="other")
 
     def combined(*index: Any) -> Any:
         counts = other < index[axis] if exclusive else other <= index[axis]
-        value = tirx.Cast(dtype, row[(*index[:axis], other, *index[axis + 1 :])])
+        value = tirx.Cast(dtype, row(*index[:axis], other, *index[axis + 1 :]))
         return combine(tirx.if_then_else(counts, value, tirx.const(start, dtype)), axis=other)
 
     return te.compute(row.shape, combined, name="accumulated")
