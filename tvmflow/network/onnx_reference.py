@@ -158,7 +158,7 @@ def evaluate(
         with contextlib.suppress(Exception):
             if make is _evaluator:
                 _check_evaluator(model, node.name, "")
-            return list(make(model)(inputs))
+            return [np.asarray(result) for result in make(model)(inputs)]
     return None
 
 

@@ -55,7 +55,9 @@ class Node:
             return None
         value = self.inputs[index]
         if not is_constant(value):
-            raise self.refusal(f"its {what} depends on the network's inputs, and shapes are fixed at build time")
+            raise self.refusal(
+                f"what it has as {what} depends on the network's inputs, while shapes and weights are fixed at build time"
+            )
         return value.value.numpy()
 
     def integers(self, index: int, attribute: str) -> list[int] | None:
@@ -149,11 +151,6 @@ def standardized(
     variance = bind(relax.op.mean(relax.op.multiply(centered, centered), list(axes), keepdims=True))
     dtype = dtype_of(data)
     return bind(relax.op.divide(centered, relax.op.sqrt(relax.op.add(variance, constant(epsilon, dtype)))))
-
-
-def wide_sums(dtype: str) -> str | None:
-    """What products of half precision are summed in, as ONNX Runtime does; None where it is the data's own dtype."""
-    return "float32" if dtype in ("float16", "bfloat16") else None
 
 
 def elements(shape: Sequence[int]) -> int:
