@@ -28,16 +28,20 @@ def grid_sample(node: Node) -> relax.Expr:
 
 
 def roi_align(node: Node) -> relax.Expr:
-    """Regions are x1, y1, x2, y2 of the image that their index names; before opset 16 not moved by half a pixel."""
+    """Regions are x1, y1, x2, y2 of the image that their index names; since opset 16 they begin half a pixel earlier."""
     data, regions, images = node.inputs
+    if node.get("mode", "avg") != "avg":
+        raise node.refusal("it takes maxima; averages are supported")
+    scale = node.get("spatial_scale", 1.0)
+    half = node.get("coordinate_transformation_mode", "half_pixel" if node.opset >= 16 else "") == "half_pixel"
+    if half:
+        regions = node.bind(op.subtract(regions, node.like(0.5 / scale, 1)))
     numbers = reshape(node.bind(convert(images, dtype_of(regions))), (node.shape(2)[0], 1))
-    mode = node.get("coordinate_transformation_mode", "half_pixel" if node.opset >= 16 else "output_half_pixel")
     return op.vision.roi_align(
         data,
         node.bind(op.concat([numbers, regions], 1)),
         (node.get("output_height", 1), node.get("output_width", 1)),
-        node.get("spatial_scale", 1.0),
+        scale,
         node.get("sampling_ratio", 0),
-        aligned=mode == "half_pixel",
-        mode=node.get("mode", "avg"),
+        aligned=half,
     )
