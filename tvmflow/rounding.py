@@ -8,8 +8,9 @@ mean does, it moves by much; where it doesn't, it moves by as little as its valu
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,18 +36,23 @@ EXACT = frozenset(
 """PyTorch's operators that select, copy or make values: nothing in their results is rounded."""
 
 
+MOVING: contextvars.ContextVar[int | None] = contextvars.ContextVar("MOVING", default=None)
+"""The seed of the moves while a reference is computed with moved values: for references that aren't PyTorch's."""
+
+
 def rounding_of(
     reference: Callable[..., tuple[np.ndarray, ...]], inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]
 ) -> tuple[float, ...]:
     """How far each of `outputs` = reference(*inputs) moves, absolutely, if values move by MOVED_BY: `Vector.rounding`.
 
-    Moved are the inputs and, where the reference computes with PyTorch, the results of its operators. Elements that
+    Moved are the inputs and the results of operators, where the reference computes with PyTorch or looks at `MOVING`.
+    Elements that
     aren't finite in both evaluations, and outputs that are no floats, count as not moved.
     """
     found = [0.0] * len(outputs)
     for seed in range(EVALUATIONS):
         generator = np.random.default_rng(seed)
-        with _moving_pytorch(seed):
+        with _moving_pytorch(seed), _moving_others(seed):
             others = reference(*(_moved(generator, array) for array in inputs))
         for place, (output, other) in enumerate(zip(outputs, others, strict=True)):
             if str(output.dtype) in MOVED_BY and output.shape == other.shape:
@@ -61,6 +67,15 @@ def _moved(generator: np.random.Generator, array: np.ndarray) -> np.ndarray:
         return array.copy()
     step = MOVED_BY[str(array.dtype)] * generator.uniform(-1, 1, array.shape)
     return np.asarray(array.astype(np.float64) * (1 + step)).astype(array.dtype)
+
+
+@contextlib.contextmanager
+def _moving_others(seed: int) -> Iterator[None]:
+    token = MOVING.set(seed)
+    try:
+        yield
+    finally:
+        MOVING.reset(token)
 
 
 def _moving_pytorch(seed: int) -> contextlib.AbstractContextManager[Any]:

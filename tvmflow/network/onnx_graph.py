@@ -58,6 +58,24 @@ def inline_functions(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         ) from error
 
 
+def needed_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes that the graph's outputs come from, in order; files keep what an exporter left behind."""
+    wanted, needed = {entry.name for entry in graph.output}, []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            needed.append(node)
+            wanted |= names_read(node)
+    return needed[::-1]
+
+
+def names_read(node: onnx.NodeProto) -> set[str]:
+    """A node's inputs, and what its subgraphs read from around them."""
+    graphs = [graph for attribute in node.attribute for graph in (attribute.g, *attribute.graphs)]
+    inner = (name for graph in graphs for part in graph.node for name in names_read(part))
+    outer = (entry.name for graph in graphs for entry in graph.output)
+    return {name for name in (*node.input, *inner, *outer) if name}
+
+
 def expand(node: onnx.NodeProto, model: onnx.ModelProto, types: dict[str, onnx.TypeProto]) -> onnx.GraphProto | None:
     """A graph of simpler operators for a node, as ONNX's own definition of the operator has it; None if it has none."""
     graph = onnx.helper.make_graph(

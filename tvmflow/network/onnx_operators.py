@@ -32,6 +32,7 @@ from tvmflow.network.onnx_nodes import (
 from tvmflow.network.onnx_nodes.elementwise import binary, unary, variadic
 from tvmflow.network.onnx_nodes.node import Node, constant, is_constant, shape_of
 from tvmflow.network.onnx_reference import evaluate
+from tvmflow.network.precision import Precision
 from tvmflow.spec import TensorSpec, UnsupportedOperatorError
 
 Convert = Callable[[Node], Any]
@@ -188,6 +189,7 @@ OPERATORS: dict[str, Convert] = {
     "MeanVarianceNormalization": normalization.mean_variance_normalization,
     "RMSNormalization": normalization.rms_normalization,
     "RNN": recurrent.rnn,
+    "RoiAlign": vision.roi_align,
     "Resize": resize.resize,
     "Upsample": resize.upsample,
     # quantised
@@ -254,7 +256,7 @@ class Walk:
         self.opsets = {_domain(entry.domain): entry.version for entry in model.opset_import}
         self.builder = relax.BlockBuilder()
         self.names = BindingNames()
-        self.emit = self.names.wrap(self.builder.emit)
+        self.emit = Precision().wrap(self.names.wrap(self.builder.emit))
         self.borders: dict[relax.Var, tuple[relax.Expr, Sequence[int]]] = {}
         self.missing: defaultdict[str, list[str]] = defaultdict(list)
         self.refused: list[UnsupportedOperatorError] = []
@@ -287,11 +289,19 @@ class Walk:
 
     def convert_graph(self, graph: onnx.GraphProto, values: Values) -> None:
         for tensor in graph.initializer:
-            values[tensor.name] = constant(numpy_helper.to_array(tensor))
+            values[tensor.name] = self.initializer(tensor)
         for tensor in graph.sparse_initializer:
             raise _refusal("a sparse initializer", tensor.values.name, "weights are dense")
-        for node in graph.node:
+        for node in onnx_graph.needed_nodes(graph):
             self.convert_node(node, values)
+
+    def initializer(self, tensor: onnx.TensorProto) -> Any:
+        array = numpy_helper.to_array(tensor)
+        if str(array.dtype) in DTYPES:
+            return constant(array)
+        dtype = onnx.TensorProto.DataType.Name(tensor.data_type)
+        self.refused.append(_refusal("an initializer", tensor.name, f"it is of {dtype}"))
+        return MISSING
 
     def convert_node(self, node: onnx.NodeProto, values: Values) -> None:
         inputs = [values[name] if name else None for name in node.input]
@@ -308,7 +318,7 @@ class Walk:
     def known(self, node: onnx.NodeProto, inputs: Sequence[Any]) -> list[Any] | None:
         """The results of a node that needs no inputs of the network, as constants."""
         if _domain(node.domain) == "" and node.op_type == "Constant":
-            return [constant(_constant_value(node))]
+            return [self.initializer(numpy_helper.from_array(_constant_value(node), node.output[0]))]
         if _domain(node.domain) == "" and node.op_type in ("Shape", "Size"):
             return [constant(_shape_value(node, shape_of(inputs[0])))]
         if node.op_type in REASONS or any(attribute.HasField("g") for attribute in node.attribute):
@@ -318,7 +328,7 @@ class Walk:
             return None
         arrays = {name: value.value.numpy() for name, value in zip(node.input, inputs, strict=True) if name}
         results = evaluate(node, self.model.opset_import, arrays)
-        if results is None or not all(isinstance(result, np.ndarray) and result.dtype != object for result in results):
+        if results is None or not all(str(result.dtype) in DTYPES for result in results):
             return None
         if sum(result.nbytes for result in results) > max(MOST_MADE, sum(array.nbytes for array in arrays.values())):
             return None
@@ -407,11 +417,14 @@ class Walk:
 MISSING = object()
 """Stands for the results of nodes that can't be converted."""
 
+DTYPES = frozenset(elementwise.CASTS)
+"""Of values."""
+
 MOST_MADE = 1 << 20
 """Bytes that a constant may have which is larger than what it is made from."""
 
-CREATED = {"ConstantOfShape", "SequenceConstruct", "SequenceEmpty", "Identity"}
-"""Converted even where all is known: small as they are in the file, or lists."""
+CREATED = {"Identity", "SequenceConstruct", "SequenceEmpty"}
+"""Converted even where all is known: no more than a name, or lists."""
 
 
 def _domain(domain: str) -> str:

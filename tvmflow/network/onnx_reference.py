@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvmflow.network.foreign import first_line
+from tvmflow.rounding import MOVED_BY, MOVING
 from tvmflow.spec import MissingDependencyError, UserError
 
 if TYPE_CHECKING:
@@ -24,11 +25,29 @@ WRONG_IN_EVALUATOR: dict[str, Callable[[onnx.NodeProto, int], bool]] = {
     "ConvTranspose": lambda node, opset: True,
     "AveragePool": lambda node, opset: any(attribute.name == "ceil_mode" for attribute in node.attribute),
     "LRN": lambda node, opset: True,
-    "Resize": lambda node, opset: opset < 18,
+    "Resize": lambda node, opset: opset < 11 or any(attribute.s == b"align_corners" for attribute in node.attribute),
     "Upsample": lambda node, opset: True,
     "OneHot": lambda node, opset: True,
 }
 """Operators, and of which nodes and opsets, whose values ONNX's evaluator has wrong or can't compute."""
+
+
+FLOATS = {1: "float32", 10: "float16", 11: "float64"}
+"""ONNX's numbers of the dtypes that are rounded, and that its random numbers come in."""
+
+EXACT = frozenset(
+    {
+        *("Abs", "ArgMax", "ArgMin", "Cast", "CastLike", "Ceil", "Clip", "Compress", "Concat", "Constant"),
+        *("ConstantOfShape", "DepthToSpace", "DequantizeLinear", "Dropout", "Expand", "Flatten", "Floor", "Gather"),
+        *("GatherElements", "GatherND", "GlobalMaxPool", "Hardmax", "Identity", "If", "Loop", "Max", "MaxPool", "Min"),
+        *("Neg", "OneHot", "Pad", "QuantizeLinear", "Range", "ReduceMax", "ReduceMin", "Relu", "Reshape", "Round"),
+        *("Scan", "Scatter", "ScatterElements", "ScatterND", "Shape", "Sign", "Size", "Slice", "SpaceToDepth", "Split"),
+        *("Squeeze", "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Upsample", "Where"),
+    }
+)
+"""Operators that select, copy or make values: nothing in their results is rounded."""
+
+Run = Callable[[Mapping[str, np.ndarray]], tuple[np.ndarray, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +55,7 @@ class Reference:
     """`run` takes arrays by input name and gives those of all outputs; `name` says whose arithmetic it is."""
 
     name: str
-    run: Callable[[Mapping[str, np.ndarray]], tuple[np.ndarray, ...]]
+    run: Run
 
 
 def open_reference(model: onnx.ModelProto, source: str, probe: Mapping[str, np.ndarray]) -> Reference:
@@ -53,7 +72,7 @@ def open_reference(model: onnx.ModelProto, source: str, probe: Mapping[str, np.n
         try:
             run = _runtime(model)
             run(probe)
-            return Reference(name=f"ONNX Runtime {onnxruntime.__version__}", run=run)
+            return Reference(name=f"ONNX Runtime {onnxruntime.__version__}", run=_moving(model, run))
         except Exception as error:  # onnxruntime has a class for each of its states
             refused = first_line(error)
     _check_evaluator(model, source, refused)
@@ -72,6 +91,56 @@ def open_reference(model: onnx.ModelProto, source: str, probe: Mapping[str, np.n
     return Reference(name=f"ONNX {onnx.__version__}'s reference evaluator", run=run)
 
 
+def _moving(model: onnx.ModelProto, run: Run) -> Run:
+    """`run`, or the same with the results of operators moved, while `tvmflow.rounding` has values moved."""
+
+    @functools.cache
+    def moved(seed: int) -> Run:
+        try:
+            return _runtime(with_moved_values(model, seed))
+        except Exception:  # then the inputs alone are moved
+            return run
+
+    def either(feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        seed = MOVING.get()
+        return (run if seed is None else moved(seed))(feeds)
+
+    return either
+
+
+def with_moved_values(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
+    """A model in which each value that a node has rounded is multiplied by 1 ± `MOVED_BY`, at random by `seed`."""
+    import onnx.inliner
+
+    moved = onnx.ModelProto()
+    moved.CopyFrom(onnx.inliner.inline_local_functions(model) if model.functions else model)
+    known = onnx.shape_inference.infer_shapes(moved).graph
+    steps = {
+        entry.name: MOVED_BY[FLOATS[entry.type.tensor_type.elem_type]]
+        for entry in (*known.value_info, *known.output)
+        if entry.type.tensor_type.elem_type in FLOATS
+    }
+    nodes = []
+    for number, node in enumerate(moved.graph.node):
+        rounded = [name for name in node.output if name in steps and node.op_type not in EXACT]
+        made = onnx.NodeProto()
+        made.CopyFrom(node)
+        nodes.append(made)
+        for name in rounded:
+            exact, factor = f"{name} before it is moved", f"{name} is moved by"
+            made.output[list(made.output).index(name)] = exact
+            step = steps[name]
+            nodes.append(
+                onnx.helper.make_node(
+                    "RandomUniformLike", [exact], [factor], low=1 - step, high=1 + step, seed=float(seed * 7919 + number)
+                )
+            )
+            nodes.append(onnx.helper.make_node("Mul", [exact, factor], [name]))
+    del moved.graph.node[:]
+    moved.graph.node.extend(nodes)
+    return moved
+
+
 def _check_evaluator(model: onnx.ModelProto, source: str, refused: str) -> None:
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
     for node in model.graph.node:
@@ -83,13 +152,13 @@ def _check_evaluator(model: onnx.ModelProto, source: str, refused: str) -> None:
             raise UserError(f"{message}, and ONNX Runtime can't run it ({refused}), so nothing could be verified.")
 
 
-def _runtime(model: onnx.ModelProto) -> Callable[[Mapping[str, np.ndarray]], tuple[np.ndarray, ...]]:
+def _runtime(model: onnx.ModelProto) -> Run:
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
+    options.log_severity_level = 4  # only what is fatal
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     wanted = {entry.name for entry in session.get_inputs()}
@@ -101,7 +170,7 @@ def _runtime(model: onnx.ModelProto) -> Callable[[Mapping[str, np.ndarray]], tup
     return run
 
 
-def _evaluator(model: onnx.ModelProto) -> Callable[[Mapping[str, np.ndarray]], tuple[np.ndarray, ...]]:
+def _evaluator(model: onnx.ModelProto) -> Run:
     from onnx.reference import ReferenceEvaluator
 
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
@@ -158,7 +227,7 @@ def evaluate(
         with contextlib.suppress(Exception):
             if make is _evaluator:
                 _check_evaluator(model, node.name, "")
-            return list(make(model)(inputs))
+            return [np.asarray(result) for result in make(model)(inputs)]
     return None
 
 

@@ -9,17 +9,7 @@ from tvm import relax
 from tvm.relax import op
 
 from tvmflow.network.onnx_nodes.elementwise import clip, hard_sigmoid, leaky_relu
-from tvmflow.network.onnx_nodes.node import (
-    Node,
-    constant,
-    convert,
-    dtype_of,
-    is_constant,
-    padded,
-    reshape,
-    shape_of,
-    wide_sums,
-)
+from tvmflow.network.onnx_nodes.node import Node, constant, is_constant, padded, reshape, shape_of
 
 SPATIAL = {1: "W", 2: "HW", 3: "DHW"}
 CONVOLUTIONS = {1: op.nn.conv1d, 2: op.nn.conv2d, 3: op.nn.conv3d}
@@ -66,8 +56,7 @@ def convolve(node: Node, data: relax.Expr, weight: relax.Expr, dtype: str | None
         begins, ends = pads[:spatial], pads[spatial:]
         data = node.bind(padded(data, [0, 0, *(min(0, x) for x in begins)], [0, 0, *(min(0, x) for x in ends)]))
         pads = [max(0, border) for border in pads]
-    sums = dtype or wide_sums(dtype_of(data))
-    result = CONVOLUTIONS[spatial](
+    return CONVOLUTIONS[spatial](
         data,
         weight,
         strides=list(strides),
@@ -76,9 +65,8 @@ def convolve(node: Node, data: relax.Expr, weight: relax.Expr, dtype: str | None
         groups=node.get("group", 1),
         data_layout=f"NC{SPATIAL[spatial]}",
         kernel_layout=f"OI{SPATIAL[spatial]}",
-        out_dtype=sums,
+        out_dtype=dtype,
     )
-    return result if sums == dtype else convert(node.bind(result), dtype_of(data))
 
 
 def with_bias(node: Node, result: relax.Expr, bias: relax.Expr | None, rank: int) -> relax.Expr:
@@ -124,9 +112,7 @@ def conv_transpose(node: Node) -> relax.Expr:
         groups=node.get("group", 1),
         data_layout=f"NC{SPATIAL[spatial]}",
         kernel_layout=f"IO{SPATIAL[spatial]}",
-        out_dtype=wide_sums(node.dtype()),
     )
-    result = convert(node.bind(result), node.dtype())
     if not plain:
         begins, ends = pads[:spatial], pads[spatial:]
         cut = [more - end for more, end in zip(extra, ends, strict=True)]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import relax
+from tvm.relax import op
 
 from tvmflow.spec import UnsupportedOperatorError
 
@@ -55,7 +56,9 @@ class Node:
             return None
         value = self.inputs[index]
         if not is_constant(value):
-            raise self.refusal(f"its {what} depends on the network's inputs, and shapes are fixed at build time")
+            raise self.refusal(
+                f"what it has as {what} depends on the network's inputs, while shapes and weights are fixed at build time"
+            )
         return value.value.numpy()
 
     def integers(self, index: int, attribute: str) -> list[int] | None:
@@ -99,22 +102,22 @@ def permute(value: relax.Expr, axes: Sequence[int]) -> relax.Expr:
     """Permuted dimensions: of a weight at once, for a kernel that did it would have to be compiled first."""
     if is_constant(value):
         return constant(np.ascontiguousarray(value.value.numpy().transpose(axes)))
-    return relax.op.permute_dims(value, list(axes))
+    return op.permute_dims(value, list(axes))
 
 
 def reshape(value: relax.Expr, shape: Sequence[int]) -> relax.Expr:
     if is_constant(value):
         return constant(value.value.numpy().reshape(shape))
-    return value if shape_of(value) == tuple(shape) else relax.op.reshape(value, list(shape))
+    return value if shape_of(value) == tuple(shape) else op.reshape(value, list(shape))
 
 
 def convert(value: relax.Expr, dtype: str) -> relax.Expr:
-    return value if dtype_of(value) == dtype else relax.op.astype(value, dtype)
+    return value if dtype_of(value) == dtype else op.astype(value, dtype)
 
 
 def piece(value: relax.Expr, axis: int, begin: int, end: int, step: int = 1) -> relax.Expr:
     """`value[begin:end:step]` along an axis, with 0 ≤ begin ≤ end ≤ its extent and a positive step."""
-    return relax.op.strided_slice(value, [axis], [begin], [end], [step], assume_inbound=True)
+    return op.strided_slice(value, [axis], [begin], [end], [step], assume_inbound=True)
 
 
 def padded(value: relax.Expr, before: Sequence[int], after: Sequence[int], fill: float = 0.0) -> relax.Expr:
@@ -122,7 +125,7 @@ def padded(value: relax.Expr, before: Sequence[int], after: Sequence[int], fill:
     shape = shape_of(value)
     axes = [axis for axis in range(len(shape)) if before[axis] < 0 or after[axis] < 0]
     if axes:
-        value = relax.op.strided_slice(
+        value = op.strided_slice(
             value,
             axes,
             [max(0, -before[axis]) for axis in axes],
@@ -130,15 +133,20 @@ def padded(value: relax.Expr, before: Sequence[int], after: Sequence[int], fill:
             assume_inbound=True,
         )
     width = [max(0, border) for pair in zip(before, after, strict=True) for border in pair]
-    return relax.op.nn.pad(value, width, "constant", fill) if any(width) else value
+    return op.nn.pad(value, width, "constant", fill) if any(width) else value
 
 
 def mean_and_deviation(
     bind: Callable[[relax.Expr], relax.Var], data: relax.Expr, axes: Sequence[int]
 ) -> tuple[relax.Var, relax.Var]:
-    """The mean, and how far `data` is from it: the difference of large squares has no digits left far from zero."""
-    mean = bind(relax.op.mean(data, list(axes), keepdims=True))
-    return mean, bind(relax.op.subtract(data, mean))
+    """The mean, and how far `data` is from it: the difference of large squares has no digits left far from zero.
+
+    Both are computed from the distances to the first element, so that equal elements are at no distance at all.
+    """
+    first = bind(op.strided_slice(data, list(axes), [0] * len(axes), [1] * len(axes), assume_inbound=True))
+    distance = bind(op.subtract(data, first))
+    mean = bind(op.mean(distance, list(axes), keepdims=True))
+    return bind(op.add(first, mean)), bind(op.subtract(distance, mean))
 
 
 def standardized(
@@ -146,14 +154,9 @@ def standardized(
 ) -> relax.Var:
     """`(data − mean) / sqrt(variance + epsilon)`, in two passes."""
     _, centered = mean_and_deviation(bind, data, axes)
-    variance = bind(relax.op.mean(relax.op.multiply(centered, centered), list(axes), keepdims=True))
+    variance = bind(op.mean(op.multiply(centered, centered), list(axes), keepdims=True))
     dtype = dtype_of(data)
-    return bind(relax.op.divide(centered, relax.op.sqrt(relax.op.add(variance, constant(epsilon, dtype)))))
-
-
-def wide_sums(dtype: str) -> str | None:
-    """What products of half precision are summed in, as ONNX Runtime does; None where it is the data's own dtype."""
-    return "float32" if dtype in ("float16", "bfloat16") else None
+    return bind(op.divide(centered, op.sqrt(op.add(variance, constant(epsilon, dtype)))))
 
 
 def elements(shape: Sequence[int]) -> int:

@@ -6,26 +6,11 @@ import numpy as np
 from tvm import relax
 from tvm.relax import op
 
-from tvmflow.network.onnx_nodes.node import (
-    Node,
-    constant,
-    convert,
-    is_constant,
-    permute,
-    reshape,
-    shape_of,
-    wide_sums,
-)
-
-
-def product(node: Node, first: relax.Expr, second: relax.Expr) -> relax.Expr:
-    sums = wide_sums(node.dtype())
-    made = op.matmul(first, second, out_dtype=sums)
-    return made if sums is None else convert(node.bind(made), node.dtype())
+from tvmflow.network.onnx_nodes.node import Node, constant, is_constant, permute, reshape, shape_of
 
 
 def matmul(node: Node) -> relax.Expr:
-    return product(node, node.inputs[0], node.inputs[1])
+    return op.matmul(node.inputs[0], node.inputs[1])
 
 
 def swapped(value: relax.Expr) -> relax.Expr:
@@ -47,7 +32,7 @@ def gemm(node: Node) -> relax.Expr:
     first, second = node.inputs[0], node.inputs[1]
     first = node.bind(swapped(first)) if node.get("transA", 0) else first
     second = swapped(second) if node.get("transB", 0) else second
-    made = product(node, first, scaled(node, second, node.get("alpha", 1.0)))
+    made = op.matmul(first, scaled(node, second, node.get("alpha", 1.0)))
     if not node.given(2) or node.get("beta", 1.0) == 0:
         return made
     return op.add(made, scaled(node, node.inputs[2], node.get("beta", 1.0)))
@@ -59,7 +44,7 @@ def fused_matmul(node: Node) -> relax.Expr:
     first, second = node.inputs[0], node.inputs[1]
     first = node.bind(swapped(first)) if node.get("transA", 0) else first
     second = swapped(second) if node.get("transB", 0) else second
-    return scaled(node, product(node, first, second), node.get("alpha", 1.0))
+    return scaled(node, op.matmul(first, second), node.get("alpha", 1.0))
 
 
 def einsum(node: Node) -> relax.Expr:

@@ -71,8 +71,17 @@ def _log_sum_exp(node: Node, data: relax.Expr, axes: list[int], keepdims: bool) 
     return op.add(op.log(summed), op.reshape(most, kept))
 
 
-reduce_max = reduction(_over(op.max))
-reduce_min = reduction(_over(op.min))
+def _extreme(operator: Callable[..., relax.Expr]) -> Reduce:
+    def reduce(node: Node, data: relax.Expr, axes: list[int], keepdims: bool) -> relax.Expr:
+        if node.dtype() == "bool":  # TVM knows no least bool
+            return op.astype(_over(operator)(node, op.astype(data, "int8"), axes, keepdims), "bool")
+        return _over(operator)(node, data, axes, keepdims)
+
+    return reduce
+
+
+reduce_max = reduction(_extreme(op.max))
+reduce_min = reduction(_extreme(op.min))
 reduce_sum = reduction(_over(op.sum))
 reduce_prod = reduction(_over(op.prod))
 reduce_mean = reduction(_mean)

@@ -147,20 +147,41 @@ def reduction_of(node: Node) -> str:
     return "update" if reduction == "none" else reduction
 
 
+def placed(node: Node, places: np.ndarray, width: int) -> relax.Expr:
+    """The data with updates in known places: each row of `width` elements is the data's or that of the last update.
+
+    `places` are the rows, in the order of the updates.
+    """
+    shape = node.shape()
+    rows = elements(shape) // width
+    source = np.full(rows, -1, "int64")
+    source[places.reshape(-1)] = np.arange(places.size)
+    data = node.bind(reshape(node.inputs[0], (rows, width)))
+    updates = node.bind(reshape(node.inputs[2], (places.size, width)))
+    moved = node.bind(op.take(updates, constant(np.maximum(source, 0)), 0, mode="clip"))
+    return reshape(node.bind(op.where(constant((source >= 0)[:, None]), moved, data)), shape)
+
+
 def scatter_elements(node: Node) -> relax.Expr:
-    axis = node.get("axis", 0) % len(node.shape())
-    indices = node.bind(indices_within(node.inputs[1], node.shape()[axis]))
-    if node.shape(1) == node.shape(0):
+    shape, axis = node.shape(), node.get("axis", 0) % len(node.shape())
+    indices = node.bind(indices_within(node.inputs[1], shape[axis]))
+    grid = list(np.indices(node.shape(1)))
+    if is_constant(indices) and reduction_of(node) == "update":
+        grid[axis] = indices.value.numpy()
+        return placed(node, np.ravel_multi_index(grid, shape), 1)
+    if node.shape(1) == shape:
         return op.scatter_elements(node.inputs[0], indices, node.inputs[2], axis, reduction_of(node))
-    places = np.stack(np.meshgrid(*map(np.arange, node.shape(1)), indexing="ij"), -1)
-    columns = [constant(places[..., other : other + 1]) for other in range(len(node.shape()))]
-    columns[axis] = op.expand_dims(indices, len(node.shape()))
+    columns = [constant(places[..., None].astype("int64")) for places in grid]
+    columns[axis] = op.expand_dims(indices, len(shape))
     return op.scatter_nd(node.inputs[0], node.bind(op.concat(columns, -1)), node.inputs[2], reduction_of(node))
 
 
 def scatter_nd(node: Node) -> relax.Expr:
-    extents = np.array(node.shape()[: node.shape(1)[-1]], "int64")
-    indices = node.bind(indices_within(node.inputs[1], extents))
+    shape, depth = node.shape(), node.shape(1)[-1]
+    indices = node.bind(indices_within(node.inputs[1], np.array(shape[:depth], "int64")))
+    if is_constant(indices) and reduction_of(node) == "update":
+        columns = np.moveaxis(indices.value.numpy(), -1, 0)
+        return placed(node, np.ravel_multi_index(list(columns), shape[:depth]), elements(shape[depth:]))
     return op.scatter_nd(node.inputs[0], indices, node.inputs[2], reduction_of(node))
 
 
@@ -179,7 +200,7 @@ def tile(node: Node) -> relax.Expr:
 def pad(node: Node) -> relax.Expr:
     """A border of zeros is remembered: a convolution takes it over. Negative borders cut off."""
     shape = node.shape()
-    pads = node.integers(1, "pads" if "pads" in node.attributes else "paddings") or []
+    pads = node.integers(1, "paddings" if "paddings" in node.attributes else "pads") or []
     axes = [axis % len(shape) for axis in node.integers(3, "axes") or range(len(shape))]
     before, after = [0] * len(shape), [0] * len(shape)
     for axis, low, high in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
@@ -217,8 +238,9 @@ def depth_to_space(node: Node) -> relax.Expr:
 def space_to_depth(node: Node) -> relax.Expr:
     n, c, h, w = node.shape()
     block = node.get("blocksize")
+    order = [0, 3, 5, 1, 2, 4] if node.get("mode", "DCR") == "DCR" else [0, 1, 3, 5, 2, 4]
     apart = node.bind(reshape(node.inputs[0], (n, c, h // block, block, w // block, block)))
-    return reshape(node.bind(permute(apart, [0, 3, 5, 1, 2, 4])), (n, c * block**2, h // block, w // block))
+    return reshape(node.bind(permute(apart, order)), (n, c * block**2, h // block, w // block))
 
 
 def trilu(node: Node) -> relax.Expr:
