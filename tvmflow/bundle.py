@@ -338,6 +338,7 @@ def _describe(
         "model": {
             "name": program.name,
             "source": program.source,
+            "reference": program.reference,
             "parameters": program.parameters,
             "macs": sum(layer.macs for layer in program.layers),
             **({"accuracy": dict(program.accuracy)} if program.accuracy else {}),

@@ -90,7 +90,7 @@ class Program:
     done by other bindings of `main`: the name of each of those → the names of the folded ones and their multiply-adds.
     `records` are the schedules that a search found, by task; after scheduling, those that were used. A quantised
     network has `integer`, its exact arithmetic; `vta` is what VTA's stages have made of it. `accuracy` is what is known
-    of its weights (`tvmflow.models.accuracy`).
+    of its weights (`tvmflow.models.accuracy`). `reference` says whose arithmetic the vectors' outputs are.
     """
 
     name: str
@@ -109,6 +109,7 @@ class Program:
     integer: IntegerNetwork | None = None
     vta: Made | None = None
     accuracy: Mapping[str, Any] | None = None
+    reference: str = "PyTorch"
 
 
 @dataclass(frozen=True, kw_only=True)
