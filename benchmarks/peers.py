@@ -130,7 +130,8 @@ def integer_layers(bundle: Bundle) -> list[dict[str, Any]]:
     """Its layers' times on one thread, and their multiply-adds a second."""
     from tvmflow.measure.local import profile_library
 
-    times = profile_library(bundle.library, bundle.vectors()[0].inputs, bundle.layers, threads=1, repeats=200)
+    samples = profile_library(bundle.library, bundle.vectors()[0].inputs, bundle.layers, threads=1, repeats=200)
+    times = map(statistics.median, samples)
     return [
         {"modules": layer.modules, "schedule": layer.schedule, "us": us, "gmacs": layer.macs / us / 1e3}
         for layer, us in zip(bundle.layers, times, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -93,7 +94,8 @@ def layers(bundle: Bundle, limits: dict[str, float]) -> list[dict[str, Any]]:
     """Each layer of a bundle on one thread: time, arithmetic and traffic, and their parts of the limits."""
     from tvmflow.measure.local import profile_library
 
-    times = profile_library(bundle.library, bundle.vectors()[0].inputs, bundle.layers, threads=1, repeats=200)
+    samples = profile_library(bundle.library, bundle.vectors()[0].inputs, bundle.layers, threads=1, repeats=200)
+    times = map(statistics.median, samples)
     rows = []
     for layer, us in zip(bundle.layers, times, strict=True):
         gflops, gbps = 2e-3 * layer.macs / us, 1e-3 * layer.bytes / us

@@ -23,7 +23,7 @@ SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 def page_file(host_bundle, tmp_path_factory) -> Path:
     """A report with everything in it: two boards, roofline, memory, queues, details, a sustained run and a search."""
     with open_bundle(host_bundle) as bundle:
-        rows = layer_rows([30.0 / place for place in range(1, len(bundle.layers) + 1)])
+        rows = layer_rows([[30.0 / place] for place in range(1, len(bundle.layers) + 1)])
         details = [{"instructions": 7}] * len(rows)
         timing = Timing(measurement=MEASUREMENT, layers=rows, details=details, timeline=TIMELINE)
         report = reports.assemble(bundle, bundle.manifest["verify"], timing)

@@ -68,14 +68,18 @@ def test_manifest_names_every_file(host_bundle):
         assert hashlib.sha256((host_bundle / name).read_bytes()).hexdigest() == entry["sha256"]
 
 
-def test_runner_is_ten_lines_and_gives_the_golden_output(host_bundle, copy):
-    script = copy / "run.py"
-    code = [line for line in script.read_text().splitlines() if line.strip()]
-    assert len(code) <= 12
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, cwd="/")
-    expected = np.load(next(iter(sorted((copy / "vectors").iterdir()))) / "output-0.npy")
+def test_runner_gives_and_checks_the_golden_outputs(host_bundle, copy):
+    script, vector = copy / "run.py", next(iter(sorted((copy / "vectors").iterdir())))
+    done = subprocess.run(
+        [sys.executable, script, vector / "input-0.npy"], capture_output=True, text=True, check=True, cwd="/"
+    )
+    expected = np.load(vector / "output-0.npy")
     shown = np.array(done.stdout.replace("[", " ").replace("]", " ").split(), float)
     np.testing.assert_allclose(shown, expected.ravel(), atol=1e-5)
+    expected[0, 0] += 4e-5 * np.abs(expected).max()
+    np.save(vector / "output-0.npy", expected)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, cwd="/")
+    assert (done.returncode, done.stdout) == (3, f"9 of 10 golden vectors agree {vector.name}\n")
 
 
 # ----------------------------------------------------------------------------------------------------------- attacks
@@ -195,7 +199,7 @@ def test_oversize_member(archive, tmp_path, monkeypatch):
     refused(archive, "the most is 10,000")
 
 
-@pytest.mark.parametrize("kept", [0.3, 0.9])
+@pytest.mark.parametrize("kept", [0.3, 0.8])
 def test_truncated_archive(archive, kept):
     archive.write_bytes(archive.read_bytes()[: int(kept * archive.stat().st_size)])
     refused(archive, r"tiny\.tar")

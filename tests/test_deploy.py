@@ -253,13 +253,17 @@ def test_bundles_without_a_runner_and_hosts_that_are_none(host_bundle, bundle, t
         deploy(bundle, "board", ssh_config=tmp_path / "missing")
 
 
+CALM = {"p50": 1.0, "p90": 1.1, "min": 0.9, "repeats": 100}
+
+
 def test_doubts(host_bundle):
     pi = {"model": "Raspberry Pi 4 Model B Rev 1.4", "load": 0.1, "cores": 4.0}
     with open_bundle(host_bundle) as opened:
         target = {**opened.manifest["target"], "identity": "Raspberry Pi 4 Model B"}
         known = replace(opened, manifest={**opened.manifest, "target": target})
-    assert doubts(known, pi, {"governor": "performance", "throttled": "0x0"}, 1.0) == []
-    assert len(doubts(known, {**pi, "model": "Raspberry Pi 5", "load": 3.0}, {"governor": "ondemand"}, 2.0)) == 4
+    assert doubts(known, pi, {"governor": "performance", "throttled": "0x0"}, CALM) == []
+    disturbed = {**CALM, "p90": 2.0, "min": 0.5}
+    assert len(doubts(known, {**pi, "model": "Raspberry Pi 5", "load": 3.0}, {"governor": "ondemand"}, disturbed)) == 5
 
 
 def test_a_sustained_run_has_windows(board, bundle):
@@ -293,7 +297,7 @@ def test_command_line(tvmflow, board, bundle, tmp_path):
     arguments = ["deploy", bundle, "--ssh", "board", "--ssh-config", board.config, "--seconds", "0.2"]
     done = tvmflow(*arguments, "--json", tmp_path / "report.json")
     assert done.code == 0, done.err
-    assert "passed (device, 8 vectors)" in done.out
+    assert "passed (device, 10 vectors)" in done.out
     assert json.loads((tmp_path / "report.json").read_text())["device"]["host"] == "board"
     board.process.kill()
     tvmflow(*arguments).failed_with(7, "board can't be reached")

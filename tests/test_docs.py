@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from tvmflow import runtime
 from tvmflow.estimate import Network, Tile, Work
-from tvmflow.measure import local
+from tvmflow.measure import noise
 from tvmflow.report import BINS
 from tvmflow.spec import Layer, TvmflowError
 from tvmflow.targets import DEFAULT_BOARD, TARGETS
@@ -81,7 +81,9 @@ def test_the_method_has_the_figures_of_the_code():
         patch.setitem(sys.modules, "torch", sys.modules.get("torch"))  # a worker keeps it out of its process
         from tvmflow.measure import worker
     assert f"at least {worker.WARMUP_RUNS} runs and {worker.WARMUP_SECONDS} s" in page
-    assert f"p90 is more than {local.NOISY_SPREAD} times p50" in page
+    assert f"p90 is more than {noise.NOISY_SPREAD} times p50" in page
     assert f"{BINS} bins" in page
-    for dtype in ("float32", "float16", "float64"):
+    assert f"p50 is more than {noise.SLOWED} times the fastest inference, of {noise.ENOUGH} samples" in page
+    assert f"cut into {noise.BLOCKS} blocks" in page
+    for dtype in ("float32", "float64", "bfloat16"):
         assert f"| {dtype} | {TOLERANCE[dtype]:.0e} |".replace("e-0", "e-") in page

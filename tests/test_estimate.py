@@ -12,10 +12,14 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from tvmflow.estimate import analyse, describe, estimate, roof_of, text
+from tvmflow.chain import float_chain
+from tvmflow.estimate import Roof, analyse, describe, describe_model, estimate, roof_of, text
 from tvmflow.frontend import import_model, parse_input_shape
 from tvmflow.measure.roof import measure_roof
-from tvmflow.targets import TARGETS
+from tvmflow.pipeline import run_stages
+from tvmflow.report import networks as networks_report
+from tvmflow.spec import UnsupportedOperatorError
+from tvmflow.targets import TARGETS, compute_in
 
 PI = TARGETS["raspberry-pi-4b"]
 
@@ -119,6 +123,45 @@ def test_without_a_clock_there_is_no_time(network):
     assert found["latency_ms"] is None
     assert "clock isn't known" in text(network.program, [found])
     assert describe(roof_of(board)) is None
+
+
+def test_what_a_build_would_refuse_is_said():
+    """By the code that refuses it: a network with a branch is no chain, which int8 and microcontrollers need."""
+    branched = analyse(import_model("networks:residual", [parse_input_shape("1x3x8x8")]))
+    rows = {name: estimate(branched, TARGETS[name]) for name in ("host", "raspberry-pi-4b", "jetson-nano", "pynq-z1")}
+    rows["float"] = estimate(branched, compute_in(TARGETS["mps3-an547"], "float32"))
+    assert {name: row["build"]["possible"] for name, row in rows.items()} == {
+        **dict.fromkeys(("host", "raspberry-pi-4b", "jetson-nano"), True),
+        **dict.fromkeys(("pynq-z1", "float"), False),
+    }
+    with pytest.raises(UnsupportedOperatorError) as refused:
+        float_chain(branched.imported)
+    assert rows["pynq-z1"]["build"]["reason"] == str(refused.value)
+    with pytest.raises(UnsupportedOperatorError) as refused:
+        run_stages(branched.imported, compute_in(TARGETS["mps3-an547"], "float32"))
+    assert rows["float"]["build"]["reason"] == str(refused.value)
+    shown = text(branched.program, list(rows.values()))
+    assert f"Not built for pynq-z1: {rows['pynq-z1']['build']['reason']}" in shown
+    document = {
+        "reports": [],
+        "estimates": [{"model": describe_model(branched.program), "estimates": [rows["pynq-z1"]]}],
+    }
+    (entry,) = networks_report.entries(document)
+    assert (entry["verified"], entry["latency_ms"]) == ("can't be built", None)
+
+
+def test_figures_that_were_assumed_are_marked(network):
+    """Where a board's figures were not looked up, its bound says so, in the table and beside the network."""
+    found = estimate(network, PI)
+    assert found["figures"] == "data sheet, but flops_per_cycle, memory_gbps assumed"
+    assert found["figures"] in text(network.program, [found])
+    known = replace(PI, cpu=replace(PI.cpu, unverified=()))
+    assert estimate(network, known)["figures"] == "data sheet"
+    roof = Roof(macs_per_s=1e9, bytes_per_s=1e9, cache_bytes=0, source="", basis="measured")
+    assert estimate(network, TARGETS["host"], roof)["figures"] == "measured here"
+    document = {"reports": [], "estimates": [{"model": describe_model(network.program), "estimates": [found]}]}
+    (table, *_) = networks_report.tables(document)
+    assert table.rows[0]["raspberry-pi-4b"].basis == f"modelled; {found['figures']}"
 
 
 def test_command(tvmflow, tmp_path):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
 
 from tvmflow import bundle as bundles
 from tvmflow.measure.local import profile_library, run_vectors, time_library
+from tvmflow.measure.noise import disturbances
 from tvmflow.spec import UserError, VerificationError
 from tvmflow.survey import survey
 
@@ -38,7 +40,7 @@ def test_threads_and_repeats_that_are_impossible(opened):
 def test_profile_has_one_time_for_each_layer(opened):
     times = profile_library(opened.library, opened.vectors()[0].inputs, opened.layers, threads=1, repeats=3)
     assert len(times) == len(opened.layers)
-    assert all(time > 0 for time in times)
+    assert all(len(samples) == 3 and min(samples) > 0 for samples in times)
 
 
 def test_vectors_are_run_in_order(opened):
@@ -83,3 +85,32 @@ def test_wrong_answers_are_never_timed(host_bundle, tmp_path):
     assert report["verify"]["passed"] is False
     assert report["latency"] is None
     assert all(layer["latency"] is None for layer in report["layers"])
+
+
+def test_a_disturbed_run_is_repeated_and_the_calmest_is_taken(opened, tmp_path, monkeypatch):
+    """By a clock of our own: the first run is disturbed, the second isn't."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torch", sys.modules.get("torch"))  # a worker keeps it out of its process
+        from tvmflow.measure import worker
+    warmup, calm, disturbed = [1.0] * 1000, [1.0 + place % 2 / 100 for place in range(20)], [1.0, 5.0] * 10
+    left: list[float] = []
+    monkeypatch.setattr(worker, "_ms_since", lambda started: left.pop(0) if left else 1.0)
+    np.save(tmp_path / "input.npy", opened.vectors()[0].inputs[0])
+    job = {"library": str(opened.library), "inputs": [str(tmp_path / "input.npy")], "repeats": 20, "seconds": 0}
+    monkeypatch.setattr(worker, "WARMUP_SECONDS", 0)
+    before = [20.0, 3.0, *warmup[: worker.WARMUP_RUNS]]
+    for runs, count, samples in (
+        ([disturbed, calm], 2, calm),
+        ([calm], 1, calm),
+        ([disturbed, [1.0, 9.0] * 10, [1.0, 6.0] * 10], 3, disturbed),
+    ):
+        left[:] = [*before, *(value for run in runs for value in run)]
+        found = worker.measure(job)
+        assert (found["attempts"], found["samples_ms"], left) == (count, samples, [])
+
+
+def test_what_a_disturbed_run_says():
+    assert disturbances(1.0, 1.2, 0.9, 100) == []
+    assert "half of the inferences took 3.72 times" in disturbances(3.57, 3.9, 0.96, 100)[0]
+    assert "p90 is 1.50 times p50" in disturbances(1.0, 1.5, 0.9, 100)[0]
+    assert disturbances(1.0, 9.0, 0.1, 5) == []

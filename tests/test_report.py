@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 from dataclasses import replace
@@ -12,6 +13,9 @@ import pytest
 from conftest import ROOT
 
 from tvmflow import report as reports
+from tvmflow.backends import Timing, layer_rows
+from tvmflow.bundle import open_bundle
+from tvmflow.estimate import Roof, bounds, raise_roof
 from tvmflow.report import views
 from tvmflow.report.answers import answers, repeat
 from tvmflow.report.render import render_html, report_text, text_table
@@ -209,16 +213,98 @@ def test_answers(surveyed):
     assert "memory 100%" in found["What bounds it"]
     assert "measured, and p90 is" in found["How sure that is"]
     found = dict(answers(foreign(surveyed)))
-    assert "modelled from a measured roof" in found["Where the time goes"]
+    assert "modelled; figures: measured here" in found["Where the time goes"]
     assert "no time was taken: No board." in found["How sure that is"]
     stated = {**surveyed["target"], "roof": {**surveyed["target"]["roof"], "basis": "stated"}}
     found = dict(answers({**foreign(surveyed), "target": stated}))
-    assert "modelled from the data sheet" in found["Where the time goes"]
+    assert "modelled; figures: data sheet)" in found["Where the time goes"]
+    stated["roof"] |= {"unverified": ["memory_gbps"]}
+    found = dict(answers({**foreign(surveyed), "target": stated}))
+    assert "figures: data sheet, but memory_gbps assumed)" in found["Where the time goes"]
     assert "--board host --dtype float32" in repeat(surveyed)
     assert "--cycles" not in repeat(surveyed)
     assert repeat({**foreign(surveyed), "cycles": {"total": 1}}).endswith("report.html --cycles")
     counted = {**first, "latency": None, "details": {"instructions": 2 * surveyed["model"]["macs"]}}
     assert "2.00 instructions" in dict(answers({**surveyed, "layers": [counted]}))["What bounds it"]
+
+
+def test_far_over_its_bound_a_layer_is_bound_by_overhead(surveyed):
+    first, *others = surveyed["layers"]
+    slow = {**first, "latency": {**first["latency"], "p50": 1e6}}
+    for times, by in ((4.0, "compute"), (122.0, "overhead")):
+        bounded = {**slow, "bound": {"us": 1e6 / times, "by": "compute"}}
+        report = {**surveyed, "layers": [bounded, *others]}
+        _, rows = views.layers(report)
+        assert (rows[0]["by"], rows[0]["times_bound"]) == (by, pytest.approx(times))
+        assert f"by {by} 100%" in dict(answers(report))["What bounds it"]
+
+
+def test_a_layer_faster_than_its_bound_is_a_fault_of_the_roof(host_bundle):
+    """A measured roof is raised to what the layer did; one of a data sheet is contradicted. Both are said."""
+    with open_bundle(host_bundle) as bundle:
+        layers = bundle.layers
+        slow = Roof(macs_per_s=1e6, bytes_per_s=1e3, cache_bytes=16, source="x", basis="measured")
+        wanted = [bound["us"] if bound else 1.0 for bound in bounds(layers, slow)]
+        times = [0.68 * us for us in wanted]
+        report = reports.assemble(
+            bundle, bundle.manifest["verify"], Timing(layers=layer_rows([[t] for t in times]), roof=slow)
+        )
+        raised, stated = (raise_roof(roof, layers, times) for roof in (slow, replace(slow, basis="stated")))
+    for layer, us in zip(report["layers"], times, strict=True):
+        assert layer["bound"] is None or layer["bound"]["us"] <= us * (1 + 1e-9)
+    assert report["target"]["roof"]["gbps"] == pytest.approx(1e-6 / 0.68)
+    assert "1.47 times" in report["target"]["roof"]["note"]
+    assert report["target"]["roof"]["note"] in dict(answers(report))["What bounds it"]
+    assert report["target"]["roof"]["note"] in html.unescape(render_html(reports.collect([report])))
+    assert (stated.bytes_per_s, raised.note.startswith("Layers were faster than what was measured")) == (1e3, True)
+    assert stated.note.startswith("Layers were faster than these figures allow, for")
+    assert raise_roof(slow, layers, wanted).note == ""
+
+
+def test_an_accelerators_layers_are_held_against_all_the_time_they_are_at_work(surveyed):
+    """What overlaps with the layer before doesn't make one faster than its bound."""
+    details = {"bound": "memory", "bound_cycles": 100, "cycles": 68, "span_cycles": 150, "times_bound": 1.5}
+    layer = {**surveyed["layers"][0], "details": details}
+    layer["latency"] = {"basis": "simulated", "unit": "us", "p50": 6.8}
+    assert views.least_us(layer) == pytest.approx(10.0)
+    assert views.limited_by(layer) == "memory"
+    layer["details"] = {**details, "cycles": 5100, "times_bound": 51.0}
+    layer["latency"] = {**layer["latency"], "p50": 510.0}
+    assert views.limited_by(layer) == "overhead"
+
+
+def test_layers_that_contradict_the_whole_are_a_doubt(surveyed):
+    rows = layer_rows([[113.0]] * 10)
+    assert "add up to 1.130 ms, 0.32 times p50" in reports.layers_against_whole(3.57, rows)[0]
+    assert reports.layers_against_whole(1.3, rows) == reports.layers_against_whole(1.05, rows) == []
+    assert reports.layers_against_whole(0.02, layer_rows([[1.0]] * 4)) == []  # what starting kernels takes
+    simulated = [{**row, "basis": "simulated"} for row in rows]
+    assert reports.layers_against_whole(3.57, simulated) == []
+    found = views.layers_sum(surveyed)
+    assert found in report_text(surveyed)
+    assert found in render_html(reports.collect([surveyed]))
+
+
+def test_reports_of_earlier_formats_are_shown(surveyed):
+    old = json.loads(reports.to_json({**surveyed, "schema_version": "1.2"}))
+    for key in ("interval", "attempts"):
+        old["latency"].pop(key)
+    for key in ("note", "unverified"):
+        old["target"]["roof"].pop(key)
+    old["verify"].pop("constant_outputs")
+    for layer in old["layers"]:
+        layer["latency"] = {key: layer["latency"][key] for key in ("basis", "unit", "p50")}
+    document = reports.collect([old])
+    assert "median within" not in render_html(document)
+    assert report_text(old)
+
+
+def test_no_layer_is_shown_faster_than_its_operations(surveyed):
+    """GFLOP/s are of the multiply-adds that meet the input, as the bound is: no border makes a layer look faster."""
+    layer = {**surveyed["layers"][0], "macs": 10**6, "live_macs": 10**5}
+    layer["latency"] = {**layer["latency"], "p50": 100.0}
+    _, rows = views.layers({**surveyed, "layers": [layer]})
+    assert rows[0]["gflops"] == pytest.approx(2.0)
 
 
 def test_histogram_counts_every_run():

@@ -435,7 +435,7 @@ def test_build_applies_records(tiny, tasks, searched, tmp_path):
     assert built.manifest["verify"]["passed"] is True
     report = assemble(built, built.manifest["verify"], Timing())
     assert f"{sum('searched' in schedule for schedule in schedules)} searched, " in schedules_text(report["layers"])
-    timed = assemble(built, built.manifest["verify"], Timing(layers=layer_rows([1.0] * len(schedules))))
+    timed = assemble(built, built.manifest["verify"], Timing(layers=layer_rows([[1.0]] * len(schedules))))
     assert f"of their time), 0 default (0% of their time) of {len(schedules)} layers" in schedules_text(timed["layers"])
 
 

@@ -75,6 +75,8 @@ def test_every_board(name, model, tmp_path):
     assumed = latency["simulation"]
     assert assumed["clock_mhz"] == TARGETS[name].vta.clock_mhz
     assert latency["p50"] == pytest.approx(assumed["cycles"] / assumed["clock_mhz"] / 1e3)
+    assert sum(layer["details"]["cycles"] for layer in report["layers"]) == assumed["cycles"]
+    assert all(layer["details"]["times_bound"] >= 1 for layer in report["layers"])
     low, high = assumed["band_ms"]
     assert low <= latency["p50"] <= high
     assert sum(row["latency"]["p50"] for row in report["layers"]) == pytest.approx(1e3 * latency["p50"], rel=0.05)

@@ -5,6 +5,7 @@ A new kind is one module with the functions of Backend and one line in MODULES, 
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tvmflow.estimate import Roof
+from tvmflow.measure.noise import median_interval
 from tvmflow.spec import Measurement, Program, Target, TensorSpec
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 class Timing:
     """What is known of a bundle's latency here: a measurement, or a note that says why there is none.
 
-    `layers` has for each layer its latency as the report gives it, {"basis", "unit", "p50"}, or is empty. `details`
+    `layers` has for each layer its latency as the report gives it, {"basis", "unit", "p50", …}, or is empty. `details`
     has what else was found of each layer, merged into `Layer.details`, or is empty. `roof` is this computer's, where it
     was measured. `timeline` is what the queues of an accelerator did, as `timeline` in docs/report.schema.json, and
     `cycles` are modelled ones of the whole, as docs/report.md has them.
@@ -39,9 +41,18 @@ class Timing:
     cycles: Mapping[str, Any] | None = None
 
 
-def layer_rows(times_us: Sequence[float]) -> list[dict[str, Any]]:
-    """Measured times of layers in µs as `Timing.layers` has them."""
-    return [{"basis": "measured", "unit": "us", "p50": value} for value in times_us]
+def layer_rows(times_us: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """Measured times of layers in µs, of each inference, as `Timing.layers` has them."""
+    return [
+        {
+            "basis": "measured",
+            "unit": "us",
+            "p50": statistics.median(times),
+            "min": min(times),
+            "interval": median_interval(times),
+        }
+        for times in times_us
+    ]
 
 
 class Backend(Protocol):
@@ -49,6 +60,9 @@ class Backend(Protocol):
 
     def check(self, target: Target, out: Path, linker: str = "auto", *, runner: bool = False) -> Any:
         """Raise what `build` would raise, before a network is imported."""
+
+    def check_network(self, program: Program, target: Target) -> None:
+        """Raise what a build, or quantising before it, says of a float32 network that can't be had on the board."""
 
     def build(
         self,

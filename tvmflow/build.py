@@ -17,7 +17,7 @@ from tvmflow import __version__, bundle, device, interrupt, toolchain
 from tvmflow.network.vectors import in_arithmetic
 from tvmflow.spec import Program, Target, UserError, VerificationError
 from tvmflow.tune.store import Best
-from tvmflow.verify import failure_sentence, tolerance, verify_library
+from tvmflow.verify import failure_sentence, tolerances, verify_library
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def _make_runner(program: Program, target: Target, linker: toolchain.Linker, fol
         inputs=program.inputs,
         outputs=program.outputs,
         vectors=bundle.vector_names(program),
-        tolerance=max(tolerance(spec.dtype, target.arithmetic) for spec in program.outputs),
+        tolerances=tolerances(program.vectors, target.arithmetic),
     )
 
 
@@ -159,6 +159,14 @@ def check(target: Target, out: Path, linker: str = "auto", *, runner: bool = Fal
         device.check(target)
     bundle.check_destination(out)
     return toolchain.select_linker(target, linker)
+
+
+def check_network(program: Program, target: Target) -> None:
+    """In float32 and float16 everything is taken that can be imported, in int8 chains; else UserError is raised."""
+    if target.arithmetic == "int8":
+        from tvmflow.chain import float_chain
+
+        float_chain(program)
 
 
 def compile_library(

@@ -15,7 +15,7 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -38,8 +38,9 @@ from tvmflow.spec import (
     Vector,
     Vta,
 )
+from tvmflow.verify import tolerances
 
-FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.1"
+FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.2"
 MANIFEST, LIBRARY = "manifest.json", "model.so"
 MAX_MEMBERS, MAX_MEMBER_BYTES, MAX_TOTAL_BYTES, MAX_MANIFEST_BYTES = 4096, 2 << 30, 4 << 30, 16 << 20
 REQUIRED: dict[str, type] = {
@@ -130,6 +131,13 @@ class Bundle:
             )
             for name in self.manifest["vectors"]
         )
+
+    def tolerances(self, vectors: Sequence[Vector]) -> Sequence[Sequence[float]]:
+        """The largest absolute error of each output in each of its `vectors`, as the build wrote them down.
+
+        Formats before 1.2 have none; theirs are made from the vectors.
+        """
+        return self.manifest.get("tolerances") or tolerances(vectors, self.target.arithmetic)
 
     def _arrays(self, prefix: str, specs: tuple[TensorSpec, ...]) -> tuple[np.ndarray, ...]:
         return tuple(load_array(self.root / f"{prefix}-{index}.npy", spec) for index, spec in enumerate(specs))
@@ -375,6 +383,7 @@ def _describe(
         "memory": dict(memory),
         "verify": dict(verify),
         "vectors": vector_names(program),
+        "tolerances": [list(allowed) for allowed in tolerances(program.vectors, target.arithmetic)],
         "library": library,
         "runner": device.PROGRAM if runner else None,
     }
@@ -426,8 +435,8 @@ Without Python:
     return f"""On the board, with `pip install numpy apache-tvm=={content["versions"]["tvm"]} \
 apache-tvm-ffi=={content["versions"]["tvm_ffi"]}`:
 
-    python run.py              # the first golden vector; compare with vectors/{content["vectors"][0]}/output-0.npy
-    python run.py input.npy
+    python run.py              # the golden vectors; exit code 0 if all agree
+    python run.py input.npy    # outputs
 {runner}"""
 
 
@@ -465,7 +474,6 @@ def _runner(content: Mapping[str, Any]) -> str:
     return template.format(
         tvm=content["versions"]["tvm"],
         library=content["library"],
-        vector=content["vectors"][0],
         device="cuda" if content["target"]["gpu"] else "cpu",
     )
 

@@ -28,10 +28,10 @@ from tvmflow import bundle as bundles
 from tvmflow import device
 from tvmflow.backends import Timing, layer_rows
 from tvmflow.bundle import Bundle
-from tvmflow.measure.local import NOISY_SPREAD
+from tvmflow.measure.noise import NOISY_SPREAD, disturbances
 from tvmflow.report import Report, assemble
 from tvmflow.spec import NO_ELF, DeviceError, Measurement, MissingDependencyError, UserError, VerificationError
-from tvmflow.verify import tolerance
+from tvmflow.verify import judge
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ def report_on(
     verdict: Mapping[str, Any],
     measurement: Measurement | None,
     board: Mapping[str, Any],
-    layer_us: Sequence[float] = (),
+    layer_us: Sequence[Sequence[float]] = (),
 ) -> Report:
     """A report with what the board said of itself, and with the doubts that follow from it.
 
@@ -215,7 +215,7 @@ def report_on(
         report = assemble(bundle, {**verdict, "method": "emulated"}, Timing(note=note))
         return {**report, "device": {"basis": "emulated", **board}}
     report = assemble(bundle, verdict, Timing(measurement=measurement, layers=layer_rows(layer_us)))
-    found = doubts(bundle, board["before"], board["after"], report["latency"]["spread"])
+    found = doubts(bundle, board["before"], board["after"], report["latency"])
     report["latency"]["warnings"] = [*found, *changes(report["latency"].get("windows", ()))]
     return {**report, "device": {"basis": "measured", **board}}
 
@@ -409,16 +409,11 @@ class _Counting:
 def self_test(bundle: Bundle, connection: Connection, place: str) -> dict[str, Any]:
     """The golden vectors on the board, as a verdict like `verify`'s. Raises VerificationError if one is off."""
     result = _runner(connection, place, "--self-test", None, TEST_SECONDS)
-    rows = result["vectors"]
+    vectors = bundle.vectors()
     return {
         **({"stand_in": result["stand_in"]} if "stand_in" in result else {}),
         "method": "device",
-        "passed": result["passed"],
-        "max_abs_error": max(row["max_abs_error"] for row in rows),
-        "max_rel_error": max(row["max_rel_error"] for row in rows),
-        "argmax_agreement": sum(row.pop("same_argmax") for row in rows) / len(rows),
-        "tolerance": {spec.dtype: tolerance(spec.dtype, bundle.target.arithmetic) for spec in bundle.outputs},
-        "vectors": rows,
+        **judge(vectors, result["vectors"], bundle.target.arithmetic, bundle.tolerances(vectors)),
     }
 
 
@@ -443,7 +438,9 @@ def _runner(connection: Connection, place: str, arguments: str, threads: int | N
     return json.loads(done.stdout)
 
 
-def doubts(bundle: Bundle, before: Mapping[str, Any], after: Mapping[str, Any], spread: float) -> list[str]:
+def doubts(
+    bundle: Bundle, before: Mapping[str, Any], after: Mapping[str, Any], figures: Mapping[str, Any]
+) -> list[str]:
     """Why the figures may not be the board's best or may not be the board's at all."""
     found = []
     model, identity = before.get("model", ""), bundle.target.identity
@@ -457,6 +454,4 @@ def doubts(bundle: Bundle, before: Mapping[str, Any], after: Mapping[str, Any], 
         found.append(f"The clock is governed by {after['governor']}, so it may have been low for a while.")
     if int(after.get("throttled", "0x0"), 16):
         found.append(f"The board reports throttling or low voltage (flags {after['throttled']}).")
-    if spread > NOISY_SPREAD:
-        found.append(f"The run was unstable: p90 is {spread:.2f} times p50.")
-    return found
+    return found + disturbances(figures["p50"], figures["p90"], figures["min"], figures["repeats"])

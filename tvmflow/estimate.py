@@ -9,10 +9,10 @@ layer are. Multiply-adds with padding aren't counted, nor is what a kernel takes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from tvmflow.spec import Layer, Program, Target
+from tvmflow.spec import Layer, Program, Target, TvmflowError
 
 if TYPE_CHECKING:
     from tvm import tirx
@@ -27,7 +27,8 @@ class Roof:
     """What a board can do at most: multiply-adds a second, and bytes a second from memory or None where unknown.
 
     `cache_bytes` is what it can keep between layers and inferences. `source` says whose figures these are: "stated" in
-    documents, or "measured" on the computer itself.
+    documents, or "measured" on the computer itself. `unverified` names the figures that were stated without one, and
+    `note` says where layers showed that the roof is too low.
     """
 
     macs_per_s: float
@@ -35,6 +36,8 @@ class Roof:
     cache_bytes: int
     source: str
     basis: Literal["stated", "measured"] = "stated"
+    unverified: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +65,14 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """What is counted once for all boards; `activations` are the elements of the static plan."""
+    """What is counted once for all boards; `activations` are the elements of the static plan.
+
+    `program` is the network after what every build folds and fuses, `imported` as it was before, None where nobody asks
+    whether it can be built.
+    """
 
     program: Program
+    imported: Program | None = None
     works: tuple[Work, ...]
     weights: int
     activations: int
@@ -84,6 +92,7 @@ def _cpu_roof(target: Target) -> Roof | None:
         bytes_per_s=1e9 * cpu.memory_gbps or None,
         cache_bytes=cpu.l3_bytes + cpu.l2_bytes * (cpu.cores if cpu.l3_bytes else 1),
         source=_source(target, cpu.unverified),
+        unverified=cpu.unverified,
     )
 
 
@@ -96,6 +105,7 @@ def _gpu_roof(target: Target) -> Roof | None:
         bytes_per_s=1e9 * gpu.dram_gbps,
         cache_bytes=gpu.l2_bytes,
         source=_source(target, gpu.unverified),
+        unverified=gpu.unverified,
     )
 
 
@@ -119,6 +129,7 @@ def _mcu_roof(target: Target) -> Roof | None:
         bytes_per_s=None,
         cache_bytes=0,
         source=_source(target, mcu.unverified),
+        unverified=mcu.unverified,
     )
 
 
@@ -148,6 +159,7 @@ def analyse(program: Program) -> Network:
     from tvmflow.passes.multiply_adds import static_shape
     from tvmflow.targets import TARGETS
 
+    imported = program
     for stage in (fold_batchnorm, fold_scales, fuse_operators):
         program = stage(program, TARGETS["host"])
     works = []
@@ -171,6 +183,7 @@ def analyse(program: Program) -> Network:
     planned = plan_memory(program, TARGETS["host"]).memory
     return Network(
         program=program,
+        imported=imported,
         works=tuple(works),
         weights=planned["weights_bytes"] // ELEMENT_BYTES["float32"],
         activations=planned["activations_bytes"] // ELEMENT_BYTES["float32"],
@@ -211,7 +224,8 @@ def estimate(network: Network, target: Target, roof: Roof | None = None) -> dict
             "bound": None,
         }
         if roof is not None:
-            moved = size * work.weights * streams + _beyond(size, work, roof.cache_bytes)
+            streamed = 1 - roof.cache_bytes / memory["weights_bytes"] if streams else 0.0
+            moved = round(size * work.weights * streamed) + _beyond(size, work, roof.cache_bytes)
             row["us"], row["bound"] = _bound(roof, work.layer.live_macs or 0, moved)
             total += row["us"]
         rows.append(row)
@@ -224,35 +238,84 @@ def estimate(network: Network, target: Target, roof: Roof | None = None) -> dict
         "arithmetic": target.arithmetic,
         "memory": memory,
         "fits": fits(memory, target, network),
+        **({"build": can_build(network.imported, target)} if network.imported else {}),
         "basis": "modelled",
         "meaning": "lower bound",
         "latency_ms": total / 1e3 if roof is not None else None,
         "note": "" if roof is not None else "its clock isn't known, so there is no bound of time.",
+        "figures": origin({"basis": roof.basis, "unverified": roof.unverified} if roof is not None else None),
         "roof": describe(roof),
         "layers": rows,
     }
 
 
+def _limits(roof: Roof, live_macs: int, moved_bytes: int) -> dict[str, float]:
+    """What a layer's multiply-adds take at least, in µs, and what its bytes do."""
+    return {
+        "compute": 1e6 * live_macs / roof.macs_per_s,
+        "memory": 1e6 * moved_bytes / roof.bytes_per_s if roof.bytes_per_s else 0.0,
+    }
+
+
 def _bound(roof: Roof, live_macs: int, moved_bytes: int) -> tuple[float, str]:
     """The least that a layer takes, in µs, and by what."""
-    compute = 1e6 * live_macs / roof.macs_per_s
-    memory = 1e6 * moved_bytes / roof.bytes_per_s if roof.bytes_per_s else 0.0
-    return max(compute, memory), "compute" if compute >= memory else "memory"
+    limits = _limits(roof, live_macs, moved_bytes)
+    by = max(limits, key=lambda name: limits[name])
+    return limits[by], by
 
 
 def bounds(layers: Sequence[Layer], roof: Roof | None) -> list[dict[str, Any] | None]:
     """The same of a compiled network's layers, as reports have it: {"us", "by"}; None without the figures for it."""
-    weights = sum(layer.weight_bytes or 0 for layer in layers)
     found: list[dict[str, Any] | None] = []
-    for layer in layers:
-        if roof is None or roof.bytes_per_s is None or layer.live_macs is None or layer.weight_bytes is None:
+    for layer, moved in zip(layers, _moved(layers, roof.cache_bytes if roof else 0), strict=True):
+        if roof is None or roof.bytes_per_s is None or layer.live_macs is None or moved is None:
             found.append(None)
             continue
-        moved = max(0, layer.bytes - layer.weight_bytes - roof.cache_bytes)
-        moved += layer.weight_bytes if weights > roof.cache_bytes else 0
         us, by = _bound(roof, layer.live_macs, moved)
         found.append({"us": us, "by": by} if us else None)
     return found
+
+
+def _moved(layers: Sequence[Layer], cache_bytes: int) -> list[int | None]:
+    """The bytes of each layer that have to come from beyond caches that keep that many; None where that isn't known.
+
+    Of weights that are more than the caches, as large a share is kept as the caches are of them.
+    """
+    weights = sum(layer.weight_bytes or 0 for layer in layers)
+    streamed = 1 - cache_bytes / weights if weights > cache_bytes else 0.0
+    return [
+        None
+        if layer.weight_bytes is None
+        else max(0, layer.bytes - layer.weight_bytes - cache_bytes) + round(streamed * layer.weight_bytes)
+        for layer in layers
+    ]
+
+
+def raise_roof(roof: Roof, layers: Sequence[Layer], times_us: Sequence[float]) -> Roof:
+    """The roof after `layers` took these times: one that they broke through wasn't one.
+
+    A measured roof is raised to what the fastest of them did, and its `note` says by how much. One that is stated in
+    documents stays, and the note says which layers contradict it.
+    """
+    rates, faster = dict.fromkeys(("compute", "memory"), 1.0), []
+    for layer, moved, us in zip(layers, _moved(layers, roof.cache_bytes), times_us, strict=True):
+        if layer.live_macs is None or moved is None or not us:
+            continue
+        limits = _limits(roof, layer.live_macs, moved)
+        if max(limits.values()) > us:
+            faster.append(", ".join(layer.modules) or layer.kernel)
+        rates = {by: max(rate, limits[by] / us) for by, rate in rates.items()}
+    if not faster:
+        return roof
+    words = " and ".join(f"for {by} {rate:.2f} times" for by, rate in rates.items() if rate > 1)
+    if roof.basis == "stated":
+        return replace(roof, note=f"Layers were faster than these figures allow, {words}: {'; '.join(faster)}.")
+    return replace(
+        roof,
+        macs_per_s=roof.macs_per_s * rates["compute"],
+        bytes_per_s=roof.bytes_per_s and roof.bytes_per_s * rates["memory"],
+        note=f"Layers were faster than what was measured, so it was raised, {words}: {'; '.join(faster)}.",
+    )
 
 
 def fits(memory: Mapping[str, int], target: Target, network: Network) -> dict[str, Any]:
@@ -268,6 +331,17 @@ def fits(memory: Mapping[str, int], target: Target, network: Network) -> dict[st
             name: {"needed_bytes": needed, "available_bytes": available} for name, (needed, available) in parts.items()
         },
     }
+
+
+def can_build(program: Program, target: Target) -> dict[str, Any]:
+    """Whether a board's kind takes the network in the board's arithmetic, and why not: what a build would say."""
+    from tvmflow import backends
+
+    try:
+        backends.of(target).check_network(program, target)
+    except TvmflowError as error:
+        return {"possible": False, "reason": str(error)}
+    return {"possible": True, "reason": ""}
 
 
 Parts = dict[str, tuple[int, int]]
@@ -320,7 +394,19 @@ def describe(roof: Roof | None) -> dict[str, Any] | None:
         "gbps": 1e-9 * roof.bytes_per_s,
         "source": roof.source,
         "basis": roof.basis,
+        "unverified": list(roof.unverified),
+        "note": roof.note,
     }
+
+
+def origin(roof: Mapping[str, Any] | None) -> str:
+    """Where the figures of a described roof come from, in a few words."""
+    if roof is None:
+        return "not known"
+    if roof.get("basis") == "measured":
+        return "measured here"
+    missing = roof.get("unverified")
+    return f"data sheet, but {', '.join(missing)} assumed" if missing else "data sheet"
 
 
 def describe_model(program: Program) -> dict[str, Any]:
@@ -330,7 +416,7 @@ def describe_model(program: Program) -> dict[str, Any]:
 
 
 def text(program: Program, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Estimates for a terminal: a table of boards, and of a single one its layers."""
+    """Estimates and what builds would say, for a terminal: a table of boards, and of a single one its layers."""
     from tvmflow.report.render import text_table
 
     macs = sum(row["macs"] for row in rows[0]["layers"])
@@ -349,10 +435,12 @@ def text(program: Program, rows: Sequence[Mapping[str, Any]]) -> str:
                 f"{memory['weights_bytes'] / 1024:,.0f}",
                 f"{memory['activations_bytes'] / 1024:,.0f}",
                 _fits_text(row["fits"]),
+                "yes" if row["build"]["possible"] else "no",
                 f"{row['latency_ms']:.3f}" if row["latency_ms"] is not None else "?",
+                row["figures"],
             ]
         )
-    header = ["board", "arithmetic", "weights KiB", "activations KiB", "fits", "ms at least"]
+    header = ["board", "arithmetic", "weights KiB", "activations KiB", "fits", "can be built", "ms at least", "figures"]
     lines += [text_table(header, table), ""]
     if len(rows) == 1:
         parts = rows[0]["fits"]["parts"].items()
@@ -369,9 +457,13 @@ def text(program: Program, rows: Sequence[Mapping[str, Any]]) -> str:
             for row in rows[0]["layers"]
         ]
         lines += [text_table(["layer", "M multiply-adds", "KiB", "µs at least", "by"], cells), ""]
-    lines.append("Times are modelled: lower bounds by the data sheets, which no program reaches.")
+    lines.append("Times are modelled: lower bounds by the figures named, which no program reaches.")
     lines += [f"{row['target']}: by the roof {row['roof']['source']}." for row in rows if _is_measured(row["roof"])]
     lines += [f"{row['target']}: {row['note']}" for row in rows if row["note"]]
+    refused = [row for row in rows if not row["build"]["possible"]]
+    for reason in dict.fromkeys(row["build"]["reason"] for row in refused):
+        boards = ", ".join(row["target"] for row in refused if row["build"]["reason"] == reason)
+        lines.append(f"Not built for {boards}: {reason}")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,11 +129,14 @@ def deploy(
             result = _call(place, job, seconds + PATIENCE_SECONDS)
             stacks = [load(file) for file in outputs]
             given = [tuple(stack[index] for stack in stacks) for index in range(len(vectors))]
-            verdict = {"method": "device", **compare(vectors, given, bundle.target.arithmetic)}
+            verdict = {
+                "method": "device",
+                **compare(vectors, given, bundle.target.arithmetic, bundle.tolerances(vectors)),
+            }
             if not verdict["passed"]:
                 raise VerificationError(failure_sentence(verdict, f"{path} on {place.name}"))
             times = result["times"]
-            layer_us: tuple[float, ...] = ()
+            layer_us: Sequence[Sequence[float]] = ()
             if times and profiled:
                 log.info(f"Profiling on {place.name}")
                 described = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tvmflow import build as building
 from tvmflow import bundle, interrupt, toolchain
 from tvmflow.backends import Timing
 from tvmflow.build import versions
@@ -27,7 +28,7 @@ from tvmflow.spec import (
     VerificationError,
 )
 from tvmflow.toolchain import Linker
-from tvmflow.verify import compare, failure_sentence
+from tvmflow.verify import compare, failure_sentence, tolerances
 
 if TYPE_CHECKING:
     from tvmflow.bundle import Bundle
@@ -47,6 +48,16 @@ def check(target: Target, out: Path, linker: str = "auto", *, runner: bool = Fal
         raise UserError(f"--runner is for boards with an operating system; a bundle for {target.name} has an example.")
     bundle.check_destination(out)
     return toolchain.select_linker(target, linker)
+
+
+def check_network(program: Program, target: Target) -> None:
+    """Chains are taken, whatever they are computed in; else UserError is raised."""
+    from tvmflow.cortex_m.stages import chain_of
+
+    if target.arithmetic == "float32":
+        chain_of(program)
+    else:
+        building.check_network(program, target)
 
 
 def build(
@@ -120,9 +131,9 @@ def _verify(
     """The verdict, the layers with the instructions of one inference, and the stack used. Raises VerificationError."""
     inputs = np.concatenate([vector.inputs[0] for vector in program.vectors])
     expected = np.concatenate([vector.outputs[0] for vector in program.vectors])
-    name = network_name(library)
+    name, allowed = network_name(library), [limit for (limit,) in tolerances(program.vectors)]
     try:
-        done = machine.run(library, target, name, inputs, program.outputs[0], expected=expected)
+        done = machine.run(library, target, name, inputs, program.outputs[0], expected=expected, allowed=allowed)
     except MissingDependencyError as error:
         return {"passed": None, "method": None, "reason": str(error)}, compiled.layers, {}
     verdict = {"method": "emulated", **compare(program.vectors, [(row[None],) for row in done.outputs])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tvmflow.cortex_m.machine import ELEMENTS, HERE, MACHINES, linker_script
 from tvmflow.cortex_m.options import compiler_options
 from tvmflow.spec import Program, Target
 from tvmflow.toolchain import Linker
-from tvmflow.verify import tolerance
+from tvmflow.verify import tolerances
 
 SHIPPED = ("agrees.h", "startup.c", "startup.h")
 VALUES_IN_A_ROW = 32
@@ -27,10 +28,7 @@ def write(folder: Path, program: Program, target: Target, name: str) -> None:
     flags = " ".join(option for option in compiler_options(target, gcc) if option.startswith("-m"))
     (folder / "CMakeLists.txt").write_text(_CMAKE.format(name=name, flags=flags, machine=target.mcu.machine))
     element = ELEMENTS[program.outputs[0].dtype]
-    allowed = tolerance(program.outputs[0].dtype)
-    (folder / "main.c").write_text(
-        _MAIN.format(name=name, prefix=name.upper(), element=element, tolerance=f"{allowed:.9f}f")
-    )
+    (folder / "main.c").write_text(_MAIN.format(name=name, prefix=name.upper(), element=element))
     (folder / "link.ld").write_text(_LINK_NOTE.format(name=name) + linker_script(MACHINES[target.mcu.machine]))
     (folder / "vectors.h").write_text(_vectors(program))
 
@@ -55,19 +53,27 @@ in `.bss.{name}_arena`: put it into the fastest RAM that has room. `example/link
 
 
 def _vectors(program: Program) -> str:
-    """Inputs and outputs of the golden vectors as arrays of C."""
+    """Inputs and outputs of the golden vectors, and by how much an output may differ, as arrays of C."""
 
     def array(name: str, rows: list[np.ndarray]) -> list[str]:
         lines = [f"static const {ELEMENTS[str(rows[0].dtype)]} {name}[{len(rows)}][{rows[0].size}] = {{"]
         for row in rows:
-            values = [f"{value:.9g}" for value in row.ravel().tolist()]
+            values = [_literal(value) for value in row.ravel().tolist()]
             parts = [values[start : start + VALUES_IN_A_ROW] for start in range(0, len(values), VALUES_IN_A_ROW)]
             lines += ["    {", *("     " + ",".join(part) + "," for part in parts), "    },"]
         return [*lines, "};", ""]
 
     inputs, outputs = zip(*((vector.inputs[0], vector.outputs[0]) for vector in program.vectors), strict=True)
     arrays = [*array("golden_inputs", list(inputs)), *array("golden_outputs", list(outputs))]
+    allowed = [f"{limit:.9e}f" for (limit,) in tolerances(program.vectors)]
+    arrays.append(f"static const float golden_tolerances[{len(allowed)}] = {{{', '.join(allowed)}}};\n")
     return "\n".join(["#include <stdint.h>", "", f"#define VECTORS {len(inputs)}", "", *arrays])
+
+
+def _literal(value: float) -> str:
+    if math.isfinite(value):
+        return f"{value:.9g}"
+    return '__builtin_nanf("")' if math.isnan(value) else f"{'-' * (value < 0)}__builtin_inff()"
 
 
 _CMAKE = """# Built by a cross compiler, run by qemu-system-arm:
@@ -108,7 +114,6 @@ _MAIN = """/* Compares the network with its golden vectors, on the device. Exit 
 #include "vectors.h"
 
 #define ELEMENT {element}
-#define TOLERANCE {tolerance}
 #define OUTPUT_SIZE {prefix}_OUTPUT_SIZE
 #include "agrees.h"
 
@@ -118,7 +123,7 @@ int main(void) {{
   uint32_t wrong = 0;
   for (uint32_t vector = 0; vector < VECTORS; vector++) {{
     {name}_run(golden_inputs[vector], output);
-    wrong += (uint32_t)!agrees(output, golden_outputs[vector]);
+    wrong += (uint32_t)!agrees(output, golden_outputs[vector], golden_tolerances[vector]);
   }}
   say_number(VECTORS - wrong);
   say(" of ");

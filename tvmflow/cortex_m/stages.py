@@ -17,7 +17,7 @@ import numpy as np
 import tvm
 from tvm import tirx
 
-from tvmflow.chain import float_chain
+from tvmflow.chain import FloatLayer, float_chain
 from tvmflow.cortex_m.arena import pack
 from tvmflow.lifetimes import Tensor, live_bytes
 from tvmflow.network.names import module_path
@@ -36,12 +36,17 @@ def choose_kernels(program: Program, target: Target) -> Program:
     return _choose(program, network.layers, {layer.name: layer.inputs[0] for layer in network.layers}, target)
 
 
+def chain_of(program: Program) -> tuple[FloatLayer, ...]:
+    """The layers of a float32 network. Raises UnsupportedOperatorError, UserError for what is no chain."""
+    return float_chain(program, "compiled for a microcontroller: float32")
+
+
 def choose_float_kernels(program: Program, target: Target) -> Program:
     """`choose_kernels` for the float32 network in `main`. Raises UnsupportedOperatorError, UserError."""
     folded = {module_path(name): works for name, works in program.folded.items()}
     layers = tuple(
         replace(layer, modules=(*map(module_path, folded.get(layer.name, {})), *layer.modules))
-        for layer in float_chain(program, "compiled for a microcontroller: float32")
+        for layer in chain_of(program)
     )
     reads = dict(zip((layer.name for layer in layers), ("input", *(layer.name for layer in layers)), strict=False))
     return _choose(program, layers, reads, target, folded)

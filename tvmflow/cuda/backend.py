@@ -58,6 +58,9 @@ def check(target: Target, out: Path, linker: str = "auto", *, runner: bool = Fal
     return building.check(target, out, linker)
 
 
+check_network = building.check_network
+
+
 def build(
     program: Program,
     target: Target,

@@ -41,9 +41,12 @@ def make_runner(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
     vectors: Sequence[str],
-    tolerance: float,
+    tolerances: Sequence[Sequence[float]],
 ) -> Path:
-    """Make the folder "runner" of a bundle in `folder`. Raises MissingDependencyError, UserError."""
+    """Make the folder "runner" of a bundle in `folder`. `tolerances` has for each vector that of each output.
+
+    Raises MissingDependencyError, UserError.
+    """
     check(target)
     made = folder / FOLDER
     made.mkdir()
@@ -57,7 +60,7 @@ def make_runner(
     toolchain.link(linker, made / "run", [HERE / "run.c", shared, *LINK, "-lm"], (*COMPILE, *include))
     for path in (shared, made / "run"):
         toolchain.check_elf(path, target.elf, target.name)
-    described = describe_network(library, inputs, outputs, vectors, tolerance)
+    described = describe_network(library, inputs, outputs, vectors, tolerances)
     (made / "network.txt").write_text(described, encoding="utf-8")
     return made
 
@@ -67,7 +70,7 @@ def describe_network(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
     vectors: Sequence[str] = (),
-    tolerance: float = 0.0,
+    tolerances: Sequence[Sequence[float]] = (),
 ) -> str:
     """network.txt: what libtvmflow.so has to know, a line each. Raises UserError for names that don't fit a line."""
 
@@ -76,9 +79,11 @@ def describe_network(
             raise UserError(f"A runner can't name the tensor {spec.name!r}; give it a name without spaces.")
         return " ".join(map(str, (spec.name, spec.dtype, *spec.shape)))
 
-    lines = [f"library {library}", f"tolerance {tolerance!r}"]
+    lines = [f"library {library}"]
     lines += [f"input {tensor(spec)}" for spec in inputs] + [f"output {tensor(spec)}" for spec in outputs]
-    return "\n".join([*lines, *(f"vector {name}" for name in vectors)]) + "\n"
+    for name, allowed in zip(vectors, tolerances, strict=True):
+        lines += [f"vector {name}", *(f"tolerance {limit!r}" for limit in allowed)]
+    return "\n".join(lines) + "\n"
 
 
 def self_test(root: Path, target: Target) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ struct tvmflow_network {
   Tensor inputs[MAX_TENSORS], outputs[MAX_TENSORS];
   int input_count, output_count, vector_count;
   char vectors[MAX_VECTORS][NAME_BYTES];
-  double tolerance;
+  double tolerances[MAX_VECTORS][MAX_TENSORS];
   DLManagedTensor storage[MAX_TENSORS];
   TVMFFIAny arguments[MAX_TENSORS];
   TVMFFIAny module, machine, entry, result;
@@ -129,7 +129,7 @@ static int read_description(tvmflow_network *network, const char *bundle) {
   snprintf(path, sizeof path, "%s/runner/network.txt", bundle);
   FILE *file = fopen(path, "r");
   if (file == NULL) return fail("%s can't be opened", path);
-  int status = 0;
+  int status = 0, allowed_count = 0; /* of the last vector */
   while (status == 0 && fgets(line, sizeof line, file) != NULL) {
     char word[16];
     int used = 0;
@@ -144,8 +144,9 @@ static int read_description(tvmflow_network *network, const char *bundle) {
       status = parse_tensor(&network->outputs[network->output_count++], rest);
     } else if (strcmp(word, "vector") == 0 && network->vector_count < MAX_VECTORS) {
       sscanf(rest, "%255s", network->vectors[network->vector_count++]);
-    } else if (strcmp(word, "tolerance") == 0) {
-      network->tolerance = atof(rest);
+      allowed_count = 0;
+    } else if (strcmp(word, "tolerance") == 0 && network->vector_count > 0 && allowed_count < MAX_TENSORS) {
+      network->tolerances[network->vector_count - 1][allowed_count++] = atof(rest);
     } else {
       status = fail("%s has a line that this runner doesn't know: %s", path, line);
     }
@@ -231,7 +232,9 @@ const char *tvmflow_vector(const tvmflow_network *network, int index) {
   return index >= 0 && index < network->vector_count ? network->vectors[index] : NULL;
 }
 
-double tvmflow_tolerance(const tvmflow_network *network) { return network->tolerance; }
+double tvmflow_tolerance(const tvmflow_network *network, int vector, int output) {
+  return tvmflow_vector(network, vector) && tvmflow_output(network, output) ? network->tolerances[vector][output] : 0;
+}
 
 int tvmflow_run_again(tvmflow_network *network) {
   release(&network->result);

@@ -36,8 +36,8 @@ const tvmflow_tensor *tvmflow_output(const tvmflow_network *network, int index);
 /* The golden vectors' names in order; NULL beyond the last. */
 const char *tvmflow_vector(const tvmflow_network *network, int index);
 
-/* The largest error that the golden vectors allow, relative to the largest |output| of a vector or to 1. */
-double tvmflow_tolerance(const tvmflow_network *network);
+/* By how much the elements of an output may differ from those of a golden vector: |difference|, 0 where they may not. */
+double tvmflow_tolerance(const tvmflow_network *network, int vector, int output);
 
 /* One inference. inputs[i] and outputs[i] point to as many bytes as the tensors have. 0, or -1 and tvmflow_error(). */
 int tvmflow_run(tvmflow_network *network, const void *const *inputs, void *const *outputs);

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -15,12 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from tvmflow.measure.noise import disturbances
 from tvmflow.spec import Layer, Measurement, TensorSpec, UserError, VerificationError
 from tvmflow.tensors import load
 from tvmflow.toolchain import python_environment
-
-NOISY_SPREAD = 1.25
-"""p90 ÷ p50 above which a run is called unstable."""
 
 
 def run_vectors(
@@ -57,8 +54,9 @@ def time_library(
 ) -> Measurement:
     """Time single inferences on this computer, in a fresh process. `threads` defaults to all cores.
 
-    `device` is "cpu", or "cuda" for the first GPU: inputs are there already, and an inference ends when the GPU has
-    done all of it.
+    A run that was disturbed is repeated, twice at most, and the calmest of all is taken; `warnings` says so. `device`
+    is "cpu", or "cuda" for the first GPU: inputs are there already, and an inference ends when the GPU has done all of
+    it.
     """
     threads = _check_threads(threads)
     if repeats is not None and repeats < 1:
@@ -73,15 +71,15 @@ def time_library(
             "device": device,
         }
         result = _run_worker(library, job, Path(folder), threads)
-    samples = result["samples_ms"]
+    samples, attempts = result["samples_ms"], result["attempts"]
     warnings = []
     cores = os.cpu_count() or 1
     if load_before > 0.5 * cores:
         warnings.append(f"The machine was busy: load {load_before:.1f} on {cores} cores before the run.")
-    if len(samples) >= 10:
-        p50, p90 = np.percentile(samples, [50, 90])
-        if p90 > NOISY_SPREAD * p50:
-            warnings.append(f"The run was unstable: p90 is {p90 / p50:.2f} times p50.")
+    if attempts > 1:
+        warnings.append(f"The run was disturbed and repeated: this is the calmest of {attempts}.")
+    p50, p90 = np.percentile(samples, [50, 90])
+    warnings += disturbances(p50, p90, min(samples), len(samples))
     return Measurement(
         basis="measured",
         samples_ms=tuple(samples),
@@ -92,6 +90,7 @@ def time_library(
         warnings=tuple(warnings),
         facts={
             "load_before": round(load_before, 2),
+            "attempts": attempts,
             "loaded_bytes": result["loaded_bytes"],
             "peak_bytes": result["peak_bytes"],
         },
@@ -106,8 +105,8 @@ def profile_library(
     threads: int | None = None,
     repeats: int = 50,
     device: str = "cpu",
-) -> tuple[float, ...]:
-    """Median time of each layer in µs, in the order of `layers`; instrumented, so never the run that is reported."""
+) -> tuple[tuple[float, ...], ...]:
+    """Times of each layer in µs, in the order of `layers`; instrumented, so never the run that is reported."""
     threads = _check_threads(threads)
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
         job = {
@@ -121,13 +120,13 @@ def profile_library(
     return layer_times(calls, layers)
 
 
-def layer_times(calls: Sequence[tuple[str, Sequence[float]]], layers: Sequence[Layer]) -> tuple[float, ...]:
-    """Median time of each layer in µs, from the calls of `worker.profile`. Raises VerificationError if they differ."""
+def layer_times(calls: Sequence[tuple[str, Sequence[float]]], layers: Sequence[Layer]) -> tuple[tuple[float, ...], ...]:
+    """Times of each layer in µs, from the calls of `worker.profile`. Raises VerificationError if they differ."""
     if [kernel for kernel, _ in calls] != [layer.kernel for layer in layers]:
         raise VerificationError(
             f"The library ran {len(calls)} kernels where its manifest names {len(layers)}; build the bundle again."
         )
-    return tuple(statistics.median(times) for _, times in calls)
+    return tuple(tuple(times) for _, times in calls)
 
 
 def _check_threads(threads: int | None) -> int:

@@ -59,7 +59,8 @@ def measure_roof(cpu: Cpu, arithmetic: str, threads: int, working_set: int) -> R
         macs_per_s=operations / 2,
         bytes_per_s=read_bytes,
         cache_bytes=cpu.l2_bytes * threads,  # what was read comes from beyond: it is more than this, or is counted as 0
-        source=f"{cpu.model}, {threads} thread{'s' if threads > 1 else ''}: multiply-adds in registers; "
+        source=f"{cpu.model}, {threads} thread{'s' if threads > 1 else ''}, the best of many runs of "
+        f"{1e3 * RUN_SECONDS:g} ms: multiply-adds in registers; "
         f"reading {working_set / 2**20:.1f} MiB, as many as weights and activations are",
         basis="measured",
     )

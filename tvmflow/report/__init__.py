@@ -12,7 +12,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,17 @@ import numpy as np
 from tvmflow import __version__, scratch
 from tvmflow.backends import Timing
 from tvmflow.bundle import Bundle
-from tvmflow.estimate import bounds, describe, roof_of
+from tvmflow.estimate import bounds, describe, raise_roof, roof_of
+from tvmflow.measure.noise import median_interval
 from tvmflow.spec import Measurement, UserError
 from tvmflow.targets import TARGETS
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 BINS = 40
 """Of a latency's histogram."""
+
+APART, BETWEEN_MS = 0.3, 0.01
+"""By how much of p50, or else for each layer, the sum of layers may differ from p50 before that is a doubt."""
 
 Report = dict[str, Any]
 
@@ -44,6 +48,11 @@ def assemble(
     """
     manifest, measurement = bundle.manifest, timing.measurement
     roof = timing.roof or roof_of(bundle.target)
+    if roof is not None and timing.layers:
+        roof = raise_roof(roof, bundle.layers, [row["p50"] for row in timing.layers])
+    if measurement is not None and timing.layers:
+        doubts = layers_against_whole(float(np.median(measurement.samples_ms)), timing.layers)
+        measurement = replace(measurement, warnings=(*measurement.warnings, *doubts))
     measured_bytes = {key: value for key, value in (measurement.facts if measurement else {}).items() if "bytes" in key}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -72,6 +81,21 @@ def assemble(
         "memory": {**manifest["memory"], **measured_bytes},
         "environment": environment(manifest["versions"]),
     }
+
+
+def layers_against_whole(p50_ms: float, layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The doubt, if there is one, that measured layers add up to another time than the whole takes.
+
+    Between kernels there is time that no layer has, and the instrument adds some to each.
+    """
+    total_ms = sum(row["p50"] for row in layers) / 1e3
+    apart = abs(total_ms - p50_ms)
+    if any(row["basis"] != "measured" for row in layers) or apart <= max(APART * p50_ms, BETWEEN_MS * len(layers)):
+        return []
+    return [
+        f"The layers, timed in a run of their own, add up to {total_ms:.3f} ms, {total_ms / p50_ms:.2f} times p50: the "
+        "machine had another pace in one of the two runs."
+    ]
 
 
 def summarize(samples_ms: Sequence[float]) -> dict[str, Any]:
@@ -105,7 +129,8 @@ def histogram(samples_ms: Sequence[float]) -> dict[str, Any] | None:
 def latency(measurement: Measurement) -> dict[str, Any]:
     """Figures of a measurement, in ms: percentiles of the steady runs; set-up, first and warm-up runs apart.
 
-    Where a run was so long that its samples were thinned, the extremes are those of all.
+    `interval` is the one of the median (`tvmflow.measure.noise`), and no wider than a point where every run would take
+    the same. Where a run was so long that its samples were thinned, the extremes are those of all.
     """
     figures = summarize(measurement.samples_ms)
     windows = [dict(window) for window in measurement.windows]
@@ -116,6 +141,9 @@ def latency(measurement: Measurement) -> dict[str, Any]:
         "basis": measurement.basis,
         "unit": "ms",
         **figures,
+        "interval": [figures["p50"]] * 2
+        if measurement.basis == "simulated"
+        else median_interval(measurement.samples_ms),
         "histogram": histogram(measurement.samples_ms),
         "spread": figures["p90"] / figures["p50"],
         "threads": measurement.threads,
@@ -125,7 +153,7 @@ def latency(measurement: Measurement) -> dict[str, Any]:
         "warmup_repeats": len(measurement.warmup_ms),
         "warnings": list(measurement.warnings),
         **({"windows": windows} if windows else {}),
-        **{key: value for key, value in measurement.facts.items() if key == "simulation"},
+        **{key: value for key, value in measurement.facts.items() if key in ("simulation", "attempts")},
     }
 
 

@@ -7,8 +7,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tvmflow.estimate import origin
 from tvmflow.report import Report
-from tvmflow.report.views import layer_basis, name_of
+from tvmflow.report.views import OVERHEAD, layer_basis, layers_sum, least_us, limited_by, name_of
 
 COUNTS = {
     "modelled_cycles": "of the cycles (modelled)",
@@ -53,11 +54,7 @@ def _weights(report: Report) -> tuple[str, list[float]]:
         if any(key in layer["details"] for layer in layers):
             return what, [float(layer["details"].get(key, 0)) for layer in layers]
     bounds = [(layer.get("bound") or {}).get("us", 0.0) for layer in layers]
-    measured = (report["target"].get("roof") or {}).get("basis") == "measured"
-    return (
-        f"of what the layers take at least (modelled from {'a measured roof' if measured else 'the data sheet'})",
-        bounds,
-    )
+    return f"of what the layers take at least (modelled; figures: {origin(report['target'].get('roof'))})", bounds
 
 
 def _where(report: Report) -> str:
@@ -78,8 +75,7 @@ def _where(report: Report) -> str:
 
 def _bound(report: Report) -> str:
     layers, macs = report["layers"], report["model"]["macs"]
-    own = [layer["details"].get("bound") for layer in layers]
-    by = [name or (layer.get("bound") or {}).get("by") for name, layer in zip(own, layers, strict=True)]
+    by = [limited_by(layer) for layer in layers]
     _, figures = _weights(report)
     instructions = sum(layer["details"].get("instructions", 0) for layer in layers)
     if instructions and macs and not any(layer["latency"] for layer in layers):
@@ -97,23 +93,20 @@ def _bound(report: Report) -> str:
     words = ", ".join(f"by {name} {share:.0%}" for share, name in known if share >= 0.005)
     sentence = f"Of that, layers that are bound {words}."
     if ratio := _times_bound(layers):
-        sentence += f" Together they take {ratio:.2f} times what they take at least."
+        sentence += f" Together they take {ratio:.2f} times what they take at least (modelled)."
+    if "overhead" in by:
+        sentence += f" Overhead is what takes over {OVERHEAD:g} times its bound."
+    if note := (report["target"].get("roof") or {}).get("note"):
+        sentence += f" {note}"
     if report["target"].get("gpu") and not any(layer["latency"] for layer in layers):
         sentence += " Launches, which a bound leaves out, may take longer than these kernels."
     return sentence
 
 
 def _times_bound(layers: Sequence[Mapping[str, Any]]) -> float | None:
-    timed = [(_time(layer), _least(layer)) for layer in layers]
+    timed = [(_time(layer), least_us(layer)) for layer in layers]
     known = [(time, least) for time, least in timed if time and least]
     return sum(time for time, _ in known) / sum(least for _, least in known) if known else None
-
-
-def _least(layer: Mapping[str, Any]) -> float | None:
-    """What a layer takes at least, in µs; of an accelerator by its own bounds."""
-    if times := layer["details"].get("times_bound"):
-        return (_time(layer) or 0.0) / times
-    return (layer.get("bound") or {}).get("us")
 
 
 def _time(layer: Mapping[str, Any]) -> float | None:
@@ -134,6 +127,10 @@ def _sure(report: Report) -> str:
             "latencies of memory, which nobody has measured on a board."
         )
     noise = f", and p90 is {latency['spread']:.2f} times p50 over {latency['repeats']:,} runs"
+    if interval := latency.get("interval"):
+        noise += f", whose median is between {interval[0]:.3f} and {interval[1]:.3f} ms"
+    if total := layers_sum(report):
+        noise += f"; {total}"
     noise *= latency["basis"] == "measured"
     doubts = " Doubts: " + " ".join(latency["warnings"]) if latency["warnings"] else ""
     return f"{checked[verify['passed']]}{how}; the time is {latency['basis']}{noise}.{doubts}"

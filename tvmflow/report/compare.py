@@ -1,19 +1,20 @@
 """Two reports beside each other: what changed, in which layers, and whether that is more than noise.
 
-A latency's noise is how far its slow runs are from its median, p90 ÷ p50. A change is beyond the noise if it is larger
-than that of both reports together. Layers have no spread of their own, so theirs is taken from the whole network.
+A median lies in an interval (`tvmflow.measure.noise`), so the ratio of two does, too. What changed is slower or faster
+if the whole interval of the ratio is on one side of 1. Reports that have no intervals, as those of formats before 1.3,
+get the widest that their figures leave: from the fastest inference to p90, or to the slowest of few.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tvmflow.report import Report
 from tvmflow.report.render import text_table
-from tvmflow.spec import UserError
+from tvmflow.spec import InconclusiveError, RegressionError, UserError
 
 Comparison = dict[str, Any]
 
@@ -21,6 +22,8 @@ IDENTITY = ("model.source", "model.parameters", "model.macs", "target.name", "ta
 CONDITIONS = ("device.before.model", "device.before.kernel", "device.before.governor", "environment.cpu")
 """What of a report says what was measured, and where; versions and threads beside it."""
 SLOWER, FASTER, NOISE, SAME, UNKNOWN = "slower", "faster", "within the noise", "the same", "noise unknown"
+MANY = 50
+"""Inferences of which no more than a tenth can be slower than the median by chance: their p90 is beyond it."""
 
 
 def pairs(before: Sequence[Report], after: Sequence[Report]) -> list[tuple[Report, Report]]:
@@ -41,42 +44,53 @@ def compare(before: Report, after: Report, *, any_basis: bool = False) -> Compar
     simulated one.
     """
     first, second = before["latency"], after["latency"]
-    noise = None
-    if first and second:
-        if first["basis"] != second["basis"] and not any_basis:
-            raise UserError(
-                f"{_name(before)} is {first['basis']} and {_name(after)} {second['basis']}: these can't be compared, "
-                "unless --any-basis says so."
-            )
-        noise = (first["spread"] - 1) + (second["spread"] - 1) if first["basis"] == second["basis"] else None
+    if first and second and first["basis"] != second["basis"] and not any_basis:
+        raise UserError(
+            f"{_name(before)} is {first['basis']} and {_name(after)} {second['basis']}: these can't be compared, "
+            "unless --any-basis says so."
+        )
     return {
         "model": after["model"]["name"],
         "target": after["target"]["name"],
         "differences": _differences(before, after),
         "verify": {"before": before["verify"]["passed"], "after": after["verify"]["passed"]},
-        "latency": _change(first, second, noise) if first and second else None,
+        "latency": _change(first, second) if first and second else None,
         "latency_note": "" if first and second else _why_none(before, after),
         "memory": {
             key: {"before": before["memory"].get(key), "after": after["memory"].get(key)}
             for key in (*before["memory"], *(key for key in after["memory"] if key not in before["memory"]))
             if before["memory"].get(key) != after["memory"].get(key)
         },
-        "layers": _layers(before["layers"], after["layers"], noise),
+        "layers": _layers(before["layers"], after["layers"]),
     }
 
 
-def regressions(comparisons: Sequence[Comparison], threshold: float) -> list[str]:
-    """Sentences on what became slower than by `threshold` (0.05 is 5 %), beyond the noise. Raises UserError if that
-    can't be said of one."""
-    found = []
+def judge(comparisons: Sequence[Comparison], threshold: float) -> None:
+    """Accept that nothing became slower than by `threshold` (0.05 is 5 %), by more than noise.
+
+    Raises RegressionError for what surely did, InconclusiveError for what may have, and UserError for what can't be
+    judged: a pair without latencies, or of different bases.
+    """
+    slower, unclear = [], []
     for row in comparisons:
-        if row["latency"] is None:
-            raise UserError(f"{row['model']} on {row['target']} can't be judged: {row['latency_note']}")
-        if row["latency"]["verdict"] == UNKNOWN:
-            raise UserError(f"{row['model']} on {row['target']} can't be judged: the latencies are of different bases.")
-        if row["latency"]["verdict"] == SLOWER and row["latency"]["ratio"] > 1 + threshold:
-            found.append(f"{row['model']} on {row['target']} takes {row['latency']['ratio']:.3f} times as long")
-    return found
+        name, change = f"{row['model']} on {row['target']}", row["latency"]
+        if change is None:
+            raise UserError(f"{name} can't be judged: {row['latency_note']}")
+        if change["interval"] is None:
+            raise UserError(f"{name} can't be judged: the latencies are of different bases.")
+        low, high = change["interval"]
+        sentence = f"{name} takes {change['ratio']:.3f} times as long ({low:.3f} to {high:.3f})"
+        if low > 1 + threshold:
+            slower.append(sentence)
+        elif high > 1 + threshold:
+            unclear.append(sentence)
+    if slower:
+        raise RegressionError(f"{'; '.join(slower)}, where {threshold:.3g} more was allowed.")
+    if unclear:
+        raise InconclusiveError(
+            f"{'; '.join(unclear)}, so it can't be said whether that is more than the {threshold:.3g} that was "
+            "allowed: measure both again, for longer or on a calmer machine."
+        )
 
 
 def parse_share(text: str) -> float:
@@ -153,64 +167,139 @@ def _differences(before: Report, after: Report) -> list[dict[str, Any]]:
     ]
 
 
-def _change(before: Mapping[str, Any], after: Mapping[str, Any], noise: float | None) -> dict[str, Any]:
+def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """`interval` is that of the ratio; None where the times are of different bases or nothing is known of them."""
     ratio = after["p50"] / before["p50"] if before["p50"] else None
+    first, second = _interval(before), _interval(after)
+    known = ratio is not None and first and second and first[0] > 0 and before["basis"] == after["basis"]
+    interval = [second[0] / first[1], second[1] / first[0]] if known and first and second else None
     return {
         "basis": [before["basis"], after["basis"]],
         "unit": after["unit"],
         "before": before["p50"],
         "after": after["p50"],
         "ratio": ratio,
-        "noise": noise,
-        "verdict": _verdict(ratio, noise),
+        "min": {"before": before.get("min"), "after": after.get("min")},
+        "interval": interval,
+        "verdict": _verdict(ratio, interval),
     }
 
 
-def _verdict(ratio: float | None, noise: float | None) -> str:
+def _interval(figures: Mapping[str, Any]) -> Sequence[float] | None:
+    """Where a median surely lies."""
+    if figures.get("interval"):
+        return figures["interval"]
+    if figures["basis"] == "simulated":
+        return figures["p50"], figures["p50"]
+    if "max" not in figures:
+        return None
+    return figures["min"], figures["p90"] if figures["repeats"] >= MANY else figures["max"]
+
+
+def _verdict(ratio: float | None, interval: Sequence[float] | None) -> str:
     if ratio == 1:
         return SAME
-    if ratio is None or noise is None:
+    if interval is None:
         return UNKNOWN
-    if ratio > 1 + noise:
-        return SLOWER
-    return FASTER if ratio < 1 / (1 + noise) else NOISE
+    return SLOWER if interval[0] > 1 else FASTER if interval[1] < 1 else NOISE
 
 
-def _layers(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], noise: float | None) -> list[Any]:
-    """A row for each layer of either; one that is the work of the same modules is the same."""
-    first, second = _by_modules(before), _by_modules(after)
+def _layers(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """A row for each layer of either; one that is the work of the same modules is the same, whatever its kernel.
+
+    Where modules were fused otherwise, layers that share some are taken together, and their times are added.
+    """
     rows = []
-    for key in dict.fromkeys([*second, *first]):
-        old, new = first.get(key), second.get(key)
+    for old, new in _matched(before, after):
         known = new or old
-        assert known is not None
         rows.append(
             {
-                "modules": list(known["modules"]),
-                "kernel": known["kernel"],
+                "modules": list(dict.fromkeys(name for layer in known for name in layer["modules"])),
+                "kernel": ", ".join(layer["kernel"] for layer in known),
                 "in": "both" if old and new else "before" if old else "after",
-                "schedule": {"before": old and old["schedule"], "after": new and new["schedule"]},
-                "macs": {"before": old and old["macs"], "after": new and new["macs"]},
-                "bytes": {"before": old and old["bytes"], "after": new and new["bytes"]},
-                "latency": _layer_change(old and old["latency"], new and new["latency"], noise),
+                "schedule": {"before": _schedules(old), "after": _schedules(new)},
+                "macs": {"before": _sum(old, "macs"), "after": _sum(new, "macs")},
+                "bytes": {"before": _sum(old, "bytes"), "after": _sum(new, "bytes")},
+                "latency": _layer_change(old, new),
             }
         )
     return rows
 
 
-def _layer_change(
-    before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, noise: float | None
-) -> dict[str, Any] | None:
-    if not before or not after or before["unit"] != after["unit"]:
+Layers = Sequence[Mapping[str, Any]]
+
+
+def _matched(before: Layers, after: Layers) -> list[tuple[Layers, Layers]]:
+    """Layers of either that are the same work, in the order of `after`, then what is only in `before`."""
+    first, second = _by(_modules, before), _by(_modules, after)
+    pairs: list[tuple[Layers, Layers]] = []
+    for key in [key for key in second if key in first]:
+        pairs.append(([first.pop(key)], [second.pop(key)]))
+    # what has no modules is the same if it is as much work
+    unnamed, others = ([layer for layer in known.values() if not layer["modules"]] for known in (first, second))
+    of_before, of_after = _by(_work, unnamed), _by(_work, others)
+    pairs += [([of_before[key]], [of_after[key]]) for key in of_after if key in of_before]
+    taken = {id(layer) for pair in pairs for side in pair for layer in side}
+    groups: list[tuple[set[str], Layers, Layers]] = []
+    for side, layers in enumerate((before, after)):
+        for layer in layers:
+            if id(layer) in taken:
+                continue
+            alone: tuple[Layers, Layers] = ([layer], []) if side == 0 else ([], [layer])
+            names, (old, new) = set(layer["modules"]), alone
+            for group in [group for group in groups if group[0] & names]:
+                groups.remove(group)
+                names, old, new = names | group[0], [*group[1], *old], [*group[2], *new]
+            groups.append((names, old, new))
+    pairs += [(old, new) for _, old, new in groups]
+    places = {id(layer): place for place, layer in enumerate([*after, *before])}
+    return sorted(pairs, key=lambda pair: min(places[id(layer)] for layer in (pair[1] or pair[0])))
+
+
+def _schedules(layers: Layers) -> str | None:
+    return ", ".join(dict.fromkeys(layer["schedule"] for layer in layers)) or None
+
+
+def _sum(layers: Layers, key: str) -> int | None:
+    return sum(layer[key] for layer in layers) if layers else None
+
+
+def _layer_change(before: Layers, after: Layers) -> dict[str, Any] | None:
+    """Of several layers the sum of their medians, in an interval that is the sum of theirs."""
+    first, second = (_added([layer["latency"] for layer in layers]) for layers in (before, after))
+    if not first or not second or first["unit"] != second["unit"]:
         return None
-    return _change(before, after, noise if before["basis"] == after["basis"] else None)
+    return _change(first, second)
 
 
-def _by_modules(layers: Sequence[Mapping[str, Any]]) -> dict[Any, Mapping[str, Any]]:
+def _added(figures: Sequence[Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
+    known = [row for row in figures if row]
+    if not known or len(known) < len(figures) or len({(row["basis"], row["unit"]) for row in known}) > 1:
+        return None
+    intervals = [row.get("interval") for row in known]
+    least = [row.get("min") for row in known]
+    return {
+        **known[0],
+        "p50": sum(row["p50"] for row in known),
+        "min": None if None in least else sum(least),
+        "interval": None if None in intervals else [sum(ends) for ends in zip(*intervals, strict=True)],
+    }
+
+
+def _modules(layer: Mapping[str, Any]) -> Any:
+    return tuple(layer["modules"]) or layer["kernel"]
+
+
+def _work(layer: Mapping[str, Any]) -> Any:
+    return layer["macs"], layer["bytes"]
+
+
+def _by(key_of: Callable[[Mapping[str, Any]], Any], layers: Layers) -> dict[Any, Mapping[str, Any]]:
+    """Layers by a key, and by a running number where several have the same."""
     seen: Counter[Any] = Counter()
     found = {}
     for layer in layers:
-        key = tuple(layer["modules"]) or layer["kernel"]
+        key = key_of(layer)
         found[key, seen[key]] = layer
         seen[key] += 1
     return found
@@ -245,8 +334,14 @@ def _change_text(change: Mapping[str, Any]) -> str:
     before = f"{change['before']:.3f} {change['unit']} ({bases[0]})"
     after = f"{change['after']:.3f} {change['unit']} ({bases[1]})"
     ratio = f", × {change['ratio']:.3f}" if change["ratio"] else ""
-    noise = f"noise {change['noise']:.1%}" if change["noise"] is not None else "of different bases"
-    return f"{before} → {after}{ratio}: {change['verdict']} ({noise})"
+    least = [change["min"][side] for side in ("before", "after")]
+    fastest = "" if None in least else f"; fastest {least[0]:.3f} → {least[1]:.3f}"
+    interval = change["interval"]
+    if interval:
+        sure = f"{interval[0]:.3f} to {interval[1]:.3f}"
+    else:
+        sure = "of different bases" if bases[0] != bases[1] else "no spread is known"
+    return f"{before} → {after}{ratio}: {change['verdict']} ({sure}{fastest})"
 
 
 def _shown(value: Any) -> str:

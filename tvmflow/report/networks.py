@@ -35,6 +35,7 @@ ENTRIES = (
     "latency_ms",
     "latency_least",
     "latency_basis",
+    "latency_figures",
     "threads",
 )
 """What is known of a network on a board: a row of the CSV."""
@@ -139,7 +140,7 @@ def notes(document: Mapping[str, Any]) -> list[str]:
     paragraphs = [
         "A latency is of one inference. Peak memory is measured where the network ran, beyond the runtime; else it is "
         "what was planned: weights and activations, on a microcontroller activations and stack. What is modelled comes "
-        "from the graph and the board's data sheet, and such a latency is a lower bound that no program reaches."
+        "from the graph and the figures that are named, and such a latency is a lower bound that no program reaches."
     ]
     known = [report["model"].get("accuracy") for report in document["reports"]]
     for about in dict.fromkeys(f"{row['images']:,} test images ({row['data']})" for row in known if row):
@@ -161,17 +162,19 @@ def _of_report(report: Mapping[str, Any]) -> Row:
         "latency_ms": latency and latency["p50"],
         "latency_least": False,
         "latency_basis": latency and latency["basis"],
+        "latency_figures": None,
         "threads": latency and latency["threads"],
     }
 
 
 def _of_estimate(model: Mapping[str, Any], estimate: Mapping[str, Any]) -> Row:
     memory, fits = estimate["memory"], estimate["fits"]["fits"]
-    latency = estimate["latency_ms"] if fits else None
+    possible = estimate.get("build", {"possible": True})["possible"]
+    latency = estimate["latency_ms"] if fits and possible else None
     return {
         **_of_model(model, sum(layer["macs"] for layer in estimate["layers"]), estimate["arithmetic"]),
         "target": estimate["target"],
-        "verified": "not built" if fits else "doesn't fit",
+        "verified": "can't be built" if not possible else "not built" if fits else "doesn't fit",
         "module_kib": memory["weights_bytes"] / 1024,
         "module_basis": "modelled",
         "peak_kib": _planned(memory, estimate["kind"]) / 1024,
@@ -179,6 +182,7 @@ def _of_estimate(model: Mapping[str, Any], estimate: Mapping[str, Any]) -> Row:
         "latency_ms": latency,
         "latency_least": latency is not None,
         "latency_basis": estimate["basis"] if latency is not None else None,
+        "latency_figures": estimate.get("figures") if latency is not None else None,
         "threads": None,
     }
 
@@ -235,7 +239,8 @@ def _figure(row: Row, key: str) -> Figure:
         if row["latency_ms"] is None:
             return Figure(shown="–", basis=row["verified"])
         shown = f"{'≥ ' * row['latency_least']}{show(row['latency_ms'], 'latency_ms')}"
-        return Figure(shown=shown, number=row["latency_ms"], basis=row["latency_basis"])
+        words = [row["latency_basis"], *([row["latency_figures"]] if row["latency_figures"] else [])]
+        return Figure(shown=shown, number=row["latency_ms"], basis="; ".join(words))
     value, basis = row[f"{key}_kib"], row[f"{key}_basis"]
     if basis == "built":
         basis = f"built; {row['verified']}"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tvmflow.estimate import origin
 from tvmflow.report import Report, networks, to_json, views
 from tvmflow.report.answers import answers, repeat
 from tvmflow.report.details import cells_of, header_of
@@ -34,11 +35,18 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
     """What a verification found, in one line."""
     if verdict["passed"] is None:
         return f"not verified: {verdict['reason']}"
-    return (
-        f"{'passed' if verdict['passed'] else 'FAILED'} ({verdict['method']}, {len(verdict['vectors'])} vectors): "
-        f"largest error {verdict['max_abs_error']:.2g}, relative {verdict['max_rel_error']:.2g}, "
-        f"same class on {verdict['argmax_agreement']:.0%}"
-    )
+    words = [f"largest error {_number(verdict['max_abs_error'])}", f"relative {_number(verdict['max_rel_error'])}"]
+    if verdict["argmax_agreement"] is not None:
+        words.append(f"same class on {verdict['argmax_agreement']:.0%}")
+    for place in verdict.get("constant_outputs", ()):
+        words.append(f"output {place} is the same in all vectors, so little is known of it")
+    count = len(verdict["vectors"])
+    return f"{'passed' if verdict['passed'] else 'FAILED'} ({verdict['method']}, {count} vectors): {', '.join(words)}"
+
+
+def _number(value: float | None) -> str:
+    """JSON has null for what is infinite."""
+    return "infinite" if value is None else f"{value:.2g}"
 
 
 def latency_text(report: Report) -> str:
@@ -51,7 +59,12 @@ def latency_text(report: Report) -> str:
     lines = [
         f"{figures['p50']:.3f} ms p50 ({figures['basis']}, {figures['threads']} "
         f"thread{'s' if figures['threads'] > 1 else ''}, {figures['repeats']} runs)",
-        f"p90 {figures['p90']:.3f}, p99 {figures['p99']:.3f}, mean {figures['mean']:.3f}, min {figures['min']:.3f} ms",
+        f"p90 {figures['p90']:.3f}, p99 {figures['p99']:.3f}, mean {figures['mean']:.3f}, min {figures['min']:.3f} ms"
+        + (
+            f"; the median is within {interval[0]:.3f}–{interval[1]:.3f}"
+            if (interval := figures.get("interval"))
+            else ""
+        ),
         f"set-up {figures['setup']:.1f}, first {figures['first']:.3f}, warm {figures['warm']:.3f} ms",
     ]
     if windows := figures.get("windows"):
@@ -153,6 +166,7 @@ def report_text(report: Report, *, layers: bool = True) -> str:
     ]
     if layers:
         parts += ["", layers_text(report)]
+        parts += ["", f"In all, {total}."] if (total := views.layers_sum(report)) else []
     return "\n".join(parts)
 
 
@@ -189,6 +203,8 @@ def render_html(document: Mapping[str, Any]) -> str:
         show=views.show,
         number=views.number,
         processor=views.processor,
+        layers_sum=views.layers_sum,
+        origin=origin,
     )
     template = environment.get_template(TEMPLATE.name)
     reports = [{"device": None, "timeline": None, **report} for report in document["reports"]]
@@ -200,6 +216,7 @@ def render_html(document: Mapping[str, Any]) -> str:
             "networks": networks.tables(document),
             "network_notes": networks.notes(document),
             "nothing": networks.NOTHING,
+            "overhead": f"{views.OVERHEAD:g}",
         }
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tvmflow.estimate import origin
 from tvmflow.report import Report
 from tvmflow.report.details import cells_of, header_of
 
@@ -28,6 +29,9 @@ class Column:
 
 
 Row = dict[str, Any]
+
+OVERHEAD = 5.0
+"""Times its bound above which a layer is bound by something else: starting the kernel, threads, a poor schedule."""
 
 DEVICES = (
     Column(key="model", heading="Network"),
@@ -114,8 +118,8 @@ def layers(report: Report) -> tuple[list[Column], list[Row]]:
     """Columns and rows of a report's layers: their times where there are some, and what its kind of target knows.
 
     Shares are of the layers' times, cumulative ones in the order in which they run; GFLOP/s counts two operations for
-    each multiply-add of the original network. What a layer takes at least is by `target.roof`, but for an accelerator
-    that has bounds of its own in its details.
+    each multiply-add that meets the input, as bounds do. What a layer takes at least is by `target.roof`, but for an
+    accelerator that has bounds of its own in its details.
     """
     times = [layer["latency"]["p50"] if layer["latency"] else None for layer in report["layers"]]
     total = sum(time for time in times if time is not None)
@@ -132,14 +136,14 @@ def layers(report: Report) -> tuple[list[Column], list[Row]]:
             **{f"details.{place}": cell for place, cell in enumerate(cells_of(layer, report["layers"]))},
         }
         if bound:
-            row |= {"by": bound["by"], "least_us": bound["us"], "least_share": bound["us"] / least}
+            row |= {"by": limited_by(layer), "least_us": bound["us"], "least_share": bound["us"] / least}
         if time is not None:
             cumulative += time
             row |= {
                 "us": time,
                 "share": time / total if total else None,
                 "cumulative": cumulative / total if total else None,
-                "gflops": 2e-3 * layer["macs"] / time if time else None,
+                "gflops": 2e-3 * live_macs(layer) / time if time else None,
                 "times_bound": time / bound["us"] if bound else None,
             }
         rows.append(row)
@@ -163,6 +167,36 @@ def largest(rows: Sequence[Row], key: str) -> float:
 def name_of(layer: Mapping[str, Any]) -> str:
     """A layer by its modules."""
     return ", ".join(layer["modules"]) or layer["kernel"]
+
+
+def live_macs(layer: Mapping[str, Any]) -> int:
+    """A layer's multiply-adds that meet the input, or all where that isn't known."""
+    return layer["macs"] if layer.get("live_macs") is None else layer["live_macs"]
+
+
+def least_us(layer: Mapping[str, Any]) -> float | None:
+    """What a layer takes at least; of an accelerator by its own bounds."""
+    details = layer["details"]
+    if "bound_cycles" in details and details.get("cycles"):
+        return layer["latency"]["p50"] * details["bound_cycles"] / details["cycles"] if layer["latency"] else None
+    return (layer.get("bound") or {}).get("us")
+
+
+def limited_by(layer: Mapping[str, Any]) -> str | None:
+    """What bounds a layer; "overhead" if it takes so many times its bound that this can't be what it spends time on."""
+    by = layer["details"].get("bound") or (layer.get("bound") or {}).get("by")
+    least = least_us(layer)
+    slow = by and least and layer["latency"] and layer["latency"]["p50"] > OVERHEAD * least
+    return "overhead" if slow else by
+
+
+def layers_sum(report: Report) -> str:
+    """What the layers add up to, beside the whole; "" where either has no time."""
+    latency, times = report["latency"], [layer["latency"]["p50"] for layer in report["layers"] if layer["latency"]]
+    if not latency or len(times) < len(report["layers"]) or not latency["p50"]:
+        return ""
+    total = sum(times) / 1e3
+    return f"the layers add up to {total:.3f} ms, {total / latency['p50']:.2f} times the latency"
 
 
 def layer_basis(report: Report) -> str:
@@ -217,7 +251,7 @@ def roofline(report: Report) -> dict[str, Any] | None:
     """
     points = []
     for layer in report["layers"]:
-        macs = layer["macs"] if layer.get("live_macs") is None else layer["live_macs"]
+        macs = live_macs(layer)
         if layer["latency"] and layer["latency"]["p50"] and macs and layer["bytes"]:
             points.append((2 * macs / layer["bytes"], 2e-3 * macs / layer["latency"]["p50"], name_of(layer)))
     if not points:
@@ -242,6 +276,8 @@ def roofline(report: Report) -> dict[str, Any] | None:
         "roof": lines,
         "source": roof["source"] if roof else "",
         "basis": roof.get("basis", "stated") if roof else "",
+        "origin": origin(roof),
+        "above": bool(roof) and any(y > roof["gbps"] * x for x, y, _ in points),
         "x_ticks": [(place(tick, low)[0], f"{10.0**tick:g}") for tick in _ticks(left, right)],
         "y_ticks": [(place(left, tick)[1], f"{10.0**tick:g}") for tick in _ticks(low, high)],
     }

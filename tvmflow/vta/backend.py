@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvmflow import __version__, backends, bundle, interrupt
+from tvmflow import build as building
 from tvmflow.spec import Measurement, Program, Target, TensorSpec, UserError, VerificationError
 from tvmflow.vta import program as programs
 from tvmflow.vta import timing
@@ -37,6 +38,9 @@ def check(target: Target, out: Path, linker: str = "auto", *, runner: bool = Fal
     if runner:
         raise UserError("A bundle for VTA has its driver, in Python and in C, already: leave --runner out.")
     bundle.check_destination(out)
+
+
+check_network = building.check_network
 
 
 def build(
@@ -170,7 +174,10 @@ def time(
         first_ms=timed.latency_ms,
         facts={"simulation": facts},
     )
-    rows = [{"basis": "simulated", "unit": "us", "p50": layer.cycles / board.clock_mhz} for layer in timed.layers]
+    rows = [
+        {"basis": "simulated", "unit": "us", "p50": us, "min": us, "interval": [us, us]}
+        for us in (layer.cycles / board.clock_mhz for layer in timed.layers)
+    ]
     return backends.Timing(
         measurement=measurement if whole else None,
         note="" if whole else "only profiled.",
@@ -181,11 +188,16 @@ def time(
 
 
 def _details(layer: timing.LayerTiming, known: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run tells of a layer, beside its bounds."""
+    """What a run tells of a layer, beside its bounds.
+
+    `cycles` add up to the whole, as those in which the layer before is still at work count for that one. The bound
+    is of all that a layer does, so it is held against `span_cycles`, which overlap.
+    """
     return {
         "cycles": layer.cycles,
+        "span_cycles": layer.end - layer.begin,
         "busy_cycles": dict(layer.busy),
         "read_bytes": layer.read_bytes,
         "written_bytes": layer.written_bytes,
-        "times_bound": layer.cycles / known["bound_cycles"],
+        "times_bound": (layer.end - layer.begin) / known["bound_cycles"],
     }
