@@ -17,7 +17,7 @@ import numpy as np
 from tvmflow.models import MODELS, accuracy
 from tvmflow.network.foreign import first_line, quiet
 from tvmflow.network.names import name_outputs
-from tvmflow.network.pytorch_operators import torch_importer
+from tvmflow.network.pytorch_operators import decompose, torch_importer
 from tvmflow.network.shapes import InputShape, Shape
 from tvmflow.network.vectors import make_vectors, output_specs
 from tvmflow.spec import Preprocessing, Program, TensorSpec, TvmflowError, UserError
@@ -153,7 +153,7 @@ def _from_exported(
                 "export it with the fixed shape that the device will see."
             )
     with quiet():
-        exported = exported.run_decompositions()
+        exported = decompose(exported)
         try:
             module = torch_importer()().from_exported_program(exported, False, True, False, None)
         except TvmflowError:

@@ -1,0 +1,124 @@
+"""Sampling at computed places: grid_sample in two and three dimensions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tvmflow.network.aten.call import Call, Converter, shape_of
+
+BILINEAR, NEAREST, BICUBIC = range(3)
+ZEROS, BORDER, REFLECTION = range(3)
+CUBIC = -0.75
+"""The coefficient a of PyTorch's cubic convolution."""
+
+
+def grid_sample(call: Call) -> Any:
+    """Coordinates of −1 to 1 span the map; what lies outside is 0, the border, or a reflection.
+
+    As in PyTorch's GridSampler, corner by corner; NaN among the coordinates is taken for −1.
+    """
+    from tvm import te, tirx
+
+    x, grid, interpolation, padding, aligned = call.arguments
+    sizes = shape_of(x)[2:]
+    spatial = len(sizes)
+
+    def number(value: float) -> Any:
+        return tirx.const(value, "float32")
+
+    def unnormalised(coordinate: Any, size: int) -> Any:
+        if aligned:
+            return (coordinate + number(1)) / number(2) * number(size - 1)
+        return ((coordinate + number(1)) * number(size) - number(1)) / number(2)
+
+    def bounded(coordinate: Any, size: int) -> Any:
+        """Within the map; the first place that isn't NaN."""
+        clipped = tirx.Select(coordinate > number(0), coordinate, number(0))
+        return tirx.Select(clipped < number(size - 1), clipped, number(size - 1))
+
+    def reflected(coordinate: Any, size: int) -> Any:
+        low, high = (0, 2 * (size - 1)) if aligned else (-1, 2 * size - 1)
+        if low == high:
+            return number(0) * coordinate
+        minimum, span = number(low / 2), number((high - low) / 2)
+        distance = tirx.abs(coordinate - minimum)
+        rest = tirx.fmod(distance, span)
+        flips = tirx.floor(distance / span)
+        odd = tirx.fmod(flips, number(2)) != number(0)
+        return tirx.Select(odd, span - rest + minimum, rest + minimum)
+
+    def placed(coordinate: Any, size: int) -> Any:
+        if padding == REFLECTION:
+            coordinate = reflected(coordinate, size)
+        return coordinate if padding == ZEROS else bounded(coordinate, size)
+
+    def read(x: Any, n: Any, channel: Any, places: Sequence[Any]) -> Any:
+        """The element at whole coordinates, 0 off the map; compared as floats, which may be huge or NaN."""
+        inside = tirx.all(
+            *(
+                tirx.all(place >= number(0), place <= number(size - 1))
+                for place, size in zip(places, sizes, strict=True)
+            )
+        )
+        at = [
+            tirx.Select(tirx.all(place >= number(0), place <= number(size - 1)), place, number(0)).astype("int32")
+            for place, size in zip(places, sizes, strict=True)
+        ]
+        return tirx.if_then_else(inside, x[(n, channel, *at)], tirx.const(0, x.dtype))
+
+    def cubic(distance: Any) -> list[Any]:
+        """Weights of the four neighbours at 1 + d, d, 1 − d, 2 − d."""
+        a = CUBIC
+
+        def near(d: Any) -> Any:
+            return (number(a + 2) * d - number(a + 3)) * d * d + number(1)
+
+        def far(d: Any) -> Any:
+            return ((number(a) * d - number(5 * a)) * d + number(8 * a)) * d - number(4 * a)
+
+        one = number(1)
+        return [far(distance + one), near(distance), near(one - distance), far(number(2) - distance)]
+
+    def make(x: Any, grid: Any) -> Any:
+        def value(n: Any, channel: Any, *at: Any) -> Any:
+            raw = [
+                unnormalised(grid[(n, *at, spatial - 1 - axis)].astype("float32"), sizes[axis])
+                for axis in range(spatial)
+            ]
+            if interpolation == BICUBIC:
+                floors = [tirx.floor(coordinate) for coordinate in raw]
+                weights = [cubic(coordinate - floor) for coordinate, floor in zip(raw, floors, strict=True)]
+                choices = [
+                    [
+                        (placed(floor + number(step - 1), size), weight[step])
+                        for step in range(4)
+                    ]
+                    for floor, size, weight in zip(floors, sizes, weights, strict=True)
+                ]  # fmt: skip
+            else:
+                inner = [placed(coordinate, size) for coordinate, size in zip(raw, sizes, strict=True)]
+                if interpolation == NEAREST:
+                    return read(x, n, channel, [tirx.nearbyint(coordinate) for coordinate in inner])
+                floors = [tirx.floor(coordinate) for coordinate in inner]
+                choices = [
+                    [(floor, floor + number(1) - coordinate), (floor + number(1), coordinate - floor)]
+                    for floor, coordinate in zip(floors, inner, strict=True)
+                ]
+            total: Any = number(0)
+            for corner in itertools.product(*choices):
+                weight = math.prod((share for _, share in corner[1:]), start=corner[0][1])
+                total = total + read(x, n, channel, [place for place, _ in corner]).astype("float32") * weight
+            return total.astype(x.dtype)
+
+        return te.compute(call.shape, value, name="grid_sample")
+
+    return call.compute("grid_sample", make, x, grid)
+
+
+OPERATORS: dict[str, Converter] = {
+    "grid_sampler_2d.default": grid_sample,
+    "grid_sampler_3d.default": grid_sample,
+}
