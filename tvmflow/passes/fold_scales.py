@@ -14,6 +14,7 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from tvmflow.passes.constants import is_constant, keeps_precision
 from tvmflow.passes.multiply_adds import multiply_adds, static_shape
 from tvmflow.spec import Program, Target
 
@@ -33,7 +34,7 @@ def fold_scales(program: Program, target: Target) -> Program:
 
 
 def _find(module: tvm.IRModule) -> tuple[relax.VarBinding, np.ndarray, list[relax.VarBinding]] | None:
-    """A layer that only scales and the convolutions that read it, if nothing else does and all results are finite."""
+    """A layer that only scales and the convolutions that read it, if nothing else does and no weight is lost by it."""
     bindings = [binding for block in module["main"].body.blocks for binding in block.bindings]
     for binding in bindings:
         factors = _factors(binding.value)
@@ -43,7 +44,7 @@ def _find(module: tvm.IRModule) -> tuple[relax.VarBinding, np.ndarray, list[rela
         if not readers or binding.var in _variables(module["main"].body.body):
             continue
         if all(_takes(reader.value, binding.var) for reader in readers) and all(
-            _is_finite(_scaled(reader.value, factors), reader.value) for reader in readers
+            keeps_precision(reader.value.args[1].value.numpy(), _scaled(reader.value, factors)) for reader in readers
         ):
             return binding, factors, readers
     return None
@@ -51,7 +52,7 @@ def _find(module: tvm.IRModule) -> tuple[relax.VarBinding, np.ndarray, list[rela
 
 def _factors(value: relax.Expr) -> np.ndarray | None:
     """The factor of each channel if `value` is a depthwise convolution of which one tap is left, in place."""
-    if not _is_conv(value) or not _is_constant(value.args[1]):
+    if not _is_conv(value) or not is_constant(value.args[1]):
         return None
     data, weight, result = (static_shape(tensor.ty) for tensor in (value.args[0], value.args[1], value))
     if int(value.attrs.groups) != data[1] or weight[0] != data[1] or data != result:
@@ -74,7 +75,7 @@ def _live_taps(value: relax.Call, axis: int, length: int, taps: int) -> list[int
 
 def _takes(value: relax.Expr, var: relax.Var) -> bool:
     """Whether a convolution reads `var` as its input and can take a scale into its weights."""
-    return _is_conv(value) and value.args[0].same_as(var) and _is_constant(value.args[1])
+    return _is_conv(value) and value.args[0].same_as(var) and is_constant(value.args[1])
 
 
 def _is_conv(value: relax.Expr) -> bool:
@@ -85,24 +86,12 @@ def _is_conv(value: relax.Expr) -> bool:
     return layouts == ("NCHW", "OIHW", "NCHW") and dtypes == {"float32"}
 
 
-def _is_constant(value: relax.Expr) -> bool:
-    return isinstance(value, tvm.ir.expr.GenericConst)
-
-
 def _scaled(conv: relax.Call, factors: np.ndarray) -> np.ndarray:
     """The weights of a convolution (f, c in its group, r, s) times the factor of the channel that each one meets."""
     weight, groups = conv.args[1].value.numpy(), int(conv.attrs.groups)
     met = factors.reshape(groups, 1, weight.shape[1])
     with np.errstate(over="ignore", invalid="ignore"):
         return (weight.reshape(groups, -1, *weight.shape[1:]) * met[..., None, None]).reshape(weight.shape)
-
-
-def _is_finite(scaled: np.ndarray, conv: relax.Call) -> bool:
-    """Nothing may overflow, nor fall below what float32 holds at full precision, that hasn't before."""
-    before = conv.args[1].value.numpy()
-    lost = (np.abs(scaled) < np.finfo(np.float32).tiny) & (scaled != 0)
-    vanished = (scaled == 0) & (before != 0)
-    return bool(np.isfinite(scaled).all() and not lost.any() and not vanished.any())
 
 
 def _variables(value: relax.Expr) -> list[relax.Var]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 import tvm
 from tvm import relax, tirx
+from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tvmflow.network.names import module_path
 from tvmflow.passes.multiply_adds import live_macs, multiply_adds, static_shape
@@ -27,7 +27,7 @@ def fuse_operators(program: Program, target: Target) -> Program:
         [relax.transform.LegalizeOps(), relax.transform.AnnotateTIROpPattern(), relax.transform.FoldConstant()]
     )(program.module)
     grouped = relax.transform.FuseOps()(legal)
-    members = _members(legal, grouped)
+    members = _members(legal)
     fused = relax.transform.FuseTIR()(grouped)
     views = relax.transform.RewriteDataflowReshape()(fused)
     module = relax.transform.DeadCodeElimination()(views)
@@ -58,55 +58,59 @@ def _bindings(module: tvm.IRModule) -> Iterator[relax.VarBinding]:
 
 def kernel_calls(module: tvm.IRModule) -> list[relax.VarBinding]:
     """Bindings of `main` that call a kernel: `call_tir`, or a group of them that FuseOps made a function of."""
-    calls = [binding for binding in _bindings(module) if isinstance(binding.value, relax.Call)]
     return [
         binding
-        for binding in calls
-        if isinstance(binding.value.op, tvm.ir.GlobalVar) or getattr(binding.value.op, "name", "") == "relax.call_tir"
+        for binding in _bindings(module)
+        if isinstance(binding.value, relax.Call)
+        and (isinstance(binding.value.op, tvm.ir.GlobalVar) or _is_call_tir(binding.value))
     ]
 
 
-def _members(legal: tvm.IRModule, grouped: tvm.IRModule) -> list[list[str]]:
-    """For each kernel call of `grouped`, the names of the bindings of `legal` that it does the work of.
+def _is_call_tir(value: relax.Expr) -> bool:
+    return isinstance(value, relax.Call) and getattr(value.op, "name", "") == "relax.call_tir"
 
-    FuseOps renames the results of groups and makes one function of equal groups, so each call is found again by the
-    kernel that it calls and the values that flow into it.
+
+def _members(legal: tvm.IRModule) -> list[list[str]]:
+    """For each kernel call that FuseOps makes of `legal`, the names of the bindings whose work it does.
+
+    FuseOps renames results and makes one function of equal groups, after which nothing says which call was which. It
+    groups by the graph and by the patterns of kernels, not by their names, so here it groups a copy in which each call
+    has a kernel of its own: the groups are the same, in the same order, and their kernels tell whose they are.
     """
-    candidates: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-    for binding in kernel_calls(legal):
-        candidates[_signature(binding.value, {})].append(binding.var.name)
+    apart = _Apart(legal)
+    main = apart.visit_expr(legal["main"])
+    copy = apart.builder_.get()
+    copy["main"] = main
+    grouped = relax.transform.FuseOps()(copy)
     found = []
-    original: dict[relax.Var, str] = {}  # variable of `grouped` → name of the same value in `legal`
     for binding in kernel_calls(grouped):
-        if not isinstance(binding.value.op, tvm.ir.GlobalVar):
-            found.append([candidates[_signature(binding.value, original)].pop(0)])
-        else:
-            group = grouped[binding.value.op]
-            inner = {
-                parameter: _identity(argument, original)
-                for parameter, argument in zip(group.params, binding.value.args, strict=True)
-            }
-            names = []
-            for step in (step for block in group.body.blocks for step in block.bindings):
-                if isinstance(step.value, relax.Call):
-                    names.append(candidates[_signature(step.value, inner)].pop(0))
-                    inner[step.var] = names[-1]
-            found.append(names)
-        original[binding.var] = found[-1][-1]
+        called, steps = binding.value.op, [binding.value]
+        if isinstance(called, tvm.ir.GlobalVar):
+            steps = [step.value for block in grouped[called].body.blocks for step in block.bindings]
+        found.append([apart.origin[step.args[0].name_hint] for step in steps if _is_call_tir(step)])
     return found
 
 
-def _signature(call: relax.Call, original: Mapping[relax.Var, str]) -> tuple[str, ...]:
-    """The kernel that a `call_tir` calls and what it reads, as it was called in the module before grouping."""
-    return call.args[0].name_hint, *(_identity(field, original) for field in call.args[1].fields)
+@mutator
+class _Apart(PyExprMutator):
+    """Gives each call of `main` a kernel of its own; `origin` says which binding each kernel is of."""
 
+    def __init__(self, module: tvm.IRModule) -> None:
+        super().__init__(module)
+        self.original = module
+        self.origin: dict[str, str] = {}
 
-def _identity(value: relax.Expr, original: Mapping[relax.Var, str]) -> str:
-    """A variable's name; of a constant, its array's: two equal kernels may differ in their weights only."""
-    if isinstance(value, relax.Var):
-        return original.get(value, value.name)
-    held = getattr(value, "value", value)
-    return f"constant {held.__chandle__() if isinstance(held, tvm.runtime.Tensor) else held}"
+    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
+        call = binding.value
+        if not _is_call_tir(call):
+            super().visit_var_binding_(binding)
+            return
+        name = f"call{len(self.origin)}"  # an attribute too, for the builder makes one of equal functions
+        kernel = self.builder_.add_func(self.original[call.args[0]].with_attr("call", name), name)
+        self.origin[kernel.name_hint] = binding.var.name
+        emit = self.builder_.emit if isinstance(binding.var, relax.DataflowVar) else self.builder_.emit_output
+        arguments = [kernel, *(self.visit_expr(argument) for argument in call.args[1:])]
+        self.set_var_remap(binding.var, emit(relax.Call(call.op, arguments, call.attrs, call.ty_args)))
 
 
 def tensor_bytes(tensor: relax.Type) -> int:

@@ -1,0 +1,47 @@
+"""Constants of a Relax module as NumPy arrays, and whether they survive being scaled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvmflow.passes.multiply_adds import static_shape
+
+
+def is_constant(value: relax.Expr) -> bool:
+    return isinstance(value, tvm.ir.expr.GenericConst)
+
+
+def operator(value: relax.Expr) -> str:
+    """The name of the operator that `value` calls, "relax.add" for one; empty where it calls none."""
+    return getattr(getattr(value, "op", None), "name", "")
+
+
+def read_constants(bindings: Iterable[relax.VarBinding]) -> dict[relax.Var, np.ndarray]:
+    """The variables whose values are constants that were only given another shape or order of axes."""
+    found: dict[relax.Var, np.ndarray] = {}
+
+    def value_of(expr: relax.Expr) -> np.ndarray | None:
+        return expr.value.numpy() if is_constant(expr) else found.get(expr)
+
+    for binding in bindings:
+        value = binding.value
+        name = operator(value)
+        if name not in ("relax.reshape", "relax.expand_dims", "relax.permute_dims"):
+            continue
+        array = value_of(value.args[0])
+        if array is not None:
+            axes = value.attrs.axes if name == "relax.permute_dims" else None
+            turned = array.transpose(None if axes is None else [int(axis) for axis in axes])
+            found[binding.var] = turned if name == "relax.permute_dims" else array.reshape(static_shape(value.ty))
+    return found
+
+
+def keeps_precision(before: np.ndarray, scaled: np.ndarray) -> bool:
+    """Whether nothing that was finite overflows, vanishes, or falls below what `before`'s dtype holds in full."""
+    given = scaled.astype(before.dtype)
+    lost = (np.abs(given) < np.finfo(before.dtype).tiny) & (scaled != 0)
+    return bool(np.isfinite(given).all() and not lost.any() and not ((given == 0) & (before != 0)).any())
