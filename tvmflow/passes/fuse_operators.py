@@ -12,6 +12,7 @@ from tvm import relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tvmflow.network.names import module_path
+from tvmflow.passes.infinite_extremes import infinite_extremes
 from tvmflow.passes.multiply_adds import live_macs, multiply_adds, static_shape
 from tvmflow.spec import Layer, Program, Target
 
@@ -24,7 +25,13 @@ def fuse_operators(program: Program, target: Target) -> Program:
     macs = {binding.var.name: multiply_adds(binding.value) for binding in _bindings(program.module)}
     macs |= {name: count for works in program.folded.values() for name, count in works.items()}
     legal = tvm.ir.transform.Sequential(
-        [relax.transform.LegalizeOps(), relax.transform.AnnotateTIROpPattern(), relax.transform.FoldConstant()]
+        [
+            relax.backend.DispatchSortScan(),
+            relax.transform.LegalizeOps(),
+            infinite_extremes,
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FoldConstant(),
+        ]
     )(program.module)
     grouped = relax.transform.FuseOps()(legal)
     members = _members(legal)

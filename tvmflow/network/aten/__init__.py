@@ -42,6 +42,7 @@ WHOLE: tuple[str, ...] = (
     *resizing.OPERATORS,
     "im2col.default",
     "col2im.default",
+    "softshrink.default",
     "roll.default",
     "pad.default",
     "logsumexp.default",

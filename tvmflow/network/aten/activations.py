@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvmflow.network.aten.arithmetic import exp_minus_1, pointwise
@@ -23,11 +24,19 @@ def elu(call: Call) -> Any:
 
 
 def gelu(call: Call) -> Any:
-    """x · Φ(x), with the error function or with tanh."""
-    from tvm import relax
+    """x · Φ(x), with the error function or with tanh. Of ∞, PyTorch's kernel for some CPUs gives NaN: it is asked."""
+    import torch
+    from tvm import relax, tirx
 
     x, approximate = call.arguments
-    return call.emit((relax.op.nn.gelu if approximate == "none" else relax.op.nn.gelu_tanh)(x))
+    result = call.emit((relax.op.nn.gelu if approximate == "none" else relax.op.nn.gelu_tanh)(x))
+    if not torch.nn.functional.gelu(torch.full((64,), math.inf), approximate=approximate).isnan().any():
+        return result
+
+    def odd(x: Any, result: Any) -> Any:
+        return tirx.Select(x == tirx.const(math.inf, x.ty.dtype), tirx.const(math.nan, x.ty.dtype), result)
+
+    return pointwise(call, "gelu_of_infinity", odd, x, result)
 
 
 def rrelu(call: Call) -> list[Any]:
@@ -36,6 +45,20 @@ def rrelu(call: Call) -> list[Any]:
 
     x, _, lower, upper, *_ = call.arguments
     return [call.emit(relax.op.nn.leakyrelu(x, (lower + upper) / 2))]
+
+
+def softshrink(call: Call) -> Any:
+    """x nearer to 0 by λ, 0 within ±λ; NaN stays."""
+    from tvm import tirx
+
+    x, threshold = call.arguments
+
+    def shrink(x: Any) -> Any:
+        zero, bound = (tirx.const(value, x.ty.dtype) for value in (0, threshold))
+        inner = tirx.Select(tirx.isnan(x), x, zero)
+        return tirx.Select(x > bound, x - bound, tirx.Select(x < -bound, x + bound, inner))
+
+    return pointwise(call, "softshrink", shrink, x)
 
 
 def leaky_relu(call: Call) -> Any:
@@ -68,6 +91,7 @@ OPERATORS: dict[str, Converter] = {
     "elu.default": elu,
     "gelu.default": gelu,
     "rrelu_with_noise_functional.default": rrelu,
+    "softshrink.default": softshrink,
     "leaky_relu.default": leaky_relu,
     "_softmax.default": softmax,
     "_log_softmax.default": log_softmax,

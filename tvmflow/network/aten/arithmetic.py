@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
-from tvmflow.network.aten.call import Call, Converter, dtype_name, dtype_of, is_floating, is_tensor, shape_of
+from tvmflow.network.aten.call import Call, Converter, dtype_name, dtype_of, is_floating, is_tensor
 
 
 def operands(call: Call, dtype: str | None = None, count: int = 2) -> list[Any]:
@@ -87,14 +88,14 @@ def pointwise(call: Call, name: str, function: Callable[..., Any], *tensors: Any
 
     def make(*given: Any) -> Any:
         def value(*index: Any) -> Any:
-            return function(*(each[_broadcast(each.shape, index)] for each in given))
+            return function(*(each(*broadcast_index(each.shape, index)) for each in given))
 
         return te.compute(shape, value, name=name)
 
     return call.compute(name, make, *tensors)
 
 
-def _broadcast(shape: Any, index: Any) -> tuple[Any, ...]:
+def broadcast_index(shape: Any, index: Any) -> tuple[Any, ...]:
     """Where an element of the result is in a tensor that is broadcast to it."""
     last = index[len(index) - len(shape) :]
     return tuple(0 if int(size) == 1 else at for size, at in zip(shape, last, strict=True))
@@ -119,8 +120,13 @@ def scaled_sum(sign: int, *, reverse: bool = False) -> Converter:
 
 
 def multiply(call: Call) -> Any:
+    """TVM takes x · 0 for 0, NaN or not; x − x isn't simplified and is NaN where x isn't finite."""
     from tvm import relax
 
+    factor = call.arguments[1]
+    if isinstance(factor, int | float) and factor == 0 and is_floating(call.dtype):
+        (x,) = operands(call, count=1)
+        return call.emit(relax.op.subtract(x, x))
     return call.emit((relax.op.logical_and if call.dtype == "bool" else relax.op.multiply)(*operands(call)))
 
 
@@ -161,15 +167,23 @@ def _rounded_down(call: Call, x: Any, y: Any) -> Any:
 
     def quotient(x: Any, y: Any) -> Any:
         zero, one, half = (tirx.const(value, call.dtype) for value in (0, 1, 0.5))
-        rest = tirx.fmod(x, y)
+        rest = fmod_of(x, y)
         exact = (x - rest) / y
-        exact = tirx.Select(tirx.And(rest != zero, (rest < zero) != (y < zero)), exact - one, exact)
+        exact = tirx.Select(_other_sign(rest, y), exact - one, exact)
         floor = tirx.floor(exact)
         floor = tirx.Select(exact - floor > half, floor + one, floor)
-        signed = tirx.Select(exact == zero, tirx.copysign(zero, x / y), floor)
+        signed = tirx.Select(exact == zero, libm_of("copysign", zero, x / y), floor)
         return tirx.Select(y == zero, x / y, signed)
 
     return pointwise(call, "floored_division", quotient, x, y)
+
+
+def _other_sign(rest: Any, divisor: Any) -> Any:
+    """Whether a remainder that isn't 0 has another sign than the divisor."""
+    from tvm import tirx
+
+    zero = tirx.const(0, rest.ty.dtype)
+    return tirx.Or(tirx.And(rest < zero, divisor > zero), tirx.And(rest > zero, divisor < zero))
 
 
 def remainder(call: Call) -> Any:
@@ -179,11 +193,14 @@ def remainder(call: Call) -> Any:
     def rest(x: Any, y: Any) -> Any:
         if not is_floating(call.dtype):
             return tirx.floormod(x, _not_zero(y))
-        zero = tirx.const(0, call.dtype)
-        left = tirx.fmod(x, y)
-        return tirx.Select(tirx.And(left != zero, (left < zero) != (y < zero)), left + y, left)
+        left = fmod_of(x, y)
+        return tirx.Select(_other_sign(left, y), left + y, left)
 
     return pointwise(call, "remainder", rest, *operands(call))
+
+
+def fmod_of(x: Any, y: Any) -> Any:
+    return libm_of("fmod", x, y)
 
 
 def fmod(call: Call) -> Any:
@@ -191,7 +208,7 @@ def fmod(call: Call) -> Any:
     from tvm import tirx
 
     def rest(x: Any, y: Any) -> Any:
-        return tirx.fmod(x, y) if is_floating(call.dtype) else tirx.truncmod(x, _not_zero(y))
+        return fmod_of(x, y) if is_floating(call.dtype) else tirx.truncmod(x, _not_zero(y))
 
     return pointwise(call, "fmod", rest, *operands(call))
 
@@ -207,7 +224,7 @@ def power(call: Call) -> Any:
             return call.emit(relax.op.power(x, y))
         return pointwise(call, "power", _integer_power, x, y)
     floating = is_floating(call.dtype)
-    if exponent == int(exponent) and 1 <= abs(exponent) <= 4 or (not floating and exponent >= 1):
+    if (exponent == int(exponent) and 1 <= abs(exponent) <= 4) or (not floating and exponent >= 1):
         result = _multiplied(call, x, abs(int(exponent)))
         return result if exponent > 0 else call.emit(relax.op.divide(relax.const(1, call.dtype), result))
     if exponent == 0:
@@ -288,12 +305,44 @@ def logical(operator: str) -> Converter:
 
 
 def truth(call: Call, value: Any) -> Any:
-    """Whether elements aren't 0. A cast to bool would cut the fraction off first."""
-    from tvm import relax
+    """Whether elements aren't 0, as NaN isn't. A cast to bool would cut the fraction off first."""
+    from tvm import te, tirx
 
     if dtype_of(value) == "bool":
         return value
-    return call.emit(relax.op.not_equal(value, relax.const(0, dtype_of(value))))
+    zero = tirx.const(0, dtype_of(value))
+
+    def make(x: Any) -> Any:
+        return te.compute(x.shape, lambda *index: differ(x(*index), zero), name="truth")
+
+    return call.compute("truth", make, value)
+
+
+def differ(x: Any, y: Any) -> Any:
+    """x ≠ y, also where one is NaN, of which TVM's comparison says that it isn't unequal."""
+    from tvm import tirx
+
+    if str(x.ty.dtype) == "bool":
+        return tirx.Or(tirx.And(x, tirx.Not(y)), tirx.And(tirx.Not(x), y))
+    odd = [tirx.isnan(value) for value in (x, y) if is_floating(str(value.ty.dtype)) and not _is_number(value)]
+    return functools.reduce(tirx.Or, odd, tirx.NE(x, y))
+
+
+def _is_number(value: Any) -> bool:
+    from tvm import tirx
+
+    return isinstance(value, tirx.FloatImm)
+
+
+def equal(call: Call) -> Any:
+    """Also of a tensor with itself, which TVM takes for true where it is NaN."""
+    from tvm import tirx
+
+    return pointwise(call, "equal", lambda x, y: tirx.Not(differ(x, y)), *operands(call, promoted(call)))
+
+
+def not_equal(call: Call) -> Any:
+    return pointwise(call, "not_equal", differ, *operands(call, promoted(call)))
 
 
 def bitwise(operator: str) -> Converter:
@@ -324,10 +373,10 @@ def _sign(x: Any) -> Any:
 
 
 def exp_minus_1(x: Any) -> Any:
-    return _libm("expm1", x)
+    return libm_of("expm1", x)
 
 
-def _libm(name: str, *values: Any) -> Any:
+def libm_of(name: str, *values: Any) -> Any:
     """A function of C's library, which CUDA C has as well."""
     from tvm import tirx
 
@@ -339,7 +388,17 @@ def _libm(name: str, *values: Any) -> Any:
 
 
 def libm(name: str, count: int = 1) -> Converter:
-    return elementwise(name, lambda *values: _libm(name, *values), count)
+    return elementwise(name, lambda *values: libm_of(name, *values), count)
+
+
+def signbit(call: Call) -> Any:
+    """Whether the sign is −, of 0 and NaN too."""
+    from tvm import tirx
+
+    x = call.arguments[0]
+    if not is_floating(dtype_of(x)):
+        return pointwise(call, "signbit", lambda x: x < tirx.const(0, x.ty.dtype), x)
+    return pointwise(call, "signbit", lambda x: libm_of("copysign", tirx.const(1, x.ty.dtype), x) < 0, x)
 
 
 def round_decimals(call: Call) -> Any:
@@ -389,8 +448,6 @@ OPERATORS: dict[str, Converter] = {
     **{
         key: compared(operator)
         for short, operator in {
-            "eq": "equal",
-            "ne": "not_equal",
             "lt": "less",
             "le": "less_equal",
             "gt": "greater",
@@ -398,16 +455,23 @@ OPERATORS: dict[str, Converter] = {
         }.items()
         for key in (f"{short}.Tensor", f"{short}.Scalar")
     },
+    **_scalar_or_tensor("eq", equal),
+    **_scalar_or_tensor("ne", not_equal),
     **{f"logical_{name}.default": logical(f"logical_{name}") for name in ("and", "or", "xor", "not")},
     **{
         key: bitwise(name)
         for name in ("and", "or", "xor")
         for key in (f"bitwise_{name}.Tensor", f"bitwise_{name}.Scalar", f"__{name}__.Tensor", f"__{name}__.Scalar")
     },
-    "bitwise_left_shift.Tensor": _shifted(True),
-    "bitwise_right_shift.Tensor": _shifted(False),
-    "bitwise_left_shift.Tensor_Scalar": _shifted(True),
-    "bitwise_right_shift.Tensor_Scalar": _shifted(False),
+    **{
+        f"{name}.{kind}": _shifted(left)
+        for left, names in (
+            (True, ("bitwise_left_shift", "__lshift__")),
+            (False, ("bitwise_right_shift", "__rshift__")),
+        )
+        for name in names
+        for kind in ("Tensor", "Scalar", "Tensor_Scalar")
+    },
     "clamp.default": clip,
     "clamp_min.default": clip,
     "clamp_max.default": clip,
@@ -417,6 +481,7 @@ OPERATORS: dict[str, Converter] = {
     "_to_copy.default": cast,
     "isnan.default": asked("isnan"),
     "isinf.default": asked("isinf"),
+    "signbit.default": signbit,
     "sign.default": elementwise("sign", _sign),
     "round.default": round_decimals,
     "round.decimals": round_decimals,

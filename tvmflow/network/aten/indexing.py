@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow.network.aten.arithmetic import _broadcast
+from tvmflow.network.aten.arithmetic import broadcast_index
 from tvmflow.network.aten.call import Call, Converter, dtype_of, is_tensor, shape_of
 from tvmflow.spec import UserError
 
@@ -95,7 +95,7 @@ def index_tensor(call: Call) -> Any:
         others = [*index[:front], *index[front + len(together) :]]
         found = dict(zip(free, others, strict=True))
         for axis, table in zip(places, tables, strict=True):
-            found[axis] = from_front(table[_broadcast(table.shape, common)], shape[axis])
+            found[axis] = from_front(table[broadcast_index(table.shape, common)], shape[axis])
         return [found[axis] for axis in range(len(shape))]
 
     return gathered(call, "index", where, x, *given)
@@ -197,7 +197,7 @@ def pad(call: Call) -> Any:
         def read(*index: Any) -> Any:
             found = [at - low for at, (low, _) in zip(index, widths, strict=True)]
             bounds = [
-                tirx.all(0 <= place, place < size)
+                tirx.all(place >= 0, place < size)
                 for place, size, borders in zip(found, x.shape, widths, strict=True)
                 if any(borders)
             ]
@@ -317,7 +317,9 @@ def scatter(call: Call) -> Any:
         for place, size in enumerate(shape):
             source = strided(call, source, place, 0, size)
     return call.emit(
-        relax.op.scatter_elements(x, index, call.tensor(source), axis=axis % len(shape_of(x)), reduction=names[reduction])
+        relax.op.scatter_elements(
+            x, index, call.tensor(source), axis=axis % len(shape_of(x)), reduction=names[reduction]
+        )
     )
 
 

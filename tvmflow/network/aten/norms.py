@@ -103,8 +103,8 @@ def moments(call: Call, x: Any, axes: Sequence[int]) -> tuple[Any, Any]:
 
 
 def _mean(x: Any, axes: Sequence[int], count: int, middle: Any = None) -> Any:
-    """Of x, or of its squared distances from `middle`."""
-    from tvm import te
+    """Of x, or of its squared distances from `middle`. Divided at the end: the mean of equal numbers is that number."""
+    from tvm import te, tirx
 
     reduced = {axis: te.reduce_axis((0, x.shape[axis]), name=f"r{axis}") for axis in axes}
     shape = [1 if axis in reduced else dim for axis, dim in enumerate(x.shape)]
@@ -117,8 +117,7 @@ def _mean(x: Any, axes: Sequence[int], count: int, middle: Any = None) -> Any:
         return te.sum(value.astype("float64"), list(reduced.values()))
 
     sums = te.compute(shape, total, name="sums")
-    factor = 1 / count if count else math.nan
-    return te.compute(shape, lambda *index: (sums[index] * factor).astype(x.dtype), name="mean")
+    return te.compute(shape, lambda *index: (sums[index] / tirx.const(count, "float64")).astype(x.dtype), name="mean")
 
 
 def variance(call: Call) -> Any:
@@ -139,7 +138,7 @@ def _variance_and_mean(call: Call) -> tuple[Any, Any]:
     middle, spread = moments(call, x, axes)
     count, correction = size(shape_of(x), axes), 1 if correction is None else correction
     if correction:
-        factor = count / (count - correction) if count > correction else math.nan
+        factor = count / (count - correction) if count > correction else math.inf
         spread = call.emit(relax.op.multiply(spread, relax.const(factor, dtype_of(x))))
     if keep:
         return spread, middle

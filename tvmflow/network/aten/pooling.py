@@ -75,9 +75,7 @@ def adaptive_average(call: Call) -> Any:
         return _without_batch(call, call.emit(operator(full, window, window)), outer)
 
     def along(axis: int) -> Callable[[Any], Any]:
-        return lambda columns: torch.ops.aten.adaptive_avg_pool1d(
-            columns.reshape(1, columns.shape[1], -1), [out[axis]]
-        )
+        return lambda columns: torch.ops.aten.adaptive_avg_pool1d(columns.reshape(1, columns.shape[1], -1), [out[axis]])
 
     tables = [taps(along(axis), shape_of(full), axis + 2) for axis in range(spatial)]
     return _without_batch(call, resample(call, full, tables), outer)
@@ -134,7 +132,8 @@ def _maxima(call: Call, x: Any, windows: Sequence[np.ndarray], outer: int, *, pl
     from tvm import te, tirx
 
     sizes = shape_of(x)[2:]
-    lowest = extreme(dtype_of(x), largest=False)
+    dtype = dtype_of(x)
+    lowest = extreme(dtype, largest=False)
 
     def make(x: Any, *tables: Any) -> Any:
         steps = [te.reduce_axis((0, window.shape[1]), name=f"tap{axis}") for axis, window in enumerate(windows)]
@@ -142,7 +141,7 @@ def _maxima(call: Call, x: Any, windows: Sequence[np.ndarray], outer: int, *, pl
         def at(index: Sequence[Any]) -> tuple[list[Any], Any]:
             found = [table[o, step] for table, o, step in zip(tables, index[2:], steps, strict=True)]
             bounds = [
-                tirx.all(0 <= place, place < size)
+                tirx.all(place >= 0, place < size)
                 for place, size, window in zip(found, sizes, windows, strict=True)
                 if window.min() < 0 or window.max() >= size
             ]
@@ -156,7 +155,7 @@ def _maxima(call: Call, x: Any, windows: Sequence[np.ndarray], outer: int, *, pl
         shape = (*x.shape[:2], *(len(window) for window in windows))
         if not places:
             return te.compute(
-                shape, lambda *index: maximum_of(x.dtype, largest=True)(value(*index), axis=steps), name="maxima"
+                shape, lambda *index: maximum_of(dtype, largest=True)(value(*index), axis=steps), name="maxima"
             )
 
         def place(*index: Any) -> Any:
@@ -166,7 +165,7 @@ def _maxima(call: Call, x: Any, windows: Sequence[np.ndarray], outer: int, *, pl
                 flat = flat * size + where.astype("int64")
             return flat if inside is None else tirx.if_then_else(inside, flat, tirx.const(-1, "int64"))
 
-        first = first_extreme(x.dtype, largest=True)
+        first = first_extreme(dtype, largest=True, last_nan=True)
         indices, values = te.compute(
             shape, lambda *index: first((place(*index), value(*index)), axis=steps), name="maxima"
         )
@@ -220,7 +219,7 @@ def im2col(call: Call) -> Any:
             channel, tap = row // (kernel[0] * kernel[1]), row % (kernel[0] * kernel[1])
             y = column // counts[1] * stride[0] - padding[0] + tap // kernel[1] * dilation[0]
             z = column % counts[1] * stride[1] - padding[1] + tap % kernel[1] * dilation[1]
-            inside = tirx.all(0 <= y, y < height, 0 <= z, z < width)
+            inside = tirx.all(y >= 0, y < height, z >= 0, z < width)
             read = x[n, channel, y, z]
             return tirx.if_then_else(inside, read, tirx.const(0, x.dtype)) if any(padding) else read
 
@@ -248,8 +247,8 @@ def col2im(call: Call) -> Any:
             top, left = y + padding[0] - down * dilation[0], z + padding[1] - right * dilation[1]
             at = top // stride[0] * counts[1] + left // stride[1]
             inside = tirx.all(
-                0 <= top,
-                0 <= left,
+                top >= 0,
+                left >= 0,
                 top % stride[0] == 0,
                 left % stride[1] == 0,
                 top // stride[0] < counts[0],

@@ -47,7 +47,12 @@ def convolution(call: Call) -> Any:
         return list(values) * spatial if len(values) == 1 else list(values)
 
     stride, padding, dilation, output_padding = map(each, (stride, padding, dilation, output_padding))
-    options: dict[str, Any] = {"strides": stride, "padding": [*padding, *padding], "dilation": dilation, "groups": groups}
+    options: dict[str, Any] = {
+        "strides": stride,
+        "padding": [*padding, *padding],
+        "dilation": dilation,
+        "groups": groups,
+    }
     if transposed:
         operator = {
             1: relax.op.nn.conv1d_transpose,

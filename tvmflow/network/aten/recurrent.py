@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tvmflow.network.aten.call import Call, Converter, dtype_of, shape_of
+from tvmflow.network.aten.arithmetic import libm_of
+from tvmflow.network.aten.call import Call, Converter, shape_of
 from tvmflow.network.aten.indexing import strided
 
 State = tuple[Any, ...]
@@ -127,11 +128,13 @@ def lstm_step(call: Call, share: Any, recurred: Any, state: State) -> State:
 
         def after(at: Any, unit: Any) -> Any:
             forget = tirx.sigmoid(gate(1, at, unit)) * cell[at, unit]
-            return forget + tirx.sigmoid(gate(0, at, unit)) * tirx.tanh(gate(2, at, unit))
+            return forget + tirx.sigmoid(gate(0, at, unit)) * libm_of("tanh", gate(2, at, unit))
 
         cells = te.compute(cell.shape, after, name="cell")
         hidden = te.compute(
-            cell.shape, lambda at, unit: tirx.sigmoid(gate(3, at, unit)) * tirx.tanh(cells[at, unit]), name="hidden"
+            cell.shape,
+            lambda at, unit: tirx.sigmoid(gate(3, at, unit)) * libm_of("tanh", cells[at, unit]),
+            name="hidden",
         )
         return [hidden, cells]
 
@@ -150,7 +153,7 @@ def gru_step(call: Call, share: Any, recurred: Any, state: State) -> State:
             reset, update = (
                 tirx.sigmoid(share[at, gate * width + unit] + recurred[at, gate * width + unit]) for gate in range(2)
             )
-            new = tirx.tanh(share[at, 2 * width + unit] + reset * recurred[at, 2 * width + unit])
+            new = libm_of("tanh", share[at, 2 * width + unit] + reset * recurred[at, 2 * width + unit])
             return new + update * (hidden[at, unit] - new)
 
         return te.compute(hidden.shape, value, name="hidden")

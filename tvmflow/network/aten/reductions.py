@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tvmflow.network.aten.call import Call, Converter, axes_of, dtype_of, is_floating, shape_of, size
+from tvmflow.network.aten.arithmetic import broadcast_index, differ, truth
+from tvmflow.network.aten.call import Call, Converter, axes_of, dtype_of, is_floating, shape_of
 
 
 def extreme(dtype: str, *, largest: bool) -> Any:
@@ -25,11 +26,17 @@ def maximum_of(dtype: str, *, largest: bool) -> Callable[..., Any]:
     from tvm import te, tirx
 
     combine = tirx.max if largest else tirx.min
-    return te.comm_reducer(combine, lambda _: extreme(dtype, largest=not largest), name="max" if largest else "min")
+    return te.comm_reducer(
+        lambda old, new: combine(old, new),
+        lambda _: extreme(dtype, largest=not largest),
+        name="max" if largest else "min",
+    )
 
 
-def first_extreme(dtype: str, *, largest: bool) -> Callable[..., Any]:
+def first_extreme(dtype: str, *, largest: bool, last_nan: bool = False) -> Callable[..., Any]:
     """A reducer of (place, value): NaN beats all numbers, and the lower place wins among equals.
+
+    `last_nan`: the higher place wins among NaNs, as in PyTorch's pooling.
 
     A place of −1 stands for nothing, which every element beats, infinity included.
     """
@@ -41,7 +48,11 @@ def first_extreme(dtype: str, *, largest: bool) -> Callable[..., Any]:
         if is_floating(dtype):
             old_nan, new_nan = tirx.isnan(old[1]), tirx.isnan(new[1])
             beats = tirx.Or(beats, tirx.And(new_nan, tirx.Not(old_nan)))
-            equal = tirx.Or(equal, tirx.And(new_nan, old_nan))
+            both = tirx.And(new_nan, old_nan)
+            if last_nan:
+                beats = tirx.Or(beats, tirx.And(both, new[0] > old[0]))
+            else:
+                equal = tirx.Or(equal, both)
         wins = tirx.Or(beats, tirx.And(equal, new[0] < old[0]))
         wins = tirx.And(new[0] >= 0, tirx.Or(old[0] < 0, wins))
         return tirx.Select(wins, new[0], old[0]), tirx.Select(wins, new[1], old[1])
@@ -158,11 +169,13 @@ def some(call: Call) -> Any:
 
     x = call.arguments[0]
     axes = axes_of(call.named.get("dim"), len(shape_of(x)))
-    found = te.comm_reducer(tirx.Or, lambda _: tirx.const(False, "bool"), name="any")
+    found = te.comm_reducer(lambda old, new: tirx.Or(old, new), lambda _: tirx.const(False, "bool"), name="any")
     if not axes:
-        return call.tensor(x, "bool")
+        return truth(call, x)
     zero = tirx.const(0, dtype_of(x))
-    return reshaped(call, reduce(call, "any", x, axes, lambda x, index, steps: found(x[index] != zero, axis=steps)))
+    return reshaped(
+        call, reduce(call, "any", x, axes, lambda x, index, steps: found(differ(x(*index), zero), axis=steps))
+    )
 
 
 def log_sum_exp(call: Call) -> Any:
@@ -207,12 +220,12 @@ def vector_norm(call: Call) -> Any:
             call, reduce(call, "norm", x, axes, lambda x, index, steps: reducer(tirx.abs(x[index]), axis=steps))
         )
     terms: dict[float, Callable[[Any], Any]] = {
-        0: lambda x: tirx.Select(x != 0, tirx.const(1, dtype), tirx.const(0, dtype)),
+        0: lambda x: tirx.Select(differ(x, tirx.const(0, dtype)), tirx.const(1, dtype), tirx.const(0, dtype)),
         1: tirx.abs,
         2: lambda x: x * x,
     }
     term = terms.get(order, lambda x: tirx.pow(tirx.abs(x), tirx.const(order, dtype)))
-    sums = reduce(call, "norm", x, axes, lambda x, index, steps: te.sum(term(x[index]), steps))
+    sums = reduce(call, "norm", x, axes, lambda x, index, steps: te.sum(term(x(*index)), steps))
     if order == 2:
         sums = call.emit(relax.op.sqrt(sums))
     elif order not in (0, 1):
@@ -220,19 +233,87 @@ def vector_norm(call: Call) -> Any:
     return reshaped(call, sums)
 
 
+def distances(call: Call) -> Any:
+    """_cdist_forward: norms of order p of the differences of all pairs of rows."""
+    from tvm import te, tirx
+
+    x, y, order, _ = call.arguments
+    shape, dtype, width = call.shape, call.dtype, shape_of(x)[-1]
+    reducer = maximum_of(dtype, largest=True)
+
+    def make(x: Any, y: Any) -> Any:
+        step = te.reduce_axis((0, width), name="r")
+
+        def value(*index: Any) -> Any:
+            rows = (*index[:-2], index[-2]), (*index[:-2], index[-1])
+            apart = tirx.abs(
+                x(*broadcast_index(x.shape, (*rows[0], step))) - y(*broadcast_index(y.shape, (*rows[1], step)))
+            )
+            if order == math.inf:
+                return reducer(apart, axis=step)
+            if order == 0:
+                return te.sum(
+                    tirx.Select(differ(apart, tirx.const(0, dtype)), tirx.const(1, dtype), tirx.const(0, dtype)), step
+                )
+            return te.sum({1: apart, 2: apart * apart}.get(order, tirx.pow(apart, tirx.const(order, dtype))), step)
+
+        sums = te.compute(shape, value, name="distances")
+        if order in (0, 1, math.inf):
+            return sums
+
+        def root(total: Any) -> Any:
+            return tirx.sqrt(total) if order == 2 else tirx.pow(total, tirx.const(1 / order, dtype))
+
+        return te.compute(shape, lambda *index: root(sums(*index)), name="roots")
+
+    return call.compute("cdist", make, x, y)
+
+
 def running(kind: str) -> Converter:
-    """cumsum, cumprod: TVM's operators, in the dtype that PyTorch gives."""
+    """cumsum and cumprod, of floats in float64 as PyTorch has it on CPUs: rounding would pile up along the axis."""
 
     def convert(call: Call) -> Any:
         from tvm import relax
 
         x = call.tensor(call.arguments[0], call.dtype)
-        if not shape_of(x):
+        shape = shape_of(x)
+        if not math.prod(shape) or not shape:
             return x
-        axis = call.arguments[1] % len(shape_of(x))
-        return call.emit({"sum": relax.op.cumsum, "product": relax.op.cumprod}[kind](x, axis, call.dtype))
+        axis = call.arguments[1] % len(shape)
+        flat = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
+        kernel = call.builder.add_func(_scan(flat, call.dtype, kind), f"running_{kind}")
+        given = relax.Tuple([reshaped(call, x, flat)])
+        return reshaped(call, call.emit(relax.call_tir(kernel, given, relax.TensorType(flat, call.dtype))), shape)
 
     return convert
+
+
+def _scan(shape: tuple[int, int, int], dtype: str, kind: str) -> Any:
+    """A kernel that goes along the middle axis, for each row by itself."""
+    from tvm.script import tirx as T
+
+    outer, length, inner = shape
+    wide = "float64" if is_floating(dtype) else dtype
+    start = T.float64(kind == "product") if wide == "float64" else T.Cast(dtype, int(kind == "product"))
+
+    @T.prim_func(private=True, s_tir=True)
+    def scan(x: T.Buffer(shape, dtype), result: T.Buffer(shape, dtype)) -> None:  # type: ignore[valid-type]
+        T.func_attr({"tirx.noalias": True})
+        for i, k in T.grid(outer, inner):
+            with T.sblock("scan"):
+                v_i, v_k = T.axis.remap("SS", [i, k])
+                T.reads(x[v_i, 0:length, v_k])
+                T.writes(result[v_i, 0:length, v_k])
+                so_far = T.alloc_buffer((1,), wide, scope="local")
+                so_far[0] = start
+                for j in T.serial(length):
+                    if kind == "sum":
+                        so_far[0] = so_far[0] + T.Cast(wide, x[v_i, j, v_k])
+                    else:
+                        so_far[0] = so_far[0] * T.Cast(wide, x[v_i, j, v_k])
+                    result[v_i, j, v_k] = T.Cast(dtype, so_far[0])
+
+    return scan
 
 
 OPERATORS: dict[str, Converter] = {
@@ -255,6 +336,7 @@ OPERATORS: dict[str, Converter] = {
     "any.dims": some,
     "logsumexp.default": log_sum_exp,
     "linalg_vector_norm.default": vector_norm,
+    "_cdist_forward.default": distances,
     "cumsum.default": running("sum"),
     "cumprod.default": running("product"),
 }

@@ -16,6 +16,10 @@ import numpy as np
 
 from tvmflow.network.aten.call import Call, Converter, shape_of
 
+BESIDE = 4
+"""How long the other axes are while one is read off; at length 1, PyTorch's antialiasing reads the wrong elements."""
+INSIDE = 2
+"""The place on them that has the numbers: no neighbour of it is that place again, as it would be at a border."""
 MOST_TAPS = 16
 """Up to so many inputs of one output are summed in one kernel; more take a kernel for each axis."""
 
@@ -44,24 +48,30 @@ class Taps:
 
 def upsample(call: Call) -> Any:
     """Any of aten's upsample_*: nearest, nearest-exact, linear, cubic and antialiased, in one to three dimensions."""
+    import torch
+
     x, arguments = call.arguments[0], call.named
     spatial = len(shape_of(x)) - 2
     names = [argument.name for argument in call.overload._schema.arguments][1:]
 
     def along(axis: int) -> Callable[[Any], Any]:
-        """The operator as it is along one axis, for a tensor that has length 1 along the others."""
+        """The operator as it is along one axis, of rows that lie in a tensor whose other axes aren't resized."""
 
         def interpolate(columns: Any) -> Any:
             given = dict(arguments)
             for name in names:
                 value = given[name]
                 if name in ("output_size", "size") and value is not None:
-                    given[name] = [value[d] if d == axis else 1 for d in range(spatial)]
+                    given[name] = [value[d] if d == axis else BESIDE for d in range(spatial)]
                 elif name == "scale_factors" and value is not None:
                     given[name] = [value[d] if d == axis else 1.0 for d in range(spatial)]
                 elif name.startswith("scales") and value is not None and name != _scale_name(names, axis, spatial):
                     given[name] = 1.0
-            return call.overload(columns, *(given[name] for name in names))
+            length = columns.shape[2]
+            beside = torch.zeros(1, length, *(length if d == axis else BESIDE for d in range(spatial)))
+            inside = (0, slice(None), *(slice(None) if d == axis else INSIDE for d in range(spatial)))
+            beside[inside] = columns[0]
+            return call.overload(beside, *(given[name] for name in names))[inside][None]
 
         return interpolate
 
@@ -76,31 +86,35 @@ def _scale_name(names: Sequence[str], axis: int, spatial: int) -> str:
 def taps(interpolate: Callable[[Any], Any], shape: Sequence[int], axis: int) -> Taps:
     """Read an axis's matrix off PyTorch.
 
-    Infinity tells which inputs an output reads, for an input of weight 0 gives NaN: one that is infinite in the network
-    then does so here as well. Shorter rows are filled up by halving their largest weight, which is exact.
+    Infinity tells which inputs an output reads, for one of weight 0 gives NaN: an input that is infinite in the network
+    then does so here as well. An input that is read several times, as at borders, may give NaN though its weights add up
+    to something; it gets one more weight, of 0. Shorter rows are filled up by halving their largest weight, which is
+    exact.
     """
     import torch
 
-    count, ones = shape[axis], [1] * (len(shape) - axis - 1)
-    lead = [1] * (axis - 2)
+    count = shape[axis]
 
     def columns(diagonal: float) -> np.ndarray:
         """Outputs × inputs: a channel for each input that isn't 0."""
         eye = torch.zeros(count, count).fill_diagonal_(diagonal)
-        return interpolate(eye.reshape(1, count, *lead, count, *ones)).reshape(count, -1).T.numpy()
+        return interpolate(eye[None]).reshape(count, -1).T.numpy()
 
-    matrix, reads = columns(1.0), ~(columns(np.inf) == 0)
-    most = int(reads.sum(1).max())
+    matrix, infinite = columns(1.0), columns(np.inf)
+    rows = []
+    for weights_of, reads in zip(matrix, infinite, strict=True):
+        row = [(int(at), np.float32(weights_of[at])) for at in np.flatnonzero(~(reads == 0))]
+        rows.append(row + [(at, np.float32(0)) for at, weight in row if weight and np.isnan(reads[at])])
+    most = max(len(row) for row in rows)
     inputs = np.zeros((len(matrix), most), np.int32)
     weights = np.zeros((len(matrix), most), np.float32)
-    for output, row in enumerate(matrix):
-        found = [(int(at), np.float32(row[at])) for at in np.flatnonzero(reads[output])]
-        while len(found) < most:
-            place = max(range(len(found)), key=lambda tap: abs(found[tap][1]))
-            at, weight = found[place]
-            found[place] = (at, weight / 2)
-            found.append((at, weight / 2))
-        inputs[output], weights[output] = zip(*found, strict=True)
+    for output, row in enumerate(rows):
+        while len(row) < most:
+            place = max(range(len(row)), key=lambda tap: abs(row[tap][1]))
+            at, weight = row[place]
+            row[place] = (at, weight / 2)
+            row.append((at, weight / 2))
+        inputs[output], weights[output] = zip(*row, strict=True)
     return Taps(axis=axis, inputs=inputs, weights=weights)
 
 

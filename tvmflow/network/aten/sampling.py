@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tvmflow.network.aten.arithmetic import fmod_of
 from tvmflow.network.aten.call import Call, Converter, shape_of
 
 BILINEAR, NEAREST, BICUBIC = range(3)
@@ -45,9 +46,9 @@ def grid_sample(call: Call) -> Any:
             return number(0) * coordinate
         minimum, span = number(low / 2), number((high - low) / 2)
         distance = tirx.abs(coordinate - minimum)
-        rest = tirx.fmod(distance, span)
+        rest = fmod_of(distance, span)
         flips = tirx.floor(distance / span)
-        odd = tirx.fmod(flips, number(2)) != number(0)
+        odd = fmod_of(flips, number(2)) != number(0)
         return tirx.Select(odd, span - rest + minimum, rest + minimum)
 
     def placed(coordinate: Any, size: int) -> Any:

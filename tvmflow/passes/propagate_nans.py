@@ -1,0 +1,48 @@
+"""Maximum and minimum of numbers of which one is NaN give NaN, as in PyTorch.
+
+LLVM gets `max(a, b)` as `a > b ? a : b`, which is b if either is NaN; so do CPUs' own instructions. A constant comes
+first, then NaN stays: `max(0, x)`, the ReLU, still is one instruction on x86. Between two numbers that aren't known the
+first one is asked as well, which costs a comparison in pooling and in reductions.
+
+It comes after the schedules, so that it sees what they write as well, and rules read kernels as operators make them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+
+from tvmflow.passes.fuse_operators import kernels
+from tvmflow.spec import Program, Target
+
+
+def propagate_nans(program: Program, target: Target) -> Program:
+    """In all kernels of `Program.module`."""
+    module = tvm.IRModule(program.module.functions, attrs=program.module.attrs)
+    for name, func in kernels(module).items():
+        module[name] = with_nans(func)
+    return replace(program, module=module)
+
+
+def with_nans(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    body = tvm_ffi.structural_map(func.body, [(tirx.Max, _ordered), (tirx.Min, _ordered)], order="post")
+    return tirx.PrimFunc(func.params, body, func.ret_type, attrs=func.attrs)
+
+
+def _ordered(extreme: tirx.Max | tirx.Min) -> Any:
+    if "float" not in str(extreme.ty.dtype):
+        return extreme
+    kind, first, second = type(extreme), extreme.a, extreme.b
+    if _is_number(first):
+        return extreme
+    if _is_number(second):
+        return kind(second, first)
+    return tirx.Select(tirx.isnan(first), first, extreme)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value.value if isinstance(value, tirx.Broadcast) else value, tirx.FloatImm)
