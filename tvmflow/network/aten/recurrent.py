@@ -133,7 +133,7 @@ def lstm_step(call: Call, share: Any, recurred: Any, state: State) -> State:
         cells = te.compute(cell.shape, after, name="cell")
         hidden = te.compute(
             cell.shape,
-            lambda at, unit: tirx.sigmoid(gate(3, at, unit)) * libm_of("tanh", cells[at, unit]),
+            lambda at, unit: tirx.sigmoid(gate(3, at, unit)) * libm_of("tanh", cells(at, unit)),
             name="hidden",
         )
         return [hidden, cells]
