@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tvmflow import __version__, bundle, device, interrupt, toolchain
+from tvmflow.network.vectors import in_arithmetic
 from tvmflow.spec import Program, Target, UserError, VerificationError
 from tvmflow.tune.store import Best
 from tvmflow.verify import failure_sentence, tolerance, verify_library
@@ -48,6 +49,7 @@ def build(
     bundle as well. Raises UserError, MissingDependencyError, VerificationError.
     """
     compiler = compiler or compile_library
+    program = replace(program, vectors=in_arithmetic(program.vectors, target.arithmetic))
     chosen = check(target, out, linker, runner=runner)
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
         _require_space(Path(folder), program)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow import device, toolchain
+from tvmflow import device, interrupt, scratch, tensors, toolchain
 from tvmflow.spec import (
     NO_ELF,
     Cpu,
@@ -135,11 +136,16 @@ class Bundle:
 
 
 def load_array(path: Path, spec: TensorSpec) -> np.ndarray:
-    """A .npy file that holds a tensor of that shape and dtype. Raises UserError."""
+    """A .npy file that holds a tensor of that shape and dtype. Raises UserError.
+
+    A bfloat16 tensor may also be given as the uint16 of its bits, which is how NumPy has it from PyTorch.
+    """
     try:
-        array = np.load(path, allow_pickle=False)
+        array = tensors.load(path)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} can't be read as a .npy file: {error}.") from error
+    if isinstance(array, np.ndarray) and spec.dtype == "bfloat16" and array.dtype == np.uint16:
+        array = array.view(tensors.BFLOAT16)
     if not isinstance(array, np.ndarray) or array.shape != spec.shape or str(array.dtype) != spec.dtype:
         seen = f"{array.dtype} {_dims(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
         raise UserError(f"{path} holds {seen}, but {spec.name} is {spec.dtype} {_dims(spec.shape)}.")
@@ -147,21 +153,62 @@ def load_array(path: Path, spec: TensorSpec) -> np.ndarray:
 
 
 def check_destination(out: Path) -> None:
-    """Raises UserError if `out` is something that `write` would not replace: anything but a bundle or nothing."""
+    """Raises UserError if `out` is something that `write` would not replace: anything but a bundle or nothing.
+
+    A folder with a bundle may hold nothing else, for that would not belong to what is written there.
+    """
     if not out.parent.is_dir():
         raise UserError(f"There is no folder {out.parent} to write {out.name} into.")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not os.path.lexists(out):
+        if not os.access(out.parent, os.W_OK | os.X_OK):
+            raise UserError(f"Nothing may be written into {out.parent}; give another --output.")
+        return
+    if not out.exists():
+        raise UserError(f"{out} is a link to nothing; remove it, or give another --output.")
+    if not out.is_dir():
+        if not _is_archive(out):
+            raise UserError(f"{out} exists and is no bundle of tvmflow; it was left as it is. Give another --output.")
         return
     try:
-        if out.is_dir():
-            known = json.loads((out / MANIFEST).read_text())["format"] == FORMAT
-        else:
-            with tarfile.open(out) as archive:
-                known = archive.next().name == MANIFEST  # type: ignore[union-attr]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, tarfile.TarError):
-        known = False
-    if not known:
-        raise UserError(f"{out} exists and is no bundle of tvmflow; it was left as it is. Give another --output.")
+        others = sorted({path.relative_to(out).as_posix() for path in _files(out)} - set(_members(out)))
+        if others:
+            raise UserError(
+                f"{out} holds {others[0]!r}, which is of no bundle of tvmflow; the folder was left as it is. "
+                "Give --output an empty folder, or one that isn't there yet."
+            )
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise UserError(f"Nothing may be written into {out}; give another --output.")
+    except OSError as error:
+        raise UserError(f"The folder {out} can't be read: {error.strerror}; give another --output.") from error
+
+
+def _is_archive(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        with tarfile.open(path) as archive:
+            first = archive.next()
+            return first is not None and first.name == MANIFEST
+    except (OSError, tarfile.TarError):
+        return False
+
+
+def _members(folder: Path) -> list[str]:
+    """The files of the bundle in a folder, by their paths in it; none if there is no bundle."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        return [MANIFEST, *manifest["members"]] if manifest["format"] == FORMAT else []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All that lies in a folder but for its folders, and for what is just being written or was left by a kill."""
+    for path in folder.iterdir():
+        if not path.is_dir() or path.is_symlink():
+            yield path
+        elif not path.name.startswith(scratch.PREFIX):
+            yield from _files(path)
 
 
 def write(
@@ -177,49 +224,102 @@ def write(
     extras: Mapping[str, Path] = MappingProxyType({}),
     usage: str | None = None,
 ) -> Bundle:
-    """Write a bundle to `out`, replacing the bundle that may be there; nothing is left if that fails.
+    """Write a bundle to `out`, replacing the bundle that may be there; if that fails, `out` is as it was before.
 
+    A folder that exists stays, be it the current one, a link's or a mounted one, and what is in it is replaced.
     `library` becomes LIBRARY, with its own suffix. `runner` is a folder of `device.make_runner`; `extras` are other
     files and folders, by their names in the bundle. `usage` says in the README how the library is used, if not by TVM's
     runtime in Python; there is no run.py then. The same build gives the same bytes. Raises UserError, also for a full
     disk.
     """
-    check_destination(out)
-    scratch: Path | None = None
+    place = Path(os.path.realpath(out))
     try:
-        scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        root = scratch / "bundle"
-        root.mkdir()
-        shutil.copyfile(library, root / library_name(library))
-        if runner is not None:
-            shutil.copytree(runner, root / runner.name)
-        for name, path in extras.items():
-            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, root / name)
-        _write_vectors(root, program)
-        content = _describe(program, target, versions, memory, verify, library_name(library), runner is not None)
-        (root / "README.md").write_text(_readme(content, usage or _python_usage(content)), encoding="utf-8")
-        if usage is None:
-            (root / "run.py").write_text(_runner(content), encoding="utf-8")
-        members = sorted(path for path in root.rglob("*") if path.is_file())
-        content["members"] = {
-            path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-            for path in members
-        }
-        (root / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        if out.suffix == ".tar":
-            _pack(root, [root / MANIFEST, *members], scratch / "bundle.tar")
-            os.replace(scratch / "bundle.tar", out)
+        with _own(place), scratch.beside(place / MANIFEST if place.is_dir() else place) as made:
+            check_destination(out)
+            root = made / "bundle"
+            root.mkdir(parents=True)
+            shutil.copyfile(library, root / library_name(library))
+            if runner is not None:
+                shutil.copytree(runner, root / runner.name)
+            for name, path in extras.items():
+                (shutil.copytree if path.is_dir() else shutil.copyfile)(path, root / name)
+            _write_vectors(root, program)
+            content = _describe(program, target, versions, memory, verify, library_name(library), runner is not None)
+            (root / "README.md").write_text(_readme(content, usage or _python_usage(content)), encoding="utf-8")
+            if usage is None:
+                (root / "run.py").write_text(_runner(content), encoding="utf-8")
+            members = sorted(path for path in root.rglob("*") if path.is_file())
+            content["members"] = {
+                path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+                for path in members
+            }
+            (root / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            if place.is_dir():
+                _exchange(root, place, made / "replaced")
+            elif place.suffix == ".tar":
+                _pack(root, [root / MANIFEST, *members], made / "bundle.tar")
+                os.replace(made / "bundle.tar", place)
+            else:
+                if place.exists():
+                    os.replace(place, made / "replaced")
+                os.replace(root, place)
             return Bundle(path=out, root=out, manifest=content)
-        if out.exists():
-            os.replace(out, scratch / "replaced")
-        os.replace(root, out)
-        return Bundle(path=out, root=out, manifest=content)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-        raise UserError(f"The bundle can't be written to {out}: {reason}; nothing was left there.") from error
+        raise UserError(f"The bundle can't be written to {out}: {reason}; it was left as it was.") from error
+
+
+@contextlib.contextmanager
+def _own(place: Path) -> Iterator[None]:
+    """Be the only one that writes into a folder, as long as the block lasts."""
+    if not place.is_dir():
+        yield
+        return
+    folder = os.open(place, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # not every file system has locks, and few have two writers
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        for left in place.glob(f"{scratch.PREFIX}*"):  # by a writer that was killed: others are waiting
+            shutil.rmtree(left, ignore_errors=True)
+        yield
     finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+        os.close(folder)
+
+
+def _exchange(root: Path, place: Path, replaced: Path) -> None:
+    """What is in `root` takes the place of the bundle in the folder `place`; the manifest goes first and comes last."""
+    replaced.mkdir()
+    there = {path.relative_to(place).as_posix() for path in _files(place)}
+    old = [name for name in _members(place) if name in there]
+    new = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+    new = [*(name for name in new if name != MANIFEST), MANIFEST]
+    moved: list[tuple[Path, Path]] = []
+
+    def move(source: Path, destination: Path) -> None:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        moved.append((source, destination))
+        os.rename(source, destination)
+
+    with interrupt.deferred():
+        try:
+            for name in old:
+                move(place / name, replaced / name)
+            for name in new:
+                move(root / name, place / name)
+        except BaseException:
+            for source, destination in reversed(moved):
+                if destination.exists():
+                    os.rename(destination, source)
+            raise
+        finally:
+            for folder in _folders(place, (*old, *new)):
+                with contextlib.suppress(OSError):  # as long as anything is in it
+                    folder.rmdir()
+
+
+def _folders(place: Path, names: Iterable[str]) -> list[Path]:
+    """The folders of files in `place`, the inner ones first."""
+    return sorted({place / folder for name in names for folder in PurePosixPath(name).parents[:-1]}, reverse=True)
 
 
 def _describe(
@@ -238,6 +338,7 @@ def _describe(
         "model": {
             "name": program.name,
             "source": program.source,
+            "reference": program.reference,
             "parameters": program.parameters,
             "macs": sum(layer.macs for layer in program.layers),
             **({"accuracy": dict(program.accuracy)} if program.accuracy else {}),
@@ -304,7 +405,8 @@ def _write_vectors(root: Path, program: Program) -> None:
         folder.mkdir(parents=True)
         for kind, arrays in (("input", vector.inputs), ("output", vector.outputs)):
             for index, array in enumerate(arrays):
-                np.save(folder / f"{kind}-{index}.npy", array)
+                # in C order, as it is described; of PyTorch's transposed tensors NumPy would write another
+                np.save(folder / f"{kind}-{index}.npy", np.asarray(array, order="C"))
 
 
 def _python_usage(content: Mapping[str, Any]) -> str:
@@ -457,11 +559,11 @@ def _check_sizes(path: Path, name: str, size: int, total: int, count: int) -> No
 def _check(path: Path, root: Path) -> Bundle:
     manifest = _read_manifest(path, root)
     found, total = {}, 0
-    for file in sorted(root.rglob("*")):
+    for file in sorted(_files(root)):
         name = file.relative_to(root).as_posix()
-        if file.is_symlink() or not (file.is_file() or file.is_dir()):
+        if file.is_symlink() or not file.is_file():
             raise UserError(f"{path} has a member {name!r} that is no plain file; bundles hold no links.")
-        if file.is_file() and name != MANIFEST:
+        if name != MANIFEST:
             found[name] = file
             total += file.stat().st_size
             _check_sizes(path, name, file.stat().st_size, total, len(found))

@@ -27,6 +27,7 @@ import numpy as np
 from tvmflow import device, runtime, toolchain
 from tvmflow.cycles import Traced, disassemble, read_trace, split
 from tvmflow.spec import MissingDependencyError, Target, TensorSpec, UserError, VerificationError
+from tvmflow.tensors import BFLOAT16
 
 if TYPE_CHECKING:
     from tvmflow.bundle import Bundle
@@ -77,7 +78,8 @@ EMULATORS: dict[tuple[int, str], Emulator] = {(64, "AArch64"): AARCH64, (32, "AR
 """Emulators by the ELF header of what they run."""
 
 DTYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
-"""NumPy's kind → DLPack's type code."""
+BFLOAT_CODE = 4
+"""NumPy's kind → DLPack's type code; bfloat16 has no kind of its own."""
 
 TRACING_PLUGIN = Path(__file__).with_name("trace_blocks.c")
 """Keeps which blocks of code run."""
@@ -314,15 +316,18 @@ def compile_plugin(source: Path) -> Path:
 
 def describe(array: np.ndarray) -> str:
     """An array as the emulated programs read and write it: `code,bits,dim,…`. Raises MissingDependencyError."""
-    if array.dtype.kind not in DTYPE_CODES:
+    code = BFLOAT_CODE if array.dtype == BFLOAT16 else DTYPE_CODES.get(array.dtype.kind)
+    if code is None:
         raise MissingDependencyError(f"Tensors of {array.dtype} can't be given to emulated code.")
-    return ",".join(map(str, (DTYPE_CODES[array.dtype.kind], 8 * array.dtype.itemsize, *array.shape)))
+    return ",".join(map(str, (code, 8 * array.dtype.itemsize, *array.shape)))
 
 
 def parse_description(description: str) -> tuple[np.dtype, tuple[int, ...]]:
     """The dtype and shape that `describe` has written. Raises VerificationError."""
     code, bits, *shape = map(int, description.split(","))
     kinds = {code: kind for kind, code in DTYPE_CODES.items()}
+    if code == BFLOAT_CODE:
+        return BFLOAT16, tuple(shape)
     if code not in kinds:
         raise VerificationError(f"An output has the DLPack type {code}, which NumPy can't hold.")
     return np.dtype(f"{kinds[code]}{bits // 8}"), tuple(shape)

@@ -93,7 +93,7 @@ class Kernels:
                 leave(1, f"the kernel {name} failed: {message.decode(errors='replace')}")
             for tensor, array in zip(tensors, arrays, strict=True):
                 result = np.frombuffer(self.read(array.nbytes, name), array.dtype).reshape(array.shape)
-                if not np.array_equal(result.view(np.uint8), array.view(np.uint8)):
+                if result.tobytes() != array.tobytes():
                     tensor.copyfrom(result)
 
         return call
@@ -145,7 +145,7 @@ def main(command: str, library: str, runs: str, *inputs: str) -> None:
         stacks.append(np.fromfile(f"input-{index}.raw", dtype).reshape(-1, *shape))
     for run in range(int(runs)):
         try:
-            result = network(*(tvm.runtime.tensor(stack[run]) for stack in stacks))
+            result = network(*(tvm.runtime.tensor(np.asarray(stack[run])) for stack in stacks))
         except Exception as error:  # whatever TVM says of inputs that don't fit
             leave(1, str(error))
         outputs = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)

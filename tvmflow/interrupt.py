@@ -1,30 +1,43 @@
-"""Ctrl-C in a program that calls TVM, whose C++ code may lose what its callbacks raise or make another error of it.
+"""Signals that end a program which calls TVM, whose C++ code may lose what its callbacks raise or change it.
 
-So every Ctrl-C is noted as well as raised, and code that has come out of TVM asks `check` before it goes on.
+Ctrl-C, SIGTERM and a terminal that closes are noted as well as raised as KeyboardInterrupt, and code that has come out
+of TVM asks `check` before it goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-noted = False
-"""Whether Ctrl-C was pressed since `watch` or `deferred`."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+
+noted = 0
+"""The signal that came since `watch` or `deferred`; 0 if none did."""
+
+last: int = signal.SIGINT
+"""The signal that came last: what KeyboardInterrupt stands for."""
+
+_children: list[Any] = []
+"""The processes that this one had started, and those that they had, when the first signal came."""
 
 
 def watch() -> None:
-    """From now on note every Ctrl-C and raise KeyboardInterrupt."""
+    """From now on note the signals and raise KeyboardInterrupt."""
     global noted
-    noted = False
-    signal.signal(signal.SIGINT, _raise)
+    noted = 0
+    _children.clear()
+    for number in SIGNALS:
+        if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN:  # by `nohup`
+            signal.signal(number, _raise)
 
 
-@contextmanager
+@contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """While the block lasts, the first Ctrl-C is only noted; a second is raised as well.
+    """While the block lasts, the first signal is only noted; a second is raised as well.
 
     Raised inside MetaSchedule's callbacks, KeyboardInterrupt ends the whole process.
     """
@@ -32,27 +45,63 @@ def deferred() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    noted, before = False, signal.signal(signal.SIGINT, _note)
+    noted, before = 0, {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if handler is _raise or number == signal.SIGINT:
+            signal.signal(number, _note)
     try:
         yield
     finally:
-        noted = False  # it has been raised, or what it was to end has ended
-        signal.signal(signal.SIGINT, before)
+        noted = 0  # it has been raised, or what it was to end has ended
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def check() -> None:
-    """Raises KeyboardInterrupt if Ctrl-C was pressed."""
+    """Raises KeyboardInterrupt if a signal came."""
     if noted:
         raise KeyboardInterrupt
 
 
+def ignore() -> None:
+    """From now on nothing interrupts: what is left to do is short."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_children(seconds: float = 2.0) -> None:
+    """End the processes that were there when the signal came, also those whose parents have ended meanwhile."""
+    if not _children:
+        return
+    import psutil
+
+    ended = contextlib.suppress(psutil.Error)  # by themselves
+    left = [child for child in _children if child.is_running()]
+    for child in left:
+        with ended:
+            child.terminate()
+    for child in psutil.wait_procs(left, timeout=seconds)[1]:
+        with ended:
+            child.kill()
+
+
 def _note(number: int, frame: FrameType | None) -> None:
-    global noted
-    noted = True
-    signal.signal(signal.SIGINT, _raise)
+    global noted, last
+    if not noted:
+        _remember_children()
+    noted = last = number
+    for other in SIGNALS:
+        if signal.getsignal(other) is _note:
+            signal.signal(other, _raise)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    global noted
-    noted = True
+    _note(number, frame)
     raise KeyboardInterrupt
+
+
+def _remember_children() -> None:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        _children[:] = psutil.Process().children(recursive=True)

@@ -10,6 +10,7 @@ from tvmflow.cortex_m.stages import choose_float_kernels, choose_kernels, lower_
 from tvmflow.passes.bind_threads import bind_threads
 from tvmflow.passes.block_channels import block_channels
 from tvmflow.passes.capture_graph import capture_graph
+from tvmflow.passes.count_order import count_order
 from tvmflow.passes.flatten_averages import flatten_averages
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fold_scales import fold_scales
@@ -55,6 +56,7 @@ CUDA: tuple[Stage, ...] = (
     fold_scales,
     flatten_averages,
     # kernels: operators become loops, neighbours become one kernel
+    count_order,
     fuse_operators,
     fuse_separable,
     # loops: each kernel gets the first schedule that fits it, and the rest TVM's own for GPUs

@@ -28,6 +28,7 @@ from tvmflow.measure.local import layer_times
 from tvmflow.report import Report
 from tvmflow.serve import PORT, prove, read_token
 from tvmflow.spec import DeviceError, Measurement, TvmflowError, UserError, VerificationError
+from tvmflow.tensors import load
 from tvmflow.toolchain import python_environment
 from tvmflow.verify import compare, failure_sentence
 
@@ -126,7 +127,7 @@ def deploy(
                 "profile": None,
             }
             result = _call(place, job, seconds + PATIENCE_SECONDS)
-            stacks = [np.load(file) for file in outputs]
+            stacks = [load(file) for file in outputs]
             given = [tuple(stack[index] for stack in stacks) for index in range(len(vectors))]
             verdict = {"method": "device", **compare(vectors, given, bundle.target.arithmetic)}
             if not verdict["passed"]:

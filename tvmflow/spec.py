@@ -46,11 +46,16 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class Vector:
-    """A golden vector: inputs and the outputs that the original network gave for them, in the order of the specs."""
+    """A golden vector: inputs and the outputs that the original network gave for them, in the order of the specs.
+
+    `rounding` is how far each output moves, absolutely, if the original's values are rounded otherwise
+    (`tvmflow.rounding`); empty where that isn't known, and of vectors of a bundle, which has tolerances made from it.
+    """
 
     name: str
     inputs: tuple[np.ndarray, ...]
     outputs: tuple[np.ndarray, ...]
+    rounding: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +90,7 @@ class Program:
     done by other bindings of `main`: the name of each of those → the names of the folded ones and their multiply-adds.
     `records` are the schedules that a search found, by task; after scheduling, those that were used. A quantised
     network has `integer`, its exact arithmetic; `vta` is what VTA's stages have made of it. `accuracy` is what is known
-    of its weights (`tvmflow.models.accuracy`).
+    of its weights (`tvmflow.models.accuracy`). `reference` says whose arithmetic the vectors' outputs are.
     """
 
     name: str
@@ -104,6 +109,7 @@ class Program:
     integer: IntegerNetwork | None = None
     vta: Made | None = None
     accuracy: Mapping[str, Any] | None = None
+    reference: str = "PyTorch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +276,12 @@ class RegressionError(TvmflowError):
     """A report says that a network became slower than is allowed."""
 
     exit_code = 6
+
+
+class InconclusiveError(TvmflowError):
+    """Two reports are too noisy to say whether a network became slower than is allowed."""
+
+    exit_code = 9
 
 
 class DeviceError(TvmflowError):

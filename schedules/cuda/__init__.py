@@ -39,6 +39,7 @@ RULES: dict[str, Rule] = {
     "pool_dense": _rule("pool_dense"),
     "dense": _rule("dense"),
     "matmul": _rule("matmul"),
+    "direct": _rule("direct"),
     "dlight": _rule("dlight"),
 }
 """In the order in which boards try them."""

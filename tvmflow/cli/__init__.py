@@ -13,12 +13,13 @@ from typing import Annotated
 
 import typer
 
-from tvmflow import __version__, interrupt
-from tvmflow.cli import bundles, devices, learning, outcome, quantizing, reporting, tuning, vta
+from tvmflow import __version__
+from tvmflow.cli import bundles, devices, learning, outcome, quantizing, reporting, streams, tuning, vta
 
 HELP = "Take a trained network to the device where it has to run, and say honestly what it costs there."
 EPILOG = "Exit codes: 0 ok, 1 internal error, 2 usage, 3 verification failed, 4 unusable input, 5 missing dependency, \
-6 slower than allowed, 7 device unreachable or lost, 8 unsupported operators, 130 interrupted."
+6 slower than allowed, 7 device unreachable or lost, 8 unsupported operators, 128 + N ended by signal N (130 Ctrl-C, \
+143 SIGTERM), 141 nobody reads the output."
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "boards": bundles.boards,
@@ -52,10 +53,20 @@ def main() -> None:
     """Entry point of `tvmflow` and `python -m tvmflow`."""
     arguments = [argument for argument in sys.argv[1:] if argument not in ("-v", "--verbose")]
     outcome.verbose = len(arguments) < len(sys.argv) - 1
+    streams.adapt()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("tvmflow").setLevel(logging.INFO)
-    interrupt.watch()
-    _app()(args=_as_command(arguments))
+    outcome.run(lambda: _app()(args=_as_command(_without_empty(arguments))))
+
+
+def _without_empty(arguments: list[str]) -> list[str]:
+    """The arguments, of which none may be empty: a path of no characters would be the current folder."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option = argument.removesuffix("=") if argument.startswith("--") and argument.endswith("=") else before
+        if not argument or option != before:
+            after = f" after {option}" if option.startswith("-") else ""
+            outcome.fail(f"There is an empty argument{after}; a variable of the shell may be unset.", 2)
+    return arguments
 
 
 def _as_command(arguments: list[str]) -> list[str]:

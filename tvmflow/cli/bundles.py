@@ -9,7 +9,7 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-from tvmflow.cli.options import Board, BundlePath, Cycles, InputShapes, Json, ModelName, Target, Threads
+from tvmflow.cli.options import Board, BundlePath, Cycles, InputShapes, Json, ModelName, Target, Threads, output_path
 from tvmflow.cli.outcome import show, show_report
 from tvmflow.spec import UserError
 
@@ -46,7 +46,14 @@ def boards(json: Json = None) -> None:
 
 def build(
     out: Annotated[
-        Path, typer.Option("-o", "--output", help="Where the bundle goes: a folder, or a file ending in .tar.")
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            parser=output_path,
+            metavar="<path>",
+            help="Where the bundle goes: a folder, or a file ending in .tar.",
+        ),
     ],
     target: Target = None,
     board: Board = None,

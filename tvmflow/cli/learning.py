@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tvmflow.cli.options import Json, Scheme
+from tvmflow.cli.options import Json, Scheme, check_folder, output_path
 from tvmflow.cli.outcome import show
 
 log = logging.getLogger("tvmflow.cli")
@@ -29,7 +29,14 @@ def train(
         "runs/dilated-net"
     ),
     out: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder for weights and model card; the work dir by default.")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            parser=output_path,
+            metavar="<path>",
+            help="Folder for weights and model card; the work dir by default.",
+        ),
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1)] = 16,
     batch: Annotated[int, typer.Option("--batch", min=1)] = 128,
@@ -47,6 +54,8 @@ def train(
     from tvmflow.models.dilated_net import DilatedNetConfig
     from tvmflow.models.tiny_imagenet import load_data_set
 
+    check_folder(out or work_dir)
+    check_folder(work_dir)
     log.info(f"Reading {data}")
     images = load_data_set(data)
     network = DilatedNetConfig(delta=delta, joint=joint, classes=len(images.labels))

@@ -2,10 +2,42 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from tvmflow.spec import UserError
+
+
+def output_path(text: str | Path) -> Path:
+    """Where a result goes. `~` is the home folder also where the shell doesn't see it, as in --output=~/x."""
+    if str(text) == "-":
+        raise typer.BadParameter("results of several files can't go to stdout; name a folder, or a file.")
+    path = Path(text)
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # there is no such home
+        raise typer.BadParameter(f"{error}: {text}") from error
+
+
+def check_folder(path: Path) -> None:
+    """Raises UserError, before anything takes time, unless `path` is a folder for results or can be made one."""
+    nearest = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+    if not nearest.is_dir():
+        raise UserError(f"{nearest} is no folder, and the results need one; give another --output.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"Nothing may be written into {nearest}; give another --output.")
+
+
+def json_path(text: str | Path) -> Path:
+    """A file that can be written, or - for stdout, so that nothing is lost after the work."""
+    path = Path(text).expanduser()
+    if path != Path("-") and (path.is_dir() or not path.parent.is_dir()):
+        raise typer.BadParameter(f"{path} is a folder." if path.is_dir() else f"There is no folder {path.parent}.")
+    return path
+
 
 Target = Annotated[
     str | None, typer.Option("--target", help="Kind of target: llvm (this computer), arm_cpu, cortex_m, cuda or vta.")
@@ -16,7 +48,12 @@ InputShapes = Annotated[
     list[str] | None, typer.Option("--input-shape", help="1x3x32x32 or name=1x3x32x32; once per input.")
 ]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder or .tar.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file; - is stdout.")]
+Json = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", parser=json_path, metavar="<path>", help="Also write the result as JSON to this file; - is stdout."
+    ),
+]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of the network; all cores by default.")]
 Cycles = Annotated[
     bool,

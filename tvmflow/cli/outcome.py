@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,11 +14,37 @@ from typing import Any
 
 import typer
 
-from tvmflow import interrupt
+from tvmflow import interrupt, scratch
+from tvmflow.cli import streams
 from tvmflow.spec import TvmflowError
 
 verbose = False
 """Whether errors show their traceback: -v, anywhere on the line."""
+
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR)
+"""What is wrong with a path that was given, and no fault of tvmflow's."""
+
+
+def run(application: Callable[[], None]) -> None:
+    """Run the command line and end the process with its exit code, leaving neither processes nor temporary files."""
+    code: Any = 0
+    interrupt.watch()
+    scratch.watch()
+    try:
+        application()
+    except SystemExit as end:
+        code = end.code
+    except typer.Exit as end:
+        code = end.exit_code
+    except KeyboardInterrupt:  # the second or third of them
+        code = 128 + interrupt.last
+    finally:
+        interrupt.ignore()
+        interrupt.end_children()
+        scratch.clear()
+    if not streams.flush():
+        code = streams.BROKEN_PIPE if code in (0, 1) else code
+    sys.exit(128 + interrupt.noted if interrupt.noted else code)
 
 
 def guarded(function: Callable[..., None]) -> Callable[..., None]:
@@ -28,18 +56,20 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
             function(*args, **kwargs)
         except typer.Exit:
             raise
-        except BrokenPipeError:
-            sys.stderr.close()  # whoever read our output has gone; Python would complain of that at its end
-            raise typer.Exit(1) from None
         except (KeyboardInterrupt, Exception) as error:
             if interrupt.noted or isinstance(error, KeyboardInterrupt):
                 # Python dies of a SIGINT that hit the exec of a string, unless another exec has gone well since
                 exec("")
-                fail("interrupted", 130)
+                name = signal.Signals(interrupt.last).name
+                fail("interrupted" if name == "SIGINT" else f"ended by {name}", 128 + interrupt.last)
+            if isinstance(error, BrokenPipeError) and not streams.flush():
+                raise typer.Exit(streams.BROKEN_PIPE) from None
             if isinstance(error, TvmflowError):
                 fail(str(error), error.exit_code)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 fail(f"The disk is full ({error.filename or 'a temporary file'}); make room, or set TMPDIR.", 4)
+            if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename is not None:
+                fail(f"{os.fsdecode(error.filename)} can't be used: {error.strerror}.", 4)
             fail(f"{type(error).__name__}: {error}", 1, internal=True)
 
     return command
@@ -59,7 +89,7 @@ def show(text: str, content: Any, json: Path | None) -> None:
     from tvmflow.report import to_json, write_json
 
     if json == Path("-"):
-        print(to_json(content))
+        print(to_json(content, escaped=True))
         return
     print(text)
     if json is not None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tvmflow.cli.options import InputShapes, Json, ModelName, Scheme
+from tvmflow.cli.options import InputShapes, Json, ModelName, Scheme, check_folder, output_path
 from tvmflow.cli.outcome import show
 from tvmflow.models import CIFAR10_PREPROCESSING
 from tvmflow.spec import Preprocessing, Program, UserError
@@ -31,9 +31,12 @@ def quantize(
     ] = None,
     std: Annotated[str | None, typer.Option("--std", help="By what they are divided then: 0.25,0.24,0.26.")] = None,
     scheme: Scheme = "per-channel",
-    out: Annotated[Path, typer.Option("-o", "--output", help="Folder for weights, facts and model card.")] = Path(
-        "runs/int8"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", parser=output_path, metavar="<path>", help="Folder for weights, facts and model card."
+        ),
+    ] = Path("runs/int8"),
     count: Annotated[int, typer.Option("--count", min=1, help="Images for calibration.")] = 512,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which images, and in what order.")] = 0,
     qat: Annotated[bool, typer.Option("--qat", help="Fine-tune as well; stopped, it goes on where it was.")] = False,
@@ -54,6 +57,7 @@ def quantize(
     from tvmflow.qat import TuneConfig
     from tvmflow.quantize import Method
 
+    check_folder(out)
     seen = _preprocessing(mean, std)
     method = Method(count=count, seed=seed)
     tuning = TuneConfig(epochs=epochs, batch=batch, peak_rate=rate, seed=seed) if qat else None

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tvmflow.cli.options import Cycles, InputShapes, Json, ModelName, Threads
+from tvmflow.cli.options import Cycles, InputShapes, Json, ModelName, Threads, output_path
 from tvmflow.cli.outcome import show
 from tvmflow.spec import RegressionError, UserError, VerificationError
 
@@ -24,7 +24,14 @@ def report(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("-o", "--output", help="A folder for report.html, .json, .md and .csv, or one such file.")
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            parser=output_path,
+            metavar="<path>",
+            help="A folder for report.html, .json, .md and .csv, or one such file.",
+        ),
     ],
     threads: Threads = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs.")] = 3.0,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from tvmflow.cli.options import Board, InputShapes, Json, Key, ModelName, Target, Tracker
+from tvmflow.cli.options import Board, InputShapes, Json, Key, ModelName, Target, Tracker, output_path
 from tvmflow.cli.outcome import show
 from tvmflow.spec import UserError
 
@@ -142,7 +142,9 @@ def merge(
 
 def export(
     folder: Records,
-    out: Annotated[Path, typer.Option("-o", "--output", help="An empty or new folder.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--output", parser=output_path, metavar="<path>", help="An empty or new folder.")
+    ],
     better: Annotated[bool, typer.Option("--better", help="Only what beats the untuned kernel.")] = False,
 ) -> None:
     """Copy each task's best record alone, for another computer or for schedules/tuned/."""

@@ -217,7 +217,7 @@ def run_vectors(library: Path, inputs: Sequence[tuple[np.ndarray, ...]]) -> list
     vm = relax.VirtualMachine(tvm.runtime.load_module(str(library)), device, memory_cfg="naive")
     results = []
     for arrays in inputs:
-        given = [tvm.runtime.tensor(np.ascontiguousarray(array), device) for array in arrays]
+        given = [tvm.runtime.tensor(np.asarray(array, order="C"), device) for array in arrays]
         result = vm["main"](*given)
         outputs = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
         results.append(tuple(output.numpy() for output in outputs))

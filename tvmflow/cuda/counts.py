@@ -8,7 +8,6 @@ bytes a global access touches, and how many turns the banks of shared memory tak
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,9 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import TensorLoad
+
+from tvmflow.cuda import codegen
+from tvmflow.cuda.evaluate import evaluate, parts
 
 WARP, SECTOR_BYTES, BANKS = 32, 32, 32
 SAMPLES = 24
@@ -57,8 +59,6 @@ class Counts:
 
 def lower(module: tvm.IRModule, target: dict[str, Any]) -> tuple[str, tuple[Counts, ...]]:
     """CUDA C of a scheduled module and the counts of its kernels. No driver is needed, and nothing is compiled."""
-    from tvm.support import nvcc  # noqa: F401 - it registers a compiler of its own when it is imported
-
     catch = _Catch()
     sources: list[str] = []
 
@@ -66,7 +66,7 @@ def lower(module: tvm.IRModule, target: dict[str, Any]) -> tuple[str, tuple[Coun
         sources.append(source)
         return b"\0"  # the module is thrown away
 
-    tvm_ffi.register_global_func("tvm_callback_cuda_compile", keep, override=True)
+    codegen.use_compiler(keep)
     with tvm.transform.PassContext(instruments=[catch]):
         library = tvm.compile(module, target=tvm.target.Target(target))
     if not sources:  # without a driver TVM asks for no machine code
@@ -236,7 +236,7 @@ class _Walk:
             for part in (node.true_value, node.false_value):
                 self._expression(part, times, active)
             return
-        for part in _parts(node):
+        for part in parts(node):
             self._expression(part, times, active)
         if not _is_float(node):
             return
@@ -245,7 +245,7 @@ class _Walk:
             self.multiplies += times * lanes * _share(active)
             self.multiply_adds += times * lanes * active.mean() * WARP
         elif isinstance(node, (tirx.Add, tirx.Sub)):
-            if not any(isinstance(part, tirx.Mul) for part in _parts(node)):  # else one instruction does both
+            if not any(isinstance(part, tirx.Mul) for part in parts(node)):  # else one instruction does both
                 self.others += times * lanes * _share(active)
         elif isinstance(node, (tirx.Div, tirx.Max, tirx.Min)):
             self.others += times * lanes * _share(active)
@@ -288,63 +288,8 @@ class _Walk:
 
     def _evaluate(self, node: Any) -> np.ndarray | None:
         """An index or a condition in each lane of the warps; None if it depends on what isn't known."""
-        if isinstance(node, int):
-            return np.full((SAMPLES, WARP), node)
-        if isinstance(node, tirx.IntImm):
-            return np.full((SAMPLES, WARP), int(node))
-        if isinstance(node, tirx.Var):
-            return self.values.get(node)
-        if isinstance(node, tirx.Cast):
-            return self._evaluate(node.value)
-        if isinstance(node, tirx.Not):
-            value = self._evaluate(node.a)
-            return None if value is None else value == 0
-        if isinstance(node, tirx.Broadcast):
-            return self._evaluate(node.value)
-        operation: Callable[..., np.ndarray] | None = OPERATIONS.get(type(node).__name__)
-        operands: list[Any] = _parts(node)
-        if isinstance(node, tvm.ir.Call):
-            operation, operands = CALLS.get(getattr(node.op, "name", "").rpartition(".")[2]), list(node.args)
-        if operation is None:
-            return None
-        values = [self._evaluate(part) for part in operands]
-        return None if any(value is None for value in values) else operation(*values)
-
-
-OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
-    "Add": np.add,
-    "Sub": np.subtract,
-    "Mul": np.multiply,
-    "FloorDiv": np.floor_divide,
-    "FloorMod": np.mod,
-    "Div": np.floor_divide,
-    "Mod": np.mod,
-    "Min": np.minimum,
-    "Max": np.maximum,
-    "EQ": np.equal,
-    "NE": np.not_equal,
-    "LT": np.less,
-    "LE": np.less_equal,
-    "GT": np.greater,
-    "GE": np.greater_equal,
-    "And": np.logical_and,
-    "Or": np.logical_or,
-}
-"""Nodes of two operands."""
-
-CALLS: dict[str, Callable[..., np.ndarray]] = {
-    "shift_right": np.right_shift,
-    "shift_left": np.left_shift,
-    "bitwise_and": np.bitwise_and,
-    "bitwise_or": np.bitwise_or,
-    "if_then_else": lambda condition, yes, no: np.asarray(np.where(condition != 0, yes, no)),
-}
-
-
-def _parts(node: Any) -> list[Any]:
-    """The operands of a node; a number of Python's is none."""
-    found = [getattr(node, name) for name in ("a", "b", "value") if hasattr(node, name)]
-    return [part for part in found if not isinstance(part, (int, float))]
+        found = evaluate(node, self.values)
+        return None if found is None else np.broadcast_to(found, (SAMPLES, WARP))
 
 
 def _is_float(node: Any) -> bool:

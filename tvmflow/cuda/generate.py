@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmflow import toolchain
-from tvmflow.cuda import nvrtc, standin
+from tvmflow.cuda import codegen, nvrtc, standin
 from tvmflow.spec import TvmflowError
 
 LOWERING = "tvmflow.cuda"
@@ -45,9 +45,7 @@ def generate(
     With `verify`, the stand-in's host code of the kernels is compiled meanwhile, for it takes as long as all the rest.
     """
     import tvm
-    import tvm_ffi
     from tvm import relax
-    from tvm.support import nvcc  # noqa: F401 - it registers a compiler of its own when it is imported
     from tvm.tirx.compilation_pipeline import register_tir_pipeline
     from tvm_ffi.serialization import from_json_graph_str
 
@@ -66,7 +64,7 @@ def generate(
             raise
         return compiled[source].image
 
-    tvm_ffi.register_global_func("tvm_callback_cuda_compile", compile_source, override=True)
+    codegen.use_compiler(compile_source)
     if not tvm.cuda(0).exist:
         raise TvmflowError(
             "TVM's CUDA runtime doesn't take the stand-in for a device, so it would embed no machine code."

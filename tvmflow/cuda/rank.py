@@ -13,7 +13,7 @@ import numpy as np
 import tvm
 from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 
-from tvmflow.cuda import counts, model, nvrtc
+from tvmflow.cuda import codegen, counts, model, nvrtc
 from tvmflow.passes.bind_threads import launches
 from tvmflow.passes.plain_names import with_plain_names
 from tvmflow.spec import Gpu, TvmflowError
@@ -47,18 +47,11 @@ def compile_for_gpu(module: tvm.IRModule, target: tvm.target.Target) -> Any:
 
     Raises CompileError, and TvmflowError without a driver, for then TVM would embed CUDA C that nobody has compiled.
     """
-    import tvm_ffi
-    from tvm.support import nvcc  # noqa: F401 - it registers a compiler of its own when it is imported
-
     if not any(launches(module["main"])):
         return tvm.compile(module, target=target.host)
     if not tvm.cuda(0).exist:
         raise TvmflowError("TVM's CUDA runtime finds no GPU here")
-    tvm_ffi.register_global_func(
-        "tvm_callback_cuda_compile",
-        lambda source: nvrtc.compile_cuda(source, (str(target.attrs["arch"]),)).image,
-        override=True,
-    )
+    codegen.use_compiler(lambda source: nvrtc.compile_cuda(source, (str(target.attrs["arch"]),)).image)
     return tvm.compile(with_plain_names(module), target=target)
 
 

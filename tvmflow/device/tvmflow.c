@@ -109,13 +109,14 @@ static int parse_tensor(Tensor *tensor, const char *line) {
   const char *digits = strpbrk(tensor->dtype, "0123456789");
   int bits = strcmp(tensor->dtype, "bool") == 0 ? 8 : digits == NULL ? 0 : atoi(digits);
   int code = tensor->dtype[0] == 'f' ? kDLFloat : tensor->dtype[0] == 'u' ? kDLUInt : kDLInt;
-  if (tensor->dtype[0] == 'b') code = kDLBool;
+  if (tensor->dtype[0] == 'b') code = tensor->dtype[1] == 'f' ? kDLBfloat : kDLBool;
   if (bits < 8 || bits > 64) return fail("a tensor of %s can't be given to a network", tensor->dtype);
   tensor->type = (DLDataType){.code = (uint8_t)code, .bits = (uint8_t)bits, .lanes = 1};
   described->bytes = (size_t)bits / 8;
-  for (line += used; described->ndim < TVMFLOW_MAX_DIMS; line += used) {
+  for (line += used;; line += used) {
     long long dim;
     if (sscanf(line, "%lld%n", &dim, &used) != 1) break;
+    if (described->ndim == TVMFLOW_MAX_DIMS) return fail("%s has more than %d axes", tensor->name, TVMFLOW_MAX_DIMS);
     described->shape[described->ndim++] = dim;
     described->bytes *= (size_t)dim;
   }
@@ -237,15 +238,41 @@ int tvmflow_run_again(tvmflow_network *network) {
   return call(network->entry.v_obj, network->arguments, network->input_count, &network->result, "main");
 }
 
+/* Copy the elements of an axis, and of those within it, from wherever they lie; the position behind the copy. */
+static char *gather(const DLTensor *tensor, int axis, const char *from, size_t width, char *to) {
+  if (axis == tensor->ndim) {
+    memcpy(to, from, width);
+    return to + width;
+  }
+  for (int64_t index = 0; index < tensor->shape[axis]; ++index)
+    to = gather(tensor, axis + 1, from + index * tensor->strides[axis] * (int64_t)width, width, to);
+  return to;
+}
+
+/* Whether the elements lie densely in C order; axes of one element have whatever stride. */
+static int is_dense(const DLTensor *tensor) {
+  int64_t dense = 1;
+  for (int axis = tensor->ndim - 1; tensor->strides != NULL && axis >= 0; --axis) {
+    if (tensor->shape[axis] != 1 && tensor->strides[axis] != dense) return 0;
+    dense *= tensor->shape[axis];
+  }
+  return 1;
+}
+
 static int copy_output(const tvmflow_network *network, int index, TVMFFIAny value, void *output) {
   const Tensor *expected = &network->outputs[index];
   if (value.type_index != kTVMFFITensor) return fail("output %d is no tensor", index);
   const DLTensor *tensor = CELL(value.v_obj);
-  size_t bytes = tensor->dtype.bits / 8;
-  for (int axis = 0; axis < tensor->ndim; ++axis) bytes *= (size_t)tensor->shape[axis];
-  if (tensor->dtype.code != expected->type.code || bytes != expected->described.bytes)
+  int same = tensor->dtype.code == expected->type.code && tensor->dtype.bits == expected->type.bits &&
+             tensor->dtype.lanes == 1 && tensor->ndim == expected->described.ndim;
+  for (int axis = 0; same && axis < tensor->ndim; ++axis) same = tensor->shape[axis] == expected->described.shape[axis];
+  if (!same)
     return fail("output %d isn't the %s of %zu bytes that it should be", index, expected->dtype, expected->described.bytes);
-  memcpy(output, (const char *)tensor->data + tensor->byte_offset, bytes);
+  const char *from = (const char *)tensor->data + tensor->byte_offset;
+  if (is_dense(tensor))
+    memcpy(output, from, expected->described.bytes);
+  else
+    gather(tensor, 0, from, tensor->dtype.bits / 8, output);
   return 0;
 }
 
@@ -253,7 +280,10 @@ int tvmflow_run(tvmflow_network *network, const void *const *inputs, void *const
   for (int index = 0; index < network->input_count; ++index)
     memcpy(network->storage[index].dl_tensor.data, inputs[index], network->inputs[index].described.bytes);
   if (tvmflow_run_again(network) != 0) return -1;
-  if (network->result.type_index != kTVMFFIArray) return copy_output(network, 0, network->result, outputs[0]);
+  if (network->result.type_index != kTVMFFIArray) {
+    if (network->output_count != 1) return fail("there is one output instead of %d", network->output_count);
+    return copy_output(network, 0, network->result, outputs[0]);
+  }
   for (int index = 0; index < network->output_count; ++index) {
     TVMFFIAny item[] = {network->result, integer(index)}, value;
     if (call_global("ffi.ArrayGetItem", item, 2, &value, "main") != 0) return -1;

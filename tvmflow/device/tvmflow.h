@@ -17,7 +17,7 @@ extern "C" {
 
 typedef struct tvmflow_network tvmflow_network;
 
-/* An input or output: dense, in C order. `dtype` is NumPy's name, such as "float32". */
+/* An input or output: dense, in C order. `dtype` is NumPy's name, such as "float32", or "bfloat16". */
 typedef struct {
   const char *name;
   const char *dtype;

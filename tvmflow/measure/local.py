@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tvmflow.spec import Layer, Measurement, TensorSpec, UserError, VerificationError
+from tvmflow.tensors import load
 from tvmflow.toolchain import python_environment
 
 NOISY_SPREAD = 1.25
@@ -41,7 +42,7 @@ def run_vectors(
             job["inputs"].append(str(path))
         job["outputs"] = [str(Path(folder, f"output-{index}.npy")) for index in range(len(outputs))]
         _run_worker(library, job, Path(folder))
-        stacks = [np.load(path) for path in job["outputs"]]
+        stacks = [load(path) for path in job["outputs"]]
     return [tuple(stack[index] for stack in stacks) for index in range(len(inputs))]
 
 

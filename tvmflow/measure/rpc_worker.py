@@ -25,6 +25,7 @@ from tvm import relax, rpc  # noqa: E402
 
 from tvmflow.deploy import parse_facts, why_incompatible  # noqa: E402
 from tvmflow.report import summarize  # noqa: E402
+from tvmflow.tensors import load  # noqa: E402
 
 WARMUP_SECONDS = 0.5
 WARMUP_RUNS = 10
@@ -60,11 +61,11 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         setup_ms = (time.perf_counter_ns() - started) / 1e6
         session.get_function("runtime.config_threadpool")(1, threads)  # 1: the fastest cores
         step = "run"
-        stacks = [np.load(path) for path in job["inputs"]]
+        stacks = [load(path) for path in job["inputs"]]
         collected: list[list[np.ndarray]] = []
         first_ms = 0.0
         for index in range(len(stacks[0])):
-            tensors = [tvm.runtime.tensor(np.ascontiguousarray(stack[index]), device) for stack in stacks]
+            tensors = [tvm.runtime.tensor(np.asarray(stack[index], order="C"), device) for stack in stacks]
             machine.set_input("main", *tensors)
             if index == 0:
                 first_ms = _time(machine, device, 1)[0]
@@ -105,7 +106,7 @@ def _profile(job: dict[str, Any], session: rpc.RPCSession, before: dict[str, Any
     """Times of the kernels inside inferences, which the board takes by itself: the network would be timed with them."""
     for index, path in enumerate(job["inputs"]):
         with tempfile.TemporaryDirectory() as folder:
-            np.save(Path(folder, "first.npy"), np.load(path)[0])
+            np.save(Path(folder, "first.npy"), load(path)[0])
             session.upload(str(Path(folder, "first.npy")), target=f"input-{index}.npy")
     session.get_function("runtime.config_threadpool")(1, threads)
     inputs = [f"input-{index}.npy" for index in range(len(job["inputs"]))]

@@ -20,6 +20,8 @@ import psutil  # noqa: E402
 import tvm  # noqa: E402
 from tvm import relax  # noqa: E402
 
+from tvmflow.tensors import load  # noqa: E402
+
 WARMUP_SECONDS = 0.5
 WARMUP_RUNS = 10
 
@@ -43,11 +45,11 @@ class Network:
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Run every input and save the outputs, stacked: input and output files have the runs as their first axis."""
     network = Network(job["library"], job.get("device", "cpu"))
-    stacks = [np.load(path, mmap_mode="r") for path in job["inputs"]]
+    stacks = [load(path, mmap_mode="r") for path in job["inputs"]]
     collected: list[list[np.ndarray]] = []
     for index in range(len(stacks[0])):
         collected.append(
-            network([tvm.runtime.tensor(np.ascontiguousarray(stack[index]), network.device) for stack in stacks])
+            network([tvm.runtime.tensor(np.asarray(stack[index], order="C"), network.device) for stack in stacks])
         )
     for path, outputs in zip(job["outputs"], zip(*collected, strict=True), strict=True):
         np.save(path, np.stack(outputs))
@@ -60,7 +62,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     before = process.memory_info().rss
     network = Network(job["library"], job.get("device", "cpu"))
     loaded = process.memory_info().rss
-    tensors = [tvm.runtime.tensor(np.load(path), network.device) for path in job["inputs"]]
+    tensors = [tvm.runtime.tensor(load(path), network.device) for path in job["inputs"]]
 
     def once() -> float:
         started = time.perf_counter_ns()
@@ -90,7 +92,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 def profile(job: dict[str, Any]) -> dict[str, Any]:
     """Time each kernel call inside `repeats` inferences: `calls` is [kernel, [µs of each inference]] in order."""
     network = Network(job["library"], job.get("device", "cpu"))
-    tensors = [tvm.runtime.tensor(np.load(path), network.device) for path in job["inputs"]]
+    tensors = [tvm.runtime.tensor(load(path), network.device) for path in job["inputs"]]
     kernels = set(job["kernels"])
     rows: list[tuple[str, float]] = []
     started = 0

@@ -36,6 +36,6 @@ def report_unsupported(missing: Mapping[str, Sequence[str]]) -> None:
             f"{operator} in {', '.join(sorted(set(where)))}" for operator, where in sorted(missing.items())
         )
         raise UnsupportedOperatorError(
-            f"The network has operators that TVM's importer doesn't know: {shown}.",
+            f"The network has operators that are not supported: {shown}.",
             {operator: tuple(where) for operator, where in missing.items()},
         )

@@ -10,8 +10,8 @@ import numpy as np
 
 from tvmflow.network.foreign import first_line, quiet
 from tvmflow.network.names import name_outputs
-from tvmflow.network.onnx_operators import onnx_importer
-from tvmflow.network.shapes import InputShape
+from tvmflow.network.onnx_reference import open_reference
+from tvmflow.network.shapes import InputShape, assign_shapes
 from tvmflow.network.vectors import make_vectors, output_specs
 from tvmflow.spec import Program, TensorSpec, TvmflowError, UserError
 
@@ -20,37 +20,30 @@ if TYPE_CHECKING:
 
 
 def from_onnx(path: Path, input_shapes: Sequence[InputShape]) -> Program:
-    import onnx
-    from onnx.reference import ReferenceEvaluator
+    """Read an ONNX file. Raises UserError, UnsupportedOperatorError, MissingDependencyError."""
+    from tvmflow.network import onnx_graph
+    from tvmflow.network.onnx_operators import import_graph
 
-    try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-    except Exception as error:  # protobuf, checker and file errors share no base class
-        raise UserError(f"{path} is no valid ONNX model: {first_line(error)}.") from error
+    model = onnx_graph.load(path)
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     inputs = _onnx_inputs(model, set(initializers), input_shapes, path)
+    onnx_graph.fix_shapes(model, {spec.name: spec.shape for spec in inputs})
     with quiet():
-        importer = onnx_importer()(
-            {spec.name: list(spec.shape) for spec in inputs}, {spec.name: spec.dtype for spec in inputs}
-        )
-        opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
         try:
-            module = importer.from_onnx(model.graph, opset)
+            module = import_graph(onnx_graph.inline_functions(model, path), inputs)
         except TvmflowError:
             raise
         except Exception as error:
-            raise UserError(f"TVM's importer can't take {path}: {first_line(error)}.") from error
-        evaluator = ReferenceEvaluator(model)
+            raise UserError(f"{path} can't be imported: {first_line(error)}.") from error
+        reference = open_reference(model, str(path), {spec.name: np.zeros(spec.shape, spec.dtype) for spec in inputs})
 
-    def reference(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-        feeds = {spec.name: array for spec, array in zip(inputs, arrays, strict=True)}
-        return tuple(np.asarray(result) for result in evaluator.run(None, feeds))
+    def run(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+        return reference.run({spec.name: array for spec, array in zip(inputs, arrays, strict=True)})
 
     try:
-        vectors = make_vectors(inputs, reference, None)
+        vectors = make_vectors(inputs, run, None)
     except Exception as error:
-        raise UserError(f"{path} can't be run by ONNX's reference evaluator: {first_line(error)}.") from error
+        raise UserError(f"{path} can't be run by {reference.name}: {first_line(error)}.") from error
     return Program(
         name=path.stem,
         source=str(path),
@@ -61,6 +54,7 @@ def from_onnx(path: Path, input_shapes: Sequence[InputShape]) -> Program:
         parameters=sum(
             int(np.prod(tensor.dims)) for tensor in initializers.values() if tensor.data_type in (1, 10, 11)
         ),
+        reference=reference.name,
     )
 
 
@@ -70,15 +64,11 @@ def _onnx_inputs(
     from onnx.helper import tensor_dtype_to_np_dtype
 
     graph_inputs = [entry for entry in model.graph.input if entry.name not in initializers]
-    by_name = {entry.name: entry.shape for entry in given if entry.name}
-    in_order = [entry.shape for entry in given if not entry.name]
-    if unknown := set(by_name) - {entry.name for entry in graph_inputs}:
-        names = ", ".join(entry.name for entry in graph_inputs)
-        raise UserError(f"{path} has no input {sorted(unknown)[0]!r}; its inputs are {names}.")
+    shapes = assign_shapes(given, [entry.name for entry in graph_inputs], str(path))
     specs = []
     for entry in graph_inputs:
-        dims = [dim.dim_value if dim.HasField("dim_value") else 0 for dim in entry.type.tensor_type.shape.dim]
-        shape = by_name.get(entry.name) or (in_order.pop(0) if in_order else None)
+        dims = [max(0, dim.dim_value) for dim in entry.type.tensor_type.shape.dim]  # some write −1 for an open one
+        shape = shapes.get(entry.name)
         if shape is None and not all(dims):
             raise UserError(
                 f"{path} leaves the shape of its input {entry.name!r} open "

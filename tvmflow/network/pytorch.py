@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
+import itertools
 import json
+import re
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from tvmflow.models import MODELS, accuracy
 from tvmflow.network.foreign import first_line, quiet
+from tvmflow.network.interface import Interface, keep_tensors, nest_named, read_interface
 from tvmflow.network.names import name_outputs
 from tvmflow.network.pytorch_operators import decompose, torch_importer
-from tvmflow.network.shapes import InputShape, Shape
-from tvmflow.network.vectors import make_vectors, output_specs
+from tvmflow.network.repeatable import refuse_randomness, refuse_state_outside, refuse_training_and_state
+from tvmflow.network.shapes import InputShape, Shape, assign, check_dtypes, shown
+from tvmflow.network.vectors import make_vectors
 from tvmflow.spec import Preprocessing, Program, TensorSpec, TvmflowError, UserError
 
 if TYPE_CHECKING:
@@ -28,13 +31,16 @@ if TYPE_CHECKING:
 
 def from_registry(name: str, input_shapes: Sequence[InputShape]) -> Program:
     entry = MODELS[name]
-    shape = input_shapes[0].shape if input_shapes else entry.input_shape
-    if len(input_shapes) > 1 or shape[1:] != entry.input_shape[1:]:
+    network = entry()
+    (tensor,), _ = _arguments(network, input_shapes or [InputShape(name=None, shape=entry.input_shape)], name)
+    shape = tuple(tensor.shape)
+    if shape[1:] != entry.input_shape[1:]:
         raise UserError(
             f"{name} takes one input of N×{'×'.join(map(str, entry.input_shape[1:]))}, "
             f"but --input-shape says {'×'.join(map(str, shape))}."
         )
-    program = from_module(entry(), name, f"tvmflow.models:{name}", [shape], entry.preprocessing)
+    program = from_module(network, name, f"tvmflow.models:{name}", [shape], entry.preprocessing)
+    check_dtypes(input_shapes, program.inputs, name)
     known = accuracy(name)
     return replace(program, labels=tuple(entry.labels), preprocessing=entry.preprocessing, accuracy=known)
 
@@ -42,7 +48,9 @@ def from_registry(name: str, input_shapes: Sequence[InputShape]) -> Program:
 def from_factory(text: str, input_shapes: Sequence[InputShape]) -> Program:
     if not input_shapes:
         raise UserError(f"A factory doesn't say its input's shape: give --input-shape 1x3x32x32 (or so) with {text}.")
-    return from_module(call_factory(text), text.partition(":")[2], text, [entry.shape for entry in input_shapes])
+    network = call_factory(text)
+    positional, by_keyword = _arguments(network, input_shapes, text)
+    return _from_network(network, text.partition(":")[2], text, positional, by_keyword, None)
 
 
 def call_factory(text: str) -> torch.nn.Module:
@@ -75,19 +83,95 @@ def from_module(
     """Import a network in eval mode, for float32 inputs of `shapes`. Raises UserError, UnsupportedOperatorError."""
     import torch
 
-    arguments = tuple(torch.zeros(shape) for shape in shapes)
+    return _from_network(network, name, source, tuple(torch.zeros(shape) for shape in shapes), {}, preprocessing)
+
+
+def _from_network(
+    network: torch.nn.Module,
+    name: str,
+    source: str,
+    arguments: tuple,
+    by_keyword: dict[str, Any],
+    preprocessing: Preprocessing | None,
+) -> Program:
+    import torch
+    from torch.utils._pytree import tree_leaves, tree_map
+
+    def run() -> Any:
+        """The network on noise, the same each time."""
+        generator = torch.Generator().manual_seed(0)
+
+        def noise(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
+                return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
+            return torch.randn(leaf.shape, generator=generator).to(leaf.dtype)
+
+        given, named = tree_map(noise, (arguments, by_keyword))
+        return network(*given, **named)
+
     try:
-        with torch.no_grad():
-            network(*arguments)
+        refuse_state_outside(run, source)
+    except UserError:
+        raise
     except Exception as error:
-        shown = ", ".join("×".join(map(str, shape)) for shape in shapes)
-        raise UserError(f"{source} can't run on an input of {shown}: {first_line(error)}.") from error
+        tensors = [leaf for leaf in tree_leaves((arguments, by_keyword)) if isinstance(leaf, torch.Tensor)]
+        hint = ""
+        if re.search(r"\b(Long|Int|long|int64|int32|dtype|scalar type)\b", str(error)):
+            hint = "; if it takes another dtype than float32, say so as in --input-shape ids=1x16:int64"
+        raise UserError(
+            f"{source} can't run on an input of {', '.join(shown(tensor.shape) for tensor in tensors)}: "
+            f"{first_line(error)}{hint}."
+        ) from error
     try:
         with quiet():
-            exported = torch.export.export(network, arguments)
+            exported = torch.export.export(network, arguments, by_keyword)
     except Exception as error:
         raise UserError(f"torch.export can't take {source}: {first_line(error)}.") from error
-    return _from_exported(exported, name, source, preprocessing)
+    return _from_exported(exported, name, source, preprocessing, network)
+
+
+def _arguments(
+    network: torch.nn.Module, given: Sequence[InputShape], source: str
+) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+    """Zeros of the shapes for forward(), positional and by keyword. `state.0` is the first of a tuple of that name.
+
+    Raises UserError.
+    """
+    import torch
+
+    parameters = inspect.signature(network.forward).parameters.values()
+    ordered = [entry.name for entry in parameters if entry.kind in (entry.POSITIONAL_ONLY, entry.POSITIONAL_OR_KEYWORD)]
+    keywords = [entry.name for entry in parameters if entry.kind is entry.KEYWORD_ONLY]
+    several = any(entry.kind is entry.VAR_POSITIONAL for entry in parameters)
+    roots = [entry.name.partition(".")[0] if entry.name else None for entry in given]
+    if any(entry.kind is entry.VAR_KEYWORD for entry in parameters):
+        keywords += [root for root in dict.fromkeys(roots) if root and root not in (*ordered, *keywords)]
+    # each nested tensor stands in the place of its parameter
+    places: dict[str, list[str]] = {name: [] for name in (*ordered, *keywords)}
+    for entry, root in zip(given, roots, strict=True):
+        if root in places and entry.name != root and entry.name not in places[root]:
+            places[root].append(str(entry.name))
+    names = [leaf for name, leaves in places.items() for leaf in leaves or [name]]
+    extra = [f"the {number}th" for number in range(len(names) + 1, len(given) + 1)] if several else []
+    found = assign(given, [*names, *extra], source)
+    zeros = {
+        name: torch.zeros(entry.shape, dtype=getattr(torch, entry.dtype or "float32")) for name, entry in found.items()
+    }
+    values: dict[str, Any] = {}
+    for name, leaves in places.items():
+        group = {leaf.removeprefix(name).removeprefix("."): zeros[leaf] for leaf in leaves or [name] if leaf in zeros}
+        if group:
+            values[name] = nest_named(group)
+    needed = [entry.name for entry in parameters if entry.name in places and entry.default is entry.empty]
+    last = max((ordered.index(name) for name in values if name in ordered), default=-1)
+    missing = [name for name in places if name not in values and (name in needed or name in ordered[:last])]
+    if missing:
+        raise UserError(
+            f"{source} takes {', '.join(needed) or ', '.join(names)}, and --input-shape says nothing of "
+            f"{', '.join(missing)}; give it once for each input, in order or as {missing[0]}=1x3x32x32."
+        )
+    positional = [values.pop(name) for name in ordered if name in values]
+    return (*positional, *(zeros[name] for name in extra if name in zeros)), values
 
 
 def from_pt2(path: Path, input_shapes: Sequence[InputShape]) -> Program:
@@ -102,14 +186,59 @@ def from_pt2(path: Path, input_shapes: Sequence[InputShape]) -> Program:
             f"{path} can't be read as a .pt2 file of torch.export.save ({first_line(error)}); "
             f"it may be damaged or come from another PyTorch than {torch.__version__}."
         ) from error
-    program = _from_exported(exported, path.stem, str(path), None)
-    for spec, given in zip(program.inputs, input_shapes, strict=False):
-        if given.shape != spec.shape:
+    return _from_exported(_specialize(exported, input_shapes, str(path)), path.stem, str(path), None)
+
+
+def _specialize(
+    exported: torch.export.ExportedProgram, input_shapes: Sequence[InputShape], source: str
+) -> torch.export.ExportedProgram:
+    """With the shapes that the user gives in place of dimensions that were left open. Raises UserError."""
+    import torch
+
+    interface = read_interface(exported, source)
+    given = assign(input_shapes, [spec.name for spec in interface.inputs], source)
+    check_dtypes(input_shapes, interface.inputs, source)
+    for spec in interface.inputs:
+        if spec.name not in given:
+            continue
+        fits = len(given[spec.name].shape) == len(spec.shape) and all(
+            ours == dim or not isinstance(dim, int)
+            for dim, ours in zip(spec.shape, given[spec.name].shape, strict=True)
+        )
+        if not fits:
             raise UserError(
-                f"{path} was exported for an input of {'×'.join(map(str, spec.shape))}; "
-                f"--input-shape {'x'.join(map(str, given.shape))} doesn't fit."
+                f"{source} was exported for an input{_named(spec, interface)} of {_shown_open(spec)}; "
+                f"--input-shape {given[spec.name]} doesn't fit."
             )
-    return program
+    open_ones = [spec for spec in interface.inputs if not all(isinstance(dim, int) for dim in spec.shape)]
+    for spec in open_ones:
+        if spec.name not in given:
+            raise UserError(
+                f"{source} has an input {spec.name!r} of dynamic shape {_shown_open(spec)}; "
+                f"give the shape that the device will see with --input-shape {spec.name}=…, or export it with that."
+            )
+    if not open_ones:
+        return exported
+    zeros = [
+        torch.zeros(given[spec.name].shape if spec.name in given else spec.shape, dtype=getattr(torch, spec.dtype))
+        for spec in interface.inputs
+    ]
+    arguments, by_keyword = interface.nest(zeros)
+    try:
+        with quiet():
+            return torch.export.export(exported.module(), arguments, by_keyword)
+    except Exception as error:
+        raise UserError(
+            f"{source} can't be had for {', '.join(map(str, given.values()))}: {first_line(error)}."
+        ) from error
+
+
+def _named(spec: TensorSpec, interface: Interface) -> str:
+    return f" {spec.name!r}" if len(interface.inputs) > 1 else ""
+
+
+def _shown_open(spec: TensorSpec) -> str:
+    return shown([dim if isinstance(dim, int) else "?" for dim in spec.shape])
 
 
 def _refuse_pickles_inside(path: Path) -> None:
@@ -132,51 +261,54 @@ def _refuse_pickles_inside(path: Path) -> None:
 
 
 def _from_exported(
-    exported: torch.export.ExportedProgram, name: str, source: str, preprocessing: Preprocessing | None
+    exported: torch.export.ExportedProgram,
+    name: str,
+    source: str,
+    preprocessing: Preprocessing | None,
+    network: torch.nn.Module | None = None,
 ) -> Program:
-    import torch
-
-    user_inputs = {spec.arg.name for spec in exported.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
-    inputs = tuple(
-        TensorSpec(
-            name=node.name,
-            shape=tuple(node.meta["val"].shape),
-            dtype=str(node.meta["val"].dtype).removeprefix("torch."),
-        )
-        for node in exported.graph.nodes
-        if node.op == "placeholder" and node.name in user_inputs
-    )
-    for spec in inputs:
-        if not all(isinstance(dim, int) for dim in spec.shape):
-            raise UserError(
-                f"{source} has an input {spec.name!r} of dynamic shape {'×'.join(map(str, spec.shape))}; "
-                "export it with the fixed shape that the device will see."
-            )
+    """`network` is what was exported, and gives the reference outputs; without it, the exported program does."""
+    interface = read_interface(exported, source)
+    _check_weights(exported, source)
     with quiet():
+        reference = interface.reference(network or exported.module())
         exported = decompose(exported)
+    refuse_training_and_state(exported, source, in_eval_mode=network is not None and not network.training)
+    vectors = make_vectors(interface.inputs, reference, preprocessing)
+    refuse_randomness(exported, reference, vectors[0], source)
+    with quiet():
+        keep_tensors(exported)
         try:
             module = torch_importer()().from_exported_program(exported, False, True, False, None)
         except TvmflowError:
             raise
         except Exception as error:
             raise UserError(f"TVM's importer can't take {source}: {first_line(error)}.") from error
-        network = exported.module()
-
-    def reference(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-        with torch.no_grad():
-            results = network(*(torch.from_numpy(array) for array in arrays))
-        return tuple(result.numpy() for result in (results if isinstance(results, tuple | list) else (results,)))
-
-    vectors = make_vectors(inputs, reference, preprocessing)
     return Program(
         name=name,
         source=source,
         module=name_outputs(module),
-        inputs=inputs,
-        outputs=output_specs(vectors),
+        inputs=interface.inputs,
+        outputs=tuple(
+            TensorSpec(name=name, shape=array.shape, dtype=str(array.dtype))
+            for name, array in zip(interface.outputs, vectors[0].outputs, strict=True)
+        ),
         vectors=vectors,
         parameters=sum(parameter.numel() for _, parameter in exported.named_parameters()),
     )
+
+
+def _check_weights(exported: torch.export.ExportedProgram, source: str) -> None:
+    """Raises UserError for weights of a kind that no device is given."""
+    import torch
+
+    weights = itertools.chain(exported.named_parameters(), exported.named_buffers(), exported.constants.items())
+    for name, weight in weights:
+        if not isinstance(weight, torch.Tensor):
+            raise UserError(f"{source} holds an object of Python, {name!r} ({type(weight).__name__}), and no tensor.")
+        if weight.layout is not torch.strided or weight.is_quantized or weight.is_complex():
+            kind = "quantised" if weight.is_quantized else "complex" if weight.is_complex() else "sparse"
+            raise UserError(f"{source} has a {kind} weight {name!r}; plain tensors of real numbers are taken.")
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvmflow.network.aten import OPERATORS, WHOLE, Call, Converter
 from tvmflow.network.foreign import report_unsupported
+from tvmflow.network.interface import to_numpy
 from tvmflow.network.names import BindingNames
 
 if TYPE_CHECKING:
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 def torch_importer() -> type:
     """TVM's importer, with every binding named after the PyTorch module it comes from."""
+    import tvm
     from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+    from tvmflow.network.precision import Precision
 
     class Importer(ExportedProgramImporter):
         def __init__(self) -> None:
@@ -46,8 +50,12 @@ def torch_importer() -> type:
 
         def __setattr__(self, attribute: str, value: Any) -> None:
             if attribute == "block_builder" and value is not None:
-                value.emit = self.names.wrap(value.emit)
+                value.emit = Precision().wrap(self.names.wrap(value.emit))
             super().__setattr__(attribute, value)
+
+        @staticmethod
+        def _convert_pytorch_tensor_to_tvm(tensor_value: torch.Tensor) -> tvm.runtime.Tensor:
+            return tvm.runtime.tensor(to_numpy(tensor_value))  # any dtype and any strides
 
         def _check_unsupported_func_type(self, nodes: list[torch.fx.Node]) -> None:
             missing = defaultdict(list)

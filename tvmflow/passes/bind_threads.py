@@ -4,31 +4,35 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import tvm
 import tvm_ffi
 from tvm import tirx
 from tvm.s_tir import dlight
 
 from tvmflow.passes.fuse_operators import kernels
-from tvmflow.spec import Program, Target
+from tvmflow.schedules.cuda.dlight import first_fitting
+from tvmflow.spec import Program, Target, UnsupportedOperatorError
 
 
 def bind_threads(program: Program, target: Target) -> Program:
-    """dlight's rules for GPUs, for kernels that have no threads yet; `Layer.schedule` stays "default" for them."""
-    left = {name: func for name, func in kernels(program.module).items() if not any(launches(func))}
-    module = tvm.IRModule(left)
-    rules = (
-        dlight.gpu.Matmul(),
-        dlight.gpu.GEMV(),
-        dlight.gpu.Reduction(),
-        dlight.gpu.GeneralReduction(),
-        dlight.gpu.Fallback(),
-    )
-    with tvm.target.Target(dict(target.tvm)):
-        module = dlight.ApplyDefaultSchedule(*rules)(module)
+    """dlight's rules for GPUs, for kernels that have no threads yet; `Layer.schedule` stays "default" for them.
+
+    Raises UnsupportedOperatorError for a kernel that can't run on a GPU.
+    """
+    gpu = dlight.gpu
+    rules = (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())
     bound = program.module
-    for name, func in kernels(module).items():
-        bound[name] = func
+    for name, func in kernels(bound).items():
+        if any(launches(func)):
+            continue
+        schedule = first_fitting(func, target, rules)
+        if schedule is None:
+            modules = next(layer.modules for layer in program.layers if layer.kernel == name)
+            raise UnsupportedOperatorError(
+                f"{name} in {', '.join(modules)} can't be made a kernel for GPUs such as that of {target.name}; build "
+                "the network for a CPU.",
+                {name: modules},
+            )
+        bound[name] = schedule.mod["main"].with_attrs(func.attrs)
     return replace(program, module=bound)
 
 
@@ -46,6 +50,10 @@ def launches(func: tirx.PrimFunc) -> list[dict[str, int]]:
             if node.kind == tirx.ForKind.THREAD_BINDING:
                 axes[node.thread_binding.thread_tag] = int(node.extent)
 
-        tvm_ffi.structural_walk(step, (tirx.For, note))
+        def note_own(node: tirx.AttrStmt, axes: dict[str, int] = axes) -> None:
+            if node.attr_key == "thread_extent":
+                axes[node.node.thread_tag] = int(node.value)
+
+        tvm_ffi.structural_walk(step, [(tirx.For, note), (tirx.AttrStmt, note_own)])
         found.append(axes)
     return found

@@ -213,7 +213,7 @@ class _Fold(PyExprMutator):
 
 def _const(array: np.ndarray, like: relax.Expr) -> relax.Expr:
     with np.errstate(over="ignore"):
-        return relax.const(array.astype(str(like.ty.dtype)))
+        return relax.const(array.astype(str(like.ty.dtype)), str(like.ty.dtype))
 
 
 def _along(array: np.ndarray, axis: int, like: relax.Expr) -> relax.Expr:

@@ -1,4 +1,7 @@
-"""Give tensors in kernels names that C takes: they are called after modules of the network, such as "joint/0/relu"."""
+"""Give tensors in kernels names that C takes: they are called after modules of the network, such as "joint/0/relu".
+
+TVM ends the names of pointers in "_ptr", so no word of C or CUDA needs care, and makes names unique itself.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from tvm import tirx
 from tvmflow.passes.fuse_operators import kernels
 from tvmflow.spec import Program, Target
 
-NO_LETTER = re.compile(r"\W")
+NO_LETTER = re.compile(r"\W", re.ASCII)
 
 
 def plain_names(program: Program, target: Target) -> Program:
@@ -31,10 +34,10 @@ def _renamed(func: tirx.PrimFunc) -> tirx.PrimFunc:
     made: dict[tirx.Var, tirx.Var] = {}
 
     def rename(var: tirx.Var) -> tirx.Var:
-        if not NO_LETTER.search(var.name):
+        name = plain(var.name)
+        if name == var.name:
             return var
         if var not in made:
-            name = NO_LETTER.sub("_", var.name)  # TVM makes names unique itself when it writes the source
             if isinstance(var.ty, tirx.buffer.BufferType):
                 made[var] = tirx.decl_buffer(var.shape, var.dtype, name, scope=var.scope(), layout=var.ty.layout)
             else:
@@ -43,3 +46,9 @@ def _renamed(func: tirx.PrimFunc) -> tirx.PrimFunc:
 
     body = tvm_ffi.structural_map(func.body, (tirx.Var, rename), order="post")
     return tirx.PrimFunc([rename(param) for param in func.params], body, func.ret_type, attrs=func.attrs)
+
+
+def plain(name: str) -> str:
+    """A name of letters, digits and underscores that begins with no digit."""
+    name = NO_LETTER.sub("_", name)
+    return f"_{name}" if name[:1].isdigit() else name

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow import __version__
+from tvmflow import __version__, scratch
 from tvmflow.backends import Timing
 from tvmflow.bundle import Bundle
 from tvmflow.estimate import bounds, describe, roof_of
@@ -244,9 +243,9 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, to_json(content) + "\n")
 
 
-def to_json(content: Any) -> str:
-    """JSON text. What is infinite or no number, such as the error of an output that is, becomes null."""
-    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+def to_json(content: Any, *, escaped: bool = False) -> str:
+    """JSON text, on request in ASCII. What is infinite or no number, such as an error that is, becomes null."""
+    return json.dumps(_finite(content), indent=1, ensure_ascii=escaped, allow_nan=False)
 
 
 def _finite(content: Any) -> Any:
@@ -259,17 +258,15 @@ def _finite(content: Any) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file for the user. Raises UserError; the file is whole or as it was before."""
-    scratch = ""
+    content = text.encode("utf-8", "backslashreplace")  # of a name that is no UTF-8, JSON reads that as well
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=".tvmflow-", delete=False, encoding="utf-8"
-        ) as file:
-            scratch = file.name
-            file.write(text)
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)  # a device or a pipe, which nothing may replace
+            return
+        path = Path(os.path.realpath(path))  # a link stays, and leads to the new file
+        with scratch.beside(path) as made:
+            made.write_bytes(content)
+            os.replace(made, path)
     except OSError as error:
-        if scratch:
-            Path(scratch).unlink(missing_ok=True)
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
         raise UserError(f"{path} can't be written: {reason}.") from error

@@ -76,12 +76,14 @@ def product(task: Task, target: Target, tile: Tile | None = None) -> Kernel | No
     (layer,), source = task.layers, task.source
     if layer.groups != 1 or source.dtype != "int8":
         return None
-    first = first_sums(layer, source.offset)
-    lowest, highest = accumulator_range(replace(layer, bias=first), *RANGES["int8"])
+    rows, columns = live(layer, 0), live(layer, 1)
+    met = replace(layer, weight=layer.weight[:, :, rows.start : rows.stop, columns.start : columns.stop])
+    first = first_sums(met, source.offset)  # what is left out has no 128 to take back
+    lowest, highest = accumulator_range(replace(met, bias=first), *RANGES["int8"])
     if lowest.min() < -(2**31) or highest.max() >= 2**31:
         return None
     words = source.shape[1] if source.packed else math.ceil(source.channels / BYTES)
-    depth = Depth(taps=(live(layer, 0), live(layer, 1)), words=words, step=VECTOR if source.packed else 1)
+    depth = Depth(taps=(rows, columns), words=words, step=VECTOR if source.packed else 1)
     if not all(depth.taps):
         return None
     return _loops(task, target, depth, first, tile or tiles(task, target, depth)[0])

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tvmflow import toolchain
-from tvmflow.cuda import nvrtc
+from tvmflow.cuda import codegen, nvrtc
 from tvmflow.spec import MissingDependencyError, TvmflowError, VerificationError
 
 HERE = Path(__file__).parent
@@ -145,14 +145,8 @@ def stray_access(report: str) -> str:
 
 def use_for_kernels() -> None:
     """Let TVM in this process, which `call` made, compile its CUDA C for the stand-in."""
-    import tvm_ffi
-
     sanitized = "TVMFLOW_STANDIN_SANITIZED" in os.environ
-    tvm_ffi.register_global_func(
-        "tvm_callback_cuda_compile",
-        lambda source: image(compile_kernels(source, sanitized=sanitized)),
-        override=True,
-    )
+    codegen.use_compiler(lambda source: image(compile_kernels(source, sanitized=sanitized)))
 
 
 def image(kernels: Path) -> bytes:

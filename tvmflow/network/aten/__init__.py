@@ -42,7 +42,6 @@ WHOLE: tuple[str, ...] = (
     *resizing.OPERATORS,
     "im2col.default",
     "col2im.default",
-    "softshrink.default",
     "roll.default",
     "pad.default",
     "logsumexp.default",

@@ -47,20 +47,6 @@ def rrelu(call: Call) -> list[Any]:
     return [call.emit(relax.op.nn.leakyrelu(x, (lower + upper) / 2))]
 
 
-def softshrink(call: Call) -> Any:
-    """x nearer to 0 by λ, 0 within ±λ; NaN stays."""
-    from tvm import tirx
-
-    x, threshold = call.arguments
-
-    def shrink(x: Any) -> Any:
-        zero, bound = (tirx.const(value, x.ty.dtype) for value in (0, threshold))
-        inner = tirx.Select(tirx.isnan(x), x, zero)
-        return tirx.Select(x > bound, x - bound, tirx.Select(x < -bound, x + bound, inner))
-
-    return pointwise(call, "softshrink", shrink, x)
-
-
 def leaky_relu(call: Call) -> Any:
     from tvm import relax
 
@@ -91,7 +77,6 @@ OPERATORS: dict[str, Converter] = {
     "elu.default": elu,
     "gelu.default": gelu,
     "rrelu_with_noise_functional.default": rrelu,
-    "softshrink.default": softshrink,
     "leaky_relu.default": leaky_relu,
     "_softmax.default": softmax,
     "_log_softmax.default": log_softmax,

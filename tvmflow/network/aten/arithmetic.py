@@ -120,13 +120,17 @@ def scaled_sum(sign: int, *, reverse: bool = False) -> Converter:
 
 
 def multiply(call: Call) -> Any:
-    """TVM takes x · 0 for 0, NaN or not; x − x isn't simplified and is NaN where x isn't finite."""
-    from tvm import relax
+    """x · 0, which TVM takes for 0, is NaN where x isn't finite."""
+    from tvm import relax, tirx
 
     factor = call.arguments[1]
     if isinstance(factor, int | float) and factor == 0 and is_floating(call.dtype):
-        (x,) = operands(call, count=1)
-        return call.emit(relax.op.subtract(x, x))
+        zero, infinity, nan = (tirx.const(value, call.dtype) for value in (0, math.inf, math.nan))
+
+        def vanish(x: Any) -> Any:
+            return tirx.Select(tirx.abs(x) < infinity, libm_of("copysign", zero, x), nan)
+
+        return pointwise(call, "times_0", vanish, *operands(call, count=1))
     return call.emit((relax.op.logical_and if call.dtype == "bool" else relax.op.multiply)(*operands(call)))
 
 

@@ -128,7 +128,7 @@ def adaptive_max_pool(call: Call) -> list[Any]:
 
 
 def _maxima(call: Call, x: Any, windows: Sequence[np.ndarray], outer: int, *, places: bool) -> list[Any]:
-    """`windows[axis][o, t]`: which input an output reads; one off the map is none. The first of equals, NaN above all."""
+    """`windows[axis][o, t]`: which input an output reads; one off the map is none. NaN is above all."""
     from tvm import te, tirx
 
     sizes = shape_of(x)[2:]

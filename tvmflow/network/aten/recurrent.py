@@ -1,7 +1,7 @@
 """LSTM, GRU and plain recurrent layers, unrolled over time.
 
-For all steps at once the inputs are multiplied by their weights, in one matrix product. A step is then one more product,
-of the state with all gates' weights, and one kernel of all that comes after it.
+For all steps at once the inputs are multiplied by their weights, in one matrix product. A step is then one more
+product, of the state with all gates' weights, and one kernel of all that comes after it.
 """
 
 from __future__ import annotations

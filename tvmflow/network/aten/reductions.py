@@ -209,7 +209,7 @@ def vector_norm(call: Call) -> Any:
     """linalg_vector_norm: by its definition for orders 0, 1, 2 and ±∞, where powers would cost and lose digits."""
     from tvm import relax, te, tirx
 
-    x, order, dim, keep, _ = call.arguments
+    x, order, dim, _, _ = call.arguments
     x = call.tensor(x, call.dtype)
     axes, dtype = axes_of(dim, len(shape_of(x))), call.dtype
     if not axes:
@@ -245,16 +245,13 @@ def distances(call: Call) -> Any:
         step = te.reduce_axis((0, width), name="r")
 
         def value(*index: Any) -> Any:
-            rows = (*index[:-2], index[-2]), (*index[:-2], index[-1])
-            apart = tirx.abs(
-                x(*broadcast_index(x.shape, (*rows[0], step))) - y(*broadcast_index(y.shape, (*rows[1], step)))
-            )
+            row, column = ((*index[:-2], at, step) for at in index[-2:])
+            apart = tirx.abs(x(*broadcast_index(x.shape, row)) - y(*broadcast_index(y.shape, column)))
             if order == math.inf:
                 return reducer(apart, axis=step)
             if order == 0:
-                return te.sum(
-                    tirx.Select(differ(apart, tirx.const(0, dtype)), tirx.const(1, dtype), tirx.const(0, dtype)), step
-                )
+                zero, one = tirx.const(0, dtype), tirx.const(1, dtype)
+                return te.sum(tirx.Select(differ(apart, zero), one, zero), step)
             return te.sum({1: apart, 2: apart * apart}.get(order, tirx.pow(apart, tirx.const(order, dtype))), step)
 
         sums = te.compute(shape, value, name="distances")

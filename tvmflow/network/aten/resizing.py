@@ -1,9 +1,9 @@
 """Resizing: each output is a weighted sum of few inputs along each axis, with the weights that PyTorch itself uses.
 
-All of PyTorch's interpolations are linear and separable, so along one axis an interpolation is a matrix. It is read off
-PyTorch by interpolating the identity matrix with the very arguments of the network: sizes, factors that aren't the ratio
-of sizes, half pixels, aligned corners and antialiasing come out as PyTorch has them, rounding included. Rows of the
-matrix have few entries, which become tables of a kernel: which inputs, and their weights.
+All of PyTorch's interpolations are linear and separable, so along one axis an interpolation is a matrix. It is read
+off PyTorch by interpolating the identity matrix with the very arguments of the network: sizes, factors that aren't the
+ratio of sizes, half pixels, aligned corners and antialiasing come out as PyTorch has them, rounding included. Rows of
+the matrix have few entries, which become tables of a kernel: which inputs, and their weights.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def taps(interpolate: Callable[[Any], Any], shape: Sequence[int], axis: int) -> 
     """Read an axis's matrix off PyTorch.
 
     Infinity tells which inputs an output reads, for one of weight 0 gives NaN: an input that is infinite in the network
-    then does so here as well. An input that is read several times, as at borders, may give NaN though its weights add up
-    to something; it gets one more weight, of 0. Shorter rows are filled up by halving their largest weight, which is
+    then does so here as well. An input that is read several times, as at borders, may give NaN though its weights add
+    up to something; it gets one more weight, of 0. Shorter rows are filled up by halving their largest weight, which is
     exact.
     """
     import torch

@@ -1,0 +1,67 @@
+"""Networks of strangers that broke the compiler once: right on this computer, and each kernel knows whose it is."""
+
+from __future__ import annotations
+
+import pytest
+from strangers import STRANGERS
+
+from benchmarks import strangers as benchmark
+from tvmflow.build import build
+from tvmflow.frontend import from_module
+from tvmflow.passes.multiply_adds import multiply_adds
+from tvmflow.targets import TARGETS
+
+BROKEN_ONCE = (
+    "vgg_bn",  # a bias before the normalisation
+    "densenet",  # normalisation first, concatenation
+    "resnet_preactivation",
+    "shufflenet_v2",  # channels are split: a tuple between kernels
+    "autoencoder",  # matrix products and normalisation
+    "generator",  # transposed convolutions and normalisation
+    "har",  # one dimension
+    "video",  # three
+    "lstm",
+    "shared_normalisation",
+)
+
+
+@pytest.mark.parametrize("name", BROKEN_ONCE)
+def test_broken_once(name, tmp_path):
+    stranger = STRANGERS[name]
+    program = from_module(stranger.make(), name, name, stranger.shapes)
+    bundle = build(program, TARGETS["host"], tmp_path / "out")
+    assert bundle.manifest["verify"]["passed"]
+    works = [multiply_adds(binding.value) for block in program.module["main"].body.blocks for binding in block.bindings]
+    assert sum(layer.macs for layer in bundle.layers) == sum(works) > 0
+    assert all(layer.modules for layer in bundle.layers if layer.macs)
+
+
+def test_normalisations_fold():
+    """Behind a convolution with a bias, a transposed one in groups, a matrix product: no kernel more."""
+    from strangers import stranger
+    from torch import nn
+
+    @stranger("", (1, 3, 6, 6))
+    def folding() -> nn.Module:
+        return nn.Sequential(
+            *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.ReLU()),
+            *(nn.ConvTranspose2d(8, 12, 2, 2, groups=4), nn.BatchNorm2d(12), nn.ReLU()),
+            *(nn.Flatten(), nn.Linear(768, 5), nn.BatchNorm1d(5)),
+        )
+
+    made = STRANGERS.pop("folding")
+    from tvmflow.pipeline import run_stages
+
+    program = run_stages(from_module(made.make(), "folding", "folding", made.shapes), TARGETS["host"])
+    assert [layer.modules for layer in program.layers if layer.macs] == [("0", "2", "3"), ("4", "5", "6"), ("8", "9")]
+    assert not [layer.kernel for layer in program.layers if "multiply" in layer.kernel]
+
+
+def test_page_of_the_benchmark():
+    right = {"state": "right", "verified": "native", "error": 2e-7}
+    rows = {way.name: right for way in benchmark.WAYS}
+    rows["factory host int8"] = {"state": "refused", "exit_code": 8, "said": "lenet can't be quantised."}
+    text = benchmark.page({"networks": {"lenet": rows}})
+    assert "| `lenet` | LeNet-5" in text
+    assert "- the network can't be quantised. — lenet (factory host int8)" in text
+    assert "Wrong or at fault: 0." in text

@@ -1,0 +1,184 @@
+"""What an ONNX file computes: ONNX Runtime says so where it is installed, else ONNX's own reference evaluator."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvmflow.network.foreign import first_line
+from tvmflow.spec import MissingDependencyError, UserError
+
+if TYPE_CHECKING:
+    import onnx
+
+ABSENT = "it is not installed"
+INSTALL = "pip install onnxruntime, which tvmflow then takes as the reference"
+
+WRONG_IN_EVALUATOR: dict[str, Callable[[onnx.NodeProto, int], bool]] = {
+    "ConvTranspose": lambda node, opset: True,
+    "AveragePool": lambda node, opset: any(attribute.name == "ceil_mode" for attribute in node.attribute),
+    "LRN": lambda node, opset: True,
+    "Resize": lambda node, opset: opset < 18,
+    "Upsample": lambda node, opset: True,
+    "OneHot": lambda node, opset: True,
+}
+"""Operators, and of which nodes and opsets, whose values ONNX's evaluator has wrong or can't compute."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """`run` takes arrays by input name and gives those of all outputs; `name` says whose arithmetic it is."""
+
+    name: str
+    run: Callable[[Mapping[str, np.ndarray]], tuple[np.ndarray, ...]]
+
+
+def open_reference(model: onnx.ModelProto, source: str, probe: Mapping[str, np.ndarray]) -> Reference:
+    """ONNX Runtime on `model`, without optimisation, or the evaluator where that isn't installed or can't run `probe`.
+
+    Raises UserError if neither can, MissingDependencyError if the evaluator would be wrong.
+    """
+    import onnx
+
+    refused = ABSENT
+    if importlib.util.find_spec("onnxruntime") is not None:
+        import onnxruntime
+
+        try:
+            run = _runtime(model)
+            run(probe)
+            return Reference(name=f"ONNX Runtime {onnxruntime.__version__}", run=run)
+        except Exception as error:  # onnxruntime has a class for each of its states
+            refused = first_line(error)
+    _check_evaluator(model, source, refused)
+    try:
+        run = _evaluator(model)
+        run(probe)
+    except Exception as error:
+        if refused == ABSENT:
+            raise MissingDependencyError(
+                f"ONNX's reference evaluator can't run {source} ({first_line(error)}): {INSTALL}."
+            ) from error
+        raise UserError(
+            f"{source} can't be run, so nothing could be verified: ONNX Runtime says {refused!r}, "
+            f"ONNX's reference evaluator {first_line(error)!r}."
+        ) from error
+    return Reference(name=f"ONNX {onnx.__version__}'s reference evaluator", run=run)
+
+
+def _check_evaluator(model: onnx.ModelProto, source: str, refused: str) -> None:
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    for node in model.graph.node:
+        wrong = WRONG_IN_EVALUATOR.get(node.op_type)
+        if node.domain in ("", "ai.onnx") and wrong is not None and wrong(node, opset):
+            message = f"{source} has {node.op_type} of opset {opset}, which ONNX's reference evaluator gets wrong"
+            if refused == ABSENT:
+                raise MissingDependencyError(f"{message}: {INSTALL}.")
+            raise UserError(f"{message}, and ONNX Runtime can't run it ({refused}), so nothing could be verified.")
+
+
+def _runtime(model: onnx.ModelProto) -> Callable[[Mapping[str, np.ndarray]], tuple[np.ndarray, ...]]:
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    wanted = {entry.name for entry in session.get_inputs()}
+
+    def run(feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        results = session.run(None, {name: array for name, array in feeds.items() if name in wanted})
+        return tuple(np.asarray(result) for result in results)
+
+    return run
+
+
+def _evaluator(model: onnx.ModelProto) -> Callable[[Mapping[str, np.ndarray]], tuple[np.ndarray, ...]]:
+    from onnx.reference import ReferenceEvaluator
+
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    evaluator = ReferenceEvaluator(model, new_ops=_corrected_operators(opset))
+
+    def run(feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        return tuple(np.asarray(result) for result in evaluator.run(None, dict(feeds)))
+
+    return run
+
+
+def _corrected_operators(opset: int) -> list[type]:
+    """Operators of older opsets that the evaluator takes for the newest: these flattened, and never trained."""
+    from onnx.reference.op_run import OpRun
+
+    def flat(data: np.ndarray, axis: int) -> np.ndarray:
+        axis += data.ndim if axis < 0 else 0
+        return data.reshape(int(np.prod(data.shape[:axis], dtype="int64")), -1)
+
+    class Softmax(OpRun):
+        def _run(self, data: np.ndarray, axis: int | None = None) -> tuple[np.ndarray]:
+            rows = flat(data, 1 if axis is None else axis)
+            powers = np.exp(rows - rows.max(1, keepdims=True))
+            return ((powers / powers.sum(1, keepdims=True)).reshape(data.shape),)
+
+    class LogSoftmax(OpRun):
+        def _run(self, data: np.ndarray, axis: int | None = None) -> tuple[np.ndarray]:
+            rows = flat(data, 1 if axis is None else axis)
+            rows = rows - rows.max(1, keepdims=True)
+            return ((rows - np.log(np.exp(rows).sum(1, keepdims=True))).reshape(data.shape),)
+
+    class Hardmax(OpRun):
+        def _run(self, data: np.ndarray, axis: int | None = None) -> tuple[np.ndarray]:
+            rows = flat(data, 1 if axis is None else axis)
+            hot = np.arange(rows.shape[1]) == rows.argmax(1)[:, None]
+            return (hot.astype(data.dtype).reshape(data.shape),)
+
+    class BatchNormalization(OpRun):
+        def _run(self, data: np.ndarray, *statistics: np.ndarray, epsilon: float = 1e-5, **_: Any) -> tuple[np.ndarray]:
+            shape = (1, -1, *[1] * (data.ndim - 2))
+            scale, shift, mean, variance = (value.reshape(shape) for value in statistics)
+            return (((data - mean) / np.sqrt(variance + data.dtype.type(epsilon)) * scale + shift).astype(data.dtype),)
+
+    flattened = [Softmax, LogSoftmax, Hardmax] if opset < 13 else []
+    return [*flattened, BatchNormalization] if opset < 14 else flattened
+
+
+def evaluate(
+    node: onnx.NodeProto, opsets: Sequence[onnx.OperatorSetIdProto], inputs: Mapping[str, np.ndarray]
+) -> list[np.ndarray] | None:
+    """The results of one node on known inputs, None if neither reference can run it."""
+    model = _single(node, opsets, inputs)
+    for make in ([_runtime] if importlib.util.find_spec("onnxruntime") is not None else []) + [_evaluator]:
+        with contextlib.suppress(Exception):
+            if make is _evaluator:
+                _check_evaluator(model, node.name, "")
+            return list(make(model)(inputs))
+    return None
+
+
+def _single(
+    node: onnx.NodeProto, opsets: Sequence[onnx.OperatorSetIdProto], inputs: Mapping[str, np.ndarray]
+) -> onnx.ModelProto:
+    from onnx import helper
+
+    given = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in inputs.items()
+    ]
+    made = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
+    graph = helper.make_graph([node], "one", given, made)
+    return helper.make_model(graph, opset_imports=list(opsets), ir_version=_ir_version())
+
+
+@functools.cache
+def _ir_version() -> int:
+    """What the installed ONNX Runtime surely reads."""
+    import onnx
+
+    return min(10, onnx.IR_VERSION)
