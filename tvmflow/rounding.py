@@ -23,55 +23,10 @@ the dtype, but once that distance for the narrow ones, whose sums are kept in wi
 EVALUATIONS = 2
 """Of the reference with moved values: one alone may by chance leave a network with few outputs where it was."""
 EXACT = frozenset(
-    [
-        "_to_copy",
-        "abs",
-        "amax",
-        "amin",
-        "arange",
-        "cat",
-        "ceil",
-        "clamp",
-        "clamp_max",
-        "clamp_min",
-        "clone",
-        "constant_pad_nd",
-        "copy",
-        "embedding",
-        "empty",
-        "empty_like",
-        "flip",
-        "floor",
-        "full",
-        "full_like",
-        "gather",
-        "index",
-        "index_select",
-        "masked_fill",
-        "max",
-        "max_pool2d_with_indices",
-        "max_pool3d_with_indices",
-        "maximum",
-        "min",
-        "minimum",
-        "neg",
-        "new_full",
-        "new_ones",
-        "new_zeros",
-        "ones",
-        "ones_like",
-        "relu",
-        "round",
-        "scalar_tensor",
-        "sign",
-        "sort",
-        "stack",
-        "topk",
-        "trunc",
-        "where",
-        "zeros",
-        "zeros_like",
-    ]
+    "_to_copy abs amax amin arange cat ceil clamp clamp_max clamp_min clone constant_pad_nd copy embedding empty "
+    "empty_like flip floor full full_like gather index index_select masked_fill max max_pool2d_with_indices "
+    "max_pool3d_with_indices maximum min minimum neg new_full new_ones new_zeros ones ones_like relu round scalar_tensor "
+    "sign sort stack topk trunc where zeros zeros_like".split()
 )
 """PyTorch's operators that select, copy or make values: nothing in their results is rounded."""
 

@@ -72,7 +72,7 @@ def _own(buffer: tirx.Buffer, accesses: list[Access]) -> bool:
     for loop in (loop for access in accesses for loop in access.loops if _tag(loop).startswith(axes)):
         extents[_tag(loop)] = max(extents.get(_tag(loop), 1), int(loop.extent))
     random = np.random.default_rng(0)
-    places = [dict.fromkeys(extents, 0), {tag: extent - 1 for tag, extent in extents.items()}]
+    places = [{tag: 0 for tag in extents}, {tag: extent - 1 for tag, extent in extents.items()}]
     places += [{tag: int(random.integers(extent)) for tag, extent in extents.items()} for _ in range(SAMPLES)]
     for place in places:
         stored, loaded = (

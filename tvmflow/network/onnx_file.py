@@ -35,7 +35,9 @@ def from_onnx(path: Path, input_shapes: Sequence[InputShape]) -> Program:
             raise
         except Exception as error:
             raise UserError(f"{path} can't be imported: {first_line(error)}.") from error
-        reference = open_reference(model, str(path), {spec.name: np.zeros(spec.shape, spec.dtype) for spec in inputs})
+        reference = open_reference(
+            model, str(path), {spec.name: np.zeros(spec.shape, spec.dtype) for spec in inputs}
+        )
 
     def run(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         return reference.run({spec.name: array for spec, array in zip(inputs, arrays, strict=True)})

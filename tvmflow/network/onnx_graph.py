@@ -53,9 +53,7 @@ def inline_functions(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     try:
         return inliner.inline_local_functions(model)
     except Exception as error:
-        raise UserError(
-            f"The functions of {path} can't be put in place of their calls: {first_line(error)}."
-        ) from error
+        raise UserError(f"The functions of {path} can't be put in place of their calls: {first_line(error)}.") from error
 
 
 def expand(node: onnx.NodeProto, model: onnx.ModelProto, types: dict[str, onnx.TypeProto]) -> onnx.GraphProto | None:

@@ -297,7 +297,7 @@ class Walk:
         inputs = [values[name] if name else None for name in node.input]
         if any(value is MISSING for value in inputs):
             self.check_known(node)
-            values.update(dict.fromkeys(node.output, MISSING))
+            values.update({name: MISSING for name in node.output})
             return
         if (made := self.known(node, inputs)) is None:
             made = self.converted(node, inputs, values)

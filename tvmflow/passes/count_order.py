@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import tvm
 from tvm import relax, te, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
@@ -146,7 +147,9 @@ def places(rank: te.Tensor, axis: int, count: int, dtype: str) -> te.Tensor:
 
 def taken(row: te.Tensor, order: te.Tensor, axis: int) -> te.Tensor:
     """The elements of a row at the places `order`."""
-    return te.compute(order.shape, lambda *index: row[(*index[:axis], order[index], *index[axis + 1 :])], name="taken")
+    return te.compute(
+        order.shape, lambda *index: row[(*index[:axis], order[index], *index[axis + 1 :])], name="taken"
+    )
 
 
 def accumulated(

@@ -84,9 +84,7 @@ def convolve(node: Node, data: relax.Expr, weight: relax.Expr, dtype: str | None
 def with_bias(node: Node, result: relax.Expr, bias: relax.Expr | None, rank: int) -> relax.Expr:
     if bias is None:
         return result
-    return op.add(
-        node.bind(result), reshape(bias, (1, -1 if not is_constant(bias) else shape_of(bias)[0], *[1] * (rank - 2)))
-    )
+    return op.add(node.bind(result), reshape(bias, (1, -1 if not is_constant(bias) else shape_of(bias)[0], *[1] * (rank - 2))))
 
 
 def conv(node: Node) -> relax.Expr:

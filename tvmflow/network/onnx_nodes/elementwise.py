@@ -189,7 +189,9 @@ def softplus_of(node: Node, data: relax.Expr) -> relax.Expr:
     small = node.bind(op.exp(op.negative(op.abs(data))))
     rounded = node.bind(op.add(small, constant(1, dtype)))
     lost = op.subtract(rounded, constant(1, dtype))
-    tail = op.where(op.equal(rounded, constant(1, dtype)), small, op.divide(op.multiply(op.log(rounded), small), lost))
+    tail = op.where(
+        op.equal(rounded, constant(1, dtype)), small, op.divide(op.multiply(op.log(rounded), small), lost)
+    )
     return op.add(op.maximum(data, constant(0, dtype)), tail)
 
 

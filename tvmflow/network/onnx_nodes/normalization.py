@@ -28,9 +28,7 @@ def batch_normalization(node: Node) -> relax.Expr:
 
 def _per_channel(node: Node, data: relax.Expr, scale: relax.Expr, shift: relax.Expr) -> relax.Expr:
     shape = (1, -1, *[1] * (len(node.shape()) - 2))
-    sized = [
-        reshape(value, [elements(shape_of(value)) if dim == -1 else dim for dim in shape]) for value in (scale, shift)
-    ]
+    sized = [reshape(value, [elements(shape_of(value)) if dim == -1 else dim for dim in shape]) for value in (scale, shift)]
     return op.add(op.multiply(data, sized[0]), sized[1])
 
 
@@ -86,9 +84,7 @@ def skip_layer_normalization(node: Node) -> relax.Expr | tuple[relax.Expr, ...]:
     if node.given(4):
         total = op.add(total, node.inputs[4])
     total = node.bind(total)
-    normed = op.multiply(
-        standardized(node.bind, total, [len(node.shape()) - 1], node.get("epsilon", 1e-12)), node.inputs[2]
-    )
+    normed = op.multiply(standardized(node.bind, total, [len(node.shape()) - 1], node.get("epsilon", 1e-12)), node.inputs[2])
     normed = op.add(normed, node.inputs[3]) if node.given(3) else normed
     return normed if node.results == 1 else (normed, None, None, total)
 

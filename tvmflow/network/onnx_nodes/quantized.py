@@ -113,10 +113,7 @@ def _convolved(node: Node, data: relax.Expr, data_zero: relax.Expr | None, weigh
     """The border holds the zero point, so what is convolved is centred and its border is 0."""
     rank = len(shape_of(data))
     return convolve(
-        node,
-        _centered(node, data, _channels(node, data_zero, 0, 0)),
-        _centered(node, weight, _channels(node, zero, rank, 0)),
-        "int32",
+        node, _centered(node, data, _channels(node, data_zero, 0, 0)), _centered(node, weight, _channels(node, zero, rank, 0)), "int32"
     )
 
 
@@ -142,11 +139,7 @@ def qlinear_matmul(node: Node) -> relax.Expr:
         sides.append(_centered(node, value, _channels(node, point, rank, other % rank)))
     summed = node.bind(op.matmul(*sides, out_dtype="int32"))
     rank = len(shape_of(summed))
-    scales = (
-        _channels(node, first_scale, rank, rank - 2),
-        _channels(node, second_scale, rank, rank - 1),
-        reshape(scale, ()),
-    )
+    scales = (_channels(node, first_scale, rank, rank - 2), _channels(node, second_scale, rank, rank - 1), reshape(scale, ()))
     return _requantized(node, summed, scales, reshape(zero, ()), dtype_of(zero))
 
 
@@ -154,9 +147,7 @@ def _real(node: Node, index: int) -> relax.Expr:
     """An input of ONNX Runtime's QLinear operators: value, scale, zero point."""
     zero = node.optional(index + 2)
     return node.bind(
-        dequantized(
-            node.inputs[index], reshape(node.inputs[index + 1], ()), None if zero is None else reshape(zero, ())
-        )
+        dequantized(node.inputs[index], reshape(node.inputs[index + 1], ()), None if zero is None else reshape(zero, ()))
     )
 
 
@@ -215,11 +206,9 @@ def matmul_integer_to_float(node: Node) -> relax.Expr:
     for index, other in ((0, 0), (1, 1)):
         zero = node.optional(4 + index)
         rank = len(node.shape(index))
-        sides.append(
-            _centered(node, node.inputs[index], None if zero is None else _channels(node, zero, rank, rank - 2 + other))
-        )
+        sides.append(_centered(node, node.inputs[index], None if zero is None else _channels(node, zero, rank, rank - 2 + other)))
     summed = op.astype(op.matmul(*sides, out_dtype="int32"), "float32")
-    result = op.multiply(
-        summed, op.multiply(_channels(node, node.inputs[2], 1, 0), _channels(node, node.inputs[3], 1, 0))
-    )
+    result = op.multiply(summed, op.multiply(_channels(node, node.inputs[2], 1, 0), _channels(node, node.inputs[3], 1, 0)))
     return op.add(node.bind(result), node.inputs[6]) if node.given(6) else result
+
+
