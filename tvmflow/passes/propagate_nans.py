@@ -1,8 +1,9 @@
 """Maximum and minimum of numbers of which one is NaN give NaN, as in PyTorch.
 
 LLVM gets `max(a, b)` as `a > b ? a : b`, which is b if either is NaN; so do CPUs' own instructions. A constant comes
-first, then NaN stays: `max(0, x)`, the ReLU, still is one instruction on x86. Between two numbers that aren't known the
-first one is asked as well, which costs a comparison in pooling and in reductions.
+first, then NaN stays: `max(0, x)`, the ReLU, still is one instruction on x86. Two numbers that aren't known are compared
+either way, as in pooling, and if neither comparison holds, one is NaN and so is their sum. `x ≠ x` would not do: TVM takes
+it for false.
 
 It comes after the schedules, so that it sees what they write as well, and rules read kernels as operators make them.
 """
@@ -41,7 +42,8 @@ def _ordered(extreme: tirx.Max | tirx.Min) -> Any:
         return extreme
     if _is_number(second):
         return kind(second, first)
-    return tirx.Select(tirx.isnan(first), first, extreme)
+    wins, loses = (tirx.GT, tirx.LE) if kind is tirx.Max else (tirx.LT, tirx.GE)
+    return tirx.Select(wins(first, second), first, tirx.Select(loses(first, second), second, first + second))
 
 
 def _is_number(value: Any) -> bool:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 Converter = Callable[["Call"], Any]
 """Gives the operator's result, or a list of them, as Relax values."""
 
+OPAQUE = 8
+"""TVM's OpPatternKind of kernels that fuse with none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
@@ -48,9 +51,15 @@ class Call:
     def emit(self, value: relax.Expr) -> relax.Var:
         return self.builder.emit(value)
 
-    def compute(self, name: str, make: Callable[..., Any], *tensors: Any) -> relax.Var:
-        """A kernel: `make` gets the tensors as te.Tensor and gives the te.Tensor that is computed from them."""
-        return self.builder.emit_te(make, *(self.tensor(value) for value in tensors), primfunc_name_hint=name)
+    def compute(self, name: str, make: Callable[..., Any], *tensors: Any, apart: bool = False) -> relax.Var:
+        """A kernel: `make` gets the tensors as te.Tensor and gives the te.Tensor that is computed from them.
+
+        `apart`: it fuses with no other, for what reads it reads each element often, and would compute it as often. Several
+        results, a list, are a tuple.
+        """
+        given = (self.tensor(value) for value in tensors)
+        attributes = {"op_pattern": OPAQUE} if apart else None
+        return self.builder.emit_te(make, *given, primfunc_name_hint=name, primfunc_attrs=attributes)
 
     def tensor(self, value: Any, dtype: str | None = None) -> relax.Expr:
         """A Relax value as it is, or of that dtype; an array or a number as a constant."""

@@ -21,7 +21,7 @@ def grid_sample(call: Call) -> Any:
 
     As in PyTorch's GridSampler, corner by corner; NaN among the coordinates is taken for −1.
     """
-    from tvm import te, tirx
+    from tvm import relax, te, tirx
 
     x, grid, interpolation, padding, aligned = call.arguments
     sizes = shape_of(x)[2:]
@@ -83,40 +83,64 @@ def grid_sample(call: Call) -> Any:
         one = number(1)
         return [far(distance + one), near(distance), near(one - distance), far(number(2) - distance)]
 
-    def make(x: Any, grid: Any) -> Any:
+    def locate(grid: Any) -> list[Any]:
+        """Coordinates along each axis; with cubic weights, the places of four neighbours and then their weights."""
+        points, found = grid.shape[:-1], []
+        for axis, size in enumerate(sizes):
+
+            def raw(*point: Any, axis: int = axis, size: int = size) -> Any:
+                return unnormalised(grid(*point, spatial - 1 - axis).astype("float32"), size)
+
+            if interpolation != BICUBIC:
+
+                def place(*point: Any, raw: Any = raw, size: int = size) -> Any:
+                    return placed(raw(*point), size)
+
+                found.append(te.compute(points, place, name="places"))
+                continue
+            whole = te.compute(points, raw, name="coordinates")
+            for step in range(4):
+
+                def neighbour(*point: Any, whole: Any = whole, size: int = size, step: int = step) -> Any:
+                    return placed(tirx.floor(whole(*point)) + number(step - 1), size)
+
+                def weight(*point: Any, whole: Any = whole, step: int = step) -> Any:
+                    return cubic(whole(*point) - tirx.floor(whole(*point)))[step]
+
+                found += [te.compute(points, neighbour, name="places"), te.compute(points, weight, name="weights")]
+        return found
+
+    def choices(located: Sequence[Any], point: Sequence[Any]) -> list[list[tuple[Any, Any]]]:
+        """Along each axis: whole places to read at, each with its weight."""
+        values = [tensor(*point) for tensor in located]
+        if interpolation == BICUBIC:
+            pairs = list(zip(values[::2], values[1::2], strict=True))
+            return [pairs[4 * axis : 4 * axis + 4] for axis in range(spatial)]
+        if interpolation == NEAREST:
+            return [[(tirx.nearbyint(value), number(1))] for value in values]
+        lower = [tirx.floor(value) for value in values]
+        return [
+            [(floor, floor + number(1) - value), (floor + number(1), value - floor)]
+            for floor, value in zip(lower, values, strict=True)
+        ]
+
+    def sample(x: Any, *located: Any) -> Any:
         def value(n: Any, channel: Any, *at: Any) -> Any:
-            raw = [
-                unnormalised(grid[(n, *at, spatial - 1 - axis)].astype("float32"), sizes[axis])
-                for axis in range(spatial)
-            ]
-            if interpolation == BICUBIC:
-                floors = [tirx.floor(coordinate) for coordinate in raw]
-                weights = [cubic(coordinate - floor) for coordinate, floor in zip(raw, floors, strict=True)]
-                choices = [
-                    [
-                        (placed(floor + number(step - 1), size), weight[step])
-                        for step in range(4)
-                    ]
-                    for floor, size, weight in zip(floors, sizes, weights, strict=True)
-                ]  # fmt: skip
-            else:
-                inner = [placed(coordinate, size) for coordinate, size in zip(raw, sizes, strict=True)]
-                if interpolation == NEAREST:
-                    return read(x, n, channel, [tirx.nearbyint(coordinate) for coordinate in inner])
-                floors = [tirx.floor(coordinate) for coordinate in inner]
-                choices = [
-                    [(floor, floor + number(1) - coordinate), (floor + number(1), coordinate - floor)]
-                    for floor, coordinate in zip(floors, inner, strict=True)
-                ]
             total: Any = number(0)
-            for corner in itertools.product(*choices):
-                weight = math.prod((share for _, share in corner[1:]), start=corner[0][1])
-                total = total + read(x, n, channel, [place for place, _ in corner]).astype("float32") * weight
+            for corner in itertools.product(*choices(located, (n, *at))):
+                element = read(x, n, channel, [place for place, _ in corner])
+                if interpolation == NEAREST:
+                    return element
+                weights = [weight for _, weight in corner]
+                total = total + element.astype("float32") * math.prod(weights[1:], start=weights[0])
             return total.astype(x.dtype)
 
         return te.compute(call.shape, value, name="grid_sample")
 
-    return call.compute("grid_sample", make, x, grid)
+    located = call.compute("locate", locate, grid, apart=True)
+    count = spatial * (8 if interpolation == BICUBIC else 1)
+    parts = [call.emit(relax.TupleGetItem(located, index)) for index in range(count)]
+    return call.compute("grid_sample", sample, x, *parts)
 
 
 OPERATORS: dict[str, Converter] = {
