@@ -54,8 +54,8 @@ class Call:
     def compute(self, name: str, make: Callable[..., Any], *tensors: Any, apart: bool = False) -> relax.Var:
         """A kernel: `make` gets the tensors as te.Tensor and gives the te.Tensor that is computed from them.
 
-        `apart`: it fuses with no other, for what reads it reads each element often, and would compute it as often. Several
-        results, a list, are a tuple.
+        Several results, a list, are a tuple. `apart`: it fuses with no other kernel, for what reads it reads each
+        element often, and would compute it as often.
         """
         given = (self.tensor(value) for value in tensors)
         attributes = {"op_pattern": OPAQUE} if apart else None

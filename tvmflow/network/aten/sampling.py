@@ -83,32 +83,30 @@ def grid_sample(call: Call) -> Any:
         one = number(1)
         return [far(distance + one), near(distance), near(one - distance), far(number(2) - distance)]
 
+    def along(grid: Any, axis: int) -> list[Any]:
+        size, points = sizes[axis], grid.shape[:-1]
+
+        def raw(*point: Any) -> Any:
+            return unnormalised(grid(*point, spatial - 1 - axis).astype("float32"), size)
+
+        if interpolation != BICUBIC:
+            return [te.compute(points, lambda *point: placed(raw(*point), size), name="places")]
+        whole = te.compute(points, raw, name="coordinates")
+
+        def neighbour(step: int) -> list[Any]:
+            def place(*point: Any) -> Any:
+                return placed(tirx.floor(whole(*point)) + number(step - 1), size)
+
+            def weight(*point: Any) -> Any:
+                return cubic(whole(*point) - tirx.floor(whole(*point)))[step]
+
+            return [te.compute(points, place, name="places"), te.compute(points, weight, name="weights")]
+
+        return [tensor for step in range(4) for tensor in neighbour(step)]
+
     def locate(grid: Any) -> list[Any]:
-        """Coordinates along each axis; with cubic weights, the places of four neighbours and then their weights."""
-        points, found = grid.shape[:-1], []
-        for axis, size in enumerate(sizes):
-
-            def raw(*point: Any, axis: int = axis, size: int = size) -> Any:
-                return unnormalised(grid(*point, spatial - 1 - axis).astype("float32"), size)
-
-            if interpolation != BICUBIC:
-
-                def place(*point: Any, raw: Any = raw, size: int = size) -> Any:
-                    return placed(raw(*point), size)
-
-                found.append(te.compute(points, place, name="places"))
-                continue
-            whole = te.compute(points, raw, name="coordinates")
-            for step in range(4):
-
-                def neighbour(*point: Any, whole: Any = whole, size: int = size, step: int = step) -> Any:
-                    return placed(tirx.floor(whole(*point)) + number(step - 1), size)
-
-                def weight(*point: Any, whole: Any = whole, step: int = step) -> Any:
-                    return cubic(whole(*point) - tirx.floor(whole(*point)))[step]
-
-                found += [te.compute(points, neighbour, name="places"), te.compute(points, weight, name="weights")]
-        return found
+        """Coordinates along each axis; if cubic, the places of four neighbours, each with its weight."""
+        return [tensor for axis in range(spatial) for tensor in along(grid, axis)]
 
     def choices(located: Sequence[Any], point: Sequence[Any]) -> list[list[tuple[Any, Any]]]:
         """Along each axis: whole places to read at, each with its weight."""
