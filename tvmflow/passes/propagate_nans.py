@@ -1,9 +1,9 @@
 """Maximum and minimum of numbers of which one is NaN give NaN, as in PyTorch.
 
 LLVM gets `max(a, b)` as `a > b ? a : b`, which is b if either is NaN; so do CPUs' own instructions. A constant comes
-first, then NaN stays: `max(0, x)`, the ReLU, still is one instruction on x86. Two numbers that aren't known are compared
-either way, as in pooling, and if neither comparison holds, one is NaN and so is their sum. `x ≠ x` would not do: TVM takes
-it for false.
+first, then NaN stays: `max(0, x)`, the ReLU, still is one instruction on x86. Two numbers that aren't known are
+compared either way, as in pooling, and if neither comparison holds, one is NaN and so is their sum. `x ≠ x` would not
+do: TVM takes it for false.
 
 It comes after the schedules, so that it sees what they write as well, and rules read kernels as operators make them.
 """
