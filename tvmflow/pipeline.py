@@ -21,6 +21,7 @@ from tvmflow.passes.integer_kernels import integer_kernels
 from tvmflow.passes.lower import lower, plan_memory
 from tvmflow.passes.narrow_floats import narrow_floats
 from tvmflow.passes.plain_names import plain_names
+from tvmflow.passes.propagate_nans import propagate_nans
 from tvmflow.passes.schedule_kernels import schedule_kernels
 from tvmflow.passes.transpose_dense import transpose_dense
 from tvmflow.spec import Program, Target
@@ -42,6 +43,8 @@ CPU: tuple[Stage, ...] = (
     schedule_kernels,
     # numbers: float16 where the board is told so
     narrow_floats,
+    # not a number stays that through maxima and minima
+    propagate_nans,
     # virtual machine: storage is planned, what is left becomes byte code
     plan_memory,
     lower,

@@ -15,6 +15,9 @@ from tvm.script.ir_builder import tirx as T
 from tvmflow.chain import FloatLayer
 from tvmflow.integer import IntegerLayer
 
+MINUS_INFINITY = -0x800000
+"""The bits of −∞ in float32, read as an int32."""
+
 Expr = Any
 """A tvm.ir.Expr or a Python number."""
 
@@ -106,11 +109,15 @@ def finish(layer: AnyLayer, total: Expr, by: Expr) -> Expr:
 
 
 def finish_vector(layer: AnyLayer, total: Expr, by: Expr) -> Expr:
-    """`finish` of four sums of one channel, by MVE."""
+    """`finish` of four sums of one channel, by MVE.
+
+    Its comparison "less than" holds for NaN too, so numbers are compared as integers: those from −0 to −∞ are the ones
+    up to the bits of −∞, and NaN of either sign lies above.
+    """
     if isinstance(layer, IntegerLayer):
         return requantize_vector(layer, total, by)
-    zeros = T.Broadcast(T.float32(0), 4)
-    return tirx.Select(total < zeros, zeros, total) if layer.relu else total
+    zeros, lowest = T.Broadcast(T.float32(0), 4), T.Broadcast(T.int32(MINUS_INFINITY), 4)
+    return tirx.Select(tirx.reinterpret("int32x4", total) <= lowest, zeros, total) if layer.relu else total
 
 
 def requantize(layer: IntegerLayer, total: Expr, by: Expr) -> Expr:

@@ -19,7 +19,7 @@ from tvmflow.models import MODELS, accuracy
 from tvmflow.network.foreign import first_line, quiet
 from tvmflow.network.interface import Interface, keep_tensors, nest_named, read_interface
 from tvmflow.network.names import name_outputs
-from tvmflow.network.pytorch_operators import torch_importer
+from tvmflow.network.pytorch_operators import decompose, torch_importer
 from tvmflow.network.repeatable import refuse_randomness, refuse_state_outside, refuse_training_and_state
 from tvmflow.network.shapes import InputShape, Shape, assign, check_dtypes, shown
 from tvmflow.network.vectors import make_vectors
@@ -272,7 +272,7 @@ def _from_exported(
     _check_weights(exported, source)
     with quiet():
         reference = interface.reference(network or exported.module())
-        exported = exported.run_decompositions()
+        exported = decompose(exported)
     refuse_training_and_state(exported, source, in_eval_mode=network is not None and not network.training)
     vectors = make_vectors(interface.inputs, reference, preprocessing)
     refuse_randomness(exported, reference, vectors[0], source)

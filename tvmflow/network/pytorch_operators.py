@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tvmflow.network.aten import OPERATORS, WHOLE, Call, Converter
 from tvmflow.network.foreign import report_unsupported
 from tvmflow.network.interface import to_numpy
 from tvmflow.network.names import BindingNames
@@ -25,7 +26,20 @@ def torch_importer() -> type:
         def __init__(self) -> None:
             self.names = BindingNames()
             super().__init__()
-            self.convert_map: dict[Any, Callable] = {op: self._named(make) for op, make in self.convert_map.items()}
+            ours = {operator: self._ours(convert) for operator, convert in OPERATORS.items()}
+            self.convert_map: dict[Any, Callable] = {
+                operator: self._named(convert) for operator, convert in (self.convert_map | ours).items()
+            }
+
+        def _ours(self, convert: Converter) -> Callable:
+            return lambda node: convert(
+                Call(
+                    node=node,
+                    builder=self.block_builder,
+                    arguments=self._retrieve_args(_arguments(node)),
+                    overload=node.target,
+                )
+            )
 
         def _named(self, convert: Callable) -> Callable:
             def named(node: torch.fx.Node) -> Any:
@@ -52,6 +66,44 @@ def torch_importer() -> type:
             report_unsupported(missing)
 
     return Importer
+
+
+def decompose(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Into PyTorch's core operators, but for those that have a converter of their own (`tvmflow.network.aten`).
+
+    Operators outside the core that nothing here knows are taken apart by PyTorch's other decompositions.
+    """
+    import torch
+    from torch._decomp import decomposition_table
+
+    table = torch.export.default_decompositions()
+    for operator in (operator for operator in list(table.keys()) if operator.__name__ in WHOLE):
+        del table[operator]
+    known = torch_importer()().convert_map
+    while True:
+        exported = exported.run_decompositions(table)
+        left = {
+            node.target
+            for node in exported.graph.nodes
+            if node.op == "call_function"
+            and getattr(node.target, "__name__", "") not in known
+            and node.target in decomposition_table
+            and node.target not in table
+        }
+        if not left:
+            return exported
+        for operator in left:
+            table[operator] = decomposition_table[operator]
+
+
+def _arguments(node: torch.fx.Node) -> tuple[Any, ...]:
+    """Of a call of an operator, in the order of its schema, with defaults where none was given."""
+    schema: Any = node.target._schema.arguments  # type: ignore[union-attr]
+    given = dict(zip((argument.name for argument in schema), node.args, strict=False)) | dict(node.kwargs)
+    return tuple(
+        given.get(argument.name, argument.default_value if argument.has_default_value() else None)
+        for argument in schema
+    )
 
 
 def module_path_of(node: torch.fx.Node) -> str:

@@ -12,7 +12,9 @@ from tvm import relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tvmflow.network.names import module_path
+from tvmflow.passes.infinite_extremes import infinite_extremes
 from tvmflow.passes.multiply_adds import live_macs, multiply_adds, static_shape
+from tvmflow.passes.root_blocks import root_blocks
 from tvmflow.spec import Layer, Program, Target
 
 OWN_NAMES = re.compile(r"[lg]v\d*")
@@ -24,7 +26,14 @@ def fuse_operators(program: Program, target: Target) -> Program:
     macs = {binding.var.name: multiply_adds(binding.value) for binding in _bindings(program.module)}
     macs |= {name: count for works in program.folded.values() for name, count in works.items()}
     legal = tvm.ir.transform.Sequential(
-        [relax.transform.LegalizeOps(), relax.transform.AnnotateTIROpPattern(), relax.transform.FoldConstant()]
+        [
+            relax.backend.DispatchSortScan(),
+            relax.transform.LegalizeOps(),
+            root_blocks,
+            infinite_extremes,
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FoldConstant(),
+        ]
     )(program.module)
     grouped = relax.transform.FuseOps()(legal)
     members = _members(legal)
@@ -108,7 +117,8 @@ class _Apart(PyExprMutator):
         name = f"call{len(self.origin)}"  # an attribute too, for the builder makes one of equal functions
         kernel = self.builder_.add_func(self.original[call.args[0]].with_attr("call", name), name)
         self.origin[kernel.name_hint] = binding.var.name
-        emit = self.builder_.emit if isinstance(binding.var, relax.DataflowVar) else self.builder_.emit_output
+        is_output = self.builder_.current_block_is_dataflow() and not isinstance(binding.var, relax.DataflowVar)
+        emit = self.builder_.emit_output if is_output else self.builder_.emit
         arguments = [kernel, *(self.visit_expr(argument) for argument in call.args[1:])]
         self.set_var_remap(binding.var, emit(relax.Call(call.op, arguments, call.attrs, call.ty_args)))
 
