@@ -24,8 +24,12 @@ help:
 	@echo "make clean  remove what the others made, .venv included"
 
 .venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) isn't Python 3.10 or newer: name one, as in make PYTHON=python3.12." >&2; exit 5; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) makes no virtual environments: apt-get install python3-venv brings what it lacks." >&2; exit 5; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[bench,dev,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[bench,dev,docs]'
 	touch $@
 
 demo: .venv/installed
