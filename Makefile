@@ -8,11 +8,13 @@ DEMO := dist/demo
 DEMO_BOARDS := raspberry-pi-3b raspberry-pi-4b raspberry-pi-5 jetson-orin-nano gtx-1080ti pynq-z1 mps3-an547
 BIN := .venv/bin
 
-.PHONY: help demo test lint docs bench table1 tuned weights clean
+.PHONY: help demo demo-report test quick lint docs bench table1 tuned weights clean
 
 help:
 	@echo "make demo   compile the paper's network for a board of each kind, verify, time here, report"
+	@echo "make demo-report  the same report again, of what make demo has built"
 	@echo "make test   run the tests"
+	@echo "make quick  run those alone that touch emulators or other system packages, and a network through every kind of board"
 	@echo "make lint   check style and types"
 	@echo "make docs   make the documentation's pages in dist/site"
 	@echo "make bench  compare with other libraries on this computer"
@@ -22,19 +24,30 @@ help:
 	@echo "make clean  remove what the others made, .venv included"
 
 .venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) isn't Python 3.10 or newer: name one, as in make PYTHON=python3.12." >&2; exit 5; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) makes no virtual environments: apt-get install python3-venv brings what it lacks." >&2; exit 5; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[bench,dev,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[bench,dev,docs]'
 	touch $@
 
 demo: .venv/installed
 	mkdir -p $(DEMO)
 	printf '%s\n' $(DEMO_BOARDS) host | xargs -P 2 -I BOARD $(BIN)/tvmflow build --board BOARD -o $(DEMO)/BOARD
 	$(BIN)/tvmflow build --dtype int8 -o $(DEMO)/host-int8
+	$(MAKE) --no-print-directory demo-report
+
+# Verifies, times and counts anew what was built: after more was installed, that shows the rest.
+demo-report: .venv/installed
 	$(BIN)/tvmflow report $(DEMO)/host $(DEMO)/host-int8 $(DEMO_BOARDS:%=$(DEMO)/%) --cycles -o $(DEMO)
 
 # Files in parallel, each file's tests in one process, which share what they build.
 test: .venv/installed
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+quick: .venv/installed
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "emulated or packages"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import INSTALL, ROOT, needs_commands
 
 from tvmflow.deploy import deploy
 from tvmflow.serve import Limits, Server
@@ -73,10 +73,9 @@ def free_port() -> int:
 @contextlib.contextmanager
 def ssh_board(folder: Path, enter: str = "") -> Iterator[Board]:
     """A board whose files are in `folder`. `enter` is the command that runs a client's there, by default a shell."""
-    if SSHD is None or not shutil.which("ssh"):
-        pytest.skip(
-            "no SSH server: apt-get install openssh-server openssh-client (tools/install-system-packages.sh --tests)"
-        )
+    if SSHD is None:
+        pytest.skip(f"not installed: sshd; {INSTALL} brings what is needed")
+    needs_commands("ssh")
     for name in ("home", "commands"):
         (folder / name).mkdir(parents=True)
     for key in ("host", "client"):

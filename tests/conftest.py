@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tvmflow.spec import Target
 
 ROOT = Path(__file__).parents[1]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
+INSTALL = "tools/install-system-packages.sh --tests"
 skipped: list[str] = []
+
+
+def needs_emulator(board: Target) -> None:
+    """Skip the test, with the reason, where this computer can't run code for `board`."""
+    from tvmflow import emulate
+
+    if reason := emulate.available(board):
+        pytest.skip(reason)
+
+
+def needs_commands(*commands: str) -> None:
+    """Skip the test where one of these isn't installed."""
+    if absent := [command for command in commands if shutil.which(command) is None]:
+        pytest.skip(f"not installed: {', '.join(absent)}; {INSTALL} brings what is needed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,6 +55,22 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if skipped and os.environ.get("CI") and not of_a_worker:
         print(f"\nIn CI nothing may be skipped; this was: {', '.join(skipped)}", file=sys.stderr)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Who asks for these fixtures touches what isn't Python's."""
+    for item in items:
+        if {"board", "emulated", "browser"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("packages")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Two lines at the end: which tests couldn't be run on this computer, and the command that brings the rest."""
+    files = Counter(report.nodeid.partition("::")[0] for report in terminalreporter.stats.get("skipped", ()))
+    if files:
+        named = ", ".join(f"{count} of {Path(file).stem}" for file, count in sorted(files.items()))
+        terminalreporter.write_line(f"Not shown: what {files.total()} skipped tests look at ({named}).")
+        terminalreporter.write_line(f"`{INSTALL}` brings what they lack, but for what is said otherwise above.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import INSTALL
 from test_report import MEASUREMENT, TIMELINE, foreign, searched
 
 from tvmflow import report as reports
@@ -47,7 +48,7 @@ def page_file(host_bundle, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
     if CHROMIUM is None:
-        pytest.skip("no Chromium: apt-get install chromium (tools/install-system-packages.sh --tests)")
+        pytest.skip(f"not installed: chromium; {INSTALL} brings what is needed")
     with playwright.sync_playwright() as driver:
         launched = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # CI is root
         yield launched

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
 from importlib import import_module
 
 import pytest
+from conftest import needs_commands
 from oclgrind import complaints
 from test_cuda_schedules import BOARD, CASES
 
 from tvmflow.schedules.cuda import RULES
+
+pytestmark = pytest.mark.packages
 
 EXAMPLES = {case.rule: case for case in CASES}
 """One of each rule, the last of its cases."""
@@ -18,8 +20,7 @@ EXAMPLES = {case.rule: case for case in CASES}
 
 @pytest.fixture(autouse=True)
 def _installed():
-    if shutil.which("oclgrind-kernel") is None:
-        pytest.skip("Oclgrind isn't installed: tools/install-system-packages.sh --tests")
+    needs_commands("oclgrind-kernel")
 
 
 def scheduled(rule: str, tile=None):

@@ -9,10 +9,10 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, needs_commands, needs_emulator
 
 from benchmarks import cycles as benchmark
-from tvmflow import cycles, emulate
+from tvmflow import cycles
 from tvmflow.bundle import open_bundle
 from tvmflow.report import collect, to_json
 from tvmflow.report.render import render_html, report_text
@@ -23,20 +23,19 @@ from tvmflow.targets import TARGETS
 BOARD = TARGETS["raspberry-pi-4b"]
 AARCH64 = "aarch64-linux-gnu"
 
+pytestmark = pytest.mark.packages
+
 
 @pytest.fixture(scope="module")
 def needs_llvm():
-    for command in (cycles.MCA, cycles.OBJDUMP, emulate.AARCH64.commands[-1]):
-        if shutil.which(command) is None:
-            pytest.skip(f"{command} is not installed: {cycles.INSTALL}")
+    needs_commands(*cycles.TOOLS["arm_cpu", 64])
 
 
 @pytest.fixture(scope="module")
 def bundle(needs_llvm, tiny, tmp_path_factory) -> Path:
     from tvmflow.build import build
 
-    if reason := emulate.available(BOARD):
-        pytest.skip(reason)
+    needs_emulator(BOARD)
     out = tmp_path_factory.mktemp("cycles") / "tiny"
     build(tiny, BOARD, out)
     return out
@@ -100,6 +99,9 @@ def test_what_is_missing_is_said(bundle, monkeypatch, tvmflow):
     report = survey(bundle, timed=False, must_run=False, cycles=True)
     assert "cycles" not in report
     assert cycles.MCA in report["latency_note"]
+    (gap,) = report["not_shown"]
+    assert (gap["what"], gap["packages"]) == ("cycles", ["llvm-22"])
+    assert gap["reason"] in report["latency_note"]
 
 
 def test_other_kinds_are_refused(tvmflow, host_bundle):

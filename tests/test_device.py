@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import needs_emulator
 from elftools.elf.elffile import ELFFile
 
-from tvmflow import device, emulate
+from tvmflow import device
 from tvmflow.build import build
 from tvmflow.bundle import open_bundle
 from tvmflow.frontend import import_model, parse_input_shape
@@ -149,8 +150,7 @@ def test_bundle_with_a_runner_is_checked_like_any_other(pristine, bundle):
 
 @pytest.mark.emulated
 def test_an_archive_for_the_pi_unpacks_to_a_runner_that_runs_there(tiny, tmp_path):
-    if reason := emulate.available(PI):
-        pytest.skip(reason)
+    needs_emulator(PI)
     build(tiny, PI, tmp_path / "tiny.tar", runner=True)
     with tarfile.open(tmp_path / "tiny.tar") as archive:
         archive.extractall(tmp_path / "pi", filter="tar")

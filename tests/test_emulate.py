@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import needs_emulator
 
 from tvmflow import emulate, toolchain
 from tvmflow.spec import MissingDependencyError, TensorSpec, VerificationError
@@ -15,11 +16,6 @@ from tvmflow.targets import TARGETS
 from tvmflow.verify import verify_library
 
 BOARD, BOARD_32BIT = TARGETS["raspberry-pi-4b"], TARGETS["raspberry-pi-3b-32bit"]
-
-
-def needs_emulator(board):
-    if reason := emulate.available(board):
-        pytest.skip(reason)
 
 
 def compile_for(program, board, folder: Path) -> Path:
@@ -154,12 +150,14 @@ def test_without_qemu_a_build_says_why_it_is_not_verified(tiny, monkeypatch, tmp
     verdict = build(tiny, BOARD, tmp_path / "bundle").manifest["verify"]
     assert verdict["passed"] is None
     assert "qemu-aarch64-static" in verdict["reason"]
-    assert "apt-get install qemu-user-static libc6-arm64-cross libstdc++6-arm64-cross" in verdict["reason"]
+    assert verdict["packages"] == ["qemu-user-static", "libc6-arm64-cross", "libstdc++6-arm64-cross"]
+    assert f"`apt-get install --no-install-recommends {' '.join(verdict['packages'])}`" in verdict["reason"]
     assert emulate.available(BOARD) == verdict["reason"]
 
 
 def test_without_the_boards_c_library_the_package_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda name, *rest: f"/usr/bin/{name}")
+    monkeypatch.setattr(emulate, "cpu_model", lambda qemu, target: "max")  # would run it
     monkeypatch.setitem(emulate.EMULATORS, BOARD.elf, replace(emulate.AARCH64, root=tmp_path))
     with pytest.raises(MissingDependencyError, match=r"has no ld-linux-aarch64\.so\.1: `apt-get install .*libc6-arm64"):
         emulate.run_vectors(Path("model.so"), BOARD, [], ())

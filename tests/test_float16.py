@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from conftest import needs_emulator
 
 from tvmflow import targets
 from tvmflow.backends import Timing
@@ -43,6 +44,7 @@ def test_tolerance():
 
 @pytest.mark.emulated
 def test_bundle(tiny, tmp_path):
+    needs_emulator(BOARD)
     bundle = build(tiny, BOARD, tmp_path / "out")
     wide = build(tiny, TARGETS["raspberry-pi-5"], tmp_path / "wide", verify=False)
     with open_bundle(tmp_path / "out") as opened:
@@ -64,6 +66,7 @@ def test_bundle(tiny, tmp_path):
     [("residual", ["1x3x8x6"]), ("two_in_two_out", ["1x6", "1x5"]), ("constant", ["2"])],
 )
 def test_networks(name, shapes, tmp_path):
+    needs_emulator(BOARD)
     program = import_model(f"networks:{name}", [parse_input_shape(shape) for shape in shapes])
     library = tmp_path / "model.so"
     compile_library(program, BOARD, select_linker(BOARD), library)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
+from conftest import needs_emulator
 from integer_networks import POOL, VARIETY, Shape, conv, dense, depthwise, random_network
 from PIL import Image
 
@@ -126,6 +127,7 @@ def test_threads_share_loops_without_harm(tmp_path, monkeypatch):
 @pytest.mark.emulated
 @pytest.mark.parametrize("board", ["raspberry-pi-3b", "raspberry-pi-3b-32bit", "raspberry-pi-5"])
 def test_boards_are_exact(board, tmp_path):
+    needs_emulator(TARGETS[board])
     for name in ("odd", "extremes"):
         check(NETWORKS[name], TARGETS[board], tmp_path)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -76,6 +79,42 @@ def test_it_works_as(distributions, tmp_path, form):
     assert int(files[2]) > 0
 
 
+@pytest.mark.packages
+def test_an_installed_wheel_builds_and_reports_a_network_of_the_current_folder(distributions, tmp_path):
+    """In an environment of its own that sees what this one has installed, so that nothing is downloaded."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    venv.create(tmp_path / "env", with_pip=False)
+    python = tmp_path / "env" / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", python, "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", distributions[0]], check=True, env=environment)
+    (packages,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    present = [path for path in sys.path if Path(path).name == "site-packages"]
+    (packages / "present.pth").write_text("\n".join(present))
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "mynet.py").write_text(
+        "from torch import nn\n\n\ndef make():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 4)).eval()\n"
+    )
+
+    def run(*command: str | Path) -> str:
+        done = subprocess.run(
+            list(map(str, command)), cwd=tmp_path / "here", env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert Path(run(python, "-c", "import tvmflow; print(tvmflow.__file__)").strip()).is_relative_to(packages)
+    tvmflow = tmp_path / "env" / "bin" / "tvmflow"
+    built = run(tvmflow, "build", "--model", "mynet:make", "--input-shape", "1x3x9x9", "-o", "bundle")
+    assert "passed (native, 8 vectors)" in built
+    run(tvmflow, "report", "bundle", "--seconds", "0.1", "-o", ".")
+    (report,) = json.loads((tmp_path / "here" / "report.json").read_text())["reports"]
+    assert report["model"]["source"] == "mynet:make"
+    assert report["verify"]["passed"] is True
+    assert report["latency"]["basis"] == "measured"
+    assert (tmp_path / "here" / "report.html").is_file()
+
+
 def test_schedules_are_all_registered():
     from tvmflow.schedules import RULES, integer
 
@@ -118,8 +157,7 @@ def test_importing_is_cheap(module):
 
 
 def test_versions_are_pinned_where_it_matters():
-    import tomllib
-
+    tomllib = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "apache-tvm==0.27.0.post1" in project["dependencies"]
     assert any(entry.startswith("apache-tvm-ffi==0.1.14") for entry in project["dependencies"])

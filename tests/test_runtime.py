@@ -6,9 +6,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import needs_emulator
 from elftools.elf.elffile import ELFFile
 
-from tvmflow import emulate, runtime
+from tvmflow import runtime
 from tvmflow.spec import MissingDependencyError
 from tvmflow.targets import TARGETS
 
@@ -48,8 +49,8 @@ def test_it_is_made_whole_or_not_at_all(monkeypatch, tmp_path):
 @pytest.mark.emulated
 @pytest.mark.parametrize("board", [BOARD, TARGETS["host"]], ids=lambda board: board.name)
 def test_it_needs_nothing_but_itself_and_the_c_library(board):
-    if board is BOARD and (reason := emulate.available(board)):
-        pytest.skip(reason)
+    if board is BOARD:
+        needs_emulator(board)
     system = {"libc.so.6", "libdl.so.2", "libgcc_s.so.1", "libm.so.6", "libpthread.so.0", "libstdc++.so.6"}
     loaders = {"ld-linux-aarch64.so.1", "ld-linux-x86-64.so.2"}
     for path in runtime.fetch(board.elf):

@@ -6,9 +6,8 @@ import json
 
 import jsonschema
 import pytest
-from conftest import ROOT
+from conftest import ROOT, needs_emulator
 
-from tvmflow import emulate
 from tvmflow.build import build
 from tvmflow.bundle import open_bundle
 from tvmflow.report import collect, to_json
@@ -24,8 +23,8 @@ METHODS = dict.fromkeys(CPUS, "emulated") | {"host": "native", "raspberry-pi-3b-
 @pytest.mark.parametrize("name", CPUS)
 def test_tiny(tiny, tmp_path, name):
     board = TARGETS[name]
-    if name != "host" and (reason := emulate.available(board)):
-        pytest.skip(reason)
+    if name != "host":
+        needs_emulator(board)
     built = build(tiny, board, tmp_path / "tiny.tar")
     assert built.manifest["verify"]["passed"] is True
     assert built.manifest["verify"]["method"] == METHODS[name]

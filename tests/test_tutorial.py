@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, needs_emulator
+
+from tvmflow.targets import TARGETS
 
 pytestmark = [pytest.mark.emulated, pytest.mark.slow]
 
@@ -34,6 +36,7 @@ def same_words(output: str) -> str:
 
 
 def test_each_command_prints_what_stands_there(tmp_path, request):
+    needs_emulator(TARGETS["raspberry-pi-4b"])
     page = PAGE.read_text(encoding="utf-8")
     for name, content in FILE.findall(page):
         (tmp_path / name).write_text(content)

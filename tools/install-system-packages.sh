@@ -1,15 +1,31 @@
 #!/bin/sh
-# Installs what running ARM code on this computer takes, qemu's user-mode emulators and the boards' C and C++ libraries,
-# and the SSH client that deploying takes; with --tests also the SSH server that the tests of deploying run for themselves
-# (Debian starts one of its own, too), proot for the emulated board of tools/emulated-board.py, what microcontrollers
-# take: qemu's machines, the bare-metal compiler and CMake of the example in their bundles; Oclgrind, which sees data races
-# of GPU kernels; Chromium, in which reports are looked at; and llvm-mca with the emulators that take plugins, by which
-# cycles are modelled. Everything else, linkers included, comes with `pip install tvmflow`.
+# Installs what tvmflow runs other computers' code with on this one: qemu's emulators of ARM systems, the boards' C and C++
+# libraries, qemu's machines with microcontrollers, llvm-mca with the emulators that take plugins, by which cycles are
+# modelled, and the SSH client that deploying takes. With --tests also the SSH server that the tests of deploying run for
+# themselves (Debian starts one of its own, too), proot for the emulated board of tools/emulated-board.py, the bare-metal
+# compiler and CMake of the example in microcontrollers' bundles, Oclgrind, which sees data races of GPU kernels, and
+# Chromium, in which reports are looked at. With --list it installs nothing and prints their names. Everything else,
+# linkers included, comes with `pip install tvmflow`.
 set -eu
 
-packages="qemu-user-static libc6-arm64-cross libstdc++6-arm64-cross libc6-armhf-cross openssh-client"
-[ "${1:-}" = --tests ] && packages="$packages openssh-server proot \
-    qemu-system-arm gcc-arm-none-eabi cmake oclgrind chromium llvm-22 qemu-user"
+packages="qemu-user-static libc6-arm64-cross libstdc++6-arm64-cross libc6-armhf-cross qemu-system-arm \
+    qemu-user llvm-22 openssh-client"
+listed=""
+for option in "$@"; do
+    case $option in
+    --tests) packages="$packages openssh-server proot gcc-arm-none-eabi cmake oclgrind chromium" ;;
+    --list) listed=yes ;;
+    *)
+        echo "$0 takes --tests and --list, no $option." >&2
+        exit 2
+        ;;
+    esac
+done
+if [ -n "$listed" ]; then
+    # shellcheck disable=SC2086 # the list is meant to be split
+    printf '%s\n' $packages
+    exit 0
+fi
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     echo "This is no Debian or Ubuntu system: install qemu's user-mode emulators for aarch64 and arm with its own package" \
@@ -36,7 +52,18 @@ else
     exit 1
 fi
 
-echo "Installing:$missing"
 $sudo apt-get update --quiet
-# shellcheck disable=SC2086 # the list is meant to be split
-$sudo env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends $missing
+offered="" absent=""
+for package in $missing; do
+    if [ -n "$(apt-cache madison "$package")" ]; then offered="$offered $package"; else absent="$absent $package"; fi
+done
+if [ -n "$offered" ]; then
+    echo "Installing:$offered"
+    # shellcheck disable=SC2086 # the list is meant to be split
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends $offered
+fi
+if [ -n "$absent" ]; then
+    echo "This system's package sources have no$absent; all others are installed. \`tvmflow doctor\` says what goes" \
+        "without them." >&2
+    exit 1
+fi

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from tvmflow.estimate import Roof
 from tvmflow.measure.noise import median_interval
@@ -23,13 +23,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gap:
+    """What a report can't say because something isn't installed: of what, why, and Debian's packages that bring it."""
+
+    what: Literal["answers", "instructions", "cycles"]
+    reason: str
+    packages: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timing:
     """What is known of a bundle's latency here: a measurement, or a note that says why there is none.
 
     `layers` has for each layer its latency as the report gives it, {"basis", "unit", "p50", …}, or is empty. `details`
     has what else was found of each layer, merged into `Layer.details`, or is empty. `roof` is this computer's, where it
     was measured. `timeline` is what the queues of an accelerator did, as `timeline` in docs/report.schema.json, and
-    `cycles` are modelled ones of the whole, as docs/report.md has them.
+    `cycles` are modelled ones of the whole, as docs/report.md has them. `gaps` are what could be told elsewhere.
     """
 
     measurement: Measurement | None = None
@@ -39,6 +48,7 @@ class Timing:
     roof: Roof | None = None
     timeline: Mapping[str, Any] | None = None
     cycles: Mapping[str, Any] | None = None
+    gaps: Sequence[Gap] = ()
 
 
 def layer_rows(times_us: Sequence[Sequence[float]]) -> list[dict[str, Any]]:

@@ -20,13 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmflow.spec import MissingDependencyError, UserError, VerificationError
+from tvmflow.spec import MissingDependencyError, Target, UserError, VerificationError
 
 if TYPE_CHECKING:
     from tvmflow.bundle import Bundle
 
 MCA, OBJDUMP = "llvm-mca-22", "llvm-objdump-22"
-INSTALL = "`apt-get install --no-install-recommends llvm-22` (tools/install-system-packages.sh --tests) brings it."
+TOOLS: Mapping[tuple[str, int], Mapping[str, str]] = {
+    ("arm_cpu", 64): {MCA: "llvm-22", OBJDUMP: "llvm-22", "qemu-aarch64": "qemu-user"},
+    ("cortex_m", 32): {MCA: "llvm-22", OBJDUMP: "llvm-22", "qemu-system-arm": "qemu-system-arm"},
+}
+"""By kind of target and bits of its code: the commands that modelling takes, and Debian's packages of them."""
 WINDOW = 4096
 """Instructions that llvm-mca sees at once, from empty pipelines to empty pipelines."""
 WINDOWS = 3
@@ -125,7 +129,7 @@ def profile(bundle: Bundle) -> Profile:
         raise MissingDependencyError(
             f"Cycles of a {target.cpu.model} can't be modelled: there are models of {', '.join(CORES)}."
         )
-    tool = version()  # before what takes longer
+    require_tools(target)  # before what takes longer
     trace_calls: Callable[[Bundle], Traced] = import_module(TRACERS[target.kind]).trace_calls
     costs = model(trace_calls(bundle), core, target.tvm["mtriple"])
     return Profile(
@@ -136,7 +140,7 @@ def profile(bundle: Bundle) -> Profile:
             "threads": 1,
             "core": core.mcpu,
             "core_note": core.note,
-            "model": tool,
+            "model": version(),
             "validation": dict(VALIDATION),
         },
         layers=[
@@ -245,11 +249,23 @@ def version() -> str:
     return f"llvm-mca, {next(line for line in lines if 'version' in line)}"
 
 
+def require_tools(target: Target) -> None:
+    """Raises MissingDependencyError that names all that isn't installed, so that one command brings it."""
+    tools = TOOLS.get((target.kind, target.elf[0]))
+    if tools is None:
+        raise MissingDependencyError(f"Cycles of {target.elf[0]}-bit code of {target.kind} boards can't be modelled.")
+    if absent := {command: package for command, package in tools.items() if shutil.which(command) is None}:
+        raise MissingDependencyError(
+            f"Modelling cycles needs {', '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} not installed",
+            tuple(dict.fromkeys(absent.values())),
+        )
+
+
 def find(command: str) -> str:
     """Raises MissingDependencyError."""
     if path := shutil.which(command):
         return path
-    raise MissingDependencyError(f"Modelling cycles needs {command}, which is not installed: {INSTALL}")
+    raise MissingDependencyError(f"Modelling cycles needs {command}, which is not installed", ["llvm-22"])
 
 
 def _call(command: Sequence[str], text: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -9,17 +10,17 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tvmflow.models
 from tvmflow import emulate, runtime, toolchain
-from tvmflow.cortex_m.machine import QEMU
-from tvmflow.cycles import MCA, OBJDUMP
+from tvmflow.cortex_m.machine import PACKAGE, QEMU
+from tvmflow.cycles import TOOLS
 from tvmflow.emulate import EMULATORS, Emulator
-from tvmflow.spec import MissingDependencyError
+from tvmflow.spec import MissingDependencyError, install_command
 
 NEEDED_FREE_BYTES = 1 << 30
 """zig's C libraries, a download of the emulated runtime and a build's temporary files fit into it."""
@@ -41,7 +42,7 @@ class Finding:
     """One thing that was looked for.
 
     "problem": tvmflow can't build without it. "missing": only what `needed_for` says goes without it. `remedy` is the
-    command that brings it, or what else to do.
+    command that brings it, or what else to do; `packages` are those of tools/install-system-packages.sh that would.
     """
 
     name: str
@@ -49,6 +50,19 @@ class Finding:
     detail: str
     remedy: str | None = None
     needed_for: str
+    packages: tuple[str, ...] = ()
+
+
+def packaged(name: str, path: str | None, packages: Sequence[str], needed_for: str, absent: str = "") -> Finding:
+    """The finding on what Debian's packages bring: it is at `path`, or missing."""
+    return Finding(
+        name=name,
+        status="ok" if path else "missing",
+        detail=path or absent or "not installed",
+        remedy=None if path else install_command(packages),
+        needed_for=needed_for,
+        packages=() if path else tuple(packages),
+    )
 
 
 def examine() -> tuple[Finding, ...]:
@@ -148,14 +162,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _ssh() -> Finding:
-    path = shutil.which("ssh")
-    return Finding(
-        name="ssh",
-        status="ok" if path else "missing",
-        detail=path or "not installed",
-        remedy=None if path else "apt-get install openssh-client",
-        needed_for="deploying to a board",
-    )
+    return packaged("ssh", shutil.which("ssh"), ["openssh-client"], "deploying to a board")
 
 
 def _onnxruntime() -> Finding:
@@ -220,55 +227,29 @@ def _linkers() -> Iterator[Finding]:
 
 def _emulation(elf: tuple[int, str], emulator: Emulator) -> Iterator[Finding]:
     purpose = f"verifying builds for {emulator.machine} boards on this computer"
-    install = f"apt-get install {' '.join(emulator.packages)}"
     qemu = next(filter(None, map(shutil.which, emulator.commands)), None)
-    yield Finding(
-        name=emulator.commands[-1],
-        status="ok" if qemu else "missing",
-        detail=qemu or "not installed",
-        remedy=None if qemu else install,
-        needed_for=purpose,
-    )
-    root: Path | None = None
-    try:
-        root = emulate.find_root(emulator)
-        detail = str(root)
-    except MissingDependencyError:
-        detail = f"no {', '.join(emulator.libraries)} in {os.environ.get('QEMU_LD_PREFIX') or emulator.root}"
-    yield Finding(
-        name=f"{emulator.machine} C library",
-        status="ok" if root else "missing",
-        detail=detail,
-        remedy=None if root else install,
-        needed_for=purpose,
-    )
+    yield packaged(emulator.commands[-1], qemu, emulator.packages, purpose)
+    root: str | None = None
+    with contextlib.suppress(MissingDependencyError):
+        root = str(emulate.find_root(emulator))
+    absent = f"no {', '.join(emulator.libraries)} in {os.environ.get('QEMU_LD_PREFIX') or emulator.root}"
+    yield packaged(f"{emulator.machine} C library", root, emulator.packages, purpose, absent)
     if emulator.whole:
         yield _runtime(elf, emulator, purpose)
 
 
 def _system_emulation() -> Finding:
-    qemu = shutil.which(QEMU)
-    return Finding(
-        name=QEMU,
-        status="ok" if qemu else "missing",
-        detail=qemu or "not installed",
-        remedy=None if qemu else f"apt-get install {QEMU}",
-        needed_for="verifying builds for microcontrollers on this computer",
-    )
+    purpose = "verifying builds for microcontrollers on this computer"
+    return packaged(QEMU, shutil.which(QEMU), [PACKAGE], purpose)
 
 
 def _cycles() -> Iterator[Finding]:
-    qemu = emulate.AARCH64.commands[-1]
-    tools = {f"{qemu} with plugins": (qemu, "qemu-user"), MCA: (MCA, "llvm-22"), OBJDUMP: (OBJDUMP, "llvm-22")}
-    for name, (command, package) in tools.items():
-        path = shutil.which(command)
-        yield Finding(
-            name=name,
-            status="ok" if path else "missing",
-            detail=path or "not installed",
-            remedy=None if path else f"apt-get install --no-install-recommends {package}",
-            needed_for="modelling cycles of ARM boards" + (" and microcontrollers" if command != qemu else ""),
-        )
+    boards, microcontrollers = TOOLS["arm_cpu", 64], TOOLS["cortex_m", 32]
+    for command, package in boards.items():
+        shared = command in microcontrollers
+        name = command if shared else f"{command} with plugins"  # the static one has none
+        purpose = "modelling cycles of ARM boards" + " and microcontrollers" * shared
+        yield packaged(name, shutil.which(command), [package], purpose)
 
 
 def _runtime(elf: tuple[int, str], emulator: Emulator, purpose: str) -> Finding:

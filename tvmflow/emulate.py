@@ -160,8 +160,7 @@ def trace_calls(bundle: Bundle, emulator: Emulator | None = None) -> Traced:
     qemu = shutil.which(emulator.commands[-1])
     if qemu is None:  # the static emulators know no plugins
         raise MissingDependencyError(
-            f"Tracing {emulator.machine} code needs {emulator.commands[-1]}, which is not installed: "
-            "`apt-get install --no-install-recommends qemu-user` (tools/install-system-packages.sh --tests) brings it."
+            f"Tracing {emulator.machine} code needs {emulator.commands[-1]}, which is not installed", ["qemu-user"]
         )
     program, inputs = _build_program(target, emulator), bundle.vectors()[0].inputs
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
@@ -214,18 +213,12 @@ def _find_emulator(target: Target) -> Emulator:
     )
 
 
-def install_sentence(emulator: Emulator) -> str:
-    """How the emulator and the C library come onto this computer."""
-    return f"`apt-get install {' '.join(emulator.packages)}` (tools/install-system-packages.sh) brings it."
-
-
 def _find_qemu(emulator: Emulator) -> str:
     for command in emulator.commands:
         if path := shutil.which(command):
             return path
     raise MissingDependencyError(
-        f"Running {emulator.machine} code here needs {emulator.commands[0]}, which is not installed: "
-        f"{install_sentence(emulator)}"
+        f"Running {emulator.machine} code here needs {emulator.commands[0]}, which is not installed", emulator.packages
     )
 
 
@@ -237,8 +230,8 @@ def find_root(emulator: Emulator) -> Path:
         if not absent:
             return root
     raise MissingDependencyError(
-        f"Running {emulator.machine} code here needs its C library, but {emulator.root} has no {absent}: "
-        f"{install_sentence(emulator)}"
+        f"Running {emulator.machine} code here needs its C library, but {emulator.root} has no {absent}",
+        emulator.packages,
     )
 
 

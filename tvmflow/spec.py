@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -270,9 +270,26 @@ class VerificationError(TvmflowError):
 
 
 class MissingDependencyError(TvmflowError):
-    """A package, linker, emulator or runtime that the job needs isn't there."""
+    """A package, linker, emulator or runtime that the job needs isn't there.
+
+    `packages` are Debian's that bring it; then the message ends in the command that installs them.
+    """
 
     exit_code = 5
+
+    def __init__(self, message: str, packages: Sequence[str] = ()):
+        super().__init__(f"{message}: {install_sentence(packages)}" if packages else message)
+        self.packages = tuple(packages)
+
+
+def install_command(packages: Sequence[str]) -> str:
+    """What installs Debian's packages, and nothing that they merely recommend."""
+    return f"apt-get install --no-install-recommends {' '.join(packages)}"
+
+
+def install_sentence(packages: Sequence[str]) -> str:
+    """How Debian's packages come onto this computer. The script is the checkout's and installs all that there are."""
+    return f"`{install_command(packages)}` (tools/install-system-packages.sh) brings it."
 
 
 class RegressionError(TvmflowError):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tvmflow import backends
 from tvmflow import bundle as bundles
-from tvmflow.backends import Timing
+from tvmflow.backends import Gap, Timing
 from tvmflow.cycles import TRACERS, profile, sentence
 from tvmflow.report import Report, assemble
 from tvmflow.spec import MissingDependencyError, VerificationError
@@ -30,8 +30,8 @@ def survey(
     `repeats` is of the timed runs or, in a survey that only profiles, of the profiled ones. With `must_run`, a bundle
     of another kind of computer raises UserError and wrong answers raise VerificationError; without, the report says
     so in place of a latency. What computes something else than the original network is never timed. With `cycles`,
-    those of ARM boards and microcontrollers are modelled; where that isn't possible, `must_run` says whether it is an
-    error or a sentence in the report.
+    those of ARM boards and microcontrollers are modelled; other kinds of target raise UserError with `must_run`. Where
+    something isn't installed, `not_shown` of the report says what it lacks.
     """
     with bundles.open_bundle(path) as bundle:
         if must_run and not cycles and bundle.target.kind not in backends.NEED_NO_DEVICE:
@@ -47,15 +47,14 @@ def survey(
             bundle, threads=threads, repeats=repeats, seconds=seconds, whole=timed, layers=profiled
         )
         if cycles and (must_run or bundle.target.kind in TRACERS):
-            timing = _add_cycles(bundle, timing, must_run=must_run)
+            timing = _add_cycles(bundle, timing)
         return assemble(bundle, verdict, timing)
 
 
-def _add_cycles(bundle: bundles.Bundle, timing: Timing, *, must_run: bool) -> Timing:
+def _add_cycles(bundle: bundles.Bundle, timing: Timing) -> Timing:
     try:
         found = profile(bundle)
     except MissingDependencyError as error:
-        if must_run:
-            raise
-        return replace(timing, note=f"{timing.note} {error}")
+        gap = Gap(what="cycles", reason=str(error), packages=error.packages)
+        return replace(timing, note=f"{timing.note} {error}", gaps=[*timing.gaps, gap])
     return replace(timing, note=f"{timing.note} {sentence(found.facts)}", details=found.layers, cycles=found.facts)

@@ -200,14 +200,20 @@ def verify_library(
 ) -> dict[str, Any]:
     """Run the vectors where `library` can run (here, or under emulation) and compare, as `compare` does.
 
-    `passed` is None, and `reason` says why, where it can't run. Raises VerificationError if it crashes.
+    `passed` is None where it can't run, `reason` says why and `packages` what to install. Raises VerificationError if
+    it crashes.
     """
     try:
         method, runner = find_runner(library, target, outputs)
         results = runner([vector.inputs for vector in vectors])
     except MissingDependencyError as error:
-        return {"passed": None, "method": None, "reason": str(error)}
+        return unverified(error)
     return {"method": method, **compare(vectors, results, target.arithmetic, allowed)}
+
+
+def unverified(error: MissingDependencyError) -> dict[str, Any]:
+    """The verdict on what can't run here."""
+    return {"passed": None, "method": None, "reason": str(error), "packages": list(error.packages)}
 
 
 def verify_bundle(bundle: Bundle) -> dict[str, Any]:

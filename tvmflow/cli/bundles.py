@@ -230,13 +230,15 @@ def profile(
     ):
         raise MissingDependencyError(f"{bundle} can't be timed here: {report['latency_note']}")
     show_report(report, json, layers=True)
+    if lacking := [gap["reason"] for gap in report["not_shown"] if gap["what"] == "cycles"]:
+        raise MissingDependencyError(f"{bundle} is shown without cycles. {lacking[0]}")
 
 
 def doctor(json: Json = None) -> None:
     """Say which tools were found, which are missing, what each is for, and the command that installs it."""
     from tvmflow.doctor import examine
     from tvmflow.report.render import text_table
-    from tvmflow.spec import MissingDependencyError
+    from tvmflow.spec import MissingDependencyError, install_sentence
 
     findings = examine()
     table = text_table(
@@ -244,7 +246,9 @@ def doctor(json: Json = None) -> None:
         [[finding.status, finding.name, finding.detail, finding.needed_for] for finding in findings],
     )
     remedies = [f"{finding.name}: {finding.remedy}" for finding in findings if finding.remedy]
-    text = "\n".join([table, "", *remedies]).strip()
+    packages = tuple(dict.fromkeys(package for finding in findings for package in finding.packages))
+    at_once = [f"All that Debian has of it at once: {install_sentence(packages)}"] if packages else []
+    text = "\n".join([table, "", *remedies, *at_once]).strip()
     show(text, [asdict(finding) for finding in findings], json)
     if problems := [finding.name for finding in findings if finding.status == "problem"]:
         raise MissingDependencyError(f"tvmflow can't work without {', '.join(problems)}; the commands above mend that.")

@@ -41,9 +41,10 @@ def report(
 
     Reports that were made elsewhere, as by `deploy` on a board, are put beside them as they are; records of `tvmflow
     tune` are shown as the course of the search. Several networks are compared board by board, where what `tvmflow
-    estimate --json` wrote stands in for what wasn't built or timed.
+    estimate --json` wrote stands in for what wasn't built or timed. What this computer can't show, because something
+    isn't installed, is said of each board and, with the command that brings it, at the end.
     """
-    from tvmflow.report import Report, collect, networks, read_document, write_text
+    from tvmflow.report import Report, collect, networks, not_shown, read_document, write_text
     from tvmflow.report.render import FORMATS, report_text
     from tvmflow.report.search import search_of
     from tvmflow.survey import survey
@@ -53,6 +54,7 @@ def report(
         suffixes = ", ".join(FORMATS)
         raise UserError(f"There is no folder {out} for the report, nor does it name a file of {suffixes} in one.")
     reports: list[Report] = []
+    surveyed: list[Report] = []
     searches, estimates = [], []
     for path in sources:
         if path.suffix == ".json":
@@ -64,7 +66,8 @@ def report(
             continue
         else:
             log.info(f"Surveying {path}")
-            reports.append(survey(path, threads=threads, seconds=seconds, must_run=False, cycles=cycles))
+            surveyed.append(survey(path, threads=threads, seconds=seconds, must_run=False, cycles=cycles))
+            reports.append(surveyed[-1])
     document = collect(reports, searches, estimates)
     for row in document["reports"]:
         print(report_text(row, layers=False), end="\n\n")
@@ -74,6 +77,8 @@ def report(
     for file, write in files.items() if out.is_dir() else [(out, FORMATS[out.suffix])]:
         write_text(file, write(document))
         print(file)
+    for line in not_shown(surveyed):
+        print(line)
     failed = [row["target"]["name"] for row in reports if row["verify"]["passed"] is False]
     if failed:
         raise VerificationError(f"The bundles for {', '.join(failed)} don't compute what the network computes.")

@@ -13,7 +13,7 @@ import numpy as np
 
 from tvmflow import build as building
 from tvmflow import bundle, interrupt, toolchain
-from tvmflow.backends import Timing
+from tvmflow.backends import Gap, Timing
 from tvmflow.build import versions
 from tvmflow.cortex_m import example, machine
 from tvmflow.cortex_m.fit import check_fit
@@ -28,7 +28,7 @@ from tvmflow.spec import (
     VerificationError,
 )
 from tvmflow.toolchain import Linker
-from tvmflow.verify import compare, failure_sentence, tolerances
+from tvmflow.verify import compare, failure_sentence, tolerances, unverified
 
 if TYPE_CHECKING:
     from tvmflow.bundle import Bundle
@@ -135,7 +135,7 @@ def _verify(
     try:
         done = machine.run(library, target, name, inputs, program.outputs[0], expected=expected, allowed=allowed)
     except MissingDependencyError as error:
-        return {"passed": None, "method": None, "reason": str(error)}, compiled.layers, {}
+        return unverified(error), compiled.layers, {}
     verdict = {"method": "emulated", **compare(program.vectors, [(row[None],) for row in done.outputs])}
     if not verdict["passed"] or done.wrong:
         raise VerificationError(failure_sentence(verdict, f"{program.name} compiled for {target.name}"))
@@ -214,10 +214,14 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
 def time(
     bundle: Bundle, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
 ) -> Timing:
-    """No latency; if `layers` are asked for, the instructions of each."""
+    """No latency; if `layers` are asked for, the instructions of each, where they can be counted."""
     if not layers:
         return Timing(note=NO_LATENCY)
-    counted = count(bundle.library, bundle.target, bundle.layers, bundle.vectors()[0].inputs[0], bundle.outputs[0])
+    try:
+        counted = count(bundle.library, bundle.target, bundle.layers, bundle.vectors()[0].inputs[0], bundle.outputs[0])
+    except MissingDependencyError as error:
+        gap = Gap(what="instructions", reason=str(error), packages=error.packages)
+        return Timing(note=f"{NO_LATENCY} {error}", gaps=[gap])
     macs = sum(layer.macs for layer in bundle.layers)
     note = f"{NO_LATENCY} It takes {counted.total:,}, {counted.total / macs:.3f} for each multiply-add."
     return Timing(note=note, details=counted.details)

@@ -25,7 +25,7 @@ from tvmflow.spec import MissingDependencyError, Target, TensorSpec, Verificatio
 HERE = Path(__file__).parent
 COUNTING_PLUGIN = HERE / "count_symbols.c"
 QEMU = "qemu-system-arm"
-INSTALL = "`apt-get install qemu-system-arm` (tools/install-system-packages.sh --tests) brings it."
+PACKAGE = "qemu-system-arm"
 SECONDS_PER_INFERENCE = 60
 ELEMENTS = {"int8": "int8_t", "float32": "float"}
 """What networks read and write, in C."""
@@ -89,7 +89,7 @@ def find_qemu() -> str:
     """Raises MissingDependencyError."""
     if path := shutil.which(QEMU):
         return path
-    raise MissingDependencyError(f"Running microcontroller code here needs {QEMU}, which is not installed: {INSTALL}")
+    raise MissingDependencyError(f"Running microcontroller code here needs {QEMU}, which is not installed", [PACKAGE])
 
 
 def run(

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from tvmflow import __version__, scratch
-from tvmflow.backends import Timing
+from tvmflow.backends import Gap, Timing
 from tvmflow.bundle import Bundle
 from tvmflow.estimate import bounds, describe, raise_roof, roof_of
 from tvmflow.measure.noise import median_interval
-from tvmflow.spec import Measurement, UserError
+from tvmflow.spec import Measurement, UserError, install_sentence
 from tvmflow.targets import TARGETS
 
 SCHEMA_VERSION = "1.3"
@@ -53,6 +53,9 @@ def assemble(
     if measurement is not None and timing.layers:
         doubts = layers_against_whole(float(np.median(measurement.samples_ms)), timing.layers)
         measurement = replace(measurement, warnings=(*measurement.warnings, *doubts))
+    gaps = list(timing.gaps)
+    if verdict["passed"] is None:
+        gaps.insert(0, Gap(what="answers", reason=verdict["reason"], packages=verdict.get("packages", ())))
     measured_bytes = {key: value for key, value in (measurement.facts if measurement else {}).items() if "bytes" in key}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -66,6 +69,7 @@ def assemble(
         "verify": dict(verdict),
         "latency": latency(measurement) if measurement else None,
         "latency_note": timing.note,
+        "not_shown": [{**asdict(gap), "packages": list(gap.packages)} for gap in gaps],
         **({"cycles": dict(timing.cycles)} if timing.cycles else {}),
         "layers": [
             {
@@ -193,6 +197,25 @@ def collect(
         "searches": list(searches),
         "estimates": list(estimates),
     }
+
+
+GAPS = {"answers": "whether the answers are right", "instructions": "instructions", "cycles": "modelled cycles"}
+"""What `not_shown` of a report lacks, in words."""
+
+
+def not_shown(reports: Sequence[Report]) -> list[str]:
+    """Two lines, or none: what these reports lack, of which boards, and the one command that brings it."""
+    boards: dict[str, list[str]] = {}
+    packages: dict[str, None] = {}
+    for report in reports:
+        for gap in report.get("not_shown", ()):
+            boards.setdefault(gap["what"], []).append(report["target"]["name"])
+            packages.update(dict.fromkeys(gap["packages"]))
+    if not boards:
+        return []
+    lacking = "; ".join(f"{GAPS[what]} ({', '.join(dict.fromkeys(names))})" for what, names in boards.items())
+    remedy = install_sentence(tuple(packages)) if packages else "No package brings that; each board's lines say why."
+    return [f"Not shown: {lacking}.", remedy]
 
 
 def slower_than_float(reports: Sequence[Report]) -> dict[int, str]:

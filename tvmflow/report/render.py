@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmflow.estimate import origin
-from tvmflow.report import Report, networks, to_json, views
+from tvmflow.report import Report, networks, not_shown, to_json, views
 from tvmflow.report.answers import answers, repeat
 from tvmflow.report.details import cells_of, header_of
 from tvmflow.report.search import convergence
@@ -215,6 +215,7 @@ def render_html(document: Mapping[str, Any]) -> str:
             "device_columns": views.page_columns(reports),
             "networks": networks.tables(document),
             "network_notes": networks.notes(document),
+            "not_shown": not_shown(reports),
             "nothing": networks.NOTHING,
             "overhead": f"{views.OVERHEAD:g}",
         }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvmflow.estimate import origin
-from tvmflow.report import Report
+from tvmflow.report import GAPS, Report
 from tvmflow.report.details import cells_of, header_of
 
 WIDTH, HEIGHT = 480.0, 220.0
@@ -373,6 +373,7 @@ def to_markdown(document: Mapping[str, Any], networks: Sequence[str] = ()) -> st
         times = f" Times of layers are {basis}{', in a run of their own' * (basis == 'measured')}." if basis else ""
         lines += ["", f"## {report['model']['name']} on {report['target']['name']}", ""]
         lines += [f"{report['target']['description']}; {report['target']['datasheet']}.{times}", ""]
+        lines += [f"Not shown: {GAPS[gap['what']]}. {gap['reason']}\n" for gap in report.get("not_shown", ())]
         lines += markdown_table(columns, rows)
     return "\n".join([*lines, "", f"{document['generator']}, report format {document['schema_version']}.", ""])
 
