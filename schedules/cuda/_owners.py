@@ -74,12 +74,14 @@ def _own(buffer: tirx.Buffer, accesses: list[Access]) -> bool:
     places = [dict.fromkeys(extents, 0), {tag: extent - 1 for tag, extent in extents.items()}]
     places += [{tag: int(random.integers(extent)) for tag, extent in extents.items()} for _ in range(SAMPLES)]
     for place in places:
-        stored, loaded = (
-            [_elements(access, place) for access in accesses if access.stores is stores] for stores in (True, False)
-        )
-        if any(elements is None for elements in (*stored, *loaded)):
-            return False
-        if not set().union(*loaded) <= set().union(*stored):
+        stored: set[int] = set()
+        loaded: set[int] = set()
+        for access in accesses:
+            elements = _elements(access, place)
+            if elements is None:
+                return False
+            (stored if access.stores else loaded).update(elements)
+        if not loaded <= stored:
             return False
     return True
 
@@ -168,7 +170,8 @@ def _accesses(
     elif isinstance(node, tirx.IfThenElse):
         yield from _branches(node.condition, node.then_case, node.else_case, loops, values, conditions)
     elif isinstance(node, tvm.ir.Call) and getattr(node.op, "name", "").endswith("if_then_else"):
-        yield from _branches(*node.args, loops, values, conditions)
+        condition, then, otherwise = node.args
+        yield from _branches(condition, then, otherwise, loops, values, conditions)
     elif isinstance(node, (tirx.BufferStore, TensorLoad)):
         stores = isinstance(node, tirx.BufferStore)
         yield Access(

@@ -21,11 +21,10 @@ def evaluate(node: Any, values: Mapping[Any, np.ndarray]) -> np.ndarray | None:
     if isinstance(node, tirx.Not):
         value = evaluate(node.a, values)
         return None if value is None else value == 0
-    if isinstance(node, tirx.Select):
-        chosen = [evaluate(part, values) for part in (node.condition, node.true_value, node.false_value)]
-        return None if any(part is None for part in chosen) else np.asarray(np.where(*chosen))
     operation: Callable[..., np.ndarray] | None = OPERATIONS.get(type(node).__name__)
     operands: list[Any] = parts(node)
+    if isinstance(node, tirx.Select):
+        operation, operands = CALLS["if_then_else"], [node.condition, node.true_value, node.false_value]
     if isinstance(node, tvm.ir.Call):
         operation, operands = CALLS.get(getattr(node.op, "name", "").rpartition(".")[2]), list(node.args)
     if operation is None:

@@ -8,6 +8,7 @@ steps for a row of n, all of them in parallel, so rows are no longer than LONGES
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -29,13 +30,28 @@ def count_order(program: Program, target: Target) -> Program:
     Raises UnsupportedOperatorError for rows longer than LONGEST.
     """
     bindings = [binding for block in program.module["main"].body.blocks for binding in block.bindings]
-    if not any(_name(binding.value) in LOOPS for binding in bindings):
+    counted = [binding for binding in bindings if _name(binding.value) in LOOPS]
+    if not counted:
         return program
+    for binding in counted:
+        _check_length(binding)
     mutate = _Count(program.module)
     updated = mutate.visit_expr(program.module["main"])
     module = mutate.builder_.get()
     module["main"] = updated
     return replace(program, module=relax.transform.CanonicalizeBindings()(module))
+
+
+def _check_length(binding: relax.VarBinding) -> None:
+    shape, axis, operator = static_shape(binding.value.args[0].ty), binding.value.attrs.axis, _name(binding.value)
+    length = math.prod(shape) if axis is None else shape[int(axis)]
+    if length > LONGEST:
+        path = module_path(binding.var.name)
+        raise UnsupportedOperatorError(
+            f"{operator.partition('.')[2]} in {path} goes over {length} elements; on GPUs it is made for {LONGEST} at "
+            "most.",
+            {operator: (path,)},
+        )
 
 
 def _name(value: relax.Expr) -> str:
@@ -52,15 +68,7 @@ class _Count(PyExprMutator):
         row = self.visit_expr(call.args[0])
         if call.attrs.axis is None:
             row = self.builder_.emit(relax.op.reshape(row, (-1,)), name)
-        shape = static_shape(row.ty)
-        axis = int(call.attrs.axis or 0) % len(shape)
-        if shape[axis] > LONGEST:
-            path = module_path(name)
-            raise UnsupportedOperatorError(
-                f"{operator.partition('.')[2]} in {path} goes over {shape[axis]} elements; on GPUs it is made for "
-                f"{LONGEST} at most.",
-                {operator: (path,)},
-            )
+        axis = int(call.attrs.axis or 0) % len(static_shape(row.ty))
 
         def kernel(make: Callable[..., te.Tensor], *tensors: relax.Expr, **how: Any) -> relax.Var:
             call = self.builder_.call_te(functools.partial(make, **how), *tensors, primfunc_name_hint=make.__name__)
