@@ -15,7 +15,7 @@ from tvm import relax
 
 NARROW = ("float16", "bfloat16")
 WIDE, DOUBLE = "float32", "float64"
-SHORT, LONG = ("int8", "int16", "uint8"), "int64"
+SHORT, LONG = ("int8", "int16", "uint8"), "int32"
 """Floats become short integers by way of a long one, whose low bits they are; by itself each processor has its own way
 with values that don't fit."""
 
