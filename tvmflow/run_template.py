@@ -12,6 +12,7 @@ import tvm
 from tvm import relax
 
 here = pathlib.Path(__file__).parent
+manifest = json.loads((here / "manifest.json").read_text())
 vm = relax.VirtualMachine(tvm.runtime.load_module(str(here / "{library}")), tvm.{device}())
 
 
@@ -20,13 +21,19 @@ def run(inputs):
     return [output.numpy() for output in ([result] if isinstance(result, tvm.runtime.Tensor) else list(result))]
 
 
+def read(paths, kind):
+    # bfloat16 is two bytes without a meaning in a .npy file, or the uint16 that PyTorch makes of it
+    arrays = [np.load(path) for path in paths]
+    narrow = [spec["dtype"] == "bfloat16" for spec in manifest[kind + "s"]]
+    return [array.view("bfloat16") if is_narrow else array for array, is_narrow in zip(arrays, narrow)]
+
+
 def golden(vector, kind):
     count = len(manifest[kind + "s"])
-    return [np.load(here / "vectors" / vector / (kind + "-%d.npy" % place)) for place in range(count)]
+    return read([here / "vectors" / vector / (kind + "-%d.npy" % place) for place in range(count)], kind)
 
 
 def agrees(output, expected, allowed):
-    expected = expected.view(output.dtype)
     same = (output == expected) | ((output != output) & (expected != expected))
     with np.errstate(invalid="ignore"):
         error = np.abs(output.astype(np.float64) - expected.astype(np.float64))
@@ -34,9 +41,12 @@ def agrees(output, expected, allowed):
 
 
 if len(sys.argv) > 1:
-    print(*run([np.load(path) for path in sys.argv[1:]]), sep="\n")
+    if len(sys.argv) - 1 != len(manifest["inputs"]):
+        sys.exit("run.py takes a .npy file for each of " + ", ".join(spec["name"] for spec in manifest["inputs"]))
+    outputs = run(read(sys.argv[1:], "input"))
+    for spec, output in zip(manifest["outputs"], outputs):
+        print(*([spec["name"] + ":"] if len(outputs) > 1 else []), output, sep="\n")
     sys.exit()
-manifest = json.loads((here / "manifest.json").read_text())
 wrong = [
     vector
     for vector, allowed in zip(manifest["vectors"], manifest["tolerances"])

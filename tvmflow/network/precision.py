@@ -15,6 +15,9 @@ from tvm import relax
 
 NARROW = ("float16", "bfloat16")
 WIDE, DOUBLE = "float32", "float64"
+SHORT, LONG = ("int8", "int16", "uint8"), "int32"
+"""Floats become short integers by way of a long one, whose low bits they are; by itself each processor has its own way
+with values that don't fit."""
 
 MOVES = frozenset(
     f"relax.{name}"
@@ -62,7 +65,14 @@ class Precision:
         def emit_exactly(expr: Any, name_hint: str = "") -> relax.Var:
             if isinstance(expr, relax.TupleGetItem) and expr.tuple_value in self.widened:
                 return self._narrow(emit, emit(expr, name_hint), self.widened[expr.tuple_value])
-            if not isinstance(expr, relax.Call) or not isinstance(expr.op, tvm.ir.Op) or expr.op.name in MOVES:
+            if not isinstance(expr, relax.Call) or not isinstance(expr.op, tvm.ir.Op):
+                return emit(expr, name_hint)
+            if expr.op.name == "relax.astype" and str(expr.attrs.dtype) in SHORT:
+                source = bound(expr.args[0])
+                if _dtypes(source)[0] in (*NARROW, WIDE, DOUBLE):
+                    source = emit(relax.op.astype(source, LONG))
+                return emit(relax.op.astype(source, str(expr.attrs.dtype)), name_hint)
+            if expr.op.name in MOVES:
                 return emit(expr, name_hint)
             expr = relax.Call(expr.op, [bound(argument) for argument in expr.args], expr.attrs, expr.ty_args)
             dtypes = {dtype for argument in expr.args for dtype in _dtypes(argument)}
