@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import ChainMap, defaultdict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -149,7 +150,8 @@ OPERATORS: dict[str, Convert] = {
     # reductions and what goes along an axis
     "ArgMax": reductions.arg_extreme,
     "ArgMin": reductions.arg_extreme,
-    "CumSum": reductions.cumulative_sum,
+    "CumProd": reductions.cumulative(op.cumprod),
+    "CumSum": reductions.cumulative(op.cumsum),
     "Hardmax": reductions.hardmax,
     "LRN": reductions.local_response_normalization,
     "LogSoftmax": reductions.log_softmax,
@@ -347,7 +349,7 @@ class Walk:
             self.check_known(node)
             return [MISSING] * len(node.output)
         name = node.name or next(name for name in node.output if name)
-        self.names.current = name.strip("/").replace("/", ".") or node.op_type
+        self.names.current = _module(node) or name.strip("/").replace("/", ".") or node.op_type
         described = Node(
             operator=key,
             name=name,
@@ -425,6 +427,12 @@ MOST_MADE = 1 << 20
 
 CREATED = {"Identity", "SequenceConstruct", "SequenceEmpty"}
 """Converted even where all is known: no more than a name, or lists."""
+
+
+def _module(node: onnx.NodeProto) -> str:
+    """The path of the PyTorch module that a node comes from, where PyTorch's exporter noted it: its innermost scope."""
+    noted = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), "")
+    return next((scope for scope in re.findall(r"'([^']*)'", noted)[-2::-1] if scope), "")
 
 
 def _domain(domain: str) -> str:

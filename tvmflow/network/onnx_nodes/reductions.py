@@ -130,13 +130,19 @@ def top_k(node: Node) -> tuple[relax.Expr, relax.Expr]:
     return permute(values, back), permute(indices, back)
 
 
-def cumulative_sum(node: Node) -> relax.Expr:
-    axis = int(node.constant(1, "axis").reshape(())) % len(node.shape())
-    data = node.inputs[0]
-    if node.get("reverse", 0):
-        data = node.bind(op.flip(data, axis))
-    summed = op.cumsum(data, axis, dtype_of(data), bool(node.get("exclusive", 0)))
-    return op.flip(node.bind(summed), axis) if node.get("reverse", 0) else summed
+def cumulative(operator: Callable[..., relax.Expr]) -> Callable[[Node], relax.Expr]:
+    """Running sums or products; with `exclusive` without the element itself, with `reverse` from the end on."""
+
+    def convert(node: Node) -> relax.Expr:
+        place = node.constant(1, "axis")
+        axis = int(np.reshape(place, ())) % len(node.shape())
+        data, reverse = node.inputs[0], node.get("reverse", 0)
+        if reverse:
+            data = node.bind(op.flip(data, axis))
+        made = operator(data, axis, dtype_of(data), bool(node.get("exclusive", 0)))
+        return op.flip(node.bind(made), axis) if reverse else made
+
+    return convert
 
 
 def _flattened(node: Node, operator: Callable[[relax.Expr, int], relax.Expr]) -> relax.Expr:
