@@ -282,7 +282,7 @@ class Walk:
         return self.builder.get()
 
     def results(self, values: Sequence[relax.Expr]) -> list[relax.Expr]:
-        """Each result as a value of its own: not an input, a constant or the same one twice, which have other owners."""
+        """Each result as a value of its own: inputs, constants and the same one twice have other owners."""
         own: list[relax.Expr] = []
         for value in values:
             computed = isinstance(value, relax.Var) and isinstance(value, relax.DataflowVar) and value not in own
@@ -309,10 +309,10 @@ class Walk:
         inputs = [values[name] if name else None for name in node.input]
         if any(value is MISSING for value in inputs):
             self.check_known(node)
-            values.update({name: MISSING for name in node.output})
+            values.update(dict.fromkeys(node.output, MISSING))
             return
-        if (made := self.known(node, inputs)) is None:
-            made = self.converted(node, inputs, values)
+        known = self.known(node, inputs)
+        made = self.converted(node, inputs, values) if known is None else known
         for name, value in zip(node.output, made, strict=False):
             if name:
                 values[name] = value

@@ -130,11 +130,8 @@ def with_moved_values(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
             exact, factor = f"{name} before it is moved", f"{name} is moved by"
             made.output[list(made.output).index(name)] = exact
             step = steps[name]
-            nodes.append(
-                onnx.helper.make_node(
-                    "RandomUniformLike", [exact], [factor], low=1 - step, high=1 + step, seed=float(seed * 7919 + number)
-                )
-            )
+            drawn: dict[str, Any] = {"low": 1 - step, "high": 1 + step, "seed": float(seed * 7919 + number)}
+            nodes.append(onnx.helper.make_node("RandomUniformLike", [exact], [factor], **drawn))
             nodes.append(onnx.helper.make_node("Mul", [exact, factor], [name]))
     del moved.graph.node[:]
     moved.graph.node.extend(nodes)
@@ -214,7 +211,7 @@ def _corrected_operators(opset: int) -> list[type]:
             scale, shift, mean, variance = (value.reshape(shape) for value in statistics)
             return (((data - mean) / np.sqrt(variance + data.dtype.type(epsilon)) * scale + shift).astype(data.dtype),)
 
-    flattened = [Softmax, LogSoftmax, Hardmax] if opset < 13 else []
+    flattened: list[type] = [Softmax, LogSoftmax, Hardmax] if opset < 13 else []
     return [*flattened, BatchNormalization] if opset < 14 else flattened
 
 

@@ -220,7 +220,7 @@ def _answer(
 
 
 def _without_zeros(array: np.ndarray) -> np.ndarray:
-    """With next to nothing in place of each zero: of equal values, no order is right, and rounding leaves zeros equal."""
+    """With next to nothing for each zero: of equal values, no order is right, and rounding leaves zeros equal."""
     if not is_floating(str(array.dtype)):
         return array
     nearly = np.random.default_rng(SEED).uniform(0.5, 1, array.shape) * (1e-6 if array.dtype == np.float16 else 1e-30)

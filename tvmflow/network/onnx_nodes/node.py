@@ -51,15 +51,25 @@ class Node:
         return dtype_of(self.inputs[index])
 
     def constant(self, index: int, what: str) -> np.ndarray | None:
-        """The value of an input that has to be known now; None where it is left out. Raises UnsupportedOperatorError."""
+        """The value of an input that has to be known now; None where it is left out.
+
+        Raises UnsupportedOperatorError where it isn't known.
+        """
         if not self.given(index):
             return None
         value = self.inputs[index]
         if not is_constant(value):
             raise self.refusal(
-                f"what it has as {what} depends on the network's inputs, while shapes and weights are fixed at build time"
+                f"what it has as {what} depends on the network's inputs, but shapes and weights are fixed at build time"
             )
         return value.value.numpy()
+
+    def required(self, index: int, what: str) -> np.ndarray:
+        """`constant` of an input that can't be left out. Raises UnsupportedOperatorError."""
+        value = self.constant(index, what)
+        if value is None:
+            raise self.refusal(f"it has no {what}")
+        return value
 
     def integers(self, index: int, attribute: str) -> list[int] | None:
         """What newer opsets have as an input and older ones as an attribute; None where there is neither."""

@@ -81,8 +81,9 @@ def _max_and_indices(node: Node, data: relax.Expr, window: Window) -> relax.Expr
     extents = shape_of(data)[2:]
     bordered = node.bind(padded(data, [0, 0, *window.pads[:spatial]], [0, 0, *window.ends], lowest))
     taps, places = [], []
-    order = np.arange(math.prod(extents), dtype="int64")
-    order = order.reshape(extents) if not node.get("storage_order", 0) else order.reshape(extents[::-1]).T
+    places_in_order = np.arange(math.prod(extents), dtype="int64")
+    by_columns = node.get("storage_order", 0)
+    order = places_in_order.reshape(extents[::-1]).T if by_columns else places_in_order.reshape(extents)
     for tap in itertools.product(*map(range, window.kernel)):
         begins = [offset * dilation for offset, dilation in zip(tap, window.dilations, strict=True)]
         stops = [

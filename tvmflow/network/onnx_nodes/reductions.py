@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -37,7 +38,7 @@ def _sum(data: relax.Expr, axes: list[int], keepdims: bool) -> relax.Expr:
 def _mean(node: Node, data: relax.Expr, axes: list[int], keepdims: bool) -> relax.Expr:
     if is_float(node.dtype()) or not axes:
         return _over(op.mean)(node, data, axes, keepdims)
-    count = np.prod([node.shape()[axis] for axis in axes])
+    count = math.prod([node.shape()[axis] for axis in axes])
     return op.divide(op.sum(data, axes, keepdims), node.like(count))
 
 
@@ -134,7 +135,7 @@ def cumulative(operator: Callable[..., relax.Expr]) -> Callable[[Node], relax.Ex
     """Running sums or products; with `exclusive` without the element itself, with `reverse` from the end on."""
 
     def convert(node: Node) -> relax.Expr:
-        place = node.constant(1, "axis")
+        place = node.required(1, "axis")
         axis = int(np.reshape(place, ())) % len(node.shape())
         data, reverse = node.inputs[0], node.get("reverse", 0)
         if reverse:

@@ -143,8 +143,8 @@ def _axes(
     node: Node, extents: list[int], scales: np.ndarray | None, sizes: np.ndarray | None, region: np.ndarray | None
 ) -> list[Axis]:
     count = len(extents)
-    if scales is not None:
-        factors = [float(value) for value in scales.reshape(-1)]
+    if scales is not None or sizes is None:
+        factors = [float(value) for value in np.reshape([] if scales is None else scales, -1)]
         outputs = [math.floor(f(extent) * f(factor)) for extent, factor in zip(extents, factors, strict=True)]
     else:
         outputs = [int(value) for value in np.reshape(sizes, -1)]

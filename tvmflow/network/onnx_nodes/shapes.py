@@ -193,7 +193,7 @@ def expand(node: Node) -> relax.Expr:
 def tile(node: Node) -> relax.Expr:
     repeats = node.integers(1, "repeats") or []
     if node.opset < 6:  # once along one axis
-        repeats = [repeats[0] if axis == int(node.constant(2, "axis")) else 1 for axis in range(len(node.shape()))]
+        repeats = [repeats[0] if axis == int(node.required(2, "axis")) else 1 for axis in range(len(node.shape()))]
     return op.tile(node.inputs[0], repeats)
 
 
@@ -220,7 +220,7 @@ def pad(node: Node) -> relax.Expr:
         if max(low, high) > 0:
             data = node.bind(data)
             extent = shape_of(data)[axis]
-            places = np.pad(np.arange(extent), (max(low, 0), max(high, 0)), PAD_MODES[mode])
+            places: np.ndarray = np.pad(np.arange(extent), (max(low, 0), max(high, 0)), mode=PAD_MODES[mode])  # type: ignore[call-overload]
             data = op.take(data, constant(places.astype("int64")), axis, mode="clip")
     return data
 
@@ -253,7 +253,7 @@ def trilu(node: Node) -> relax.Expr:
 
 def one_hot(node: Node) -> relax.Expr:
     """Indices that are out of range, on either side, get no hot value."""
-    depth = node.constant(1, "depth")
+    depth = node.required(1, "depth")
     extent = int(np.reshape(depth, -1)[0])
     rank = len(node.shape()) + 1
     axis = node.get("axis", -1) % rank
@@ -269,7 +269,8 @@ def eye_like(node: Node) -> relax.Expr:
     from onnx.helper import tensor_dtype_to_np_dtype
 
     dtype = str(tensor_dtype_to_np_dtype(node.get("dtype"))) if "dtype" in node.attributes else node.dtype()
-    return constant(np.eye(*node.shape(), k=node.get("k", 0)), dtype)
+    rows, columns = node.shape()
+    return constant(np.eye(rows, columns, k=node.get("k", 0)), dtype)
 
 
 def constant_of_shape(node: Node) -> relax.Expr:
@@ -278,7 +279,7 @@ def constant_of_shape(node: Node) -> relax.Expr:
 
 
 def compress(node: Node) -> relax.Expr:
-    kept = np.flatnonzero(node.constant(1, "condition")).astype("int64")
+    kept = np.flatnonzero(node.required(1, "condition")).astype("int64")
     if "axis" in node.attributes:
         return op.take(node.inputs[0], constant(kept), node.get("axis"), mode="clip")
     return op.take(node.bind(reshape(node.inputs[0], (-1,))), constant(kept), 0, mode="clip")
@@ -298,7 +299,7 @@ def sequence_empty(node: Node) -> list[relax.Expr]:
 
 
 def sequence_at(node: Node) -> relax.Expr:
-    return node.inputs[0][int(node.constant(1, "position"))]
+    return node.inputs[0][int(node.required(1, "position"))]
 
 
 def sequence_insert(node: Node) -> list[relax.Expr]:

@@ -28,7 +28,7 @@ def grid_sample(node: Node) -> relax.Expr:
 
 
 def roi_align(node: Node) -> relax.Expr:
-    """Regions are x1, y1, x2, y2 of the image that their index names; since opset 16 they begin half a pixel earlier."""
+    """Regions are x1, y1, x2, y2 of the image that their index names, half a pixel earlier since opset 16."""
     data, regions, images = node.inputs
     if node.get("mode", "avg") != "avg":
         raise node.refusal("it takes maxima; averages are supported")
