@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,37 @@ def write(folder: Path) -> None:
     for target in TARGETS.values():
         (boards / f"{target.name}.md").write_text(board_page(target, network), encoding="utf-8")
     (folder / "cli.md").write_text(command_line(), encoding="utf-8")
+    (folder / "operators.md").write_text(operators(), encoding="utf-8")
+
+
+# --------------------------------------------------------------------------------------------------------- operators
+
+
+def operators() -> str:
+    """PyTorch's operators that the reader knows, by the kind of converter."""
+    from tvmflow.network import aten
+    from tvmflow.network.pytorch_operators import torch_importer
+
+    kinds = (
+        *(aten.arithmetic, aten.activations, aten.products, aten.norms, aten.pooling, aten.resizing, aten.sampling),
+        *(aten.reductions, aten.indexing, aten.recurrent),
+    )
+    known = [name for name in torch_importer()().convert_map if isinstance(name, str) and name not in aten.OPERATORS]
+    lines = [
+        "# Operators of PyTorch",
+        "",
+        "What an exported network may consist of, by the names of PyTorch's operators (aten). Others are taken apart into",
+        "these where PyTorch can do that, and else refused by name. [Networks](../networks.md#operators) says more.",
+    ]
+    for kind in kinds:
+        title = kind.__name__.rpartition(".")[2].capitalize()
+        lines += ["", f"## {title}", "", _names(kind.OPERATORS)]
+    lines += ["", "## By TVM's importer", "", _names(known), ""]
+    return "\n".join(lines)
+
+
+def _names(operators: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(operators))
 
 
 # ------------------------------------------------------------------------------------------------------------ boards
