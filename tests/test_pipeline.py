@@ -75,7 +75,7 @@ def test_ctrl_c_that_tvm_lost_ends_the_stages(tiny, monkeypatch):
 
 def test_dump_dir_has_a_file_for_each_stage(tiny, tmp_path):
     run_stages(tiny, HOST, tmp_path / "dump")
-    names = [f"{number}-{stage.__name__}.py" for number, stage in enumerate(STAGES["llvm"])]
+    names = [f"{number:02}-{stage.__name__}.py" for number, stage in enumerate(STAGES["llvm"])]
     assert sorted(path.name for path in (tmp_path / "dump").iterdir()) == names
 
 

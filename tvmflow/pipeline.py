@@ -126,12 +126,13 @@ INTEGER_STAGES: dict[str, tuple[Stage, ...]] = {
 
 def run_stages(program: Program, target: Target, dump_dir: Path | None = None) -> Program:
     """Take `program` through the stages of its target; each stage's result goes into `dump_dir` as text."""
-    stages = STAGES if program.integer is None else INTEGER_STAGES
-    for number, stage in enumerate(stages[target.kind]):
+    stages = (STAGES if program.integer is None else INTEGER_STAGES)[target.kind]
+    digits = len(str(len(stages) - 1))  # the files' names sort as the stages come
+    for number, stage in enumerate(stages):
         program = stage(program, target)
         interrupt.check()
         if dump_dir is not None:
             dump_dir.mkdir(parents=True, exist_ok=True)
             text, suffix = (program.module.script(), "py") if program.vta is None else (program.vta.text(), "txt")
-            (dump_dir / f"{number}-{stage.__name__}.{suffix}").write_text(text)
+            (dump_dir / f"{number:0{digits}}-{stage.__name__}.{suffix}").write_text(text)
     return program
