@@ -174,12 +174,10 @@ def resized(shape: tuple[int, ...] = (1, 2, 5, 7), opset: int = 18, **options: A
 
 
 def standard(x: np.ndarray, axes: tuple[int, ...], scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Normalised over axes in float64."""
     x = x.astype("float64")
     centred = x - x.mean(axes, keepdims=True)
-    shape = [-1 if axis == 1 and 1 not in axes else 1 for axis in range(x.ndim)]
-    if 1 in axes:
-        shape = [*[1] * (x.ndim - scale.ndim), *scale.shape]
-    return centred / np.sqrt((centred**2).mean(axes, keepdims=True) + 1e-5) * scale.reshape(shape) + shift.reshape(shape)
+    return centred / np.sqrt((centred**2).mean(axes, keepdims=True) + 1e-5) * scale + shift
 
 
 def branches(taken: bool) -> Case:
@@ -206,10 +204,8 @@ CASES: dict[str, dict[str, Case]] = {
             f"auto_pad {mode}": one("Conv", w(3, 4, 3, 2), strides=[2, 2], auto_pad=mode)
             for mode in ("SAME_UPPER", "SAME_LOWER", "VALID")
         },
-        "same upper dilated": one("Conv", w(3, 4, 2, 2), auto_pad="SAME_UPPER", dilations=[2, 3]),
-        "same lower strided and dilated": one(
-            "Conv", w(3, 4, 3, 3), auto_pad="SAME_LOWER", strides=[3, 3], dilations=[2, 1]
-        ),
+        "same upper of an even window": one("Conv", w(3, 4, 2, 2), auto_pad="SAME_UPPER", strides=[3, 2]),
+        "same lower of an even window": one("Conv", w(3, 4, 2, 4), auto_pad="SAME_LOWER", strides=[1, 3]),
         "asymmetric": one("Conv", w(3, 4, 3, 3), w(3), pads=[0, 1, 2, 3]),
         "depthwise dilated": one("Conv", w(8, 1, 3, 3), pads=[0, 1, 4, 3], dilations=[2, 2], group=4),
         "groups": one("Conv", w(6, 2, 3, 3), w(6), pads=[1] * 4, group=2),
@@ -217,14 +213,23 @@ CASES: dict[str, dict[str, Case]] = {
         "1-d depthwise": one("Conv", w(3, 1, 4), x=ROW, pads=[2, 1], group=3),
         "3-d": one("Conv", w(2, 2, 2, 3, 2), w(2), x=(1, 2, 4, 5, 6), pads=[1, 0, 1, 0, 2, 1]),
         "pad before": graph(
-            node("Pad", "x p", "b"), node("Conv", "b w", "y", pads=[1] * 4), p=i64(0, 0, 1, 0, 0, 0, 2, 3), w=w(3, 4, 3, 3)
+            node("Pad", "x p", "b"),
+            node("Conv", "b w", "y", pads=[1] * 4),
+            p=i64(0, 0, 1, 0, 0, 0, 2, 3),
+            w=w(3, 4, 3, 3),
         ),
         "negative pad before": graph(
-            node("Pad", "x p", "b"), node("Conv", "b w", "y", pads=[1] * 4), p=i64(0, 0, -1, 1, 0, 0, 2, -2), w=w(3, 4, 3, 3)
+            node("Pad", "x p", "b"),
+            node("Conv", "b w", "y", pads=[1] * 4),
+            p=i64(0, 0, -1, 1, 0, 0, 2, -2),
+            w=w(3, 4, 3, 3),
         ),
-        "negative pads": one("Conv", w(3, 4, 3, 3), pads=[-1, 0, 1, -2]),
         "pad of ones before": graph(
-            node("Pad", "x p v", "b"), node("Conv", "b w", "y"), p=i64(0, 0, 1, 0, 0, 0, 2, 3), v=np.float32(1), w=w(3, 4, 3, 3)
+            node("Pad", "x p v", "b"),
+            node("Conv", "b w", "y"),
+            p=i64(0, 0, 1, 0, 0, 0, 2, 3),
+            v=np.float32(1),
+            w=w(3, 4, 3, 3),
         ),
         "computed weights": graph(
             node("Mul", "w two", "v"), node("Conv", "x v", "y"), w=w(3, 4, 3, 3), two=np.float32(2)
@@ -243,7 +248,6 @@ CASES: dict[str, dict[str, Case]] = {
         "transposed groups": one("ConvTranspose", w(4, 3, 3, 3), w(6), group=2, strides=[2, 1]),
         "transposed dilated": one("ConvTranspose", w(4, 3, 2, 3), dilations=[2, 3], pads=[1, 1, 0, 0]),
         "transposed 1-d": one("ConvTranspose", w(3, 4, 4), x=ROW, strides=[3], pads=[1, 1]),
-        "transposed negative pads": one("ConvTranspose", w(4, 3, 3, 3), pads=[-1, 0, 0, -2]),
     },
     "pools": {
         **{
@@ -274,7 +278,10 @@ CASES: dict[str, dict[str, Case]] = {
         "indices with a border": one("MaxPool", results=2, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
         "indices by columns": one("MaxPool", results=2, kernel_shape=[3, 2], dilations=[1, 2], storage_order=1),
         "maximum of bytes": one(
-            "MaxPool", x=Integers(shape=(1, 2, 5, 5), low=-128, high=128, dtype="int8"), kernel_shape=[3, 3], pads=[1] * 4
+            "MaxPool",
+            x=Integers(shape=(1, 2, 5, 5), low=-128, high=128, dtype="int8"),
+            kernel_shape=[3, 3],
+            pads=[1] * 4,
         ),
         "pad before an average": graph(
             node("Pad", "x p", "b"), node("AveragePool", "b", "y", kernel_shape=[3, 3]), p=i64(0, 0, 1, 1, 0, 0, 1, 1)
@@ -294,19 +301,34 @@ CASES: dict[str, dict[str, Case]] = {
             for opset in (9, 14)
         },
         "batch after a convolution": graph(
-            node("Conv", "x w", "c"), node("BatchNormalization", "c s b m v", "y"), w=w(4, 4, 3, 3), s=S4, b=B4, m=M4, v=V4
+            node("Conv", "x w", "c"),
+            node("BatchNormalization", "c s b m v", "y"),
+            w=w(4, 4, 3, 3),
+            s=S4,
+            b=B4,
+            m=M4,
+            v=V4,
         ),
-        "instance": one("InstanceNormalization", S4, B4, exact=lambda x: standard(x, (2, 3), S4, B4)),
+        "instance": one(
+            "InstanceNormalization",
+            S4,
+            B4,
+            exact=lambda x: standard(x, (2, 3), S4.reshape(4, 1, 1), B4.reshape(4, 1, 1)),
+        ),
         "instance 1-d": one(
-            "InstanceNormalization", S4[:3], B4[:3], x=ROW, exact=lambda x: standard(x, (2,), S4[:3], B4[:3])
+            "InstanceNormalization",
+            S4[:3],
+            B4[:3],
+            x=ROW,
+            exact=lambda x: standard(x, (2,), S4[:3, None], B4[:3, None]),
         ),
-        "layer": one("LayerNormalization", S6, S6, axis=2, exact=lambda x: standard(x, (2, 3), S6, S6).reshape(x.shape)),
+        "layer": one("LayerNormalization", S6, S6, axis=2, exact=lambda x: standard(x, (2, 3), S6, S6)),
         "layer over the last": one("LayerNormalization", w(7), without="large mean"),
         "layer with its statistics": one("LayerNormalization", w(7), w(7), results=3, without="large mean"),
         "group of opset 21": one("GroupNormalization", S4, B4, num_groups=2, opset=21, without="large mean"),
         "group of opset 18": one("GroupNormalization", S4[:2], B4[:2], num_groups=2, opset=18, without="large mean"),
         "lrn": one("LRN", size=3, alpha=0.1),
-        "lrn of an even size": one("LRN", size=2, alpha=0.1, beta=0.5, bias=2.0),
+        "lrn with its factors": one("LRN", size=5, alpha=0.1, beta=0.5, bias=2.0),
         "lp": one("LpNormalization", axis=1),
         "mean and variance": one("MeanVarianceNormalization", axes=[0, 2, 3], without="large mean"),
         **{
@@ -327,16 +349,16 @@ CASES: dict[str, dict[str, Case]] = {
             for coordinates in ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
         },
         **{
-            f"{mode} {coordinates}": resized(
-                sizes=(9, 4), mode=mode, coordinate_transformation_mode=coordinates
-            )
+            f"{mode} {coordinates}": resized(sizes=(9, 4), mode=mode, coordinate_transformation_mode=coordinates)
             for mode in ("linear", "cubic")
             for coordinates in ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
         },
         "nearest twice": resized(scales=(2, 2), nearest_mode="floor", coordinate_transformation_mode="asymmetric"),
         "nearest of opset 11": resized(scales=(2, 3), region=(), opset=11),
         "linear twice": resized(scales=(2, 2), mode="linear"),
-        "linear symmetric": resized(scales=(1.3, 0.7), mode="linear", coordinate_transformation_mode="half_pixel_symmetric", opset=19),
+        "linear symmetric": resized(
+            scales=(1.3, 0.7), mode="linear", coordinate_transformation_mode="half_pixel_symmetric", opset=19
+        ),
         "cubic coefficient": resized(scales=(2, 0.5), mode="cubic", cubic_coeff_a=-0.5),
         "cubic without what is outside": resized(scales=(2, 2), mode="cubic", exclude_outside=1),
         "antialiased": resized(scales=(0.5, 0.6), mode="linear", antialias=1),
@@ -348,12 +370,15 @@ CASES: dict[str, dict[str, Case]] = {
             coordinate_transformation_mode="tf_crop_and_resize",
             extrapolation_value=5.0,
         ),
-        "not larger": resized(
-            sizes=(8, 8), axes=[2, 3], keep_aspect_ratio_policy="not_larger", mode="linear"
-        )
-        if False
-        else one(
-            "Resize", None, None, i64(8, 8), x=(1, 2, 5, 7), opset=18, axes=[2, 3], mode="linear",
+        "not larger": one(
+            "Resize",
+            None,
+            None,
+            i64(8, 8),
+            x=(1, 2, 5, 7),
+            opset=18,
+            axes=[2, 3],
+            mode="linear",
             keep_aspect_ratio_policy="not_larger",
         ),
         "of opset 10": one("Resize", f32(1, 1, 2, 1.5), x=(1, 2, 5, 7), opset=10),
@@ -374,7 +399,6 @@ CASES: dict[str, dict[str, Case]] = {
         **{
             f"{operator} by {divisor} of {dtype}": one(operator, np.array(divisor, dtype), x=WHOLE.astype(dtype))
             for operator, divisor, dtype in itertools.product(("Div", "Mod"), (3, -2), ("int32", "int64", "int8"))
-            if (operator, dtype) != ("Div", "int8") or True
         },
         "fmod of integers": one("Mod", np.int32(3), x=WHOLE.astype("int32"), fmod=1),
         "fmod": one("Mod", f32(1.25)[0], fmod=1, without="large mean, far out"),
@@ -416,9 +440,8 @@ CASES: dict[str, dict[str, Case]] = {
             operator: one(operator, without="large mean" if operator in ("Sin", "Cos") else "")
             for operator in (
                 *("Celu", "Elu", "Selu", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Softplus", "Softsign"),
-                *("Tanh", "ThresholdedRelu", "Shrink", "HardSwish", "Mish", "Erf", "Neg", "Sign", "Ceil", "Floor"),
+                *("Tanh", "ThresholdedRelu", "Shrink", "HardSwish", "Erf", "Neg", "Sign", "Ceil", "Floor"),
             )
-            if operator != "Mish"
         },
         "Mish": one("Mish", opset=18),
         **{f"Gelu {mode}": one("Gelu", opset=20, approximate=mode) for mode in ("none", "tanh")},
@@ -427,37 +450,61 @@ CASES: dict[str, dict[str, Case]] = {
     "quantised": {
         **{
             f"one scale, opset {opset}": graph(
-                node("QuantizeLinear", "x s z", "q"), node("DequantizeLinear", "q s z", "y"),
-                s=np.float32(0.02), z=np.uint8(10), opset=opset,
+                node("QuantizeLinear", "x s z", "q"),
+                node("DequantizeLinear", "q s z", "y"),
+                s=np.float32(0.02),
+                z=np.uint8(10),
+                opset=opset,
             )
             for opset in (13, 17)
         },
         **{
             f"a scale of each channel, opset {opset}": graph(
-                node("QuantizeLinear", "x s z", "q", axis=1), node("DequantizeLinear", "q s z", "y", axis=1),
-                s=SCALE4, z=ZERO4, outputs="q y", opset=opset,
+                node("QuantizeLinear", "x s z", "q", axis=1),
+                node("DequantizeLinear", "q s z", "y", axis=1),
+                s=SCALE4,
+                z=ZERO4,
+                outputs="q y",
+                opset=opset,
             )
             for opset in (13, 17)
         },
         "ties": one("QuantizeLinear", np.float32(2), np.int8(1), x=f32(-5, -3, -1, 1, 3, 5, 1e9, -1e9)),
         "without a zero point": one("QuantizeLinear", np.float32(0.1)),
-        "of accumulators": one("DequantizeLinear", np.float32(0.1), x=Integers(shape=(3, 4), low=-9999, high=9999, dtype="int32")),
+        "of accumulators": one(
+            "DequantizeLinear", np.float32(0.1), x=Integers(shape=(3, 4), low=-9999, high=9999, dtype="int32")
+        ),
         "of the last axis": one(
             "DequantizeLinear", f32(0.1, 0.2, 0.3), x=Integers(shape=(2, 3), low=-128, high=128, dtype="int8"), axis=-1
         ),
         "convolution between": graph(
-            node("QuantizeLinear", "x sx zx", "q"), node("DequantizeLinear", "q sx zx", "d"),
-            node("DequantizeLinear", "w sw zw", "v", axis=0), node("Conv", "d v", "c", pads=[1] * 4),
-            node("QuantizeLinear", "c sy zy", "r"), node("DequantizeLinear", "r sy zy", "y"),
-            sx=np.float32(0.05), zx=np.uint8(120), w=quantized_weights(4, 4, 3, 3), sw=SCALE4, zw=np.zeros(4, "int8"),
-            sy=np.float32(16), zy=np.uint8(10),
+            node("QuantizeLinear", "x sx zx", "q"),
+            node("DequantizeLinear", "q sx zx", "d"),
+            node("DequantizeLinear", "w sw zw", "v", axis=0),
+            node("Conv", "d v", "c", pads=[1] * 4),
+            node("QuantizeLinear", "c sy zy", "r"),
+            node("DequantizeLinear", "r sy zy", "y"),
+            sx=np.float32(0.05),
+            zx=np.uint8(120),
+            w=quantized_weights(4, 4, 3, 3),
+            sw=SCALE4,
+            zw=np.zeros(4, "int8"),
+            sy=np.float32(16),
+            zy=np.uint8(10),
         ),
         **{
             f"QLinearConv {name}": graph(
                 node("QuantizeLinear", "x sx zx", "q"),
                 node("QLinearConv", "q sx zx w sw zw sy zy b", "r", pads=[1, 0, 1, 2]),
-                outputs="r", sx=np.float32(0.05), zx=np.uint8(120), w=quantized_weights(4, 4, 3, 3), sw=scale, zw=zero,
-                sy=np.float32(0.9), zy=np.uint8(10), b=np.array([5, -500, 30, 0], "int32"),
+                outputs="r",
+                sx=np.float32(0.05),
+                zx=np.uint8(120),
+                w=quantized_weights(4, 4, 3, 3),
+                sw=scale,
+                zw=zero,
+                sy=np.float32(0.9),
+                zy=np.uint8(10),
+                b=np.array([5, -500, 30, 0], "int32"),
             )
             for name, scale, zero in (
                 ("of one scale", np.float32(0.01), np.int8(3)),
@@ -465,22 +512,39 @@ CASES: dict[str, dict[str, Case]] = {
             )
         },
         "ConvInteger": one(
-            "ConvInteger", quantized_weights(3, 4, 3, 3).view("uint8"), np.uint8(120), np.uint8(7),
-            x=Integers(shape=MAP, low=0, high=256, dtype="uint8"), pads=[1] * 4,
+            "ConvInteger",
+            quantized_weights(3, 4, 3, 3).view("uint8"),
+            np.uint8(120),
+            np.uint8(7),
+            x=Integers(shape=MAP, low=0, high=256, dtype="uint8"),
+            pads=[1] * 4,
         ),
         "MatMulInteger": one(
-            "MatMulInteger", quantized_weights(5, 3), np.uint8(120), np.array([1, -2, 3], "int8"),
+            "MatMulInteger",
+            quantized_weights(5, 3),
+            np.uint8(120),
+            np.array([1, -2, 3], "int8"),
             x=Integers(shape=(4, 5), low=0, high=256, dtype="uint8"),
         ),
         "QLinearMatMul": one(
-            "QLinearMatMul", np.float32(0.02), np.uint8(120), quantized_weights(5, 3), np.float32(0.03), np.int8(2),
-            np.float32(0.5), np.uint8(100), x=Integers(shape=(4, 5), low=0, high=256, dtype="uint8"),
+            "QLinearMatMul",
+            np.float32(0.02),
+            np.uint8(120),
+            quantized_weights(5, 3),
+            np.float32(0.03),
+            np.int8(2),
+            np.float32(0.5),
+            np.uint8(100),
+            x=Integers(shape=(4, 5), low=0, high=256, dtype="uint8"),
         ),
         "dynamic": one("DynamicQuantizeLinear", x=(3, 5), results=3),
         "added": graph(
             node("QLinearAdd", "x s z k s z t z", "y", domain="com.microsoft"),
             x=Integers(shape=(4, 5), low=0, high=256, dtype="uint8"),
-            s=np.float32(0.02), z=np.uint8(120), k=np.uint8(7), t=np.float32(0.05),
+            s=np.float32(0.02),
+            z=np.uint8(120),
+            k=np.uint8(7),
+            t=np.float32(0.05),
         ),
     },
     "indices and axes": {
@@ -517,7 +581,7 @@ CASES: dict[str, dict[str, Case]] = {
         "einsum": one("Einsum", w(7, 5), equation="nchw,wd->nchd"),
         "einsum of dots": one("Einsum", w(7, 5), equation="...w,wd->...d"),
         "einsum without an arrow": one("Einsum", w(4, 3), x=(2, 4), equation="ij,jk"),
-        "einsum of a diagonal": one("Einsum", x=(4, 4), equation="ii->i") if False else one("Einsum", x=(3, 4), equation="ij->ji"),
+        "einsum of a diagonal": one("Einsum", x=(4, 4), equation="ii->i"),
         "sliced backwards": one("Slice", i64(-1), i64(-100), i64(3), i64(-2)),
         "sliced by attributes": one("Slice", opset=9, starts=[1], ends=[100], axes=[2]),
         "sliced in two axes": one("Slice", i64(1, -3), i64(3, 99), i64(1, -1)),
@@ -537,7 +601,10 @@ CASES: dict[str, dict[str, Case]] = {
         "compressed": one("Compress", np.array([False, True, True]), axis=1),
         **{
             f"{operator} of opset {opset}": one(
-                operator, *([i64(1, -1)] if opset == 18 else []), opset=opset, keepdims=0,
+                operator,
+                *([i64(1, -1)] if opset == 18 else []),
+                opset=opset,
+                keepdims=0,
                 **({} if opset == 18 else {"axes": [1, -1]}),
             )
             for operator in ("ReduceMean", "ReduceMax", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceSumSquare")
@@ -551,7 +618,15 @@ CASES: dict[str, dict[str, Case]] = {
     "layers": {
         "LSTM": one("LSTM", *LSTM, x=STEPS, hidden_size=5, direction="bidirectional", results=3),
         "LSTM with states": one(
-            "LSTM", *(part[:1] for part in LSTM), None, w(1, 2, 5), w(1, 2, 5), w(1, 15), x=STEPS, hidden_size=5, results=3
+            "LSTM",
+            *(part[:1] for part in LSTM),
+            None,
+            w(1, 2, 5),
+            w(1, 2, 5),
+            w(1, 15),
+            x=STEPS,
+            hidden_size=5,
+            results=3,
         ),
         "LSTM reversed": one("LSTM", *(part[:1] for part in LSTM), x=STEPS, hidden_size=5, direction="reverse"),
         **{
@@ -565,8 +640,13 @@ CASES: dict[str, dict[str, Case]] = {
         "MatMul of stacks": one("MatMul", w(3, 4, 2), x=(2, 1, 5, 4)),
         "GridSample": one("GridSample", w(1, 3, 4, 2, scale=0.6), x=(1, 2, 5, 6)),
         "RoiAlign": one(
-            "RoiAlign", f32(0, 0, 3, 4, 1, 1, 5, 5).reshape(2, 4), i64(0, 1), x=(2, 2, 6, 6), output_height=2,
-            output_width=2, sampling_ratio=2,
+            "RoiAlign",
+            f32(0, 0, 3, 4, 1, 1, 5, 5).reshape(2, 4),
+            i64(0, 1),
+            x=(2, 2, 6, 6),
+            output_height=2,
+            output_width=2,
+            sampling_ratio=2,
         ),
     },
     "graphs": {
@@ -576,23 +656,36 @@ CASES: dict[str, dict[str, Case]] = {
         "value_ints": graph(node("Constant", "", "k", value_ints=[0, -1]), node("Reshape", "x k", "y")),
         "value": graph(node("Constant", "", "k", value=numpy_helper.from_array(f32(2)[0])), node("Mul", "x k", "y")),
         "shape arithmetic": graph(
-            node("Shape", "x", "s"), node("Gather", "s i", "b", axis=0), node("Unsqueeze", "b a", "u"),
-            node("Concat", "u m", "t", axis=0), node("Reshape", "x t", "y"), i=i64(0)[0], a=i64(0), m=i64(-1),
+            node("Shape", "x", "s"),
+            node("Gather", "s i", "b", axis=0),
+            node("Unsqueeze", "b a", "u"),
+            node("Concat", "u m", "t", axis=0),
+            node("Reshape", "x t", "y"),
+            i=i64(0)[0],
+            a=i64(0),
+            m=i64(-1),
         ),
         "shape from start to end": graph(
             node("Shape", "x", "s", start=1, end=-1), node("ConstantOfShape", "s", "k"), node("Shape", "k", "y")
         ),
         "constant of shape": graph(
-            node("ConstantOfShape", "s", "k", value=numpy_helper.from_array(f32(2))), node("Mul", "x k", "y"), s=i64(4, 6, 7)
+            node("ConstantOfShape", "s", "k", value=numpy_helper.from_array(f32(2))),
+            node("Mul", "x k", "y"),
+            s=i64(4, 6, 7),
         ),
         "range": graph(node("Range", "a b c", "k"), node("Mul", "x k", "y"), a=f32(0)[0], b=f32(7)[0], c=f32(1)[0]),
         "scalar": one("Relu", x=()),
         "scalar and map": one("Mul", x=[MAP, ()]),
-        "blanks and slashes": graph(node("Relu", "x", "a/b:0", name="//a//b c/Relu:0"), node("Neg", "a/b:0", "y", name="42")),
+        "blanks and slashes": graph(
+            node("Relu", "x", "a/b:0", name="//a//b c/Relu:0"), node("Neg", "a/b:0", "y", name="42")
+        ),
         "letters": graph(node("Relu", "x", "é", name="/bloc/é conv/网"), node("Neg", "é", "y", name="a\nb")),
         "one name for all": graph(
-            node("Conv", "x w", "a", name="n"), node("Relu", "a", "b", name="n"), node("Conv", "b v", "y", name="n"),
-            w=w(4, 4, 3, 3), v=w(2, 4, 3, 3),
+            node("Conv", "x w", "a", name="n"),
+            node("Relu", "a", "b", name="n"),
+            node("Conv", "b v", "y", name="n"),
+            w=w(4, 4, 3, 3),
+            v=w(2, 4, 3, 3),
         ),
         "dead node": graph(node("Relu", "x", "y"), node("Neg", "x", "z")),
         "outputs out of order": graph(node("Relu", "x", "y"), node("Neg", "y", "z"), outputs="z y"),
@@ -603,7 +696,10 @@ CASES: dict[str, dict[str, Case]] = {
         "flattened from the end": one("Flatten", axis=-1),
         "squeezed": one("Squeeze", x=(1, 3, 1, 2)),
         "sequence": graph(
-            node("SplitToSequence", "x", "s", axis=1), node("SequenceAt", "s i", "a"), node("Neg", "a", "y"), i=i64(-1)[0]
+            node("SplitToSequence", "x", "s", axis=1),
+            node("SequenceAt", "s i", "a"),
+            node("Neg", "a", "y"),
+            i=i64(-1)[0],
         ),
         "embedding": graph(node("Gather", "e x", "y", axis=0), x=Integers(shape=(2, 3), low=0, high=10), e=w(10, 4)),
         "double": one("Add", w(7).astype("float64"), x=np.arange(7.0)),
@@ -661,7 +757,11 @@ def runtime(model: onnx.ModelProto) -> Callable[[Sequence[np.ndarray]], list[np.
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    nameless = onnx.ModelProto()
+    nameless.CopyFrom(model)
+    for part in nameless.graph.node:
+        part.ClearField("name")  # it refuses names that several nodes have
+    session = ort.InferenceSession(nameless.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
     return lambda arrays: [np.asarray(part) for part in session.run(None, dict(zip(names, arrays, strict=True)))]
 
