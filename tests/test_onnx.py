@@ -7,13 +7,14 @@ ONNX Runtime's as rounding explains.
 from __future__ import annotations
 
 import itertools
+import re
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import networks
 import numpy as np
 import onnx
 import pytest
@@ -789,3 +790,206 @@ def test_operators_answer_as_onnx_runtime(group: str) -> None:
                 if any(texts):
                     found[f"{name}, {kind}"] = texts
     assert not found
+
+
+# ------------------------------------------------------------------------------------------------- files, end to end
+
+
+def saved(model: onnx.ModelProto, path: Path) -> str:
+    onnx.save(model, path)
+    return str(path)
+
+
+def verified(program: Program, folder: Path) -> None:
+    """build() raises where the answers differ from the reference's."""
+    bundle = build(program, HOST, folder)
+    assert bundle.manifest["verify"]["passed"] is True
+    assert program.reference.startswith("ONNX Runtime")
+
+
+class Small(nn.Module):
+    """What mobile networks are made of: a convolution, an inverted residual with ReLU6, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = self.layer(3, 8, 3, stride=2)
+        self.expand = self.layer(8, 16, 1)
+        self.depthwise = self.layer(16, 16, 3, groups=16)
+        self.project = nn.Sequential(nn.Conv2d(16, 8, 1, bias=False), nn.BatchNorm2d(8))
+        self.head = nn.Linear(8, 5)
+
+    @staticmethod
+    def layer(inputs: int, outputs: int, kernel: int, **options: int) -> nn.Sequential:
+        convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False, **options)
+        return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU6())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.project(self.depthwise(self.expand(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return Small().eval()
+
+
+def exported(network: nn.Module, path: Path, **options: Any) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (torch.randn(1, 3, 12, 12),), path, verbose=False, **options)
+    return str(path)
+
+
+def schedules(program: Program) -> list[str]:
+    return [layer.schedule for layer in run_stages(program, HOST).layers]
+
+
+def test_exported_networks_get_the_schedules_of_the_pytorch_network(tmp_path: Path) -> None:
+    torch.export.save(torch.export.export(small(), (torch.randn(1, 3, 12, 12),)), tmp_path / "small.pt2")
+    wanted = schedules(import_model(str(tmp_path / "small.pt2")))
+    old = import_model(exported(small(), tmp_path / "old.onnx", dynamo=False, opset_version=13))
+    new = import_model(exported(small(), tmp_path / "new.onnx", dynamo=True))
+    assert schedules(old) == wanted
+    assert schedules(new) == wanted
+    verified(old, tmp_path / "old")
+    verified(new, tmp_path / "new")
+
+
+def test_open_batch(tmp_path: Path) -> None:
+    """The batch is named in the input, in what was inferred and in the output; Reshape takes it from Shape."""
+    made = CASES["graphs"]["shape arithmetic"].model
+    for entry in (made.graph.input[0], made.graph.output[0]):
+        entry.type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, ["N", 4, 6, 7]))
+    made.graph.output[0].type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, ["N", 168]))
+    path = saved(onnx.shape_inference.infer_shapes(made), tmp_path / "größe 1.onnx")
+    with pytest.raises(UserError, match="--input-shape x="):
+        import_model(path)
+    program = import_model(path, [parse_input_shape("x=3x4x6x7")])
+    assert program.outputs[0].shape == (3, 168)
+    verified(program, tmp_path / "open")
+
+
+def test_quantised_file(tmp_path: Path) -> None:
+    program = import_model(saved(CASES["quantised"]["convolution between"].model, tmp_path / "qdq.onnx"))
+    verified(program, tmp_path / "qdq")
+
+
+def test_interfaces(tmp_path: Path) -> None:
+    """Weights that are listed as inputs, an output that is the input, one that is listed twice, and no input at all."""
+    weight = w(4, 4, 3, 3)
+    nodes = [node("Conv", "x w", "a"), node("Relu", "a", "y")]
+    given = [("x", np.zeros(MAP, "float32")), ("w", weight)]
+    program = import_model(
+        saved(model(nodes, given, ["y", "x", "y", "w"], {"w": weight}, opset=8), tmp_path / "a.onnx")
+    )
+    assert [spec.name for spec in program.inputs] == ["x"]
+    assert [spec.shape for spec in program.outputs] == [(2, 4, 4, 5), MAP, (2, 4, 4, 5), weight.shape]
+    verified(program, tmp_path / "a")
+    program = import_model(saved(CASES["graphs"]["one name for all"].model, tmp_path / "b.onnx"))
+    assert program.reference.startswith("ONNX Runtime")
+
+
+# ----------------------------------------------------------------------------------------------------------- refusals
+
+
+def loop() -> Case:
+    state = helper.make_tensor_value_info("state", TensorProto.FLOAT, None)
+    number = helper.make_tensor_value_info("number", TensorProto.INT64, [])
+    going = helper.make_tensor_value_info("going", TensorProto.BOOL, [])
+    on = helper.make_tensor_value_info("on", TensorProto.BOOL, [])
+    after = helper.make_tensor_value_info("after", TensorProto.FLOAT, None)
+    body = helper.make_graph(
+        [node("Identity", "going", "on"), node("Relu", "state", "after")], "body", [number, going, state], [on, after]
+    )
+    return graph(node("Loop", "n c x", "y", body=body, name="around"), n=i64(3)[0], c=np.array(True))
+
+
+REFUSED: dict[str, tuple[Case, str, str]] = {
+    "NonMaxSuppression": (
+        graph(
+            node("NonMaxSuppression", "x0 x1", "i", name="boxes"),
+            node("Cast", "i", "y", to=TensorProto.FLOAT),
+            x=[(1, 6, 4), (1, 1, 6)],
+        ),
+        "NonMaxSuppression",
+        "boxes",
+    ),
+    "NonZero": (graph(node("NonZero", "x", "y", name="where")), "NonZero", "where"),
+    "Loop": (loop(), "Loop", "around"),
+    "a random number": (graph(node("RandomNormalLike", "x", "y", name="dice")), "RandomNormalLike", "dice"),
+    "a domain of its own": (
+        graph(node("Thing", "x", "y", name="odd", domain="my.domain")),
+        "my.domain.Thing",
+        "odd",
+    ),
+    "a computed shape": (
+        graph(node("Reshape", "x0 x1", "y", name="form"), x=[(6,), i64(2, 3)]),
+        "Reshape",
+        "form",
+    ),
+    "a computed condition": (
+        graph(
+            node("ReduceMax", "x", "m", keepdims=0),
+            node("Cast", "m", "c", to=TensorProto.BOOL),
+            *branches(True).model.graph.node,
+        ),
+        "If",
+        "y",
+    ),
+    "training": (
+        graph(node("Dropout", "x r t", "y", name="drop"), r=f32(0.5)[0], t=np.array(True)),
+        "Dropout",
+        "drop",
+    ),
+    "a list": (graph(node("SplitToSequence", "x", "y", axis=1)), "sequence", "y"),
+    "a step too many": (
+        graph(node("Relu", "x", "a"), node("NonZero", "a", "b", name="where"), node("Cast", "b", "y", to=1)),
+        "NonZero",
+        "where",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_become_kernels_is_refused(name: str, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    case, operator, where = REFUSED[name]
+    if operator.startswith("my.domain"):
+        case.model.opset_import.append(helper.make_opsetid("my.domain", 1))
+    with pytest.raises(UnsupportedOperatorError) as caught:
+        import_model(saved(case.model, tmp_path / "refused.onnx"))
+    assert caught.value.exit_code == 8
+    assert operator in str(caught.value)
+    assert where in str(caught.value)
+    assert list(caught.value.operators) == [operator]
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "no nodes", "unknown input", "wrong weight", "text"])
+def test_damaged_files_are_refused(damage: str, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    made = onnx.ModelProto()
+    made.CopyFrom(CASES["convolutions"]["groups"].model)
+    if damage == "no nodes":
+        made.ClearField("graph")
+    if damage == "unknown input":
+        made.graph.node[0].input[0] = "nothing"
+    if damage == "wrong weight":
+        made.graph.initializer[0].raw_data = b"abcd"
+    data = {"cut": made.SerializeToString()[:-40], "empty": b"", "text": b"ONNX files are no text\n"}
+    path = tmp_path / "damaged.onnx"
+    path.write_bytes(data.get(damage, made.SerializeToString()))
+    with pytest.raises(UserError, match=r"damaged\.onnx") as caught:
+        import_model(str(path))
+    assert caught.value.exit_code == 4
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+# -------------------------------------------------------------------------------------------------------------- docs
+
+
+def test_docs_name_every_operator() -> None:
+    page = (ROOT / "docs" / "networks-onnx.md").read_text()
+    section = page.split("## Operators", 1)[1].split("\n## ", 1)[0]
+    named = set(re.findall(r"`([\w.]+)`", section))
+    assert named == set(OPERATORS) | {"Constant", "If", "Shape", "Size"}
