@@ -19,16 +19,27 @@ def load(path: Path) -> onnx.ModelProto:
         raise UserError(f"{path} is no valid ONNX model: {first_line(error)}.") from error
     if model.HasField("graph") and not model.graph.node and not model.graph.output:
         raise UserError(f"{path} is no valid ONNX model: its graph is empty.")
-    unshaped = [entry for entry in model.graph.output if not entry.type.tensor_type.HasField("shape")]
-    for entry in unshaped:  # the checker wants the field, which the format leaves open
+    left_open = [
+        (entry, _copied(entry.type))
+        for entry in model.graph.output
+        if entry.type.WhichOneof("value") in (None, "tensor_type")
+    ]
+    for entry, _ in left_open:  # the checker wants a type and a shape of outputs, which follow from the nodes
+        entry.type.tensor_type.elem_type = entry.type.tensor_type.elem_type or onnx.TensorProto.FLOAT
         entry.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(model)
     except Exception as error:
         raise UserError(f"{path} is no valid ONNX model: {first_line(error)}.") from error
-    for entry in unshaped:
-        entry.type.tensor_type.ClearField("shape")
+    for entry, written in left_open:
+        entry.type.CopyFrom(written)
     return model
+
+
+def _copied(written: onnx.TypeProto) -> onnx.TypeProto:
+    copy = onnx.TypeProto()
+    copy.CopyFrom(written)
+    return copy
 
 
 def fix_shapes(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> None:

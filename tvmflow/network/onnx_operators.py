@@ -271,6 +271,11 @@ class Walk:
             try:
                 with self.builder.dataflow():
                     self.convert_graph(graph, values)
+                    self.refused += [
+                        _refusal("sequence", entry.name, "an output of the network is a tensor")
+                        for entry in graph.output
+                        if isinstance(values[entry.name], list)
+                    ]
                     self.report()
                     self.names.current = ""
                     results = self.results([values[entry.name] for entry in graph.output])

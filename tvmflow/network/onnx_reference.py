@@ -157,7 +157,9 @@ def _runtime(model: onnx.ModelProto) -> Run:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # only what is fatal
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        _nameless(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     wanted = {entry.name for entry in session.get_inputs()}
 
     def run(feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -165,6 +167,20 @@ def _runtime(model: onnx.ModelProto) -> Run:
         return tuple(np.asarray(result) for result in results)
 
     return run
+
+
+def _nameless(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same without the names of nodes where several have one, which ONNX Runtime refuses."""
+    import onnx
+
+    names = [node.name for node in model.graph.node if node.name]
+    if len(set(names)) == len(names):
+        return model
+    nameless = onnx.ModelProto()
+    nameless.CopyFrom(model)
+    for node in nameless.graph.node:
+        node.ClearField("name")
+    return nameless
 
 
 def _evaluator(model: onnx.ModelProto) -> Run:

@@ -33,6 +33,7 @@ def fuse_operators(program: Program, target: Target) -> Program:
             infinite_extremes,
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FoldConstant(),
+            relax.transform.DeadCodeElimination(),
         ]
     )(program.module)
     grouped = relax.transform.FuseOps()(legal)
@@ -40,11 +41,15 @@ def fuse_operators(program: Program, target: Target) -> Program:
     fused = relax.transform.FuseTIR()(grouped)
     views = relax.transform.RewriteDataflowReshape()(fused)
     module = relax.transform.DeadCodeElimination()(views)
-    computed = {binding.var.name for binding in kernel_calls(module)}
+    computed = (  # in order, for several results may have one name
+        _is_call_tir(view.value)
+        for binding, view in zip(_bindings(fused), _bindings(views), strict=True)
+        if _is_call_tir(binding.value)
+    )
     layers = []
-    for binding, names in zip(kernel_calls(fused), members, strict=True):
-        if binding.var.name not in computed:
-            continue  # a reshape: a view from here on, no kernel
+    for binding, names, is_kernel in zip(kernel_calls(fused), members, computed, strict=True):
+        if not is_kernel:
+            continue  # a reshape: a view from here on
         names = [work for name in names for work in (*program.folded.get(name, ()), name)]
         named = [name for name in names if name in macs and not OWN_NAMES.fullmatch(name)]
         layers.append(
