@@ -18,8 +18,8 @@ from tvmflow.cli import bundles, devices, learning, outcome, quantizing, reporti
 
 HELP = "Take a trained network to the device where it has to run, and say honestly what it costs there."
 EPILOG = "Exit codes: 0 ok, 1 internal error, 2 usage, 3 verification failed, 4 unusable input, 5 missing dependency, \
-6 slower than allowed, 7 device unreachable or lost, 8 unsupported operators, 9 too noisy to judge, 128 + N ended by \
-signal N (130 Ctrl-C, 143 SIGTERM), 141 nobody reads the output."
+6 slower than allowed, 7 device unreachable or lost, 8 unsupported operators, 9 too noisy to judge, 130 interrupted \
+(Ctrl-C), 141 nobody reads the output, 143 ended (SIGTERM)."
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "boards": bundles.boards,
