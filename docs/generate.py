@@ -199,8 +199,9 @@ def operators() -> str:
     lines = [
         "# Operators of PyTorch",
         "",
-        "What an exported network may consist of, by the names of PyTorch's operators (aten). Others are taken apart into",
-        "these where PyTorch can do that, and else refused by name. [Networks](../networks.md#operators) says more.",
+        "What an exported network may consist of, by the names of PyTorch's operators (aten). Others are taken apart",
+        "into these where PyTorch can do that, and else refused by name. [Networks](../networks.md#operators) says",
+        "more.",
     ]
     for kind in kinds:
         title = kind.__name__.rpartition(".")[2].capitalize()
