@@ -115,7 +115,7 @@ def test_commands(tvmflow, host_bundle, tmp_path):
         assert "passed (device, 10 vectors)" in done.out
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
-    assert not list(tmp_path.glob("tvmflow-serve-*"))
+    assert not list(tmp_path.rglob("tvmflow-serve-*"))
 
 
 # ------------------------------------------------------------------------------------------------------- who comes in
@@ -394,7 +394,7 @@ def test_a_session_ends_with_a_killed_server(host_bundle, hostile, token_file, t
     command = [sys.executable, "-m", "tvmflow", "serve", "--port", str(port), "--token-file", str(token_file)]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as process:
-        wait_for(lambda: next(iter(tmp_path.glob("tvmflow-serve-*/*")), None))
+        wait_for(lambda: next(iter(tmp_path.rglob("tvmflow-serve-*/*")), None))
         with connect_to(port) as peer:
             peer.sendall(hello(b"client:" + TOKEN.encode()))
             assert peer.recv(4) == struct.pack("<i", MAGIC)
@@ -423,7 +423,7 @@ def test_a_server_that_is_lost_during_a_session(tmp_path, host_bundle, hostile, 
         with pytest.raises(DeviceError) as caught:
             deploy(server, hostile("sleep(600);"), token_file)
     assert caught.value.kind in ("lost", "timeout")
-    assert list(tmp_path.glob("tvmflow-serve-*")) == []
+    assert list(tmp_path.rglob("tvmflow-serve-*")) == []
 
 
 def test_layers_are_timed_in_a_run_of_their_own(server, host_bundle, token_file):
