@@ -37,8 +37,10 @@ def exported(tmp_path: Path, network: nn.Module, arguments: tuple, by_keyword: d
 def passes(program: Program, tmp_path: Path, target: str = "host", **more) -> Path:
     """Build; build() raises where the answers differ from PyTorch's."""
     out = tmp_path / f"built-{target}"
-    made = build(program, TARGETS[target], out, **more)
-    assert made.manifest["verify"]["passed"] is True
+    verified = build(program, TARGETS[target], out, **more).manifest["verify"]
+    if verified["passed"] is None:
+        pytest.skip(verified["reason"])
+    assert verified["passed"] is True
     return out
 
 

@@ -82,9 +82,9 @@ def test_as_in_pytorch(tmp_path, name):
     with open_bundle(tmp_path / "net") as bundle:
         try:
             _, run = backend.find_runner(bundle.library, board, bundle.outputs)
+            results = run([(array,) for array in inputs()])
         except MissingDependencyError as error:
             pytest.skip(str(error))
-        results = run([(array,) for array in inputs()])
     for array, ours in zip(inputs(), results, strict=True):
         with torch.no_grad():
             theirs = network(torch.from_numpy(array))
