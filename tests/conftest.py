@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,8 +64,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("packages")
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Two lines at the end: which tests couldn't be run on this computer, and the command that brings the rest."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Two lines, after all others: which tests couldn't be run here, and the command that brings the rest."""
+    yield
     files = Counter(report.nodeid.partition("::")[0] for report in terminalreporter.stats.get("skipped", ()))
     if files:
         named = ", ".join(f"{count} of {Path(file).stem}" for file, count in sorted(files.items()))

@@ -78,7 +78,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     first = once()
     started = time.perf_counter()
     warmup = [once() for _ in range(WARMUP_RUNS)]
-    warm = process.memory_info().rss  # by now the network has what it allocates; the times of 100,000 runs aren't its own
+    warm = process.memory_info().rss  # the network has all that it allocates; the times of 100,000 runs aren't its own
     while time.perf_counter() - started < WARMUP_SECONDS:
         warmup.append(once())
     attempts: list[list[float]] = []

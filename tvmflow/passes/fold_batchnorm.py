@@ -157,8 +157,9 @@ def _normalised(layer: _Layer, norm: _Norm, result: relax.Var, var: relax.Var) -
     """The layer with a normalisation of what it computes; None if its dtype can't hold the weights well."""
     if _axis(layer) != norm.axis:
         return None
-    weight = _scaled(layer, norm.scale)
-    bias = layer.bias * norm.scale + norm.shift
+    with np.errstate(invalid="ignore"):  # an infinite scale isn't folded, below
+        weight = _scaled(layer, norm.scale)
+        bias = layer.bias * norm.scale + norm.shift
     given = np.zeros(0, str(layer.call.ty.dtype))
     if not keeps_precision(layer.weight.astype(given.dtype), weight) or not np.isfinite(bias.astype(given.dtype)).all():
         return None

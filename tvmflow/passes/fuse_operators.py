@@ -12,6 +12,7 @@ from tvm import relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tvmflow.network.names import module_path
+from tvmflow.passes.exact_floats import exact_floats
 from tvmflow.passes.infinite_extremes import infinite_extremes
 from tvmflow.passes.multiply_adds import live_macs, multiply_adds, static_shape
 from tvmflow.passes.root_blocks import root_blocks
@@ -31,6 +32,7 @@ def fuse_operators(program: Program, target: Target) -> Program:
             relax.transform.LegalizeOps(),
             root_blocks,
             infinite_extremes,
+            exact_floats,
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FoldConstant(),
             relax.transform.DeadCodeElimination(),

@@ -44,10 +44,7 @@ def batch_norm_without_statistics(call: Call) -> list[Any]:
 
 
 def batch_norm(call: Call) -> list[Any]:
-    """By running statistics. Where a variance and eps are both 0 the scale is infinite, and mustn't be multiplied out.
-
-    (x − mean) · ∞ is ±∞; x · ∞ − mean · ∞, which folding makes of it, is NaN.
-    """
+    """By running statistics."""
     import numpy as np
     from tvm import relax
 
@@ -55,22 +52,10 @@ def batch_norm(call: Call) -> list[Any]:
     channels = shape_of(x)[1]
     ones, zeros = np.ones(channels, dtype_of(x)), np.zeros(channels, dtype_of(x))
     gamma, beta = call.tensor(ones if weight is None else weight), call.tensor(zeros if bias is None else bias)
-    if eps > 0:
-        result = relax.op.nn.batch_norm(
-            x, gamma, beta, mean, variance, axis=1, epsilon=eps, momentum=momentum, training=False
-        )
-        return [call.emit(call.emit(result)[0])]
-
-    def normalise(x: Any, gamma: Any, beta: Any, mean: Any, variance: Any) -> Any:
-        from tvm import te, tirx
-
-        def value(*index: Any) -> Any:
-            channel = index[1]
-            return (x[index] - mean[channel]) * (1 / tirx.sqrt(variance[channel])) * gamma[channel] + beta[channel]
-
-        return te.compute(x.shape, value, name="normalised")
-
-    return [call.compute("batch_norm", normalise, x, gamma, beta, mean, variance)]
+    result = relax.op.nn.batch_norm(
+        x, gamma, beta, mean, variance, axis=1, epsilon=eps, momentum=momentum, training=False
+    )
+    return [call.emit(call.emit(result)[0])]
 
 
 def standardise(call: Call, x: Any, axes: Sequence[int], eps: float) -> tuple[Any, Any, Any]:
