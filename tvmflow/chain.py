@@ -120,6 +120,8 @@ def float_chain(program: Program, purpose: str = "quantised: int8") -> tuple[Flo
         follows = _read(value) == [before] and uses[before] == 1
         if not follows or not made.take(operator, path, value):
             wrong = REFUSED.get(operator, "") if follows else " of branches"
+            if operator == "call_tir":  # a converter of our own, which names the kernel after the operator
+                operator = value.args[0].name_hint.rstrip("0123456789")
             missing[operator + wrong].append(path or binding.var.name)
             made.skip(value)
         before = binding.var
