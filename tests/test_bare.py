@@ -130,13 +130,13 @@ def test_doctor_names_the_packages_that_the_script_installs(monkeypatch, tmp_pat
 def test_skipped_tests_are_summed_up_in_two_lines():
     skipped = [SimpleNamespace(nodeid=f"tests/test_{name}.py::test") for name in ("one", "two", "one")]
     lines: list[str] = []
-    conftest.pytest_terminal_summary(SimpleNamespace(stats={"skipped": skipped}, write_line=lines.append))
+    list(conftest.pytest_terminal_summary(SimpleNamespace(stats={"skipped": skipped}, write_line=lines.append)))
     assert lines == [
         "Not shown: what 3 skipped tests look at (2 of test_one, 1 of test_two).",
         "`tools/install-system-packages.sh --tests` brings what they lack, but for what is said otherwise above.",
     ]
     lines.clear()
-    conftest.pytest_terminal_summary(SimpleNamespace(stats={}, write_line=lines.append))
+    list(conftest.pytest_terminal_summary(SimpleNamespace(stats={}, write_line=lines.append)))
     assert lines == []
 
 
