@@ -11,10 +11,10 @@ import torch
 from conftest import needs_emulator
 from torch import nn
 
+from tvmflow.backends import of
 from tvmflow.build import build
 from tvmflow.bundle import open_bundle
 from tvmflow.frontend import from_module
-from tvmflow.backends import of
 from tvmflow.targets import TARGETS
 
 VALUES = [[1, -1, 0, -0.0, np.nan, np.inf, -np.inf, 2.4, -7.6, 1e30, 3, 4]]

@@ -1,9 +1,9 @@
 """Write floating-point subtractions and comparisons so that TVM's simplifier leaves them as they are.
 
 It takes numbers for exact: x − x becomes 0, (x + y) − y becomes x, x == x is true, and not x < y becomes y <= x. With
-rounding, infinities and NaN that is wrong; rounding by adding and subtracting 1.5 · 2²³, as quantised networks do, would
-vanish. Kernels that are fused meet such terms, so this comes before. What is written instead means the same, bit for bit,
-and compilers make the same instructions of it: x + y · −1 of x − y.
+rounding, infinities and NaN that is wrong; rounding by adding and subtracting 1.5 · 2²³, as quantised networks do,
+would vanish. Fused kernels meet such terms, so this comes before fusion. What is written instead means the same, bit
+for bit, and compilers make the same instructions of it: x + y · −1 of x − y.
 """
 
 from __future__ import annotations
