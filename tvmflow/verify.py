@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvmflow import backends
+from tvmflow.network.vectors import NOT_FINITE
 from tvmflow.rounding import MOVED_BY
 from tvmflow.spec import MissingDependencyError, Target, TensorSpec, Vector
 
@@ -57,7 +58,7 @@ def _allowed(outputs: Sequence[np.ndarray], moved: Sequence[float], arithmetic: 
     relative, step = TOLERANCE[computed_in], MOVED_BY[computed_in]
     magnitudes = [_magnitude(output) for output in outputs]
     highest = max(relative, LARGEST_FLOOR) * max(magnitudes)
-    least = max(SMALLEST[computed_in], step * float(np.median(magnitudes)))
+    least = max(SMALLEST[computed_in], step * _usual(outputs))
     return [
         max(relative * magnitude, min(distance * step / MOVED_BY[dtype], highest), least)
         for magnitude, distance in zip(magnitudes, moved, strict=True)
@@ -68,6 +69,12 @@ def _magnitude(output: np.ndarray) -> float:
     """The largest of what is finite."""
     values = np.abs(output.astype(np.float64))
     return float(values[np.isfinite(values)].max(initial=0.0))
+
+
+def _usual(outputs: Sequence[np.ndarray]) -> float:
+    """The median of an output's magnitudes over the vectors, of those that are numbers throughout if there are any."""
+    numbers = [output for output in outputs if np.isfinite(output.astype(np.float64)).all()]
+    return float(np.median([*map(_magnitude, numbers or outputs)]))
 
 
 Runner = Callable[[Sequence[tuple[np.ndarray, ...]]], list[tuple[np.ndarray, ...]]]
@@ -106,7 +113,7 @@ def judge(
 
     That is `abs_errors`, the largest of each output, None where it is infinite, and, of class vectors, `same_class`.
     """
-    usual = [float(np.median([*map(_magnitude, outputs)])) for outputs in _outputs(vectors)]
+    usual = [_usual(outputs) for outputs in _outputs(vectors)]
     rows: list[dict[str, Any]] = []
     for vector, known, limits in zip(vectors, found, allowed, strict=True):
         errors = [float("inf") if error is None else error for error in known["abs_errors"]]
@@ -211,15 +218,23 @@ def verify_library(
     return {"method": method, **compare(vectors, results, target.arithmetic, allowed)}
 
 
+def off_beyond_numbers(verdict: Mapping[str, Any]) -> tuple[str, ...]:
+    """The vectors that failed, if all of them have NaN or infinities in their inputs; otherwise none."""
+    failed = tuple(row["name"] for row in verdict.get("vectors", ()) if not row["passed"])
+    return failed if all(name in NOT_FINITE for name in failed) else ()
+
+
 def unverified(error: MissingDependencyError) -> dict[str, Any]:
     """The verdict on what can't run here."""
     return {"passed": None, "method": None, "reason": str(error), "packages": list(error.packages)}
 
 
 def verify_bundle(bundle: Bundle) -> dict[str, Any]:
-    """`verify_library` for a bundle that has been built, on this computer."""
+    """`verify_library` for a bundle that has been built, on this computer; what the build left out is named again."""
     vectors = bundle.vectors()
-    return verify_library(bundle.library, bundle.target, vectors, bundle.outputs, bundle.tolerances(vectors))
+    verdict = verify_library(bundle.library, bundle.target, vectors, bundle.outputs, bundle.tolerances(vectors))
+    left_out = bundle.manifest["verify"].get("left_out")
+    return {**verdict, "left_out": left_out} if left_out else verdict
 
 
 def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:

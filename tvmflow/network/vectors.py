@@ -35,6 +35,8 @@ LARGEST_INTEGER, PLAIN_INTEGERS = 2**15 - 1, 100
 """How far the original is asked for the indices that it takes; and what is tried of integers that are no indices."""
 BEYOND_FLOAT16 = ("offset", "small")
 """Vectors that float16 can't hold, or what becomes of them inside a network."""
+NOT_FINITE: dict[str, tuple[float, ...]] = {"nan": (np.nan,), "infinite": (np.inf, -np.inf)}
+"""Vectors whose inputs hold such values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ def make_vectors(
     """Golden vectors: noise, and the edges where compiled code goes wrong (all zero, one value, the extremes).
 
     With `preprocessing`, the extremes are those of real pixels, 0 and 255; otherwise ±4, and there are inputs with a
-    large mean and small ones as well. Integers that are indices go as far as the original takes them, 0 and 1 among
+    large mean, small ones and, where all outputs are floating, one with NaN and one with infinities. Integers that are indices go as far as the original takes them, 0 and 1 among
     them. Raises what `reference` raises.
     """
     limits = _integer_limits(inputs, reference)
@@ -83,6 +85,8 @@ def _vectors(
     if preprocessing is None and any(is_floating(spec.dtype) for spec in inputs):
         for name, makes in _extraordinary(limits).items():
             vectors += itertools.islice(_steady(name, inputs, makes, rng, reference), 1)
+        vectors = _varied(vectors, inputs, limits, reference)
+        return (*vectors, *_not_finite(inputs, limits, rng, reference))
     return tuple(_varied(vectors, inputs, limits, reference))
 
 
@@ -150,6 +154,20 @@ def _extraordinary(limits: Mapping[str, tuple[int, int]]) -> dict[str, list[Make
         return drawn * 10 ** rng.uniform(-6, -3, spec.shape) if is_floating(spec.dtype) else drawn
 
     return {"offset": [_noise(limits, mean, scale) for mean, scale in OFFSETS], "small": [small]}
+
+
+def _with(limits: Mapping[str, tuple[int, int]], *values: float) -> Make:
+    """Noise with these values in the middle of each floating input that has so many elements."""
+    noise = _noise(limits)
+
+    def make(spec: TensorSpec, rng: np.random.Generator) -> np.ndarray:
+        drawn = np.array(noise(spec, rng))
+        if is_floating(spec.dtype) and drawn.size >= len(values):
+            middle = (drawn.size - len(values)) // 2
+            drawn.reshape(-1)[middle : middle + len(values)] = values
+        return drawn
+
+    return make
 
 
 def _integer_limits(inputs: Sequence[TensorSpec], reference: Reference) -> dict[str, tuple[int, int]]:
@@ -235,6 +253,20 @@ def _steady(
         with contextlib.suppress(Exception):
             answer = _answer(name, inputs, make, rng, reference)
             if answer.steady:
+                yield answer.vector
+
+
+def _not_finite(
+    inputs: Sequence[TensorSpec],
+    limits: Mapping[str, tuple[int, int]],
+    rng: np.random.Generator,
+    reference: Reference,
+) -> Iterator[Vector]:
+    """Inputs with NaN and infinities; none for integer outputs, for which neither has a value."""
+    for name, values in NOT_FINITE.items():
+        with contextlib.suppress(Exception):
+            answer = _answer(name, inputs, _with(limits, *values), rng, reference)
+            if answer.kept and all(is_floating(str(output.dtype)) for output in answer.vector.outputs):
                 yield answer.vector
 
 

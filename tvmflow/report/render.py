@@ -40,6 +40,8 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
         words.append(f"same class on {verdict['argmax_agreement']:.0%}")
     for place in verdict.get("constant_outputs", ()):
         words.append(f"output {place} is the same in all vectors, so little is known of it")
+    if verdict.get("left_out"):
+        words.append(f"unlike the original on {' and '.join(verdict['left_out'])}")
     count = len(verdict["vectors"])
     return f"{'passed' if verdict['passed'] else 'FAILED'} ({verdict['method']}, {count} vectors): {', '.join(words)}"
 
