@@ -30,6 +30,11 @@ class Call:
     overload: torch._ops.OpOverload
 
     @property
+    def operator(self) -> str:
+        """PyTorch's name of it, without the overload's, "adaptive_avg_pool2d" for one."""
+        return self.overload._schema.name.partition("::")[2].lstrip("_")
+
+    @property
     def result(self) -> torch.Tensor:
         """Shape and dtype of the (first) result, as PyTorch derived them."""
         value = self.node.meta["val"]

@@ -157,7 +157,7 @@ def _resample(call: Call, x: Any, tables: Sequence[Taps]) -> Any:
         return te.compute(shape, lambda *index: result[index].astype(x.dtype), name="narrowed")
 
     return call.compute(
-        "resample", make, x, *(table.inputs for table in tables), *(table.weights for table in weighted)
+        call.operator, make, x, *(table.inputs for table in tables), *(table.weights for table in weighted)
     )
 
 
