@@ -297,7 +297,7 @@ def test_command_line(tvmflow, board, bundle, tmp_path):
     arguments = ["deploy", bundle, "--ssh", "board", "--ssh-config", board.config, "--seconds", "0.2"]
     done = tvmflow(*arguments, "--json", tmp_path / "report.json")
     assert done.code == 0, done.err
-    assert "passed (device, 10 vectors)" in done.out
+    assert "passed (device, 12 vectors)" in done.out
     assert json.loads((tmp_path / "report.json").read_text())["device"]["host"] == "board"
     board.process.kill()
     tvmflow(*arguments).failed_with(7, "board can't be reached")

@@ -106,7 +106,7 @@ def test_an_installed_wheel_builds_and_reports_a_network_of_the_current_folder(d
     assert Path(run(python, "-c", "import tvmflow; print(tvmflow.__file__)").strip()).is_relative_to(packages)
     tvmflow = tmp_path / "env" / "bin" / "tvmflow"
     built = run(tvmflow, "build", "--model", "mynet:make", "--input-shape", "1x3x9x9", "-o", "bundle")
-    assert "passed (native, 10 vectors)" in built
+    assert "passed (native, 12 vectors)" in built
     run(tvmflow, "report", "bundle", "--seconds", "0.1", "-o", ".")
     (report,) = json.loads((tmp_path / "here" / "report.json").read_text())["reports"]
     assert report["model"]["source"] == "mynet:make"

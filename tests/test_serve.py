@@ -112,7 +112,7 @@ def test_commands(tvmflow, host_bundle, tmp_path):
         assert token.stat().st_mode & 0o777 == 0o600
         done = tvmflow("deploy", host_bundle, "--host", f"127.0.0.1:{port}", "--token-file", token, "--seconds", "0.1")
         assert done.code == 0, done.err
-        assert "passed (device, 10 vectors)" in done.out
+        assert "passed (device, 12 vectors)" in done.out
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
     assert not list(tmp_path.rglob("tvmflow-serve-*"))
