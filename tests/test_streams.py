@@ -69,7 +69,7 @@ def test_special_files_are_not_replaced(tvmflow, tmp_path):
 # ---------------------------------------------------------------------------------------------------------- signals
 
 PROGRAM = """
-    import subprocess, sys, tempfile, time
+    import signal, subprocess, sys, tempfile, time
     from pathlib import Path
     import typer
     from tvmflow import scratch
@@ -88,6 +88,7 @@ PROGRAM = """
             finally:
                 {cleaning}
 
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # who tests under nohup has it ignored, and so has every child
     app = typer.Typer()
     app.command()(outcome.guarded(work))
     outcome.run(lambda: app(args=[]))

@@ -54,8 +54,8 @@ def make_vectors(
     """Golden vectors: noise, and the edges where compiled code goes wrong (all zero, one value, the extremes).
 
     With `preprocessing`, the extremes are those of real pixels, 0 and 255; otherwise ±4, and there are inputs with a
-    large mean, small ones and, where all outputs are floating, one with NaN and one with infinities. Integers that are indices go as far as the original takes them, 0 and 1 among
-    them. Raises what `reference` raises.
+    large mean, small ones and, where all outputs are floating, one with NaN and one with infinities. Integers that are
+    indices go as far as the original takes them, 0 and 1 among them. Raises what `reference` raises.
     """
     limits = _integer_limits(inputs, reference)
     try:
