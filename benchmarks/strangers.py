@@ -231,8 +231,8 @@ INTRODUCTION = """# Networks that nobody here had made
 
 {count} of {all} small networks, written as users write them: as a factory, as a `.pt2` file, and as ONNX files of
 PyTorch's older exporter (opset 13) and newer one (opset 18), for this computer and for a board of each other kind.
-*Right* is a build that tvmflow has verified against the original on its golden vectors, and whose library was run once more,
-on inputs that tvmflow hasn't seen, against PyTorch in float64; the figure is the largest error, relative to the
+*Right* is a build that tvmflow has verified against the original on its golden vectors, and whose library was run once
+more, on inputs that tvmflow hasn't seen, against PyTorch in float64; the figure is the largest error, relative to the
 largest output. An int8 build is right where it is bit for bit what the integer reference computes. *Refused* is one
 sentence and an exit code, before anything is written; the sentences are below. `python -m benchmarks.strangers`
 makes this page; [tests/strangers.py](../tests/strangers.py) has the networks.
