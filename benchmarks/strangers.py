@@ -247,7 +247,7 @@ def page(results: dict[str, Any]) -> str:
     networks = results["networks"]
     known = zoo()
     lines = [
-        INTRODUCTION.format(all=len(zoo()), count=len(networks), figures=_count(networks)),
+        INTRODUCTION.format(all=len(known), count=len(networks), figures=_count(networks)),
         "| network | stands for | " + " | ".join(way.name for way in WAYS) + " |",
         "|---|---|" + "---|" * len(WAYS),
     ]

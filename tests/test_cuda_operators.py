@@ -164,6 +164,16 @@ def test_operators(tmp_path):
                                    err_msg=name, equal_nan=True)  # fmt: skip
 
 
+def test_what_is_no_number_is_the_largest(tmp_path):
+    """Where it counted as no element, places of the order stayed empty."""
+    chosen = [OPERATORS[name] for name in ("top five", "sorted")]
+    network = Branches([part for part, _ in chosen])
+    program = from_module(network.eval(), "network", "network", [given.shape for _, given in chosen])
+    built = backends.of(BOARD).build(program, BOARD, tmp_path / "out")
+    assert "left_out" not in built.manifest["verify"]
+    assert "nan" in {vector.name for vector in program.vectors}
+
+
 def test_maxima_of_integers_cost_nothing():
     """NVIDIA's compiler makes one instruction of them, with and without what keeps NaN."""
     kernel = (

@@ -43,6 +43,7 @@ def test_broken_once(name, tmp_path):
     program = from_module(stranger.make(), name, name, stranger.shapes)
     bundle = build(program, TARGETS["host"], tmp_path / "out")
     assert bundle.manifest["verify"]["passed"]
+    assert "left_out" not in bundle.manifest["verify"]
     assert sum(layer.macs for layer in bundle.layers) == macs_on_inputs(program.module["main"]) > 0
     assert all(layer.modules for layer in bundle.layers if layer.macs)
 

@@ -17,6 +17,7 @@ from tvm import relax, te, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tvmflow.network.names import module_path
+from tvmflow.passes.exact_floats import opposite
 from tvmflow.passes.multiply_adds import static_shape
 from tvmflow.spec import Program, Target, UnsupportedOperatorError
 
@@ -131,7 +132,7 @@ def ranks(row: te.Tensor, axis: int, descending: bool) -> te.Tensor:
         mine, theirs = row(*index), row(*index[:axis], other, *index[axis + 1 :])
         before = _larger(theirs, mine) if descending else _larger(mine, theirs)
         after = _larger(mine, theirs) if descending else _larger(theirs, mine)
-        first = tirx.all(_opposite(after), other < index[axis])
+        first = tirx.all(opposite(after), other < index[axis])
         return te.sum(tirx.Cast("int32", tirx.any(before, first)), axis=other)
 
     return te.compute(row.shape, rank, name="ranks")
@@ -140,12 +141,7 @@ def ranks(row: te.Tensor, axis: int, descending: bool) -> te.Tensor:
 def _larger(a: Any, b: Any) -> Any:
     if "float" not in str(a.ty.dtype):
         return a > b
-    return tirx.any(a > b, tirx.all(_opposite(a <= a), b <= b))
-
-
-def _opposite(condition: Any) -> Any:
-    """What is no number compares false with itself; of Not and NE the simplifier makes what holds for numbers alone."""
-    return tirx.Select(condition, tirx.const(False, "bool"), tirx.const(True, "bool"))
+    return tirx.any(a > b, tirx.all(opposite(a <= a), b <= b))
 
 
 def places(rank: te.Tensor, axis: int, count: int, dtype: str) -> te.Tensor:

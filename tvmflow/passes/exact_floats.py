@@ -44,12 +44,13 @@ def _equality(node: tirx.EQ) -> tirx.PrimExpr:
 
 
 def _inequality(node: tirx.NE) -> tirx.PrimExpr:
-    return _opposite(tirx.And(node.a <= node.b, node.b <= node.a)) if _is_float(node.a) else node
+    return opposite(tirx.And(node.a <= node.b, node.b <= node.a)) if _is_float(node.a) else node
 
 
 def _negation(node: tirx.Not) -> tirx.PrimExpr:
-    return _opposite(node.a)
+    return opposite(node.a)
 
 
-def _opposite(condition: tirx.PrimExpr) -> tirx.PrimExpr:
+def opposite(condition: tirx.PrimExpr) -> tirx.PrimExpr:
+    """The simplifier makes of Not what holds for numbers alone, and leaves this."""
     return tirx.Select(condition, tirx.const(False, "bool"), tirx.const(True, "bool"))
