@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import inspect
 import os
 import re
 import shlex
@@ -244,4 +245,4 @@ def wait_for(condition) -> None:
         if condition():
             return
         time.sleep(0.05)
-    raise AssertionError("it didn't happen in a minute")
+    raise AssertionError(f"it didn't happen in a minute: {inspect.getsource(condition).strip()}")

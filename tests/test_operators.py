@@ -670,6 +670,8 @@ def fault(ours: np.ndarray, theirs: np.ndarray, exact: np.ndarray | None) -> str
         return "" if np.array_equal(ours, theirs) else f"{ours[ours != theirs][:3]} for {theirs[ours != theirs][:3]}"
     finite = np.isfinite(theirs) & np.isfinite(ours)
     odd = ~finite & ~((ours == theirs) | (np.isnan(ours) & np.isnan(theirs)))
+    if exact is not None and exact.shape == odd.shape:  # the library of some processors rounds tiny numbers to zero
+        odd &= ~(np.isinf(theirs) & np.isclose(ours, exact, rtol=1e-5, atol=0))
     if odd.any():
         return f"{ours[odd][:4]} for {theirs[odd][:4]}"
     ours, theirs = ours[finite].astype(np.float64), theirs[finite].astype(np.float64)

@@ -126,7 +126,7 @@ class Server:
         self.listener.close()
         if self.spare is not None:
             self.spare.end()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove(self.folder)
 
     def _attend(self, connection: socket.socket) -> None:
         with connection, _released(self.peers), contextlib.suppress(OSError, ValueError):
@@ -238,7 +238,7 @@ class _Session:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.control.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove(self.folder)
 
 
 @contextlib.contextmanager
@@ -247,6 +247,15 @@ def _released(semaphore: threading.Semaphore) -> Iterator[None]:
         yield
     finally:
         semaphore.release()
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, again while it is there: a process just killed may be writing to it until it has gone."""
+    until = time.monotonic() + FAREWELL_SECONDS
+    shutil.rmtree(folder, ignore_errors=True)
+    while folder.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _receive(connection: socket.socket, count: int, until: float) -> bytes:
