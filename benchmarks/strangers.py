@@ -28,7 +28,7 @@ from tvmflow.report import environment
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "strangers.json"
 PAGE = ROOT / "docs" / "strangers.md"
-LIMIT_SECONDS = 900
+LIMIT_SECONDS = 1800
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,25 +53,33 @@ def upsample(call: Call) -> Any:
     x, arguments = call.arguments[0], call.named
     spatial = len(shape_of(x)) - 2
     names = [argument.name for argument in call.overload._schema.arguments][1:]
+    operator = call.overload._schema.name
+    linear = "linear" in operator and not operator.endswith("_aa")
 
     def along(axis: int) -> Callable[[Any], Any]:
         """The operator as it is along one axis, of rows that lie in a tensor whose other axes aren't resized."""
 
+        def across(place: Any) -> tuple[Any, ...]:
+            return (0, slice(None), *(slice(None) if d == axis else place for d in range(spatial)))
+
         def interpolate(columns: Any) -> Any:
+            # Left as it is, a linear axis is read twice at one place, which makes NaN of infinity: it is doubled then.
+            doubled = linear and not columns.isfinite().all()
+            factor = 2 if doubled else 1
             given = dict(arguments)
             for name in names:
                 value = given[name]
                 if name in ("output_size", "size") and value is not None:
-                    given[name] = [value[d] if d == axis else BESIDE for d in range(spatial)]
+                    given[name] = [value[d] if d == axis else factor * BESIDE for d in range(spatial)]
                 elif name == "scale_factors" and value is not None:
-                    given[name] = [value[d] if d == axis else 1.0 for d in range(spatial)]
+                    given[name] = [value[d] if d == axis else float(factor) for d in range(spatial)]
                 elif name.startswith("scales") and value is not None and name != _scale_name(names, axis, spatial):
-                    given[name] = 1.0
+                    given[name] = float(factor)
             length = columns.shape[2]
             beside = torch.zeros(1, length, *(length if d == axis else BESIDE for d in range(spatial)))
-            inside = (0, slice(None), *(slice(None) if d == axis else INSIDE for d in range(spatial)))
-            beside[inside] = columns[0]
-            return call.overload(beside, *(given[name] for name in names))[inside][None]
+            filled = slice(None) if doubled else slice(INSIDE, INSIDE + 1)
+            beside[across(filled)] = columns[0].reshape(length, *(length if d == axis else 1 for d in range(spatial)))
+            return call.overload(beside, *(given[name] for name in names))[across(INSIDE)][None]
 
         return interpolate
 

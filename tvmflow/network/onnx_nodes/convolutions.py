@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from tvm import relax
 from tvm.relax import op
 
 from tvmflow.network.onnx_nodes.elementwise import clip, hard_sigmoid, leaky_relu
-from tvmflow.network.onnx_nodes.node import Node, constant, is_constant, padded, reshape, shape_of
+from tvmflow.network.onnx_nodes.node import Node, is_constant, padded, reshape, shape_of
 
 SPATIAL = {1: "W", 2: "HW", 3: "DHW"}
 CONVOLUTIONS = {1: op.nn.conv1d, 2: op.nn.conv2d, 3: op.nn.conv3d}
@@ -90,8 +89,7 @@ def conv_transpose(node: Node) -> relax.Expr:
     strides = node.get("strides") or [1] * spatial
     dilations = node.get("dilations") or [1] * spatial
     extra = node.get("output_padding") or [0] * spatial
-    weight = _spread(node, weight, dilations)
-    kernel = shape_of(weight)[2:]
+    kernel = [(size - 1) * distance + 1 for size, distance in zip(shape_of(weight)[2:], dilations, strict=True)]
     full = [(dim - 1) * stride + size for dim, stride, size in zip(node.shape()[2:], strides, kernel, strict=True)]
     mode, wanted = node.get("auto_pad", "NOTSET"), node.get("output_shape")
     if wanted is None and mode in ("SAME_UPPER", "SAME_LOWER"):
@@ -109,6 +107,7 @@ def conv_transpose(node: Node) -> relax.Expr:
         strides=list(strides),
         padding=pads if plain else [0] * (2 * spatial),
         output_padding=list(extra) if plain else [0] * spatial,
+        dilation=list(dilations),
         groups=node.get("group", 1),
         data_layout=f"NC{SPATIAL[spatial]}",
         kernel_layout=f"IO{SPATIAL[spatial]}",
@@ -118,19 +117,6 @@ def conv_transpose(node: Node) -> relax.Expr:
         cut = [more - end for more, end in zip(extra, ends, strict=True)]
         result = padded(node.bind(result), [0, 0, *(-border for border in begins)], [0, 0, *cut])
     return with_bias(node, result, node.optional(2), len(node.shape()))
-
-
-def _spread(node: Node, weight: relax.Expr, dilations: Sequence[int]) -> relax.Expr:
-    """Weights with zeros between the taps: TVM's transposed convolution has no dilation."""
-    if all(dilation == 1 for dilation in dilations):
-        return weight
-    if not is_constant(weight):
-        raise node.refusal("it is dilated and its weights are computed")
-    taps = weight.value.numpy()
-    reach = [(size - 1) * dilation + 1 for size, dilation in zip(taps.shape[2:], dilations, strict=True)]
-    spread = np.zeros((*taps.shape[:2], *reach), taps.dtype)
-    spread[(slice(None), slice(None), *(slice(None, None, dilation) for dilation in dilations))] = taps
-    return constant(spread)
 
 
 def activated(node: Node, result: relax.Expr) -> relax.Expr:
