@@ -7,7 +7,8 @@
    of its own: there is no border to make and no bound to check, and nothing is computed of it. Of 3×3 on 4×4 a third is
    left out. An infinite weight times a border would be NaN; that is lost.
 3. Rows of taps are a loop where all of them meet the same pixels of the tile: unrolled, they are no faster, and LLVM
-   takes up to six times as long.
+   takes up to six times as long. Where that would still be much code, rows of the output at the border share the code
+   of the others, and their loops begin later or end earlier.
 4. Bias, ReLU and the like are applied to the registers, and each pixel's block of channels is stored whole, or channel
    by channel if the result is NCHW.
 5. A vector or a tile that doesn't fit its axis starts earlier and computes some elements again. The larger operand is
@@ -52,7 +53,9 @@ if TYPE_CHECKING:
     from tvmflow.spec import Target
 
 MOST_PRODUCTS = 4000
-"""Products of vectors in the code of a kernel: what LLVM compiles in some seconds."""
+"""Products of vectors in the code of a kernel, which takes up to a minute to compile."""
+MANY_PRODUCTS = 400
+"""From so many on, cuts of rows share their code: TVM's time goes with the square, 640 take 7 s and 1,600 take 40."""
 
 Tile = tuple[int, int]
 """Rows and columns of the output."""
@@ -60,11 +63,15 @@ Tile = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """`count` tiles along an axis, from output `first` on; `live[tap]` are their pixels where a tap meets the input."""
+    """`count` tiles along an axis, from output `first` on; `live[tap]` are their pixels where a tap meets the input.
+
+    If that `varies` among the tiles, which have one pixel then, `live` is as if all taps met the input.
+    """
 
     first: int
     count: int
     live: tuple[tuple[int, ...], ...]
+    varies: bool = False
 
 
 def conv_blocked(func: tirx.PrimFunc, target: Target, tile: Tile | None = None) -> Schedule | None:
@@ -153,8 +160,20 @@ def _is_loop(rows: Cut) -> bool:
 def _products(conv: Convolution, tile: Tile, vectors: int) -> int:
     """Products of vectors in the code."""
     columns = sum(len(places) for cut in cuts(conv, 1, tile[1]) for places in cut.live)
-    rows = sum((max if _is_loop(cut) else sum)(map(len, cut.live)) for cut in cuts(conv, 0, tile[0]))
-    return rows * columns * vectors
+    return columns * vectors * sum(map(_copies, _rows(conv, tile, columns * vectors)))
+
+
+def _copies(rows: Cut) -> int:
+    """How often the products of a row of taps and pixels are in the code."""
+    return (max if _is_loop(rows) else sum)(map(len, rows.live))
+
+
+def _rows(conv: Convolution, tile: Tile, products: int) -> list[Cut]:
+    """The cuts of the rows, as one if that saves much of the code; `products` has a row of taps and pixels."""
+    found = cuts(conv, 0, tile[0])
+    if len(found) > 1 and tile[0] == 1 and all(map(_is_loop, found)) and products * len(found) >= MANY_PRODUCTS:
+        return [Cut(first=0, count=conv.out_size[0], live=((0,),) * conv.kernel[0], varies=True)]
+    return found
 
 
 def _cost(conv: Convolution, tile: Tile, vectors: int) -> int:
@@ -171,7 +190,8 @@ def _cost(conv: Convolution, tile: Tile, vectors: int) -> int:
 def _loops(conv: Convolution, tile: Tile, target: Target) -> tirx.PrimFunc:
     lanes, vectors = _lanes(conv, target), _vectors(conv, target)
     weight_tiles = conv.channels // conv.weight_block
-    vertical, horizontal = (cuts(conv, axis, tile[axis]) for axis in (0, 1))
+    horizontal = cuts(conv, 1, tile[1])
+    vertical = _rows(conv, tile, sum(len(places) for cut in horizontal for places in cut.live) * len(vectors))
     row_tiles = sum(cut.count for cut in vertical)
     weights_outside = conv.channels * math.prod(conv.kernel) >= math.prod(conv.size)
     parallel = worth_threads(conv.macs, target)
@@ -193,6 +213,13 @@ def _loops(conv: Convolution, tile: Tile, target: Target) -> tirx.PrimFunc:
                             _tile(conv, sums, corner, tile[1], (rows, columns), (vectors, lanes))
                 before += rows.count
     return builder.get()
+
+
+def _taps(conv: Convolution, y: Expr) -> tuple[Expr, Expr]:
+    """The first row of taps that meets the input for a row of the output, and the one behind the last."""
+    above = conv.pad[0] - y * conv.stride[0]
+    first = tirx.max(0, (above + conv.dilation[0] - 1) // conv.dilation[0])
+    return first, tirx.min(conv.kernel[0], (conv.size[0] - 1 + above) // conv.dilation[0] + 1)
 
 
 def _tile(
@@ -227,7 +254,8 @@ def _tile(
         with T.serial(0, conv.in_channels // step) as group, T.serial(0, step) as member:
             c = group * step + member
             if _is_loop(rows):
-                with T.serial(live[0], live[-1] + 1) as r:
+                begin, end = _taps(conv, y0) if rows.varies else (live[0], live[-1] + 1)
+                with T.serial(begin, end) as r:
                     row_of_taps(c, r, rows.live[live[0]])
             else:
                 for r in live:
