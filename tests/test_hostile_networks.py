@@ -15,8 +15,10 @@ from typing import Any
 
 import networks
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from tvmflow import limits
@@ -323,10 +325,11 @@ def test_dimensions(text):
     [
         *("x", "os", "s0.func", "exit()", "Symbol(s0)", "Symbol('os')", "Lambda(s0, 1)", "(lambda: 1)()", "[1]", "''"),
         *("Integer('1')", "Symbol('s0', integer=exit())", "Integer(*s0)", "Pow(10, 1000000000)", "9**9**9", "10**99"),
-        *("1 if s0 else 2", "Pow(Pow(s0, 8), 8)", "s0(1)", "f'{s0}'", "s0 := 1", "yield", "", "(" * 300, "1+" * 2000 + "1", 7),
-        *("Float('1e1000000')", "Mul(" * 40 + "1" + ")" * 40, "LShift(1, 100000000)", "\x00", "Symbol('s0')\nexit()"),
+        *("1 if s0 else 2", "Pow(Pow(s0, 8), 8)", "\x00"),
+        *("s0(1)", "f'{s0}'", "s0 := 1", "yield", "", "(" * 300, "1+" * 2000 + "1", 7),
+        *("Float('1e1000000')", "Mul(" * 40 + "1" + ")" * 40, "LShift(1, 100000000)", "Symbol('s0')\nexit()"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_dimension(text):
     with pytest.raises(ValueError, match="expression"):
         pt2_expressions.dimension(text)
@@ -435,8 +438,9 @@ def test_results_that_are_too_large(tmp_path):
 
 
 def test_inputs_that_are_too_large(wordy, tmp_path):
-    refused(str(wordy), "an input has at most 67,108,864", "x=99999999x3")
-    refused("networks:tiny", "an input has at most 67,108,864", "8x3x10000000")
+    words = "all inputs together have at most 33,554,432 elements"
+    refused(str(wordy), words, "x=99999999x3")
+    refused("networks:tiny", words, "8x3x10000000")
 
 
 def test_files_that_are_too_large(clean, monkeypatch):
@@ -606,3 +610,239 @@ def test_named_tuples_that_are_registered(tmp_path):
     torch.export.save(torch.export.export(Named(), arguments), tmp_path / "n.pt2")
     program = import_model(str(tmp_path / "n.pt2"))
     assert [spec.name for spec in program.inputs] == ["pair.left", "pair.right", "more_0"]
+
+
+# ---------------------------------------------------------------------------------------------------------- factories
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("builtins:exit", "failed with EndedError: SystemExit"),
+        ("sys:exit", "sys:exit is built into Python"),
+        ("os:abort", "os:abort is built into Python"),
+        ("builtins:dict", "gave a dict; a factory returns a torch.nn.Module"),
+        ("networks:exits", "failed with EndedError: SystemExit"),
+        ("networks:exits_later", "SystemExit of 0"),
+        ("networks:recursive", "failed with RecursionError"),
+        ("networks:half_made", "networks:half_made"),
+    ],
+)
+def test_factories_that_end_python(model, words):
+    refused(model, words, "1x3")
+
+
+@pytest.mark.parametrize(("model", "code"), [("builtins:exit", 4), ("os:abort", 4), ("networks:interrupts", 130)])
+def test_factories_that_end_the_command(model, code, tvmflow, tmp_path):
+    options = ["--input-shape", "1x3", "-o", tmp_path / "out"]
+    tvmflow("build", "--model", model, *options, cwd=Path(__file__).parent).failed_with(code)
+    assert not (tmp_path / "out").exists()
+
+
+# --------------------------------------------------------------------------------------------------------------- ONNX
+
+
+def graph(
+    *nodes: onnx.NodeProto, shape: tuple = (1, 4), dtype: int = TensorProto.FLOAT, **more: Any
+) -> onnx.ModelProto:
+    """A model with an input `x` and an output `y`, of Relu if no nodes are given."""
+    made = helper.make_graph(
+        nodes or [helper.make_node("Relu", ["x"], ["y"])],
+        "net",
+        [helper.make_tensor_value_info("x", dtype, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        more.get("weights", []),
+    )
+    options = {"opset_imports": [helper.make_opsetid("", 17), *more.get("opsets", [])], "ir_version": 8}
+    return helper.make_model(made, functions=more.get("functions", []), **options)
+
+
+def onnx_file(model: onnx.ModelProto, tmp_path: Path) -> str:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model.SerializeToString())
+    return str(path)
+
+
+def outside(location: str, **more: str) -> onnx.TensorProto:
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    for key, value in {"location": location, **more}.items():
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+ADD = helper.make_node("Add", ["x", "w"], ["y"])
+
+
+@pytest.mark.parametrize("number", [0, 8, 14, 15, 17, 22, 99, 2_000_000_000])
+def test_odd_element_types_of_inputs(number, tmp_path):
+    model = graph()
+    model.graph.input[0].type.tensor_type.elem_type = number
+    refused(onnx_file(model, tmp_path), "of the element type|no valid ONNX model")
+
+
+def test_inputs_that_are_no_tensors(tmp_path):
+    model = graph(
+        helper.make_node("SequenceAt", ["x", "i"], ["y"]), weights=[numpy_helper.from_array(np.array(0), "i")]
+    )
+    model.graph.input[0].type.CopyFrom(helper.make_sequence_type_proto(helper.make_tensor_type_proto(1, [4])))
+    refused(onnx_file(model, tmp_path), "takes 'x', which is no tensor")
+
+
+@pytest.mark.parametrize("number", [0, 8, 17, 99])
+def test_odd_element_types_of_weights(number, tmp_path):
+    weight = TensorProto(name="w", dims=[4], data_type=number, raw_data=bytes(16))
+    refused(onnx_file(graph(ADD, weights=[weight]), tmp_path), r"net\.onnx|initializer")
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 10**7), (1 << 62, 4), (1 << 40,)])
+def test_large_inputs_of_onnx(shape, tmp_path):
+    refused(onnx_file(graph(shape=shape), tmp_path), "all inputs together have at most 33,554,432 elements")
+
+
+@pytest.mark.parametrize("dims", [[1 << 40], [1 << 33, 1 << 33], [-4], [1 << 20]])
+def test_weights_that_say_to_be_large(dims, tmp_path):
+    weight = TensorProto(name="w", dims=dims, data_type=TensorProto.FLOAT, raw_data=bytes(16))
+    refused(onnx_file(graph(ADD, weights=[weight]), tmp_path), r"net\.onnx")
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [helper.make_node("ConstantOfShape", ["s"], ["w"]), ADD],
+        [helper.make_node("Expand", ["x", "s"], ["w"]), helper.make_node("ReduceSum", ["w"], ["y"])],
+        [helper.make_node("Tile", ["x", "t"], ["w"]), helper.make_node("ReduceSum", ["w"], ["y"])],
+        [helper.make_node("Range", ["zero", "many", "one"], ["r"]), helper.make_node("ReduceSum", ["r"], ["w"]), ADD],
+    ],
+)
+def test_results_of_onnx_that_are_large(nodes, tmp_path):
+    numbers = {"s": [1 << 20, 1 << 10, 4], "t": [1 << 20, 1 << 10], "zero": 0.0, "many": 1e10, "one": 1.0}
+    weights = [
+        numpy_helper.from_array(np.array(value, "int64" if isinstance(value, list) else "float32"), name)
+        for name, value in numbers.items()
+    ]
+    refused(onnx_file(graph(*nodes, weights=weights), tmp_path), "a tensor has at most 268,435,456")
+
+
+def test_nodes_that_no_output_needs_are_not_run(tmp_path):
+    """A reference would make their results all the same."""
+    shape = numpy_helper.from_array(np.array([1 << 20, 1 << 10, 64]), "s")
+    nodes = [helper.make_node("ConstantOfShape", ["s"], ["unused"]), helper.make_node("Relu", ["x"], ["y"])]
+    assert import_model(onnx_file(graph(*nodes, weights=[shape]), tmp_path)).outputs[0].shape == (1, 4)
+
+
+def function(name: str, *calls: str) -> onnx.FunctionProto:
+    steps = [f"v{number}" for number in range(len(calls))]
+    nodes = [
+        helper.make_node(call, [before], [after], domain="own" if call.startswith("f") else "")
+        for call, before, after in zip(calls, ["a", *steps], [*steps[:-1], "b"], strict=False)
+    ]
+    return helper.make_function(
+        "own", name, ["a"], ["b"], nodes, [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    )
+
+
+def test_functions_that_call_functions_many_times(tmp_path):
+    """Thirty functions of ten calls each would be 10³⁰ nodes."""
+    functions = [function("f0", "Relu")] + [function(f"f{n}", *[f"f{n - 1}"] * 10) for n in range(1, 31)]
+    model = graph(
+        helper.make_node("f30", ["x"], ["y"], domain="own"), functions=functions, opsets=[helper.make_opsetid("own", 1)]
+    )
+    refused(onnx_file(model, tmp_path), r"nodes, its functions put in; at most 1,000,000|no valid ONNX")
+
+
+def test_functions_that_call_themselves(tmp_path):
+    functions = [function("f0", "f1"), function("f1", "f0")]
+    model = graph(
+        helper.make_node("f0", ["x"], ["y"], domain="own"), functions=functions, opsets=[helper.make_opsetid("own", 1)]
+    )
+    refused(onnx_file(model, tmp_path), "no valid ONNX model")
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("../data.bin", "from the model's own folder only"),
+        ("a/../../data.bin", "from the model's own folder only"),
+        ("/dev/zero", "from the model's own folder only"),
+        ("C:\\data.bin", "from the model's own folder only"),
+        ("", "from the model's own folder only"),
+        ("link.bin", "a symbolic link"),
+        ("folder-link/data.bin", "a symbolic link"),
+        ("pipe", "is no file"),
+        ("folder", "is no file"),
+        ("missing.bin", "can't be read: No such file"),
+        ("data.bin/x", "can't be read: Not a directory"),
+    ],
+)
+def test_external_data_from_elsewhere(location, words, tmp_path):
+    folder = tmp_path / "model"
+    (folder / "folder").mkdir(parents=True)
+    for place in (tmp_path, folder, folder / "folder"):
+        (place / "data.bin").write_bytes(bytes(16))
+    (folder / "link.bin").symlink_to(tmp_path / "data.bin")
+    (folder / "folder-link").symlink_to(folder / "folder")
+    os.mkfifo(folder / "pipe")
+    refused(onnx_file(graph(ADD, weights=[outside(location)]), folder), words)
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ({"offset": "8"}, r"net\.onnx"),
+        ({"offset": "-4"}, "has its data in bytes"),
+        ({"length": "1000"}, "has its data in bytes 0 to 1,000"),
+        ({"offset": "1e9"}, "a place that is no number"),
+    ],
+)
+def test_external_data_that_is_not_there(place, words, tmp_path):
+    (tmp_path / "data.bin").write_bytes(bytes(16))
+    refused(onnx_file(graph(ADD, weights=[outside("data.bin", **place)]), tmp_path), words)
+
+
+def test_external_data_in_subgraphs_and_functions(tmp_path):
+    """Whatever part of a file a tensor is in, its data comes from the file's folder."""
+    constant = helper.make_node("Constant", [], ["w"])
+    constant.attribute.append(helper.make_attribute("value", outside("../data.bin")))
+    refused(onnx_file(graph(constant, ADD), tmp_path), "from the model's own folder only")
+    called = helper.make_function("own", "f0", ["x"], ["y"], [constant, ADD], [helper.make_opsetid("", 17)])
+    model = graph(
+        helper.make_node("f0", ["x"], ["y"], domain="own"), functions=[called], opsets=[helper.make_opsetid("own", 1)]
+    )
+    refused(onnx_file(model, tmp_path), "from the model's own folder only")
+
+
+def test_external_data_beside_the_model(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "data.bin").write_bytes(bytes(8) + np.arange(4, dtype="float32").tobytes())
+    path = onnx_file(graph(ADD, weights=[outside("inner/data.bin", offset="8", length="16")]), tmp_path)
+    vector = import_model(path).vectors[0]
+    np.testing.assert_array_equal(vector.outputs[0], vector.inputs[0] + np.arange(4, dtype="float32"))
+
+
+def test_large_external_data(tmp_path, monkeypatch):
+    (tmp_path / "data.bin").write_bytes(bytes(16))
+    monkeypatch.setattr(limits, "FILE_BYTES", 200)
+    weights = [outside("data.bin") for _ in range(20)]
+    for number, weight in enumerate(weights):
+        weight.name = f"w{number}"
+    model = graph(*(helper.make_node("Add", ["x", weight.name], ["y"]) for weight in weights[:1]))
+    model.graph.initializer.extend(weights[:2])
+    monkeypatch.setattr(limits, "FILE_BYTES", len(model.SerializeToString()) + 20)
+    refused(onnx_file(model, tmp_path), "a network's file and its data have at most")
+
+
+def test_mutated_onnx_files(tmp_path):
+    """Any bytes of a file may be others, and its end may be missing; what comes is a network or a sentence."""
+    weight = numpy_helper.from_array(np.arange(4, dtype="float32"), "w")
+    content = graph(
+        helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Add", ["r", "w"], ["y"]), weights=[weight]
+    )
+    whole, generator = content.SerializeToString(), np.random.default_rng(0)
+    for _ in range(80):
+        mutated = bytearray(whole)
+        for place in generator.integers(0, len(whole), generator.integers(1, 4)):
+            mutated[place] = generator.integers(0, 256)
+        cut = len(whole) if generator.random() < 0.7 else generator.integers(0, len(whole))
+        (tmp_path / "net.onnx").write_bytes(mutated[:cut])
+        with contextlib.suppress(TvmflowError):
+            import_model(str(tmp_path / "net.onnx"))

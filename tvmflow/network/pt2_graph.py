@@ -43,7 +43,9 @@ HOUSEKEEPING = {
     *("_assert_tensor_metadata.default", "_assert_async.msg", "_local_scalar_dense.default", "fill.Scalar"),
     *("fill.Tensor", "zero.default", "copy.default", "index_put.default", "contiguous.default"),
 }
-UNCHECKED = re.compile(r"_(reshape_alias|sparse|validate|test|cufft|wrapped|debug|nnpack)|(set|resize|resize_as)_?\.")
+UNCHECKED = re.compile(
+    r"_(reshape_alias|reshape_from|sparse|validate|test|cufft|wrapped|debug|nnpack)|(set|resize|resize_as)_?\."
+)
 """Operators that PyTorch doesn't check the arguments of, or that reach beyond their tensors."""
 
 
@@ -385,7 +387,7 @@ PROGRAM = record(
 
 @functools.cache
 def _operators() -> frozenset[str]:
-    """ATen's operators that something here computes or takes apart, as `conv2d.default`."""
+    """ATen's operators that something here computes, or that PyTorch takes apart, as `conv2d.default`."""
     import torch
     from torch._decomp import decomposition_table
 
@@ -393,6 +395,11 @@ def _operators() -> frozenset[str]:
 
     apart = [*torch.export.default_decompositions().keys(), *decomposition_table]
     names = {getattr(operator, "__name__", "") for operator in apart}
+    for name in torch._C._dispatch_get_all_op_names():  # what PyTorch takes apart while it traces has no decomposition
+        if torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd"):
+            namespace, _, rest = name.partition("::")
+            if namespace == "aten" and not rest.startswith("_"):
+                names.add(rest if "." in rest else f"{rest}.default")
     names |= {name for name in torch_importer()().convert_map if isinstance(name, str)}
     return frozenset(name for name in names | set(OPERATORS) | HOUSEKEEPING if not UNCHECKED.match(name))
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tvmflow import limits
 from tvmflow.models import MODELS, accuracy
 from tvmflow.network import pt2_archive
-from tvmflow.network.foreign import first_line, quiet
+from tvmflow.network.foreign import contained, first_line, quiet
 from tvmflow.network.interface import Interface, keep_tensors, nest_named, read_interface
 from tvmflow.network.names import name_outputs
 from tvmflow.network.pytorch_operators import decompose, module_path_of, torch_importer
@@ -61,7 +61,16 @@ def call_factory(text: str) -> torch.nn.Module:
     with _user_path():
         try:
             factory = getattr(importlib.import_module(module_name), attribute)
-            network = factory()
+            if inspect.isbuiltin(factory):  # os.abort ends any program
+                raise UserError(
+                    f"--model {text} is built into Python; a factory is a function that returns a torch.nn.Module."
+                )
+            with contained():
+                network = factory()
+                if isinstance(network, torch.nn.Module):
+                    network = network.eval()
+        except UserError:
+            raise
         except ModuleNotFoundError as error:
             raise UserError(f"--model {text}: no module named {error.name!r} on the Python path.") from error
         except AttributeError as error:
@@ -70,7 +79,7 @@ def call_factory(text: str) -> torch.nn.Module:
             raise UserError(f"--model {text} failed with {type(error).__name__}: {first_line(error)}.") from error
     if not isinstance(network, torch.nn.Module):
         raise UserError(f"--model {text} gave a {type(network).__name__}; a factory returns a torch.nn.Module.")
-    return network.eval()
+    return network
 
 
 def from_module(
@@ -107,7 +116,8 @@ def _from_network(
             return torch.randn(leaf.shape, generator=generator).to(leaf.dtype)
 
         given, named = tree_map(noise, (arguments, by_keyword))
-        return network(*given, **named)
+        with contained():
+            return network(*given, **named)
 
     try:
         refuse_state_outside(run, source)
@@ -123,7 +133,7 @@ def _from_network(
             f"{first_line(error)}{hint}."
         ) from error
     try:
-        with quiet():
+        with quiet(), contained():
             exported = torch.export.export(network, arguments, by_keyword)
     except Exception as error:
         raise UserError(f"torch.export can't take {source}: {first_line(error)}.") from error
@@ -154,8 +164,7 @@ def _arguments(
     names = [leaf for name, leaves in places.items() for leaf in leaves or [name]]
     extra = [f"the {number}th" for number in range(len(names) + 1, len(given) + 1)] if several else []
     found = assign(given, [*names, *extra], source)
-    for name, entry in found.items():
-        limits.check_input(entry.shape, f"{source}: the input {name!r}")
+    limits.check_inputs({name: entry.shape for name, entry in found.items()}, source)
     zeros = {
         name: torch.zeros(entry.shape, dtype=getattr(torch, entry.dtype or "float32")) for name, entry in found.items()
     }
@@ -195,7 +204,7 @@ def _give_sample_inputs(exported: torch.export.ExportedProgram, source: str) -> 
     for spec, shape in zip(interface.inputs, shapes, strict=True):
         if None in shape:
             raise UserError(f"{source} doesn't say for which size of {spec.name!r} it was exported; export it anew.")
-        limits.check_input(shape, f"{source}: the input {spec.name!r}")
+    limits.check_inputs({spec.name: shape for spec, shape in zip(interface.inputs, shapes, strict=True)}, source)
     zeros = [
         torch.zeros(shape, dtype=getattr(torch, spec.dtype))
         for spec, shape in zip(interface.inputs, shapes, strict=True)
@@ -227,9 +236,9 @@ def _specialize(
                 f"{source} was exported for an input{_named(spec, interface)} of {_shown_open(spec)}; "
                 f"--input-shape {given[spec.name]} doesn't fit."
             )
-    for spec in interface.inputs:
-        shape = given[spec.name].shape if spec.name in given else spec.shape
-        limits.check_input(shape, f"{source}: the input {spec.name!r}")
+    limits.check_inputs(
+        {spec.name: given[spec.name].shape if spec.name in given else spec.shape for spec in interface.inputs}, source
+    )
     open_ones = [spec for spec in interface.inputs if not all(isinstance(dim, int) for dim in spec.shape)]
     for spec in open_ones:
         if spec.name not in given:
