@@ -582,6 +582,15 @@ def test_older_layout(tmp_path, marker):
     assert not marker.exists()
 
 
+def test_older_layout_for_an_older_pytorch(tmp_path, monkeypatch):
+    """PyTorch 2.6 and 2.7 are given the only layout that they read; this one reads it too."""
+    torch.export.save(torch.export.export(Weighty(torch.float32), (torch.ones(6, 4),)), tmp_path / "new.pt2")
+    path = older(tmp_path / "new.pt2", tmp_path / "old.pt2")
+    monkeypatch.setattr(pt2_archive, "reads_todays_layout", lambda: False)
+    assert sorted(pt2_archive.load(Path(path)).state_dict) == sorted(Weighty(torch.float32).state_dict())
+    refused(str(tmp_path / "new.pt2"), "the layout of PyTorch 2.8 and newer")
+
+
 def test_weights_of_older_files(tmp_path):
     """Between the layouts, weights were a dict of torch.save in today's archive."""
     network = Weighty(torch.float32).eval()

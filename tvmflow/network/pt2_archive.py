@@ -47,7 +47,7 @@ OLDER = {
     "serialized_state_dict.pt": "data/weights/model.pt",
     "serialized_constants.pt": "data/constants/model.pt",
 }
-"""PyTorch's layout up to 2.7, without a folder around it → where the same is in today's."""
+"""PyTorch's layout up to 2.7, without a folder around it, and where the same is in today's."""
 OLDER_SKIPPED = re.compile(r"version|serialized_example_inputs\.pt|extra_files/.*|.*/")
 BLOCK = 1 << 20
 
@@ -96,12 +96,29 @@ def _clean(path: Path) -> io.BytesIO:
         raise ValueError(f"no {GRAPH}")
     program = clean_program(_json(members[GRAPH], GRAPH), weights)
     written[GRAPH] = json.dumps(program).encode()
+    root = "clean/"
+    if not reads_todays_layout():
+        if not written.keys() >= set(OLDER.values()):
+            raise ValueError(f"the layout of PyTorch 2.8 and newer, and {_torch().__version__} is installed")
+        root, written = "", {older: written[name] for older, name in OLDER.items()} | _older_header()
     clean = io.BytesIO()
     with zipfile.ZipFile(clean, "w") as archive:
         for name, content in written.items():
-            archive.writestr(f"clean/{name}", content)
+            archive.writestr(f"{root}{name}", content)
     clean.seek(0)
     return clean
+
+
+def reads_todays_layout() -> bool:
+    """Whether the PyTorch that is installed does: since 2.8."""
+    major, minor = _torch().__version__.split(".")[:2]
+    return (int(major), int(minor)) >= (2, 8)
+
+
+def _older_header() -> dict[str, bytes]:
+    from torch._export.serde.schema import SCHEMA_VERSION
+
+    return {"version": ".".join(map(str, SCHEMA_VERSION)).encode(), "serialized_example_inputs.pt": b""}
 
 
 def _members(path: Path) -> dict[str, bytes]:

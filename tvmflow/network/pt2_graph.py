@@ -42,9 +42,24 @@ HOUSEKEEPING = {
     *("sym_constrain_range.default", "sym_constrain_range_for_size.default", "_assert_scalar.default"),
     *("_assert_tensor_metadata.default", "_assert_async.msg", "_local_scalar_dense.default", "fill.Scalar"),
     *("fill.Tensor", "zero.default", "copy.default", "index_put.default", "contiguous.default"),
+    *("view_as_real.default", "view_as_complex.default"),  # complex tensors have a sentence of their own
 }
+RANDOM = {
+    *(
+        "rand.default",
+        "rand_like.default",
+        "randint.default",
+        "randint.low",
+        "randint_like.default",
+        "randperm.default",
+    ),
+    *("randint_like.low_dtype", "multinomial.default", "poisson.default", "bernoulli.float", "bernoulli.Tensor"),
+    *("random.default", "random.to", "random.from", "geometric.default", "cauchy.default", "log_normal.default"),
+    *("normal.float_float", "normal.Tensor_Tensor", "normal.Tensor_float", "normal.float_Tensor"),
+}
+"""Networks that draw random numbers are refused as that, once they are read."""
 UNCHECKED = re.compile(
-    r"_(reshape_alias|reshape_from|sparse|validate|test|cufft|wrapped|debug|nnpack)|(set|resize|resize_as)_?\."
+    r"_(reshape_alias|reshape_from|sparse|validate|test|cufft|wrapped|debug|nnpack)|(set|set_data|resize|resize_as)_?\."
 )
 """Operators that PyTorch doesn't check the arguments of, or that reach beyond their tensors."""
 
@@ -401,7 +416,7 @@ def _operators() -> frozenset[str]:
             if namespace == "aten" and not rest.startswith("_"):
                 names.add(rest if "." in rest else f"{rest}.default")
     names |= {name for name in torch_importer()().convert_map if isinstance(name, str)}
-    return frozenset(name for name in names | set(OPERATORS) | HOUSEKEEPING if not UNCHECKED.match(name))
+    return frozenset(name for name in names | set(OPERATORS) | HOUSEKEEPING | RANDOM if not UNCHECKED.match(name))
 
 
 def known_operator(target: Any) -> bool:

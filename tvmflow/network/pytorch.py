@@ -191,15 +191,15 @@ def from_pt2(path: Path, input_shapes: Sequence[InputShape]) -> Program:
     Raises UserError, UnsupportedOperatorError.
     """
     exported = pt2_archive.load(path)
-    _give_sample_inputs(exported, str(path))
-    return _from_exported(_specialize(exported, input_shapes, str(path)), path.stem, str(path), None)
+    interface = read_interface(exported, str(path))
+    _give_sample_inputs(exported, interface, str(path))
+    return _from_exported(_specialize(exported, interface, input_shapes, str(path)), path.stem, str(path), None)
 
 
-def _give_sample_inputs(exported: torch.export.ExportedProgram, source: str) -> None:
+def _give_sample_inputs(exported: torch.export.ExportedProgram, interface: Interface, source: str) -> None:
     """Zeros of the sizes that the network was exported with, without which PyTorch doesn't check its guards."""
     import torch
 
-    interface = read_interface(exported, source)
     shapes = [[dim if isinstance(dim, int) else dim.node.hint for dim in spec.shape] for spec in interface.inputs]
     for spec, shape in zip(interface.inputs, shapes, strict=True):
         if None in shape:
@@ -216,12 +216,11 @@ def _give_sample_inputs(exported: torch.export.ExportedProgram, source: str) -> 
 
 
 def _specialize(
-    exported: torch.export.ExportedProgram, input_shapes: Sequence[InputShape], source: str
+    exported: torch.export.ExportedProgram, interface: Interface, input_shapes: Sequence[InputShape], source: str
 ) -> torch.export.ExportedProgram:
     """With the shapes that the user gives in place of dimensions that were left open. Raises UserError."""
     import torch
 
-    interface = read_interface(exported, source)
     given = assign(input_shapes, [spec.name for spec in interface.inputs], source)
     check_dtypes(input_shapes, interface.inputs, source)
     for spec in interface.inputs:
