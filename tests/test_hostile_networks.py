@@ -269,6 +269,18 @@ def test_modules_that_are_named_are_not_imported(wordy, tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
+def test_paths_of_modules_that_are_none(clean, tmp_path):
+    """Kernels are named after them, in sources too: a path that could end a comment is left out."""
+
+    def change(document):
+        for node in document["graph_module"]["graph"]["nodes"]:
+            node["metadata"] = {"nn_module_stack": "L__self__,,Net;key,a*/ int main() /*,Net"}
+
+    path = altered(clean, tmp_path / "a.pt2", graph=change)
+    stacks = [node.meta.get("nn_module_stack", {}) for node in pt2_archive.load(Path(path)).graph.nodes]
+    assert "main" not in str(stacks)
+
+
 @pytest.mark.parametrize("name", ['a"]; CODE #', "a'+CODE+'", "a\nCODE"])
 def test_names_of_weights(name, clean, marker, tmp_path):
     configuration = json.loads(members(clean)[WEIGHTS])["config"]

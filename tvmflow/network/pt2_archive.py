@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmflow import limits
-from tvmflow.network.foreign import first_line
+from tvmflow.network.foreign import first_line, quiet
 from tvmflow.network.pt2_graph import clean_payloads, clean_program
 from tvmflow.spec import TvmflowError, UserError
 
@@ -55,8 +55,6 @@ BLOCK = 1 << 20
 def load(path: Path) -> torch.export.ExportedProgram:
     """What `torch.export.save` saved, without its sample inputs. Raises UserError, UnsupportedOperatorError."""
     import torch
-
-    from tvmflow.network.foreign import quiet
 
     try:
         clean = _clean(path)
@@ -99,7 +97,7 @@ def _clean(path: Path) -> io.BytesIO:
     root = "clean/"
     if not reads_todays_layout():
         if not written.keys() >= set(OLDER.values()):
-            raise ValueError(f"the layout of PyTorch 2.8 and newer, and {_torch().__version__} is installed")
+            raise ValueError("the layout of PyTorch 2.8 and newer, and an older one is installed")
         root, written = "", {older: written[name] for older, name in OLDER.items()} | _older_header()
     clean = io.BytesIO()
     with zipfile.ZipFile(clean, "w") as archive:
@@ -111,7 +109,9 @@ def _clean(path: Path) -> io.BytesIO:
 
 def reads_todays_layout() -> bool:
     """Whether the PyTorch that is installed does: since 2.8."""
-    major, minor = _torch().__version__.split(".")[:2]
+    import torch
+
+    major, minor = torch.__version__.split(".")[:2]
     return (int(major), int(minor)) >= (2, 8)
 
 
@@ -174,6 +174,8 @@ def _tensors(
     members: Mapping[str, bytes], kind: str, path: Path
 ) -> tuple[dict[str, bytes], dict[str, tuple[int, list]]]:
     """Members for the clean archive with the weights or the constants; and (dtype, sizes) by the tensors' names."""
+    import torch
+
     folder, configuration = f"data/{kind}", f"data/{kind}/model_{kind}_config.json"
     pickled = f"{folder}/model.pt"
     if pickled in members:
@@ -181,7 +183,7 @@ def _tensors(
             raise ValueError(f"both {pickled} and {configuration}")
         tensors = _load_tensors(members[pickled], pickled, path)
         buffer = io.BytesIO()
-        _torch().save(tensors, buffer)
+        torch.save(tensors, buffer)
         return {pickled: buffer.getvalue()}, {name: _described(tensor) for name, tensor in tensors.items()}
     if configuration not in members:
         raise ValueError(f"no {configuration}")
@@ -226,7 +228,8 @@ def _check_strides(meta: Mapping[str, Any], size: int, name: str, path: Path) ->
 
 def _load_tensors(content: bytes, member: str, path: Path) -> dict[str, torch.Tensor]:
     """A dict of tensors as torch.save writes it, read by its restricted unpickler alone. Raises UserError."""
-    torch = _torch()
+    import torch
+
     if not content:
         return {}
     try:
@@ -236,7 +239,7 @@ def _load_tensors(content: bytes, member: str, path: Path) -> dict[str, torch.Te
             if not plain or sum(entry.file_size for entry in entries) > len(content):
                 raise ValueError("it is compressed")
         tensors = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-        if type(tensors) is not dict and not isinstance(tensors, dict):
+        if not isinstance(tensors, dict):
             raise ValueError("it is no dict")
         for name, tensor in tensors.items():
             if not isinstance(name, str) or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
@@ -267,9 +270,3 @@ def _json(content: bytes, member: str) -> Any:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{member}, which is no JSON ({first_line(error)})") from error
-
-
-def _torch() -> Any:
-    import torch
-
-    return torch

@@ -25,6 +25,7 @@ Check = Callable[[Any], Any]
 """Gives a clean copy of a value, or raises ValueError that says what the value is."""
 
 INTEGERS = 1 << 63
+"""Larger ones aren't of 64 bits."""
 PATH = re.compile(r"[^'\"\\{}()\[\],;#\x00-\x1f\x7f]*")
 """Modules and weights, `joint.3.bn.weight`; keys of ModuleDicts may be no identifiers."""
 SIZE_OPERATORS = {
@@ -45,17 +46,10 @@ HOUSEKEEPING = {
     *("view_as_real.default", "view_as_complex.default"),  # complex tensors have a sentence of their own
 }
 RANDOM = {
-    *(
-        "rand.default",
-        "rand_like.default",
-        "randint.default",
-        "randint.low",
-        "randint_like.default",
-        "randperm.default",
-    ),
-    *("randint_like.low_dtype", "multinomial.default", "poisson.default", "bernoulli.float", "bernoulli.Tensor"),
-    *("random.default", "random.to", "random.from", "geometric.default", "cauchy.default", "log_normal.default"),
-    *("normal.float_float", "normal.Tensor_Tensor", "normal.Tensor_float", "normal.float_Tensor"),
+    *("rand.default", "rand_like.default", "randint.default", "randint.low", "randint_like.default"),
+    *("randint_like.low_dtype", "randperm.default", "multinomial.default", "poisson.default", "bernoulli.float"),
+    *("bernoulli.Tensor", "random.default", "random.to", "random.from", "geometric.default", "cauchy.default"),
+    *("log_normal.default", "normal.float_float", "normal.Tensor_Tensor", "normal.Tensor_float", "normal.float_Tensor"),
 }
 """Networks that draw random numbers are refused as that, once they are read."""
 UNCHECKED = re.compile(
@@ -212,11 +206,14 @@ def one_of(values: Collection[str]) -> Check:
 
 
 def metadata(value: Any) -> dict[str, str]:
-    """Only the modules around a node, which its kernels are named after."""
+    """Only the modules around a node, which its kernels are named after; entries of `key,path,class`."""
     stack = _expect(value, dict).get("nn_module_stack")
-    if not isinstance(stack, str) or len(stack) > limits.TEXT * 10 or re.search(r"[\x00-\x1f\x7f]", stack):
+    if not isinstance(stack, str) or len(stack) > 10 * limits.TEXT:
         return {}
-    return {"nn_module_stack": stack}
+    entries = [entry.split(",") for entry in stack.split(";")]
+    if any(len(entry) != 3 or not PATH.fullmatch(entry[1]) or "*/" in entry[1] for entry in entries):
+        return {}
+    return {"nn_module_stack": ";".join(f"{number},{entry[1]},Module" for number, entry in enumerate(entries))}
 
 
 def nesting(value: Any) -> str:
@@ -439,8 +436,8 @@ def _refuse_operators(document: Any) -> None:
         target = node.get("target")
         if not known_operator(target):
             stack = metadata(node.get("metadata", {})).get("nn_module_stack", "").split(";")[-1].split(",")
-            where = stack[1] if len(stack) == 3 and PATH.fullmatch(stack[1]) else ""
-            missing[_shown_operator(target)].append(where or str(_short(node.get("name"))).strip("'"))
+            where = stack[1] if len(stack) == 3 else ""
+            missing[_shown_operator(target)].append(where or _short(node.get("name")).strip("'"))
     report_unsupported(missing)
 
 
