@@ -53,6 +53,33 @@ def broken() -> nn.Module:
     raise RuntimeError("no weights today")
 
 
+def exits() -> nn.Module:
+    raise SystemExit(0)
+
+
+def interrupts() -> nn.Module:
+    raise KeyboardInterrupt
+
+
+def recursive() -> nn.Module:
+    return recursive()
+
+
+class _Exits(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise SystemExit(0)
+
+
+def exits_later() -> nn.Module:
+    """It is a module, and ends Python when it is run."""
+    return _Exits()
+
+
+def half_made() -> nn.Module:
+    """A module whose constructor was never called."""
+    return nn.Module.__new__(nn.Linear)
+
+
 def interrupted() -> nn.Module:
     """Ctrl-C comes while a string is executed."""
     exec("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nwhile True: pass")

@@ -25,6 +25,21 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+class EndedError(Exception):
+    """Code of users raised what ends programs, as exit() does."""
+
+
+@contextlib.contextmanager
+def contained() -> Iterator[None]:
+    """A block that calls code of users: but for Ctrl-C, whatever it raises is an Exception. Raises EndedError."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise EndedError(f"{type(error).__name__} of {error}" if str(error) else type(error).__name__) from error
+
+
 def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tvmflow.network.foreign import contained
 from tvmflow.network.shapes import DTYPES, shown
 from tvmflow.spec import TensorSpec, UserError
 from tvmflow.tensors import BFLOAT16
@@ -62,7 +63,7 @@ class Interface:
 
         def call(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
             arguments, by_keyword = self.nest(to_torch(array) for array in arrays)
-            with torch.no_grad():
+            with torch.no_grad(), contained():
                 leaves = tree_leaves(network(*arguments, **by_keyword))
             return tuple(to_numpy(leaves[place]) for place in self.results)
 

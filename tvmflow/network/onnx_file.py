@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tvmflow import limits
 from tvmflow.network.foreign import first_line, quiet
 from tvmflow.network.names import name_outputs
 from tvmflow.network.onnx_reference import open_reference
@@ -18,6 +19,23 @@ from tvmflow.spec import Program, TensorSpec, TvmflowError, UserError
 if TYPE_CHECKING:
     import onnx
 
+INPUT_TYPES = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    4: "uint16",
+    5: "int16",
+    6: "int32",
+    7: "int64",
+    9: "bool",
+    10: "float16",
+    11: "float64",
+    12: "uint32",
+    13: "uint64",
+    16: "bfloat16",
+}
+"""What an input may hold, by ONNX's numbers of element types."""
+
 
 def from_onnx(path: Path, input_shapes: Sequence[InputShape]) -> Program:
     """Read an ONNX file. Raises UserError, UnsupportedOperatorError, MissingDependencyError."""
@@ -27,7 +45,9 @@ def from_onnx(path: Path, input_shapes: Sequence[InputShape]) -> Program:
     model = onnx_graph.load(path)
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     inputs = _onnx_inputs(model, set(initializers), input_shapes, path)
+    limits.check_inputs({spec.name: spec.shape for spec in inputs}, str(path))
     onnx_graph.fix_shapes(model, {spec.name: spec.shape for spec in inputs})
+    onnx_graph.keep_needed_nodes(model)
     with quiet():
         try:
             module = import_graph(onnx_graph.inline_functions(model, path), inputs)
@@ -62,12 +82,14 @@ def from_onnx(path: Path, input_shapes: Sequence[InputShape]) -> Program:
 def _onnx_inputs(
     model: onnx.ModelProto, initializers: set[str], given: Sequence[InputShape], path: Path
 ) -> tuple[TensorSpec, ...]:
-    from onnx.helper import tensor_dtype_to_np_dtype
+    from onnx import TensorProto
 
     graph_inputs = [entry for entry in model.graph.input if entry.name not in initializers]
     shapes = assign_shapes(given, [entry.name for entry in graph_inputs], str(path))
-    specs = []
+    specs, kinds = [], ", ".join(INPUT_TYPES.values())
     for entry in graph_inputs:
+        if entry.type.WhichOneof("value") != "tensor_type":
+            raise UserError(f"{path} takes {entry.name!r}, which is no tensor; inputs are tensors of {kinds}.")
         dims = [max(0, dim.dim_value) for dim in entry.type.tensor_type.shape.dim]  # some write −1 for an open one
         shape = shapes.get(entry.name)
         if shape is None and not all(dims):
@@ -84,6 +106,11 @@ def _onnx_inputs(
                 f"{path} wants {'×'.join(str(dim or '?') for dim in dims)} for its input {entry.name!r}; "
                 f"--input-shape {'x'.join(map(str, shape))} doesn't fit."
             )
-        dtype = tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
-        specs.append(TensorSpec(name=entry.name, shape=shape or tuple(dims), dtype=str(dtype)))
+        number = entry.type.tensor_type.elem_type
+        dtype = INPUT_TYPES.get(number)
+        if dtype is None:
+            known = number in TensorProto.DataType.values()
+            named = TensorProto.DataType.Name(number) if known else "which ONNX doesn't have"
+            raise UserError(f"{path} takes {entry.name!r} of the element type {number}, {named}; inputs are {kinds}.")
+        specs.append(TensorSpec(name=entry.name, shape=shape or tuple(dims), dtype=dtype))
     return tuple(specs)

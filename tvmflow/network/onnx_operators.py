@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 from tvm import relax
 from tvm.relax import op
 
+from tvmflow import limits
 from tvmflow.network import onnx_graph
 from tvmflow.network.foreign import report_unsupported
 from tvmflow.network.names import BindingNames
@@ -370,7 +371,11 @@ class Walk:
         except UnsupportedOperatorError as error:
             self.refused.append(error)
             return [MISSING] * len(node.output)
-        return [self.bound(value) for value in (made if isinstance(made, tuple) else (made,))]
+        results = [self.bound(value) for value in (made if isinstance(made, tuple) else (made,))]
+        for result in results:
+            if isinstance(result, relax.Expr) and isinstance(result.ty, relax.TensorType):
+                limits.check_tensor(shape_of(result), f"The result of {name}")
+        return results
 
     def bound(self, value: Any) -> Any:
         return self.bind(value) if isinstance(value, relax.Expr) else value

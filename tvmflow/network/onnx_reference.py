@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tvmflow import limits
 from tvmflow.network.foreign import first_line
 from tvmflow.rounding import MOVED_BY, MOVING
 from tvmflow.spec import MissingDependencyError, UserError
@@ -46,6 +47,8 @@ EXACT = frozenset(
     }
 )
 """Operators that select, copy or make values: nothing in their results is rounded."""
+
+MOST_NUMBERS_OF_A_SHAPE = 1024
 
 Run = Callable[[Mapping[str, np.ndarray]], tuple[np.ndarray, ...]]
 
@@ -234,14 +237,33 @@ def _corrected_operators(opset: int) -> list[type]:
 def evaluate(
     node: onnx.NodeProto, opsets: Sequence[onnx.OperatorSetIdProto], inputs: Mapping[str, np.ndarray]
 ) -> list[np.ndarray] | None:
-    """The results of one node on known inputs, None if neither reference can run it."""
+    """The results of one node on known inputs, None if neither reference can run it. Raises UserError if too large."""
     model = _single(node, opsets, inputs)
+    _check_results(model, inputs)
     for make in ([_runtime] if importlib.util.find_spec("onnxruntime") is not None else []) + [_evaluator]:
         with contextlib.suppress(Exception):
             if make is _evaluator:
                 _check_evaluator(model, node.name, "")
             return [np.asarray(result) for result in make(model)(inputs)]
     return None
+
+
+def _check_results(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError if a node's results are larger than tensors are taken, before they are made."""
+    import onnx
+
+    known = onnx.ModelProto()
+    known.CopyFrom(model)
+    try:
+        for name, array in inputs.items():
+            if array.size <= MOST_NUMBERS_OF_A_SHAPE:
+                known.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        outputs = onnx.shape_inference.infer_shapes(known, data_prop=True).graph.output
+    except Exception:  # an operator that ONNX doesn't know, or that its shape inference is wrong about
+        return
+    for entry in outputs:
+        shape = [dim.dim_value for dim in entry.type.tensor_type.shape.dim]
+        limits.check_tensor(shape, f"The result {entry.name!r} of {model.graph.node[0].op_type}")
 
 
 def _single(

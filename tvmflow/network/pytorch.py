@@ -6,20 +6,20 @@ import contextlib
 import importlib
 import inspect
 import itertools
-import json
 import re
 import sys
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvmflow import limits
 from tvmflow.models import MODELS, accuracy
-from tvmflow.network.foreign import first_line, quiet
+from tvmflow.network import pt2_archive
+from tvmflow.network.foreign import contained, first_line, quiet
 from tvmflow.network.interface import Interface, keep_tensors, nest_named, read_interface
 from tvmflow.network.names import name_outputs
-from tvmflow.network.pytorch_operators import decompose, torch_importer
+from tvmflow.network.pytorch_operators import decompose, module_path_of, torch_importer
 from tvmflow.network.repeatable import refuse_randomness, refuse_state_outside, refuse_training_and_state
 from tvmflow.network.shapes import InputShape, Shape, assign, check_dtypes, shown
 from tvmflow.network.vectors import make_vectors
@@ -61,7 +61,16 @@ def call_factory(text: str) -> torch.nn.Module:
     with _user_path():
         try:
             factory = getattr(importlib.import_module(module_name), attribute)
-            network = factory()
+            if inspect.isbuiltin(factory):  # os.abort ends any program
+                raise UserError(
+                    f"--model {text} is built into Python; a factory is a function that returns a torch.nn.Module."
+                )
+            with contained():
+                network = factory()
+                if isinstance(network, torch.nn.Module):
+                    network = network.eval()
+        except UserError:
+            raise
         except ModuleNotFoundError as error:
             raise UserError(f"--model {text}: no module named {error.name!r} on the Python path.") from error
         except AttributeError as error:
@@ -70,7 +79,7 @@ def call_factory(text: str) -> torch.nn.Module:
             raise UserError(f"--model {text} failed with {type(error).__name__}: {first_line(error)}.") from error
     if not isinstance(network, torch.nn.Module):
         raise UserError(f"--model {text} gave a {type(network).__name__}; a factory returns a torch.nn.Module.")
-    return network.eval()
+    return network
 
 
 def from_module(
@@ -107,7 +116,8 @@ def _from_network(
             return torch.randn(leaf.shape, generator=generator).to(leaf.dtype)
 
         given, named = tree_map(noise, (arguments, by_keyword))
-        return network(*given, **named)
+        with contained():
+            return network(*given, **named)
 
     try:
         refuse_state_outside(run, source)
@@ -123,7 +133,7 @@ def _from_network(
             f"{first_line(error)}{hint}."
         ) from error
     try:
-        with quiet():
+        with quiet(), contained():
             exported = torch.export.export(network, arguments, by_keyword)
     except Exception as error:
         raise UserError(f"torch.export can't take {source}: {first_line(error)}.") from error
@@ -154,6 +164,7 @@ def _arguments(
     names = [leaf for name, leaves in places.items() for leaf in leaves or [name]]
     extra = [f"the {number}th" for number in range(len(names) + 1, len(given) + 1)] if several else []
     found = assign(given, [*names, *extra], source)
+    limits.check_inputs({name: entry.shape for name, entry in found.items()}, source)
     zeros = {
         name: torch.zeros(entry.shape, dtype=getattr(torch, entry.dtype or "float32")) for name, entry in found.items()
     }
@@ -175,27 +186,41 @@ def _arguments(
 
 
 def from_pt2(path: Path, input_shapes: Sequence[InputShape]) -> Program:
+    """Read a file of torch.export.save without running anything it brings along (`pt2_archive`).
+
+    Raises UserError, UnsupportedOperatorError.
+    """
+    exported = pt2_archive.load(path)
+    interface = read_interface(exported, str(path))
+    _give_sample_inputs(exported, interface, str(path))
+    return _from_exported(_specialize(exported, interface, input_shapes, str(path)), path.stem, str(path), None)
+
+
+def _give_sample_inputs(exported: torch.export.ExportedProgram, interface: Interface, source: str) -> None:
+    """Zeros of the sizes that the network was exported with, without which PyTorch doesn't check its guards."""
     import torch
 
-    _refuse_pickles_inside(path)
+    shapes = [[dim if isinstance(dim, int) else dim.node.hint for dim in spec.shape] for spec in interface.inputs]
+    for spec, shape in zip(interface.inputs, shapes, strict=True):
+        if None in shape:
+            raise UserError(f"{source} doesn't say for which size of {spec.name!r} it was exported; export it anew.")
+    limits.check_inputs({spec.name: shape for spec, shape in zip(interface.inputs, shapes, strict=True)}, source)
+    zeros = [
+        torch.zeros(shape, dtype=getattr(torch, spec.dtype))
+        for spec, shape in zip(interface.inputs, shapes, strict=True)
+    ]
     try:
-        with quiet():
-            exported = torch.export.load(path)
+        exported.example_inputs = interface.nest(zeros)
     except Exception as error:
-        raise UserError(
-            f"{path} can't be read as a .pt2 file of torch.export.save ({first_line(error)}); "
-            f"it may be damaged or come from another PyTorch than {torch.__version__}."
-        ) from error
-    return _from_exported(_specialize(exported, input_shapes, str(path)), path.stem, str(path), None)
+        raise UserError(f"{source} takes its arguments otherwise than it says: {first_line(error)}.") from error
 
 
 def _specialize(
-    exported: torch.export.ExportedProgram, input_shapes: Sequence[InputShape], source: str
+    exported: torch.export.ExportedProgram, interface: Interface, input_shapes: Sequence[InputShape], source: str
 ) -> torch.export.ExportedProgram:
     """With the shapes that the user gives in place of dimensions that were left open. Raises UserError."""
     import torch
 
-    interface = read_interface(exported, source)
     given = assign(input_shapes, [spec.name for spec in interface.inputs], source)
     check_dtypes(input_shapes, interface.inputs, source)
     for spec in interface.inputs:
@@ -210,6 +235,9 @@ def _specialize(
                 f"{source} was exported for an input{_named(spec, interface)} of {_shown_open(spec)}; "
                 f"--input-shape {given[spec.name]} doesn't fit."
             )
+    limits.check_inputs(
+        {spec.name: given[spec.name].shape if spec.name in given else spec.shape for spec in interface.inputs}, source
+    )
     open_ones = [spec for spec in interface.inputs if not all(isinstance(dim, int) for dim in spec.shape)]
     for spec in open_ones:
         if spec.name not in given:
@@ -241,25 +269,6 @@ def _shown_open(spec: TensorSpec) -> str:
     return shown([dim if isinstance(dim, int) else "?" for dim in spec.shape])
 
 
-def _refuse_pickles_inside(path: Path) -> None:
-    """torch.export.load unpickles weights and custom objects that the archive marks so; such files are refused."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if broken := archive.testzip():
-                raise UserError(f"{path} is damaged: its member {broken} doesn't match its checksum.")
-            for member in archive.infolist():
-                marked = member.filename.endswith("_config.json") and '"use_pickle": true' in json.dumps(
-                    json.loads(archive.read(member))
-                )
-                if marked or "custom_obj" in Path(member.filename).name or Path(member.filename).suffix == ".so":
-                    raise UserError(
-                        f"{path} holds pickled or compiled objects ({member.filename}), and loading those runs code; "
-                        "export the network with plain contiguous tensors as weights."
-                    )
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
-        raise UserError(f"{path} is no intact .pt2 file of torch.export.save: {first_line(error)}.") from error
-
-
 def _from_exported(
     exported: torch.export.ExportedProgram,
     name: str,
@@ -270,11 +279,22 @@ def _from_exported(
     """`network` is what was exported, and gives the reference outputs; without it, the exported program does."""
     interface = read_interface(exported, source)
     _check_weights(exported, source)
-    with quiet():
-        reference = interface.reference(network or exported.module())
-        exported = decompose(exported)
+    try:
+        with quiet():
+            reference = interface.reference(network or exported.module())
+            exported = decompose(exported)
+    except TvmflowError:
+        raise
+    except Exception as error:
+        raise UserError(f"PyTorch can't take {source} apart into its core operators: {first_line(error)}.") from error
     refuse_training_and_state(exported, source, in_eval_mode=network is not None and not network.training)
-    vectors = make_vectors(interface.inputs, reference, preprocessing)
+    _check_results(exported, source)
+    try:
+        vectors = make_vectors(interface.inputs, reference, preprocessing)
+    except TvmflowError:
+        raise
+    except Exception as error:
+        raise UserError(f"{source} can't be run by PyTorch: {first_line(error)}.") from error
     refuse_randomness(exported, reference, vectors[0], source)
     with quiet():
         keep_tensors(exported)
@@ -297,6 +317,17 @@ def _from_exported(
         parameters=sum(parameter.numel() for _, parameter in exported.named_parameters()),
         original=reference,
     )
+
+
+def _check_results(exported: torch.export.ExportedProgram, source: str) -> None:
+    """Raises UserError if an operator's result is larger than is taken, before anything is computed."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    for node in exported.graph.nodes:
+        for value in tree_leaves(node.meta.get("val")) if node.op == "call_function" else ():
+            if isinstance(value, torch.Tensor):
+                limits.check_tensor(tuple(value.shape), f"{source}: the result of {module_path_of(node)}")
 
 
 def _check_weights(exported: torch.export.ExportedProgram, source: str) -> None:
