@@ -1,6 +1,10 @@
 """`python -m tvmflow.tune` is the same as `tvmflow tune`."""
 
+import os
 import sys
+
+if sys.path and sys.path[0] in ("", os.getcwd()):  # where nothing but this package was looked for
+    del sys.path[0]
 
 from tvmflow.cli import main
 
