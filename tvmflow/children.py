@@ -72,7 +72,8 @@ def find_package(name: str) -> Path | None:
     if spec is None or spec.origin is None:
         return None
     folder = Path(spec.origin).parent
-    if str(folder.parent) in search_path() or _current_folder() not in map(str, (folder, folder.parent)):
+    found_in = str(folder.parent if spec.submodule_search_locations else folder)
+    if found_in != _current_folder() or found_in in search_path():
         return folder
     spec = importlib.machinery.PathFinder.find_spec(name, search_path())
     return Path(spec.origin).parent if spec is not None and spec.origin is not None else None

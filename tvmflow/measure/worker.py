@@ -1,4 +1,4 @@
-"""The process that runs a compiled library: `tvmflow.measure.worker JOB.json RESULT.json`.
+"""The process that runs a compiled library: `python -m tvmflow.measure.worker JOB.json RESULT.json`.
 
 A library that crashes takes this process with it and nothing else; thread count, memory and warm-up start from
 nothing. Jobs are {"mode": "run" | "time" | "profile", "library": path, "inputs": [.npy files], …}; see `local`.

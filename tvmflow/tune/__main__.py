@@ -1,9 +1,9 @@
 """`python -m tvmflow.tune` is the same as `tvmflow tune`."""
 
-import os
 import sys
 
-if sys.path and sys.path[0] in ("", os.getcwd()):  # where nothing but this package was looked for
+# Python has put the current folder first, where nothing but this package is looked for.
+if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
     del sys.path[0]
 
 from tvmflow.cli import main
