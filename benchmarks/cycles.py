@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -110,7 +111,6 @@ def prepare(model: str, way: str, folder: Path) -> None:
 def measure(model: str, way: str, folder: Path) -> list[dict[str, Any]]:
     """What was modelled of each kernel that takes LEAST_US or more, with its time in µs and the core's clock."""
     from tvmflow.bundle import open_bundle
-    from tvmflow.toolchain import python_environment
 
     root = place(model, way, folder)
     modelled = {row["kernel"]: row for row in json.loads((root / "modelled.json").read_text())}
@@ -119,7 +119,7 @@ def measure(model: str, way: str, folder: Path) -> list[dict[str, Any]]:
         for file, array in zip(files, bundle.vectors()[0].inputs, strict=True):
             np.save(file, array)
         command = [sys.executable, "-m", "benchmarks.time_kernels", str(bundle.library), json.dumps(list(modelled))]
-        environment = {**python_environment(), "TVM_NUM_THREADS": "1"}
+        environment = {**os.environ, "TVM_NUM_THREADS": "1"}
         done = subprocess.run([*command, *map(str, files)], env=environment, capture_output=True, text=True, check=True)
     timed = json.loads((root / "timed.json").read_text()) if (root / "timed.json").exists() else {}
     for kernel, us, mhz in json.loads(done.stdout):

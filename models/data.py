@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import pickle
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tvmflow import scratch
 from tvmflow.models import CIFAR10_LABELS, CIFAR10_PREPROCESSING
 from tvmflow.spec import Preprocessing, UserError
 from tvmflow.toolchain import cache_folder
@@ -291,12 +290,7 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """The cache is a convenience: where it can't be written, the data are simply read again next time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-            try:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with scratch.replacing(path) as made, made.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
     except OSError:
         pass

@@ -14,6 +14,7 @@ import torch
 from tvmflow.models import baselines
 from tvmflow.models.dilated_net import WEIGHTS, DilatedNet, DilatedNetConfig
 from tvmflow.models.experiments import EPOCHS, EXPERIMENTS, SEEDS, VARIANTS
+from tvmflow.models.train import write_text
 
 PAPER_TABLE_2 = {"delta0": 82.04, "delta1": 83.32, "delta2": 84.25, "delta3": 83.56}
 IMAGE_SIDE = 32
@@ -38,8 +39,8 @@ def write(results_folder: Path, page: Path) -> None:
     results = read(results_folder)
     for group, variants in results.items():
         means = {name: _mean_curve(runs) for name, runs in variants.items()}
-        (results_folder / f"{group}.svg").write_text(curves(means), encoding="utf-8")
-    page.write_text(text(results, results_folder.name), encoding="utf-8")
+        write_text(results_folder / f"{group}.svg", curves(means))
+    write_text(page, text(results, results_folder.name))
 
 
 def read(folder: Path) -> Results:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import io
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tvmflow import scratch
 from tvmflow.models import CIFAR10_PREPROCESSING
 from tvmflow.models.data import DataSet, Split
 from tvmflow.models.depthwise import use_fast_depthwise
@@ -211,9 +212,10 @@ class _State:
 
 def save_state(content: dict[str, Any], path: Path) -> None:
     """Write a checkpoint, whole or not at all."""
-    scratch = path.with_suffix(".writing")
-    torch.save(content, scratch)
-    os.replace(scratch, path)
+    buffer = io.BytesIO()  # torch.save has errors of its own for a full disk
+    torch.save(content, buffer)
+    with scratch.replacing(path) as made:
+        made.write_bytes(buffer.getbuffer())
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -300,12 +302,12 @@ def accuracy_of(network: nn.Module, split: Split, preprocessing: Preprocessing =
 
 def export(run: Run, data: DataSet, folder: Path, name: str, command: str) -> None:
     """Write `name`.safetensors, its curve as .json and its model card as .md into `folder`."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / f".{name}.writing"
-    save_file({key: value.contiguous() for key, value in run.network.state_dict().items()}, scratch)
-    os.replace(scratch, folder / f"{name}.safetensors")
+    weights = save({key: value.contiguous() for key, value in run.network.state_dict().items()})
+    with scratch.replacing(folder / f"{name}.safetensors") as made:
+        made.write_bytes(weights)
     facts: dict[str, Any] = {
         "accuracy": accuracy_of(run.network, data.test, data.preprocessing),
         "data_set": data.name,
@@ -390,9 +392,8 @@ def config_of(fields: dict[str, Any]) -> TrainConfig:
 
 
 def write_text(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.writing")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+    with scratch.replacing(path) as made:
+        made.write_text(text, encoding="utf-8")
 
 
 def keep_memory() -> None:

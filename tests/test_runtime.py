@@ -37,7 +37,8 @@ def test_it_is_made_whole_or_not_at_all(monkeypatch, tmp_path):
     def slower_than_another(package, elf, destination):
         other = runtime.folder(elf)
         other.mkdir(exist_ok=True)
-        Path(other, "libtvm_ffi.so").write_bytes(b"the other's")
+        for name in ("libtvm_ffi.so", "libtvm_runtime.so"):
+            Path(other, name).write_bytes(b"the other's")
         return wheel
 
     monkeypatch.setattr(runtime, "_download", slower_than_another)

@@ -1,9 +1,10 @@
 """From a trained PyTorch network to the embedded devices where it has to run, with an honest account of the cost."""
 
-from pathlib import Path
+import os
 
 __version__ = "0.1.0"
 
-if not Path(__file__).with_name("targets").is_dir():
+_folder = os.path.dirname(__file__)
+if not os.path.isdir(os.path.join(_folder, "targets")):
     # A checkout keeps schedules/, targets/ and models/ beside this package; a wheel keeps them inside it.
-    __path__.append(str(Path(__file__).parents[1]))
+    __path__.append(os.path.dirname(_folder))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tvmflow import children
 from tvmflow.spec import MissingDependencyError, Target, UserError, VerificationError
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ def require_tools(target: Target) -> None:
     tools = TOOLS.get((target.kind, target.elf[0]))
     if tools is None:
         raise MissingDependencyError(f"Cycles of {target.elf[0]}-bit code of {target.kind} boards can't be modelled.")
-    if absent := {command: package for command, package in tools.items() if shutil.which(command) is None}:
+    if absent := {command: package for command, package in tools.items() if children.which(command) is None}:
         raise MissingDependencyError(
             f"Modelling cycles needs {', '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} not installed",
             tuple(dict.fromkeys(absent.values())),
@@ -263,7 +263,7 @@ def require_tools(target: Target) -> None:
 
 def find(command: str) -> str:
     """Raises MissingDependencyError."""
-    if path := shutil.which(command):
+    if path := children.which(command):
         return path
     raise MissingDependencyError(f"Modelling cycles needs {command}, which is not installed", ["llvm-22"])
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from tvmflow import bundle as bundles
-from tvmflow import device
+from tvmflow import children, device
 from tvmflow.backends import Timing, layer_rows
 from tvmflow.bundle import Bundle
 from tvmflow.measure.noise import NOISY_SPREAD, disturbances
@@ -98,7 +98,11 @@ class Connection:
             local = free.getsockname()[1]
         forwarding = ("-O", "forward", "-L", f"127.0.0.1:{local}:127.0.0.1:{port}")
         done = subprocess.run(
-            ["ssh", *self.options, *forwarding, "--", self.host], capture_output=True, text=True, check=False
+            ["ssh", *self.options, *forwarding, "--", self.host],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=children.environment(),
         )
         if done.returncode != 0:
             raise self.failure(done.stderr, "connecting")
@@ -115,7 +119,8 @@ class Connection:
         # Files, not pipes: the process that keeps the connection open would hold a pipe open too.
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             stdin = subprocess.PIPE if send else subprocess.DEVNULL
-            with subprocess.Popen([*self.command, remote], stdin=stdin, stdout=output, stderr=errors) as process:
+            streams: dict[str, Any] = {"stdin": stdin, "stdout": output, "stderr": errors}
+            with subprocess.Popen([*self.command, remote], **streams, env=children.environment()) as process:
                 try:
                     if send and process.stdin:
                         with contextlib.suppress(BrokenPipeError):  # it has gone; its exit code says why
@@ -285,7 +290,8 @@ def connect(host: str, ssh_config: Path | None = None) -> Iterator[Connection]:
             raise
         finally:
             with contextlib.suppress(OSError):
-                subprocess.run(["ssh", *given, "-O", "exit", "--", host], capture_output=True, check=False)
+                command = ["ssh", *given, "-O", "exit", "--", host]
+                subprocess.run(command, capture_output=True, check=False, env=children.environment())
 
 
 def facts(connection: Connection) -> dict[str, Any]:

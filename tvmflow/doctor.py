@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import tvmflow.models
-from tvmflow import emulate, runtime, toolchain
+from tvmflow import children, emulate, runtime, toolchain
 from tvmflow.cortex_m.machine import PACKAGE, QEMU
 from tvmflow.cycles import TOOLS
 from tvmflow.emulate import EMULATORS, Emulator
@@ -162,7 +162,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _ssh() -> Finding:
-    return packaged("ssh", shutil.which("ssh"), ["openssh-client"], "deploying to a board")
+    return packaged("ssh", children.which("ssh"), ["openssh-client"], "deploying to a board")
 
 
 def _onnxruntime() -> Finding:
@@ -194,7 +194,7 @@ def _nvrtc() -> Finding:
 
 def _linkers() -> Iterator[Finding]:
     zig = _version("ziglang")
-    system = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    system = children.which(os.environ.get("CC", "cc")) or children.which("gcc") or children.which("clang")
     yield Finding(
         name="ziglang",
         status="ok" if zig else "missing" if system else "problem",
@@ -212,7 +212,7 @@ def _linkers() -> Iterator[Finding]:
     for (bits, machine), command in toolchain.CROSS_COMPILERS.items():
         if machine not in ("AArch64", "ARM"):
             continue
-        path = shutil.which(command)
+        path = children.which(command)
         yield Finding(
             name=command,
             status="ok" if path or zig else "missing",
@@ -227,7 +227,7 @@ def _linkers() -> Iterator[Finding]:
 
 def _emulation(elf: tuple[int, str], emulator: Emulator) -> Iterator[Finding]:
     purpose = f"verifying builds for {emulator.machine} boards on this computer"
-    qemu = next(filter(None, map(shutil.which, emulator.commands)), None)
+    qemu = next(filter(None, map(children.which, emulator.commands)), None)
     yield packaged(emulator.commands[-1], qemu, emulator.packages, purpose)
     root: str | None = None
     with contextlib.suppress(MissingDependencyError):
@@ -240,7 +240,7 @@ def _emulation(elf: tuple[int, str], emulator: Emulator) -> Iterator[Finding]:
 
 def _system_emulation() -> Finding:
     purpose = "verifying builds for microcontrollers on this computer"
-    return packaged(QEMU, shutil.which(QEMU), [PACKAGE], purpose)
+    return packaged(QEMU, children.which(QEMU), [PACKAGE], purpose)
 
 
 def _cycles() -> Iterator[Finding]:
@@ -249,7 +249,7 @@ def _cycles() -> Iterator[Finding]:
         shared = command in microcontrollers
         name = command if shared else f"{command} with plugins"  # the static one has none
         purpose = "modelling cycles of ARM boards" + " and microcontrollers" * shared
-        yield packaged(name, shutil.which(command), [package], purpose)
+        yield packaged(name, children.which(command), [package], purpose)
 
 
 def _runtime(elf: tuple[int, str], emulator: Emulator, purpose: str) -> Finding:

@@ -15,16 +15,16 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmflow import device, runtime, toolchain
+from tvmflow import cache, children, device, runtime, toolchain
 from tvmflow.cycles import Traced, disassemble, read_trace, split
 from tvmflow.spec import MissingDependencyError, Target, TensorSpec, UserError, VerificationError
 from tvmflow.tensors import BFLOAT16
@@ -134,9 +134,9 @@ def run_vectors(
             _run([*emulated, str(len(inputs))], folder, what, stall_seconds)
             described = [(np.dtype(spec.dtype), spec.shape) for spec in outputs]
         else:
-            by_kernels = [sys.executable, "-m", "tvmflow.emulated_kernels", json.dumps(emulated)]
+            by_kernels = children.python("tvmflow.emulated_kernels", json.dumps(emulated))
             arguments = [str(library.resolve()), str(len(inputs)), *(describe(stack[0]) for stack in stacks)]
-            said = _run([*by_kernels, *arguments], folder, what, stall_seconds)
+            said = _run([*by_kernels, *arguments], folder, what, stall_seconds, environment=children.environment())
             described = [parse_description(line) for line in said]
         if len(described) != len(outputs):
             raise VerificationError(f"{what} has {len(described)} outputs where the network has {len(outputs)}.")
@@ -157,7 +157,7 @@ def trace_calls(bundle: Bundle, emulator: Emulator | None = None) -> Traced:
     emulator = emulator or _find_emulator(target)
     if not emulator.whole:
         raise MissingDependencyError(f"{emulator.machine} code isn't traced here: TVM publishes no runtime for it.")
-    qemu = shutil.which(emulator.commands[-1])
+    qemu = children.which(emulator.commands[-1])
     if qemu is None:  # the static emulators know no plugins
         raise MissingDependencyError(
             f"Tracing {emulator.machine} code needs {emulator.commands[-1]}, which is not installed", ["qemu-user"]
@@ -215,7 +215,7 @@ def _find_emulator(target: Target) -> Emulator:
 
 def _find_qemu(emulator: Emulator) -> str:
     for command in emulator.commands:
-        if path := shutil.which(command):
+        if path := children.which(command):
             return path
     raise MissingDependencyError(
         f"Running {emulator.machine} code here needs {emulator.commands[0]}, which is not installed", emulator.packages
@@ -274,26 +274,24 @@ def _program_target(target: Target, emulator: Emulator) -> Target:
 
 
 def _build_program(target: Target, emulator: Emulator) -> Path:
-    """The executable of the emulator's C program, in the cache beside the runtime, compiled unless it is there."""
+    """The executable of the emulator's C program, in the cache with the runtime, compiled unless it is there."""
     linker = toolchain.select_linker(_program_target(target, emulator))
-    libraries = runtime.fetch(target.elf)[:1] if emulator.whole else ()
+    libraries = runtime.fetch(target.elf) if emulator.whole else ()
     options = ("-std=gnu11", "-O1", "-rdynamic", f"-I{runtime.include_folder()}", f"-I{device.HERE}")
-    described = f"{linker.name} {linker.version} {emulator.triple} {options}".encode()
+    described = f"{linker.name} {linker.version} {emulator.triple} {options} {runtime.folder(target.elf).name}".encode()
     texts = [*emulator.sources, device.HERE / "tvmflow.h"]
     key = hashlib.sha256(b"".join(path.read_bytes() for path in texts) + described).hexdigest()
-    folder = runtime.folder(target.elf)
-    program = folder / f"{emulator.sources[0].stem}-{key[:16]}"
-    if program.exists():
-        return program
+
+    def make(folder: Path) -> None:
+        for library in libraries:
+            shutil.copy(library, folder)
+        toolchain.link(linker, folder / "program", [*emulator.sources, *libraries[:1], *device.LINK, "-ldl"], options)
+
+    files = ["program", *(library.name for library in libraries)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="program-", dir=folder) as temporary:
-            made = Path(temporary, "program")
-            toolchain.link(linker, made, [*emulator.sources, *libraries, *device.LINK, "-ldl"], options)
-            made.replace(program)
+        return cache.entry("emulated", f"{emulator.sources[0].stem}-{key[:16]}", files, make) / "program"
     except (UserError, OSError) as error:
         raise MissingDependencyError(f"The program that runs emulated code can't be made: {error}") from error
-    return program
 
 
 def compile_plugin(source: Path) -> Path:
@@ -326,17 +324,23 @@ def parse_description(description: str) -> tuple[np.dtype, tuple[int, ...]]:
     return np.dtype(f"{kinds[code]}{bits // 8}"), tuple(shape)
 
 
-def _run(command: Sequence[str], folder: Path, what: str, stall_seconds: float, threads: int = THREADS) -> list[str]:
-    """Run an emulated program in `folder`. Returns what it says of each output."""
-    # Nothing of this computer's environment is meant for the board's code: LD_PRELOAD would even break it.
-    environment = {"TVM_NUM_THREADS": str(threads)}
-    if command[0] == sys.executable:
-        environment |= toolchain.python_environment()
+def _run(
+    command: Sequence[str],
+    folder: Path,
+    what: str,
+    stall_seconds: float,
+    threads: int = THREADS,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> list[str]:
+    """Run an emulated program in `folder`. Returns what it says of each output.
+
+    Nothing of this computer's environment is meant for the board's code: LD_PRELOAD would even break it.
+    """
     try:
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env=environment,
+            env={"TVM_NUM_THREADS": str(threads), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 
+from tvmflow import scratch
 from tvmflow.spec import Preprocessing, UserError
 
 if TYPE_CHECKING:
@@ -355,9 +355,8 @@ def save(network: IntegerNetwork, path: Path) -> None:
         for key in ARRAYS
         if getattr(layer, key) is not None and not (layer.kind == "pool" and key == "weight")
     }
-    scratch = path.with_name(f".{path.name}.writing")
-    scratch.write_bytes(to_bytes(arrays, {"tvmflow": json.dumps(content, ensure_ascii=False, sort_keys=True)}))
-    os.replace(scratch, path)
+    with scratch.replacing(path) as made:
+        made.write_bytes(to_bytes(arrays, {"tvmflow": json.dumps(content, ensure_ascii=False, sort_keys=True)}))
 
 
 def load(path: Path) -> IntegerNetwork:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tvmflow import interrupt
+from tvmflow import interrupt, scratch
 from tvmflow.cortex_m.stages import choose_float_kernels, choose_kernels, lower_kernels, place_tensors
 from tvmflow.passes.bind_threads import bind_threads
 from tvmflow.passes.block_channels import block_channels
@@ -134,5 +134,6 @@ def run_stages(program: Program, target: Target, dump_dir: Path | None = None) -
         if dump_dir is not None:
             dump_dir.mkdir(parents=True, exist_ok=True)
             text, suffix = (program.module.script(), "py") if program.vta is None else (program.vta.text(), "txt")
-            (dump_dir / f"{number:0{digits}}-{stage.__name__}.{suffix}").write_text(text)
+            with scratch.replacing(dump_dir / f"{number:0{digits}}-{stage.__name__}.{suffix}") as made:
+                made.write_text(text)
     return program

@@ -10,7 +10,6 @@ import logging
 import secrets
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from tvmflow import bundle as bundles
+from tvmflow import children
 from tvmflow import tracker as trackers
 from tvmflow.deploy import PATIENCE_SECONDS, connect, report_on, window_seconds
 from tvmflow.measure.local import layer_times
@@ -29,7 +29,6 @@ from tvmflow.report import Report
 from tvmflow.serve import PORT, prove, read_token
 from tvmflow.spec import DeviceError, Measurement, TvmflowError, UserError, VerificationError
 from tvmflow.tensors import load
-from tvmflow.toolchain import python_environment
 from tvmflow.verify import compare, failure_sentence
 
 log = logging.getLogger(__name__)
@@ -217,12 +216,12 @@ def _call(place: Place, job: dict[str, Any], seconds: float) -> dict[str, Any]:
         job_file.write_text(json.dumps(content))
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "tvmflow.measure.rpc_worker", str(job_file), str(result_file)],
+                children.python("tvmflow.measure.rpc_worker", job_file, result_file),
                 capture_output=True,
                 text=True,
                 check=False,
                 timeout=seconds,
-                env=python_environment(),
+                env=children.environment(),
             )
         except subprocess.TimeoutExpired as error:
             raise DeviceError(f"{place.name} didn't finish in {seconds:g} s.", "timeout") from error

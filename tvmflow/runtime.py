@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import logging
 import os
 import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tvmflow import toolchain
-from tvmflow.spec import MissingDependencyError, Target
+from tvmflow import cache, children
+from tvmflow.spec import MissingDependencyError, Target, UserError
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +21,9 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "apache-tvm": ("libtvm_runtime.so",),
 }
 """What is kept of each wheel. Beyond these two they need the C and C++ libraries only."""
+
+GROUP = "runtime"
+"""The cache's folder for it."""
 
 PLATFORMS: dict[tuple[int, str], tuple[str, ...]] = {
     (64, "AArch64"): tuple(f"manylinux_2_{glibc}_aarch64" for glibc in (28, 27, 24, 17)),
@@ -50,17 +51,17 @@ def offline() -> bool:
 def folder(elf: tuple[int, str]) -> Path:
     """Where the downloaded runtime of the installed versions is kept."""
     versions = "-".join(f"{package}-{importlib.metadata.version(package)}" for package in sorted(LIBRARIES))
-    return toolchain.cache_folder() / "runtime" / f"{elf[1].lower()}-{versions}"
+    return cache.cache_folder() / GROUP / f"{elf[1].lower()}-{versions}"
 
 
 def missing(elf: tuple[int, str]) -> bool:
     """Whether the runtime has still to be downloaded (some 95 MB, of which 5 MB are kept)."""
-    return elf in PLATFORMS and not _is_host(elf) and not folder(elf).is_dir()
+    return elf in PLATFORMS and not _is_host(elf) and not cache.is_intact(folder(elf), _files(), recorded=False)
 
 
 def offline_sentence(elf: tuple[int, str]) -> str:
     return (
-        f"TVM's runtime for {elf[0]}-bit {elf[1]} is needed, which is not in {toolchain.cache_folder()}, and "
+        f"TVM's runtime for {elf[0]}-bit {elf[1]} is needed, which is not in {cache.cache_folder()}, and "
         "TVMFLOW_OFFLINE forbids the download: run one build without it."
     )
 
@@ -69,12 +70,17 @@ def fetch(elf: tuple[int, str]) -> tuple[Path, ...]:
     """The runtime's libraries, downloaded unless they are there. Raises MissingDependencyError."""
     if _is_host(elf):
         return tuple(_installed(package, name) for package, names in LIBRARIES.items() for name in names)
-    kept = folder(elf)
-    if missing(elf):
-        if offline():
-            raise MissingDependencyError(offline_sentence(elf))
-        _download_into(kept, elf)
-    return tuple(kept / name for names in LIBRARIES.values() for name in names)
+    if missing(elf) and offline():
+        raise MissingDependencyError(offline_sentence(elf))
+    try:
+        kept = cache.entry(GROUP, folder(elf).name, _files(), lambda made: _download_into(made, elf), recorded=False)
+    except (OSError, zipfile.BadZipFile, UserError) as error:
+        raise MissingDependencyError(f"TVM's runtime for the board can't be kept: {error}") from error
+    return tuple(kept / name for name in _files())
+
+
+def _files() -> tuple[str, ...]:
+    return tuple(name for names in LIBRARIES.values() for name in names)
 
 
 def include_folder() -> Path:
@@ -89,10 +95,10 @@ def _is_host(elf: tuple[int, str]) -> bool:
 
 
 def _package(name: str) -> Path:
-    found = importlib.util.find_spec(name)  # finds it without importing it
-    if found is None or found.origin is None:
+    found = children.find_package(name)
+    if found is None:
         raise MissingDependencyError(f"The Python package {name} is not installed: `pip install tvmflow`.")
-    return Path(found.origin).parent
+    return found
 
 
 def _installed(package: str, library: str) -> Path:
@@ -103,31 +109,18 @@ def _installed(package: str, library: str) -> Path:
 
 
 def _download_into(kept: Path, elf: tuple[int, str]) -> None:
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="download-", dir=kept.parent) as temporary:
-            unpacked = Path(temporary, "kept")
-            unpacked.mkdir()
-            for package, libraries in LIBRARIES.items():
-                _unpack(_download(package, elf, Path(temporary, package)), libraries, unpacked)
-            try:
-                unpacked.replace(kept)
-            except OSError:
-                if missing(elf):  # else another process was first, with the same files
-                    raise
-    except (OSError, zipfile.BadZipFile) as error:
-        raise MissingDependencyError(
-            f"TVM's runtime for the board can't be put into {kept.parent}: {error}."
-        ) from error
+    with tempfile.TemporaryDirectory(prefix="download-", dir=kept.parent) as temporary:
+        for package, libraries in LIBRARIES.items():
+            _unpack(_download(package, elf, Path(temporary, package)), libraries, kept)
 
 
 def _download(package: str, elf: tuple[int, str], destination: Path) -> Path:
     wanted = f"{package}=={importlib.metadata.version(package)}"
     log.info(f"Downloading {wanted} for {elf[0]}-bit {elf[1]}, once (95 MB in all)")
     platforms = [option for platform in PLATFORMS[elf] for option in ("--platform", platform)]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command = children.python("pip", "download", "--quiet", "--disable-pip-version-check", "--no-input")
     command += ["--no-deps", "--only-binary=:all:", *platforms, "--dest", str(destination), wanted]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=children.environment())
     wheels = sorted(destination.glob("*.whl"))
     if done.returncode != 0 or not wheels:
         lines = [line for line in done.stderr.splitlines() if line.strip()]

@@ -21,7 +21,6 @@ import socket
 import stat
 import struct
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -30,10 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmflow import __version__
+from tvmflow import __version__, children
 from tvmflow import tracker as trackers
 from tvmflow.spec import UserError
-from tvmflow.toolchain import python_environment
 
 log = logging.getLogger(__name__)
 
@@ -205,11 +203,11 @@ class _Session:
         limits = {"memory_bytes": server.limits.memory_bytes, "cpu_seconds": server.limits.cpu_seconds}
         with inner:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tvmflow.rpc_session", json.dumps(limits)],
+                children.python("tvmflow.rpc_session", json.dumps(limits)),
                 stdin=inner.fileno(),
                 stdout=subprocess.DEVNULL,
                 cwd=self.folder,
-                env={**python_environment(), "TMPDIR": str(self.folder)},
+                env={**children.environment(), "TMPDIR": str(self.folder)},
                 start_new_session=True,  # so that whatever it starts can be ended with it
             )
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
-import shutil
 import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tvmflow import cache, children
+from tvmflow.cache import cache_folder as cache_folder
 from tvmflow.spec import MissingDependencyError, Target, UserError
 
 CROSS_COMPILERS: dict[tuple[int, str], str] = {
@@ -33,18 +31,6 @@ class Linker:
     name: str
     command: tuple[str, ...]
     version: str
-
-
-def python_environment() -> dict[str, str]:
-    """The environment in which `python -m tvmflow…` finds this tvmflow, also in a checkout that isn't installed."""
-    root = str(Path(__file__).parents[1])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path}
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept: $XDG_CACHE_HOME/tvmflow."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tvmflow")
 
 
 def select_linker(target: Target, choice: str = "auto") -> Linker:
@@ -74,38 +60,41 @@ def select_linker(target: Target, choice: str = "auto") -> Linker:
         raise UserError(
             f"--linker cc links for this computer only, not for {target.name}; take zig or a cross compiler."
         )
-    path = shutil.which(choice)
+    path = children.which(choice)
     if path is None:
         raise MissingDependencyError(f"--linker {choice}: there is no such command; give zig, cc or a compiler's path.")
     return _compiler(path)
 
 
 def _zig(target: Target) -> Linker | None:
-    if importlib.util.find_spec("ziglang") is None:
+    package = children.find_package("ziglang")
+    if package is None:
         return None
     # Android's C library isn't among zig's: its modules are linked to none, as their board's value says.
     triple = "aarch64-linux-musl" if target.triple.endswith("-android") else target.triple
     extra = ("-nostdlib",) if target.triple.endswith("-android") else ()
     return Linker(
         name="zig",
-        command=(sys.executable, "-m", "ziglang", "cc", "-target", triple, *extra),
+        command=(str(package / "zig"), "cc", "-target", triple, *extra),
         version=importlib.metadata.version("ziglang"),
     )
 
 
 def _system(target: Target) -> Linker | None:
-    path = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    path = children.which(os.environ.get("CC", "cc")) or children.which("gcc") or children.which("clang")
     return _compiler(path) if path else None
 
 
 def _cross(target: Target) -> Linker | None:
-    path = shutil.which(CROSS_COMPILERS.get(target.elf, ""))
+    path = children.which(CROSS_COMPILERS.get(target.elf, ""))
     return _compiler(path) if path and not target.triple.endswith("-android") else None
 
 
 def _compiler(path: str) -> Linker:
     try:
-        shown = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=False)
+        shown = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=60, check=False, env=children.environment()
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"The linker {path} can't be run: {error}.") from error
     lines = shown.stdout.splitlines()
@@ -116,9 +105,11 @@ def link(
     linker: Linker, output: Path, files: Sequence[str | Path], options: Sequence[str] = ("-shared", "-fPIC")
 ) -> None:
     """Link `files` into `output`. Raises UserError with the linker's last words if it refuses."""
-    environment = dict(os.environ)
-    environment.setdefault("ZIG_GLOBAL_CACHE_DIR", str(cache_folder() / "zig"))
-    environment.setdefault("ZIG_LOCAL_CACHE_DIR", str(cache_folder() / "zig"))
+    environment = children.environment()
+    if "ZIG_GLOBAL_CACHE_DIR" not in environment or "ZIG_LOCAL_CACHE_DIR" not in environment:
+        kept = str(_zig_cache())
+        environment.setdefault("ZIG_GLOBAL_CACHE_DIR", kept)
+        environment.setdefault("ZIG_LOCAL_CACHE_DIR", kept)
     command = [*linker.command, *options, "-o", str(output), *map(str, files)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -133,6 +124,16 @@ def link(
         )
 
 
+def _zig_cache() -> Path:
+    try:
+        place = cache.folder("zig")
+        if os.access(place, os.W_OK):
+            return place
+    except OSError:
+        pass
+    return cache.private_folder() / "zig"
+
+
 def native_library(source: Path, options: Sequence[str]) -> Path:
     """A C file as a shared library for this computer, compiled at first use and kept in the cache.
 
@@ -143,13 +144,12 @@ def native_library(source: Path, options: Sequence[str]) -> Path:
     host = TARGETS["host"]
     machine = (platform.machine(), platform.system(), host.cpu.model)  # -march=native is of this CPU
     key = hashlib.sha256(source.read_bytes() + " ".join((*options, *machine)).encode()).hexdigest()[:16]
-    path = cache_folder() / f"{source.stem}-{key}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            link(select_linker(host), made := Path(scratch, path.name), [source], options)
-            os.replace(made, path)
-    return path
+    name = f"{source.stem}.so"
+
+    def make(folder: Path) -> None:
+        link(select_linker(host), folder / name, [source], options)
+
+    return cache.entry("native", f"{source.stem}-{key}", [name], make) / name
 
 
 def fcompile(linker: Linker, triple: str) -> Callable[..., None]:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from tvmflow import __version__
+from tvmflow import __version__, children
 from tvmflow.cli import bundles, devices, learning, outcome, quantizing, reporting, streams, tuning, vta
 
 HELP = "Take a trained network to the device where it has to run, and say honestly what it costs there."
@@ -51,6 +51,7 @@ VTA_COMMANDS: dict[str, Callable[..., None]] = {"disasm": vta.disasm}
 
 def main() -> None:
     """Entry point of `tvmflow` and `python -m tvmflow`."""
+    children.forget_current_folder()
     arguments = [argument for argument in sys.argv[1:] if argument not in ("-v", "--verbose")]
     outcome.verbose = len(arguments) < len(sys.argv) - 1
     streams.adapt()

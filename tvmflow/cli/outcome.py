@@ -21,7 +21,16 @@ from tvmflow.spec import TvmflowError
 verbose = False
 """Whether errors show their traceback: -v, anywhere on the line."""
 
-UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR)
+UNUSABLE = (
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EISDIR,
+    errno.ENOTDIR,
+)
 """What is wrong with a path that was given, and no fault of tvmflow's."""
 
 
@@ -68,6 +77,8 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
                 fail(str(error), error.exit_code)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 fail(f"The disk is full ({error.filename or 'a temporary file'}); make room, or set TMPDIR.", 4)
+            if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
+                fail("No folder for temporary files can be written to; set TMPDIR to one that can.", 4)
             if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename is not None:
                 fail(f"{os.fsdecode(error.filename)} can't be used: {error.strerror}.", 4)
             fail(f"{type(error).__name__}: {error}", 1, internal=True)

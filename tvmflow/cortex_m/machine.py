@@ -6,7 +6,6 @@ by function. Neither says anything of time.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from elftools.elf.elffile import ELFFile
 
-from tvmflow import emulate, toolchain
+from tvmflow import children, emulate, toolchain
 from tvmflow.cortex_m.options import STACK_BYTES, compiler_options
 from tvmflow.cycles import Traced, disassemble, read_trace, split
 from tvmflow.spec import MissingDependencyError, Target, TensorSpec, VerificationError
@@ -87,7 +86,7 @@ class Run:
 
 def find_qemu() -> str:
     """Raises MissingDependencyError."""
-    if path := shutil.which(QEMU):
+    if path := children.which(QEMU):
         return path
     raise MissingDependencyError(f"Running microcontroller code here needs {QEMU}, which is not installed", [PACKAGE])
 

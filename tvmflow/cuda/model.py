@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from tvmflow import scratch
 from tvmflow.cuda.counts import SECTOR_BYTES, WARP, Counts
 from tvmflow.cuda.nvrtc import Resources
 from tvmflow.cuda.occupancy import occupancy
@@ -104,4 +105,5 @@ def load_constants(path: Path) -> Constants:
 
 def save_constants(constants: Constants, path: Path) -> None:
     """Write a calibration."""
-    path.write_text(json.dumps(asdict(constants), indent=1) + "\n", encoding="utf-8")
+    with scratch.replacing(path) as made:
+        made.write_text(json.dumps(asdict(constants), indent=1) + "\n", encoding="utf-8")

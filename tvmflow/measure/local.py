@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from tvmflow import children
 from tvmflow.measure.noise import disturbances
 from tvmflow.spec import Layer, Measurement, TensorSpec, UserError, VerificationError
 from tvmflow.tensors import load
-from tvmflow.toolchain import python_environment
 
 
 def run_vectors(
@@ -146,11 +145,11 @@ def _save(arrays: Sequence[np.ndarray], folder: str) -> list[str]:
 def _run_worker(library: Path, job: Mapping[str, Any], folder: Path, threads: int | None = None) -> dict[str, Any]:
     job_file, result_file = folder / "job.json", folder / "result.json"
     job_file.write_text(json.dumps({**job, "library": str(Path(library).resolve())}))
-    environment = python_environment()
+    environment = children.environment()
     if threads is not None:
         environment["TVM_NUM_THREADS"] = str(threads)
     finished = subprocess.run(
-        [sys.executable, "-m", "tvmflow.measure.worker", str(job_file), str(result_file)],
+        children.python("tvmflow.measure.worker", job_file, result_file),
         env=environment,
         capture_output=True,
         text=True,

@@ -6,11 +6,15 @@ import contextlib
 import importlib
 import inspect
 import itertools
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tvmflow import limits
@@ -58,7 +62,7 @@ def call_factory(text: str) -> torch.nn.Module:
     import torch
 
     module_name, _, attribute = text.partition(":")
-    with _user_path():
+    with _importable_from_here(module_name.partition(".")[0]):
         try:
             factory = getattr(importlib.import_module(module_name), attribute)
             if inspect.isbuiltin(factory):  # os.abort ends any program
@@ -344,10 +348,34 @@ def _check_weights(exported: torch.export.ExportedProgram, source: str) -> None:
 
 
 @contextlib.contextmanager
-def _user_path() -> Iterator[None]:
-    """Let a factory be imported from the current directory, as `python -m` would."""
-    sys.path.insert(0, "")
+def _importable_from_here(module: str) -> Iterator[None]:
+    """Let a factory be imported from the current directory, as `python -m` would, and what it imports from there.
+
+    That directory comes first for the module that was asked for and last for all others: what this process still has to
+    import of its own doesn't come from there.
+    """
+    here = os.getcwd()
+    finder = _Finder(module, here)
+    sys.meta_path.insert(0, finder)
+    added = here not in sys.path
+    if added:
+        sys.path.append(here)
     try:
         yield
     finally:
-        sys.path.remove("")
+        sys.meta_path.remove(finder)
+        if added:
+            with contextlib.suppress(ValueError):  # the factory may have done it
+                sys.path.remove(here)
+
+
+class _Finder(MetaPathFinder):
+    """Finds one module, in one folder."""
+
+    def __init__(self, module: str, folder: str) -> None:
+        self.module, self.folder = module, folder
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return PathFinder.find_spec(fullname, [self.folder]) if fullname == self.module else None

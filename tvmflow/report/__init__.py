@@ -315,9 +315,8 @@ def write_text(path: Path, text: str) -> None:
             path.write_bytes(content)  # a device or a pipe, which nothing may replace
             return
         path = Path(os.path.realpath(path))  # a link stays, and leads to the new file
-        with scratch.beside(path) as made:
+        with scratch.replacing(path) as made:
             made.write_bytes(content)
-            os.replace(made, path)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
         raise UserError(f"{path} can't be written: {reason}.") from error

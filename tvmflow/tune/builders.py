@@ -6,14 +6,13 @@ import importlib.metadata
 import json
 import os
 import selectors
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from tvmflow import __version__, toolchain
+from tvmflow import __version__, children, toolchain
 from tvmflow.spec import DeviceError, MissingDependencyError, Target, UserError, VerificationError
 from tvmflow.tune.processes import CHECK_S, Worker, WorkerError
 from tvmflow.tune.store import Result
@@ -93,7 +92,6 @@ def json_of(module: Any) -> str:
 def settings_for(target: Target, tvm_target: Mapping[str, Any]) -> dict[str, Any]:
     """What a builder's process has to know. Raises MissingDependencyError without a linker."""
     return {
-        "parent": os.getpid(),
         "target": dict(tvm_target),
         "linker": toolchain.select_linker(target).command,
         "triple": target.tvm.get("mtriple", target.triple),
@@ -103,7 +101,7 @@ def settings_for(target: Target, tvm_target: Mapping[str, Any]) -> dict[str, Any
 def environment_for(target: Target) -> dict[str, str]:
     """A builder's variables. Where candidates are for a GPU, TVM needs a driver to embed machine code: the stand-in."""
     if target.gpu is None:
-        return toolchain.python_environment()
+        return children.environment()
     from tvmflow.cuda import standin
 
     return standin.environment(target.gpu.architecture)
@@ -111,8 +109,7 @@ def environment_for(target: Target) -> dict[str, str]:
 
 def start_process(kind: str, settings: Mapping[str, Any], environment: dict[str, str], limit_s: float) -> Worker:
     """A process of `tvmflow.tune.worker`."""
-    command = [sys.executable, "-m", "tvmflow.tune.worker", kind, json.dumps(settings)]
-    return Worker(command, environment, limit_s)
+    return Worker(lambda: children.python("tvmflow.tune.worker", kind, json.dumps(settings)), environment, limit_s)
 
 
 class LocalPool:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from tvmflow import toolchain
+from tvmflow import children
 from tvmflow.spec import MissingDependencyError, Target, UserError
 from tvmflow.tune.builders import Builders, start_process
 from tvmflow.tune.processes import WorkerError
@@ -54,12 +54,11 @@ class LocalMeasurer:
         threads = min(target.cpu.cores, len(lent) or os.cpu_count() or 1)
         # the last cores: interrupts and other programs prefer the first
         settings = {
-            "parent": os.getpid(),
             "shortest_ms": SHORTEST_MS,
             "cpus": lent[-threads:],
             "device": device(target),
         }
-        environment = {**toolchain.python_environment(), "TVM_NUM_THREADS": str(threads)}
+        environment = {**children.environment(), "TVM_NUM_THREADS": str(threads)}
         self.runner = start_process("run", settings, environment, RUN_LIMIT_S)
 
     @property

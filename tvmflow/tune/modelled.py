@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from tvmflow import interrupt, toolchain
+from tvmflow import children, interrupt
 from tvmflow.report.render import text_table
 from tvmflow.spec import Target, UserError, VerificationError
 from tvmflow.tune.builders import json_of, side_by_side, start_process
@@ -61,13 +61,12 @@ class ModelledMeasurer:
         self._seconds = {"build": 0.0, "run": 0.0}
         self._results: dict[tuple[str, str], Result] = {}
         settings = {
-            "parent": os.getpid(),
             "target": tvm_target,
             "gpu": asdict(target.gpu),
             "constants": asdict(constants),
         }
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        environment = toolchain.python_environment()
+        environment = children.environment()
         self.processes: list[Worker] = [
             start_process("cuda-model", settings, environment, LIMIT_S) for _ in range(cores)
         ]

@@ -9,7 +9,7 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 START_LIMIT_S = 120.0
@@ -27,8 +27,8 @@ class WorkerError(Exception):
 class Worker:
     """A process that answers jobs, started again when it ends or has to be ended."""
 
-    def __init__(self, command: Sequence[str], environment: dict[str, str], limit_s: float) -> None:
-        self.command, self.environment, self.limit_s = list(command), environment, limit_s
+    def __init__(self, command: Callable[[], list[str]], environment: dict[str, str], limit_s: float) -> None:
+        self.command, self.environment, self.limit_s = command, environment, limit_s
         self.deadline = 0.0
         self.restarts = -1
         self._start()
@@ -38,7 +38,7 @@ class Worker:
         self._fresh = True
         self._buffer = b""
         self._process = subprocess.Popen(
-            self.command,
+            self.command(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # what compilers and kernels print

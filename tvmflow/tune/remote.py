@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import selectors
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tvmflow import toolchain
+from tvmflow import children
 from tvmflow import tracker as trackers
 from tvmflow.deploy import why_incompatible
 from tvmflow.rpc import Place, health, reach
@@ -76,13 +75,12 @@ class Board:
 
     def _start(self) -> Worker:
         settings = {
-            "parent": os.getpid(),
             "shortest_ms": SHORTEST_MS,
             "threads": self.target.cpu.cores,
             "device": device(self.target),
         }
         self.had_session = False
-        return start_process("remote", settings, toolchain.python_environment(), RUN_LIMIT_S)
+        return start_process("remote", settings, children.environment(), RUN_LIMIT_S)
 
     def look(self) -> None:
         """Find the board's server. Raises DeviceError, UserError."""

@@ -15,19 +15,18 @@ Nothing here imports tvm. docs/tune.md has the format.
 from __future__ import annotations
 
 import base64
-import contextlib
 import fcntl
 import hashlib
 import json
 import math
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tvmflow import scratch
 from tvmflow.spec import Basis, UserError
 
 Entry = dict[str, Any]
@@ -435,14 +434,7 @@ def _line(content: Any) -> str:
 
 def _replace(path: Path, text: str) -> None:
     """Write a file as a whole or not at all, and have it on disk."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False, encoding="utf-8") as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(file.name)
-            raise
+    with scratch.replacing(path) as made, made.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

@@ -6,11 +6,9 @@ loads one, checks what it computes and times it. Whatever a candidate does to it
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +23,6 @@ from tvmflow.verify import within_tolerance  # noqa: E402
 
 Answer = dict[str, Any]
 
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 SLOW = 8
 """A candidate that takes this many times as long as the best of its task is timed once and no more."""
 MOST_CALLS = 10_000
@@ -192,14 +189,6 @@ def _stale(dtype: np.dtype) -> float:
     return float("nan") if dtype.kind == "f" else 77
 
 
-def _die_with_parent(parent: int) -> None:
-    """Have the system end this process with the search, even one that was killed while a candidate hangs."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit()
-
-
 def _cuda_model(settings: dict[str, Any]) -> Callable[[dict[str, Any]], Answer]:
     from tvmflow.cuda.rank import Model
 
@@ -211,7 +200,6 @@ KINDS: dict[str, Any] = {"build": Builder, "run": Runner, "remote": RemoteRunner
 
 def main() -> None:
     kind, settings = sys.argv[1], json.loads(sys.argv[2])
-    _die_with_parent(settings["parent"])
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a linker or a kernel prints is no answer
     if settings.get("cpus") and hasattr(os, "sched_setaffinity"):

@@ -11,7 +11,6 @@ import hashlib
 import os
 import pickle
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tvmflow import toolchain
+from tvmflow import cache, children, toolchain
 from tvmflow.cuda import codegen, nvrtc
 from tvmflow.spec import MissingDependencyError, TvmflowError, VerificationError
 
@@ -79,7 +78,7 @@ def call(
         job, answer = Path(folder, "job"), Path(folder, "answer")
         # the path comes first, for the function can't be found without it
         job.write_bytes(pickle.dumps(sys.path) + pickle.dumps((function, arguments, keywords)))
-        command = [sys.executable, "-m", "tvmflow.cuda.standin", str(job), str(answer)]
+        command = children.python("tvmflow.cuda.standin", job, answer)
         variables = environment(architecture, kernels, order, sanitized=sanitized)
         done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
         if not answer.exists():
@@ -99,7 +98,7 @@ def environment(
         preloaded = os.pathsep.join(map(str, sanitizer_libraries()))
         more = {"LD_PRELOAD": preloaded, "ASAN_OPTIONS": SANITIZER_OPTIONS, "TVMFLOW_STANDIN_SANITIZED": "1"}
     return {
-        **toolchain.python_environment(),
+        **children.environment(),
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(driver()), os.environ.get("LD_LIBRARY_PATH")])),
         "TVMFLOW_STANDIN_ARCH": architecture.partition("_")[2],
         "TVMFLOW_STANDIN_KERNELS": str(kernels or ""),
@@ -113,7 +112,7 @@ def sanitizer_libraries() -> tuple[Path, Path]:
 
     Raises MissingDependencyError.
     """
-    command = shutil.which("g++")
+    command = children.which("g++")
     found = []
     for name in ("libasan.so", "libstdc++.so.6") if command else ():
         done = subprocess.run([str(command), f"-print-file-name={name}"], capture_output=True, text=True, check=True)
@@ -173,22 +172,17 @@ def driver() -> Path:
     source = HERE / "driver.c"
     options = ("-shared", "-fPIC", "-O2", "-fvisibility=default")
     key = _digest(source.read_bytes(), CUDART_VERSION, *options)
-    folder = toolchain.cache_folder() / "cuda-standin" / f"driver-{key}"
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        made = Path(scratch, "made")
-        made.mkdir()
+
+    def make(made: Path) -> None:
         cuda, cudart = made / "libcuda.so.1", made / "libcudart.so.13"
         toolchain.link(_compiler(), cuda, [source], (*options, "-Wl,-soname,libcuda.so.1"))
-        script = Path(scratch, "cudart.map")
+        script = made / "cudart.map"
         script.write_text(CUDART_VERSION)
         version = f"-Wl,--version-script,{script}"
         names = ("-Wl,-soname,libcudart.so.13", version, "-DCUDART")
         toolchain.link(_compiler(), cudart, [source, cuda], (*options, *names))
-        _keep(made, folder)
-    return folder
+
+    return cache.entry("cuda-standin", f"driver-{key}", ["libcuda.so.1", "libcudart.so.13"], make)
 
 
 def compile_kernels(source: str, *, sanitized: bool = False) -> Path:
@@ -204,23 +198,20 @@ def compile_kernels(source: str, *, sanitized: bool = False) -> Path:
     compiler = toolchain.select_linker(TARGETS["host"], "g++") if sanitized else _compiler()
     options = (*FLAGS, *(SANITIZER if sanitized else CHECKS))
     key = _digest(text, headers, *HEADERS.values(), compiler.version, *compiler.command, *options)
-    path = toolchain.cache_folder() / "cuda-standin" / f"kernels-{key}.so"
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+
+    def make(made: Path) -> None:
         for name, content in HEADERS.items():
-            Path(scratch, name).parent.mkdir(parents=True, exist_ok=True)
-            Path(scratch, name).write_text(content)
-        kernels, made = Path(scratch, "kernels.cpp"), Path(scratch, "kernels.so")
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            (made / name).write_text(content)
+        kernels = made / "kernels.cpp"
         kernels.write_text(text)
-        includes = (f"-I{scratch}", f"-I{HERE / 'include'}", f"-I{HERE}")
+        includes = (f"-I{made}", f"-I{HERE / 'include'}", f"-I{HERE}")
         try:
-            toolchain.link(compiler, made, [kernels], (*options, *includes))
+            toolchain.link(compiler, made / "kernels.so", [kernels], (*options, *includes))
         except TvmflowError as error:
             raise nvrtc.CompileError(f"The stand-in for CUDA can't run these kernels: {error}") from error
-        _keep(made, path)
-    return path
+
+    return cache.entry("cuda-standin", f"kernels-{key}", ["kernels.so"], make) / "kernels.so"
 
 
 def _compiler() -> toolchain.Linker:
@@ -252,12 +243,3 @@ def _digest(*parts: bytes | str) -> str:
         data = part.encode() if isinstance(part, str) else part
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()[:16]
-
-
-def _keep(made: Path, kept: Path) -> None:
-    """Move what was made into the cache; another process may have been first with the same."""
-    try:
-        os.replace(made, kept)
-    except OSError:
-        if not kept.exists():
-            raise
