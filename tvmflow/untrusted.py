@@ -275,10 +275,6 @@ class Schema:
         kind = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=checker)
         return kind(self._source() if callable(self._source) else self._source)
 
-    def part(self, name: str) -> Schema:
-        """The schema of one of the definitions."""
-        return Schema(lambda: {**self._validator.schema, "oneOf": [{"$ref": f"#/$defs/{name}"}]})
-
     def check(self, content: Any) -> None:
         """Raises MalformedError, about the first thing that isn't as the schema has it."""
         from jsonschema.exceptions import best_match
@@ -343,26 +339,23 @@ def _place(path: Iterable[str | int]) -> str:
     return place or "it"
 
 
-def schema_of(kind: type, *, known_only: bool = False, partial: bool = False) -> dict[str, Any]:
+def schema_of(kind: type) -> dict[str, Any]:
     """The schema of a dataclass as `dataclasses.asdict` and JSON have it.
 
-    Fields with a default may be missing, with `partial` all of them; others are ignored unless `known_only`. Texts are
-    of at most 10,000 characters.
+    Fields with a default may be missing, and others are left alone. Texts are of at most 10,000 characters.
     """
     hints = get_type_hints(kind)
-    found: dict[str, Any] = {
+    return {
         "type": "object",
-        "properties": {field.name: _schema_of_type(hints[field.name], known_only) for field in fields(kind)},
+        "properties": {field.name: schema_of_type(hints[field.name]) for field in fields(kind)},
         "required": [
-            field.name
-            for field in fields(kind)
-            if not partial and field.default is MISSING and field.default_factory is MISSING
+            field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING
         ],
     }
-    return {**found, "additionalProperties": False} if known_only else found
 
 
-def _schema_of_type(hint: Any, known_only: bool) -> dict[str, Any]:
+def schema_of_type(hint: Any) -> dict[str, Any]:
+    """The schema of a type as dataclasses of tvmflow.spec have them."""
     plain: dict[Any, dict[str, Any]] = {
         str: {"type": "string", "maxLength": 10_000},
         int: {"type": "integer"},
@@ -374,18 +367,18 @@ def _schema_of_type(hint: Any, known_only: bool) -> dict[str, Any]:
     if hint in plain:
         return plain[hint]
     if isinstance(hint, type) and hasattr(hint, "__dataclass_fields__"):
-        return schema_of(hint, known_only=known_only)
+        return schema_of(hint)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is tuple and arguments[1:] == (...,):
-        return {"type": "array", "items": _schema_of_type(arguments[0], known_only)}
+        return {"type": "array", "items": schema_of_type(arguments[0])}
     if origin is tuple:
-        items = [_schema_of_type(argument, known_only) for argument in arguments]
+        items = [schema_of_type(argument) for argument in arguments]
         return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
     if origin is Literal:
         return {"enum": list(arguments)}
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return {"type": "object"}
-    return {"oneOf": [_schema_of_type(argument, known_only) for argument in arguments]}
+    return {"oneOf": [schema_of_type(argument) for argument in arguments]}
 
 
 # ------------------------------------------------------------------------------------------------------------- TOML
