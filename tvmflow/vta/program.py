@@ -212,7 +212,7 @@ def read(folder: Path) -> Executable:
     described = untrusted.read_json(path, untrusted.MANIFEST, what=what)
     version = described.get("schema_version") if isinstance(described, dict) else None
     if type(version) is not int or version != SCHEMA_VERSION:
-        raise UnusableFileError(path, f"is of version {untrusted.shown(version)}, not {SCHEMA_VERSION}")
+        raise UnusableFileError(path, f"has schema_version {untrusted.shown(version)}, where {SCHEMA_VERSION} belongs")
     code, image = (untrusted.read_bytes(folder / name, untrusted.MEMBER) for name in FILES[:2])
     try:
         LAYOUT.check(described)
