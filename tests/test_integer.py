@@ -158,7 +158,7 @@ def test_a_file_keeps_everything(scheme, tmp_path):
         ("layers.0.name", "other", "the weight of other is no array"),
         ("layers.0.inputs", "input", r"layers\[0\]\.inputs is 'input', where a list"),
         ("input_shape", [1, 3, 0, 8], r"input_shape\[2\] is 0"),
-        ("input_scale", 1e400, "Infinity is no number"),
+        ("input_scale", 1e400, "input_scale is None, where a number belongs"),
         ("labels", 3, "labels is 3"),
         ("preprocessing", {"mean": 1, "std": []}, r"preprocessing\.mean is 1"),
         ("scheme", ["x"], "scheme is a list of 1"),

@@ -96,6 +96,8 @@ def test_own_board(tmp_path):
         ('extends = "host"\n[tvm]\nnum-cores = -3', "tvm as an object with 'num-cores'"),
         ('extends = "host"\n' + ".".join("a" * 20_000) + " = 1", "a key of more than 8 parts"),
         ("x = " + "[" * 4000, "no valid TOML"),
+        ('extends = "host"\n[cpu]\ncores = 0x' + "f" * 60_000, "cpu.cores as 0xfff"),
+        ("extends = 0x" + "f" * 60_000, "it has 0xfff"),
     ],
 )
 def test_own_board_with_mistakes(tmp_path, text, words):

@@ -88,6 +88,14 @@ def test_errors_show_no_control_characters(tmp_path):
     assert r"\x1b[2J\x0a" in one_sentence(caught.value)
 
 
+def test_one_key_of_many_that_is_there_twice():
+    begin = time.process_time()
+    text = "{" + ",".join(f'"k{number}": 0' for number in range(100_000)) + ', "k99999": 0}'
+    with pytest.raises(MalformedError, match="'k99999' is there twice"):
+        untrusted.parse_json(text, untrusted.MANIFEST)
+    assert time.process_time() - begin < untrusted.SECONDS
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("limits", [untrusted.MANIFEST, untrusted.REPORT, untrusted.LINE, untrusted.DOCUMENT])
 def test_the_largest_json_takes_no_longer_than_is_said(limits):

@@ -49,9 +49,24 @@ MAX_TOTAL_BYTES, MAX_MANIFEST_BYTES = untrusted.BUNDLE.bytes, untrusted.MANIFEST
 FACTS: dict[str, type] = {"cpu": Cpu, "gpu": Gpu, "mcu": Mcu, "vta": Vta}
 """The parts of a board that are records of their own; those of other kinds are null or missing."""
 
-
 KINDS = ("llvm", "arm_cpu", "cuda", "vta", "cortex_m")
 """Of targets."""
+
+REQUIRED = (
+    "model",
+    "target",
+    "versions",
+    "inputs",
+    "outputs",
+    "labels",
+    "layers",
+    "memory",
+    "verify",
+    "vectors",
+    "library",
+    "members",
+)
+"""What a manifest has besides `format`, `schema_version` and `preprocessing`, which may be null."""
 
 
 def _schema() -> dict[str, Any]:
@@ -69,7 +84,7 @@ def _schema() -> dict[str, Any]:
     }
     target = untrusted.schema_of(Target)
     target["properties"] |= {
-        "name": {"type": "string", "pattern": r"^[^/\\s][^/]*$", "maxLength": 200},
+        "name": {"type": "string", "pattern": r"^[^/\s\x00-\x1f][^/\x00-\x1f]*\Z", "maxLength": 200},
         "kind": {"enum": list(KINDS)},
         "elf": {
             "type": "object",
@@ -79,8 +94,7 @@ def _schema() -> dict[str, Any]:
         "arithmetic": {"enum": list(tensors.ARITHMETICS)},
     }
     layer = untrusted.schema_of(Layer)
-    for key in ("macs", "bytes"):
-        layer["properties"][key] = count
+    layer["properties"] |= {"macs": count, "bytes": count}
     return {
         "type": "object",
         "required": [*REQUIRED, "preprocessing"],
@@ -143,22 +157,6 @@ def _schema() -> dict[str, Any]:
         },
     }
 
-
-REQUIRED = (
-    "model",
-    "target",
-    "versions",
-    "inputs",
-    "outputs",
-    "labels",
-    "layers",
-    "memory",
-    "verify",
-    "vectors",
-    "library",
-    "members",
-)
-"""What a manifest has besides `format`, `schema_version` and `preprocessing`, which may be null."""
 
 SCHEMA = untrusted.Schema(_schema)
 
@@ -619,10 +617,7 @@ def _unpack(path: Path, root: Path) -> None:
         _check_name(path, name)
         _check_sizes(path, name, size, total, count)
 
-    try:
-        untrusted.unpack(path, root, admit)
-    except UnusableFileError as error:
-        raise UnusableFileError(path, error.problem, "it is no intact bundle") from error
+    untrusted.unpack(path, root, admit, what="bundle")
 
 
 def _check_name(path: Path, name: str) -> None:
@@ -691,7 +686,8 @@ def _read_manifest(path: Path, root: Path) -> dict[str, Any]:
         raise UnusableFileError(path, f"is no bundle of tvmflow: it has no {MANIFEST}")
     content = untrusted.read_bytes(file, untrusted.MANIFEST)
     try:
-        manifest = untrusted.parse_json(content, untrusted.MANIFEST)
+        # a relative error of what should be zero was written as Infinity
+        manifest = untrusted.parse_json(content, untrusted.MANIFEST, non_finite=True)
     except MalformedError as error:
         raise UnusableFileError(
             path, f"has a manifest that can't be read: {error}", "build the bundle again"

@@ -349,7 +349,7 @@ MAX_MAP_ELEMENTS = 1 << 24
 
 def _schema() -> dict[str, Any]:
     """What a file says beside its arrays."""
-    text: dict[str, Any] = {"type": "string", "maxLength": 1000, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
+    text: dict[str, Any] = {"type": "string", "maxLength": 1000, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*\Z"}
     texts: dict[str, Any] = {"type": "array", "items": text}
     numbers: dict[str, Any] = {"type": "array", "items": {"type": "number"}, "minItems": 1}
     size: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": 1 << 16}
@@ -430,7 +430,7 @@ def load(path: Path) -> IntegerNetwork:
     """Read what `save` wrote. Raises UserError."""
     metadata, arrays = untrusted.read_tensors(path)
     try:
-        content = untrusted.parse_json(metadata.get("tvmflow", "{}"), untrusted.MANIFEST)
+        content = untrusted.parse_json(metadata.get("tvmflow", "{}"), untrusted.MANIFEST, non_finite=True)
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise UnusableFileError(path, "is no quantised network of this version of tvmflow")
         SCHEMA.check(content)

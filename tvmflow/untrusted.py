@@ -15,6 +15,7 @@ import os
 import re
 import struct
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -117,7 +118,10 @@ def shown(value: Any) -> str:
         return f"a list of {len(value)}"
     if isinstance(value, Mapping):
         return f"an object with {', '.join(map(shown, list(value)[:3])) or 'nothing'}{' …' * (len(value) > 3)}"
-    text = printable(repr(value if not isinstance(value, str) else value[: MAX_SHOWN + 1]))
+    if isinstance(value, int) and value.bit_length() > 64:  # Python has decimals only of those that aren't too long
+        text = hex(value)
+    else:
+        text = printable(repr(value if not isinstance(value, str) else value[: MAX_SHOWN + 1]))
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
@@ -156,11 +160,14 @@ def _decoded(content: bytes) -> str:
 # ------------------------------------------------------------------------------------------------------------- JSON
 
 
-def parse_json(content: bytes | str, limits: Limits = DOCUMENT, *, surrogates: bool = False) -> Any:
+def parse_json(
+    content: bytes | str, limits: Limits = DOCUMENT, *, surrogates: bool = False, non_finite: bool = False
+) -> Any:
     """What JSON says. Raises MalformedError.
 
-    Refused, beside what is over the limits or no JSON: infinities and NaN, integers beyond 64 bits, an object with two
-    keys of the same name, and strings with halves of surrogate pairs, unless `surrogates` are taken.
+    Refused, beside what is over the limits or no JSON: infinities and NaN, unless `non_finite` has them be None,
+    integers beyond 64 bits, an object with two keys of the same name, and strings with halves of surrogate pairs,
+    unless `surrogates` are taken.
     """
     if len(content) > limits.bytes:
         raise MalformedError(f"it is over {limits.bytes:,} bytes")
@@ -169,7 +176,7 @@ def parse_json(content: bytes | str, limits: Limits = DOCUMENT, *, surrogates: b
     if text.count(",") + text.count("[") + text.count("{") > limits.elements:
         raise MalformedError(f"it has over {limits.elements:,} values")
     try:
-        found = _DECODER.decode(text)
+        found = (_LENIENT_DECODER if non_finite else _DECODER).decode(text)
     except (ValueError, RecursionError) as error:
         raise MalformedError(reason(error)) from error
     _check_values(found, limits.depth, surrogates)
@@ -196,14 +203,14 @@ def _no_number(text: str) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise MalformedError(f"{shown(twice)} is there twice")
     return found
 
 
-_DECODER = json.JSONDecoder(
-    parse_int=_integer, parse_float=_number, parse_constant=_no_number, object_pairs_hook=_object
+_DECODER, _LENIENT_DECODER = (
+    json.JSONDecoder(parse_int=_integer, parse_float=_number, parse_constant=of_others, object_pairs_hook=_object)
+    for of_others in (_no_number, lambda _: None)
 )
 
 
@@ -491,7 +498,14 @@ _UNFIT_PAX = re.compile(rb"(?:^|\n)\d+ (size|GNU\.sparse\.[^=\n]*)=")
 """What gives a member another size than its header has, so that a few bytes stand for any number of them."""
 
 
-def unpack(path: Path, root: Path, admit: Callable[[str, int, int, int], None], limits: Limits = BUNDLE) -> None:
+def unpack(
+    path: Path,
+    root: Path,
+    admit: Callable[[str, int, int, int], None],
+    limits: Limits = BUNDLE,
+    *,
+    what: str = "tar",
+) -> None:
     """The members of an uncompressed tar as files in `root`, whose folder is there and empty. Raises UnusableFileError.
 
     Refused are members that aren't plain files, two of the same name, and sparse ones. `admit` is given each member's
@@ -515,7 +529,7 @@ def unpack(path: Path, root: Path, admit: Callable[[str, int, int, int], None], 
                 destination.parent.mkdir(parents=True, exist_ok=True)
                 _copy(path, archive, member, destination)
     except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
-        raise UnusableFileError(path, f"is no intact tar: {reason(error)}") from error
+        raise UnusableFileError(path, f"is no intact {what}: {reason(error)}") from error
     except OSError as error:
         raise UnusableFileError(path, f"can't be unpacked: {reason(error)}") from error
 
