@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from conftest import ROOT
 from hostile import COLLECTION, ESTIMATE, REPORT, SEARCH, SIMULATED, mutations
 
 from tvmflow import report as reports
 from tvmflow import tensors, untrusted
+from tvmflow.cli import outcome
 from tvmflow.report import compare, networks, views
 from tvmflow.report.render import FORMATS, render_html, report_text, text_table
 from tvmflow.spec import TvmflowError, UserError
@@ -246,6 +248,12 @@ def test_files_that_can_not_be_exchanged_are_as_before(tmp_path, monkeypatch):
 # ----------------------------------------------------------------------------------------------- what is shown of it
 
 NAME = "a\x1b]0;owned\x07\x9b31m\u202e\n<script>alert(1)</script>[x](javascript:1)"
+
+
+def test_an_error_of_many_lines_is_one(capsys):
+    with pytest.raises(typer.Exit):
+        outcome.fail("No.\n\n  It said \x1b[31m:\n  a  b", 4)
+    assert capsys.readouterr().err == "tvmflow: No. It said \\x1b[31m: a  b\n"
 
 
 def test_a_terminal_is_told_nothing_by_names():

@@ -118,7 +118,7 @@ def shown(value: Any) -> str:
         return f"a list of {len(value)}"
     if isinstance(value, Mapping):
         return f"an object with {', '.join(map(shown, list(value)[:3])) or 'nothing'}{' …' * (len(value) > 3)}"
-    if isinstance(value, int) and value.bit_length() > 64:  # Python has decimals only of those that aren't too long
+    if isinstance(value, int) and value.bit_length() > 1000:  # Python has decimals only of those that aren't too long
         text = hex(value)
     else:
         text = printable(repr(value if not isinstance(value, str) else value[: MAX_SHOWN + 1]))

@@ -82,7 +82,8 @@ def fail(message: str, code: int, *, internal: bool = False) -> None:
         traceback.print_exc()
     hint = "" if verbose or not internal else " (a fault of tvmflow itself; -v shows where)"
     # what a compiler, TVM or a file said may be of many lines, or be meant for the terminal
-    print(f"tvmflow: {printable(' '.join(message.split()))}{hint}", file=sys.stderr)
+    sentence = " ".join(filter(None, map(str.strip, message.split("\n"))))
+    print(f"tvmflow: {printable(sentence)}{hint}", file=sys.stderr)
     raise typer.Exit(code)
 
 
