@@ -24,13 +24,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tvmflow import scratch
+from tvmflow import scratch, untrusted
 from tvmflow.models import CIFAR10_PREPROCESSING
 from tvmflow.models.data import DataSet, Split
 from tvmflow.models.depthwise import use_fast_depthwise
 from tvmflow.models.dilated_net import DilatedNet, DilatedNetConfig, load_weights
 from tvmflow.spec import Preprocessing, UserError
 from tvmflow.targets.llvm import cpu_name
+from tvmflow.untrusted import MalformedError, UnusableFileError
 
 
 def multiplies_bfloat16() -> bool:
@@ -332,14 +333,45 @@ def export(run: Run, data: DataSet, folder: Path, name: str, command: str) -> No
 
 def exported(path: Path) -> DilatedNet:
     """The network of a .safetensors file that `export` wrote, beside its .json, in eval mode. Raises UserError."""
+    card = path.with_suffix(".json")
     try:
-        config = config_of(json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path.with_suffix('.json')} doesn't say which network {path.name} is ({error}); "
-            "`tvmflow train` writes both."
+        found = untrusted.read_json(card, what="card of weights", schema=CARD)
+        config = _network_config(found["config"]["network"])
+        with torch.device("meta"):  # what a file says is allocated only if the weights are there
+            elements = sum(parameter.numel() for parameter in DilatedNet(config).parameters())
+        if path.exists() and 2 * elements > path.stat().st_size:
+            raise MalformedError(f"it has {elements:,} parameters, for which {path.name} is too small")
+    except (UnusableFileError, MalformedError) as error:
+        problem = error.problem if isinstance(error, UnusableFileError) else str(error)
+        raise UnusableFileError(
+            card,
+            f"doesn't say which network {path.name} is: it {problem.removeprefix('it ')}",
+            "`tvmflow train` writes both",
         ) from error
-    return load_weights(DilatedNet(config.network), path)
+    return load_weights(DilatedNet(config), path)
+
+
+def _card() -> dict[str, Any]:
+    """The schema of what `export` records, as far as the network needs it."""
+    network = untrusted.schema_of(DilatedNetConfig)
+    size = {"type": "integer", "minimum": 1, "maximum": 1 << 20}
+    sizes = {"type": "array", "items": {**size, "maximum": 1 << 14}, "minItems": 1, "maxItems": 64}
+    network["properties"] |= {
+        **dict.fromkeys(("classes", "in_channels"), size),
+        **dict.fromkeys(("widths", "strides"), sizes),
+        "delta": {**size, "minimum": 0, "maximum": 1 << 10},
+        "clipped_for": {"oneOf": [size, {"type": "null"}]},
+    }
+    return {
+        "type": "object",
+        "required": ["config"],
+        "properties": {
+            "config": {"type": "object", "required": ["network"], "properties": {"network": network}},
+        },
+    }
+
+
+CARD = untrusted.Schema(_card)
 
 
 def model_card(name: str, facts: dict[str, Any]) -> str:

@@ -7,10 +7,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from tvmflow import untrusted
 from tvmflow.spec import Cpu, Gpu, Mcu, Target, UserError, Vta
 from tvmflow.targets import arm_cpu, cortex_m, cuda, llvm, vta
+from tvmflow.untrusted import MalformedError, UnusableFileError
+from tvmflow.vta import config as configuration
 
 TARGETS: dict[str, Target] = {
     board.name: board
@@ -91,41 +94,72 @@ def load_toml(path: Path) -> Target:
 
     Keys are the fields of Target; `tvm` and `cpu` are tables whose entries replace those of the extended board.
     """
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib  # type: ignore[no-redef]
-
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The board file {path} can't be read: {error}.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"The board file {path} is no valid TOML: {error}.") from error
+    content = untrusted.read_toml(path, what="TOML of a board")
     base = content.pop("extends", None)
-    if base not in TARGETS:
-        raise UserError(f'{path} needs extends = "…", one of {", ".join(TARGETS)}; it has {base!r}.')
+    if not isinstance(base, str) or base not in TARGETS:
+        raise UnusableFileError(
+            path, f'needs extends = "…", one of {", ".join(TARGETS)}', f"it has {untrusted.shown(base)}"
+        )
     content.setdefault("name", path.stem)
-    return _override(TARGETS[base], content, path, "")
+    target = _override(TARGETS[base], content, path, "")
+    if not re.fullmatch(NAME, target.name):
+        raise UnusableFileError(
+            path, f"gives name as {untrusted.shown(target.name)}", "a board's name has letters, digits, and .+-_ in it"
+        )
+    if target.arithmetic not in target.arithmetics:
+        raise UnusableFileError(
+            path, f"gives arithmetic as {untrusted.shown(target.arithmetic)}, which isn't among arithmetics"
+        )
+    if target.vta is not None:
+        configuration.from_json(dict(target.vta.configuration), untrusted.printable(f"The VTA of {path}"))
+    return target
+
+
+NAME = r"\w[\w.+ -]{0,99}"
+"""Of a board: folders are called after it."""
 
 
 def _override(base: Any, content: dict[str, Any], path: Path, table: str) -> Any:
     changes: dict[str, Any] = {}
-    known = {field.name for field in fields(base)}
+    known = {field.name: field for field in fields(base)}
+    hints = get_type_hints(type(base))
     for key, value in content.items():
-        where = f"{table}{key}"
+        where = f"{table}{untrusted.printable(key)}"
         if key not in known or key == "kind":
-            raise UserError(f"{path} has an unknown key {where!r}; known are {', '.join(sorted(known - {'kind'}))}.")
+            names = ", ".join(sorted(known.keys() - {"kind"}))
+            raise UnusableFileError(path, f"has an unknown key {untrusted.shown(table + key)}", f"known are {names}")
         old = getattr(base, key)
         if isinstance(old, Cpu | Gpu | Mcu | Vta) and isinstance(value, dict):
             changes[key] = _override(old, value, path, f"{key}.")
-        elif isinstance(old, dict) and isinstance(value, dict):
+            continue
+        if isinstance(old, dict) and isinstance(value, dict):
             changes[key] = {**old, **value}
         elif isinstance(old, tuple) and isinstance(value, list):
             changes[key] = tuple(value)
-        elif type(old) is type(value) and not (type(value) is int and value <= 0):
+        elif type(old) is float and type(value) is int:
+            changes[key] = float(value)
+        elif type(old) is type(value):
             changes[key] = value
-        else:
-            wanted = "a positive whole number" if type(old) is int else f"a {type(old).__name__}"
-            raise UserError(f"{path} gives {where} as {value!r}, where {wanted} belongs.")
+        if key not in changes or not _is_sensible(value, zero=isinstance(old, dict) or known[key].default == 0):
+            wanted = {int: "a positive whole number", float: "a positive number"}.get(type(old), _WORDS.get(type(old)))
+            raise UnusableFileError(
+                path, f"gives {where} as {untrusted.shown(value)}, where {wanted or 'nothing'} belongs"
+            )
+        try:
+            untrusted.Schema(untrusted.schema_of_type(hints[key])).check(value)
+        except MalformedError as error:
+            found = str(error).removeprefix("it ")  # "[0] is …" of a list, else "it is …"
+            raise UnusableFileError(path, f"is no board: {where}{' ' * (found[0] != '[')}{found}") from error
     return replace(base, **changes)
+
+
+_WORDS: dict[type, str] = {str: "a str", bool: "a bool", tuple: "a list of positive numbers or texts", dict: "a table"}
+
+
+def _is_sensible(value: Any, *, zero: bool = False) -> bool:
+    """Whether all numbers in a value are positive and finite; figures that may be unknown are zero then."""
+    if isinstance(value, dict | list):
+        return all(_is_sensible(part, zero=zero) for part in (value.values() if isinstance(value, dict) else value))
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return 0 < value < 2**53 or (zero and value == 0)
+    return isinstance(value, bool) or (isinstance(value, str) and untrusted.printable(value) == value)

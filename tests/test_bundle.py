@@ -124,13 +124,13 @@ def test_link_in_a_folder(copy):
     [
         ({"format": "other"}, "no bundle of tvmflow"),
         ({"schema_version": "9.0"}, "bundle format 9.0"),
-        ({"layers": 3}, "'layers'"),
-        ({"inputs": [{"name": "x"}]}, "not as it should be"),
-        ({"members": {"model.so": 5}}, "not as it should be"),
+        ({"layers": 3}, "layers is 3, where a list belongs"),
+        ({"inputs": [{"name": "x"}]}, r"inputs\[0\] lacks 'shape', 'dtype'"),
+        ({"members": {"model.so": 5}}, r"members.model.so is 5, where an object belongs"),
         ({"members": {"../up": {"bytes": 1, "sha256": ""}}}, "leads out"),
-        ({"vectors": ["../../etc"]}, "leads out"),
+        ({"vectors": ["../../etc"], "tolerances": None}, "leads out"),
         ({"library": "/bin/true"}, "isn't among its members"),
-        ({"target": {"name": "host"}}, "not as it should be"),
+        ({"target": {"name": "host"}}, "target lacks 'kind'"),
     ],
 )
 def test_manifest_that_lies(copy, changes, words):
@@ -142,6 +142,87 @@ def test_manifest_that_lies(copy, changes, words):
 def test_manifest_that_is_none(copy, text):
     (copy / "manifest.json").write_text(text)
     refused(copy, r"manifest|no bundle")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("target.kind", "toaster", r"target\.kind is 'toaster', not 'llvm' or"),
+        ("target.kind", "vta", r"target is of kind vta and lacks 'vta'"),
+        ("target.kind", "cuda", r"target is of kind cuda and lacks 'gpu'"),
+        ("target.gpu", {"model": 5}, r"target\.gpu"),
+        ("target.cpu.cores", "4", r"target\.cpu\.cores is '4', where a whole number belongs"),
+        ("target.cpu.cores", True, r"target\.cpu\.cores is True"),
+        ("target.name", "../up", r"target\.name is '\.\./up'"),
+        ("target.name", "board\n", r"target\.name is 'board\\n'"),
+        ("target.elf.bits", 65, r"target\.elf\.bits is 65"),
+        ("target.schedules", "rule", r"target\.schedules is 'rule', where a list belongs"),
+        ("target.tvm", [], r"target\.tvm is a list of 0"),
+        ("target.arithmetic", "int4", r"target\.arithmetic is 'int4'"),
+        ("model.name", ["x"], r"model\.name is a list of 1"),
+        ("model.name", "\ud800", r"half of a surrogate pair"),
+        ("model.macs", 1.5, r"model\.macs is 1\.5"),
+        ("labels", [1], r"labels\[0\] is 1, where text belongs"),
+        ("inputs.0.shape", [-1, 3], r"inputs\[0\]\.shape\[0\] is -1"),
+        ("inputs.0.shape", "3", r"inputs\[0\]\.shape is '3'"),
+        ("inputs.0.dtype", "object", r"inputs\[0\]\.dtype is 'object'"),
+        ("inputs", [], r"inputs is a list of 0, where 1 or more"),
+        ("layers.0.modules", "abc", r"layers\[0\]\.modules is 'abc'"),
+        ("layers.0.macs", -5, r"layers\[0\]\.macs is -5"),
+        ("layers.0.details", [], r"layers\[0\]\.details is a list of 0"),
+        ("memory.weights_bytes", "many", r"memory\.weights_bytes is 'many'"),
+        ("verify", {}, r"verify lacks 'passed', 'method'"),
+        ("versions", {}, r"versions lacks 'tvmflow'"),
+        ("vectors", [3], r"vectors\[0\] is 3, where text belongs"),
+        ("tolerances", [], r"tolerances aren't one for each output"),
+        ("tolerances", {"a": 1}, r"tolerances is an object"),
+        ("tolerances.0.0", "small", r"tolerances\[0\]\[0\] is 'small'"),
+        ("preprocessing", {"mean": [0.5], "std": [0]}, r"preprocessing"),
+        ("preprocessing", {"mean": [0.5, 0.5], "std": [1]}, r"aren't as long as each other"),
+        ("quantization", {"scheme": "x"}, r"quantization"),
+        ("schema_version", 1, r"bundle format 1;"),
+        ("library", ["model.so"], r"library is a list of 1"),
+        ("members.model\x1bso", {"bytes": 1, "sha256": ""}, r"no name for a file"),
+    ],
+)
+def test_manifests_that_lie_below_the_top(copy, path, value, words):
+    """All hashes are right: whoever writes a manifest writes these as well."""
+    manifest = json.loads((copy / "manifest.json").read_text())
+    *steps, last = [int(step) if step.isdigit() else step for step in path.split(".")]
+    holder = manifest
+    for step in steps:
+        holder = holder[step]
+    holder[last] = value
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=words) as caught, bundles.open_bundle(copy) as bundle:
+        bundle.vectors()
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_a_relative_error_of_zero_is_infinite(copy):
+    """Builds wrote it so, which strict JSON has no word for."""
+    manifest = json.loads((copy / "manifest.json").read_text())
+    change_manifest(copy, verify={**manifest["verify"], "max_rel_error": float("inf")})
+    with bundles.open_bundle(copy) as bundle:
+        assert bundle.manifest["verify"]["max_rel_error"] is None
+    change_manifest(copy, model={**manifest["model"], "macs": float("nan")})
+    refused(copy, r"model\.macs is None")
+
+
+def test_a_vector_that_claims_terabytes(copy):
+    name = "vectors/000-noise-0/input-0.npy"
+    text = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }"
+    content = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"
+    (copy / name).write_bytes(content)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["members"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with (
+        bundles.open_bundle(copy) as bundle,
+        pytest.raises(UserError, match=r"can't be read as a \.npy file: .* 1,000,000,000,000 elements of float32"),
+    ):
+        bundle.vectors()
 
 
 def test_foreign_architecture(copy):
@@ -181,11 +262,19 @@ def entry(name: str, content: bytes = b"", **fields) -> tuple[tarfile.TarInfo, b
         (entry("/tmp/absolute"), "leads out"),
         (entry("../escape"), "leads out"),
         (entry("vectors/../../escape"), "leads out"),
-        (entry("link", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "no links"),
-        (entry("hard", type=tarfile.LNKTYPE, linkname="model.so"), "no links"),
-        (entry("device", type=tarfile.CHRTYPE), "no links"),
+        (entry("link", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "no plain file"),
+        (entry("hard", type=tarfile.LNKTYPE, linkname="model.so"), "no plain file"),
+        (entry("device", type=tarfile.CHRTYPE), "no plain file"),
         (entry("model.so", b"other"), "two members"),
         (entry("extra", b"?"), "extra"),
+        (entry("sparse", type=tarfile.GNUTYPE_SPARSE), "no plain file"),
+        (entry("fifo", type=tarfile.FIFOTYPE), "no plain file"),
+        (entry("folder", type=tarfile.DIRTYPE), "no plain file"),
+        (entry("./model.so", b"other"), "two members"),
+        (entry("x" * 300, b"other"), "no name for a file"),
+        (entry("a\x1b[31m", b"other"), "no name for a file"),
+        (entry("model.so/below", b"other"), "can't be unpacked"),
+        (entry("pax", b"", pax_headers={"GNU.sparse.size": "999999999999", "path": "x" * 101}), "pax header"),
     ],
 )
 def test_hostile_archives(archive, tmp_path, extra, words):

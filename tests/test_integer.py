@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,6 +137,69 @@ def test_a_file_keeps_everything(scheme, tmp_path):
             assert np.array_equal(getattr(kept, key), value), key
     images = random_input(rng, network.input_shape, 3)
     assert np.array_equal(loaded.run(images), network.run(images))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("layers", {}, "layers is an object"),
+        ("layers", [], "layers is a list of 0"),
+        ("layers.0", None, r"layers\[0\] is None, where an object belongs"),
+        ("layers.0.kind", "pool3d", r"layers\[0\]\.kind is 'pool3d'"),
+        ("layers.0.stride", [0, 1], r"layers\[0\]\.stride\[0\] is 0"),
+        ("layers.0.stride", [1.0, 1], r"layers\[0\]\.stride\[0\] is 1\.0, where a whole number"),
+        ("layers.0.padding", [-1, 0], r"layers\[0\]\.padding\[0\] is -1"),
+        ("layers.0.groups", 0, r"layers\[0\]\.groups is 0"),
+        ("layers.0.dtype", "int4", r"layers\[0\]\.dtype is 'int4'"),
+        ("layers.0.scale", "1", r"layers\[0\]\.scale is '1'"),
+        ("layers.0.weight", [1], "which isn't known"),
+        ("layers.0.minimum", None, r"layers\[0\]\.minimum is None"),
+        ("layers.0.name", "a\x1b[31m", r"layers\[0\]\.name is 'a\\x1b\[31m'"),
+        ("layers.0.name", "other", "the weight of other is no array"),
+        ("layers.0.inputs", "input", r"layers\[0\]\.inputs is 'input', where a list"),
+        ("input_shape", [1, 3, 0, 8], r"input_shape\[2\] is 0"),
+        ("input_scale", 1e400, "input_scale is None, where a number belongs"),
+        ("labels", 3, "labels is 3"),
+        ("preprocessing", {"mean": 1, "std": []}, r"preprocessing\.mean is 1"),
+        ("scheme", ["x"], "scheme is a list of 1"),
+        ("added", 1, "'added', which isn't known"),
+    ],
+)
+def test_what_a_file_says_beside_its_arrays_is_checked(tmp_path, path, value, words):
+    *steps, last = [int(step) if step.isdigit() else step for step in path.split(".")]
+
+    def change(content: dict[str, Any]) -> None:
+        holder: Any = content
+        for step in steps:
+            holder = holder[step]
+        holder[last] = value
+
+    refused(tmp_path, change, words)
+
+
+@pytest.mark.parametrize("shape", [[1, 65536, 256, 256], [1, 65536, 65536, 65536], [1, 3_000_000, 1, 1]])
+def test_a_pool_that_would_fill_the_memory(tmp_path, shape):
+    def change(content: dict[str, Any]) -> None:
+        content["layers"][0] |= {"kind": "pool", "input_shape": shape}
+
+    refused(tmp_path, change, "the input_shape of layers.0 has .* elements|65536 or less belongs")
+
+
+def refused(tmp_path: Path, change: Callable[[dict[str, Any]], None], words: str) -> None:
+    """A network whose metadata was changed can't be loaded, in one sentence."""
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    network = random_network(np.random.default_rng(0), "per-channel", shapes=(conv(3, relu=False),))
+    integer.save(network, tmp_path / "whole")
+    with safe_open(tmp_path / "whole", "numpy") as file:
+        content = json.loads(file.metadata()["tvmflow"])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it can't be iterated)
+    change(content)
+    save_file(arrays, tmp_path / "changed", {"tvmflow": json.dumps(content)})
+    with pytest.raises(UserError, match=words) as caught:
+        integer.load(tmp_path / "changed")
+    assert str(caught.value).isprintable()
 
 
 def test_damaged_files_are_refused(tmp_path):

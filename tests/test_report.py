@@ -387,7 +387,7 @@ def test_report_shows_searches(tvmflow, tmp_path, schema):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("{", "can't be read"), ("[]", "no report"), ('{"reports": []}', "no report"), ("null", "no report")],
+    [("{", "no report that can be read"), ("[]", "no report"), ('{"reports": []}', "no report"), ("null", "no report")],
 )
 def test_files_that_are_no_reports(tmp_path, text, words):
     (tmp_path / "x.json").write_text(text)

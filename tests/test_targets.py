@@ -72,10 +72,47 @@ def test_own_board(tmp_path):
         ('extends = "host"\n[cpu]\ncores = 0', "cpu.cores as 0"),
         ('extends = "host"\n[cpu]\ncores = "four"', "cpu.cores as 'four'"),
         ('extends = "host"\nmemory_bytes = 1.5', "memory_bytes as 1.5"),
+        ('extends = ["host"]', "needs extends = .*; it has a list of 1"),
+        (
+            'extends = "raspberry-pi-4b"\n[cpu]\nmemory_gbps = -1.0',
+            r"cpu\.memory_gbps as -1\.0, where a positive number",
+        ),
+        ('extends = "raspberry-pi-4b"\n[cpu]\nmemory_gbps = nan', r"cpu\.memory_gbps as nan, where a positive number"),
+        ('extends = "raspberry-pi-4b"\n[cpu]\nmemory_gbps = inf', r"cpu\.memory_gbps as inf, where a positive number"),
+        ('extends = "jetson-agx-orin"\n[gpu]\ndram_gbps = -0.0', r"gpu\.dram_gbps as -0\.0"),
+        ('extends = "raspberry-pi-4b"\n[cpu]\nclock_mhz = 99999999999999999999', r"cpu\.clock_mhz as 9999"),
+        ('extends = "pynq-z1"\n[vta]\nlatency_band = [-5, 90]', r"vta\.latency_band as a list of 2"),
+        ('extends = "pynq-z1"\n[vta]\nlatency_band = [5]', r"vta\.latency_band is a list of 1"),
+        ('extends = "pynq-z1"\n[vta.configuration]\nLOG_BLOCK = 99', r"LOG_BLOCK is a base-2 logarithm"),
+        ('extends = "pynq-z1"\n[vta.configuration]\nLOG_BLOCK = true', r"LOG_BLOCK is a base-2 logarithm"),
+        ('extends = "host"\nschedules = [1, 2]', r"is no board: schedules\[0\] is 1, where text"),
+        ('extends = "host"\nelf = ["64", 64]', r"elf\[0\] is '64', where a whole number"),
+        ('extends = "host"\ndescription = 2020-01-01', "description as datetime"),
+        ('extends = "host"\ngpu = {}', "gpu as an object with nothing, where nothing belongs"),
+        ('extends = "host"\ndescription = "a\\u001b[31m"', r"description as 'a\\x1b\[31m'"),
+        ('extends = "host"\nname = "../../up"', r"name as '\.\./\.\./up'"),
+        ('extends = "host"\narithmetic = "int4"', "arithmetic as 'int4'"),
+        ('extends = "host"\n"a\\u001b" = 1', r"unknown key 'a\\x1b'"),
+        ('extends = "host"\n[tvm]\nnum-cores = -3', "tvm as an object with 'num-cores'"),
+        ('extends = "host"\n' + ".".join("a" * 20_000) + " = 1", "a key of more than 8 parts"),
+        ("x = " + "[" * 4000, "no valid TOML"),
+        ('extends = "host"\n[cpu]\ncores = 0x' + "f" * 60_000, "cpu.cores as 0xfff"),
+        ("extends = 0x" + "f" * 60_000, "it has 0xfff"),
     ],
 )
 def test_own_board_with_mistakes(tmp_path, text, words):
     path = tmp_path / "board.toml"
     path.write_text(text)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as caught:
         targets.load_toml(path)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_own_board_with_figures_that_may_be_unknown_or_whole(tmp_path):
+    path = tmp_path / "board.toml"
+    path.write_text('extends = "raspberry-pi-5"\n[cpu]\nl3_bytes = 0\nmemory_gbps = 4\n')
+    board = targets.load_toml(path)
+    assert (board.cpu.l3_bytes, board.cpu.memory_gbps) == (0, 4.0)
+    path.write_text('extends = "pynq-z1"\n[vta.configuration]\nLOG_BATCH = 0\n')
+    assert targets.load_toml(path).vta.configuration["LOG_BATCH"] == 0

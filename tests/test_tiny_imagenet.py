@@ -11,7 +11,7 @@ from PIL import Image
 
 from tvmflow.cli import main
 from tvmflow.evaluate import evaluate
-from tvmflow.models import tiny_imagenet
+from tvmflow.models import tiny_imagenet, train
 from tvmflow.spec import UserError
 
 WNIDS = ("n02000002", "n01000001", "n03000003")
@@ -98,3 +98,22 @@ def test_networks_of_other_classes_are_refused(folder, monkeypatch):
         evaluate(folder)
     with pytest.raises(UserError, match="doesn't say which network"):
         evaluate(folder, str(folder / "no.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ({"classes": 3e6}, "classes is 3000000.0, where a whole number belongs"),
+        ({"classes": 3_000_000}, "classes is 3000000, where 1048576 or less belongs"),
+        ({"classes": 1_000_000}, r"has 1,02\d,\d+,\d+ parameters, for which big.safetensors is too small"),
+        ({"widths": [1], "strides": []}, "strides is a list of 0"),
+        ({"widths": "wide"}, "widths is 'wide', where a list belongs"),
+        ([], "network is a list of 0, where an object belongs"),
+    ],
+)
+def test_cards_that_would_fill_the_memory_or_are_none(tmp_path, network, words):
+    weights = tmp_path / "big.safetensors"
+    weights.write_bytes(b"")
+    weights.with_suffix(".json").write_text(json.dumps({"config": {"network": network}}))
+    with pytest.raises(UserError, match=rf"doesn't say which network big\.safetensors is.*{words}"):
+        train.exported(weights)

@@ -22,7 +22,12 @@ def trial(candidate: str, ms: float | None = 1.0, **changes) -> dict:
     entry = {"kind": "trial", "run": 1, "task": TASK["task"], "candidate": candidate, "message": ""}
     if ms is None:
         return {**entry, "outcome": "crashed", "ms": [], **changes}
-    record = [[[["Annotate", ["b0", candidate], ["key"], []]], []], [ms / 1e3], TARGET, []]
+    trace = [
+        changes.pop("instructions", [["Annotate", ["b0", f'"{candidate}"'], ["key"], []]]),
+        changes.pop("decisions", []),
+    ]
+    seconds = ms / 1e3 if ms < 1e9 else 1.0
+    record = [trace, [seconds], TARGET, changes.pop("arguments", [])]
     return {**entry, "outcome": "ok", "ms": [ms], "record": record, **changes}
 
 
@@ -91,6 +96,35 @@ def test_missing_database_is_made_again(folder):
         json.dumps(trial("x", record=[[[], []], [1e-3], {**TARGET, "mcpu": "another"}, []])),
         json.dumps(trial("x", record=[1, 2])),
         json.dumps({**TASK, "task": "x", "workload": ["no digits", ""]}),
+        "[" * 100_000,
+        '{"kind": ' * 100_000,
+        json.dumps(trial("x", 10**400, record=None)),
+        json.dumps(trial("x", 10**15)),
+        json.dumps({"kind": "batch", "run": 1, "task": "", "seconds": {"a": float("nan")}}),
+        json.dumps({"kind": "batch", "run": 1, "task": "", "seconds": {"a": "long"}}),
+        json.dumps({"kind": "winner", "run": 1, "task": TASK["task"], "candidate": "a", "ms": [], "default_ms": []}),
+        json.dumps(
+            {"kind": "winner", "run": 1, "task": TASK["task"], "candidate": "a", "ms": [1], "default_ms": ["a"]}
+        ),
+        json.dumps(trial("x", task="")),
+        json.dumps(trial("x", merged="yes")),
+        json.dumps({**TASK, "default": ["a"]}),
+        json.dumps({**TASK, "task": "x", "workload": ["²", "bm8="]}),
+        json.dumps({**TASK, "task": "x", "workload": ["9" * 5000, "bm8="]}),
+        json.dumps({**TASK, "name": "\ud800"}),
+        json.dumps({"kind": ["trial"]}),
+        json.dumps(trial("x", instructions=[["Annotate", [None], ["key"], []]])),
+        json.dumps(trial("x", instructions=[["Annotate", None, ["key"], []]])),
+        json.dumps(trial("x", instructions=[["Annotate", ["b0", "v"], [None], []]])),
+        json.dumps(trial("x", instructions=[[None, [], [], []]])),
+        json.dumps(trial("x", instructions=[["GetSBlock", [], ["a", "main"], [3]]])),
+        json.dumps(trial("x", instructions=[["Annotate", ["b0", {"a": 1}], ["key"], []]])),
+        json.dumps(trial("x", instructions=[["Annotate", ["b0", "v"], ["key"]]])),
+        json.dumps(trial("x", decisions=[None])),
+        json.dumps(trial("x", decisions=[["0", [1]]])),
+        json.dumps(trial("x", decisions=[[0, [None]]])),
+        json.dumps(trial("x", arguments=[["TENSOR", "float32", [None]]])),
+        json.dumps(trial("x", arguments=[3])),
     ],
 )
 def test_foreign_lines_are_set_aside(folder, line):
@@ -104,6 +138,37 @@ def test_foreign_lines_are_set_aside(folder, line):
     assert [json.loads(row)["file"] for row in lines(folder / QUARANTINE)] == [LEDGER, RECORDS]
     assert Store(folder).quarantined == 0
     assert len(lines(folder / RECORDS)) == 3
+
+
+def test_a_torn_line_beside_a_number_that_is_none(folder):
+    """The ledger is written anew, which NaN must not keep it from."""
+    with (folder / LEDGER).open("a") as file:
+        file.write('{"kind":"batch","run":1,"task":"","seconds":{"a":NaN}}\n{"kind":"tri')
+    with Store(folder, IDENTITY, writable=True) as opened:
+        assert opened.quarantined == 2
+        opened.append([trial("d", 0.5)])
+    assert Store(folder).best(TASK["task"]).candidate == "d"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 40_000, "nested too deeply"),
+        ("[]", "is a list of 0, where an object belongs"),
+        ('{"schema_version": "1.0"}', "lacks 'board'"),
+        ('{"schema_version": "2.0"}', "lacks|schema_version"),
+    ],
+)
+def test_an_identity_that_is_none(folder, text, words):
+    (folder / store.IDENTITY).write_text(text)
+    with pytest.raises(UserError, match=words):
+        Store(folder)
+
+
+def test_records_that_tvmflow_brings_are_all_taken():
+    from tvmflow.tune.apply import shipped_folders
+
+    assert [Store(shipped).quarantined for shipped in shipped_folders()] == [0]
 
 
 def test_one_writer_at_a_time(folder):

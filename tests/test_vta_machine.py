@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from itertools import chain
@@ -326,11 +327,33 @@ def test_relocation(layer):
         relocate(executable.instructions, 0x4040, PYNQ)
 
 
+def relaid(folder, **changes):
+    path = folder / "layout.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda folder: (folder / "layout.json").unlink(), "holds no VTA program"),
+        (lambda folder: (folder / "layout.json").unlink(), "can't be read: No such file"),
         (lambda folder: (folder / "layout.json").write_text("{}"), "schema_version"),
+        (lambda folder: (folder / "layout.json").write_text("[" * 40_000), "nested too deeply"),
+        (lambda folder: relaid(folder, schema_version=True), "schema_version True"),
+        (lambda folder: relaid(folder, memory_bytes=1 << 40), "memory_bytes is 1099511627776, where"),
+        (lambda folder: relaid(folder, memory_bytes="8"), "memory_bytes is '8', where a whole number"),
+        (lambda folder: relaid(folder, memory_bytes=1), "no more of them than the memory has"),
+        (lambda folder: relaid(folder, input_shape=[1, 3]), r"input_shape is a list of 2, where 4 or more"),
+        (lambda folder: relaid(folder, input_shape=[1, -3, 8, 8]), r"input_shape\[1\] is -3"),
+        (lambda folder: relaid(folder, input_order="spiral"), "input_order is 'spiral'"),
+        (lambda folder: relaid(folder, output_offset=-1), "output_offset is -1"),
+        (lambda folder: relaid(folder, output_offset=1 << 31), "lies outside the memory"),
+        (lambda folder: relaid(folder, configuration=[]), "configuration is a list of 0"),
+        (lambda folder: relaid(folder, configuration={"LOG_BLOCK": 4}), "lacks TARGET"),
+        (
+            lambda folder: relaid(folder, layers=[{"name": "a", "first": 5, "last": 2}]),
+            "has a layer whose instructions",
+        ),
+        (lambda folder: relaid(folder, layers=[{"name": "a"}]), r"layers\[0\] lacks 'first', 'last'"),
         (lambda folder: (folder / "memory.bin").write_bytes(b"1"), "not as long as layout.json says"),
         (lambda folder: (folder / "program.bin").write_bytes(b"1"), "no whole number"),
     ],
@@ -338,8 +361,9 @@ def test_relocation(layer):
 def test_damaged_files_are_refused(layer, tmp_path, damage, words):
     save(layer[0], tmp_path)
     damage(tmp_path)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as caught:
         read(tmp_path)
+    assert str(caught.value).isprintable()
 
 
 # Checks

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow import device, interrupt, scratch, tensors, toolchain
+from tvmflow import device, interrupt, scratch, tensors, toolchain, untrusted
 from tvmflow.spec import (
     NO_ELF,
     Cpu,
@@ -38,30 +38,127 @@ from tvmflow.spec import (
     Vector,
     Vta,
 )
+from tvmflow.untrusted import MalformedError, UnusableFileError, printable, reason, shown
 from tvmflow.verify import tolerances
 
 FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.2"
 MANIFEST, LIBRARY = "manifest.json", "model.so"
-MAX_MEMBERS, MAX_MEMBER_BYTES, MAX_TOTAL_BYTES, MAX_MANIFEST_BYTES = 4096, 2 << 30, 4 << 30, 16 << 20
-REQUIRED: dict[str, type] = {
-    "model": dict,
-    "target": dict,
-    "versions": dict,
-    "inputs": list,
-    "outputs": list,
-    "labels": list,
-    "layers": list,
-    "memory": dict,
-    "verify": dict,
-    "vectors": list,
-    "library": str,
-    "members": dict,
-}
-"""What a manifest has besides `format`, `schema_version` and `preprocessing`, which may be null."""
-
+MAX_MEMBERS, MAX_MEMBER_BYTES = untrusted.BUNDLE.elements, untrusted.MEMBER.bytes
+MAX_TOTAL_BYTES, MAX_MANIFEST_BYTES = untrusted.BUNDLE.bytes, untrusted.MANIFEST.bytes
 
 FACTS: dict[str, type] = {"cpu": Cpu, "gpu": Gpu, "mcu": Mcu, "vta": Vta}
 """The parts of a board that are records of their own; those of other kinds are null or missing."""
+
+KINDS = ("llvm", "arm_cpu", "cuda", "vta", "cortex_m")
+"""Of targets."""
+
+REQUIRED = (
+    "model",
+    "target",
+    "versions",
+    "inputs",
+    "outputs",
+    "labels",
+    "layers",
+    "memory",
+    "verify",
+    "vectors",
+    "library",
+    "members",
+)
+"""What a manifest has besides `format`, `schema_version` and `preprocessing`, which may be null."""
+
+
+def _schema() -> dict[str, Any]:
+    """What a manifest of format 1 has at least; what a newer one adds is left alone."""
+    text: dict[str, Any] = {"type": "string"}
+    count: dict[str, Any] = {"type": "integer", "minimum": 0}
+    texts: dict[str, Any] = {"type": "array", "items": text}
+    numbers: dict[str, Any] = {"type": "array", "items": {"type": "number"}}
+    positive: dict[str, Any] = {"type": "number", "exclusiveMinimum": 0}
+    allowed: dict[str, Any] = {"type": "number", "minimum": 0}
+    tensor = untrusted.schema_of(TensorSpec)
+    tensor["properties"] |= {
+        "shape": {"type": "array", "items": count, "maxItems": untrusted.ARRAY.depth},
+        "dtype": {"enum": list(tensors.DTYPES)},
+    }
+    target = untrusted.schema_of(Target)
+    target["properties"] |= {
+        "name": {"type": "string", "pattern": r"^[^/\s\x00-\x1f][^/\x00-\x1f]*\Z", "maxLength": 200},
+        "kind": {"enum": list(KINDS)},
+        "elf": {
+            "type": "object",
+            "required": ["bits", "machine"],
+            "properties": {"bits": {"enum": [0, 32, 64]}, "machine": text},
+        },
+        "arithmetic": {"enum": list(tensors.ARITHMETICS)},
+    }
+    layer = untrusted.schema_of(Layer)
+    layer["properties"] |= {"macs": count, "bytes": count}
+    return {
+        "type": "object",
+        "required": [*REQUIRED, "preprocessing"],
+        "properties": {
+            "model": {
+                "type": "object",
+                "required": ["name", "source", "parameters", "macs"],
+                "properties": {
+                    "name": {"type": "string", "maxLength": 1000},
+                    "source": text,
+                    "reference": text,
+                    "parameters": count,
+                    "macs": count,
+                },
+            },
+            "target": target,
+            "versions": {"type": "object", "required": ["tvmflow"], "additionalProperties": text},
+            "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 1000},
+            "outputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 1000},
+            "labels": texts,
+            "preprocessing": {
+                "oneOf": [
+                    {"type": "null"},
+                    {
+                        "type": "object",
+                        "required": ["mean", "std"],
+                        "properties": {"mean": numbers, "std": {"type": "array", "items": positive}},
+                    },
+                ]
+            },
+            "quantization": {
+                "oneOf": [
+                    {"type": "null"},
+                    {
+                        "type": "object",
+                        "required": ["scheme", "input_scale", "output_scale"],
+                        "properties": {"scheme": text, "input_scale": positive, "output_scale": positive},
+                    },
+                ]
+            },
+            "layers": {"type": "array", "items": layer},
+            "memory": {"type": "object", "additionalProperties": count},
+            "verify": {
+                "type": "object",
+                "required": ["passed", "method"],
+                "properties": {"passed": {"type": ["boolean", "null"]}, "method": {"type": ["string", "null"]}},
+            },
+            "vectors": texts,
+            "tolerances": {"type": ["array", "null"], "items": {"type": "array", "items": allowed}},
+            "library": text,
+            "runner": {"type": ["string", "null"]},
+            "members": {
+                "type": "object",
+                "additionalProperties": {
+                    "type": "object",
+                    "required": ["bytes", "sha256"],
+                    "properties": {"bytes": count, "sha256": text},
+                },
+            },
+        },
+    }
+
+
+SCHEMA = untrusted.Schema(_schema)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,13 +247,13 @@ def load_array(path: Path, spec: TensorSpec) -> np.ndarray:
     """
     try:
         array = tensors.load(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} can't be read as a .npy file: {error}.") from error
-    if isinstance(array, np.ndarray) and spec.dtype == "bfloat16" and array.dtype == np.uint16:
+    except (OSError, MalformedError) as error:
+        raise UnusableFileError(path, f"can't be read as a .npy file: {reason(error)}") from error
+    if spec.dtype == "bfloat16" and array.dtype == np.uint16:
         array = array.view(tensors.BFLOAT16)
-    if not isinstance(array, np.ndarray) or array.shape != spec.shape or str(array.dtype) != spec.dtype:
-        seen = f"{array.dtype} {_dims(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
-        raise UserError(f"{path} holds {seen}, but {spec.name} is {spec.dtype} {_dims(spec.shape)}.")
+    if array.shape != spec.shape or str(array.dtype) != spec.dtype:
+        wanted = f"{printable(spec.name)} is {spec.dtype} {_dims(spec.shape)}"
+        raise UnusableFileError(path, f"holds {array.dtype} {_dims(array.shape)}, but {wanted}")
     return array
 
 
@@ -193,20 +290,15 @@ def check_destination(out: Path) -> None:
 def _is_archive(path: Path) -> bool:
     if not path.is_file():
         return False
-    try:
-        with tarfile.open(path) as archive:
-            first = archive.next()
-            return first is not None and first.name == MANIFEST
-    except (OSError, tarfile.TarError):
-        return False
+    return untrusted.first_member(path) == MANIFEST
 
 
 def _members(folder: Path) -> list[str]:
     """The files of the bundle in a folder, by their paths in it; none if there is no bundle."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = untrusted.read_json(folder / MANIFEST, untrusted.MANIFEST)
         return [MANIFEST, *manifest["members"]] if manifest["format"] == FORMAT else []
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (UnusableFileError, KeyError, TypeError):
         return []
 
 
@@ -521,56 +613,45 @@ def require_native(bundle: Bundle) -> None:
 
 
 def _unpack(path: Path, root: Path) -> None:
-    try:
-        with tarfile.open(path, "r:") as archive:
-            seen: set[str] = set()
-            total = 0
-            for member in archive:
-                _check_name(path, member.name)
-                if not member.isfile():
-                    raise UserError(
-                        f"{path} has a member {member.name!r} that is no plain file; bundles hold no links."
-                    )
-                if member.name in seen:
-                    raise UserError(f"{path} has two members named {member.name!r}.")
-                seen.add(member.name)
-                total += member.size
-                _check_sizes(path, member.name, member.size, total, len(seen))
-                content = archive.extractfile(member)
-                assert content is not None
-                destination = root / member.name
-                destination.parent.mkdir(parents=True, exist_ok=True)
-                with destination.open("wb") as file:
-                    shutil.copyfileobj(content, file, 1 << 20)
-                if destination.stat().st_size != member.size:
-                    raise UserError(f"{path} ends in the middle of {member.name}; it is incomplete.")
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{path} is no intact bundle: {error}.") from error
-    except OSError as error:
-        raise UserError(f"{path} can't be unpacked: {error}.") from error
+    def admit(name: str, size: int, total: int, count: int) -> None:
+        _check_name(path, name)
+        _check_sizes(path, name, size, total, count)
+
+    untrusted.unpack(path, root, admit, what="bundle")
 
 
 def _check_name(path: Path, name: str) -> None:
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in name or ":" in name or "\0" in name:
-        raise UserError(f"{path} has a member named {name!r}, which leads out of the bundle.")
+        raise UnusableFileError(path, f"has a member named {shown(name)}, which leads out of the bundle")
+    if printable(name) != name or max(len(os.fsencode(part)) for part in pure.parts) > 255 or len(name) > 1000:
+        raise UnusableFileError(path, f"has a member named {shown(name)}, which is no name for a file")
 
 
 def _check_sizes(path: Path, name: str, size: int, total: int, count: int) -> None:
     limit = MAX_MANIFEST_BYTES if name == MANIFEST else MAX_MEMBER_BYTES
     if size > limit:
-        raise UserError(f"{path} has a member {name!r} of {size:,} bytes; the most is {limit:,}.")
+        raise UnusableFileError(path, f"has a member {shown(name)} of {size:,} bytes; the most is {limit:,}")
     if total > MAX_TOTAL_BYTES or count > MAX_MEMBERS:
-        raise UserError(f"{path} is over {MAX_MEMBERS:,} members or {MAX_TOTAL_BYTES:,} bytes; no bundle is so large.")
+        raise UnusableFileError(
+            path, f"is over {MAX_MEMBERS:,} members or {MAX_TOTAL_BYTES:,} bytes", "no bundle is so large"
+        )
 
 
 def _check(path: Path, root: Path) -> Bundle:
+    try:
+        return _checked(path, root)
+    except OSError as error:
+        raise UnusableFileError(path, f"can't be read: {reason(error)}") from error
+
+
+def _checked(path: Path, root: Path) -> Bundle:
     manifest = _read_manifest(path, root)
     found, total = {}, 0
     for file in sorted(_files(root)):
         name = file.relative_to(root).as_posix()
         if file.is_symlink() or not file.is_file():
-            raise UserError(f"{path} has a member {name!r} that is no plain file; bundles hold no links.")
+            raise UnusableFileError(path, f"has a member {shown(name)} that is no plain file", "bundles hold no links")
         if name != MANIFEST:
             found[name] = file
             total += file.stat().st_size
@@ -579,17 +660,21 @@ def _check(path: Path, root: Path) -> Bundle:
     for name in members:
         _check_name(path, name)
         if name not in found:
-            raise UserError(f"{path} lacks {name}, which its manifest names; build it again.")
+            raise UnusableFileError(path, f"lacks {name}, which its manifest names", "build it again")
     for name, file in found.items():
         if name not in members:
-            raise UserError(f"{path} has a file {name} that its manifest doesn't name; remove it or build again.")
+            raise UnusableFileError(
+                path, f"has a file {printable(name)} that its manifest doesn't name", "remove it or build again"
+            )
         if file.stat().st_size != members[name]["bytes"] or _sha256(file) != members[name]["sha256"]:
-            raise UserError(
-                f"{path} has been changed: {name} doesn't match its SHA-256 in the manifest; build it again."
+            raise UnusableFileError(
+                path, f"has been changed: {name} doesn't match its SHA-256 in the manifest", "build it again"
             )
     bundle = Bundle(path=path, root=root, manifest=manifest)
     if manifest["library"] not in members:
-        raise UserError(f"{path} names a library {manifest['library']!r} that isn't among its members.")
+        raise UnusableFileError(
+            path, f"names a library {shown(manifest['library'])} that isn't among its members", "build it again"
+        )
     if bundle.target.elf != NO_ELF:
         toolchain.check_elf(bundle.library, bundle.target.elf, f"{path}, built for {bundle.target.name},")
     return bundle
@@ -598,38 +683,48 @@ def _check(path: Path, root: Path) -> Bundle:
 def _read_manifest(path: Path, root: Path) -> dict[str, Any]:
     file = root / MANIFEST
     if not file.is_file() or file.is_symlink():
-        raise UserError(f"{path} is no bundle of tvmflow: it has no {MANIFEST}.")
-    if file.stat().st_size > MAX_MANIFEST_BYTES:
-        raise UserError(f"{path} has a manifest of {file.stat().st_size:,} bytes; the most is {MAX_MANIFEST_BYTES:,}.")
+        raise UnusableFileError(path, f"is no bundle of tvmflow: it has no {MANIFEST}")
+    content = untrusted.read_bytes(file, untrusted.MANIFEST)
     try:
-        manifest = json.loads(file.read_bytes())
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"The manifest of {path} can't be read: {error}.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{path} is no bundle of tvmflow: its manifest doesn't say {FORMAT!r}.")
-    version = str(manifest.get("schema_version"))
-    if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
-        raise UserError(
-            f"{path} has bundle format {version}; this tvmflow reads {SCHEMA_VERSION.split('.')[0]}.x. "
-            "Build it again, or use the tvmflow that made it."
-        )
-    for key, kind in REQUIRED.items():
-        if not isinstance(manifest.get(key), kind):
-            raise UserError(f"The manifest of {path} has no proper {key!r}; build the bundle again.")
-    try:
-        bundle = Bundle(path=path, root=root, manifest=manifest)
-        for entry in manifest["members"].values():
-            assert isinstance(entry["bytes"], int)
-            assert isinstance(entry["sha256"], str)
-        # each of these raises where the manifest isn't as it should be
-        _ = bundle.inputs, bundle.outputs, bundle.layers, bundle.preprocessing, bundle.name, bundle.target
-    except (KeyError, TypeError, AssertionError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"The manifest of {path} is not as it should be ({error!r}); build the bundle again."
+        # a relative error of what should be zero was written as Infinity
+        manifest = untrusted.parse_json(content, untrusted.MANIFEST, non_finite=True)
+    except MalformedError as error:
+        raise UnusableFileError(
+            path, f"has a manifest that can't be read: {error}", "build the bundle again"
         ) from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UnusableFileError(path, f"is no bundle of tvmflow: its manifest doesn't say {FORMAT!r}")
+    version = manifest.get("schema_version")
+    if not isinstance(version, str) or version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        raise UnusableFileError(
+            path,
+            f"has bundle format {printable(version) if isinstance(version, str) else shown(version)}",
+            f"this tvmflow reads {SCHEMA_VERSION.split('.')[0]}.x, so build it again or use the tvmflow that made it",
+        )
+    try:
+        SCHEMA.check(manifest)
+        _check_sense(manifest)
+    except MalformedError as error:
+        raise UnusableFileError(path, f"has a manifest that lies: {error}", "build the bundle again") from error
     for name in manifest["vectors"]:
-        _check_name(path, str(name))
+        _check_name(path, name)
     return manifest
+
+
+def _check_sense(manifest: Mapping[str, Any]) -> None:
+    """What no schema says. Raises MalformedError."""
+    target = manifest["target"]
+    facts = {"cuda": "gpu", "cortex_m": "mcu", "vta": "vta"}
+    if (needed := facts.get(target["kind"])) and not target.get(needed):
+        raise MalformedError(f"target is of kind {target['kind']} and lacks {needed!r}")
+    if target.get("gpu") and target["kind"] != "cuda":
+        raise MalformedError(f"target is of kind {target['kind']} and has a GPU")
+    given = manifest["preprocessing"]
+    if given and not len(given["mean"]) == len(given["std"]) > 0:
+        raise MalformedError("preprocessing.mean and preprocessing.std aren't as long as each other")
+    allowed = manifest.get("tolerances")
+    if allowed is not None and [len(row) for row in allowed] != [len(manifest["outputs"])] * len(manifest["vectors"]):
+        raise MalformedError("tolerances aren't one for each output of each vector")
 
 
 def _tensor_specs(rows: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:

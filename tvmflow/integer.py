@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +28,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 
-from tvmflow import scratch
+from tvmflow import scratch, untrusted
 from tvmflow.spec import Preprocessing, UserError
+from tvmflow.untrusted import MalformedError, UnusableFileError
 
 if TYPE_CHECKING:
     from tvmflow.chain import FloatLayer
@@ -340,6 +342,69 @@ def _problem(layer: IntegerLayer, scheme: Scheme, outputs: Mapping[str, tuple[tu
 
 ARRAYS = ("weight", "bias", "multiplier", "shift")
 
+MAX_MAP_ELEMENTS = 1 << 24
+"""Of a layer's input or output: what a file says is allocated, and no board that runs integers holds more."""
+
+
+def _schema() -> dict[str, Any]:
+    """What a file says beside its arrays."""
+    text: dict[str, Any] = {"type": "string", "maxLength": 1000, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*\Z"}
+    texts: dict[str, Any] = {"type": "array", "items": text}
+    numbers: dict[str, Any] = {"type": "array", "items": {"type": "number"}, "minItems": 1}
+    size: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": 1 << 16}
+    shape: dict[str, Any] = {"type": "array", "prefixItems": [{"const": 1}], "items": size}
+    shape |= {"minItems": 4, "maxItems": 4}
+    pair: dict[str, Any] = {"type": "array", "items": size, "minItems": 2, "maxItems": 2}
+    layer: dict[str, Any] = {
+        "name": text,
+        "modules": texts,
+        "kind": {"enum": ["conv2d", "pool", "dense"]},
+        "inputs": texts,
+        "stride": pair,
+        "padding": {**pair, "items": {**size, "minimum": 0}},
+        "dilation": pair,
+        "groups": size,
+        "minimum": {"type": "integer"},
+        "maximum": {"type": "integer"},
+        "dtype": {"enum": list(RANGES)},
+        "scale": {"type": "number", "exclusiveMinimum": 0},
+        "input_shape": shape,
+        "output_shape": shape,
+    }
+    optional = ("stride", "padding", "dilation", "groups")
+    network: dict[str, Any] = {
+        "name": text,
+        "scheme": {"enum": list(SCHEMES)},
+        "input_shape": shape,
+        "input_scale": {"type": "number", "exclusiveMinimum": 0},
+        "layers": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": [key for key in layer if key not in optional],
+                "properties": layer,
+                "additionalProperties": False,
+            },
+        },
+        "preprocessing": {
+            "type": ["object", "null"],
+            "required": ["mean", "std"],
+            "properties": {"mean": numbers, "std": {**numbers, "items": {"type": "number", "exclusiveMinimum": 0}}},
+        },
+        "labels": texts,
+        "facts": {"type": "object", "properties": {"sqnr_db": {"type": "object"}}},
+    }
+    return {
+        "type": "object",
+        "required": ["name", "scheme", "input_shape", "input_scale", "layers", "preprocessing"],
+        "properties": network,
+        "additionalProperties": False,
+    }
+
+
+SCHEMA = untrusted.Schema(_schema)
+
 
 def save(network: IntegerNetwork, path: Path) -> None:
     """Write a safetensors file: the arrays as LAYER.weight, …, all else as JSON in its metadata. Atomic."""
@@ -361,32 +426,32 @@ def save(network: IntegerNetwork, path: Path) -> None:
 
 def load(path: Path) -> IntegerNetwork:
     """Read what `save` wrote. Raises UserError."""
-    from safetensors import SafetensorError, safe_open
-
+    metadata, arrays = untrusted.read_tensors(path)
     try:
-        with safe_open(path, "numpy") as file:
-            content = json.loads((file.metadata() or {}).get("tvmflow", "{}"))
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it can't be iterated)
-    except FileNotFoundError as error:
-        raise UserError(f"There is no file {path}.") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is no intact safetensors file: {error}.") from error
-    if content.pop("format", None) != FORMAT:
-        raise UserError(f"{path} is no quantised network of this version of tvmflow.")
-    try:
+        content = untrusted.parse_json(metadata.get("tvmflow", "{}"), untrusted.MANIFEST, non_finite=True)
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise UnusableFileError(path, "is no quantised network of this version of tvmflow")
+        SCHEMA.check(content)
         layers = tuple(_layer(fields, arrays) for fields in content.pop("layers"))
         given = content.pop("preprocessing")
         preprocessing = given and Preprocessing(mean=tuple(given["mean"]), std=tuple(given["std"]))
         return IntegerNetwork(**_tuples(content), layers=layers, preprocessing=preprocessing)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # what is missing or of another kind
-        raise UserError(f"{path} is damaged: {error!r}.") from error
+    except MalformedError as error:
+        raise UnusableFileError(path, f"is damaged: {error}", "quantise the network again") from error
 
 
 def _layer(fields: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> IntegerLayer:
     found = {key: arrays.get(f"{fields['name']}.{key}") for key in ARRAYS}
+    for key in ("input_shape", "output_shape"):
+        if (elements := math.prod(fields[key])) > MAX_MAP_ELEMENTS:
+            raise MalformedError(f"the {key} of {fields['name']} has {elements:,} elements of {MAX_MAP_ELEMENTS:,}")
     if fields["kind"] == "pool":
         _, channels, height, width = fields["input_shape"]
         found["weight"] = np.ones((channels, 1, height, width), np.int8)
+    for key, kind, ndim in (("weight", np.int8, 4), ("bias", np.int32, 1)):
+        array = found[key]
+        if array is None or array.dtype != kind or array.ndim != ndim or not array.size:
+            raise MalformedError(f"the {key} of {fields['name']} is no array of {np.dtype(kind)} of {ndim} dimensions")
     return IntegerLayer(**_tuples(fields), **found)  # type: ignore[arg-type]
 
 

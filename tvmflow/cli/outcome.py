@@ -17,6 +17,7 @@ import typer
 from tvmflow import interrupt, scratch
 from tvmflow.cli import streams
 from tvmflow.spec import TvmflowError
+from tvmflow.untrusted import printable
 
 verbose = False
 """Whether errors show their traceback: -v, anywhere on the line."""
@@ -91,7 +92,9 @@ def fail(message: str, code: int, *, internal: bool = False) -> None:
     if verbose:
         traceback.print_exc()
     hint = "" if verbose or not internal else " (a fault of tvmflow itself; -v shows where)"
-    print(f"tvmflow: {message}{hint}", file=sys.stderr)
+    # what a compiler, TVM or a file said may be of many lines, or be meant for the terminal
+    sentence = " ".join(filter(None, map(str.strip, message.split("\n"))))
+    print(f"tvmflow: {printable(sentence)}{hint}", file=sys.stderr)
     raise typer.Exit(code)
 
 

@@ -44,7 +44,7 @@ def report(
     estimate --json` wrote stands in for what wasn't built or timed. What this computer can't show, because something
     isn't installed, is said of each board and, with the command that brings it, at the end.
     """
-    from tvmflow.report import Report, collect, networks, not_shown, read_document, write_text
+    from tvmflow.report import Report, collect, networks, not_shown, read_document, write_texts
     from tvmflow.report.render import FORMATS, report_text
     from tvmflow.report.search import search_of
     from tvmflow.survey import survey
@@ -69,13 +69,14 @@ def report(
             surveyed.append(survey(path, threads=threads, seconds=seconds, must_run=False, cycles=cycles))
             reports.append(surveyed[-1])
     document = collect(reports, searches, estimates)
-    for row in document["reports"]:
-        print(report_text(row, layers=False), end="\n\n")
     files = {out / f"report{suffix}": write for suffix, write in FORMATS.items()}
     if networks.tables(document):
         files[out / "networks.csv"] = networks.to_csv
-    for file, write in files.items() if out.is_dir() else [(out, FORMATS[out.suffix])]:
-        write_text(file, write(document))
+    texts = {file: write(document) for file, write in (files if out.is_dir() else {out: FORMATS[out.suffix]}).items()}
+    for row in document["reports"]:
+        print(report_text(row, layers=False), end="\n\n")
+    write_texts(texts)
+    for file in texts:
         print(file)
     for line in not_shown(surveyed):
         print(line)

@@ -26,12 +26,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
-from tvmflow import scratch
+from tvmflow import scratch, untrusted
 from tvmflow.cuda.counts import SECTOR_BYTES, WARP, Counts
 from tvmflow.cuda.nvrtc import Resources
 from tvmflow.cuda.occupancy import occupancy
-from tvmflow.spec import Gpu, UserError
+from tvmflow.spec import Gpu
 
 STATEMENT = "modelled, not calibrated on any GPU"
 SCHEDULERS = 4
@@ -93,14 +94,23 @@ def parts(gpu: Gpu, counts: Counts, taken: Resources, constants: Constants = Con
     return {**found, "total": constants.scale * total}
 
 
+def _schema() -> dict[str, Any]:
+    names = [field.name for field in fields(Constants)]
+    positive = {"type": "number", "exclusiveMinimum": 0, "maximum": 1e9}
+    return {
+        "type": "object",
+        "required": names,
+        "properties": {name: {"type": "string"} if name == "source" else positive for name in names},
+    }
+
+
+CALIBRATION = untrusted.Schema(_schema)
+
+
 def load_constants(path: Path) -> Constants:
     """A calibration that `benchmarks/cuda.py` wrote. Raises UserError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        known = {field.name for field in fields(Constants)}
-        return Constants(**{name: content[name] for name in known})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is no calibration of the CUDA model: {error}.") from error
+    content = untrusted.read_json(path, what="calibration of the CUDA model", schema=CALIBRATION)
+    return Constants(**{field.name: content[field.name] for field in fields(Constants)})
 
 
 def save_constants(constants: Constants, path: Path) -> None:

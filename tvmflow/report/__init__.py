@@ -6,6 +6,7 @@ A report is plain data in the form of docs/report.schema.json; several make a co
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -19,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow import __version__, scratch
+from tvmflow import __version__, interrupt, scratch, untrusted
 from tvmflow.backends import Gap, Timing
 from tvmflow.bundle import Bundle
 from tvmflow.estimate import bounds, describe, raise_roof, roof_of
 from tvmflow.measure.noise import median_interval
 from tvmflow.spec import Measurement, UserError, install_sentence
 from tvmflow.targets import TARGETS
+from tvmflow.untrusted import MalformedError, UnusableFileError
 
 SCHEMA_VERSION = "1.3"
 BINS = 40
@@ -245,6 +247,18 @@ def _is_measured(report: Report) -> bool:
     return report["latency"] is not None and report["latency"]["basis"] == "measured"
 
 
+SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
+REPORT = untrusted.Schema(lambda: _part("report"))
+COLLECTION = untrusted.Schema(lambda: _part("collection"))
+ESTIMATE = untrusted.Schema(lambda: _part("estimate"))
+
+
+def _part(name: str) -> dict[str, Any]:
+    """The published schema, of one of the kinds of documents."""
+    schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    return {"$ref": f"#/$defs/{name}", "$defs": schema["$defs"]}
+
+
 def read_report(path: Path) -> Report:
     """A report that `--json` wrote. Raises UserError if it is none, or of another major version."""
     return check_report(read_json(path), path)
@@ -252,41 +266,77 @@ def read_report(path: Path) -> Report:
 
 def read_reports(path: Path) -> list[Report]:
     """The reports of a file that `--json` or `tvmflow report` wrote. Raises UserError."""
-    return _reports_in(read_json(path), path)
+    reports, _ = read_document(path)
+    if not reports:
+        raise UnusableFileError(path, "holds no report on a bundle")
+    return reports
 
 
 def read_document(path: Path) -> tuple[list[Report], list[dict[str, Any]]]:
     """The reports of a file, and the estimates that `tvmflow estimate` wrote or `report` kept. Raises UserError."""
     content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("estimates"), list):
-        return _reports_in(content, path), []
-    return ([], [content]) if "model" in content else (_reports_in(content, path), content["estimates"])
-
-
-def _reports_in(content: Any, path: Path) -> list[Report]:
     if isinstance(content, dict) and isinstance(content.get("reports"), list):
-        return [check_report(report, path) for report in content["reports"]]
-    return [check_report(content, path)]
+        _check_version(content, path)
+        _check_schema(COLLECTION, content, path)
+        for report in content["reports"]:
+            _check_sense(report, path)
+        return content["reports"], content.get("estimates", [])
+    if isinstance(content, dict) and isinstance(content.get("estimates"), list):
+        _check_schema(ESTIMATE, content, path)
+        return [], [content]
+    return [check_report(content, path)], []
 
 
 def read_json(path: Path) -> Any:
-    """What a file holds. Raises UserError."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"The report {path} can't be read: {error}.") from error
+    """What a file holds. Raises UserError.
+
+    Names that are no UTF-8 were written as halves of surrogate pairs, so these are taken.
+    """
+    return untrusted.read_json(path, untrusted.REPORT, what="report", surrogates=True)
 
 
 def check_report(content: Any, path: Path) -> Report:
     """`content` of `path` if it is a report on one bundle. Raises UserError."""
     needed = {"model", "target", "verify", "latency", "latency_note", "layers", "memory", "environment"}
     if not isinstance(content, dict) or not needed <= set(content):
-        raise UserError(
-            f"{path} is no report on one bundle, as `--json` of build, bench, profile and deploy writes it."
+        raise UnusableFileError(
+            path, "is no report on one bundle, as `--json` of build, bench, profile and deploy writes it"
         )
-    if str(content.get("schema_version")).split(".")[0] != SCHEMA_VERSION.split(".")[0]:
-        raise UserError(f"{path} is a report of format {content.get('schema_version')}; this tvmflow reads 1.x.")
+    _check_version(content, path)
+    _check_schema(REPORT, content, path)
+    _check_sense(content, path)
     return content
+
+
+def _check_version(content: Mapping[str, Any], path: Path) -> None:
+    version = content.get("schema_version")
+    if not isinstance(version, str) or version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        seen = untrusted.printable(version) if isinstance(version, str) else untrusted.shown(version)
+        raise UnusableFileError(path, f"is a report of format {seen}", "this tvmflow reads 1.x")
+
+
+def _check_schema(schema: untrusted.Schema, content: Any, path: Path) -> None:
+    try:
+        schema.check(content)
+    except MalformedError as error:
+        raise UnusableFileError(
+            path, f"is no report that can be read: {error}", "docs/report.schema.json has the format"
+        ) from error
+
+
+def _check_sense(report: Report, path: Path) -> None:
+    """What no schema says: lists that belong together are as long as each other."""
+    histogram = (report["latency"] or {}).get("histogram")
+    queues = (report.get("timeline") or {}).get("queues", {})
+    problem = ""
+    if histogram and len(histogram["edges"]) != len(histogram["counts"]) + 1:
+        problem = "latency.histogram has not one edge more than counts"
+    if len({len(row) for kinds in queues.values() for row in kinds.values()}) > 1:
+        problem = "timeline.queues has rows of different lengths"
+    if problem:
+        raise UnusableFileError(path, f"is no report that can be read: {problem}", "make it again")
+    for layer in report["layers"]:  # formats before 1.1 may have none
+        layer.setdefault("details", {})
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -309,14 +359,48 @@ def _finite(content: Any) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file for the user. Raises UserError; the file is whole or as it was before."""
-    content = text.encode("utf-8", "backslashreplace")  # of a name that is no UTF-8, JSON reads that as well
+    write_texts({path: text})
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Write files for the user: all of them, or all are as they were before. Raises UserError."""
+    current = Path()
     try:
-        if path.exists() and not path.is_file():
-            path.write_bytes(content)  # a device or a pipe, which nothing may replace
-            return
-        path = Path(os.path.realpath(path))  # a link stays, and leads to the new file
-        with scratch.replacing(path) as made:
-            made.write_bytes(content)
+        with contextlib.ExitStack() as stack:
+            made: list[tuple[Path, Path, Path]] = []
+            for current, text in texts.items():
+                content = text.encode(
+                    "utf-8", "backslashreplace"
+                )  # of a name that is no UTF-8, JSON reads that as well
+                if current.exists() and not current.is_file():
+                    current.write_bytes(content)  # a device or a pipe, which nothing may replace
+                    continue
+                path = Path(os.path.realpath(current))  # a link stays, and leads to the new file
+                new, old = (stack.enter_context(scratch.beside(path)) for _ in range(2))
+                new.write_bytes(content)
+                made.append((path, new, old))
+            with interrupt.deferred():
+                _exchange(made)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
-        raise UserError(f"{path} can't be written: {reason}.") from error
+        raise UserError(f"{current} can't be written: {reason}.") from error
+
+
+def _exchange(made: Sequence[tuple[Path, Path, Path]]) -> None:
+    """Have `new` at `path` for each (path, new, old); if that fails, what was there before is there again."""
+    done: list[tuple[Path, Path | None]] = []
+    try:
+        for path, new, old in made:
+            replaced = len(made) > 1 and path.exists()
+            if replaced:
+                os.rename(path, old)
+            if len(made) > 1:
+                done.append((path, old if replaced else None))
+            os.replace(new, path)
+    except BaseException:
+        for path, kept in done:
+            if kept is not None:
+                os.replace(kept, path)
+            else:
+                path.unlink(missing_ok=True)
+        raise

@@ -15,6 +15,7 @@ from typing import Any
 from tvmflow.report import Report
 from tvmflow.report.render import text_table
 from tvmflow.spec import InconclusiveError, RegressionError, UserError
+from tvmflow.untrusted import printable_document
 
 Comparison = dict[str, Any]
 
@@ -107,6 +108,7 @@ def parse_share(text: str) -> float:
 
 def text(comparison: Comparison) -> str:
     """A comparison for a terminal."""
+    comparison = printable_document(comparison)
     lines = [f"{comparison['model']} on {comparison['target']}"]
     for row in comparison["differences"]:
         lines.append(f"  {row['what']}: {_shown(row['before'])} → {_shown(row['after'])}")
@@ -171,7 +173,7 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, An
     """`interval` is that of the ratio; None where the times are of different bases or nothing is known of them."""
     ratio = after["p50"] / before["p50"] if before["p50"] else None
     first, second = _interval(before), _interval(after)
-    known = ratio is not None and first and second and first[0] > 0 and before["basis"] == after["basis"]
+    known = ratio is not None and first and second and min(first) > 0 and before["basis"] == after["basis"]
     interval = [second[0] / first[1], second[1] / first[0]] if known and first and second else None
     return {
         "basis": [before["basis"], after["basis"]],

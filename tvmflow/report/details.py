@@ -38,7 +38,7 @@ def _instructions(layer: Row) -> tuple[str, ...]:
 
 def _cycles(layer: Row) -> tuple[str, ...]:
     cycles = layer["details"]["modelled_cycles"]
-    return f"{cycles:,}", f"{layer['macs'] / cycles:.2f}" if layer["macs"] else ""
+    return f"{cycles:,}", f"{layer['macs'] / cycles:.2f}" if layer["macs"] and cycles else ""
 
 
 COLUMNS: tuple[Columns, ...] = (

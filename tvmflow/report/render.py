@@ -12,6 +12,7 @@ from tvmflow.report import Report, networks, not_shown, to_json, views
 from tvmflow.report.answers import answers, repeat
 from tvmflow.report.details import cells_of, header_of
 from tvmflow.report.search import convergence
+from tvmflow.untrusted import printable, printable_document
 
 NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ms|%)?|\?|")
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -19,7 +20,7 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table in plain text; columns of numbers to the right, the rest to the left."""
-    cells = [list(map(str, row)) for row in (header, *rows)]
+    cells = [[printable(str(cell)) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     right = [all(NUMBER.fullmatch(row[column]) for row in cells[1:]) for column in range(len(header))]
     return "\n".join(
@@ -67,7 +68,8 @@ def latency_text(report: Report) -> str:
             if (interval := figures.get("interval"))
             else ""
         ),
-        f"set-up {figures['setup']:.1f}, first {figures['first']:.3f}, warm {figures['warm']:.3f} ms",
+        f"set-up {figures['setup']:.1f}, first {figures['first']:.3f}"
+        + (f", warm {figures['warm']:.3f} ms" if figures["warm"] is not None else " ms"),
     ]
     if windows := figures.get("windows"):
         lines.append(windows_text(windows))
@@ -124,8 +126,8 @@ def layers_text(report: Report) -> str:
         row: list[Any] = [names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "") if names else layer["kernel"]]
         row += [layer["schedule"], f"{layer['macs'] / 1e6:.2f}", f"{layer['bytes'] / 1024:.0f}"]
         row += cells_of(layer, layers)
-        if time is not None:
-            row += [f"{time:.1f}", f"{time / total:.1%}" if total else ""]
+        if total:
+            row += ["", ""] if time is None else [f"{time:.1f}", f"{time / total:.1%}"]
         rows.append(row)
     header = ["layer", "schedule", "M multiply-adds", "KiB touched", *header_of(layers)]
     if total:
@@ -157,6 +159,7 @@ def _by_whom(schedule: str) -> str:
 
 def report_text(report: Report, *, layers: bool = True) -> str:
     """A whole report for a terminal."""
+    report = printable_document(report)
     model, target = report["model"], report["target"]
     parts = [
         f"{model['name']} ({model['parameters']:,} parameters, {model['macs'] / 1e6:.1f} M multiply-adds) "

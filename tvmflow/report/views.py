@@ -12,6 +12,7 @@ from typing import Any
 from tvmflow.estimate import origin
 from tvmflow.report import GAPS, Report
 from tvmflow.report.details import cells_of, header_of
+from tvmflow.untrusted import printable
 
 WIDTH, HEIGHT = 480.0, 220.0
 """Of a plot, in its own units; y goes down."""
@@ -136,7 +137,11 @@ def layers(report: Report) -> tuple[list[Column], list[Row]]:
             **{f"details.{place}": cell for place, cell in enumerate(cells_of(layer, report["layers"]))},
         }
         if bound:
-            row |= {"by": limited_by(layer), "least_us": bound["us"], "least_share": bound["us"] / least}
+            row |= {
+                "by": limited_by(layer),
+                "least_us": bound["us"],
+                "least_share": bound["us"] / least if least else None,
+            }
         if time is not None:
             cumulative += time
             row |= {
@@ -144,7 +149,7 @@ def layers(report: Report) -> tuple[list[Column], list[Row]]:
                 "share": time / total if total else None,
                 "cumulative": cumulative / total if total else None,
                 "gflops": 2e-3 * live_macs(layer) / time if time else None,
-                "times_bound": time / bound["us"] if bound else None,
+                "times_bound": time / bound["us"] if bound and bound["us"] else None,
             }
         rows.append(row)
     more = [
@@ -254,6 +259,7 @@ def roofline(report: Report) -> dict[str, Any] | None:
         macs = live_macs(layer)
         if layer["latency"] and layer["latency"]["p50"] and macs and layer["bytes"]:
             points.append((2 * macs / layer["bytes"], 2e-3 * macs / layer["latency"]["p50"], name_of(layer)))
+    points = [point for point in points if all(0 < value < math.inf for value in point[:2])]
     if not points:
         return None
     roof = report["target"].get("roof")
@@ -371,9 +377,9 @@ def to_markdown(document: Mapping[str, Any], networks: Sequence[str] = ()) -> st
         columns, rows = layers(report)
         basis = layer_basis(report)
         times = f" Times of layers are {basis}{', in a run of their own' * (basis == 'measured')}." if basis else ""
-        lines += ["", f"## {report['model']['name']} on {report['target']['name']}", ""]
-        lines += [f"{report['target']['description']}; {report['target']['datasheet']}.{times}", ""]
-        lines += [f"Not shown: {GAPS[gap['what']]}. {gap['reason']}\n" for gap in report.get("not_shown", ())]
+        lines += ["", markdown(f"## {report['model']['name']} on {report['target']['name']}"), ""]
+        lines += [markdown(f"{report['target']['description']}; {report['target']['datasheet']}.{times}"), ""]
+        lines += [f"Not shown: {GAPS[gap['what']]}. {markdown(gap['reason'])}\n" for gap in report.get("not_shown", ())]
         lines += markdown_table(columns, rows)
     return "\n".join([*lines, "", f"{document['generator']}, report format {document['schema_version']}.", ""])
 
@@ -399,17 +405,28 @@ def to_csv(document: Mapping[str, Any]) -> str:
 
 def markdown_table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
     """Lines of a table."""
-    lines = [f"| {' | '.join(column.heading for column in columns)} |"]
+    lines = [_markdown_row([column.heading for column in columns])]
     lines.append("|" + "|".join("---:" if column.numeric else "---" for column in columns) + "|")
     for row in rows:
-        cells = [show(row.get(column.key), column.key) for column in columns]
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|').replace(chr(10), ' ') for cell in cells)} |")
+        lines.append(_markdown_row([show(row.get(column.key), column.key) for column in columns]))
     return lines
 
 
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(markdown(cell.replace(chr(10), ' ')).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def markdown(text: str) -> str:
+    """Text on one line of Markdown that is no HTML, no link and no picture there."""
+    return printable(text).replace("<", "&lt;").replace("](", "]\\(")
+
+
 def plain(value: Any) -> Any:
-    """What no spreadsheet takes for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@") else value
+    """What no spreadsheet takes for a formula, and no terminal for a command."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.lstrip()[:1] in tuple("=+-@") or value[:1] in tuple("\t\r\n") else text
 
 
 def _basis(latency: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tvmflow import untrusted
 from tvmflow.spec import UserError
 from tvmflow.tune.apply import is_default
 from tvmflow.tune.store import (
@@ -20,6 +21,7 @@ from tvmflow.tune.store import (
     check_record,
     check_workload,
     latency_ms,
+    read_lines,
     task_key,
 )
 
@@ -53,19 +55,19 @@ def _read_database(folder: Path, target: Mapping[str, Any]) -> tuple[list[Entry]
     """Tasks and trials from MetaSchedule's files, and how many lines were of no use."""
     tasks: list[Entry | None] = []
     trials, refused = [], 0
-    for line in (folder / WORKLOADS).read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_lines(folder / WORKLOADS).splitlines():
         try:
-            workload = json.loads(line)
+            workload = untrusted.parse_json(line, untrusted.LINE)
             check_workload(workload)
             key = task_key(workload)
             tasks.append({"kind": "task", "task": key, "name": key, "workload": workload})
         except (ValueError, TypeError):
             tasks.append(None)
             refused += 1
-    for line in (folder / RECORDS).read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_lines(folder / RECORDS).splitlines():
         try:
-            index, record = json.loads(line)
-            task = tasks[index] if index >= 0 else None
+            index, record = untrusted.parse_json(line, untrusted.LINE)
+            task = tasks[index] if type(index) is int and index >= 0 else None
             if task is None:
                 raise ValueError("its workload is unusable")
             check_record(record, target)

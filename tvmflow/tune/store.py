@@ -18,16 +18,17 @@ import base64
 import fcntl
 import hashlib
 import json
-import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmflow import scratch
+from tvmflow import scratch, untrusted
 from tvmflow.spec import Basis, UserError
+from tvmflow.untrusted import UnusableFileError
 
 Entry = dict[str, Any]
 
@@ -57,6 +58,28 @@ FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "end": {"run": int, "reason": str},
 }
 """The kinds of lines in a ledger and what each has at least."""
+
+OPTIONAL: dict[str, type] = {"default": str, "merged": bool}
+"""What some lines have as well, and is of that type where it is."""
+
+KEPT_OF_A_LINE = 1 << 20
+"""Characters of a bad line that are set aside."""
+
+MOST_MS = 1e9
+"""More than any kernel takes, which is twelve days."""
+
+IDENTITY_SCHEMA = untrusted.Schema(
+    {
+        "type": "object",
+        "required": ["schema_version", "board", "cpu", "target", "tvm", "rules"],
+        "properties": {
+            "schema_version": {"const": SCHEMA_VERSION},
+            "target": {"type": "object"},
+            **{name: {"type": "string", "maxLength": 1000} for name in ("board", "cpu", "tvm", "rules")},
+        },
+        "additionalProperties": False,
+    }
+)
 
 
 EMULATED = ", emulated by "
@@ -217,35 +240,31 @@ class Store:
 
     def _read_identity(self, wanted: Identity | None) -> Identity:
         path = self.folder / IDENTITY
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content.pop("schema_version") != SCHEMA_VERSION:
-                raise ValueError("it has another schema_version")
-            found = Identity(**content)
-        except FileNotFoundError as error:
+        if not path.exists():
             if wanted is None or not self.writable:
-                raise UserError(f"{self.folder} holds no records of `tvmflow tune`: it has no {IDENTITY}.") from error
+                raise UserError(f"{self.folder} holds no records of `tvmflow tune`: it has no {IDENTITY}.")
             _replace(path, json.dumps({"schema_version": SCHEMA_VERSION, **asdict(wanted)}, indent=1) + "\n")
             return wanted
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} is no identity of records: {error}.") from error
+        content = untrusted.read_json(path, what="identity of records", schema=IDENTITY_SCHEMA)
+        del content["schema_version"]
+        found = Identity(**content)
         if wanted is not None and found != wanted:
             raise UserError(
-                f"The records in {self.folder} aren't for this: {', '.join(wanted.differences(found))}; "
-                "tune again with another --work-dir."
+                f"The records in {self.folder} aren't for this: "
+                f"{untrusted.printable(', '.join(wanted.differences(found)))}; tune again with another --work-dir."
             )
         return found
 
     def _load(self) -> None:
         path = self.folder / LEDGER
-        text = path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
+        text = read_lines(path) if path.exists() else ""
         bad = []
         for line in text.splitlines():
             try:
-                entry = json.loads(line)
+                entry = untrusted.parse_json(line, untrusted.LINE)
                 self._check(entry)
             except (ValueError, TypeError, KeyError) as error:
-                bad.append((LEDGER, line, str(error) or type(error).__name__))
+                bad.append((LEDGER, line[:KEPT_OF_A_LINE], str(error) or type(error).__name__))
                 continue
             self._take(entry)
         if self.writable:
@@ -260,16 +279,27 @@ class Store:
         """Raises ValueError, KeyError or TypeError if this is no line of this ledger."""
         for name, kind in FIELDS[entry["kind"]].items():
             if not isinstance(entry[name], kind) or isinstance(entry[name], bool):
-                raise ValueError(f"its {name} is {entry[name]!r}")
+                raise ValueError(f"its {name} is {untrusted.shown(entry[name])}")
+        for name, kind in OPTIONAL.items():
+            if not isinstance(entry.get(name, kind()), kind):
+                raise ValueError(f"its {name} is {untrusted.shown(entry[name])}")
         if entry["kind"] in ("trial", "winner", "batch") and entry["task"] and entry["task"] not in self.tasks:
             raise ValueError("its task is unknown")
         if entry["kind"] == "task":
             check_workload(entry["workload"])
+        if entry["kind"] == "batch" and not all(map(_is_duration, entry["seconds"].values())):
+            raise ValueError("its seconds aren't times")
+        if entry["kind"] == "winner" and not (
+            are_latencies(entry["ms"]) and (not entry["default_ms"] or are_latencies(entry["default_ms"]))
+        ):
+            raise ValueError("its times aren't times")
         if entry["kind"] == "trial":
             if entry["outcome"] not in OUTCOMES:
                 raise ValueError(f"its outcome is {entry['outcome']!r}")
             if entry["outcome"] == "ok" and not are_latencies(entry["ms"]):
                 raise ValueError("its times aren't times")
+            if not entry["task"] or ("record" in entry and entry["outcome"] != "ok"):
+                raise ValueError("it has no task, or a record of what failed")
             if "record" in entry:
                 check_record(entry["record"], self.identity.target)
 
@@ -341,9 +371,9 @@ class Store:
         for name, lines in self._database.items():
             path = self.folder / name
             known = {line.rstrip("\n") for line in lines}
-            text = path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
+            text = read_lines(path) if path.exists() else ""
             found = [line for line in text.splitlines() if line not in known]
-            bad += [(name, line, "the ledger has no such record") for line in found]
+            bad += [(name, line[:KEPT_OF_A_LINE], "the ledger has no such record") for line in found]
         return bad
 
     def _quarantine(self, bad: Sequence[tuple[str, str, str]]) -> None:
@@ -355,11 +385,23 @@ class Store:
 
 
 def are_latencies(values: Sequence[Any]) -> bool:
-    """Whether these can be times: at least one, and all of them finite numbers above zero."""
+    """Whether these can be times: at least one, and all of them numbers above zero and not over MOST_MS."""
     return bool(values) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-        for value in values
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_MS for value in values
     )
+
+
+def _is_duration(value: Any) -> bool:
+    """Whether this can be seconds that were spent."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST_MS
+
+
+def read_lines(path: Path) -> str:
+    """The text of a file of lines, each of which is for `untrusted.parse_json`. Raises UnusableFileError."""
+    text = untrusted.read_bytes(path, untrusted.LEDGER).decode("utf-8", "replace")
+    if text.count("\n") > untrusted.LEDGER.elements:
+        raise UnusableFileError(path, f"has over {untrusted.LEDGER.elements:,} lines")
+    return text
 
 
 def classified(result: Result) -> Result:
@@ -381,8 +423,10 @@ def latency_ms(trial: Entry) -> float:
 
 def check_workload(workload: Any) -> None:
     """Raises ValueError if TVM couldn't read this as a workload: its structural hash and the module in base 64."""
-    if len(workload) != 2 or not all(isinstance(part, str) for part in workload) or not workload[0].isdigit():
+    if not isinstance(workload, list) or len(workload) != 2 or not all(isinstance(part, str) for part in workload):
         raise ValueError("it has no workload")
+    if not re.fullmatch("[0-9]{1,20}", workload[0]):
+        raise ValueError("its workload has no structural hash")
     base64.b64decode(workload[1], validate=True)
 
 
@@ -396,7 +440,58 @@ def check_record(record: Any, target: Mapping[str, Any]) -> None:
     if not are_latencies(record[1]):
         raise ValueError("its times aren't times")
     if record[2] != target:
-        raise ValueError(f"it is of another target, {json.dumps(record[2])}")
+        raise ValueError(f"it is of another target, {json.dumps(record[2])[:KEPT_OF_A_TARGET]}")
+    if target.get("kind") == "vta":
+        _check_knobs(trace)
+    else:
+        _check_trace(trace, record[3])
+
+
+KEPT_OF_A_TARGET = 1000
+"""Characters of another target that a reason has in it."""
+
+NULLABLE = {"Split": (1, 1), "TransformLayout": (2, 2)}
+"""Instructions that can have a null, for what isn't given: in inputs (1) or attributes (2), and from where on."""
+
+
+def _check_knobs(trace: Sequence[Any]) -> None:
+    """A VTA's record: no instructions, and in place of decisions the tiling's knobs."""
+    instructions, decisions = trace
+    if instructions or len(decisions) != 1 or not isinstance(decisions[0], dict):
+        raise ValueError("it has no tiling")
+    if not all(type(value) is int and value >= 0 for key, value in decisions[0].items() if key != "order"):
+        raise ValueError("its tiling isn't made of whole numbers")
+    if not isinstance(decisions[0].get("order", ""), str):
+        raise ValueError("its tiling has no order")
+
+
+def _check_trace(trace: Sequence[Any], arguments: Sequence[Any]) -> None:
+    """What TVM follows pointers in must be there: it ends the process over a null where it expects none."""
+    instructions, decisions = trace
+    for instruction in instructions:
+        if not isinstance(instruction, list) or len(instruction) != 4 or not isinstance(instruction[0], str):
+            raise ValueError("its trace has what is no instruction")
+        name, parts = instruction[0], instruction[1:]
+        if not all(isinstance(part, list) for part in parts) or not all(isinstance(made, str) for made in parts[2]):
+            raise ValueError(f"its trace has no proper {untrusted.shown(name)}")
+        part, first = NULLABLE.get(name, (0, 0))
+        for number, values in enumerate(parts, 1):
+            kept = [value for place, value in enumerate(values) if value is not None or number != part or place < first]
+            if not all(map(_is_plain, kept)):
+                raise ValueError(f"its trace has a value in {untrusted.shown(name)} that no schedule has")
+    for decision in decisions:
+        if not isinstance(decision, list) or len(decision) != 2 or type(decision[0]) is not int:
+            raise ValueError("its trace has what is no decision")
+        if not _is_plain(decision[1]) or not 0 <= decision[0] < len(instructions):
+            raise ValueError("its trace has a decision on nothing, or that is none")
+    for argument in arguments:
+        if not isinstance(argument, list) or len(argument) != 3 or not all(map(_is_plain, argument)):
+            raise ValueError("it has what is no argument")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether this is text, a number, or a list of such."""
+    return all(map(_is_plain, value)) if isinstance(value, list) else isinstance(value, str | int | float)
 
 
 def task_key(workload: Sequence[str]) -> str:

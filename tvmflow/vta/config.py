@@ -5,12 +5,12 @@ The names and files are upstream's (apache/tvm-vta, config/*.json), which are re
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tvmflow import untrusted
 from tvmflow.spec import UserError
 
 INSTRUCTION_SETS = ("0.0.1", "0.0.2")
@@ -41,14 +41,19 @@ class Config:
     log_acc_buffer: int = 17
 
     def __post_init__(self) -> None:
+        if not isinstance(self.target, str) or untrusted.printable(self.target) != self.target:
+            raise UserError(f"TARGET is the name of a board, not {untrusted.shown(self.target)}.")
         if self.version not in INSTRUCTION_SETS:
             raise UserError(
-                f"HW_VER {self.version!r} is no VTA instruction set known here; known: {', '.join(INSTRUCTION_SETS)}."
+                f"HW_VER {untrusted.shown(self.version)} is no VTA instruction set known here; "
+                f"known: {', '.join(INSTRUCTION_SETS)}."
             )
         for field in fields(self)[2:]:
             value = getattr(self, field.name)
-            if not isinstance(value, int) or not 0 <= value <= 30:
-                raise UserError(f"{_KEYS[field.name]} is a base-2 logarithm from 0 to 30, not {value!r}.")
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 30:
+                raise UserError(
+                    f"{_KEYS[field.name]} is a base-2 logarithm from 0 to 30, not {untrusted.shown(value)}."
+                )
         if (self.log_inp_width, self.log_wgt_width, self.log_acc_width) != (3, 3, 5):
             raise UserError(
                 "Only VTAs with 8-bit inputs and weights and 32-bit accumulators are supported "
@@ -188,17 +193,15 @@ def from_json(values: Any, source: str = "The configuration") -> Config:
     if missing := [key for key in _KEYS.values() if key not in values]:
         raise UserError(f"{source} lacks {', '.join(missing)}.")
     if unknown := sorted(set(values) - set(_KEYS.values())):
-        raise UserError(f"{source} has {', '.join(unknown)}, which VTA configurations don't have.")
+        names = ", ".join(map(untrusted.shown, unknown[:3]))
+        raise UserError(f"{source} has {names}, which VTA configurations don't have.")
     return Config(**{name: values[key] for name, key in _KEYS.items()})
 
 
 def read(path: Path) -> Config:
     """Read one of upstream's JSON files. Raises UserError."""
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read as a VTA configuration: {error}.") from error
-    return from_json(values, path.name)
+    values = untrusted.read_json(path, what="VTA configuration")
+    return from_json(values, untrusted.printable(path.name))
 
 
 SAMPLES = {name: Config(target=name) for name in ("pynq", "ultra96", "zcu104", "de10nano", "sim", "tsim")}

@@ -15,7 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tvmflow import untrusted
 from tvmflow.spec import UserError
+from tvmflow.untrusted import MalformedError, UnusableFileError
 from tvmflow.vta import config as configuration
 from tvmflow.vta import isa
 from tvmflow.vta.config import Config
@@ -23,6 +25,45 @@ from tvmflow.vta.isa import Instruction, Load, Store
 
 SCHEMA_VERSION = 1
 FILES = ("program.bin", "memory.bin", "layout.json")
+
+MAX_MEMORY_BYTES = 1 << 32
+"""What a VTA's addresses of 32 bits reach."""
+
+
+def _schema() -> dict[str, Any]:
+    count = {"type": "integer", "minimum": 0, "maximum": MAX_MEMORY_BYTES}
+    size = {"type": "integer", "minimum": 1, "maximum": MAX_MEMORY_BYTES}
+    text = {"type": "string", "maxLength": 1000}
+    properties: dict[str, Any] = {
+        "instruction_count": count,
+        "image_bytes": count,
+        "memory_bytes": count,
+        "configuration": {"type": "object"},
+        "layers": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name", "first", "last"],
+                "properties": {"name": text, "first": count, "last": count},
+                "additionalProperties": False,
+            },
+        },
+    }
+    tiled = []
+    for prefix in ("input", "output"):
+        properties |= {f"{prefix}_name": text, f"{prefix}_offset": count, f"{prefix}_order": {"enum": list(ORDERS)}}
+        properties[f"{prefix}_shape"] = {"type": "array", "items": size, "minItems": 1, "maxItems": 8}
+        tiled.append(
+            {
+                "if": {"properties": {f"{prefix}_order": {"const": "tiles"}}},
+                "then": {"properties": {f"{prefix}_shape": {"minItems": 4, "maxItems": 4}}},
+            }
+        )
+    return {"type": "object", "required": list(properties), "properties": properties, "allOf": tiled}
+
+
+ORDERS = ("dense", "tiles")
+LAYOUT = untrusted.Schema(_schema)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,15 +208,15 @@ def save(executable: Executable, folder: Path, facts: Mapping[str, Any] | None =
 
 def read(folder: Path) -> Executable:
     """Read the three files. Raises UserError for what is missing, damaged or of another version."""
+    what, path = "layout of a VTA program", folder / "layout.json"
+    described = untrusted.read_json(path, untrusted.MANIFEST, what=what)
+    version = described.get("schema_version") if isinstance(described, dict) else None
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise UnusableFileError(path, f"has schema_version {untrusted.shown(version)}, where {SCHEMA_VERSION} belongs")
+    code, image = (untrusted.read_bytes(folder / name, untrusted.MEMBER) for name in FILES[:2])
     try:
-        described = json.loads((folder / "layout.json").read_text())
-        code, image = (folder / "program.bin").read_bytes(), (folder / "memory.bin").read_bytes()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no VTA program: {error}.") from error
-    try:
-        if described["schema_version"] != SCHEMA_VERSION:
-            raise UserError(f"{folder}: layout.json is of version {described['schema_version']}, not {SCHEMA_VERSION}.")
-        config = configuration.from_json(described["configuration"], f"{folder}: layout.json")
+        LAYOUT.check(described)
+        config = configuration.from_json(described["configuration"], untrusted.printable(str(path)))
         regions = [
             Region(
                 name=described[f"{prefix}_name"],
@@ -187,7 +228,10 @@ def read(folder: Path) -> Executable:
         ]
         instructions = isa.decode_program(code, config)
         if (len(instructions), len(image)) != (described["instruction_count"], described["image_bytes"]):
-            raise UserError(f"{folder}: program.bin or memory.bin is not as long as layout.json says.")
+            raise UnusableFileError(folder, "has a program.bin or memory.bin that is not as long as layout.json says")
+        marks = [(mark["first"], mark["last"]) for mark in described["layers"]]
+        if any(not first <= last <= len(instructions) for first, last in marks):
+            raise UnusableFileError(path, "has a layer whose instructions the program doesn't have")
         return Executable(
             config=config,
             instructions=instructions,
@@ -197,5 +241,5 @@ def read(folder: Path) -> Executable:
             outputs=(regions[1],),
             layers=tuple(Mark(**mark) for mark in described["layers"]),
         )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder}: layout.json lacks or misstates {error}.") from error
+    except MalformedError as error:
+        raise UnusableFileError(path, f"is no {what} that can be read: {error}", "build it again") from error
