@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -163,7 +164,8 @@ def load_array(path: Path, spec: TensorSpec) -> np.ndarray:
 def check_destination(out: Path) -> None:
     """Raises UserError if `out` is something that `write` would not replace: anything but a bundle or nothing.
 
-    A folder with a bundle may hold nothing else, for that would not belong to what is written there.
+    A folder or an archive with a bundle may hold nothing else, and only files with the SHA-256 that its manifest gives:
+    what was added or changed is somebody's work.
     """
     if not out.parent.is_dir():
         raise UserError(f"There is no folder {out.parent} to write {out.name} into.")
@@ -174,15 +176,22 @@ def check_destination(out: Path) -> None:
     if not out.exists():
         raise UserError(f"{out} is a link to nothing; remove it, or give another --output.")
     if not out.is_dir():
-        if not _is_archive(out):
-            raise UserError(f"{out} exists and is no bundle of tvmflow; it was left as it is. Give another --output.")
+        if reason := _why_no_archive(out):
+            raise UserError(f"{out} exists and {reason}; it was left as it is. Give another --output.")
         return
     try:
-        others = sorted({path.relative_to(out).as_posix() for path in _files(out)} - set(_members(out)))
-        if others:
+        members = _members(out)
+        for path in sorted(_files(out)):
+            name = path.relative_to(out).as_posix()
+            if name not in members:
+                reason = "is of no bundle of tvmflow"
+            elif path.is_symlink() or not path.is_file() or members[name] not in (None, _sha256(path)):
+                reason = "isn't as tvmflow wrote it"
+            else:
+                continue
             raise UserError(
-                f"{out} holds {others[0]!r}, which is of no bundle of tvmflow; the folder was left as it is. "
-                "Give --output an empty folder, or one that isn't there yet."
+                f"{out} holds {name!r}, which {reason}; the folder was left as it is. Give --output an empty "
+                "folder, or one that isn't there yet."
             )
         if not os.access(out, os.W_OK | os.X_OK):
             raise UserError(f"Nothing may be written into {out}; give another --output.")
@@ -190,24 +199,51 @@ def check_destination(out: Path) -> None:
         raise UserError(f"The folder {out} can't be read: {error.strerror}; give another --output.") from error
 
 
-def _is_archive(path: Path) -> bool:
+def _why_no_archive(path: Path) -> str:
+    """Why what is at `path` isn't an archive as `write` makes them, with nothing added or changed; "" if it is."""
     if not path.is_file():
-        return False
+        return "is no bundle of tvmflow"
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, "r:") as archive:  # which ends at a header that it can't read
             first = archive.next()
-            return first is not None and first.name == MANIFEST
-    except (OSError, tarfile.TarError):
-        return False
+            if first is None or first.name != MANIFEST or not first.isfile() or first.size > MAX_MANIFEST_BYTES:
+                return "is no bundle of tvmflow"
+            content = archive.extractfile(first)
+            members = _listed(content.read() if content else b"")
+            if not members:
+                return "is no bundle of tvmflow"
+            missing = set(members) - {MANIFEST}
+            while (member := archive.next()) is not None:
+                missing.discard(member.name)
+                if member.name not in members:
+                    return f"holds {member.name!r}, which is of no bundle of tvmflow"
+                content = archive.extractfile(member) if member.isfile() else None
+                if content is None or _digest_of(content) != members[member.name]:
+                    return f"holds {member.name!r}, which isn't as tvmflow wrote it"
+    except (OSError, tarfile.TarError, EOFError):
+        missing = {MANIFEST}
+    return "is no bundle of tvmflow, or a damaged one" if missing else ""
 
 
-def _members(folder: Path) -> list[str]:
-    """The files of the bundle in a folder, by their paths in it; none if there is no bundle."""
+def _members(folder: Path) -> dict[str, str | None]:
+    """The files of the bundle in a folder by their paths in it, as `_listed` has them; none if there is no bundle."""
+    file = folder / MANIFEST
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        return [MANIFEST, *manifest["members"]] if manifest["format"] == FORMAT else []
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
+        if file.is_symlink() or file.stat().st_size > MAX_MANIFEST_BYTES:
+            return {}
+        return _listed(file.read_bytes())
+    except OSError:
+        return {}
+
+
+def _listed(manifest: bytes) -> dict[str, str | None]:
+    """The files that a manifest names, with their SHA-256, and itself, with None; none if it is no bundle's."""
+    try:
+        content = json.loads(manifest)
+        members = {str(name): str(entry["sha256"]) for name, entry in content["members"].items()}
+        return {**members, MANIFEST: None} if content["format"] == FORMAT else {}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -215,8 +251,13 @@ def _files(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
         if not path.is_dir() or path.is_symlink():
             yield path
-        elif not path.name.startswith(scratch.PREFIX):
+        elif not _is_scratch(path):
             yield from _files(path)
+
+
+def _is_scratch(path: Path) -> bool:
+    """Whether it has a name of `scratch.beside`: somebody's folder may begin like one."""
+    return re.fullmatch(re.escape(scratch.PREFIX) + "[0-9a-f]{12}", path.name) is not None
 
 
 def write(
@@ -287,7 +328,7 @@ def _own(place: Path) -> Iterator[None]:
     try:
         with contextlib.suppress(OSError):  # not every file system has locks, and few have two writers
             fcntl.flock(folder, fcntl.LOCK_EX)
-        for left in place.glob(f"{scratch.PREFIX}*"):  # by a writer that was killed: others are waiting
+        for left in filter(_is_scratch, place.iterdir()):  # by a writer that was killed: others are waiting
             shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
@@ -652,8 +693,12 @@ def _dims(shape: Any) -> str:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        return _digest_of(file)
+
+
+def _digest_of(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()

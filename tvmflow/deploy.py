@@ -9,8 +9,11 @@ as there.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import json
 import logging
+import re
 import secrets
 import shlex
 import socket
@@ -21,11 +24,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from tvmflow import bundle as bundles
-from tvmflow import device
+from tvmflow import device, peers
 from tvmflow.backends import Timing, layer_rows
 from tvmflow.bundle import Bundle
 from tvmflow.measure.noise import NOISY_SPREAD, disturbances
@@ -97,45 +100,44 @@ class Connection:
         with socket.create_server(("127.0.0.1", 0)) as free:
             local = free.getsockname()[1]
         forwarding = ("-O", "forward", "-L", f"127.0.0.1:{local}:127.0.0.1:{port}")
-        done = subprocess.run(
-            ["ssh", *self.options, *forwarding, "--", self.host], capture_output=True, text=True, check=False
+        done = self._run(
+            ("ssh", *self.options, *forwarding, "--", self.host), seconds=2 * CONNECT_SECONDS, what="connecting"
         )
         if done.returncode != 0:
             raise self.failure(done.stderr, "connecting")
         return local
 
     def run(
-        self, remote: str, *, seconds: float, what: str, send: Callable[[IO[bytes]], Any] | None = None
+        self,
+        remote: str,
+        *,
+        seconds: float,
+        what: str,
+        send: Callable[[IO[bytes]], Any] | None = None,
+        most_bytes: int = peers.MOST_SAID_BYTES,
     ) -> subprocess.CompletedProcess[str]:
         """Run a shell command in the home directory, fed by `send`.
 
-        Raises DeviceError if the connection fails or time is up.
+        Raises DeviceError if the connection fails, time is up, or it prints more than `most_bytes`.
         """
-        started = time.monotonic()
-        # Files, not pipes: the process that keeps the connection open would hold a pipe open too.
-        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-            stdin = subprocess.PIPE if send else subprocess.DEVNULL
-            with subprocess.Popen([*self.command, remote], stdin=stdin, stdout=output, stderr=errors) as process:
-                try:
-                    if send and process.stdin:
-                        with contextlib.suppress(BrokenPipeError):  # it has gone; its exit code says why
-                            send(process.stdin)
-                        with contextlib.suppress(BrokenPipeError):
-                            process.stdin.close()
-                    code = process.wait(timeout=max(1.0, seconds - (time.monotonic() - started)))
-                except subprocess.TimeoutExpired as error:
-                    raise DeviceError(f"{self.host} didn't finish {what} in {seconds:g} s.", "timeout") from error
-                finally:
-                    process.kill()
-            said, complained = ((file.seek(0), file.read().decode(errors="replace"))[1] for file in (output, errors))
-        if code == 255:  # ssh's own failure
-            raise self.failure(complained, what)
-        return subprocess.CompletedProcess(remote, code, said, complained)
+        done = self._run((*self.command, remote), seconds=seconds, what=what, send=send, most_bytes=most_bytes)
+        if done.returncode == 255:  # ssh's own failure
+            raise self.failure(done.stderr, what)
+        return done
+
+    def _run(
+        self, command: Sequence[str], *, seconds: float, what: str, **limits: Any
+    ) -> subprocess.CompletedProcess[str]:
+        try:
+            return peers.run(command, seconds=seconds, **limits)
+        except peers.TimeUpError as error:
+            raise DeviceError(f"{self.host} didn't finish {what} in {seconds:g} s.", "timeout") from error
+        except peers.TooMuchError as error:
+            raise DeviceError(f"{self.host} printed {error} while {what}; it was cut off.", "lost") from error
 
     def failure(self, said: str, what: str) -> DeviceError:
         """What it means that ssh gave up with these words."""
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
-        last = lines[-1].rstrip(".") if lines else "no message"
+        last = last_line(said).rstrip(".")
         if "Permission denied" in said or "Host key verification failed" in said:
             return DeviceError(
                 f"{self.host} can't be logged into: {last}; `ssh {self.host}` has to work without a password.", "auth"
@@ -172,7 +174,7 @@ def deploy(
             if reason := why_incompatible(bundle.target.elf, before, host):
                 raise UserError(reason)
             place = folder or f".cache/tvmflow/{bundle.digest[:16]}"
-            upload(bundle, connection, place)
+            upload(bundle, connection, place, ours=folder is None)
             log.info(f"Verifying on {host}")
             verdict = self_test(bundle, connection, place)
             if stand_in := verdict.pop("stand_in", ""):
@@ -284,8 +286,8 @@ def connect(host: str, ssh_config: Path | None = None) -> Iterator[Connection]:
                 raise MissingDependencyError("Deploying needs ssh: `apt-get install openssh-client`.") from error
             raise
         finally:
-            with contextlib.suppress(OSError):
-                subprocess.run(["ssh", *given, "-O", "exit", "--", host], capture_output=True, check=False)
+            with contextlib.suppress(OSError, peers.TimeUpError, peers.TooMuchError):
+                peers.run(["ssh", *given, "-O", "exit", "--", host], seconds=CONNECT_SECONDS)
 
 
 def facts(connection: Connection) -> dict[str, Any]:
@@ -336,45 +338,168 @@ def why_incompatible(elf: tuple[int, str], board: Mapping[str, Any], host: str) 
     return None
 
 
-def upload(bundle: Bundle, connection: Connection, place: str) -> None:
-    """Put the bundle into the board's folder `place`, whole or not at all, unless it is there. Raises DeviceError."""
-    sums = "".join(f"{entry['sha256']}  {name}\n" for name, entry in bundle.manifest["members"].items())
-    check = f"printf %s {shlex.quote(sums)} | sha256sum -c >/dev/null 2>&1"
+def last_line(said: str) -> str:
+    """The last of what a peer complained of, for people."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    return peers.plain(lines[-1]) if lines else "no message"
+
+
+LOOK = """
+[ -L "$final" ] && echo link && exit
+[ -e "$final" ] || { echo nothing && exit; }
+[ -d "$final" ] || { echo file && exit; }
+here=$(pwd -P) && cd "$final" || exit 1
+case "$here/" in "$(pwd -P | sed 's#/$##')"/*) echo home && exit ;; esac
+echo folder
+section() { find . ! -name . "$@" -print0 | head -c 500000; printf '\\0'; }
+section ! -type d ! -type f
+section -type d
+section -type f
+[ ! -f manifest.json ] || head -c 16777217 manifest.json
+"""
+"""Portable shell: what is at the place of a bundle. Names end in NUL, and an empty one ends those of a kind."""
+
+RECEIVE = """
+umask 077
+refuse() { echo "$1" >&2; exit 1; }
+hold() { (cd "$1" 2>/dev/null && sha256sum -c "$2" >/dev/null 2>&1); } # the folder $1 the files of the list $2
+mkdir -p "$(dirname "$scratch")" && mkdir "$scratch" || exit 1
+trap 'rm -rf "$scratch"' EXIT
+trap 'exit 1' HUP INT TERM PIPE
+scratch=$(cd "$scratch" && pwd -P) || exit 1
+echo "$mark" > "$scratch/$marker" || exit 1
+# what boards left that lost power meanwhile: eight digits of ours, and our mark in it
+for left in "$final".tvmflow-[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]; do
+  [ ! -L "$left" ] && [ "$(cat "$left/$marker" 2>/dev/null)" = "$mark" ] &&
+    find "$left" -maxdepth 0 -mmin +60 -exec rm -rf {} +
+done
+(cd "$scratch" && tar xf -) || exit 1
+hold "$scratch/bundle" "$scratch/new" || refuse "what arrived isn't what was sent"
+if [ -e "$final" ] || [ -L "$final" ]; then
+  [ ! -L "$final" ] && hold "$final" "$scratch/new" && exit 0 # another client was first
+  [ "$replace" ] && [ ! -L "$final" ] || refuse "something has come into its place meanwhile"
+  # It goes aside whole; of ours is removed what is on the list and is still what it was, and anything else goes back.
+  mv -T "$final" "$scratch/old" || exit 1
+  (cd "$scratch/old" && find . ! -type d | LC_ALL=C sort) > "$scratch/found"
+  if ! cmp -s "$scratch/found" "$scratch/names" || { [ -s "$scratch/sums" ] && ! hold "$scratch/old" "$scratch/sums"; }
+  then
+    mv -T "$scratch/old" "$final"
+    refuse "something in it has changed meanwhile"
+  fi
+fi
+mv -T "$scratch/bundle" "$final" && exit 0
+[ ! -e "$scratch/old" ] || mv -T "$scratch/old" "$final"
+exit 1
+"""
+"""Portable shell: a bundle from standard input into its place, whole or not at all."""
+
+MOST_LISTED_BYTES = bundles.MAX_MANIFEST_BYTES + (2 << 20)
+MARKER, MARK = ".tvmflow-upload", "made by tvmflow deploy"
+
+
+def upload(bundle: Bundle, connection: Connection, place: str, *, ours: bool = False) -> None:
+    """Put the bundle into the board's folder `place`, whole or not at all, unless it is there.
+
+    What is there is replaced if all of it is the files that a bundle's manifest lists, with their SHA-256; if the place
+    is `ours`, named by the bundle's digest, also where files have been damaged. Raises DeviceError, UserError.
+    """
+    place = f"./{place}" if place.startswith("-") else place
+    place = place.rstrip("/") or "/"
+    new = _sums(bundle)
     final, scratch = shlex.quote(place), shlex.quote(f"{place}.tvmflow-{secrets.token_hex(4)}")
-    manifest = (bundle.root / bundles.MANIFEST).read_bytes()
-    there = f"cd {final} 2>/dev/null && cmp -s {bundles.MANIFEST} - && {check}"
-    found = connection.run(there, seconds=TEST_SECONDS, what="checking", send=lambda stream: stream.write(manifest))
+    there = f"cd {final} 2>/dev/null && sha256sum -c - >/dev/null 2>&1"
+    found = connection.run(there, seconds=TEST_SECONDS, what="checking", send=lambda stream: stream.write(new))
     if found.returncode == 0:
         log.info(f"{connection.host} has {bundle.name} already")
         return
-    receive = f"""
-final={final} scratch={scratch}
-umask 077
-whole() {{ (cd "$1" 2>/dev/null && {check}); }}
-refuse() {{ echo "$1" >&2; exit 1; }}
-trap 'rm -rf "$scratch"' EXIT
-trap 'exit 1' HUP INT TERM PIPE
-[ ! -e "$final" ] || [ -f "$final/{bundles.MANIFEST}" ] || refuse "it exists and is no bundle"
-find "$final".tvmflow-* -maxdepth 0 -mmin +60 -exec rm -rf {{}} + 2>/dev/null # of boards that lost power meanwhile
-mkdir -p "$scratch" || exit 1
-(cd "$scratch" && tar xf -) || exit 1
-whole "$scratch" || refuse "what arrived isn't what was sent"
-cmp -s "$scratch/{bundles.MANIFEST}" "$final/{bundles.MANIFEST}" && whole "$final" && exit 0 # another client was first
-rm -rf "$final"
-mv -T "$scratch" "$final"
-"""
+    old = _replaceable(bundle, connection, place, ours)
+    replace = "" if old is None else "yes"
+    variables = f"final={final} scratch={scratch} replace={replace} marker={MARKER} mark='{MARK}'\n"
+    names = "".join(f"./{name}\n" for name in sorted(old or ())).encode()
+    files = {"new": new, "names": names, "sums": b"" if ours else _lines(old or {})}
     done = connection.run(
-        receive, seconds=UPLOAD_SECONDS, what="uploading", send=lambda stream: _send(bundle, stream, connection.host)
+        variables + RECEIVE,
+        seconds=UPLOAD_SECONDS,
+        what="uploading",
+        send=lambda stream: _send(bundle, files, stream, connection.host),
     )
     if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or ["no message"]
         raise DeviceError(
-            f"{bundle.path} can't be put into {place} on {connection.host}, where nothing was left of it: {lines[-1]}.",
+            f"{bundle.path} can't be put into {place} on {connection.host}, where nothing was left of it: "
+            f"{last_line(done.stderr)}.",
             "upload",
         )
 
 
-def _send(bundle: Bundle, stream: IO[bytes], host: str) -> None:
+def _sums(bundle: Bundle) -> bytes:
+    """The bundle's files as `sha256sum` takes them. Raises UserError for names that it can't take."""
+    members = {name: row["sha256"] for name, row in bundle.manifest["members"].items()}
+    return _lines({**members, bundles.MANIFEST: bundle.digest})
+
+
+def _lines(sums: Mapping[str, str]) -> bytes:
+    if bad := next((name for name in sums if not name.isprintable()), None):
+        raise UserError(f"The bundle has a member named {bad!r}, which can't be carried to a board.")
+    return "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
+
+
+def _replaceable(bundle: Bundle, connection: Connection, place: str, ours: bool) -> dict[str, str] | None:
+    """The files at `place`, all of a bundle, with the SHA-256 that its manifest gives; None if there is nothing.
+
+    Raises UserError, which names what is there and of no bundle.
+    """
+    final, what = shlex.quote(place), "looking at what is there"
+    looked = connection.run(f"final={final}\n{LOOK}", seconds=TEST_SECONDS, what=what, most_bytes=MOST_LISTED_BYTES)
+    kind, _, rest = looked.stdout.partition("\n")
+    left = f"it was left as it is. Give {'--to another folder' if not ours else '--to a folder that is none yet'}."
+    if kind == "nothing":
+        return None
+    if kind != "folder":
+        seen = {"link": "is a symbolic link", "file": "is no folder", "home": "is or holds the home folder"}
+        raise UserError(f"{place} on {connection.host} {seen.get(kind, 'cannot be looked into')}; {left}")
+
+    def refuse(name: str, why: str = "is of no bundle of tvmflow") -> UserError:
+        return UserError(f"{place} on {connection.host} holds {peers.plain(name)!r}, which {why}; {left}")
+
+    sections, text = [], rest
+    for _ in range(3):
+        content, separator, text = text.partition("\0\0") if not text.startswith("\0") else ("", "\0", text[1:])
+        if not separator:
+            raise UserError(f"{place} on {connection.host} can't be looked into; {left}")
+        sections.append([name.removeprefix("./") for name in content.split("\0") if name])
+    others, folders, found = sections
+    known = {bundles.MANIFEST: "", **dict.fromkeys(bundle.manifest["members"], "")} if ours else _listed(text)
+    parents = {str(parent) for name in known for parent in PurePosixPath(name).parents}
+    for name in (*others, *(name for name in found if name not in known)):
+        raise refuse(name)
+    for name in folders:
+        if name not in parents:
+            raise refuse(name)
+    old = {name: known[name] for name in found}
+    if not ours and old:
+        check = f"cd {final} && LC_ALL=C sha256sum -c - 2>/dev/null | grep -v ': OK$' | head -n 1"
+        lines = _lines(old)
+        checked = connection.run(check, seconds=TEST_SECONDS, what=what, send=lambda stream: stream.write(lines))
+        if checked.stdout.strip():
+            raise refuse(checked.stdout.strip().rpartition(": ")[0], "isn't as tvmflow wrote it")
+    return old
+
+
+def _listed(manifest: str) -> dict[str, str]:
+    """The files of a bundle with this manifest, itself included, and their SHA-256; none if it is no bundle's."""
+    try:
+        content = peers.parse_json(manifest)
+        members = {str(name): str(row["sha256"]) for name, row in content["members"].items()}
+        ours = content["format"] == bundles.FORMAT
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    if not ours or not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in members.values()):
+        return {}
+    return {**members, bundles.MANIFEST: hashlib.sha256(manifest.encode()).hexdigest()}
+
+
+def _send(bundle: Bundle, files: Mapping[str, bytes], stream: IO[bytes], host: str) -> None:
+    """An archive of the bundle in a folder "bundle", after `files` beside it."""
     from tqdm import tqdm
 
     members = [bundles.MANIFEST, *bundle.manifest["members"]]
@@ -383,14 +508,18 @@ def _send(bundle: Bundle, stream: IO[bytes], host: str) -> None:
         tqdm(desc=f"to {host}", total=total, unit="B", unit_scale=True, file=sys.stderr, disable=None) as bar,
         tarfile.open(mode="w|", fileobj=cast(Any, _Counting(stream, bar))) as archive,
     ):
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
         for name in members:
-            archive.add(bundle.root / name, name, filter=_anonymous)
+            archive.add(bundle.root / name, f"bundle/{name}", filter=_anonymous)
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
     member.uname = member.gname = ""
-    runs = member.name == device.PROGRAM or member.name.endswith(".so")
+    runs = member.name == f"bundle/{device.PROGRAM}" or member.name.endswith(".so")
     member.mode = 0o755 if runs else 0o644
     return member
 
@@ -420,7 +549,7 @@ def self_test(bundle: Bundle, connection: Connection, place: str) -> dict[str, A
 def _runner(connection: Connection, place: str, arguments: str, threads: int | None, seconds: float) -> dict[str, Any]:
     environment = f"TVM_NUM_THREADS={threads} " if threads else ""
     remote = f"{environment}{shlex.quote(f'{place}/{device.PROGRAM}')} {arguments}"
-    done = connection.run(remote, seconds=seconds, what="running the network")
+    done = connection.run(remote, seconds=seconds, what="running the network", most_bytes=peers.MOST_RESULT_BYTES)
     if done.returncode == 3:
         failed = [row["name"] for row in json.loads(done.stdout)["vectors"] if not row["passed"]]
         raise VerificationError(
