@@ -24,7 +24,7 @@ from integer_networks import random_network
 
 from tvmflow.build import build
 from tvmflow.bundle import Bundle, open_bundle
-from tvmflow.deploy import changes, connect, deploy, doubts, upload, window_seconds
+from tvmflow.deploy import changes, connect, deploy, doubts, facts, parse_facts, upload, window_seconds
 from tvmflow.integer_frontend import integer_program
 from tvmflow.report import to_json
 from tvmflow.report.render import report_text
@@ -317,6 +317,89 @@ def test_a_board_that_reads_nothing(board, bundle, monkeypatch):
     board.command("tar", "sleep 60")
     with pytest.raises(DeviceError, match="didn't finish uploading in 2 s"):
         board.deploy(bundle)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("hello", "prints something else than its results: 'hello'"),
+        ("[1]", "prints something else than its results"),
+        ("{}", "gives no verdict: it has no vectors"),
+        ('{"vectors": []}', "gives no verdict: it has 0 vectors, and the bundle 12"),
+        ("[" * 4000, "prints something else than its results"),
+    ],
+    ids=["text", "list", "nothing", "empty", "deep"],
+)
+def test_a_runner_that_says_something_else(board, bundle, said, words):
+    (board.home / "said").write_text(said)
+    board.rewrite.write_text("s#^.*runner/run --.*#cat said#\n")
+    with pytest.raises(VerificationError, match=words):
+        board.deploy(bundle)
+
+
+def test_an_exit_code_that_is_no_signal(board, bundle):
+    board.rewrite.write_text("s#^.*runner/run --.*#echo no way >\\&2; exit 222#\n")
+    with pytest.raises(VerificationError, match="can't be run on board: no way"):
+        board.deploy(bundle)
+
+
+def test_a_runner_without_times(board, bundle):
+    (board.home / "said").write_text('{"samples": [], "warmup": [], "setup": 1, "first": 1, "threads": 1}')
+    board.rewrite.write_text("s#^.*runner/run --samples.*#cat said#\n")
+    with pytest.raises(VerificationError, match="it took no time"):
+        board.deploy(bundle)
+
+
+def test_facts_that_cannot_be_read_are_left_out(board, bundle):
+    """The measurement stays, with a note for each."""
+    board.command("vcgencmd", "echo VCHI initialization failed")
+    report = board.deploy(bundle, threads=1)
+    assert report["latency"]["basis"] == "measured"
+    assert "throttled" not in report["device"]["after"]
+    assert any("throttled can't be read ('VCHI init" in warning for warning in report["latency"]["warnings"])
+    jsonschema.validate(json.loads(to_json(report)), json.loads((ROOT / "docs" / "report.schema.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "throttled=VCHI",
+        "cores=nan",
+        "cores=0",
+        "cores=1e9",
+        "load=inf",
+        "clock_khz=no",
+        "temperature_mc=1e999",
+        "memory_kib=-",
+    ],
+)
+def test_a_fact_that_cannot_be_read(said):
+    found = parse_facts(f"machine=x86_64\n{said}\n")
+    assert list(found) == ["machine", "unread"]
+    assert len(found["unread"]) == 1
+
+
+def test_facts_are_plain_and_of_ours():
+    found = parse_facts("model=Pi\x1b[2J\nsecret=1\nno line\ncpu=" + "x" * 5000 + "\n=5\n")
+    assert sorted(found) == ["cpu", "model"]
+    assert found["model"] == "Pi [2J"
+    assert len(found["cpu"]) <= 201
+
+
+def test_a_board_that_is_lost_after_the_run(board, bundle, monkeypatch):
+    """What it said before stands."""
+    asked = []
+
+    def facts_once(connection):
+        asked.append(connection)
+        if len(asked) > 1:
+            raise DeviceError("board was lost.", "lost")
+        return facts(connection)
+
+    monkeypatch.setattr("tvmflow.deploy.facts", facts_once)
+    report = board.deploy(bundle, threads=1)
+    assert report["latency"]["basis"] == "measured"
+    assert any("After the run the board's facts couldn't be read" in row for row in report["latency"]["warnings"])
 
 
 def test_a_network_that_hangs(board, bundle, monkeypatch):

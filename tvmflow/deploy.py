@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import logging
+import math
 import re
 import secrets
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from tvmflow.backends import Timing, layer_rows
 from tvmflow.bundle import Bundle
 from tvmflow.measure.noise import NOISY_SPREAD, disturbances
 from tvmflow.report import Report, assemble
-from tvmflow.spec import NO_ELF, DeviceError, Measurement, MissingDependencyError, UserError, VerificationError
+from tvmflow.spec import NO_ELF, DeviceError, Measurement, MissingDependencyError, UserError, Vector, VerificationError
 from tvmflow.verify import judge
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ THROTTLED_NOW = 0xF
 
 MACHINES = {("x86_64", "64"): (64, "x64"), ("aarch64", "64"): (64, "AArch64")}
 """`uname -m` and `getconf LONG_BIT` → ELF class and machine; a 64-bit kernel may carry a 32-bit system."""
+MOST_CORES = 4096
 OLDEST_GLIBC = (2, 28)
 
 FACTS = """
@@ -186,6 +188,8 @@ def deploy(
                     f"--samples {seconds!r} {window_seconds(seconds)!r}" if sustained else f"--samples {seconds!r}"
                 )
                 samples = _runner(connection, place, arguments, threads, seconds + PATIENCE_SECONDS)
+                if reason := _why_no_times(samples):
+                    raise VerificationError(f"The network was run on {host}, but {reason}; build the bundle again.")
                 measurement = Measurement(
                     basis="measured",
                     samples_ms=tuple(samples["samples"]),
@@ -193,9 +197,9 @@ def deploy(
                     setup_ms=samples["setup"],
                     first_ms=samples["first"],
                     warmup_ms=tuple(samples["warmup"]),
-                    windows=tuple(samples.get("windows", ())),
+                    windows=tuple(_window(row) for row in samples.get("windows", ())),
                 )
-            after = facts(connection)
+            after = facts_after(lambda: facts(connection))
         return report_on(
             bundle, verdict, measurement, {"host": host, "folder": place, "before": before, "after": after}
         )
@@ -242,7 +246,7 @@ def changes(windows: Sequence[Mapping[str, Any]]) -> list[str]:
     unstable = sum(window["p90"] > NOISY_SPREAD * window["p50"] for window in windows)
     if unstable:
         found.append(f"{unstable} of {len(windows)} windows were unstable: p90 over {NOISY_SPREAD} times p50.")
-    if throttled := sum(bool(int(window.get("throttled", "0x0"), 16) & THROTTLED_NOW) for window in windows):
+    if throttled := sum(bool((throttling(window.get("throttled")) or 0) & THROTTLED_NOW) for window in windows):
         found.append(f"The board was throttled or its voltage low at the end of {throttled} of {len(windows)} windows.")
     return found
 
@@ -295,9 +299,19 @@ def facts(connection: Connection) -> dict[str, Any]:
     return parse_facts(connection.run(FACTS, seconds=60, what="asking the board for its facts").stdout)
 
 
+def facts_after(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the board says of itself after a measurement, which stands also if the board says nothing any more."""
+    try:
+        return ask()
+    except (DeviceError, OSError, ValueError) as error:
+        return {"unread": [f"After the run the board's facts couldn't be read: {peers.plain(str(error))}"]}
+
+
 def parse_facts(said: str) -> dict[str, Any]:
-    """What FACTS prints, with numbers in the units of their names. What the board doesn't know is left out."""
-    found = dict(line.partition("=")[::2] for line in said.splitlines() if "=" in line)
+    """What FACTS prints, with numbers in the units of their names. What the board doesn't know is left out.
+
+    So is what can't be read, such as an error where a number should be; then `unread` has a sentence for each.
+    """
     numbers = {
         "cores": ("cores", 1),
         "memory_kib": ("memory_bytes", 1024),
@@ -305,15 +319,30 @@ def parse_facts(said: str) -> dict[str, Any]:
         "clock_khz": ("clock_mhz", 1e-3),
         "temperature_mc": ("temperature_c", 1e-3),
     }
+    texts = ("emulator", "machine", "kernel", "bits", "libc", "model", "cpu", "governor", "throttled")
     result: dict[str, Any] = {}
-    for key, value in found.items():
-        if key in numbers and value:
+    unread = []
+    for key, value in (line.partition("=")[::2] for line in said[: peers.MOST_SAID_BYTES].splitlines()):
+        value = peers.plain(value)
+        if not value or key not in (*texts, *numbers):
+            continue
+        if key in numbers:
             name, factor = numbers[key]
             with contextlib.suppress(ValueError):
-                result[name] = round(float(value) * factor, 2)
-        elif value:
+                number = round(float(value) * factor, 2)
+                if math.isfinite(number) and (1 <= number <= MOST_CORES or key != "cores"):
+                    result[name] = number
+                    continue
+        elif key != "throttled" or throttling(value) is not None:
             result[key] = value
-    return result
+            continue
+        unread.append(f"The board's {key} can't be read ({value!r}) and was left out.")
+    return {**result, "unread": unread} if unread else result
+
+
+def throttling(said: Any) -> int | None:
+    """The flags of `vcgencmd get_throttled`, such as "0x50000"; None if it says something else."""
+    return int(said, 16) if isinstance(said, str) and re.fullmatch("0x[0-9a-fA-F]{1,8}", said) else None
 
 
 def why_incompatible(elf: tuple[int, str], board: Mapping[str, Any], host: str) -> str | None:
@@ -539,6 +568,8 @@ def self_test(bundle: Bundle, connection: Connection, place: str) -> dict[str, A
     """The golden vectors on the board, as a verdict like `verify`'s. Raises VerificationError if one is off."""
     result = _runner(connection, place, "--self-test", None, TEST_SECONDS)
     vectors = bundle.vectors()
+    if reason := _why_no_verdicts(result, vectors):
+        raise VerificationError(f"The runner on {connection.host} gives no verdict: {reason}; build the bundle again.")
     return {
         **({"stand_in": result["stand_in"]} if "stand_in" in result else {}),
         "method": "device",
@@ -550,21 +581,71 @@ def _runner(connection: Connection, place: str, arguments: str, threads: int | N
     environment = f"TVM_NUM_THREADS={threads} " if threads else ""
     remote = f"{environment}{shlex.quote(f'{place}/{device.PROGRAM}')} {arguments}"
     done = connection.run(remote, seconds=seconds, what="running the network", most_bytes=peers.MOST_RESULT_BYTES)
+    if done.returncode > 128:
+        with contextlib.suppress(ValueError):  # a code of its own
+            name = signal.Signals(done.returncode - 128).name
+            hint = "; it was built for a CPU with other instructions" if name == "SIGILL" else ""
+            raise VerificationError(f"The network crashed with {name} on {connection.host}{hint}.")
+    if done.returncode not in (0, 3):
+        raise VerificationError(f"The network can't be run on {connection.host}: {last_line(done.stderr)}")
+    try:
+        said = peers.parse_json(done.stdout)
+        if not isinstance(said, dict):
+            raise ValueError("it is no JSON object")
+        if done.returncode == 3:
+            failed = [peers.plain(str(row["name"])) for row in said["vectors"] if not row["passed"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise VerificationError(
+            f"The runner on {connection.host} prints something else than its results: {peers.plain(done.stdout)!r}."
+        ) from error
     if done.returncode == 3:
-        failed = [row["name"] for row in json.loads(done.stdout)["vectors"] if not row["passed"]]
         raise VerificationError(
             f"The network computes something else on {connection.host} than the original does: {', '.join(failed)}."
         )
-    if done.returncode > 128:
-        import signal
+    return said
 
-        name = signal.Signals(done.returncode - 128).name
-        hint = "; it was built for a CPU with other instructions" if name == "SIGILL" else ""
-        raise VerificationError(f"The network crashed with {name} on {connection.host}{hint}.")
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise VerificationError(f"The network can't be run on {connection.host}: {lines[-1]}")
-    return json.loads(done.stdout)
+
+def _why_no_verdicts(said: Mapping[str, Any], vectors: Sequence[Vector]) -> str:
+    """Why this isn't what was found of these vectors; "" if it is."""
+    rows = said.get("vectors")
+    if not isinstance(rows, list) or len(rows) != len(vectors):
+        return f"it has {len(rows) if isinstance(rows, list) else 'no'} vectors, and the bundle {len(vectors)}"
+    for vector, row in zip(vectors, rows, strict=True):
+        errors = row.get("abs_errors") if isinstance(row, dict) else None
+        if not isinstance(errors, list) or len(errors) != len(vector.outputs):
+            return f"of the vector {vector.name} it has not one error for each output"
+        if not all(error is None or (peers.is_number(error) and error >= 0) for error in errors):
+            return f"of the vector {vector.name} it has errors that are no numbers"
+        if row.get("same_class") not in (None, True, False):
+            return f"of the vector {vector.name} it says {peers.plain(str(row['same_class']))!r} of the class"
+    return ""
+
+
+def _why_no_times(said: Mapping[str, Any]) -> str:
+    """Why this isn't what the runner says of a measurement; "" if it is."""
+    for name in ("samples", "warmup"):
+        rows = said.get(name)
+        if not isinstance(rows, list) or not all(peers.is_number(value) and value >= 0 for value in rows):
+            return f"what it says of {name} are no times"
+    if not said["samples"]:
+        return "it took no time"
+    for name in ("setup", "first", "threads"):
+        if not peers.is_number(said.get(name)) or said[name] < 0:
+            return f"what it says of {name} is no number"
+    windows = said.get("windows", [])
+    figures = ("at_s", "p50", "p90", "p99", "mean", "min", "max", "repeats")
+    if not isinstance(windows, list) or not all(
+        isinstance(row, dict) and all(peers.is_number(row.get(name)) for name in figures) for row in windows
+    ):
+        return "what it says of windows are no times"
+    return ""
+
+
+def _window(said: Mapping[str, Any]) -> dict[str, Any]:
+    """A window without what its board couldn't read of itself."""
+    numbers = {name: value for name, value in said.items() if name != "throttled" and peers.is_number(value)}
+    flags = said.get("throttled")
+    return {**numbers, "throttled": flags} if throttling(flags) is not None else numbers
 
 
 def doubts(
@@ -581,6 +662,7 @@ def doubts(
         found.append(f"The board was busy: load {before['load']} before the run.")
     if after.get("governor", "performance") != "performance":
         found.append(f"The clock is governed by {after['governor']}, so it may have been low for a while.")
-    if int(after.get("throttled", "0x0"), 16):
+    if throttling(after.get("throttled")):
         found.append(f"The board reports throttling or low voltage (flags {after['throttled']}).")
+    found += dict.fromkeys([*before.get("unread", ()), *after.get("unread", ())])
     return found + disturbances(figures["p50"], figures["p90"], figures["min"], figures["repeats"])
