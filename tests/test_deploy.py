@@ -187,14 +187,32 @@ def test_what_comes_into_the_place_meanwhile_stays(board, bundle, other_bundle):
     assert os.listdir(board.home) == ["net"]
 
 
+@pytest.mark.parametrize("signal", ["HUP", "TERM"])
+def test_an_upload_that_is_interrupted_puts_back_what_went_aside(board, bundle, other_bundle, signal):
+    board.deploy(bundle, folder="net")
+    board.command("tar", f'echo mine > {board.home}/net/photo.jpg; exec {shutil.which("tar")} "$@"')
+    board.command("cmp", f"kill -{signal} $PPID; exit 0")
+    with pytest.raises(DeviceError, match="can't be put into net"):
+        board.deploy(other_bundle, folder="net")
+    assert (board.home / "net" / "photo.jpg").read_text() == "mine\n"
+    assert os.listdir(board.home) == ["net"]
+
+
 def test_only_what_an_upload_left_is_cleared_away(board, bundle):
-    """Folders an hour old: one that a board left which lost power, and two of somebody's with names like that."""
+    """Folders an hour old: one that a board left which lost power, and two of somebody's with names like that.
+
+    So is kept what went aside and wasn't looked through before the power was lost.
+    """
     for name, mark in (("01234567", "made by tvmflow deploy\n"), ("89abcdef", "mine"), ("photos", "")):
         (board.home / f"net.tvmflow-{name}").mkdir()
         (board.home / f"net.tvmflow-{name}" / ".tvmflow-upload").write_text(mark)
         os.utime(board.home / f"net.tvmflow-{name}", (0, 0))
+    (board.home / "net.tvmflow-aaaaaaaa" / "old").mkdir(parents=True)
+    (board.home / "net.tvmflow-aaaaaaaa" / ".tvmflow-upload").write_text("made by tvmflow deploy\n")
+    os.utime(board.home / "net.tvmflow-aaaaaaaa", (0, 0))
     board.deploy(bundle, folder="net")
-    assert sorted(os.listdir(board.home)) == ["net", "net.tvmflow-89abcdef", "net.tvmflow-photos"]
+    kept = ["net", "net.tvmflow-89abcdef", "net.tvmflow-aaaaaaaa", "net.tvmflow-photos"]
+    assert sorted(os.listdir(board.home)) == kept
 
 
 def _content(folder: Path) -> dict[str, bytes]:

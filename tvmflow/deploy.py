@@ -392,14 +392,21 @@ RECEIVE = """
 umask 077
 refuse() { echo "$1" >&2; exit 1; }
 hold() { (cd "$1" 2>/dev/null && sha256sum -c "$2" >/dev/null 2>&1); } # the folder $1 the files of the list $2
+finish() { # what went aside goes back, unless it is ours throughout and something is in its place
+  if [ -e "$scratch/old" ] && ! { [ -e "$scratch/verified" ] && [ -e "$final" ]; }; then
+    mv -T "$scratch/old" "$final" || return
+  fi
+  rm -rf "$scratch"
+}
 mkdir -p "$(dirname "$scratch")" && mkdir "$scratch" || exit 1
-trap 'rm -rf "$scratch"' EXIT
+trap finish EXIT
 trap 'exit 1' HUP INT TERM PIPE
 scratch=$(cd "$scratch" && pwd -P) || exit 1
 echo "$mark" > "$scratch/$marker" || exit 1
 # what boards left that lost power meanwhile: eight digits of ours, and our mark in it
 for left in "$final".tvmflow-[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]; do
   [ ! -L "$left" ] && [ "$(cat "$left/$marker" 2>/dev/null)" = "$mark" ] &&
+    { [ ! -e "$left/old" ] || [ -e "$left/verified" ]; } &&
     find "$left" -maxdepth 0 -mmin +60 -exec rm -rf {} +
 done
 (cd "$scratch" && tar xf -) || exit 1
@@ -407,18 +414,16 @@ hold "$scratch/bundle" "$scratch/new" || refuse "what arrived isn't what was sen
 if [ -e "$final" ] || [ -L "$final" ]; then
   [ ! -L "$final" ] && hold "$final" "$scratch/new" && exit 0 # another client was first
   [ "$replace" ] && [ ! -L "$final" ] || refuse "something has come into its place meanwhile"
-  # It goes aside whole; of ours is removed what is on the list and is still what it was, and anything else goes back.
+  # It goes aside whole, and back if it isn't what it was when it was looked at.
   mv -T "$final" "$scratch/old" || exit 1
   (cd "$scratch/old" && find . ! -type d | LC_ALL=C sort) > "$scratch/found"
   if ! cmp -s "$scratch/found" "$scratch/names" || { [ -s "$scratch/sums" ] && ! hold "$scratch/old" "$scratch/sums"; }
   then
-    mv -T "$scratch/old" "$final"
     refuse "something in it has changed meanwhile"
   fi
+  : > "$scratch/verified"
 fi
-mv -T "$scratch/bundle" "$final" && exit 0
-[ ! -e "$scratch/old" ] || mv -T "$scratch/old" "$final"
-exit 1
+mv -T "$scratch/bundle" "$final"
 """
 """Portable shell: a bundle from standard input into its place, whole or not at all."""
 
