@@ -486,9 +486,10 @@ def test_a_killed_server_leaves_nothing(hostile, token_file, tmp_path):
 
 def test_a_restart_clears_away_what_is_provably_a_killed_servers(tmp_path):
     records = {
-        "killed": {"pid": os.getpid(), "started": 1.0},
-        "gone": {"pid": 2**22 + 5, "started": 1.0},
-        "running": {"pid": os.getpid(), "started": psutil.Process().create_time()},
+        "killed": {**serve.identity(os.getpid()), "started": "before"},
+        "gone": {**serve.identity(os.getpid()), "pid": 2**22 + 5},
+        "running": serve.identity(os.getpid()),
+        "elsewhere": {**serve.identity(2**22 + 5), "host": "another", "started": "before"},
         "strange": ["pid"],
     }
     for name, record in records.items():
@@ -498,7 +499,7 @@ def test_a_restart_clears_away_what_is_provably_a_killed_servers(tmp_path):
     (tmp_path / "tvmflow-serve-link").symlink_to("tvmflow-serve-killed")
     with running(tmp_path) as server:
         left = sorted(path.name for path in tmp_path.iterdir() if path != server.folder)
-    names = ("link", "photos", "running", "strange")
+    names = ("elsewhere", "link", "photos", "running", "strange")
     assert left == [f"tvmflow-serve-{name}" for name in names]
 
 

@@ -31,7 +31,6 @@ from tvmflow.verify import compare, failure_sentence
 
 log = logging.getLogger(__name__)
 
-HEALTH_SECONDS = 10.0
 PROFILED_RUNS = 50
 LOOPBACK = ("127.0.0.1", "localhost")
 TOKEN_COMMAND = 'cat "${XDG_CONFIG_HOME:-$HOME/.config}/tvmflow/rpc-token"'

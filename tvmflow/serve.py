@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import secrets
 import shutil
 import signal
@@ -132,7 +133,7 @@ class Server:
         self.challenges = Challenges(token, self.port)
         clear_remains(folder or Path(tempfile.gettempdir()))
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
-        (self.folder / RECORD).write_text(json.dumps({"pid": os.getpid(), "started": _started(os.getpid())}))
+        (self.folder / RECORD).write_text(json.dumps(identity(os.getpid())))
         self.spare: _Session | None = _Session(self)
 
     def run(self) -> None:
@@ -314,7 +315,8 @@ def clear_remains(place: Path) -> None:
             if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
                 continue
             record = json.loads((folder / RECORD).read_bytes())
-            gone = _started(int(record["pid"])) != float(record["started"])
+            own = identity(int(record["pid"]))
+            gone = record["host"] == own["host"] and record["started"] != own["started"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if gone:
@@ -325,12 +327,21 @@ def clear_remains(place: Path) -> None:
                     folder.parent.rmdir()
 
 
-def _started(pid: int) -> float | None:
-    """When a process began, which tells it from others that had its number; None if there is none."""
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.Error:
-        return None
+def identity(pid: int) -> dict[str, Any]:
+    """What tells a process from all others that have its number: the computer, and when the process began.
+
+    On Linux that is counted from the system's start, since a board's clock may jump when it finds a time server, and
+    the computer is its name and the namespace of its processes, which a container has for itself.
+    """
+    host, started = platform.node(), None
+    with contextlib.suppress(OSError, psutil.Error):
+        if sys.platform == "linux":
+            host += f" {os.readlink('/proc/self/ns/pid')}"
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            started = f"{boot} {Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
+        else:
+            started = str(psutil.Process(pid).create_time())
+    return {"pid": pid, "host": host, "started": started}
 
 
 @contextlib.contextmanager
