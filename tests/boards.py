@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -23,7 +24,8 @@ import pytest
 from conftest import INSTALL, ROOT, needs_commands
 
 from tvmflow.deploy import deploy
-from tvmflow.serve import Limits, Server
+from tvmflow.handshake import session_key
+from tvmflow.serve import MAGIC, Limits, Server
 
 KEPT = (
     "tvmflow",
@@ -238,6 +240,12 @@ def running(folder: Path, **limits) -> Iterator[Server]:
     finally:
         server.stop()
         thread.join()
+
+
+def greeting(port: int, token: str = TOKEN) -> bytes:
+    """How TVM's client begins a session, once the server has shown that it knows the token."""
+    key = f"client:{session_key(port, token)}".encode()
+    return struct.pack("<ii", MAGIC, len(key)) + key
 
 
 def wait_for(condition) -> None:

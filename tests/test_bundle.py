@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -359,7 +360,7 @@ def test_a_folder_that_exists_is_filled(write, host_bundle, tmp_path, monkeypatc
     for _ in range(2):
         write(Path(given.format(folder)))
         assert whole(folder)
-        (folder / ".tvmflow-killed").mkdir()  # what a build that was killed may leave
+        (folder / ".tvmflow-0123456789ab").mkdir()  # what a build that was killed may leave
     assert (folder.stat().st_ino, folder.stat().st_mode) == (before.st_ino, before.st_mode)
     assert (tmp_path / "link").is_symlink()
     assert Path("manifest.json").exists()
@@ -401,6 +402,57 @@ def test_what_is_of_no_bundle_stays(write, copy, tmp_path):
     write(copy)
     assert (tmp_path / "file").read_text() == "keep"
     assert whole(copy)
+
+
+def test_what_was_changed_since_stays(write, copy, archive, tmp_path):
+    """A file of ours that was edited, a link in its place, and archives that merely begin with a manifest.json."""
+    (copy / "README.md").write_text("notes of mine")
+    with pytest.raises(UserError, match=r"holds 'README\.md', which isn't as tvmflow wrote it"):
+        write(copy)
+    assert (copy / "README.md").read_text() == "notes of mine"
+    (copy / "README.md").unlink()
+    (tmp_path / "mine.md").write_text("notes of mine")
+    (copy / "README.md").symlink_to(tmp_path / "mine.md")
+    with pytest.raises(UserError, match=r"holds 'README\.md', which isn't as tvmflow wrote it"):
+        write(copy)
+    assert (copy / "README.md").is_symlink()
+    (copy / "README.md").unlink()
+    (copy / ".tvmflow-notes").mkdir()
+    (copy / ".tvmflow-notes" / "mine").write_text("keep")
+    with pytest.raises(UserError, match=r"holds '\.tvmflow-notes/mine', which is of no bundle"):
+        write(copy)
+    assert (copy / ".tvmflow-notes" / "mine").read_text() == "keep"
+
+
+@pytest.mark.parametrize("kind", ["foreign", "with a photo", "changed", "broken"])
+def test_archives_that_are_not_ours_stay(write, archive, tmp_path, kind):
+    if kind == "foreign":
+        (tmp_path / "manifest.json").write_text('{"name": "an extension"}')
+        (tmp_path / "photo.jpg").write_bytes(b"the only one")
+        with tarfile.open(archive, "w") as made:
+            made.add(tmp_path / "manifest.json", "manifest.json")
+            made.add(tmp_path / "photo.jpg", "photo.jpg")
+    elif kind == "with a photo":
+        (tmp_path / "photo.jpg").write_bytes(b"the only one")
+        with tarfile.open(archive, "a") as made:
+            made.add(tmp_path / "photo.jpg", "photo.jpg")
+    else:
+        content = bytearray(archive.read_bytes())
+        with tarfile.open(archive) as made:
+            member = made.getmember("README.md")
+        content[member.offset_data if kind == "changed" else member.offset] ^= 1
+        archive.write_bytes(content)
+    before = archive.read_bytes()
+    words = {"foreign": "no bundle", "with a photo": "'photo.jpg'", "changed": "'README.md'", "broken": "a damaged one"}
+    with pytest.raises(UserError, match=re.escape(words[kind])):
+        write(archive)
+    assert archive.read_bytes() == before
+
+
+def test_an_archive_of_ours_is_replaced(write, archive):
+    write(archive)
+    with bundles.open_bundle(archive) as bundle:
+        assert bundle.name == "tiny"
 
 
 def test_a_write_that_fails_leaves_the_old_bundle(write, copy, tmp_path, monkeypatch):

@@ -23,8 +23,8 @@ from conftest import ROOT
 from integer_networks import random_network
 
 from tvmflow.build import build
-from tvmflow.bundle import open_bundle
-from tvmflow.deploy import changes, connect, deploy, doubts, upload, window_seconds
+from tvmflow.bundle import Bundle, open_bundle
+from tvmflow.deploy import changes, connect, deploy, doubts, facts, parse_facts, upload, window_seconds
 from tvmflow.integer_frontend import integer_program
 from tvmflow.report import to_json
 from tvmflow.report.render import report_text
@@ -75,20 +75,171 @@ def test_what_is_there_is_not_sent_again(board, bundle):
     board.deploy(bundle)
 
 
-def test_a_damaged_copy_is_replaced(board, bundle):
-    folder = board.home / board.deploy(bundle, folder="net")["device"]["folder"]
-    with (folder / "model.so").open("r+b") as library:
-        library.truncate(1000)
-    assert board.deploy(bundle, folder="net")["verify"]["passed"] is True
+@pytest.mark.parametrize("damage", ["model.so", "manifest.json"])
+def test_a_damaged_copy_in_the_bundles_own_place_is_replaced(board, bundle, damage):
+    folder = board.home / board.deploy(bundle)["device"]["folder"]
+    with (folder / damage).open("r+b") as file:
+        file.truncate(1000)
+    assert board.deploy(bundle)["verify"]["passed"] is True
+    assert os.listdir(folder.parent) == [folder.name]
+
+
+@pytest.fixture
+def other_bundle(bundle, tmp_path) -> Path:
+    """The same with another README."""
+    root = tmp_path / "other"
+    root.mkdir()
+    subprocess.run(["tar", "xf", bundle, "-C", root], check=True)
+    (root / "README.md").write_text("another")
+    manifest = json.loads((root / "manifest.json").read_text())
+    digest = hashlib.sha256(b"another").hexdigest()
+    manifest["members"]["README.md"] = {"bytes": 7, "sha256": digest}
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    return root
+
+
+def test_a_bundle_is_replaced_by_another(board, bundle, other_bundle):
+    """So is an empty folder, which loses nothing."""
+    (board.home / "net").mkdir()
+    board.deploy(bundle, folder="net")
+    (board.home / "net" / "runner" / "example.c").unlink()  # what is lacking doesn't matter
+    board.deploy(other_bundle, folder="net/")
+    assert (board.home / "net" / "README.md").read_text() == "another"
     assert os.listdir(board.home) == ["net"]
 
 
-def test_other_folders_are_left_alone(board, bundle):
-    (board.home / "thesis").mkdir()
-    (board.home / "thesis" / "text").write_text("years")
-    with pytest.raises(DeviceError, match="exists and is no bundle"):
-        board.deploy(bundle, folder="thesis")
-    assert left_on(board) == ["text", "thesis"]
+def _photo(home: Path) -> None:
+    (home / "net" / "photo.jpg").write_bytes(b"the only one")
+
+
+def _foreign(home: Path) -> None:
+    shutil.rmtree(home / "net")
+    (home / "net").mkdir()
+    (home / "net" / "manifest.json").write_text('{"name": "an extension"}')
+    _photo(home)
+
+
+def _changed(home: Path) -> None:
+    (home / "net" / "README.md").write_text("notes of mine")
+
+
+def _link(home: Path) -> None:
+    (home / "net").rename(home / "real")
+    (home / "net").symlink_to("real")
+
+
+def _inner_link(home: Path) -> None:
+    (home / "net" / "README.md").rename(home / "README.md")
+    (home / "net" / "README.md").symlink_to("../README.md")
+
+
+def _folder(home: Path) -> None:
+    (home / "net" / "photos").mkdir()
+
+
+def _file(home: Path) -> None:
+    shutil.rmtree(home / "net")
+    (home / "net").write_text("a list")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "folder", "words"),
+    [
+        (_foreign, "net", r"holds '(manifest\.json|photo\.jpg)', which is of no bundle"),
+        (_photo, "net", r"holds 'photo\.jpg', which is of no bundle"),
+        (_changed, "net", r"holds 'README\.md', which isn't as tvmflow wrote it"),
+        (_link, "net", "is a symbolic link"),
+        (_link, "net/", "is a symbolic link"),
+        (_inner_link, "net", r"holds 'README\.md', which is of no bundle"),
+        (_folder, "net", "holds 'photos', which is of no bundle"),
+        (_file, "net", "is no folder"),
+        (lambda home: None, ".", "is or holds the home folder"),
+        (lambda home: None, "..", "is or holds the home folder"),
+        (lambda home: None, "/", "is or holds the home folder"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_is_no_bundle_of_ours_is_not_replaced(board, bundle, other_bundle, spoil, folder, words):
+    board.deploy(bundle, folder="net")
+    spoil(board.home)
+    before = _content(board.home)
+    with pytest.raises(UserError, match=words):
+        board.deploy(other_bundle, folder=folder)
+    assert _content(board.home) == before
+
+
+def test_a_stranger_in_the_bundles_own_place_stays(board, bundle):
+    folder = board.home / board.deploy(bundle)["device"]["folder"]
+    (folder / "model.so").write_bytes(b"")
+    (folder / "photo.jpg").write_bytes(b"the only one")
+    with pytest.raises(UserError, match=r"photo\.jpg"):
+        board.deploy(bundle)
+    assert (folder / "photo.jpg").read_bytes() == b"the only one"
+
+
+def test_what_comes_into_the_place_meanwhile_stays(board, bundle, other_bundle):
+    board.deploy(bundle, folder="net")
+    board.command("tar", f'echo mine > {board.home}/net/photo.jpg; exec {shutil.which("tar")} "$@"')
+    with pytest.raises(DeviceError, match="something in it has changed meanwhile"):
+        board.deploy(other_bundle, folder="net")
+    assert (board.home / "net" / "photo.jpg").read_text() == "mine\n"
+    assert (board.home / "net" / "README.md").exists()
+    assert os.listdir(board.home) == ["net"]
+
+
+@pytest.mark.parametrize("signal", ["HUP", "TERM"])
+def test_an_upload_that_is_interrupted_puts_back_what_went_aside(board, bundle, other_bundle, signal):
+    board.deploy(bundle, folder="net")
+    board.command("tar", f'echo mine > {board.home}/net/photo.jpg; exec {shutil.which("tar")} "$@"')
+    board.command("cmp", f"kill -{signal} $PPID; exit 0")
+    with pytest.raises(DeviceError, match="can't be put into net"):
+        board.deploy(other_bundle, folder="net")
+    assert (board.home / "net" / "photo.jpg").read_text() == "mine\n"
+    assert os.listdir(board.home) == ["net"]
+
+
+def test_only_what_an_upload_left_is_cleared_away(board, bundle):
+    """Folders an hour old: one that a board left which lost power, and two of somebody's with names like that.
+
+    So is kept what went aside and wasn't looked through before the power was lost.
+    """
+    for name, mark in (("01234567", "made by tvmflow deploy\n"), ("89abcdef", "mine"), ("photos", "")):
+        (board.home / f"net.tvmflow-{name}").mkdir()
+        (board.home / f"net.tvmflow-{name}" / ".tvmflow-upload").write_text(mark)
+        os.utime(board.home / f"net.tvmflow-{name}", (0, 0))
+    (board.home / "net.tvmflow-aaaaaaaa" / "old").mkdir(parents=True)
+    (board.home / "net.tvmflow-aaaaaaaa" / ".tvmflow-upload").write_text("made by tvmflow deploy\n")
+    os.utime(board.home / "net.tvmflow-aaaaaaaa", (0, 0))
+    board.deploy(bundle, folder="net")
+    kept = ["net", "net.tvmflow-89abcdef", "net.tvmflow-aaaaaaaa", "net.tvmflow-photos"]
+    assert sorted(os.listdir(board.home)) == kept
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    """Of all files, links as where they lead."""
+    return {
+        path.relative_to(folder).as_posix(): os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+def test_a_bundle_of_two_thousand_files(board, bundle, tmp_path):
+    """Whose names are more than a command line may hold."""
+    root = tmp_path / "many"
+    (root / "vectors").mkdir(parents=True)
+    names = [f"vectors/{number:04}-{'x' * 60}.npy" for number in range(2000)]
+    for name in names:
+        (root / name).write_text(name)
+    members = {name: {"bytes": len(name), "sha256": hashlib.sha256(name.encode()).hexdigest()} for name in names}
+    manifest = {"format": "tvmflow-bundle", "model": {"name": "many"}, "members": members}
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    made = Bundle(path=root, root=root, manifest=manifest)
+    with connect("board", board.config) as connection:
+        upload(made, connection, "many")
+        board.command("tar", "echo sent again >&2; exit 1")
+        upload(made, connection, "many")
+    assert len(list((board.home / "many" / "vectors").iterdir())) == 2000
 
 
 def test_many_deploys_leave_nothing(board, bundle, tmp_path, monkeypatch, deploys):
@@ -169,6 +320,106 @@ def test_a_network_that_crashes(board, bundle, name, words):
         board.deploy(bundle)
 
 
+@pytest.mark.parametrize("stream", ["1", "2"])
+def test_a_board_that_prints_without_end(board, bundle, monkeypatch, stream):
+    monkeypatch.setattr("tvmflow.peers.MOST_RESULT_BYTES", 1 << 20)
+    board.rewrite.write_text(f"s#^.*runner/run --.*#exec yes >\\&{stream}#\n")
+    with pytest.raises(
+        DeviceError, match="board printed more than 1,048,576 bytes while running the network; it was cut off"
+    ):
+        board.deploy(bundle)
+
+
+def test_a_board_that_reads_nothing(board, bundle, monkeypatch):
+    monkeypatch.setattr("tvmflow.deploy.UPLOAD_SECONDS", 2.0)
+    board.command("tar", "sleep 60")
+    with pytest.raises(DeviceError, match="didn't finish uploading in 2 s"):
+        board.deploy(bundle)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("hello", "prints something else than its results: 'hello'"),
+        ("[1]", "prints something else than its results"),
+        ("{}", "gives no verdict: it has no vectors"),
+        ('{"vectors": []}', "gives no verdict: it has 0 vectors, and the bundle 12"),
+        ("[" * 4000, "prints something else than its results"),
+    ],
+    ids=["text", "list", "nothing", "empty", "deep"],
+)
+def test_a_runner_that_says_something_else(board, bundle, said, words):
+    (board.home / "said").write_text(said)
+    board.rewrite.write_text("s#^.*runner/run --.*#cat said#\n")
+    with pytest.raises(VerificationError, match=words):
+        board.deploy(bundle)
+
+
+def test_an_exit_code_that_is_no_signal(board, bundle):
+    board.rewrite.write_text("s#^.*runner/run --.*#echo no way >\\&2; exit 222#\n")
+    with pytest.raises(VerificationError, match="can't be run on board: no way"):
+        board.deploy(bundle)
+
+
+def test_a_runner_without_times(board, bundle):
+    (board.home / "said").write_text('{"samples": [], "warmup": [], "setup": 1, "first": 1, "threads": 1}')
+    board.rewrite.write_text("s#^.*runner/run --samples.*#cat said#\n")
+    with pytest.raises(VerificationError, match="it took no time"):
+        board.deploy(bundle)
+
+
+def test_facts_that_cannot_be_read_are_left_out(board, bundle):
+    """The measurement stays, with a note for each."""
+    board.command("vcgencmd", "echo VCHI initialization failed")
+    report = board.deploy(bundle, threads=1)
+    assert report["latency"]["basis"] == "measured"
+    assert "throttled" not in report["device"]["after"]
+    assert any("throttled can't be read ('VCHI init" in warning for warning in report["latency"]["warnings"])
+    jsonschema.validate(json.loads(to_json(report)), json.loads((ROOT / "docs" / "report.schema.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "throttled=VCHI",
+        "cores=nan",
+        "cores=0",
+        "cores=1e9",
+        "load=inf",
+        "clock_khz=no",
+        "temperature_mc=1e999",
+        "memory_kib=-",
+    ],
+)
+def test_a_fact_that_cannot_be_read(said):
+    found = parse_facts(f"machine=x86_64\n{said}\n")
+    assert list(found) == ["machine", "unread"]
+    assert len(found["unread"]) == 1
+
+
+def test_facts_are_plain_and_of_ours():
+    found = parse_facts("model=Pi\x1b[2J\nsecret=1\nno line\ncpu=" + "x" * 5000 + "\n=5\n")
+    assert sorted(found) == ["cpu", "model"]
+    assert found["model"] == "Pi [2J"
+    assert len(found["cpu"]) <= 201
+
+
+def test_a_board_that_is_lost_after_the_run(board, bundle, monkeypatch):
+    """What it said before stands."""
+    asked = []
+
+    def facts_once(connection):
+        asked.append(connection)
+        if len(asked) > 1:
+            raise DeviceError("board was lost.", "lost")
+        return facts(connection)
+
+    monkeypatch.setattr("tvmflow.deploy.facts", facts_once)
+    report = board.deploy(bundle, threads=1)
+    assert report["latency"]["basis"] == "measured"
+    assert any("After the run the board's facts couldn't be read" in row for row in report["latency"]["warnings"])
+
+
 def test_a_network_that_hangs(board, bundle, monkeypatch):
     board.rewrite.write_text("s#^.*runner/run --.*#sleep 600#\n")
     monkeypatch.setattr("tvmflow.deploy.TEST_SECONDS", 2.0)
@@ -178,7 +429,7 @@ def test_a_network_that_hangs(board, bundle, monkeypatch):
 
 
 def test_a_transfer_that_is_corrupted(board, bundle):
-    board.command("tar", f'{shutil.which("tar")} "$@" && echo >> model.so')
+    board.command("tar", f'{shutil.which("tar")} "$@" && echo >> bundle/model.so')
     with pytest.raises(DeviceError, match="isn't what was sent") as caught:
         board.deploy(bundle)
     assert caught.value.kind == "upload"

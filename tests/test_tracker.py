@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 
@@ -15,7 +16,7 @@ import pytest
 from boards import TOKEN, free_port, running, wait_for
 
 from tvmflow import rpc, tracker
-from tvmflow.serve import DENIED, MAGIC, Server, prove
+from tvmflow.serve import DENIED, MAGIC, Server
 from tvmflow.spec import DeviceError, UserError
 from tvmflow.tracker import Registration, Tracker
 from tvmflow.tune.remote import listed
@@ -122,20 +123,12 @@ def test_who_pretends_to_be_a_board_learns_nothing(server, port, host_bundle, to
     answers = {"relaying": ask_a_board, "ignorant": lambda path: b'{"status": "ok", "busy": false}'}
     host = "192.0.2.1" if kind == "elsewhere" else "127.0.0.1"
     impostor = Impostor(port, host, answers.get(kind, ask_a_board))
-    expected = pytest.raises(DeviceError, match=r"doesn't know the token|at 127\.0\.0\.1 only")
+    expected = pytest.raises(DeviceError, match=r"of an older tvmflow|is the server of port|at 127\.0\.0\.1 only")
     with contextlib.closing(impostor), expected as caught:
         rpc.deploy(host_bundle, tracker=f"127.0.0.1:{port}", key="fake", token_file=token_file)
     assert caught.value.kind == "auth"
     assert impostor.heard or kind == "elsewhere"
     assert TOKEN.encode() not in impostor.heard
-
-
-def test_a_proof_is_of_one_nonce_and_one_port(server):
-    place = rpc.Place(name="board", port=server.port, token=TOKEN)
-    rpc.check_proof(place)
-    with pytest.raises(DeviceError, match="nothing was sent"):
-        rpc.check_proof(rpc.Place(name="board", port=server.port, token="f" * 32))
-    assert len({prove(TOKEN, "a", 1), prove(TOKEN, "b", 1), prove(TOKEN, "a", 2), prove("x", "a", 1)}) == 4
 
 
 def test_a_tracker_that_is_none_or_elsewhere(tmp_path, host_bundle, token_file):
@@ -146,3 +139,28 @@ def test_a_tracker_that_is_none_or_elsewhere(tmp_path, host_bundle, token_file):
         rpc.deploy(host_bundle, tracker="127.0.0.1", key="", token_file=token_file)
     with pytest.raises(DeviceError, match="No tracker answers"):
         rpc.deploy(host_bundle, tracker=f"127.0.0.1:{free_port()}", key=KEY, token_file=token_file)
+
+
+@pytest.mark.parametrize("kind", ["deep", "long", "slow"])
+def test_a_tracker_that_answers_without_end(kind, monkeypatch):
+    """One that nests, one that announces two gigabytes, and one that sends a byte at a time."""
+    monkeypatch.setattr(tracker, "ANSWER_SECONDS", 2.0)
+    body = b"[" * 100_000
+
+    def answer(peer: socket.socket) -> None:
+        with peer, contextlib.suppress(OSError):
+            peer.sendall(peer.recv(4))
+            peer.recv(4096)
+            peer.sendall(struct.pack("<i", 2**31 - 1 if kind == "long" else len(body)))
+            for start in range(0, len(body), 1 if kind == "slow" else len(body)):
+                peer.sendall(body[start : start + (1 if kind == "slow" else len(body))])
+                time.sleep(0.1)
+
+    words = {"deep": "nested too deeply", "long": "something else", "slow": "too slow|timed out"}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=lambda: answer(listener.accept()[0]), daemon=True).start()
+        started = time.monotonic()
+        expected = pytest.raises((OSError, ValueError), match=words[kind])
+        with contextlib.closing(Tracker(listener.getsockname()[1])) as asked, expected:
+            asked.ask(tracker.SUMMARY, seconds=2.0)
+        assert time.monotonic() - started < 10

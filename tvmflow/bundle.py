@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -260,7 +261,8 @@ def load_array(path: Path, spec: TensorSpec) -> np.ndarray:
 def check_destination(out: Path) -> None:
     """Raises UserError if `out` is something that `write` would not replace: anything but a bundle or nothing.
 
-    A folder with a bundle may hold nothing else, for that would not belong to what is written there.
+    A folder or an archive with a bundle may hold nothing else, and only files with the SHA-256 that its manifest gives:
+    what was added or changed is somebody's work.
     """
     if not out.parent.is_dir():
         raise UserError(f"There is no folder {out.parent} to write {out.name} into.")
@@ -271,15 +273,22 @@ def check_destination(out: Path) -> None:
     if not out.exists():
         raise UserError(f"{out} is a link to nothing; remove it, or give another --output.")
     if not out.is_dir():
-        if not _is_archive(out):
-            raise UserError(f"{out} exists and is no bundle of tvmflow; it was left as it is. Give another --output.")
+        if reason := _why_no_archive(out):
+            raise UserError(f"{out} exists and {reason}; it was left as it is. Give another --output.")
         return
     try:
-        others = sorted({path.relative_to(out).as_posix() for path in _files(out)} - set(_members(out)))
-        if others:
+        members = _members(out)
+        for path in sorted(_files(out)):
+            name = path.relative_to(out).as_posix()
+            if name not in members:
+                reason = "is of no bundle of tvmflow"
+            elif path.is_symlink() or not path.is_file() or members[name] not in (None, _sha256(path)):
+                reason = "isn't as tvmflow wrote it"
+            else:
+                continue
             raise UserError(
-                f"{out} holds {others[0]!r}, which is of no bundle of tvmflow; the folder was left as it is. "
-                "Give --output an empty folder, or one that isn't there yet."
+                f"{out} holds {name!r}, which {reason}; the folder was left as it is. Give --output an empty "
+                "folder, or one that isn't there yet."
             )
         if not os.access(out, os.W_OK | os.X_OK):
             raise UserError(f"Nothing may be written into {out}; give another --output.")
@@ -287,19 +296,51 @@ def check_destination(out: Path) -> None:
         raise UserError(f"The folder {out} can't be read: {error.strerror}; give another --output.") from error
 
 
-def _is_archive(path: Path) -> bool:
+def _why_no_archive(path: Path) -> str:
+    """Why what is at `path` isn't an archive as `write` makes them, with nothing added or changed; "" if it is."""
+    members: dict[str, str | None] = {}
     if not path.is_file():
-        return False
-    return untrusted.first_member(path) == MANIFEST
-
-
-def _members(folder: Path) -> list[str]:
-    """The files of the bundle in a folder, by their paths in it; none if there is no bundle."""
+        return "is no bundle of tvmflow"
+    missing = {MANIFEST}
     try:
-        manifest = untrusted.read_json(folder / MANIFEST, untrusted.MANIFEST)
-        return [MANIFEST, *manifest["members"]] if manifest["format"] == FORMAT else []
-    except (UnusableFileError, KeyError, TypeError):
-        return []
+        for name, content in untrusted.members(path):  # ends at a header that can't be read
+            if content is None:
+                return f"holds {name!r}, which is of no bundle of tvmflow"
+            if not members:
+                members = _listed(content.read(MAX_MANIFEST_BYTES + 1)) if name == MANIFEST else {}
+                if not members:
+                    return "is no bundle of tvmflow"
+                missing = set(members) - {MANIFEST}
+                continue
+            missing.discard(name)
+            if name not in members:
+                return f"holds {name!r}, which is of no bundle of tvmflow"
+            if _digest_of(content) != members[name]:
+                return f"holds {name!r}, which isn't as tvmflow wrote it"
+    except (OSError, UnusableFileError):
+        missing = {MANIFEST}
+    return "is no bundle of tvmflow, or a damaged one" if missing else ""
+
+
+def _members(folder: Path) -> dict[str, str | None]:
+    """The files of the bundle in a folder by their paths in it, as `_listed` has them; none if there is no bundle."""
+    file = folder / MANIFEST
+    try:
+        if file.is_symlink() or file.stat().st_size > MAX_MANIFEST_BYTES:
+            return {}
+        return _listed(file.read_bytes())
+    except OSError:
+        return {}
+
+
+def _listed(manifest: bytes) -> dict[str, str | None]:
+    """The files that a manifest names, with their SHA-256, and itself, with None; none if it is no bundle's."""
+    try:
+        content = untrusted.parse_json(manifest, untrusted.MANIFEST, non_finite=True)
+        members = {str(name): str(entry["sha256"]) for name, entry in content["members"].items()}
+        return {**members, MANIFEST: None} if content["format"] == FORMAT else {}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -307,8 +348,13 @@ def _files(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
         if not path.is_dir() or path.is_symlink():
             yield path
-        elif not path.name.startswith(scratch.PREFIX):
+        elif not _is_scratch(path):
             yield from _files(path)
+
+
+def _is_scratch(path: Path) -> bool:
+    """Whether it has a name of `scratch.beside`: somebody's folder may begin like one."""
+    return re.fullmatch(re.escape(scratch.PREFIX) + "[0-9a-f]{12}", path.name) is not None
 
 
 def write(
@@ -379,7 +425,7 @@ def _own(place: Path) -> Iterator[None]:
     try:
         with contextlib.suppress(OSError):  # not every file system has locks, and few have two writers
             fcntl.flock(folder, fcntl.LOCK_EX)
-        for left in place.glob(f"{scratch.PREFIX}*"):  # by a writer that was killed: others are waiting
+        for left in filter(_is_scratch, place.iterdir()):  # by a writer that was killed: others are waiting
             shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
@@ -747,8 +793,12 @@ def _dims(shape: Any) -> str:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        return _digest_of(file)
+
+
+def _digest_of(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()

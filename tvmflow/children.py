@@ -19,10 +19,11 @@ from pathlib import Path
 START = Path(__file__).with_name("start_child.py")
 
 
-def python(module: str, *arguments: str | Path) -> list[str]:
+def python(module: str, *arguments: str | Path, ends_with_parent: bool = True) -> list[str]:
     """The command for `python -m module arguments…` that imports what this process would, tvmflow's own included.
 
-    It is isolated: neither the current folder nor the environment says where its modules are.
+    It is isolated: neither the current folder nor the environment says where its modules are. One that doesn't
+    `ends_with_parent` sees to its end itself.
     """
     # Where a user's own packages are in use, as of `pip install --user`, their hooks for imports have to be, too.
     options = ["-E" if site.ENABLE_USER_SITE else "-I"]
@@ -32,7 +33,7 @@ def python(module: str, *arguments: str | Path) -> list[str]:
     options += [f"-W{option}" for option in sys.warnoptions]
     how = {
         "path": search_path(),
-        "parent": os.getpid(),
+        "parent": os.getpid() if ends_with_parent else None,
         # Linux tells a child of the end of the thread that started it: only the first lives as long as the process.
         "by_main_thread": threading.current_thread() is threading.main_thread(),
     }

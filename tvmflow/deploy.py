@@ -9,10 +9,14 @@ as there.
 from __future__ import annotations
 
 import contextlib
-import json
+import hashlib
+import io
 import logging
+import math
+import re
 import secrets
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -21,16 +25,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from tvmflow import bundle as bundles
-from tvmflow import children, device
+from tvmflow import device, peers
 from tvmflow.backends import Timing, layer_rows
 from tvmflow.bundle import Bundle
 from tvmflow.measure.noise import NOISY_SPREAD, disturbances
 from tvmflow.report import Report, assemble
-from tvmflow.spec import NO_ELF, DeviceError, Measurement, MissingDependencyError, UserError, VerificationError
+from tvmflow.spec import NO_ELF, DeviceError, Measurement, MissingDependencyError, UserError, Vector, VerificationError
 from tvmflow.verify import judge
 
 log = logging.getLogger(__name__)
@@ -48,6 +52,7 @@ THROTTLED_NOW = 0xF
 
 MACHINES = {("x86_64", "64"): (64, "x64"), ("aarch64", "64"): (64, "AArch64")}
 """`uname -m` and `getconf LONG_BIT` → ELF class and machine; a 64-bit kernel may carry a 32-bit system."""
+MOST_CORES = 4096
 OLDEST_GLIBC = (2, 28)
 
 FACTS = """
@@ -97,50 +102,44 @@ class Connection:
         with socket.create_server(("127.0.0.1", 0)) as free:
             local = free.getsockname()[1]
         forwarding = ("-O", "forward", "-L", f"127.0.0.1:{local}:127.0.0.1:{port}")
-        done = subprocess.run(
-            ["ssh", *self.options, *forwarding, "--", self.host],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=children.environment(),
+        done = self._run(
+            ("ssh", *self.options, *forwarding, "--", self.host), seconds=2 * CONNECT_SECONDS, what="connecting"
         )
         if done.returncode != 0:
             raise self.failure(done.stderr, "connecting")
         return local
 
     def run(
-        self, remote: str, *, seconds: float, what: str, send: Callable[[IO[bytes]], Any] | None = None
+        self,
+        remote: str,
+        *,
+        seconds: float,
+        what: str,
+        send: Callable[[IO[bytes]], Any] | None = None,
+        most_bytes: int = peers.MOST_SAID_BYTES,
     ) -> subprocess.CompletedProcess[str]:
         """Run a shell command in the home directory, fed by `send`.
 
-        Raises DeviceError if the connection fails or time is up.
+        Raises DeviceError if the connection fails, time is up, or it prints more than `most_bytes`.
         """
-        started = time.monotonic()
-        # Files, not pipes: the process that keeps the connection open would hold a pipe open too.
-        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-            stdin = subprocess.PIPE if send else subprocess.DEVNULL
-            streams: dict[str, Any] = {"stdin": stdin, "stdout": output, "stderr": errors}
-            with subprocess.Popen([*self.command, remote], **streams, env=children.environment()) as process:
-                try:
-                    if send and process.stdin:
-                        with contextlib.suppress(BrokenPipeError):  # it has gone; its exit code says why
-                            send(process.stdin)
-                        with contextlib.suppress(BrokenPipeError):
-                            process.stdin.close()
-                    code = process.wait(timeout=max(1.0, seconds - (time.monotonic() - started)))
-                except subprocess.TimeoutExpired as error:
-                    raise DeviceError(f"{self.host} didn't finish {what} in {seconds:g} s.", "timeout") from error
-                finally:
-                    process.kill()
-            said, complained = ((file.seek(0), file.read().decode(errors="replace"))[1] for file in (output, errors))
-        if code == 255:  # ssh's own failure
-            raise self.failure(complained, what)
-        return subprocess.CompletedProcess(remote, code, said, complained)
+        done = self._run((*self.command, remote), seconds=seconds, what=what, send=send, most_bytes=most_bytes)
+        if done.returncode == 255:  # ssh's own failure
+            raise self.failure(done.stderr, what)
+        return done
+
+    def _run(
+        self, command: Sequence[str], *, seconds: float, what: str, **limits: Any
+    ) -> subprocess.CompletedProcess[str]:
+        try:
+            return peers.run(command, seconds=seconds, **limits)
+        except peers.TimeUpError as error:
+            raise DeviceError(f"{self.host} didn't finish {what} in {seconds:g} s.", "timeout") from error
+        except peers.TooMuchError as error:
+            raise DeviceError(f"{self.host} printed {error} while {what}; it was cut off.", "lost") from error
 
     def failure(self, said: str, what: str) -> DeviceError:
         """What it means that ssh gave up with these words."""
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
-        last = lines[-1].rstrip(".") if lines else "no message"
+        last = last_line(said).rstrip(".")
         if "Permission denied" in said or "Host key verification failed" in said:
             return DeviceError(
                 f"{self.host} can't be logged into: {last}; `ssh {self.host}` has to work without a password.", "auth"
@@ -177,7 +176,7 @@ def deploy(
             if reason := why_incompatible(bundle.target.elf, before, host):
                 raise UserError(reason)
             place = folder or f".cache/tvmflow/{bundle.digest[:16]}"
-            upload(bundle, connection, place)
+            upload(bundle, connection, place, ours=folder is None)
             log.info(f"Verifying on {host}")
             verdict = self_test(bundle, connection, place)
             if stand_in := verdict.pop("stand_in", ""):
@@ -189,6 +188,8 @@ def deploy(
                     f"--samples {seconds!r} {window_seconds(seconds)!r}" if sustained else f"--samples {seconds!r}"
                 )
                 samples = _runner(connection, place, arguments, threads, seconds + PATIENCE_SECONDS)
+                if reason := _why_no_times(samples):
+                    raise VerificationError(f"The network was run on {host}, but {reason}; build the bundle again.")
                 measurement = Measurement(
                     basis="measured",
                     samples_ms=tuple(samples["samples"]),
@@ -196,9 +197,9 @@ def deploy(
                     setup_ms=samples["setup"],
                     first_ms=samples["first"],
                     warmup_ms=tuple(samples["warmup"]),
-                    windows=tuple(samples.get("windows", ())),
+                    windows=tuple(_window(row) for row in samples.get("windows", ())),
                 )
-            after = facts(connection)
+            after = facts_after(lambda: facts(connection))
         return report_on(
             bundle, verdict, measurement, {"host": host, "folder": place, "before": before, "after": after}
         )
@@ -245,7 +246,7 @@ def changes(windows: Sequence[Mapping[str, Any]]) -> list[str]:
     unstable = sum(window["p90"] > NOISY_SPREAD * window["p50"] for window in windows)
     if unstable:
         found.append(f"{unstable} of {len(windows)} windows were unstable: p90 over {NOISY_SPREAD} times p50.")
-    if throttled := sum(bool(int(window.get("throttled", "0x0"), 16) & THROTTLED_NOW) for window in windows):
+    if throttled := sum(bool((throttling(window.get("throttled")) or 0) & THROTTLED_NOW) for window in windows):
         found.append(f"The board was throttled or its voltage low at the end of {throttled} of {len(windows)} windows.")
     return found
 
@@ -289,9 +290,8 @@ def connect(host: str, ssh_config: Path | None = None) -> Iterator[Connection]:
                 raise MissingDependencyError("Deploying needs ssh: `apt-get install openssh-client`.") from error
             raise
         finally:
-            with contextlib.suppress(OSError):
-                command = ["ssh", *given, "-O", "exit", "--", host]
-                subprocess.run(command, capture_output=True, check=False, env=children.environment())
+            with contextlib.suppress(OSError, peers.TimeUpError, peers.TooMuchError):
+                peers.run(["ssh", *given, "-O", "exit", "--", host], seconds=CONNECT_SECONDS)
 
 
 def facts(connection: Connection) -> dict[str, Any]:
@@ -299,9 +299,19 @@ def facts(connection: Connection) -> dict[str, Any]:
     return parse_facts(connection.run(FACTS, seconds=60, what="asking the board for its facts").stdout)
 
 
+def facts_after(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the board says of itself after a measurement, which stands also if the board says nothing any more."""
+    try:
+        return ask()
+    except (DeviceError, OSError, ValueError) as error:
+        return {"unread": [f"After the run the board's facts couldn't be read: {peers.plain(str(error))}"]}
+
+
 def parse_facts(said: str) -> dict[str, Any]:
-    """What FACTS prints, with numbers in the units of their names. What the board doesn't know is left out."""
-    found = dict(line.partition("=")[::2] for line in said.splitlines() if "=" in line)
+    """What FACTS prints, with numbers in the units of their names. What the board doesn't know is left out.
+
+    So is what can't be read, such as an error where a number should be; then `unread` has a sentence for each.
+    """
     numbers = {
         "cores": ("cores", 1),
         "memory_kib": ("memory_bytes", 1024),
@@ -309,15 +319,30 @@ def parse_facts(said: str) -> dict[str, Any]:
         "clock_khz": ("clock_mhz", 1e-3),
         "temperature_mc": ("temperature_c", 1e-3),
     }
+    texts = ("emulator", "machine", "kernel", "bits", "libc", "model", "cpu", "governor", "throttled")
     result: dict[str, Any] = {}
-    for key, value in found.items():
-        if key in numbers and value:
+    unread = []
+    for key, value in (line.partition("=")[::2] for line in said[: peers.MOST_SAID_BYTES].splitlines()):
+        value = peers.plain(value)
+        if not value or key not in (*texts, *numbers):
+            continue
+        if key in numbers:
             name, factor = numbers[key]
             with contextlib.suppress(ValueError):
-                result[name] = round(float(value) * factor, 2)
-        elif value:
+                number = round(float(value) * factor, 2)
+                if math.isfinite(number) and (1 <= number <= MOST_CORES or key != "cores"):
+                    result[name] = number
+                    continue
+        elif key != "throttled" or throttling(value) is not None:
             result[key] = value
-    return result
+            continue
+        unread.append(f"The board's {key} can't be read ({value!r}) and was left out.")
+    return {**result, "unread": unread} if unread else result
+
+
+def throttling(said: Any) -> int | None:
+    """The flags of `vcgencmd get_throttled`, such as "0x50000"; None if it says something else."""
+    return int(said, 16) if isinstance(said, str) and re.fullmatch("0x[0-9a-fA-F]{1,8}", said) else None
 
 
 def why_incompatible(elf: tuple[int, str], board: Mapping[str, Any], host: str) -> str | None:
@@ -342,45 +367,173 @@ def why_incompatible(elf: tuple[int, str], board: Mapping[str, Any], host: str) 
     return None
 
 
-def upload(bundle: Bundle, connection: Connection, place: str) -> None:
-    """Put the bundle into the board's folder `place`, whole or not at all, unless it is there. Raises DeviceError."""
-    sums = "".join(f"{entry['sha256']}  {name}\n" for name, entry in bundle.manifest["members"].items())
-    check = f"printf %s {shlex.quote(sums)} | sha256sum -c >/dev/null 2>&1"
+def last_line(said: str) -> str:
+    """The last of what a peer complained of, for people."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    return peers.plain(lines[-1]) if lines else "no message"
+
+
+LOOK = """
+[ -L "$final" ] && echo link && exit
+[ -e "$final" ] || { echo nothing && exit; }
+[ -d "$final" ] || { echo file && exit; }
+here=$(pwd -P) && cd "$final" || exit 1
+case "$here/" in "$(pwd -P | sed 's#/$##')"/*) echo home && exit ;; esac
+echo folder
+section() { find . ! -name . "$@" -print0 | head -c 500000; printf '\\0'; }
+section ! -type d ! -type f
+section -type d
+section -type f
+[ ! -f manifest.json ] || head -c 16777217 manifest.json
+"""
+"""Portable shell: what is at the place of a bundle. Names end in NUL, and an empty one ends those of a kind."""
+
+RECEIVE = """
+umask 077
+refuse() { echo "$1" >&2; exit 1; }
+hold() { (cd "$1" 2>/dev/null && sha256sum -c "$2" >/dev/null 2>&1); } # the folder $1 the files of the list $2
+finish() { # what went aside goes back, unless it is ours throughout and something is in its place
+  if [ -e "$scratch/old" ] && ! { [ -e "$scratch/verified" ] && [ -e "$final" ]; }; then
+    mv -T "$scratch/old" "$final" || return
+  fi
+  rm -rf "$scratch"
+}
+mkdir -p "$(dirname "$scratch")" && mkdir "$scratch" || exit 1
+trap finish EXIT
+trap 'exit 1' HUP INT TERM PIPE
+scratch=$(cd "$scratch" && pwd -P) || exit 1
+echo "$mark" > "$scratch/$marker" || exit 1
+# what boards left that lost power meanwhile: eight digits of ours, and our mark in it
+for left in "$final".tvmflow-[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]; do
+  [ ! -L "$left" ] && [ "$(cat "$left/$marker" 2>/dev/null)" = "$mark" ] &&
+    { [ ! -e "$left/old" ] || [ -e "$left/verified" ]; } &&
+    find "$left" -maxdepth 0 -mmin +60 -exec rm -rf {} +
+done
+(cd "$scratch" && tar xf -) || exit 1
+hold "$scratch/bundle" "$scratch/new" || refuse "what arrived isn't what was sent"
+if [ -e "$final" ] || [ -L "$final" ]; then
+  [ ! -L "$final" ] && hold "$final" "$scratch/new" && exit 0 # another client was first
+  [ "$replace" ] && [ ! -L "$final" ] || refuse "something has come into its place meanwhile"
+  # It goes aside whole, and back if it isn't what it was when it was looked at.
+  mv -T "$final" "$scratch/old" || exit 1
+  (cd "$scratch/old" && find . ! -type d | LC_ALL=C sort) > "$scratch/found"
+  if ! cmp -s "$scratch/found" "$scratch/names" || { [ -s "$scratch/sums" ] && ! hold "$scratch/old" "$scratch/sums"; }
+  then
+    refuse "something in it has changed meanwhile"
+  fi
+  : > "$scratch/verified"
+fi
+mv -T "$scratch/bundle" "$final"
+"""
+"""Portable shell: a bundle from standard input into its place, whole or not at all."""
+
+MOST_LISTED_BYTES = bundles.MAX_MANIFEST_BYTES + (2 << 20)
+MARKER, MARK = ".tvmflow-upload", "made by tvmflow deploy"
+
+
+def upload(bundle: Bundle, connection: Connection, place: str, *, ours: bool = False) -> None:
+    """Put the bundle into the board's folder `place`, whole or not at all, unless it is there.
+
+    What is there is replaced if all of it is the files that a bundle's manifest lists, with their SHA-256; if the place
+    is `ours`, named by the bundle's digest, also where files have been damaged. Raises DeviceError, UserError.
+    """
+    place = f"./{place}" if place.startswith("-") else place
+    place = place.rstrip("/") or "/"
+    new = _sums(bundle)
     final, scratch = shlex.quote(place), shlex.quote(f"{place}.tvmflow-{secrets.token_hex(4)}")
-    manifest = (bundle.root / bundles.MANIFEST).read_bytes()
-    there = f"cd {final} 2>/dev/null && cmp -s {bundles.MANIFEST} - && {check}"
-    found = connection.run(there, seconds=TEST_SECONDS, what="checking", send=lambda stream: stream.write(manifest))
+    there = f"cd {final} 2>/dev/null && sha256sum -c - >/dev/null 2>&1"
+    found = connection.run(there, seconds=TEST_SECONDS, what="checking", send=lambda stream: stream.write(new))
     if found.returncode == 0:
         log.info(f"{connection.host} has {bundle.name} already")
         return
-    receive = f"""
-final={final} scratch={scratch}
-umask 077
-whole() {{ (cd "$1" 2>/dev/null && {check}); }}
-refuse() {{ echo "$1" >&2; exit 1; }}
-trap 'rm -rf "$scratch"' EXIT
-trap 'exit 1' HUP INT TERM PIPE
-[ ! -e "$final" ] || [ -f "$final/{bundles.MANIFEST}" ] || refuse "it exists and is no bundle"
-find "$final".tvmflow-* -maxdepth 0 -mmin +60 -exec rm -rf {{}} + 2>/dev/null # of boards that lost power meanwhile
-mkdir -p "$scratch" || exit 1
-(cd "$scratch" && tar xf -) || exit 1
-whole "$scratch" || refuse "what arrived isn't what was sent"
-cmp -s "$scratch/{bundles.MANIFEST}" "$final/{bundles.MANIFEST}" && whole "$final" && exit 0 # another client was first
-rm -rf "$final"
-mv -T "$scratch" "$final"
-"""
+    old = _replaceable(bundle, connection, place, ours)
+    replace = "" if old is None else "yes"
+    variables = f"final={final} scratch={scratch} replace={replace} marker={MARKER} mark='{MARK}'\n"
+    names = "".join(f"./{name}\n" for name in sorted(old or ())).encode()
+    files = {"new": new, "names": names, "sums": b"" if ours else _lines(old or {})}
     done = connection.run(
-        receive, seconds=UPLOAD_SECONDS, what="uploading", send=lambda stream: _send(bundle, stream, connection.host)
+        variables + RECEIVE,
+        seconds=UPLOAD_SECONDS,
+        what="uploading",
+        send=lambda stream: _send(bundle, files, stream, connection.host),
     )
     if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or ["no message"]
         raise DeviceError(
-            f"{bundle.path} can't be put into {place} on {connection.host}, where nothing was left of it: {lines[-1]}.",
+            f"{bundle.path} can't be put into {place} on {connection.host}, where nothing was left of it: "
+            f"{last_line(done.stderr)}.",
             "upload",
         )
 
 
-def _send(bundle: Bundle, stream: IO[bytes], host: str) -> None:
+def _sums(bundle: Bundle) -> bytes:
+    """The bundle's files as `sha256sum` takes them. Raises UserError for names that it can't take."""
+    members = {name: row["sha256"] for name, row in bundle.manifest["members"].items()}
+    return _lines({**members, bundles.MANIFEST: bundle.digest})
+
+
+def _lines(sums: Mapping[str, str]) -> bytes:
+    if bad := next((name for name in sums if not name.isprintable()), None):
+        raise UserError(f"The bundle has a member named {bad!r}, which can't be carried to a board.")
+    return "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
+
+
+def _replaceable(bundle: Bundle, connection: Connection, place: str, ours: bool) -> dict[str, str] | None:
+    """The files at `place`, all of a bundle, with the SHA-256 that its manifest gives; None if there is nothing.
+
+    Raises UserError, which names what is there and of no bundle.
+    """
+    final, what = shlex.quote(place), "looking at what is there"
+    looked = connection.run(f"final={final}\n{LOOK}", seconds=TEST_SECONDS, what=what, most_bytes=MOST_LISTED_BYTES)
+    kind, _, rest = looked.stdout.partition("\n")
+    left = f"it was left as it is. Give {'--to another folder' if not ours else '--to a folder that is none yet'}."
+    if kind == "nothing":
+        return None
+    if kind != "folder":
+        seen = {"link": "is a symbolic link", "file": "is no folder", "home": "is or holds the home folder"}
+        raise UserError(f"{place} on {connection.host} {seen.get(kind, 'cannot be looked into')}; {left}")
+
+    def refuse(name: str, why: str = "is of no bundle of tvmflow") -> UserError:
+        return UserError(f"{place} on {connection.host} holds {peers.plain(name)!r}, which {why}; {left}")
+
+    sections, text = [], rest
+    for _ in range(3):
+        content, separator, text = text.partition("\0\0") if not text.startswith("\0") else ("", "\0", text[1:])
+        if not separator:
+            raise UserError(f"{place} on {connection.host} can't be looked into; {left}")
+        sections.append([name.removeprefix("./") for name in content.split("\0") if name])
+    others, folders, found = sections
+    known = {bundles.MANIFEST: "", **dict.fromkeys(bundle.manifest["members"], "")} if ours else _listed(text)
+    parents = {str(parent) for name in known for parent in PurePosixPath(name).parents}
+    for name in (*others, *(name for name in found if name not in known)):
+        raise refuse(name)
+    for name in folders:
+        if name not in parents:
+            raise refuse(name)
+    old = {name: known[name] for name in found}
+    if not ours and old:
+        check = f"cd {final} && LC_ALL=C sha256sum -c - 2>/dev/null | grep -v ': OK$' | head -n 1"
+        lines = _lines(old)
+        checked = connection.run(check, seconds=TEST_SECONDS, what=what, send=lambda stream: stream.write(lines))
+        if checked.stdout.strip():
+            raise refuse(checked.stdout.strip().rpartition(": ")[0], "isn't as tvmflow wrote it")
+    return old
+
+
+def _listed(manifest: str) -> dict[str, str]:
+    """The files of a bundle with this manifest, itself included, and their SHA-256; none if it is no bundle's."""
+    try:
+        content = peers.parse_json(manifest)
+        members = {str(name): str(row["sha256"]) for name, row in content["members"].items()}
+        ours = content["format"] == bundles.FORMAT
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    if not ours or not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in members.values()):
+        return {}
+    return {**members, bundles.MANIFEST: hashlib.sha256(manifest.encode()).hexdigest()}
+
+
+def _send(bundle: Bundle, files: Mapping[str, bytes], stream: IO[bytes], host: str) -> None:
+    """An archive of the bundle in a folder "bundle", after `files` beside it."""
     from tqdm import tqdm
 
     members = [bundles.MANIFEST, *bundle.manifest["members"]]
@@ -389,14 +542,18 @@ def _send(bundle: Bundle, stream: IO[bytes], host: str) -> None:
         tqdm(desc=f"to {host}", total=total, unit="B", unit_scale=True, file=sys.stderr, disable=None) as bar,
         tarfile.open(mode="w|", fileobj=cast(Any, _Counting(stream, bar))) as archive,
     ):
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
         for name in members:
-            archive.add(bundle.root / name, name, filter=_anonymous)
+            archive.add(bundle.root / name, f"bundle/{name}", filter=_anonymous)
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
     member.uname = member.gname = ""
-    runs = member.name == device.PROGRAM or member.name.endswith(".so")
+    runs = member.name == f"bundle/{device.PROGRAM}" or member.name.endswith(".so")
     member.mode = 0o755 if runs else 0o644
     return member
 
@@ -416,6 +573,8 @@ def self_test(bundle: Bundle, connection: Connection, place: str) -> dict[str, A
     """The golden vectors on the board, as a verdict like `verify`'s. Raises VerificationError if one is off."""
     result = _runner(connection, place, "--self-test", None, TEST_SECONDS)
     vectors = bundle.vectors()
+    if reason := _why_no_verdicts(result, vectors):
+        raise VerificationError(f"The runner on {connection.host} gives no verdict: {reason}; build the bundle again.")
     return {
         **({"stand_in": result["stand_in"]} if "stand_in" in result else {}),
         "method": "device",
@@ -426,22 +585,72 @@ def self_test(bundle: Bundle, connection: Connection, place: str) -> dict[str, A
 def _runner(connection: Connection, place: str, arguments: str, threads: int | None, seconds: float) -> dict[str, Any]:
     environment = f"TVM_NUM_THREADS={threads} " if threads else ""
     remote = f"{environment}{shlex.quote(f'{place}/{device.PROGRAM}')} {arguments}"
-    done = connection.run(remote, seconds=seconds, what="running the network")
+    done = connection.run(remote, seconds=seconds, what="running the network", most_bytes=peers.MOST_RESULT_BYTES)
+    if done.returncode > 128:
+        with contextlib.suppress(ValueError):  # a code of its own
+            name = signal.Signals(done.returncode - 128).name
+            hint = "; it was built for a CPU with other instructions" if name == "SIGILL" else ""
+            raise VerificationError(f"The network crashed with {name} on {connection.host}{hint}.")
+    if done.returncode not in (0, 3):
+        raise VerificationError(f"The network can't be run on {connection.host}: {last_line(done.stderr)}")
+    try:
+        said = peers.parse_json(done.stdout)
+        if not isinstance(said, dict):
+            raise ValueError("it is no JSON object")
+        if done.returncode == 3:
+            failed = [peers.plain(str(row["name"])) for row in said["vectors"] if not row["passed"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise VerificationError(
+            f"The runner on {connection.host} prints something else than its results: {peers.plain(done.stdout)!r}."
+        ) from error
     if done.returncode == 3:
-        failed = [row["name"] for row in json.loads(done.stdout)["vectors"] if not row["passed"]]
         raise VerificationError(
             f"The network computes something else on {connection.host} than the original does: {', '.join(failed)}."
         )
-    if done.returncode > 128:
-        import signal
+    return said
 
-        name = signal.Signals(done.returncode - 128).name
-        hint = "; it was built for a CPU with other instructions" if name == "SIGILL" else ""
-        raise VerificationError(f"The network crashed with {name} on {connection.host}{hint}.")
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise VerificationError(f"The network can't be run on {connection.host}: {lines[-1]}")
-    return json.loads(done.stdout)
+
+def _why_no_verdicts(said: Mapping[str, Any], vectors: Sequence[Vector]) -> str:
+    """Why this isn't what was found of these vectors; "" if it is."""
+    rows = said.get("vectors")
+    if not isinstance(rows, list) or len(rows) != len(vectors):
+        return f"it has {len(rows) if isinstance(rows, list) else 'no'} vectors, and the bundle {len(vectors)}"
+    for vector, row in zip(vectors, rows, strict=True):
+        errors = row.get("abs_errors") if isinstance(row, dict) else None
+        if not isinstance(errors, list) or len(errors) != len(vector.outputs):
+            return f"of the vector {vector.name} it has not one error for each output"
+        if not all(error is None or (peers.is_number(error) and error >= 0) for error in errors):
+            return f"of the vector {vector.name} it has errors that are no numbers"
+        if row.get("same_class") not in (None, True, False):
+            return f"of the vector {vector.name} it says {peers.plain(str(row['same_class']))!r} of the class"
+    return ""
+
+
+def _why_no_times(said: Mapping[str, Any]) -> str:
+    """Why this isn't what the runner says of a measurement; "" if it is."""
+    for name in ("samples", "warmup"):
+        rows = said.get(name)
+        if not isinstance(rows, list) or not all(peers.is_number(value) and value >= 0 for value in rows):
+            return f"what it says of {name} are no times"
+    if not said["samples"]:
+        return "it took no time"
+    for name in ("setup", "first", "threads"):
+        if not peers.is_number(said.get(name)) or said[name] < 0:
+            return f"what it says of {name} is no number"
+    windows = said.get("windows", [])
+    figures = ("at_s", "p50", "p90", "p99", "mean", "min", "max", "repeats")
+    if not isinstance(windows, list) or not all(
+        isinstance(row, dict) and all(peers.is_number(row.get(name)) for name in figures) for row in windows
+    ):
+        return "what it says of windows are no times"
+    return ""
+
+
+def _window(said: Mapping[str, Any]) -> dict[str, Any]:
+    """A window without what its board couldn't read of itself."""
+    numbers = {name: value for name, value in said.items() if name != "throttled" and peers.is_number(value)}
+    flags = said.get("throttled")
+    return {**numbers, "throttled": flags} if throttling(flags) is not None else numbers
 
 
 def doubts(
@@ -458,6 +667,7 @@ def doubts(
         found.append(f"The board was busy: load {before['load']} before the run.")
     if after.get("governor", "performance") != "performance":
         found.append(f"The clock is governed by {after['governor']}, so it may have been low for a while.")
-    if int(after.get("throttled", "0x0"), 16):
+    if throttling(after.get("throttled")):
         found.append(f"The board reports throttling or low voltage (flags {after['throttled']}).")
+    found += dict.fromkeys([*before.get("unread", ()), *after.get("unread", ())])
     return found + disturbances(figures["p50"], figures["p90"], figures["min"], figures["repeats"])

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hmac
-import http.client
 import json
 import logging
-import secrets
 import signal
-import subprocess
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +16,19 @@ from typing import Any
 import numpy as np
 
 from tvmflow import bundle as bundles
-from tvmflow import children
+from tvmflow import children, peers
 from tvmflow import tracker as trackers
-from tvmflow.deploy import PATIENCE_SECONDS, connect, report_on, window_seconds
+from tvmflow.deploy import PATIENCE_SECONDS, connect, last_line, report_on, window_seconds
+from tvmflow.handshake import session_key
 from tvmflow.measure.local import layer_times
 from tvmflow.report import Report
-from tvmflow.serve import PORT, prove, read_token
+from tvmflow.serve import PORT, check_token, read_token
 from tvmflow.spec import DeviceError, Measurement, TvmflowError, UserError, VerificationError
 from tvmflow.tensors import load
 from tvmflow.verify import compare, failure_sentence
 
 log = logging.getLogger(__name__)
 
-HEALTH_SECONDS = 10.0
 PROFILED_RUNS = 50
 LOOPBACK = ("127.0.0.1", "localhost")
 TOKEN_COMMAND = 'cat "${XDG_CONFIG_HOME:-$HOME/.config}/tvmflow/rpc-token"'
@@ -41,11 +36,15 @@ TOKEN_COMMAND = 'cat "${XDG_CONFIG_HOME:-$HOME/.config}/tvmflow/rpc-token"'
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a board's `tvmflow serve` answers: `port` is of this computer, `name` is the board for people."""
+    """Where a board's `tvmflow serve` answers: `port` is of this computer, `name` is the board for people.
+
+    `server_port` is where it listens on the board, if that is another.
+    """
 
     name: str
     port: int
     token: str
+    server_port: int | None = None
 
 
 @contextlib.contextmanager
@@ -58,25 +57,23 @@ def reach(
     port: int = PORT,
     tracker: str | None = None,
     key: str = "",
-    listed: bool = False,
 ) -> Iterator[Place]:
     """The server of a board, for as long as the block lasts.
 
     Either `ssh` is the board ("user@pi"), whose server at `port` and token are reached through SSH, or `address`
     ("127.0.0.1:9090") is a port of this computer that leads there, and `token_file` has the token, or `tracker` is the
-    address of one that knows boards of the kind `key`. What a tracker has `listed` has to prove that it knows the
-    token. Raises UserError, DeviceError.
+    address of one that knows boards of the kind `key`. The server has to prove that it knows the token, which it isn't
+    told. Raises UserError, DeviceError.
     """
     if tracker is not None:
         free = trackers.request(trackers.parse_address(tracker), trackers.check_key(key))
-        address, listed = f"{LOOPBACK[0]}:{free}", True
+        address = f"{LOOPBACK[0]}:{free}"
     if address is not None:
         local = parse_address(address)
         if token_file is None:
             raise UserError("--host and --tracker need --token-file, a copy of the file that `tvmflow serve` names.")
         place = Place(name=address, port=local, token=read_token(token_file))
-        if listed:
-            check_proof(place)
+        check_proof(place)
         yield place
         return
     if ssh is None:
@@ -85,7 +82,13 @@ def reach(
         said = connection.run(TOKEN_COMMAND, seconds=60, what="reading the token")
         if said.returncode != 0:
             raise DeviceError(f"{ssh} has no token for RPC: is `tvmflow serve` running there?", "unreachable")
-        yield Place(name=ssh, port=connection.forward(port), token=said.stdout.strip())
+        try:
+            token = check_token(said.stdout.strip(), f"The token of {ssh}")
+        except UserError as error:
+            raise DeviceError(str(error), "auth") from error
+        place = Place(name=ssh, port=connection.forward(port), token=token, server_port=port)
+        check_proof(place)
+        yield place
 
 
 def deploy(
@@ -176,9 +179,7 @@ def check_health(place: Place) -> None:
 
 def check_proof(place: Place) -> None:
     """Raises DeviceError unless what answers there knows the token, which it isn't told."""
-    nonce = secrets.token_hex(16)
-    if not hmac.compare_digest(str(_get(place, f"proof/{nonce}").get("proof")), prove(place.token, nonce, place.port)):
-        raise DeviceError(f"What answers at {place.name} doesn't know the token; nothing was sent to it.", "auth")
+    session_key(place.port, place.token, server_port=place.server_port, name=place.name)
 
 
 def health(place: Place) -> dict[str, Any]:
@@ -191,13 +192,9 @@ def health(place: Place) -> dict[str, Any]:
 
 def _get(place: Place, path: str) -> dict[str, Any]:
     try:
-        with urllib.request.urlopen(f"http://{LOOPBACK[0]}:{place.port}/{path}", timeout=HEALTH_SECONDS) as answer:
-            said = json.loads(answer.read(4096))
-            if not isinstance(said, dict):
-                raise ValueError("it says something else")
-            return said
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
+        return peers.get(place.port, path)
+    except (OSError, ValueError) as error:
+        reason = peers.plain(str(error))
         raise DeviceError(f"No `tvmflow serve` answers on {place.name}: {reason}.", "unreachable") from error
 
 
@@ -208,29 +205,30 @@ def _call(place: Place, job: dict[str, Any], seconds: float) -> dict[str, Any]:
         job_file.touch(mode=0o600)  # it holds the token
         content = {
             **job,
-            "host": LOOPBACK[0],
             "port": place.port,
+            "server_port": place.server_port,
             "token": place.token,
             "session_seconds": int(seconds),
         }
         job_file.write_text(json.dumps(content))
         try:
-            done = subprocess.run(
+            done = peers.run(
                 children.python("tvmflow.measure.rpc_worker", job_file, result_file),
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=seconds,
+                seconds=seconds,
                 env=children.environment(),
             )
-        except subprocess.TimeoutExpired as error:
+        except peers.TimeUpError as error:
             raise DeviceError(f"{place.name} didn't finish in {seconds:g} s.", "timeout") from error
+        except peers.TooMuchError as error:
+            raise DeviceError(f"{place.name} had {error} to complain of; it was cut off.", "lost") from error
         if done.returncode == -signal.SIGINT:
             raise KeyboardInterrupt
         if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise DeviceError(f"{place.name} was lost: {lines[-1]}.", "lost")
+            reason = last_line(done.stderr) if done.stderr.strip() else f"exit code {done.returncode}"
+            raise DeviceError(f"{place.name} was lost: {reason}.", "lost")
         result: dict[str, Any] = json.loads(result_file.read_text())
+    if result.get("error") == "proof":
+        raise DeviceError(result["message"], result["kind"])
     if "error" in result:
         raise _failure(place, result["error"], result["message"])
     return result
@@ -242,7 +240,7 @@ def _failure(place: Place, step: str, message: str) -> TvmflowError:
         return UserError(message)
     if step == "auth":
         if "cannot find server that matches" in message:
-            return DeviceError(f"{name} doesn't take this token; copy the file that `tvmflow serve` names.", "auth")
+            return DeviceError(f"{name} refused a session after proving that it knows the token; try again.", "auth")
         return DeviceError(f"{name} can't be reached: {message}.", "unreachable")
     if step in ("facts", "upload"):
         return DeviceError(f"{name} was lost before the bundle was there: {message}.", "upload")

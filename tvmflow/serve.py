@@ -10,10 +10,10 @@ they are.
 from __future__ import annotations
 
 import contextlib
-import hmac
 import json
 import logging
 import os
+import platform
 import secrets
 import shutil
 import signal
@@ -21,32 +21,47 @@ import socket
 import stat
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmflow import __version__, children
+import psutil
+
+from tvmflow import __version__, children, scratch
 from tvmflow import tracker as trackers
+from tvmflow.handshake import Challenges
+from tvmflow.rpc_session import RECORD
 from tvmflow.spec import UserError
 
 log = logging.getLogger(__name__)
 
 PORT = 9090
+PREFIX = "tvmflow-serve-"
 MAGIC = 0xFF271
 SUCCESS, DENIED = MAGIC, MAGIC + 2
 """TVM's protocol (tvm/rpc/base.py): the magic number, the length of a key and the key; the answer is one of these."""
 
 LONGEST_KEY = 256
+LONGEST_TOKEN = 128
+LONGEST_TOKEN_FILE = 4096
 LONGEST_REQUEST = 4096
 HANDSHAKE_SECONDS = 5.0
+FIRST_BYTE_SECONDS = 1.0
+"""What a peer may take to say who it is, and to say anything at all."""
 FAREWELL_SECONDS = 10.0
 """How long a session may go on once its client has left."""
-MOST_PEERS = 16
-"""Connections that are saying who they are or waiting for their turn; more are closed at once."""
+MOST_STRANGERS = 64
+"""Connections that are saying who they are; for another, the one that has taken longest is closed."""
+MOST_WAITING = 16
+"""Clients that wait for their turn; more are closed at once."""
+LEAST_CHARACTERS = 8
+"""How many different ones a token has. What a server proves to anybody lets a weak one be guessed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +86,30 @@ def read_token(path: Path, *, make: bool = False) -> str:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 file.write(secrets.token_hex(16) + "\n")
-        status = path.stat()
-        token = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
+        # what is looked at is what is read, and a pipe or a device is neither waited for nor read without end
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
+            status = os.fstat(opened.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"The token file {path} is no plain file.")
+            token = opened.read(LONGEST_TOKEN_FILE).decode().strip()
+    except (OSError, UnicodeDecodeError, ValueError) as error:
         raise UserError(f"The token file {path} can't be used: {error}.") from error
+    if status.st_uid not in (os.geteuid(), 0):
+        raise UserError(f"The token file {path} is another user's, who knows what is in it; make one of your own.")
     if stat.S_IMODE(status.st_mode) & 0o077:
         raise UserError(f"The token file {path} can be read by others; `chmod 600 {path}` mends that.")
-    if len(token) < 16 or len(token) > LONGEST_KEY // 2 or not token.isalnum():
-        raise UserError(f"The token file {path} needs 16 to {LONGEST_KEY // 2} letters and digits.")
+    return check_token(token, f"The token file {path}")
+
+
+def check_token(token: str, what: str) -> str:
+    """The token, if it is one that can't be guessed. Raises UserError."""
+    if len(token) < 16 or len(token) > LONGEST_TOKEN or not (token.isascii() and token.isalnum()):
+        raise UserError(f"{what} needs 16 to {LONGEST_TOKEN} letters and digits.")
+    if len(set(token)) < LEAST_CHARACTERS:
+        raise UserError(
+            f"{what} needs {LEAST_CHARACTERS} different characters or more, for others can be guessed; without a file, "
+            "`tvmflow serve` makes a good one."
+        )
     return token
 
 
@@ -89,14 +120,19 @@ class Server:
         self.token, self.limits = token, limits
         self.counts = {"served": 0, "failed": 0, "denied": 0}
         self.busy = threading.Lock()
-        self.peers = threading.BoundedSemaphore(MOST_PEERS)
+        self.waiting = threading.BoundedSemaphore(MOST_WAITING)
+        self.strangers: OrderedDict[socket.socket, None] = OrderedDict()
+        self.door = threading.Lock()
         self.stopped = threading.Event()
         try:
             self.listener = socket.create_server(("127.0.0.1", port))
         except OSError as error:
             raise UserError(f"Port {port} can't be listened on: {error.strerror}; give another --port.") from error
         self.port: int = self.listener.getsockname()[1]
-        self.folder = Path(tempfile.mkdtemp(prefix="tvmflow-serve-", dir=folder))
+        self.challenges = Challenges(token, self.port)
+        clear_remains(folder or Path(tempfile.gettempdir()))
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
+        (self.folder / RECORD).write_text(json.dumps(identity(os.getpid())))
         self.spare: _Session | None = _Session(self)
 
     def run(self) -> None:
@@ -108,9 +144,7 @@ class Server:
                     connection, _ = self.listener.accept()
                 except TimeoutError:
                     continue
-                if not self.peers.acquire(blocking=False):
-                    connection.close()
-                    continue
+                self._let_in(connection)
                 threading.Thread(target=self._attend, args=(connection,), daemon=True).start()
         finally:
             self.close()
@@ -126,38 +160,65 @@ class Server:
             self.spare.end()
         _remove(self.folder)
 
+    def _let_in(self, connection: socket.socket) -> None:
+        """Let a stranger say who it is. Whoever means it does so at once; a crowd of silent ones is in nobody's way."""
+        with self.door:
+            if len(self.strangers) >= MOST_STRANGERS:
+                longest, _ = self.strangers.popitem(last=False)
+                with contextlib.suppress(OSError):
+                    longest.shutdown(socket.SHUT_RDWR)  # its thread closes it
+            self.strangers[connection] = None
+
     def _attend(self, connection: socket.socket) -> None:
-        with connection, _released(self.peers), contextlib.suppress(OSError, ValueError):
-            connection.settimeout(HANDSHAKE_SECONDS)
-            until = time.monotonic() + HANDSHAKE_SECONDS
-            start = _receive(connection, 4, until)
-            if start == b"GET ":
-                self._answer(connection, _receive_request(connection, until))
-                return
-            if struct.unpack("<i", start)[0] != MAGIC or not self._is_known(connection, until):
-                self.counts["denied"] += 1
-                connection.sendall(struct.pack("<i", DENIED))
-                return
-            connection.settimeout(None)
-            while not self.busy.acquire(timeout=0.5):  # peers wait for their turn as long as they like
-                if self.stopped.is_set() or _has_left(connection):
-                    return
+        with connection, contextlib.suppress(OSError, ValueError):
             try:
-                self._serve(connection)
+                is_client = self._is_client(connection)
             finally:
-                self.busy.release()
+                with self.door:
+                    self.strangers.pop(connection, None)
+            if not is_client or not self.waiting.acquire(blocking=False):
+                return
+            with _released(self.waiting):
+                connection.settimeout(None)
+                while not self.busy.acquire(timeout=0.5):  # clients wait for their turn as long as they like
+                    if self.stopped.is_set() or _has_left(connection):
+                        return
+                try:
+                    self._serve(connection)
+                finally:
+                    self.busy.release()
+
+    def _is_client(self, connection: socket.socket) -> bool:
+        """Whether a peer shows that it may have a session. Others have been answered. Raises OSError, ValueError."""
+        now = time.monotonic()
+        until = now + HANDSHAKE_SECONDS
+        start = _receive(connection, 1, now + min(FIRST_BYTE_SECONDS, HANDSHAKE_SECONDS))
+        start += _receive(connection, 3, until)
+        if start == b"GET ":
+            self._answer(connection, _receive_request(connection, until))
+            return False
+        if struct.unpack("<i", start)[0] == MAGIC and self._is_known(connection, until):
+            return True
+        self.counts["denied"] += 1
+        connection.sendall(struct.pack("<i", DENIED))
+        return False
 
     def _is_known(self, connection: socket.socket, until: float) -> bool:
         (length,) = struct.unpack("<i", _receive(connection, 4, until))
         if not 0 < length <= LONGEST_KEY:
             return False
-        key = _receive(connection, length, until).split()
-        return bool(key) and hmac.compare_digest(key[0], f"client:{self.token}".encode())
+        key, _, _ = _receive(connection, length, until).decode(errors="replace").partition(" ")  # TVM's options follow
+        if self.challenges.is_token_itself(key):
+            log.warning(
+                "A client showed the token itself, as before tvmflow's present handshake, and was refused: update "
+                "tvmflow on its computer, and make a new token, for others may have seen this one."
+            )
+        return self.challenges.admits(key)
 
     def _answer(self, connection: socket.socket, path: str) -> None:
-        """To whoever asks: how the server is, or that it knows the token (`prove`)."""
-        if path.startswith("/proof/"):
-            self._tell(connection, {"proof": prove(self.token, path.removeprefix("/proof/"), self.port)})
+        """To whoever asks: how the server is, or that it knows the token."""
+        if path.startswith("/challenge/"):
+            self._tell(connection, self.challenges.answer(path.removeprefix("/challenge/")))
             return
         content = {
             "status": "ok",
@@ -203,7 +264,9 @@ class _Session:
         limits = {"memory_bytes": server.limits.memory_bytes, "cpu_seconds": server.limits.cpu_seconds}
         with inner:
             self.process = subprocess.Popen(
-                children.python("tvmflow.rpc_session", json.dumps(limits)),
+                children.python(
+                    "tvmflow.rpc_session", json.dumps(limits), ends_with_parent=False
+                ),  # it clears away first
                 stdin=inner.fileno(),
                 stdout=subprocess.DEVNULL,
                 cwd=self.folder,
@@ -227,16 +290,59 @@ class _Session:
                 return "its client has left"
             if time.monotonic() > until:
                 return f"it took longer than {seconds:g} s"
-        if code < 0:
-            return f"it was ended by {signal.Signals(-code).name}"
+        with contextlib.suppress(ValueError):  # an exit code of its own
+            if code < 0 or code > 128:
+                return f"it was ended by {signal.Signals(-code if code < 0 else code - 128).name}"
         return "" if code == 0 else f"its process failed with exit code {code}"
 
     def end(self) -> None:
+        """End the session and all that it started, first by its watcher, which knows what has left its group."""
+        self.control.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=FAREWELL_SECONDS)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self.control.close()
         _remove(self.folder)
+
+
+def clear_remains(place: Path) -> None:
+    """Remove folders in `place` of servers that were killed: those whose record names a process that is gone."""
+    found = list(place.glob(f"{PREFIX}*"))
+    if place == scratch.root:  # a server's folder is in one for temporary files, and so were those of others
+        found += place.parent.glob(f"tvmflow-*/{PREFIX}*")
+    for folder in found:
+        try:
+            if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+                continue
+            record = json.loads((folder / RECORD).read_bytes())
+            own = identity(int(record["pid"]))
+            gone = record["host"] == own["host"] and record["started"] != own["started"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if gone:
+            log.info(f"Removing {folder}, of a server that was killed")
+            _remove(folder)
+            if folder.parent != place:
+                with contextlib.suppress(OSError):  # as long as anything else is in it
+                    folder.parent.rmdir()
+
+
+def identity(pid: int) -> dict[str, Any]:
+    """What tells a process from all others that have its number: the computer, and when the process began.
+
+    On Linux that is counted from the system's start, since a board's clock may jump when it finds a time server, and
+    the computer is its name and the namespace of its processes, which a container has for itself.
+    """
+    host, started = platform.node(), None
+    with contextlib.suppress(OSError, psutil.Error):
+        if sys.platform == "linux":
+            host += f" {os.readlink('/proc/self/ns/pid')}"
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            started = f"{boot} {Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
+        else:
+            started = str(psutil.Process(pid).create_time())
+    return {"pid": pid, "host": host, "started": started}
 
 
 @contextlib.contextmanager
@@ -278,11 +384,6 @@ def _receive_request(connection: socket.socket, until: float) -> str:
             raise ValueError("the request is too long")
         content += _receive(connection, 1, until)
     return (content.split() or [b""])[0].decode("ascii")
-
-
-def prove(token: str, nonce: str, port: int) -> str:
-    """What only who knows the token can say of a nonce. The port is in it: nobody at another one can pass it on."""
-    return hmac.new(token.encode(), f"{nonce} {port}".encode(), "sha256").hexdigest()
 
 
 def _has_left(connection: socket.socket) -> bool:

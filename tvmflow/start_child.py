@@ -1,7 +1,7 @@
 """The beginning of every Python child (`tvmflow.children`): `python -I start_child.py HOW MODULE ARGUMENT…`.
 
-HOW is JSON: `path`, where modules are; `parent`, the process that started this one; `by_main_thread`, whether its main
-thread did.
+HOW is JSON: `path`, where modules are; `parent`, the process that started this one and is to take it along, or null;
+`by_main_thread`, whether its main thread did.
 """
 
 # Until `path` is set nothing may be imported that isn't built in.
@@ -64,7 +64,8 @@ def import_tvmflow() -> None:
 def main() -> None:
     how, module = json.loads(sys.argv[1]), sys.argv[2]
     sys.path[:] = how["path"]
-    end_with(how["parent"], how["by_main_thread"])
+    if how["parent"] is not None:
+        end_with(how["parent"], how["by_main_thread"])
     import_tvmflow()
     sys.argv[:] = sys.argv[2:]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

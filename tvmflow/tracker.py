@@ -1,8 +1,8 @@
 """Boards by their kind: TVM's RPC tracker as a list of what is free, trusted with nothing else.
 
 The tracker speaks plain text, asks nobody who he is, and gives a board's match key to whoever asks. So it is used on
-this computer only, the match key opens nothing, and a server that it names has to prove that it knows the token before
-the token is shown to it.
+this computer only, the match key opens nothing, and a server that it names has to prove that it knows the token, as
+every server has.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tvmflow import peers
 from tvmflow.spec import DeviceError, UserError
 
 log = logging.getLogger(__name__)
@@ -43,24 +44,29 @@ class Tracker:
         self._socket = socket.create_connection((LOOPBACK, port), timeout=ANSWER_SECONDS)
         try:
             self._socket.sendall(struct.pack("<i", MAGIC))
-            if self._receive(4) != struct.pack("<i", MAGIC):
+            if self._receive(4, time.monotonic() + ANSWER_SECONDS) != struct.pack("<i", MAGIC):
                 raise ValueError("what answers there is no tracker")
         except BaseException:
             self.close()
             raise
 
     def ask(self, *message: Any, seconds: float = ANSWER_SECONDS) -> Any:
+        until = time.monotonic() + seconds
         self._socket.settimeout(seconds)
         text = json.dumps(message).encode()
         self._socket.sendall(struct.pack("<i", len(text)) + text)
-        (length,) = struct.unpack("<i", self._receive(4))
+        (length,) = struct.unpack("<i", self._receive(4, until))
         if not 0 < length <= LONGEST_MESSAGE:
             raise ValueError("the tracker sends something else")
-        return json.loads(self._receive(length))
+        return peers.parse_json(self._receive(length, until))
 
-    def _receive(self, count: int) -> bytes:
+    def _receive(self, count: int, until: float) -> bytes:
         content = b""
         while len(content) < count:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the tracker is too slow")
+            self._socket.settimeout(left)
             part = self._socket.recv(count - len(content))
             if not part:
                 raise ConnectionError("the tracker has closed the connection")
@@ -119,7 +125,8 @@ def _talking(port: int) -> Any:
         with contextlib.closing(Tracker(port)) as tracker:
             yield tracker
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DeviceError(f"No tracker answers at {LOOPBACK}:{port}: {error}.", "unreachable") from error
+        reason = peers.plain(str(error))
+        raise DeviceError(f"No tracker answers at {LOOPBACK}:{port}: {reason}.", "unreachable") from error
 
 
 def _on_this_computer(host: Any, port: Any) -> int:

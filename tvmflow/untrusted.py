@@ -16,10 +16,10 @@ import re
 import struct
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args, get_origin, get_type_hints
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, get_args, get_origin, get_type_hints
 
 from tvmflow.spec import UserError
 
@@ -545,13 +545,18 @@ def _copy(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo, destina
         raise UnusableFileError(path, f"ends in the middle of {shown(member.name)}", "it is incomplete")
 
 
-def first_member(path: Path) -> str | None:
-    """The name of the first member of an uncompressed tar; None if that can't be told."""
+def members(path: Path, limits: Limits = BUNDLE) -> Iterator[tuple[str, IO[bytes] | None]]:
+    """The names of an uncompressed tar's members with what is in them, None of what is no file.
+
+    Raises UnusableFileError, OSError. A header that can't be read ends the tar, as other programs have it.
+    """
+    _scan(path, limits)
     try:
-        with path.open("rb") as file:
-            return tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "surrogateescape").name
-    except (tarfile.TarError, OSError, ValueError):
-        return None
+        with tarfile.open(path, "r:") as archive:
+            while (member := archive.next()) is not None:
+                yield member.name, archive.extractfile(member) if member.isfile() else None
+    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
+        raise UnusableFileError(path, f"is no intact tar: {reason(error)}") from error
 
 
 def _scan(path: Path, limits: Limits) -> None:

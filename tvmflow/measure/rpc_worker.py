@@ -23,8 +23,11 @@ import numpy as np  # noqa: E402
 import tvm  # noqa: E402
 from tvm import relax, rpc  # noqa: E402
 
-from tvmflow.deploy import parse_facts, why_incompatible  # noqa: E402
+from tvmflow import peers  # noqa: E402
+from tvmflow.deploy import facts_after, parse_facts, why_incompatible  # noqa: E402
+from tvmflow.handshake import session_key  # noqa: E402
 from tvmflow.report import summarize  # noqa: E402
+from tvmflow.spec import DeviceError  # noqa: E402
 from tvmflow.tensors import load  # noqa: E402
 
 WARMUP_SECONDS = 0.5
@@ -38,11 +41,13 @@ ENTRY = "invoke_stateful"
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     step = "auth"
+    peers.limit_memory()
     try:
-        session = rpc.connect(job["host"], job["port"], key=job["token"], session_timeout=job["session_seconds"])
+        key = session_key(job["port"], job["token"], server_port=job["server_port"], name=job["name"])
+        session = rpc.connect(peers.LOOPBACK, job["port"], key=key, session_timeout=job["session_seconds"])
         step = "facts"
         facts = session.get_function("tvmflow.facts")
-        before = parse_facts(facts())
+        before = _facts(facts)
         if reason := why_incompatible(tuple(job["elf"]), before, job["name"]):
             return {"error": "incompatible", "message": reason}
         threads = job["threads"] or int(before.get("cores", 1))
@@ -92,10 +97,23 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
                 "windows": windows,
                 "threads": threads,
             }
-        return {"before": before, "after": parse_facts(facts()), "times": times}
+        return {"before": before, "after": facts_after(lambda: _facts(facts)), "times": times}
+    except DeviceError as error:
+        return {"error": "proof", "kind": error.kind, "message": str(error)}
     except Exception as error:  # TVM's client raises several kinds, and what they say is all there is
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return {"error": step, "message": f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"}
+
+
+def _facts(ask: Callable[[], str]) -> dict[str, Any]:
+    """Raises ValueError where the board says more than it may."""
+    try:
+        said = ask()
+    except Exception as error:  # TVM's client raises several kinds
+        raise ValueError(str(error).strip().splitlines()[-1] if str(error).strip() else "no message") from error
+    if not isinstance(said, str) or len(said) > peers.MOST_SAID_BYTES:
+        raise ValueError(f"the board says more than {peers.MOST_SAID_BYTES:,} bytes of itself")
+    return parse_facts(said)
 
 
 def _sha256(path: str) -> str:
@@ -128,7 +146,7 @@ def _time_steady(
         found: list[float] = []
         while not found or time.perf_counter() - started < at_s + job["window_seconds"]:
             found += time_runs(max(1, round(1e3 * CALL_SECONDS / pace_ms)))
-        said = parse_facts(facts())
+        said = facts_after(lambda: _facts(facts))
         told: dict[str, Any] = {key: said[key] for key in ("temperature_c", "clock_mhz", "throttled") if key in said}
         windows.append({"at_s": at_s, **summarize(found), **told})
         samples += found

@@ -53,9 +53,8 @@ class Where:
 def listed(tracker: str, key: str, token_file: Path | None) -> list[Where]:
     """The boards of that kind which a tracker knows. Raises DeviceError, UserError."""
     found = trackers.ports(trackers.parse_address(tracker), trackers.check_key(key))
-    arguments = {"token_file": token_file, "listed": True}
     addresses = [f"{trackers.LOOPBACK}:{port}" for port in found]
-    return [Where(name=address, arguments={"address": address, **arguments}) for address in addresses]
+    return [Where(name=name, arguments={"address": name, "token_file": token_file}) for name in addresses]
 
 
 class Board:
@@ -97,7 +96,8 @@ class Board:
             self.process = self._start()
         self.had_session = True
         self.state, self.process.limit_s = "connecting", CONNECT_LIMIT_S
-        self.process.send({"connect": {"port": self.place.port, "token": self.place.token}})
+        place = self.place
+        self.process.send({"connect": {"port": place.port, "server_port": place.server_port, "token": place.token}})
 
     def connected(self, answer: dict[str, Any]) -> None:
         """Take what the board says of itself. Raises DeviceError, UserError if it isn't what is tuned for."""

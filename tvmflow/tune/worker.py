@@ -121,7 +121,9 @@ class Runner:
 
 
 class RemoteRunner(Runner):
-    """The same on a board, in sessions of its `tvmflow serve`, of which {"connect": {"port", "token"}} begins one.
+    """The same on a board, in sessions of its `tvmflow serve`, of which {"connect": …} begins one.
+
+    "connect" has the "port", the "server_port" and the "token" of an `rpc.Place`.
 
     A job whose session has ended is answered with "ended", unless this process goes down with it.
     """
@@ -144,12 +146,15 @@ class RemoteRunner(Runner):
                 return {"outcome": "ended", "message": f"it ended its session on the board: {_last_line(error)}"}
             raise
 
-    def _connect(self, port: int, token: str) -> Answer:
+    def _connect(self, port: int, server_port: int | None, token: str) -> Answer:
         from tvm import rpc
 
+        from tvmflow import peers
         from tvmflow.deploy import parse_facts
+        from tvmflow.handshake import session_key
 
-        self.session = rpc.connect("127.0.0.1", port, key=token)
+        peers.limit_memory()
+        self.session = rpc.connect(peers.LOOPBACK, port, key=session_key(port, token, server_port=server_port))
         facts = parse_facts(self.session.get_function("tvmflow.facts")())
         self.session.get_function("runtime.config_threadpool")(1, min(self.threads, int(facts.get("cores", 1))))
         self.cpu = self.session.cpu(0)
