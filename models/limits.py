@@ -11,7 +11,7 @@ MAX_IMAGE_BYTES = 1 << 20
 MAX_BATCH_BYTES = 64 << 20
 """Of a pickled batch of CIFAR-10; the real ones have 31 MB."""
 
-MAX_OPCODES = 1_000_000
+MAX_OPCODES = 250_000
 """Of the pickle that such a batch is; the real ones have about 60,000."""
 
 MAX_ARCHIVE_BYTES = 1 << 30
