@@ -94,7 +94,7 @@ def _classes(path: Path) -> list[str]:
     if not classes or len(classes) > MAX_CLASSES or len(set(classes)) != len(classes):
         raise UserError(f"{path} lists {len(classes):,} classes, where 1 to {MAX_CLASSES:,} different ones belong.")
     for name in classes:
-        if not re.fullmatch(r"\w+", name, re.ASCII):
+        if not re.fullmatch(r"\w{1,64}", name, re.ASCII):
             raise UserError(f"{path} lists a class {shown(name)!r}; they are called n01443537 and the like.")
     return classes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import copy
 import gzip
 import io
 import json
@@ -177,7 +178,7 @@ def tree(value: Any, rng: Random, other: bytes = b"") -> Any:
     places: list[tuple[Any, Any]] = []
     _places(value, places)
     if not places:
-        return rng.choice(OTHERS)
+        return copy.deepcopy(rng.choice(OTHERS))
     holder, key = rng.choice(places)
     kind = rng.random()
     if kind < 0.15:
@@ -189,7 +190,7 @@ def tree(value: Any, rng: Random, other: bytes = b"") -> Any:
             holder[key:key] = [holder[key]] * rng.choice((1, 2, 50))
     elif kind < 0.35:
         elsewhere, name = rng.choice(places)
-        holder[key] = elsewhere.get(name) if isinstance(elsewhere, dict) else None
+        holder[key] = copy.deepcopy(elsewhere[name])
     else:
         holder[key] = _value(holder[key], rng, other)
     return value
@@ -210,7 +211,7 @@ def _value(old: Any, rng: Random, other: bytes) -> Any:
         return rng.choice((*NUMBERS, -old, old + 1, old - 1, old * 2, float(old), str(old)))
     if isinstance(old, str) and rng.random() < 0.7:
         return rng.choice((*TEXTS, old + old, old[:-1], old.upper(), [old]))
-    return rng.choice((*OTHERS, *NUMBERS[:12], *TEXTS[:6], [old], {"a": old}))
+    return copy.deepcopy(rng.choice((*OTHERS, *NUMBERS[:12], *TEXTS[:6], [old], {"a": old})))
 
 
 def _lines(whole: bytes, rng: Random, other: bytes) -> bytes | None:
@@ -275,7 +276,7 @@ def _zip(whole: bytes, rng: Random, other: bytes) -> bytes | None:
 
 def _packed(whole: bytes, rng: Random, other: bytes) -> bytes | None:
     for start, unpack, pack in (
-        (b"\x1f\x8b", gzip.GzipFile, gzip.compress),
+        (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file), gzip.compress),
         (b"BZh", bz2.BZ2File, bz2.compress),
         (b"\xfd7zXZ", lzma.LZMAFile, lambda data: lzma.compress(data, preset=0)),
     ):
@@ -386,7 +387,7 @@ def _onnx(whole: bytes, rng: Random, other: bytes) -> bytes | None:
         for field, value in message.ListFields():
             found.append((message, field))
             if field.type == field.TYPE_MESSAGE:
-                for inner in value if field.label == field.LABEL_REPEATED else [value]:
+                for inner in value if _repeats(value) else [value]:
                     walk(inner)
 
     walk(model)
@@ -398,7 +399,7 @@ def _onnx(whole: bytes, rng: Random, other: bytes) -> bytes | None:
     kind = rng.random()
     if kind < 0.2:
         message.ClearField(field.name)
-    elif field.label == field.LABEL_REPEATED:
+    elif _repeats(value):
         at = rng.randrange(len(value))
         if kind < 0.4:
             del value[at]
@@ -417,6 +418,11 @@ def _onnx(whole: bytes, rng: Random, other: bytes) -> bytes | None:
     else:
         message.ClearField(field.name)
     return model.SerializeToString()
+
+
+def _repeats(value: Any) -> bool:
+    """Whether a field has several values; how its descriptor says so differs between versions of protobuf."""
+    return hasattr(value, "extend")
 
 
 def _fitting(field: Any, rng: Random) -> Any:

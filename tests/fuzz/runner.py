@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import mmap
 import os
@@ -35,9 +36,6 @@ RESIDENT_BYTES = 1 << 30
 """That one input may add to a child's peak."""
 
 INPUTS_OF_A_CHILD = 500
-GENERATOR_FAILED = 70
-"""A child's exit code where this fuzzer itself is at fault."""
-
 LONGEST_MESSAGE = 2000
 
 
@@ -143,6 +141,7 @@ def _be_child(
 ) -> None:
     """Read the inputs, and never return."""
     try:
+        faulthandler.disable()  # pytest's
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nothing, stream)
@@ -153,7 +152,12 @@ def _be_child(
             if time.monotonic() > ends:
                 break
             begun[:] = struct.pack("qd", number, 0.0)
-            files = made(reader, corpus, seed, number)
+            try:
+                files = made(reader, corpus, seed, number)
+            except Exception as error:
+                fault = {"kind": "the fuzzer's own", "where": _where(error), "message": repr(error)[:500]}
+                os.write(send, json.dumps({"number": number, **fault}).encode() + b"\n")
+                continue
             begun[:] = struct.pack("qd", number, time.monotonic())
             said = {"number": number, **_outcome(reader, files, root / "input")}
             begun[:] = struct.pack("qd", number, 0.0)
@@ -161,7 +165,7 @@ def _be_child(
             shutil.rmtree(root / "cache", ignore_errors=True)
         os._exit(0)
     except BaseException:
-        os._exit(GENERATOR_FAILED)
+        os._exit(70)
 
 
 def _limit_memory() -> None:
