@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import data_sets
-import hostile
+import hostile_data
 import numpy as np
 import pytest
 from PIL import Image
@@ -103,20 +103,20 @@ def parameters(files: dict[str, bytes]) -> pytest.MarkDecorator:
 
 def test_batch_of_python_2():
     """As the archive of CIFAR-10's own page has it."""
-    images, labels = read_batch("data_batch_1", hostile.python2_batch())
+    images, labels = read_batch("data_batch_1", hostile_data.python2_batch())
     assert labels.tolist() == [3, 7]
     assert images.shape == (2, 32, 32, 3)
     planes = np.frombuffer(bytes(range(256)) * 24, np.uint8).reshape(2, 3, 32, 32)
     np.testing.assert_array_equal(images[1, :, :, 2], planes[1, 2])
 
 
-@parameters(hostile.BATCHES)
+@parameters(hostile_data.BATCHES)
 def test_hostile_batches(content, refused, tmp_path):
     said = refused("cifar10", data_sets.archive_of({"data_batch_1": content}, tmp_path / "data.tar"))
     assert "data_batch_1 is no CIFAR-10 batch" in said
 
 
-@parameters(hostile.ARCHIVES)
+@parameters(hostile_data.ARCHIVES)
 def test_hostile_archives(content, refused, tmp_path):
     path = tmp_path / "data.tar.xz"
     path.write_bytes(content)
@@ -126,7 +126,7 @@ def test_hostile_archives(content, refused, tmp_path):
 def test_archive_without_end(refused, tmp_path):
     """Over a gibibyte of zeros in 160 kB, as a member that nothing needs."""
     path = tmp_path / "data.tar.xz"
-    path.write_bytes(hostile.xz_of_zeros(hostile._header("readme", 1 << 31), 1030))
+    path.write_bytes(hostile_data.xz_of_zeros(hostile_data._header("readme", 1 << 31), 1030))
     assert "unpacks to over" in refused("cifar10", path)
 
 
@@ -137,7 +137,7 @@ def test_many_members(tmp_path, monkeypatch):
         load_cifar10(path)
 
 
-@parameters(hostile.IMAGES)
+@parameters(hostile_data.IMAGES)
 def test_hostile_images(content, refused, tmp_path):
     path = tmp_path / "image.png"
     path.write_bytes(content)
@@ -146,11 +146,11 @@ def test_hostile_images(content, refused, tmp_path):
 
 @pytest.mark.parametrize("name", ["a PNG of 65535×65535", "an animated PNG", "a text of 100 MB"])
 def test_hostile_images_in_an_archive(name, refused, tmp_path):
-    members = {"train/bird/1.png": hostile.IMAGES[name]}
+    members = {"train/bird/1.png": hostile_data.IMAGES[name]}
     refused("cifar10", data_sets.archive_of(members, tmp_path / "data.tar"))
 
 
-@parameters(hostile.ARRAYS)
+@parameters(hostile_data.ARRAYS)
 def test_hostile_arrays(content, refused, tmp_path):
     path = tmp_path / "inputs.npy"
     path.write_bytes(content)
@@ -170,7 +170,7 @@ def test_arrays_are_read_in_every_order(name, dtype, tmp_path):
 
 
 def test_a_target_beyond_memory(tmp_path):
-    hostile.NOISE.save(tmp_path / "image.png")
+    hostile_data.NOISE.save(tmp_path / "image.png")
     with pytest.raises(UserError, match="no image"):
         read_image(tmp_path / "image.png", (1, 3, 1 << 20, 1 << 20))
 
@@ -183,8 +183,8 @@ def test_grey_of_16_bits_isn_t_all_white(tmp_path):
 
 
 def test_a_photograph_with_a_preview_is_the_photograph(tmp_path):
-    hostile.NOISE.save(tmp_path / "photo.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
-    hostile.NOISE.save(tmp_path / "alone.jpg")
+    hostile_data.NOISE.save(tmp_path / "photo.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    hostile_data.NOISE.save(tmp_path / "alone.jpg")
     expected = read_image(tmp_path / "alone.jpg", (1, 3, 32, 32))
     np.testing.assert_array_equal(read_image(tmp_path / "photo.jpg", (1, 3, 32, 32)), expected)
 
