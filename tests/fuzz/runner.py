@@ -29,6 +29,9 @@ from .readers import Reader
 SECONDS = 20.0
 """That one input may take."""
 
+FIRST_SECONDS = 90.0
+"""That a child's first input may take besides: it imports what the reader needs."""
+
 MEMORY_BYTES = 2 << 30
 """That a child may reserve beyond what it has when it begins."""
 
@@ -111,7 +114,8 @@ def _one_child(reader: Reader, corpus: list[Files], seed: int, numbers: range, e
                     said = json.loads(row)
                     yield Fault(reader=reader.name, seed=seed, **said) if "kind" in said else said["number"]
             number, since = struct.unpack("qd", begun[:])
-            if since and time.monotonic() - since > SECONDS and not kind:
+            most = SECONDS + (FIRST_SECONDS if number == numbers.start else 0)
+            if since and time.monotonic() - since > most and not kind:
                 kind, where = "time-out", f"over {SECONDS:g} s"
                 os.kill(child, signal.SIGKILL)
     except BaseException:
