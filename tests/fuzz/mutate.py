@@ -100,7 +100,7 @@ def content(whole: bytes, rng: Random, other: bytes = b"", name: str = "") -> by
             found = spoiler(whole, rng, other)
         except (ValueError, KeyError, OSError, EOFError, RuntimeError, NotImplementedError, struct.error):
             continue
-        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError):
+        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, MemoryError):
             continue
         if found is not None:
             return found
