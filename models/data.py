@@ -7,11 +7,9 @@ CIFAR-10's images are decoded once and kept as arrays in the user's cache, under
 from __future__ import annotations
 
 import hashlib
-import io
-import pickle
-import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +17,21 @@ import numpy as np
 
 from tvmflow import scratch
 from tvmflow.models import CIFAR10_LABELS, CIFAR10_PREPROCESSING
+from tvmflow.models.archives import files_below, read_files
+from tvmflow.models.arrays import ARRAY_SUFFIXES, FloatArray
+from tvmflow.models.batches import read_batch
+from tvmflow.models.images import read_pixels
+from tvmflow.models.limits import MAX_ARCHIVE_BYTES, MAX_ARRAY_BYTES, MAX_BATCH_BYTES, MAX_IMAGE_BYTES, shown
 from tvmflow.spec import Preprocessing, UserError
 from tvmflow.toolchain import cache_folder
 
 COUNTS = {"train": 50_000, "test": 10_000}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-ARRAY_SUFFIXES = (".npy", ".npz")
-MAX_IMAGE_BYTES = 1 << 20
+DAMAGED = (
+    *(ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError),
+    *(NotImplementedError, zipfile.BadZipFile, zlib.error),
+)
+"""What numpy raises of a cached file that something has damaged."""
 FORMS = "train/<class>/*.jpg and test/<class>/*.jpg (a folder, .tar, .tar.xz or .tar.gz), or cifar-10-batches-py"
 
 
@@ -62,23 +68,18 @@ class Cifar10(DataSet):
 def load_cifar10(path: Path | str, *, counts: dict[str, int] | None = None) -> Cifar10:
     """Read CIFAR-10 from `path`. Raises UserError. `counts` (images per split) is for smaller sets of the same form."""
     path, counts = Path(path), counts or COUNTS
-    if not path.exists():
-        raise UserError(f"There is nothing at {path}; --data takes {FORMS}.")
+    _check_path(path, MAX_ARCHIVE_BYTES)
     checksum = _checksum(path)
     cached = cache_folder() / f"cifar10-{checksum[:16]}.npz"
-    if cached.exists():
-        with np.load(cached) as arrays:
-            splits = {name: Split(images=arrays[f"{name}_x"], labels=arrays[f"{name}_y"]) for name in COUNTS}
-            note = str(arrays["note"])
-    else:
-        splits, note = _read(path)
+    found = _from_cache(cached)
+    splits, note = found or _read(path)
     for name, split in splits.items():
         if len(split.labels) != counts[name]:
             raise UserError(
                 f"{path} has {len(split.labels):,} {name} images where CIFAR-10 has {counts[name]:,}; "
                 "it is incomplete or another data set."
             )
-    if not cached.exists():
+    if found is None:
         _save(
             cached,
             {f"{name}_x": split.images for name, split in splits.items()}
@@ -112,20 +113,19 @@ def load_inputs(path: Path, shape: tuple[int, ...], preprocessing: Preprocessing
 
     `shape` is 1×C×H×W; images are resized to it and preprocessed, arrays are taken as they are. Raises UserError.
     """
-    if not path.exists():
-        raise UserError(f"There is nothing at {path}; --data takes images, an array, or CIFAR-10: {FORMS}.")
+    _check_path(path, MAX_ARRAY_BYTES)
     if not path.is_dir():
-        array = _load_array(path)
+        found = FloatArray(path)
+        wanted = f"the network takes finite float32 N×{'×'.join(map(str, shape[1:]))}"
+        if found.dtype.kind != "f" or not found.shape or found.shape[1:] != tuple(shape[1:]):
+            raise UserError(f"{path} holds {found}; {wanted}.")
         with np.errstate(over="ignore"):
-            narrow = array.astype(np.float32) if array.dtype.kind == "f" else array
-        if array.shape[1:] != shape[1:] or array.dtype.kind != "f" or not np.isfinite(narrow).all():
-            raise UserError(
-                f"{path} holds {array.dtype} {'×'.join(map(str, array.shape))}; the network takes finite float32 "
-                f"N×{'×'.join(map(str, shape[1:]))}."
-            )
+            array = found.read().astype(np.float32, copy=False)
+        if not np.isfinite(array).all():
+            raise UserError(f"{path} holds {found}, of which some are infinite or no numbers; {wanted}.")
         note = f"inputs of {path.name}"
-        return Inputs(count=len(array), note=note, sha256=_checksum(path), take=lambda which: narrow[which])
-    files = [file for file in _files(path) if file.suffix.lower() in IMAGE_SUFFIXES]
+        return Inputs(count=len(array), note=note, sha256=_checksum(path), take=lambda which: array[which])
+    files = [file for file in files_below(path) if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise UserError(f"{path} has no images ({', '.join(IMAGE_SUFFIXES)}).")
     if preprocessing is None:
@@ -144,44 +144,51 @@ def load_inputs(path: Path, shape: tuple[int, ...], preprocessing: Preprocessing
 
 def read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """uint8 H×W×C of an image, resized to `shape`, 1×C×H×W; grey for one channel, else RGB. Raises UserError."""
-    from PIL import Image
-
     _, channels, height, width = shape
-    try:
-        with Image.open(path) as image:
-            pixels = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
-            return np.asarray(pixels).reshape(height, width, channels)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no image that can be read: {error}.") from error
+    pixels = read_pixels(path, str(path), (width, height), grey=channels == 1, resize=True)
+    return pixels.reshape(height, width, channels)
 
 
-def _load_array(path: Path) -> np.ndarray:
+def _check_path(path: Path, most: int) -> None:
+    """Raises UserError for what is neither a folder nor a file of at most `most` bytes."""
+    if not path.exists():
+        raise UserError(f"There is nothing at {path}; --data takes images, an array, or CIFAR-10: {FORMS}.")
+    if not path.is_dir() and not path.is_file():
+        raise UserError(f"{path} is neither a file nor a folder; --data takes images, an array, or CIFAR-10: {FORMS}.")
+    if path.is_file() and path.stat().st_size > most:
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes; {most:,} are the most that is read as data.")
+
+
+def _from_cache(path: Path) -> tuple[dict[str, Split], str] | None:
+    """What `_save` wrote, or None where nothing was or something has damaged it."""
     try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            names = loaded.files
-            if len(names) != 1:
-                raise UserError(f"{path} has {len(names)} arrays ({', '.join(names)}); one is needed, N×C×H×W.")
-            return loaded[names[0]]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} can't be read as a .npy or .npz file: {error}.") from error
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            splits = {name: Split(images=arrays[f"{name}_x"], labels=arrays[f"{name}_y"]) for name in COUNTS}
+            note = str(arrays["note"])
+    except (OSError, *DAMAGED):
+        return None
+    for split in splits.values():
+        if split.images.shape != (len(split.labels), 32, 32, 3) or split.images.dtype != np.uint8:
+            return None
+        if split.labels.shape != (len(split.labels),) or split.labels.dtype != np.int64:
+            return None
+    return splits, note
 
 
 def _read(path: Path) -> tuple[dict[str, Split], str]:
-    members = _folder_members(path) if path.is_dir() else _archive_members(path)
     images: dict[str, list[tuple[str, int, np.ndarray]]] = {name: [] for name in COUNTS}
     batches: dict[str, list[Split]] = {name: [] for name in COUNTS}
     lossy = False
-    for name, content in members:
+    for name, content in read_files(path, _most_bytes):
         parts = Path(name).parts
-        if parts[-1].startswith("data_batch_") or parts[-1] == "test_batch":
-            batches["test" if parts[-1] == "test_batch" else "train"].append(_unpickle(name, content))
-        elif len(parts) >= 3 and parts[-3] in COUNTS and parts[-1].lower().endswith(IMAGE_SUFFIXES):
+        if _is_batch(parts):
+            pixels, labels = read_batch(name, content)
+            batches["test" if parts[-1] == "test_batch" else "train"].append(Split(images=pixels, labels=labels))
+        else:
             if parts[-2] not in CIFAR10_LABELS:
-                raise UserError(f"{path} has a class {parts[-2]!r}; CIFAR-10's are {', '.join(CIFAR10_LABELS)}.")
-            images[parts[-3]].append((name, CIFAR10_LABELS.index(parts[-2]), _decode(name, content)))
+                raise UserError(f"{path} has a class {shown(parts[-2])!r}; CIFAR-10's are {', '.join(CIFAR10_LABELS)}.")
+            pixels = read_pixels(content, name, (32, 32))
+            images[parts[-3]].append((name, CIFAR10_LABELS.index(parts[-2]), pixels))
             lossy = lossy or not parts[-1].lower().endswith(".png")
     if any(batches.values()):
         splits = {
@@ -205,71 +212,17 @@ def _read(path: Path) -> tuple[dict[str, Split], str]:
     return splits, note
 
 
-def _folder_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    for file in _files(path):
-        yield (
-            file.relative_to(path).as_posix() if len(file.relative_to(path).parts) > 1 else file.name,
-            file.read_bytes(),
-        )
+def _is_batch(parts: tuple[str, ...]) -> bool:
+    return bool(parts) and (parts[-1].startswith("data_batch_") or parts[-1] == "test_batch")
 
 
-def _files(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if file.is_file())
-
-
-def _archive_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if member.isfile():
-                    if member.size > 64 * MAX_IMAGE_BYTES:
-                        raise UserError(
-                            f"{path} has a member of {member.size:,} bytes ({member.name}); none is so large."
-                        )
-                    content = archive.extractfile(member)
-                    assert content is not None
-                    yield member.name, content.read()
-    except (tarfile.TarError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
-        raise UserError(f"{path} can't be read as an archive ({error}); --data takes {FORMS}.") from error
-
-
-def _decode(name: str, content: bytes) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.size != (32, 32):
-                raise UserError(f"{name} is {image.width}×{image.height} pixels; CIFAR-10's images are 32×32.")
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
-        raise UserError(f"{name} can't be decoded: {error}.") from error
-
-
-class _BatchUnpickler(pickle.Unpickler):
-    """The standard batches are pickles; only what they are made of is let in, so that none can run code."""
-
-    ALLOWED = (
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-    )
-
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it wants {module}.{name}, which no CIFAR-10 batch needs")
-        return super().find_class(module, name)
-
-
-def _unpickle(name: str, content: bytes) -> Split:
-    try:
-        batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
-        pixels, labels = np.asarray(batch[b"data"], np.uint8), np.asarray(batch[b"labels"], np.int64)
-        images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    except (pickle.UnpicklingError, KeyError, TypeError, ValueError, EOFError, AttributeError, IndexError) as error:
-        raise UserError(f"{name} is no CIFAR-10 batch: {error}.") from error
-    return Split(images=np.ascontiguousarray(images), labels=labels)
+def _most_bytes(name: str) -> int:
+    """How large a file of this name may be; 0 for what is neither a batch nor one of the data set's images."""
+    parts = Path(name).parts
+    if _is_batch(parts):
+        return MAX_BATCH_BYTES
+    is_image = len(parts) >= 3 and parts[-3] in COUNTS and parts[-1].lower().endswith(IMAGE_SUFFIXES)
+    return MAX_IMAGE_BYTES if is_image else 0
 
 
 def _checksum(path: Path) -> str:
@@ -280,7 +233,7 @@ def _checksum(path: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     else:
-        for member in _files(path):
+        for member in files_below(path):
             status = member.stat()
             digest.update(f"{member.relative_to(path)} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()

@@ -9,6 +9,7 @@ caller: the network returns logits.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,9 +19,15 @@ from torch import nn
 
 from tvmflow.models.baselines import untrained
 from tvmflow.models.cost import dilation_of
+from tvmflow.models.limits import shown
 from tvmflow.spec import UserError
 
 WEIGHTS = Path(__file__).parent / "weights"
+
+
+MAX_CHANNELS = 1 << 16
+MAX_PARAMETERS = 1 << 28
+"""Of a network whose shape a file tells: well above any that this architecture was trained as."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,19 @@ class DilatedNetConfig:
     in_channels: int = 3
     joint: Literal["separate", "merged"] = "separate"
     clipped_for: int | None = None  # side of the images in pixels: no dilation is more than half of its map's side
+
+    def __post_init__(self) -> None:
+        """Raises UserError for what is no network, or one that no file of weights is of."""
+        sizes = (*self.widths, *self.strides, self.classes, self.in_channels, 1 if self.delta == 0 else self.delta)
+        if not all(type(size) is int and 0 < size <= MAX_CHANNELS for size in sizes):
+            raise UserError(f"Widths, strides, classes and δ of a network are whole numbers up to {MAX_CHANNELS:,}.")
+        if len(self.widths) != len(self.strides):
+            raise UserError(f"{len(self.widths)} widths and {len(self.strides)} strides don't make joint modules.")
+        channels = (self.in_channels, *self.widths, self.classes)
+        if sum(before * after for before, after in itertools.pairwise(channels)) > MAX_PARAMETERS:
+            raise UserError(f"A network of these widths has over {MAX_PARAMETERS:,} parameters, which none here has.")
+        if self.joint not in ("separate", "merged") or not (self.clipped_for is None or type(self.clipped_for) is int):
+            raise UserError("A network's joint modules are separate or merged, and clipped for a side in pixels.")
 
     def map_sides(self, image_side: int) -> tuple[int, ...]:
         """Side in pixels of each joint module's input."""
@@ -75,8 +95,6 @@ class DilatedNet(nn.Module):
 
     def __init__(self, config: DilatedNetConfig = DilatedNetConfig()) -> None:
         super().__init__()
-        if len(config.widths) != len(config.strides):
-            raise UserError(f"{len(config.widths)} widths and {len(config.strides)} strides don't make joint modules.")
         self.config = config
         channels = (config.in_channels, *config.widths)
         self.joint = nn.Sequential(
@@ -119,7 +137,7 @@ def load_weights(network: DilatedNet, path: Path) -> DilatedNet:
     except FileNotFoundError as error:
         raise UserError(f"There is no weights file {path}.") from error
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no intact safetensors file: {error}.") from error
+        raise UserError(f"{path} is no intact safetensors file: {shown(error)}.") from error
     except RuntimeError as error:
-        raise UserError(f"{path} holds weights of another network: {str(error).splitlines()[-1].strip()}") from error
+        raise UserError(f"{path} holds weights of another network: {shown(str(error).splitlines()[-1])}") from error
     return network.eval()

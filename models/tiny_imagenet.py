@@ -8,14 +8,17 @@ as is usual, the validation images stand in for them.
 from __future__ import annotations
 
 import hashlib
-import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from tvmflow.models.archives import read_within
 from tvmflow.models.data import DataSet, Split, load_cifar10
+from tvmflow.models.images import read_pixels
+from tvmflow.models.limits import MAX_CLASSES, MAX_IMAGE_BYTES, MAX_LISTING_BYTES, shown
 from tvmflow.spec import Preprocessing, UserError
 
 SIDE = 64
@@ -41,7 +44,7 @@ def load_data_set(path: Path | str) -> DataSet:
 def load_tiny_imagenet(path: Path | str, *, counts: dict[str, int] | None = None) -> TinyImageNet:
     """Read the folder, which takes about a minute. Raises UserError. `counts` is for smaller sets of the same form."""
     path, counts = Path(path), counts or COUNTS
-    classes = _text(path / "wnids.txt").split()
+    classes = _classes(path / "wnids.txt")
     words = dict(line.split("\t", 1) for line in _text(path / "words.txt").splitlines() if "\t" in line)
     numbers = {name: number for number, name in enumerate(classes)}
     digest = hashlib.sha256()
@@ -54,12 +57,12 @@ def load_tiny_imagenet(path: Path | str, *, counts: dict[str, int] | None = None
                 "or another data set."
             )
         if unknown := {wnid for _, wnid in files} - set(numbers):
-            raise UserError(f"{path / name} has a class {min(unknown)!r}, which wnids.txt doesn't list.")
+            raise UserError(f"{path / name} has a class {shown(min(unknown))!r}, which wnids.txt doesn't list.")
         images = np.empty((len(files), SIDE, SIDE, 3), np.uint8)
         for image, (file, _) in zip(images, files, strict=True):
-            content = _content(file)
+            content = read_within(file, MAX_IMAGE_BYTES)
             digest.update(content)
-            image[:] = _decode(file, content)
+            image[:] = read_pixels(content, str(file), (SIDE, SIDE))
         splits[name] = Split(images=images, labels=np.array([numbers[wnid] for _, wnid in files], np.int64))
     return TinyImageNet(
         labels=tuple(words.get(name, name).split(",")[0].strip() for name in classes),
@@ -85,28 +88,19 @@ def _val_files(path: Path) -> Iterator[tuple[Path, str]]:
         yield path / "val" / "images" / Path(fields[0]).name, fields[1]
 
 
+def _classes(path: Path) -> list[str]:
+    """The classes that wnids.txt lists, each the name of a folder. Raises UserError."""
+    classes = _text(path).split()
+    if not classes or len(classes) > MAX_CLASSES or len(set(classes)) != len(classes):
+        raise UserError(f"{path} lists {len(classes):,} classes, where 1 to {MAX_CLASSES:,} different ones belong.")
+    for name in classes:
+        if not re.fullmatch(r"\w{1,64}", name, re.ASCII):
+            raise UserError(f"{path} lists a class {shown(name)!r}; they are called n01443537 and the like.")
+    return classes
+
+
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_within(path, MAX_LISTING_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} can't be read, which Tiny ImageNet's folder has: {error}.") from error
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}.") from error
-
-
-def _decode(path: Path, content: bytes) -> np.ndarray:
-    """RGB; some of the images are grey."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.size != (SIDE, SIDE):
-                raise UserError(f"{path} is {image.width}×{image.height} pixels; Tiny ImageNet's are {SIDE}×{SIDE}.")
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
-        raise UserError(f"{path} can't be decoded: {error}.") from error
