@@ -362,6 +362,7 @@ def _card() -> dict[str, Any]:
         "delta": {**size, "minimum": 0, "maximum": 1 << 10},
         "clipped_for": {"oneOf": [size, {"type": "null"}]},
     }
+    network["additionalProperties"] = False
     return {
         "type": "object",
         "required": ["config"],

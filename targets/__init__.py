@@ -136,7 +136,7 @@ def _override(base: Any, content: dict[str, Any], path: Path, table: str) -> Any
             changes[key] = {**old, **value}
         elif isinstance(old, tuple) and isinstance(value, list):
             changes[key] = tuple(value)
-        elif type(old) is float and type(value) is int:
+        elif type(old) is float and type(value) is int and value.bit_length() <= 64:
             changes[key] = float(value)
         elif type(old) is type(value):
             changes[key] = value

@@ -388,7 +388,7 @@ def test_members_outside_of_the_archives_folder(clean, tmp_path):
     path = altered(clean, tmp_path / "a.pt2")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(f"other/{GRAPH}", b"{}")
-    refused(path, "what else no network has .other/models")
+    refused(path, "what else no network has ..other/models")
 
 
 @pytest.mark.parametrize(

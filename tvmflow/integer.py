@@ -444,14 +444,18 @@ def _layer(fields: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> IntegerL
     found = {key: arrays.get(f"{fields['name']}.{key}") for key in ARRAYS}
     for key in ("input_shape", "output_shape"):
         if (elements := math.prod(fields[key])) > MAX_MAP_ELEMENTS:
-            raise MalformedError(f"the {key} of {fields['name']} has {elements:,} elements of {MAX_MAP_ELEMENTS:,}")
+            raise MalformedError(
+                f"the {key} of {untrusted.shown(fields['name'])} has {elements:,} elements of {MAX_MAP_ELEMENTS:,}"
+            )
     if fields["kind"] == "pool":
         _, channels, height, width = fields["input_shape"]
         found["weight"] = np.ones((channels, 1, height, width), np.int8)
     for key, kind, ndim in (("weight", np.int8, 4), ("bias", np.int32, 1)):
         array = found[key]
         if array is None or array.dtype != kind or array.ndim != ndim or not array.size:
-            raise MalformedError(f"the {key} of {fields['name']} is no array of {np.dtype(kind)} of {ndim} dimensions")
+            raise MalformedError(
+                f"the {key} of {untrusted.shown(fields['name'])} is no array of {np.dtype(kind)} of {ndim} dimensions"
+            )
     return IntegerLayer(**_tuples(fields), **found)  # type: ignore[arg-type]
 
 

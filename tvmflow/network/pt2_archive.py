@@ -20,6 +20,7 @@ from tvmflow import limits
 from tvmflow.network.foreign import first_line, quiet
 from tvmflow.network.pt2_graph import clean_payloads, clean_program
 from tvmflow.spec import TvmflowError, UserError
+from tvmflow.untrusted import shown
 
 if TYPE_CHECKING:
     import torch
@@ -134,8 +135,8 @@ def _members(path: Path) -> dict[str, bytes]:
             for entry in entries:
                 if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
                     raise UserError(
-                        f"{path} holds {entry.filename} compressed or encrypted, which torch.export.save never does; "
-                        "give the file as it was saved."
+                        f"{path} holds {shown(entry.filename)} compressed or encrypted, which torch.export.save never "
+                        "does; give the file as it was saved."
                     )
             if sum(entry.file_size for entry in entries) > size:
                 raise UserError(f"{path} says that its members are longer than it is itself.")
@@ -165,8 +166,8 @@ def _name_to_read(full: str, root: str, older: bool, path: Path) -> str | None:
     if not older and full.startswith(root) and (READ.fullmatch(name) or SKIPPED.fullmatch(name)):
         return name if READ.fullmatch(name) else None
     raise UserError(
-        f"{path} holds pickled or compiled objects, or what else no network has ({full}), and loading those runs code; "
-        "export the network with torch.export.save, and with plain tensors as weights."
+        f"{path} holds pickled or compiled objects, or what else no network has ({shown(full)}), and loading those "
+        "runs code; export the network with torch.export.save, and with plain tensors as weights."
     )
 
 
@@ -193,12 +194,12 @@ def _tensors(
     for name, payload in payloads.items():
         if payload.get("use_pickle") is not False or "tensor_meta" not in payload:
             raise UserError(
-                f"{path} holds pickled or compiled objects ({name}), and loading those runs code; "
+                f"{path} holds pickled or compiled objects ({shown(name)}), and loading those runs code; "
                 "export the network with plain contiguous tensors as weights."
             )
         member = f"{folder}/{payload.get('path_name')}"
         if not str(payload.get("path_name")).startswith(KINDS[kind]) or member not in members:
-            raise ValueError(f"the tensor {name!r} in {member}, which isn't there")
+            raise ValueError(f"the tensor {shown(name)} in {shown(member)}, which isn't there")
         if dtypes.setdefault(member, payload["tensor_meta"]["dtype"]) != payload["tensor_meta"]["dtype"]:
             raise ValueError(f"{member} as two dtypes")
         _check_strides(payload["tensor_meta"], len(members[member]), name, path)
@@ -219,11 +220,11 @@ def _check_strides(meta: Mapping[str, Any], size: int, name: str, path: Path) ->
     shape, strides = [dim["as_int"] for dim in meta["sizes"]], [dim["as_int"] for dim in meta["strides"]]
     offset = meta["storage_offset"]["as_int"]
     if dtype is None or len(shape) != len(strides) or min((*shape, *strides, offset), default=0) < 0:
-        raise ValueError(f"the tensor {name!r}, whose dtype, shape or strides are none")
-    limits.check_tensor(shape, f"{path}: the tensor {name!r}")
+        raise ValueError(f"the tensor {shown(name)}, whose dtype, shape or strides are none")
+    limits.check_tensor(shape, f"{path}: the tensor {shown(name)}")
     reach = offset + sum((dim - 1) * stride for dim, stride in zip(shape, strides, strict=True)) + 1
     if math.prod(shape) and (size % dtype.itemsize or reach * dtype.itemsize > size):
-        raise ValueError(f"{size:,} bytes for the tensor {name!r}, which reaches over {reach * dtype.itemsize:,}")
+        raise ValueError(f"{size:,} bytes for the tensor {shown(name)}, which reaches over {reach * dtype.itemsize:,}")
 
 
 def _load_tensors(content: bytes, member: str, path: Path) -> dict[str, torch.Tensor]:
@@ -245,8 +246,8 @@ def _load_tensors(content: bytes, member: str, path: Path) -> dict[str, torch.Te
             if not isinstance(name, str) or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
                 raise ValueError("it holds something else than tensors")
             if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-                raise ValueError(f"{name!r} is no plain tensor")
-            limits.check_tensor(tensor.shape, f"{path}: the tensor {name!r}")
+                raise ValueError(f"{shown(name)} is no plain tensor")
+            limits.check_tensor(tensor.shape, f"{path}: the tensor {shown(name)}")
     except TvmflowError:
         raise
     except Exception as error:
