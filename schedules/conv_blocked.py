@@ -8,7 +8,7 @@
    left out. An infinite weight times a border would be NaN; that is lost.
 3. Rows of taps are a loop where all of them meet the same pixels of the tile: unrolled, they are no faster, and LLVM
    takes up to six times as long. Where that would still be much code, rows of the output at the border share the code
-   of the others, and their loops begin later or end earlier.
+   of the others, and their loops begin later or end earlier; and so many taps in a row are a loop too.
 4. Bias, ReLU and the like are applied to the registers, and each pixel's block of channels is stored whole, or channel
    by channel if the result is NCHW.
 5. A vector or a tile that doesn't fit its axis starts earlier and computes some elements again. The larger operand is
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 MOST_PRODUCTS = 4000
 """Products of vectors in the code of a kernel, which takes up to a minute to compile."""
 MANY_PRODUCTS = 400
-"""From so many on, cuts of rows share their code: TVM's time goes with the square, 640 take 7 s and 1,600 take 40."""
+"""From so many on, code is shared, by rows or taps: TVM's time goes with the square, 640 take 7 s and 1,600 take 40."""
 
 Tile = tuple[int, int]
 """Rows and columns of the output."""
@@ -159,8 +159,18 @@ def _is_loop(rows: Cut) -> bool:
 
 def _products(conv: Convolution, tile: Tile, vectors: int) -> int:
     """Products of vectors in the code."""
-    columns = sum(len(places) for cut in cuts(conv, 1, tile[1]) for places in cut.live)
-    return columns * vectors * sum(map(_copies, _rows(conv, tile, columns * vectors)))
+    columns = _in_a_row(cuts(conv, 1, tile[1]), vectors)
+    return columns * sum(map(_copies, _rows(conv, tile, columns)))
+
+
+def _in_a_row(horizontal: Sequence[Cut], vectors: int) -> int:
+    """Products of vectors in the code for one row of taps and one of pixels."""
+    return vectors * sum((max if _is_long(cut, vectors) else sum)(map(len, cut.live)) for cut in horizontal)
+
+
+def _is_long(columns: Cut, vectors: int) -> bool:
+    """Whether the taps of a row are a loop: they do the same work, and would be too much code one by one."""
+    return _is_loop(columns) and vectors * sum(map(len, columns.live)) >= MANY_PRODUCTS
 
 
 def _copies(rows: Cut) -> int:
@@ -191,7 +201,7 @@ def _loops(conv: Convolution, tile: Tile, target: Target) -> tirx.PrimFunc:
     lanes, vectors = _lanes(conv, target), _vectors(conv, target)
     weight_tiles = conv.channels // conv.weight_block
     horizontal = cuts(conv, 1, tile[1])
-    vertical = _rows(conv, tile, sum(len(places) for cut in horizontal for places in cut.live) * len(vectors))
+    vertical = _rows(conv, tile, _in_a_row(horizontal, len(vectors)))
     row_tiles = sum(cut.count for cut in vertical)
     weights_outside = conv.channels * math.prod(conv.kernel) >= math.prod(conv.size)
     parallel = worth_threads(conv.macs, target)
@@ -237,16 +247,24 @@ def _tile(
         with T.unroll(0, len(vectors)) as v, T.vectorized(0, lanes) as lane:
             T.buffer_store(total, T.float32(0), [v, lane])
 
+    def tap(c: Expr, r: Expr, s: Expr, down: Sequence[int], right: Sequence[int]) -> None:
+        for dy, dx in ((dy, dx) for dy in down for dx in right):
+            y = (y0 + dy) * conv.stride[0] + r * conv.dilation[0] - conv.pad[0]
+            x = (x0 + dx) * conv.stride[1] + s * conv.dilation[1] - conv.pad[1]
+            pixel, total = conv.data[blocked(conv.data, n, c, y, x)], sums[dy * width + dx]
+            for v, first in enumerate(vectors):
+                with T.vectorized(0, lanes) as lane:
+                    product = pixel * conv.weight[weight_tile, c, r, s, first + lane]
+                    T.buffer_store(total, total[v, lane] + product, [v, lane])
+
     def row_of_taps(c: Expr, r: Expr, down: Sequence[int]) -> None:
-        for s, right in enumerate(columns.live):
-            for dy, dx in ((dy, dx) for dy in down for dx in right):
-                y = (y0 + dy) * conv.stride[0] + r * conv.dilation[0] - conv.pad[0]
-                x = (x0 + dx) * conv.stride[1] + s * conv.dilation[1] - conv.pad[1]
-                pixel, total = conv.data[blocked(conv.data, n, c, y, x)], sums[dy * width + dx]
-                for v, first in enumerate(vectors):
-                    with T.vectorized(0, lanes) as lane:
-                        product = pixel * conv.weight[weight_tile, c, r, s, first + lane]
-                        T.buffer_store(total, total[v, lane] + product, [v, lane])
+        met = [s for s, right in enumerate(columns.live) if right]
+        if _is_long(columns, len(vectors)):
+            with T.serial(met[0], met[-1] + 1) as s:
+                tap(c, r, s, down, columns.live[met[0]])
+        else:
+            for s in met:
+                tap(c, r, s, down, columns.live[s])
 
     live = [r for r, places in enumerate(rows.live) if places]
     if live and any(columns.live):

@@ -409,6 +409,7 @@ BLOCKED_CONV = [
             ((), convolution((1, 16, 11, 23), (16, 16, 4, 2), stride=(1, 3), dilation=(2, 7), padding=(3, 8, 0, 1))),
             ((), convolution((1, 16, 3, 3), (16, 16, 3, 3), dilation=(2, 2), padding=(9, 9, 9, 9), tail="bias")),
             ((0, -1), convolution((1, 8, 9, 47), (8, 8, 3, 39), padding=(1, 19, 1, 19), tail="bias+relu")),
+            ((0, -1), convolution((1, 1, 1, 999), (32, 1, 1, 256), stride=(1, 16), tail="bias")),
             ((), convolution((2, 16, 15, 33), (16, 16, 7, 13), stride=(2, 1), dilation=(2, 1), padding=(5, 6, 4, 6))),
             ((), convolution((1, 32, 1, 1), (32, 32, 3, 3), padding=(1, 1, 1, 1), tail="bias")),
             ((), convolution((1, 128, 2, 2), (64, 128, 3, 3), padding=(1, 1, 1, 1), tail="bias+relu")),
