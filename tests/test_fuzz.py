@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fuzz.mutate import content, tree
-from fuzz.readers import READERS, SLOW, UNDER_REPAIR, Reader
+from fuzz.readers import READERS, SLOW, Reader
 from fuzz.runner import Fault, fuzz, made
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +24,7 @@ SEED = int(os.environ.get("TVMFLOW_FUZZ_SEED", "0"))
 INPUTS, SECONDS = 2000, 1.5
 
 
-@pytest.mark.parametrize("name", [name for name in READERS if name not in (*SLOW, *UNDER_REPAIR)])
+@pytest.mark.parametrize("name", [name for name in READERS if name not in SLOW])
 def test_readers(name):
     """Up to 2,000 inputs a reader, as far as a second or two goes."""
     reader = READERS[name]

@@ -121,8 +121,14 @@ def shown(value: Any) -> str:
     if isinstance(value, int) and value.bit_length() > 1000:  # Python has decimals only of those that aren't too long
         text = hex(value)
     else:
-        text = printable(repr(value if not isinstance(value, str) else value[: MAX_SHOWN + 1]))
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+        text = repr(value if not isinstance(value, str) else value[: MAX_SHOWN + 1])
+    return shortened(text)
+
+
+def shortened(text: str, most: int = MAX_SHOWN) -> str:
+    """`text` on one line as `printable` has it, and at most so many characters of it."""
+    text = printable(text)
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def reason(error: BaseException) -> str:

@@ -518,20 +518,3 @@ READERS: dict[str, Reader] = {
 
 SLOW = ("pt2", "onnx")
 """Readers that the tests leave to the command, for an input may take a second."""
-
-UNDER_REPAIR = (
-    *(
-        "weights",
-        "input",
-        "bundle",
-        "bundle-tar",
-        "report",
-        "report-diff",
-        "board",
-        "ledger",
-        "ledger-report",
-        "ledger-merge",
-    ),
-    *("database-merge", "int8", "vta-program", "vta-configuration", "cuda-calibration"),
-)
-"""Readers in which the command is known to find faults. A name leaves this list with its last fault."""

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 from tvmflow.spec import UnsupportedOperatorError
-from tvmflow.untrusted import printable
+from tvmflow.untrusted import shortened
 
 MOST_CHARACTERS = 300
 
@@ -46,8 +46,7 @@ def contained() -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """What an error of another library says, short enough for a sentence; it may quote a whole damaged file."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = printable(lines[0] if lines else type(error).__name__).rstrip(".")
-    return line if len(line) <= MOST_CHARACTERS else f"{line[:MOST_CHARACTERS]}…"
+    return shortened((lines[0] if lines else type(error).__name__).rstrip("."), MOST_CHARACTERS)
 
 
 def report_unsupported(missing: Mapping[str, Sequence[str]]) -> None:

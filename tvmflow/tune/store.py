@@ -129,7 +129,11 @@ class Identity:
     def differences(self, other: Identity) -> list[str]:
         """The fields in which they differ, with both values."""
         mine, its = asdict(self), asdict(other)
-        return [f"{key} {its[key]} instead of {mine[key]}" for key in mine if mine[key] != its[key]]
+        return [
+            f"{key} {untrusted.shortened(str(its[key]))} instead of {untrusted.shortened(str(mine[key]))}"
+            for key in mine
+            if mine[key] != its[key]
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
