@@ -33,7 +33,7 @@ from typing import Any
 
 import psutil
 
-from tvmflow import __version__, children, scratch
+from tvmflow import __version__, children, scratch, untrusted
 from tvmflow import tracker as trackers
 from tvmflow.handshake import Challenges
 from tvmflow.rpc_session import RECORD
@@ -315,10 +315,10 @@ def clear_remains(place: Path) -> None:
         try:
             if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
                 continue
-            record = json.loads((folder / RECORD).read_bytes())
+            record = untrusted.read_json(folder / RECORD)
             own = identity(int(record["pid"]))
             gone = record["host"] == own["host"] and record["started"] != own["started"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (UserError, OSError, ValueError, KeyError, TypeError):
             continue
         if gone:
             log.info(f"Removing {folder}, of a server that was killed")
