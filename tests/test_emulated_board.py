@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import socket
 import threading
@@ -111,9 +112,10 @@ def relayed(port: int, after: int, then: Callable[[], None]) -> Iterator[int]:
 
 
 @pytest.mark.parametrize(("beyond", "kind"), [(-5000, "upload"), (3000, "lost")])
-def test_a_server_that_is_killed_in_the_middle(emulated, bundle, beyond, kind):
+def test_a_server_that_is_killed_in_the_middle(emulated, bundle, beyond, kind, monkeypatch):
     """When so many bytes more than the library's have been sent: it is on its way, or the inputs are."""
     port, after = free_port(), (bundle / "model.so").stat().st_size + beyond
+    monkeypatch.setattr(rpc, "Place", functools.partial(rpc.Place, server_port=port))  # as a tunnel of tvmflow's has it
     with emulated.serving(f"{SERVE} {port}", port) as entered:
 
         def kill() -> None:

@@ -166,7 +166,7 @@ def test_another_board_is_not_tuned_on(tmp_path):
     with farm(tmp_path, 1) as (_, wheres):
         with pytest.raises(UserError, match="Nothing was sent"), remote.boards(wheres, PI):
             pass
-        (tmp_path / "other").write_text("f" * 32)
+        (tmp_path / "other").write_text("fedcba9876543210" * 2)
         (tmp_path / "other").chmod(0o600)
         where = Where(name="board", arguments={**wheres[0].arguments, "token_file": tmp_path / "other"})
         with pytest.raises(DeviceError, match="can't be used"), remote.boards([where], HOST):

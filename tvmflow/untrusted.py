@@ -556,8 +556,8 @@ def members(path: Path, limits: Limits = BUNDLE) -> Iterator[tuple[str, IO[bytes
 
     Raises UnusableFileError, OSError. A header that can't be read ends the tar, as other programs have it.
     """
-    _scan(path, limits)
     try:
+        _scan(path, limits)
         with tarfile.open(path, "r:") as archive:
             while (member := archive.next()) is not None:
                 yield member.name, archive.extractfile(member) if member.isfile() else None
