@@ -56,6 +56,8 @@ MOST_PRODUCTS = 4000
 """Products of vectors in the code of a kernel, which takes up to a minute to compile."""
 MANY_PRODUCTS = 400
 """From so many on, code is shared, by rows or taps: TVM's time goes with the square, 640 take 7 s and 1,600 take 40."""
+FEW_CHANNELS = 8
+"""Below so many input channels rows of taps are most of the loops, and bounds that vary cost an eighth of the speed."""
 
 Tile = tuple[int, int]
 """Rows and columns of the output."""
@@ -181,7 +183,8 @@ def _copies(rows: Cut) -> int:
 def _rows(conv: Convolution, tile: Tile, products: int) -> list[Cut]:
     """The cuts of the rows, as one if that saves much of the code; `products` has a row of taps and pixels."""
     found = cuts(conv, 0, tile[0])
-    if len(found) > 1 and tile[0] == 1 and all(map(_is_loop, found)) and products * len(found) >= MANY_PRODUCTS:
+    many = MANY_PRODUCTS if conv.in_channels >= FEW_CHANNELS else MOST_PRODUCTS // 2
+    if len(found) > 1 and tile[0] == 1 and all(map(_is_loop, found)) and products * len(found) >= many:
         return [Cut(first=0, count=conv.out_size[0], live=((0,),) * conv.kernel[0], varies=True)]
     return found
 
