@@ -1,7 +1,7 @@
 """Dilated transposed convolutions as sums over the taps there are.
 
-TVM puts zeros between the taps and multiplies by them as well: up to δ² times the work, and NaN wherever a zero meets
-infinity. Here the sum goes over the taps themselves, at their distances.
+TVM puts zeros between the taps and multiplies by them as well: in two dimensions up to the square of the dilation times
+the work, and NaN wherever a zero meets infinity. Here the sum goes over the taps themselves, at their distances.
 """
 
 from __future__ import annotations
