@@ -154,7 +154,7 @@ def test_weights_that_say_that_they_are_pickles(clean, marker, tmp_path):
         WEIGHTS: json.dumps(configuration).encode(),
         f"data/weights/{entry['path_name']}": saved(Marker(marker)),
     }
-    refused(altered(clean, tmp_path / "a.pt2", add=add), "pickled or compiled objects .classifier.bias.")
+    refused(altered(clean, tmp_path / "a.pt2", add=add), r"pickled or compiled objects \('classifier.bias'\)")
     assert not marker.exists()
 
 

@@ -155,7 +155,7 @@ def test_a_file_keeps_everything(scheme, tmp_path):
         ("layers.0.weight", [1], "which isn't known"),
         ("layers.0.minimum", None, r"layers\[0\]\.minimum is None"),
         ("layers.0.name", "a\x1b[31m", r"layers\[0\]\.name is 'a\\x1b\[31m'"),
-        ("layers.0.name", "other", "the weight of other is no array"),
+        ("layers.0.name", "other", "the weight of 'other' is no array"),
         ("layers.0.inputs", "input", r"layers\[0\]\.inputs is 'input', where a list"),
         ("input_shape", [1, 3, 0, 8], r"input_shape\[2\] is 0"),
         ("input_scale", 1e400, "input_scale is None, where a number belongs"),
@@ -182,7 +182,7 @@ def test_a_pool_that_would_fill_the_memory(tmp_path, shape):
     def change(content: dict[str, Any]) -> None:
         content["layers"][0] |= {"kind": "pool", "input_shape": shape}
 
-    refused(tmp_path, change, "the input_shape of layers.0 has .* elements|65536 or less belongs")
+    refused(tmp_path, change, "the input_shape of 'layers.0' has .* elements|65536 or less belongs")
 
 
 def refused(tmp_path: Path, change: Callable[[dict[str, Any]], None], words: str) -> None:
