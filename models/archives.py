@@ -1,7 +1,7 @@
 """The files of a data set, in a folder or a tar archive, that a reader asks for, each within its limit.
 
 An archive may be packed with gzip, bzip2 or xz. Nothing is extracted to the disk, and nothing that it announces
-(sizes, long names, extended headers, an xz dictionary) is believed beyond the limits of `tvmflow.models.limits`.
+(sizes, long names, extended headers, an xz dictionary) is believed beyond the limits of `tvmflow.limits`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from tvmflow.models.limits import MAX_ARCHIVE_BYTES, MAX_HEADER_BYTES, MAX_MEMBERS, MAX_XZ_MEMORY_BYTES, shown
+from tvmflow.limits import ARCHIVE, HEADER_BYTES, XZ_MEMORY_BYTES
 from tvmflow.spec import UserError
+from tvmflow.untrusted import shortened
 
 BLOCK = 1 << 16
 
@@ -38,8 +39,11 @@ def files_below(path: Path) -> list[Path]:
     for file in path.rglob("*"):
         if file.is_file():
             found.append(file)
-        if len(found) > MAX_MEMBERS:
-            raise UserError(f"{path} holds over {MAX_MEMBERS:,} files; give the folder of the data alone.")
+        if len(found) > ARCHIVE.elements:
+            raise UserError(
+                f"{path} holds over {ARCHIVE.elements:,} files; give the folder of the data alone "
+                f"({ARCHIVE.remedy('elements')})."
+            )
     return sorted(found)
 
 
@@ -56,9 +60,9 @@ def read_within(path: Path, most: int) -> bytes:
         with path.open("rb") as file:
             content = file.read(most + 1)
     except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
-        raise UserError(f"{shown(path)} can't be read: {shown(error)}.") from error
+        raise UserError(f"{shortened(path)} can't be read: {shortened(error)}.") from error
     if len(content) > most:
-        raise UserError(f"{shown(path)} has over {most:,} bytes; no file of this data set is so large.")
+        raise UserError(f"{shortened(path)} has over {most:,} bytes; no file of this data set is so large.")
     return content
 
 
@@ -70,16 +74,19 @@ def _of_archive(path: Path, limit: Callable[[str], int]) -> Iterator[tuple[str, 
                 count = 0
                 while (member := _next(archive, stream)) is not None:
                     count += 1
-                    if count > MAX_MEMBERS:
-                        raise UserError(f"{path} has over {MAX_MEMBERS:,} members; no data set has so many.")
+                    if count > ARCHIVE.elements:
+                        raise UserError(
+                            f"{path} has over {ARCHIVE.elements:,} members; no data set has so many "
+                            f"({ARCHIVE.remedy('elements')})."
+                        )
                     most = limit(member.name) if member.isreg() else 0
                     if not most:
                         continue
                     if member.issparse():
-                        raise UserError(f"{path} has a sparse member, {shown(member.name)}; give plain files.")
+                        raise UserError(f"{path} has a sparse member, {shortened(member.name)}; give plain files.")
                     if not 0 <= member.size <= most:
                         raise UserError(
-                            f"{path} has a member of {member.size:,} bytes ({shown(member.name)}); none is so large."
+                            f"{path} has a member of {member.size:,} bytes, which none has: {shortened(member.name)}."
                         )
                     stream.seek(member.offset_data)
                     content = stream.read(member.size, of_member=True)
@@ -87,11 +94,11 @@ def _of_archive(path: Path, limit: Callable[[str], int]) -> Iterator[tuple[str, 
                         raise EOFError(f"it ends in the middle of {member.name}")
                     yield member.name, content
     except (*UNREADABLE, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{path} can't be read as an archive ({shown(error) or type(error).__name__}).") from error
+        raise UserError(f"{path} can't be read as an archive ({shortened(error) or type(error).__name__}).") from error
 
 
 def _next(archive: tarfile.TarFile, stream: _Bounded) -> tarfile.TarInfo | None:
-    stream.allowed = MAX_HEADER_BYTES
+    stream.allowed = HEADER_BYTES
     cast(Any, archive).members.clear()  # tarfile keeps all that it has read
     return archive.next()
 
@@ -102,7 +109,7 @@ class _Bounded:
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
         self.position = 0
-        self.allowed = MAX_HEADER_BYTES
+        self.allowed = HEADER_BYTES
 
     def tell(self) -> int:
         return self.position
@@ -116,15 +123,15 @@ class _Bounded:
     def read(self, size: int, *, of_member: bool = False) -> bytes:
         if not of_member:
             if not 0 <= size <= self.allowed:
-                raise tarfile.ReadError(f"the headers of a member have over {MAX_HEADER_BYTES:,} bytes")
+                raise tarfile.ReadError(f"the headers of a member have over {HEADER_BYTES:,} bytes")
             self.allowed -= size
         return self._take(size)
 
     def _take(self, size: int) -> bytes:
         content = self.stream.read(size)
         self.position += len(content)
-        if self.position > MAX_ARCHIVE_BYTES:
-            raise tarfile.ReadError(f"it unpacks to over {MAX_ARCHIVE_BYTES:,} bytes")
+        if self.position > ARCHIVE.bytes:
+            raise tarfile.ReadError(f"it unpacks to over {ARCHIVE.bytes:,} bytes ({ARCHIVE.remedy('bytes')})")
         return content
 
 
@@ -171,4 +178,4 @@ class _Xz(io.RawIOBase):
 
 
 def _xz_decoder() -> lzma.LZMADecompressor:
-    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY_BYTES)
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY_BYTES)

@@ -13,8 +13,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from tvmflow.models.limits import MAX_ARRAY_BYTES, MAX_DIRECTORY_BYTES, shown
+from tvmflow.limits import ARRAY, DIRECTORY_BYTES
 from tvmflow.spec import UserError
+from tvmflow.untrusted import shortened
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 
@@ -37,13 +38,15 @@ class FloatArray:
             if self.dtype.hasobject:
                 raise ValueError("it holds objects of Python, and loading those runs code")
             announced = math.prod(self.shape) * self.dtype.itemsize
-            if announced > MAX_ARRAY_BYTES:
-                raise ValueError(f"its array has {announced:,} bytes, and {MAX_ARRAY_BYTES:,} are the most")
+            if announced > ARRAY.bytes:
+                raise ValueError(
+                    f"its array has {announced:,} bytes, and {ARRAY.bytes:,} are the most ({ARRAY.remedy('bytes')})"
+                )
             if announced != size - file.tell():
                 raise ValueError(f"its header announces {announced:,} bytes, and {size - file.tell():,} follow")
 
     def __str__(self) -> str:
-        return f"{shown(self.dtype)} {shown('×'.join(map(str, self.shape)) or 'scalar')}"
+        return f"{shortened(self.dtype)} {shortened('×'.join(map(str, self.shape)) or 'scalar')}"
 
     def read(self) -> np.ndarray:
         """The values. Raises UserError."""
@@ -65,14 +68,14 @@ class FloatArray:
                     names = [member.filename for member in archive.infolist()]
                     if len(names) != 1:
                         raise UserError(
-                            f"{self.path} has {len(names)} arrays ({shown(', '.join(names[:100]))}); one is needed, "
-                            "N×C×H×W."
+                            f"{self.path} has {len(names)} arrays ({shortened(', '.join(names[:100]))}); one is "
+                            "needed, N×C×H×W."
                         )
                     with archive.open(names[0]) as member:
                         yield member, archive.getinfo(names[0]).file_size
         except UNREADABLE as error:
             raise UserError(
-                f"{self.path} can't be read as a .npy or .npz file: {shown(error) or type(error).__name__}."
+                f"{self.path} can't be read as a .npy or .npz file: {shortened(error) or type(error).__name__}."
             ) from error
 
 
@@ -93,6 +96,6 @@ def _check_directory(file: IO[bytes], size: int) -> None:
     end = file.read()
     at = end.rfind(b"PK\5\6")
     length = int.from_bytes(end[at + 12 : at + 16], "little") if at >= 0 else 0
-    if length > MAX_DIRECTORY_BYTES or b"PK\6\7" in end[max(0, at - 20) : at]:
+    if length > DIRECTORY_BYTES or b"PK\6\7" in end[max(0, at - 20) : at]:
         raise ValueError("its list of members is longer than that of one array")
     file.seek(0)

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow.models.limits import MAX_OPCODES, shown
+from tvmflow.limits import BATCH
 from tvmflow.spec import UserError
+from tvmflow.untrusted import shortened
 
 CLASSES = 10
 PIXELS = 3 * 32 * 32
@@ -39,7 +40,7 @@ def read_batch(name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
         # pickletools raises ValueError, a stack or memo that lacks something IndexError and KeyError
         reason = f"its pickle lacks {error}" if isinstance(error, IndexError | KeyError) else error
-        raise UserError(f"{shown(name)} is no CIFAR-10 batch: {shown(reason)}.") from error
+        raise UserError(f"{shortened(name)} is no CIFAR-10 batch: {shortened(reason)}.") from error
     return np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels
 
 
@@ -92,8 +93,8 @@ class _Reader:
 
     def read(self) -> dict[str, Any]:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(io.BytesIO(self.content))):
-            if count >= MAX_OPCODES:
-                raise ValueError(f"its pickle has over {MAX_OPCODES:,} instructions")
+            if count >= BATCH.elements:
+                raise ValueError(f"its pickle has over {BATCH.elements:,} instructions ({BATCH.remedy('elements')})")
             if opcode.name == "STOP":
                 break
             if opcode.name not in _STEPS:

@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from tvmflow import scratch
+from tvmflow.limits import ARCHIVE, ARRAY, BATCH, IMAGE, Limits
 from tvmflow.models import CIFAR10_LABELS, CIFAR10_PREPROCESSING
 from tvmflow.models.archives import files_below, read_files
 from tvmflow.models.arrays import ARRAY_SUFFIXES, FloatArray
 from tvmflow.models.batches import read_batch
 from tvmflow.models.images import read_pixels
-from tvmflow.models.limits import MAX_ARCHIVE_BYTES, MAX_ARRAY_BYTES, MAX_BATCH_BYTES, MAX_IMAGE_BYTES, shown
 from tvmflow.spec import Preprocessing, UserError
 from tvmflow.toolchain import cache_folder
+from tvmflow.untrusted import shortened
 
 COUNTS = {"train": 50_000, "test": 10_000}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -68,7 +69,7 @@ class Cifar10(DataSet):
 def load_cifar10(path: Path | str, *, counts: dict[str, int] | None = None) -> Cifar10:
     """Read CIFAR-10 from `path`. Raises UserError. `counts` (images per split) is for smaller sets of the same form."""
     path, counts = Path(path), counts or COUNTS
-    _check_path(path, MAX_ARCHIVE_BYTES)
+    _check_path(path, ARCHIVE)
     checksum = _checksum(path)
     cached = cache_folder() / f"cifar10-{checksum[:16]}.npz"
     found = _from_cache(cached)
@@ -113,7 +114,7 @@ def load_inputs(path: Path, shape: tuple[int, ...], preprocessing: Preprocessing
 
     `shape` is 1×C×H×W; images are resized to it and preprocessed, arrays are taken as they are. Raises UserError.
     """
-    _check_path(path, MAX_ARRAY_BYTES)
+    _check_path(path, ARRAY)
     if not path.is_dir():
         found = FloatArray(path)
         wanted = f"the network takes finite float32 N×{'×'.join(map(str, shape[1:]))}"
@@ -149,14 +150,17 @@ def read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return pixels.reshape(height, width, channels)
 
 
-def _check_path(path: Path, most: int) -> None:
-    """Raises UserError for what is neither a folder nor a file of at most `most` bytes."""
+def _check_path(path: Path, limits: Limits) -> None:
+    """Raises UserError for what is neither a folder nor a file within the limits."""
     if not path.exists():
         raise UserError(f"There is nothing at {path}; --data takes images, an array, or CIFAR-10: {FORMS}.")
     if not path.is_dir() and not path.is_file():
         raise UserError(f"{path} is neither a file nor a folder; --data takes images, an array, or CIFAR-10: {FORMS}.")
-    if path.is_file() and path.stat().st_size > most:
-        raise UserError(f"{path} has {path.stat().st_size:,} bytes; {most:,} are the most that is read as data.")
+    if path.is_file() and path.stat().st_size > limits.bytes:
+        raise UserError(
+            f"{path} has {path.stat().st_size:,} bytes; {limits.bytes:,} are the most that is read as data "
+            f"({limits.remedy('bytes')})."
+        )
 
 
 def _from_cache(path: Path) -> tuple[dict[str, Split], str] | None:
@@ -186,7 +190,9 @@ def _read(path: Path) -> tuple[dict[str, Split], str]:
             batches["test" if parts[-1] == "test_batch" else "train"].append(Split(images=pixels, labels=labels))
         else:
             if parts[-2] not in CIFAR10_LABELS:
-                raise UserError(f"{path} has a class {shown(parts[-2])!r}; CIFAR-10's are {', '.join(CIFAR10_LABELS)}.")
+                raise UserError(
+                    f"{path} has a class {shortened(parts[-2])!r}; CIFAR-10's are {', '.join(CIFAR10_LABELS)}."
+                )
             pixels = read_pixels(content, name, (32, 32))
             images[parts[-3]].append((name, CIFAR10_LABELS.index(parts[-2]), pixels))
             lossy = lossy or not parts[-1].lower().endswith(".png")
@@ -220,9 +226,9 @@ def _most_bytes(name: str) -> int:
     """How large a file of this name may be; 0 for what is neither a batch nor one of the data set's images."""
     parts = Path(name).parts
     if _is_batch(parts):
-        return MAX_BATCH_BYTES
+        return BATCH.bytes
     is_image = len(parts) >= 3 and parts[-3] in COUNTS and parts[-1].lower().endswith(IMAGE_SUFFIXES)
-    return MAX_IMAGE_BYTES if is_image else 0
+    return IMAGE.bytes if is_image else 0
 
 
 def _checksum(path: Path) -> str:

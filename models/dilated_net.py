@@ -19,8 +19,8 @@ from torch import nn
 
 from tvmflow.models.baselines import untrained
 from tvmflow.models.cost import dilation_of
-from tvmflow.models.limits import shown
 from tvmflow.spec import UserError
+from tvmflow.untrusted import shortened
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -137,7 +137,7 @@ def load_weights(network: DilatedNet, path: Path) -> DilatedNet:
     except FileNotFoundError as error:
         raise UserError(f"There is no weights file {path}.") from error
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no intact safetensors file: {shown(error)}.") from error
+        raise UserError(f"{path} is no intact safetensors file: {shortened(error)}.") from error
     except RuntimeError as error:
-        raise UserError(f"{path} holds weights of another network: {shown(str(error).splitlines()[-1])}") from error
+        raise UserError(f"{path} holds weights of another network: {shortened(str(error).splitlines()[-1])}") from error
     return network.eval()

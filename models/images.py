@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow.models.limits import MAX_PIXELS, shown
+from tvmflow.limits import IMAGE
 from tvmflow.spec import UserError
+from tvmflow.untrusted import shortened
 
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")
 """As Pillow names them. It knows many more, which nobody trains on, and some of them run other programs."""
@@ -28,8 +29,10 @@ def read_pixels(
     """
     from PIL import Image
 
-    if max(size) > MAX_PIXELS or size[0] * size[1] > MAX_PIXELS:
-        raise UserError(f"An input of {size[0]:,}×{size[1]:,} pixels is no image: {MAX_PIXELS:,} pixels are the most.")
+    if max(size) > IMAGE.elements or size[0] * size[1] > IMAGE.elements:
+        raise UserError(
+            f"An input of {size[0]:,}×{size[1]:,} pixels is no image: {IMAGE.elements:,} pixels are the most."
+        )
     with warnings.catch_warnings():
         # Pillow warns of many pixels, which are refused below
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -41,29 +44,30 @@ def read_pixels(
         except UserError:
             raise
         except MemoryError as error:
-            raise UserError(f"{shown(name)} is too large for this computer's memory.") from error
+            raise UserError(f"{shortened(name)} is too large for this computer's memory.") from error
         except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
             raise UserError(
-                f"{shown(name)} can't be decoded as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}: "
-                f"{shown(error) or type(error).__name__}."
+                f"{shortened(name)} can't be decoded as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}: "
+                f"{shortened(error) or type(error).__name__}."
             ) from error
 
 
 def _check(image: Any, name: str, size: tuple[int, int] | None) -> None:
     """What the header says, before there is memory for any pixel. Raises UserError."""
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > IMAGE.elements:
         raise UserError(
-            f"{shown(name)} has {image.width:,}×{image.height:,} pixels; {MAX_PIXELS:,} are the most. Make it smaller."
+            f"{shortened(name)} has {image.width:,}×{image.height:,} pixels; {IMAGE.elements:,} are the most "
+            f"({IMAGE.remedy('elements')}). Make it smaller."
         )
     if size is not None and image.size != size:
         raise UserError(
-            f"{shown(name)} is {image.width}×{image.height} pixels; this data set's images are {size[0]}×{size[1]}."
+            f"{shortened(name)} is {image.width}×{image.height} pixels; this data set's images are {size[0]}×{size[1]}."
         )
     # many a phone's photograph is a JPEG with smaller ones after it, and the first is the photograph
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise UserError(f"{shown(name)} is animated; give one of its frames as an image of its own.")
+        raise UserError(f"{shortened(name)} is animated; give one of its frames as an image of its own.")
     if image.mode not in MODES and not image.mode.startswith("I"):
-        raise UserError(f"{shown(name)} has pixels of the kind {image.mode!r}; give an image of 8 bits a channel.")
+        raise UserError(f"{shortened(name)} has pixels of the kind {image.mode!r}; give an image of 8 bits a channel.")
 
 
 def _eight_bits(image: Any) -> Any:

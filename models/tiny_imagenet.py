@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
+from tvmflow.limits import IMAGE, LISTING
 from tvmflow.models.archives import read_within
 from tvmflow.models.data import DataSet, Split, load_cifar10
 from tvmflow.models.images import read_pixels
-from tvmflow.models.limits import MAX_CLASSES, MAX_IMAGE_BYTES, MAX_LISTING_BYTES, shown
 from tvmflow.spec import Preprocessing, UserError
+from tvmflow.untrusted import shortened
 
 SIDE = 64
 COUNTS = {"train": 100_000, "val": 10_000}
@@ -57,10 +58,10 @@ def load_tiny_imagenet(path: Path | str, *, counts: dict[str, int] | None = None
                 "or another data set."
             )
         if unknown := {wnid for _, wnid in files} - set(numbers):
-            raise UserError(f"{path / name} has a class {shown(min(unknown))!r}, which wnids.txt doesn't list.")
+            raise UserError(f"{path / name} has a class {shortened(min(unknown))!r}, which wnids.txt doesn't list.")
         images = np.empty((len(files), SIDE, SIDE, 3), np.uint8)
         for image, (file, _) in zip(images, files, strict=True):
-            content = read_within(file, MAX_IMAGE_BYTES)
+            content = read_within(file, IMAGE.bytes)
             digest.update(content)
             image[:] = read_pixels(content, str(file), (SIDE, SIDE))
         splits[name] = Split(images=images, labels=np.array([numbers[wnid] for _, wnid in files], np.int64))
@@ -91,16 +92,18 @@ def _val_files(path: Path) -> Iterator[tuple[Path, str]]:
 def _classes(path: Path) -> list[str]:
     """The classes that wnids.txt lists, each the name of a folder. Raises UserError."""
     classes = _text(path).split()
-    if not classes or len(classes) > MAX_CLASSES or len(set(classes)) != len(classes):
-        raise UserError(f"{path} lists {len(classes):,} classes, where 1 to {MAX_CLASSES:,} different ones belong.")
+    if not classes or len(classes) > LISTING.elements or len(set(classes)) != len(classes):
+        raise UserError(
+            f"{path} lists {len(classes):,} classes, where 1 to {LISTING.elements:,} different ones belong."
+        )
     for name in classes:
         if not re.fullmatch(r"\w{1,64}", name, re.ASCII):
-            raise UserError(f"{path} lists a class {shown(name)!r}; they are called n01443537 and the like.")
+            raise UserError(f"{path} lists a class {shortened(name)!r}; they are called n01443537 and the like.")
     return classes
 
 
 def _text(path: Path) -> str:
     try:
-        return read_within(path, MAX_LISTING_BYTES).decode("utf-8")
+        return read_within(path, LISTING.bytes).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} can't be read, which Tiny ImageNet's folder has: {error}.") from error

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from tvmflow import bundle as bundles
+from tvmflow import limits
 from tvmflow.build import build
 from tvmflow.spec import UserError
 from tvmflow.targets import TARGETS
@@ -285,7 +286,7 @@ def test_hostile_archives(archive, tmp_path, extra, words):
 
 
 def test_oversize_member(archive, tmp_path, monkeypatch):
-    monkeypatch.setattr(bundles, "MAX_MEMBER_BYTES", 10_000)
+    monkeypatch.setattr(limits.MEMBER, "bytes", 10_000)
     refused(archive, "the most is 10,000")
 
 

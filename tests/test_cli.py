@@ -274,3 +274,14 @@ def test_full_temporary_folder(tvmflow, small_disk, tmp_path):
     done.failed_with(4, "disk is full")
     assert not (tmp_path / "out").exists()
     assert list(small_disk.iterdir()) == []
+
+
+def test_a_limit_is_lifted_anywhere_and_for_children(tvmflow, tmp_path):
+    lifted = tvmflow("build", "--limit", "tensor.elements=2", "-o", tmp_path / "a")
+    lifted.failed_with(4, "a tensor has at most 2 (--limit tensor.elements=N takes more)")
+    by_variable = tvmflow("build", "-o", tmp_path / "a", TVMFLOW_LIMITS="line.depth=9,tensor.elements=2")
+    by_variable.failed_with(4, "a tensor has at most 2 ")
+    assert tvmflow("boards", "--limit=inputs.elements=1K").code == 0
+    for word in ("tensor", "tensor.elements", "tensor.elements=-1", "tensor.elements=1X", "none.bytes=1"):
+        tvmflow("--limit", word, "boards").failed_with(2, f"'{word}' is no limit", "the names are network, ")
+    tvmflow("boards", TVMFLOW_LIMITS="x=1").failed_with(2, "'x=1' is no limit")

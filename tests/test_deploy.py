@@ -26,6 +26,7 @@ from tvmflow.build import build
 from tvmflow.bundle import Bundle, open_bundle
 from tvmflow.deploy import changes, connect, deploy, doubts, facts, parse_facts, upload, window_seconds
 from tvmflow.integer_frontend import integer_program
+from tvmflow.limits import RESULT
 from tvmflow.report import to_json
 from tvmflow.report.render import report_text
 from tvmflow.spec import DeviceError, UserError, VerificationError
@@ -322,7 +323,7 @@ def test_a_network_that_crashes(board, bundle, name, words):
 
 @pytest.mark.parametrize("stream", ["1", "2"])
 def test_a_board_that_prints_without_end(board, bundle, monkeypatch, stream):
-    monkeypatch.setattr("tvmflow.peers.MOST_RESULT_BYTES", 1 << 20)
+    monkeypatch.setattr(RESULT, "bytes", 1 << 20)
     board.rewrite.write_text(f"s#^.*runner/run --.*#exec yes >\\&{stream}#\n")
     with pytest.raises(
         DeviceError, match="board printed more than 1,048,576 bytes while running the network; it was cut off"

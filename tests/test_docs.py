@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from tvmflow import runtime
+from tvmflow import limits, runtime
 from tvmflow.estimate import Network, Tile, Work
 from tvmflow.measure import noise
 from tvmflow.report import BINS
@@ -38,7 +38,7 @@ def test_its_commands_can_be_given(page):
     """Lines of code, as the command line would parse them."""
     commands = generate.commands()
     for line in re.findall(r"^(?: {4,7}|)((?:tvmflow|python -m tvmflow)[. ].*)", PAGES[page], re.MULTILINE):
-        line = re.sub(r"[\[\]]", "", line)  # around what may be left out
+        line = re.sub(r"[\[\]]| --limit \S+", "", line)  # brackets are around what may be left out; all take --limit
         words = shlex.split(line.removeprefix("python -m ").replace("tvmflow.", "tvmflow ", 1), comments=True)[1:]
         name = " ".join(words[:2])
         name, arguments = (name, words[2:]) if name in commands else (words[0], words[1:])
@@ -52,6 +52,19 @@ def test_the_commands_page_has_every_option_and_exit_code():
         assert all(option in page for parameter in command.params for option in parameter.opts if option[0] == "-")
     codes = {error.exit_code for error in TvmflowError.__subclasses__()}
     assert all(f"\n| {code} | " in page for code in codes | {0, 1, 2, 130})
+
+
+def test_the_page_of_security_has_every_limit():
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \|([^|]*)\|([^|]*)\|([^|]*)\|$", PAGES["security.md"], re.MULTILINE)
+    factors = {"KiB": limits.KIB, "MiB": limits.MIB, "GiB": limits.GIB}
+    assert [name for name, *_ in rows] == list(limits.KINDS)
+    for name, size, elements, depth in rows:
+        known = limits.KINDS[name]
+        if size.strip():
+            number, unit = size.split()
+            assert int(number) * factors[unit] == known.bytes
+        assert int(elements.replace(",", "").strip() or known.elements) == known.elements
+        assert int(depth.strip() or known.depth) == known.depth
 
 
 def test_every_board_says_where_its_figures_are_from():

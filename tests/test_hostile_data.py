@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tvmflow import limits
 from tvmflow.models.batches import read_batch
 from tvmflow.models.data import load_cifar10, load_inputs, read_image
-from tvmflow.models.limits import shown
 from tvmflow.models.tiny_imagenet import load_tiny_imagenet
 from tvmflow.spec import UserError
+from tvmflow.untrusted import shortened
 
 SECONDS = 20
 MEMORY_BYTES = 2 << 30
@@ -131,7 +132,7 @@ def test_archive_without_end(refused, tmp_path):
 
 
 def test_many_members(tmp_path, monkeypatch):
-    monkeypatch.setattr("tvmflow.models.archives.MAX_MEMBERS", 10)
+    monkeypatch.setattr(limits.ARCHIVE, "elements", 10)
     path = data_sets.archive_of({f"{number}": b"" for number in range(11)}, tmp_path / "data.tar")
     with pytest.raises(UserError, match="over 10 members"):
         load_cifar10(path)
@@ -245,5 +246,6 @@ def test_a_list_of_classes_of_a_terabyte(tmp_path):
 
 
 def test_words_of_a_file_are_one_line():
-    assert shown("a\x1b[31m\n\tb\0") == "a\N{REPLACEMENT CHARACTER}[31m b\N{REPLACEMENT CHARACTER}"
-    assert len(shown("x" * 10_000)) == 200
+    assert shortened("a\x1b[31m\n\tb\0") == r"a\x1b[31m b\x00"
+    assert len(shortened("x" * 10_000)) == 160
+    assert shortened("é") == "é"

@@ -456,7 +456,7 @@ def test_inputs_that_are_too_large(wordy, tmp_path):
 
 
 def test_files_that_are_too_large(clean, monkeypatch):
-    monkeypatch.setattr(limits, "FILE_BYTES", 1000)
+    monkeypatch.setattr(limits.NETWORK, "bytes", 1000)
     refused(str(clean), "at most 1,000")
 
 
@@ -842,13 +842,13 @@ def test_external_data_beside_the_model(tmp_path):
 
 def test_large_external_data(tmp_path, monkeypatch):
     (tmp_path / "data.bin").write_bytes(bytes(16))
-    monkeypatch.setattr(limits, "FILE_BYTES", 200)
+    monkeypatch.setattr(limits.NETWORK, "bytes", 200)
     weights = [outside("data.bin") for _ in range(20)]
     for number, weight in enumerate(weights):
         weight.name = f"w{number}"
     model = graph(*(helper.make_node("Add", ["x", weight.name], ["y"]) for weight in weights[:1]))
     model.graph.initializer.extend(weights[:2])
-    monkeypatch.setattr(limits, "FILE_BYTES", len(model.SerializeToString()) + 20)
+    monkeypatch.setattr(limits.NETWORK, "bytes", len(model.SerializeToString()) + 20)
     refused(onnx_file(model, tmp_path), "a network's file and its data have at most")
 
 

@@ -18,8 +18,8 @@ import typer
 from conftest import ROOT
 from hostile import COLLECTION, ESTIMATE, REPORT, SEARCH, SIMULATED, mutations
 
+from tvmflow import limits, tensors, untrusted
 from tvmflow import report as reports
-from tvmflow import tensors, untrusted
 from tvmflow.cli import outcome
 from tvmflow.report import compare, networks, views
 from tvmflow.report.render import FORMATS, render_html, report_text, text_table
@@ -94,16 +94,16 @@ def test_one_key_of_many_that_is_there_twice():
     begin = time.process_time()
     text = "{" + ",".join(f'"k{number}": 0' for number in range(100_000)) + ', "k99999": 0}'
     with pytest.raises(MalformedError, match="'k99999' is there twice"):
-        untrusted.parse_json(text, untrusted.MANIFEST)
-    assert time.process_time() - begin < untrusted.SECONDS
+        untrusted.parse_json(text, limits.MANIFEST)
+    assert time.process_time() - begin < limits.READING_SECONDS
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limits", [untrusted.MANIFEST, untrusted.REPORT, untrusted.LINE, untrusted.DOCUMENT])
-def test_the_largest_json_takes_no_longer_than_is_said(limits):
+@pytest.mark.parametrize("kind", [limits.MANIFEST, limits.REPORT, limits.LINE, limits.DOCUMENT])
+def test_the_largest_json_takes_no_longer_than_is_said(kind):
     begin = time.process_time()
-    untrusted.parse_json("[" + "{}," * (limits.elements // 2 - 2) + "{}]", limits)
-    assert time.process_time() - begin < untrusted.SECONDS
+    untrusted.parse_json("[" + "{}," * (kind.elements // 2 - 2) + "{}]", kind)
+    assert time.process_time() - begin < limits.READING_SECONDS
 
 
 # ---------------------------------------------------------------------------------------------------------- reports
@@ -433,7 +433,7 @@ def test_toml_that_is_refused(tmp_path, text, words):
     begin = time.process_time()
     with pytest.raises(UnusableFileError, match=words) as caught:
         untrusted.read_toml(path)
-    assert time.process_time() - begin < untrusted.SECONDS
+    assert time.process_time() - begin < limits.READING_SECONDS
     one_sentence(caught.value)
 
 

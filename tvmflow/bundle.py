@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from tvmflow import device, interrupt, scratch, tensors, toolchain, untrusted
+from tvmflow import device, interrupt, limits, scratch, tensors, toolchain, untrusted
 from tvmflow.spec import (
     NO_ELF,
     Cpu,
@@ -44,8 +44,6 @@ from tvmflow.verify import tolerances
 
 FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.2"
 MANIFEST, LIBRARY = "manifest.json", "model.so"
-MAX_MEMBERS, MAX_MEMBER_BYTES = untrusted.BUNDLE.elements, untrusted.MEMBER.bytes
-MAX_TOTAL_BYTES, MAX_MANIFEST_BYTES = untrusted.BUNDLE.bytes, untrusted.MANIFEST.bytes
 
 FACTS: dict[str, type] = {"cpu": Cpu, "gpu": Gpu, "mcu": Mcu, "vta": Vta}
 """The parts of a board that are records of their own; those of other kinds are null or missing."""
@@ -80,7 +78,7 @@ def _schema() -> dict[str, Any]:
     allowed: dict[str, Any] = {"type": "number", "minimum": 0}
     tensor = untrusted.schema_of(TensorSpec)
     tensor["properties"] |= {
-        "shape": {"type": "array", "items": count, "maxItems": untrusted.ARRAY.depth},
+        "shape": {"type": "array", "items": count, "maxItems": limits.ARRAY.depth},
         "dtype": {"enum": list(tensors.DTYPES)},
     }
     target = untrusted.schema_of(Target)
@@ -307,7 +305,7 @@ def _why_no_archive(path: Path) -> str:
             if content is None:
                 return f"holds {name!r}, which is of no bundle of tvmflow"
             if not members:
-                members = _listed(content.read(MAX_MANIFEST_BYTES + 1)) if name == MANIFEST else {}
+                members = _listed(content.read(limits.MANIFEST.bytes + 1)) if name == MANIFEST else {}
                 if not members:
                     return "is no bundle of tvmflow"
                 missing = set(members) - {MANIFEST}
@@ -326,7 +324,7 @@ def _members(folder: Path) -> dict[str, str | None]:
     """The files of the bundle in a folder by their paths in it, as `_listed` has them; none if there is no bundle."""
     file = folder / MANIFEST
     try:
-        if file.is_symlink() or file.stat().st_size > MAX_MANIFEST_BYTES:
+        if file.is_symlink() or file.stat().st_size > limits.MANIFEST.bytes:
             return {}
         return _listed(file.read_bytes())
     except OSError:
@@ -336,7 +334,7 @@ def _members(folder: Path) -> dict[str, str | None]:
 def _listed(manifest: bytes) -> dict[str, str | None]:
     """The files that a manifest names, with their SHA-256, and itself, with None; none if it is no bundle's."""
     try:
-        content = untrusted.parse_json(manifest, untrusted.MANIFEST, non_finite=True)
+        content = untrusted.parse_json(manifest, limits.MANIFEST, non_finite=True)
         members = {str(name): str(entry["sha256"]) for name, entry in content["members"].items()}
         return {**members, MANIFEST: None} if content["format"] == FORMAT else {}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -675,13 +673,15 @@ def _check_name(path: Path, name: str) -> None:
 
 
 def _check_sizes(path: Path, name: str, size: int, total: int, count: int) -> None:
-    limit = MAX_MANIFEST_BYTES if name == MANIFEST else MAX_MEMBER_BYTES
-    if size > limit:
-        raise UnusableFileError(path, f"has a member {shown(name)} of {size:,} bytes; the most is {limit:,}")
-    if total > MAX_TOTAL_BYTES or count > MAX_MEMBERS:
+    of_one, of_all = limits.MANIFEST if name == MANIFEST else limits.MEMBER, limits.BUNDLE
+    if size > of_one.bytes:
         raise UnusableFileError(
-            path, f"is over {MAX_MEMBERS:,} members or {MAX_TOTAL_BYTES:,} bytes", "no bundle is so large"
+            path, f"has a member {shown(name)} of {size:,} bytes; the most is {of_one.bytes:,}", of_one.remedy("bytes")
         )
+    if total > of_all.bytes:
+        raise UnusableFileError(path, f"has members of over {of_all.bytes:,} bytes", of_all.remedy("bytes"))
+    if count > of_all.elements:
+        raise UnusableFileError(path, f"has over {of_all.elements:,} members", of_all.remedy("elements"))
 
 
 def _check(path: Path, root: Path) -> Bundle:
@@ -730,10 +730,10 @@ def _read_manifest(path: Path, root: Path) -> dict[str, Any]:
     file = root / MANIFEST
     if not file.is_file() or file.is_symlink():
         raise UnusableFileError(path, f"is no bundle of tvmflow: it has no {MANIFEST}")
-    content = untrusted.read_bytes(file, untrusted.MANIFEST)
+    content = untrusted.read_bytes(file, limits.MANIFEST)
     try:
         # a relative error of what should be zero was written as Infinity
-        manifest = untrusted.parse_json(content, untrusted.MANIFEST, non_finite=True)
+        manifest = untrusted.parse_json(content, limits.MANIFEST, non_finite=True)
     except MalformedError as error:
         raise UnusableFileError(
             path, f"has a manifest that can't be read: {error}", "build the bundle again"

@@ -32,9 +32,11 @@ from tvmflow import bundle as bundles
 from tvmflow import device, peers
 from tvmflow.backends import Timing, layer_rows
 from tvmflow.bundle import Bundle
+from tvmflow.limits import MANIFEST, PEER, RESULT
 from tvmflow.measure.noise import NOISY_SPREAD, disturbances
 from tvmflow.report import Report, assemble
 from tvmflow.spec import NO_ELF, DeviceError, Measurement, MissingDependencyError, UserError, Vector, VerificationError
+from tvmflow.untrusted import shortened
 from tvmflow.verify import judge
 
 log = logging.getLogger(__name__)
@@ -116,7 +118,7 @@ class Connection:
         seconds: float,
         what: str,
         send: Callable[[IO[bytes]], Any] | None = None,
-        most_bytes: int = peers.MOST_SAID_BYTES,
+        most_bytes: int | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a shell command in the home directory, fed by `send`.
 
@@ -304,7 +306,7 @@ def facts_after(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return ask()
     except (DeviceError, OSError, ValueError) as error:
-        return {"unread": [f"After the run the board's facts couldn't be read: {peers.plain(str(error))}"]}
+        return {"unread": [f"After the run the board's facts couldn't be read: {shortened(str(error))}"]}
 
 
 def parse_facts(said: str) -> dict[str, Any]:
@@ -322,8 +324,8 @@ def parse_facts(said: str) -> dict[str, Any]:
     texts = ("emulator", "machine", "kernel", "bits", "libc", "model", "cpu", "governor", "throttled")
     result: dict[str, Any] = {}
     unread = []
-    for key, value in (line.partition("=")[::2] for line in said[: peers.MOST_SAID_BYTES].splitlines()):
-        value = peers.plain(value)
+    for key, value in (line.partition("=")[::2] for line in said[: PEER.bytes].splitlines()):
+        value = shortened(value)
         if not value or key not in (*texts, *numbers):
             continue
         if key in numbers:
@@ -370,7 +372,7 @@ def why_incompatible(elf: tuple[int, str], board: Mapping[str, Any], host: str) 
 def last_line(said: str) -> str:
     """The last of what a peer complained of, for people."""
     lines = [line for line in said.splitlines() if line.strip()]
-    return peers.plain(lines[-1]) if lines else "no message"
+    return shortened(lines[-1]) if lines else "no message"
 
 
 LOOK = """
@@ -427,7 +429,6 @@ mv -T "$scratch/bundle" "$final"
 """
 """Portable shell: a bundle from standard input into its place, whole or not at all."""
 
-MOST_LISTED_BYTES = bundles.MAX_MANIFEST_BYTES + (2 << 20)
 MARKER, MARK = ".tvmflow-upload", "made by tvmflow deploy"
 
 
@@ -483,7 +484,9 @@ def _replaceable(bundle: Bundle, connection: Connection, place: str, ours: bool)
     Raises UserError, which names what is there and of no bundle.
     """
     final, what = shlex.quote(place), "looking at what is there"
-    looked = connection.run(f"final={final}\n{LOOK}", seconds=TEST_SECONDS, what=what, most_bytes=MOST_LISTED_BYTES)
+    looked = connection.run(
+        f"final={final}\n{LOOK}", seconds=TEST_SECONDS, what=what, most_bytes=MANIFEST.bytes + (2 << 20)
+    )
     kind, _, rest = looked.stdout.partition("\n")
     left = f"it was left as it is. Give {'--to another folder' if not ours else '--to a folder that is none yet'}."
     if kind == "nothing":
@@ -493,7 +496,7 @@ def _replaceable(bundle: Bundle, connection: Connection, place: str, ours: bool)
         raise UserError(f"{place} on {connection.host} {seen.get(kind, 'cannot be looked into')}; {left}")
 
     def refuse(name: str, why: str = "is of no bundle of tvmflow") -> UserError:
-        return UserError(f"{place} on {connection.host} holds {peers.plain(name)!r}, which {why}; {left}")
+        return UserError(f"{place} on {connection.host} holds {shortened(name)!r}, which {why}; {left}")
 
     sections, text = [], rest
     for _ in range(3):
@@ -585,7 +588,7 @@ def self_test(bundle: Bundle, connection: Connection, place: str) -> dict[str, A
 def _runner(connection: Connection, place: str, arguments: str, threads: int | None, seconds: float) -> dict[str, Any]:
     environment = f"TVM_NUM_THREADS={threads} " if threads else ""
     remote = f"{environment}{shlex.quote(f'{place}/{device.PROGRAM}')} {arguments}"
-    done = connection.run(remote, seconds=seconds, what="running the network", most_bytes=peers.MOST_RESULT_BYTES)
+    done = connection.run(remote, seconds=seconds, what="running the network", most_bytes=RESULT.bytes)
     if done.returncode > 128:
         with contextlib.suppress(ValueError):  # a code of its own
             name = signal.Signals(done.returncode - 128).name
@@ -598,10 +601,10 @@ def _runner(connection: Connection, place: str, arguments: str, threads: int | N
         if not isinstance(said, dict):
             raise ValueError("it is no JSON object")
         if done.returncode == 3:
-            failed = [peers.plain(str(row["name"])) for row in said["vectors"] if not row["passed"]]
+            failed = [shortened(str(row["name"])) for row in said["vectors"] if not row["passed"]]
     except (ValueError, KeyError, TypeError) as error:
         raise VerificationError(
-            f"The runner on {connection.host} prints something else than its results: {peers.plain(done.stdout)!r}."
+            f"The runner on {connection.host} prints something else than its results: {shortened(done.stdout)!r}."
         ) from error
     if done.returncode == 3:
         raise VerificationError(
@@ -622,7 +625,7 @@ def _why_no_verdicts(said: Mapping[str, Any], vectors: Sequence[Vector]) -> str:
         if not all(error is None or (peers.is_number(error) and error >= 0) for error in errors):
             return f"of the vector {vector.name} it has errors that are no numbers"
         if row.get("same_class") not in (None, True, False):
-            return f"of the vector {vector.name} it says {peers.plain(str(row['same_class']))!r} of the class"
+            return f"of the vector {vector.name} it says {shortened(str(row['same_class']))!r} of the class"
     return ""
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from tvmflow import peers
 from tvmflow.spec import DeviceError
+from tvmflow.untrusted import shortened
 
 PROTOCOL = "tvmflow-rpc-2"
 NONCE_SECONDS = 10.0
@@ -92,7 +93,7 @@ def session_key(port: int, token: str, *, server_port: int | None = None, name: 
     try:
         said = peers.get(port, f"challenge/{client_nonce}")
     except (OSError, ValueError) as error:
-        raise DeviceError(f"No `tvmflow serve` answers on {name}: {peers.plain(str(error))}.", "unreachable") from error
+        raise DeviceError(f"No `tvmflow serve` answers on {name}: {shortened(str(error))}.", "unreachable") from error
     if "proof" not in said and said.get("status") == "ok":
         raise DeviceError(
             f"The `tvmflow serve` on {name} is of an older tvmflow, which would have to be told the token; nothing was "

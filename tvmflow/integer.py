@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 
-from tvmflow import scratch, untrusted
+from tvmflow import limits, scratch, untrusted
 from tvmflow.spec import Preprocessing, UserError
 from tvmflow.untrusted import MalformedError, UnusableFileError
 
@@ -428,7 +428,7 @@ def load(path: Path) -> IntegerNetwork:
     """Read what `save` wrote. Raises UserError."""
     metadata, arrays = untrusted.read_tensors(path)
     try:
-        content = untrusted.parse_json(metadata.get("tvmflow", "{}"), untrusted.MANIFEST, non_finite=True)
+        content = untrusted.parse_json(metadata.get("tvmflow", "{}"), limits.MANIFEST, non_finite=True)
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise UnusableFileError(path, "is no quantised network of this version of tvmflow")
         SCHEMA.check(content)

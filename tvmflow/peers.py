@@ -20,21 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 from tvmflow import children, untrusted
+from tvmflow.limits import ANSWER_BYTES, ANSWER_SECONDS, PEER, RESULT, SESSION
 
 LOOPBACK = "127.0.0.1"
-
-MOST_SAID_BYTES = 1 << 20
-"""What a board may say to a question: of itself, of its files, of what went wrong."""
-MOST_RESULT_BYTES = 256 << 20
-"""What a program of ours on a board may print: a million samples, and the windows of days."""
-MOST_ANSWER_BYTES = 1 << 14
-"""An answer over HTTP, its head included."""
-MOST_SESSION_BYTES = 4 << 30
-"""What a process of this computer that talks to a board over RPC may allocate beyond what it began with."""
-MOST_FACT_CHARACTERS = 200
-
-HTTP_SECONDS = 10.0
-"""From the question to the last byte of an answer over HTTP."""
 
 
 class TooMuchError(Exception):
@@ -49,15 +37,16 @@ def run(
     command: Sequence[str],
     *,
     seconds: float,
-    most_bytes: int = MOST_SAID_BYTES,
+    most_bytes: int | None = None,
     send: Callable[[IO[bytes]], Any] | None = None,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command that says what a peer says, fed by `send` meanwhile.
 
-    It is ended when it has printed more than `most_bytes` to either stream, or after `seconds`. Raises TooMuchError,
-    TimeUpError, and what `send` raises but for a BrokenPipeError.
+    It is ended when it has printed more than `most_bytes`, which are PEER's without it, to either stream, or after
+    `seconds`. Raises TooMuchError, TimeUpError, and what `send` raises but for a BrokenPipeError.
     """
+    most_bytes = PEER.bytes if most_bytes is None else most_bytes
     until = time.monotonic() + seconds
     failures: list[BaseException] = []
 
@@ -111,7 +100,7 @@ def run(
         process.kill()
         process.wait()
         if feeder:
-            feeder.join(timeout=HTTP_SECONDS)
+            feeder.join(timeout=ANSWER_SECONDS)
         for stream in (process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
@@ -121,7 +110,7 @@ def run(
     return subprocess.CompletedProcess(list(command), code, output, errors)
 
 
-def get(port: int, path: str, *, seconds: float = HTTP_SECONDS) -> dict[str, Any]:
+def get(port: int, path: str, *, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
     """The JSON object at `http://127.0.0.1:port/path`, never through a proxy. Raises OSError, ValueError."""
     until = time.monotonic() + seconds
     content = bytearray()
@@ -139,14 +128,14 @@ def get(port: int, path: str, *, seconds: float = HTTP_SECONDS) -> dict[str, Any
             if not part:
                 break
             content += part
-            if len(content) > MOST_ANSWER_BYTES:
-                raise ValueError(f"it answers with more than {MOST_ANSWER_BYTES:,} bytes")
+            if len(content) > ANSWER_BYTES:
+                raise ValueError(f"it answers with more than {ANSWER_BYTES:,} bytes")
     response = http.client.HTTPResponse(_Received(bytes(content)))  # type: ignore[arg-type]
     try:
         response.begin()
         if response.status != 200:
             raise ValueError(f"it answers with HTTP status {response.status}")
-        said = parse_json(response.read(MOST_ANSWER_BYTES))
+        said = parse_json(response.read(ANSWER_BYTES))
     except http.client.HTTPException as error:
         raise ValueError("it answers with something else than HTTP") from error
     if not isinstance(said, dict):
@@ -166,8 +155,7 @@ class _Received:
 
 def parse_json(text: str | bytes) -> Any:
     """A peer's JSON, with None for what is no number. Raises ValueError."""
-    limits = untrusted.Limits(bytes=MOST_RESULT_BYTES, elements=MOST_RESULT_BYTES // 8)
-    return untrusted.parse_json(text, limits, surrogates=True, non_finite=True)
+    return untrusted.parse_json(text, RESULT, surrogates=True, non_finite=True)
 
 
 def is_number(value: Any) -> bool:
@@ -175,20 +163,14 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def plain(text: str, most: int = MOST_FACT_CHARACTERS) -> str:
-    """A peer's words for a terminal: printable, in one line, not too many."""
-    shown = "".join(character if character.isprintable() else " " for character in text[: most + 1]).strip()
-    return shown if len(shown) <= most else f"{shown[:most]}…"
-
-
 def limit_memory() -> None:
-    """Bound what this process may allocate from now on by MOST_SESSION_BYTES, whatever lengths a peer names."""
+    """Bound what this process may allocate from now on by SESSION, whatever lengths a peer names."""
     with contextlib.suppress(ImportError, OSError, ValueError):  # systems that know no such limit
         import resource
 
         import psutil
 
-        limit = psutil.Process().memory_info().vms + MOST_SESSION_BYTES
+        limit = psutil.Process().memory_info().vms + SESSION.bytes
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
         resource.setrlimit(resource.RLIMIT_AS, (limit, most))

@@ -25,6 +25,7 @@ from tvmflow.report import Report
 from tvmflow.serve import PORT, check_token, read_token
 from tvmflow.spec import DeviceError, Measurement, TvmflowError, UserError, VerificationError
 from tvmflow.tensors import load
+from tvmflow.untrusted import shortened
 from tvmflow.verify import compare, failure_sentence
 
 log = logging.getLogger(__name__)
@@ -194,7 +195,7 @@ def _get(place: Place, path: str) -> dict[str, Any]:
     try:
         return peers.get(place.port, path)
     except (OSError, ValueError) as error:
-        reason = peers.plain(str(error))
+        reason = shortened(str(error))
         raise DeviceError(f"No `tvmflow serve` answers on {place.name}: {reason}.", "unreachable") from error
 
 

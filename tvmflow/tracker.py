@@ -20,6 +20,7 @@ from typing import Any
 
 from tvmflow import peers
 from tvmflow.spec import DeviceError, UserError
+from tvmflow.untrusted import shortened
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ def _talking(port: int) -> Any:
         with contextlib.closing(Tracker(port)) as tracker:
             yield tracker
     except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = peers.plain(str(error))
+        reason = shortened(str(error))
         raise DeviceError(f"No tracker answers at {LOOPBACK}:{port}: {reason}.", "unreachable") from error
 
 

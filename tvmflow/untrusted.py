@@ -17,56 +17,16 @@ import struct
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, get_args, get_origin, get_type_hints
 
+from tvmflow import limits as limited
+from tvmflow.limits import Limits
 from tvmflow.spec import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-
-# ----------------------------------------------------------------------------------------------------------- limits
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a file may have at most: bytes; values, members or array elements; and levels of nesting."""
-
-    bytes: int
-    elements: int
-    depth: int = 64
-
-
-MIB, GIB = 1 << 20, 1 << 30
-
-MANIFEST = Limits(bytes=16 * MIB, elements=500_000)
-REPORT = Limits(bytes=64 * MIB, elements=1_000_000)
-DOCUMENT = Limits(bytes=1 * MIB, elements=50_000)
-"""Any other JSON: an identity, a configuration, a layout."""
-LEDGER = Limits(bytes=1 * GIB, elements=1_000_000)
-"""`elements` are the lines, each of which is held to LINE."""
-LINE = Limits(bytes=4 * MIB, elements=200_000)
-BOARD = Limits(bytes=64 << 10, elements=5_000, depth=8)
-BUNDLE = Limits(bytes=4 * GIB, elements=4096)
-"""Of a bundle's members together; `MEMBER` is what one may have."""
-MEMBER = Limits(bytes=2 * GIB, elements=1)
-ARRAY = Limits(bytes=2 * GIB, elements=1 << 31, depth=32)
-"""`depth` are an array's dimensions."""
-WEIGHTS = Limits(bytes=2 * GIB, elements=1 << 31)
-
-SECONDS = 30.0
-"""What reading any JSON, TOML or header within these limits may take on a slow computer; the tests hold them to it."""
-
-MAX_INTEGER_DIGITS = 20
-"""Of a number in JSON: 2⁶⁴ has as many. Python itself would compute with any."""
-
-MAX_EXTENSION_BYTES = 64 << 10
-"""Of a tar's long name or pax header, which `tarfile` reads into memory before anything can be said of it."""
-
-MAX_ARRAY_HEADER_BYTES = 10_000
-MAX_SHOWN = 160
-"""Characters of what a file says that a sentence repeats."""
 
 # ----------------------------------------------------------------------------------------------------------- errors
 
@@ -91,9 +51,11 @@ _UNPRINTABLE = re.compile(
 
 def printable(text: str) -> str:
     """`text` on one line, with all that a terminal could obey, or that no encoding has, as \\x1b or \\u202e."""
-    return _UNPRINTABLE.sub(
-        lambda found: f"\\x{code:02x}" if (code := ord(found[0])) < 0x100 else f"\\u{code:04x}", text
-    )
+    return _UNPRINTABLE.sub(lambda found: _escaped(found[0]), text)
+
+
+def _escaped(letter: str) -> str:
+    return f"\\x{code:02x}" if (code := ord(letter)) < 0x100 else f"\\u{code:04x}"
 
 
 def printable_lines(text: str) -> str:
@@ -121,14 +83,16 @@ def shown(value: Any) -> str:
     if isinstance(value, int) and value.bit_length() > 1000:  # Python has decimals only of those that aren't too long
         text = hex(value)
     else:
-        text = repr(value if not isinstance(value, str) else value[: MAX_SHOWN + 1])
+        text = repr(value if not isinstance(value, str) else value[: limited.SHOWN_CHARACTERS + 1])
     return shortened(text)
 
 
-def shortened(text: str, most: int = MAX_SHOWN) -> str:
-    """`text` on one line as `printable` has it, and at most so many characters of it."""
-    text = printable(text)
-    return text if len(text) <= most else f"{text[:most]}…"
+def shortened(words: object, most: int = limited.SHOWN_CHARACTERS) -> str:
+    """What a file, a peer or an error says, for a message: printable, on one line, of at most so many characters."""
+    text = "".join(
+        letter if letter.isprintable() else _escaped(letter) for letter in " ".join(str(words)[: 4 * most].split())
+    )
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def reason(error: BaseException) -> str:
@@ -137,14 +101,13 @@ def reason(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, RecursionError | MemoryError):
         return "it is nested too deeply"
-    text = printable(" ".join(str(error).split()) or type(error).__name__)
-    return (text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…").rstrip(".")
+    return shortened(str(error) or type(error).__name__).rstrip(".")
 
 
 # ------------------------------------------------------------------------------------------------------------ bytes
 
 
-def read_bytes(path: Path, limits: Limits = DOCUMENT) -> bytes:
+def read_bytes(path: Path, limits: Limits = limited.DOCUMENT) -> bytes:
     """All of a file, or of a pipe. Raises UnusableFileError, also where it is longer than `limits.bytes`."""
     try:
         with path.open("rb") as file:
@@ -152,7 +115,7 @@ def read_bytes(path: Path, limits: Limits = DOCUMENT) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise UnusableFileError(path, f"can't be read: {reason(error)}") from error
     if len(content) > limits.bytes:
-        raise UnusableFileError(path, f"is over {limits.bytes:,} bytes, the most that is read")
+        raise UnusableFileError(path, f"is over {limits.bytes:,} bytes, the most that is read", limits.remedy("bytes"))
     return content
 
 
@@ -167,7 +130,7 @@ def _decoded(content: bytes) -> str:
 
 
 def parse_json(
-    content: bytes | str, limits: Limits = DOCUMENT, *, surrogates: bool = False, non_finite: bool = False
+    content: bytes | str, limits: Limits = limited.DOCUMENT, *, surrogates: bool = False, non_finite: bool = False
 ) -> Any:
     """What JSON says. Raises MalformedError.
 
@@ -176,11 +139,11 @@ def parse_json(
     unless `surrogates` are taken.
     """
     if len(content) > limits.bytes:
-        raise MalformedError(f"it is over {limits.bytes:,} bytes")
+        raise MalformedError(f"it is over {limits.bytes:,} bytes ({limits.remedy('bytes')})")
     text = _decoded(content) if isinstance(content, bytes) else content
     # no more values than separators and brackets, so that this needs no parsing; strings may hold some, and seldom many
     if text.count(",") + text.count("[") + text.count("{") > limits.elements:
-        raise MalformedError(f"it has over {limits.elements:,} values")
+        raise MalformedError(f"it has over {limits.elements:,} values ({limits.remedy('elements')})")
     try:
         found = (_LENIENT_DECODER if non_finite else _DECODER).decode(text)
     except (ValueError, RecursionError) as error:
@@ -190,7 +153,7 @@ def parse_json(
 
 
 def _integer(digits: str) -> int:
-    if len(digits.lstrip("-")) > MAX_INTEGER_DIGITS or abs(value := int(digits)) >> 64:
+    if len(digits.lstrip("-")) > limited.INTEGER_DIGITS or abs(value := int(digits)) >> 64:
         raise MalformedError(f"the number {digits[:24]}{'…' * (len(digits) > 24)} is beyond 64 bits")
     return value
 
@@ -249,7 +212,7 @@ def _has_surrogates(text: str) -> bool:
 
 def read_json(
     path: Path,
-    limits: Limits = DOCUMENT,
+    limits: Limits = limited.DOCUMENT,
     *,
     what: str = "JSON",
     remedy: str = "",
@@ -348,7 +311,11 @@ def _place(path: Iterable[str | int]) -> str:
     """layers[0].latency.p50."""
     place = ""
     for step in path:
-        place += f"[{step}]" if isinstance(step, int) else f"{'.' * bool(place)}{printable(step[:MAX_SHOWN])}"
+        place += (
+            f"[{step}]"
+            if isinstance(step, int)
+            else f"{'.' * bool(place)}{printable(step[: limited.SHOWN_CHARACTERS])}"
+        )
     return place or "it"
 
 
@@ -400,7 +367,7 @@ _DOTTED = re.compile(r"""(?<![\w"'.-])(?:[\w"'-]+[ \t]*\.[ \t]*){9}""")
 """A key of ten parts, for which `tomllib` would make as many tables; its time grows with their square."""
 
 
-def read_toml(path: Path, limits: Limits = BOARD, *, what: str = "TOML") -> dict[str, Any]:
+def read_toml(path: Path, limits: Limits = limited.BOARD, *, what: str = "TOML") -> dict[str, Any]:
     """What a TOML file says. Raises UnusableFileError."""
     try:
         import tomllib
@@ -411,7 +378,7 @@ def read_toml(path: Path, limits: Limits = BOARD, *, what: str = "TOML") -> dict
     try:
         text = _decoded(content)
         if text.count("[") + text.count("{") + text.count("=") + text.count(",") > limits.elements:
-            raise MalformedError(f"it has over {limits.elements:,} values")
+            raise MalformedError(f"it has over {limits.elements:,} values ({limits.remedy('elements')})")
         if _DOTTED.search(text):
             raise MalformedError(f"it has a key of more than {limits.depth} parts")
         found = tomllib.loads(text)
@@ -424,7 +391,7 @@ def read_toml(path: Path, limits: Limits = BOARD, *, what: str = "TOML") -> dict
 # ----------------------------------------------------------------------------------------------------------- arrays
 
 
-def read_array(path: Path | str, mmap_mode: Literal["r"] | None = None, limits: Limits = ARRAY) -> np.ndarray:
+def read_array(path: Path | str, mmap_mode: Literal["r"] | None = None, limits: Limits = limited.ARRAY) -> np.ndarray:
     """A .npy file's array of numbers, bfloat16 as `|V2`. Raises MalformedError, and OSError where it can't be read.
 
     The header is checked before anything is allocated: the file has exactly the bytes that shape and dtype ask for.
@@ -443,7 +410,8 @@ def read_array(path: Path | str, mmap_mode: Literal["r"] | None = None, limits: 
         begin, size = file.tell(), os.fstat(file.fileno()).st_size
         if count > limits.elements or count * dtype.itemsize > limits.bytes:
             raise MalformedError(
-                f"it says that it has {count:,} elements of {dtype}; the most is {limits.bytes:,} bytes"
+                f"it says that it has {count:,} elements of {dtype}; the most is {limits.bytes:,} bytes "
+                f"({limits.remedy('bytes')})"
             )
         if size - begin != count * dtype.itemsize:
             raise MalformedError(
@@ -468,8 +436,8 @@ def _array_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     if version not in ((1, 0), (2, 0)):
         raise MalformedError(f"it is of version {version[0]}.{version[1]} of the format, and 1.0 and 2.0 are read")
     (length,) = struct.unpack("<H" if version == (1, 0) else "<I", begin[8 : 10 if version == (1, 0) else 12])
-    if length > MAX_ARRAY_HEADER_BYTES:
-        raise MalformedError(f"its header has {length:,} bytes; the most is {MAX_ARRAY_HEADER_BYTES:,}")
+    if length > limited.ARRAY_HEADER_BYTES:
+        raise MalformedError(f"its header has {length:,} bytes; the most is {limited.ARRAY_HEADER_BYTES:,}")
     file.seek(8)
     try:
         if version == (1, 0):
@@ -479,13 +447,13 @@ def _array_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
         raise MalformedError(f"its header can't be read: {reason(error)}") from error
 
 
-def read_tensors(path: Path, limits: Limits = WEIGHTS) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+def read_tensors(path: Path, limits: Limits = limited.WEIGHTS) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     """The metadata and arrays of a safetensors file. Raises UnusableFileError."""
     from safetensors import SafetensorError, safe_open
 
     try:
         if (size := path.stat().st_size) > limits.bytes:
-            raise UnusableFileError(path, f"has {size:,} bytes; the most is {limits.bytes:,}")
+            raise UnusableFileError(path, f"has {size:,} bytes; the most is {limits.bytes:,}", limits.remedy("bytes"))
         with safe_open(path, "numpy") as file:
             # the format has no array that isn't in the file, so that they are no larger together than it is
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it can't be iterated)
@@ -508,7 +476,7 @@ def unpack(
     path: Path,
     root: Path,
     admit: Callable[[str, int, int, int], None],
-    limits: Limits = BUNDLE,
+    limits: Limits = limited.BUNDLE,
     *,
     what: str = "tar",
 ) -> None:
@@ -545,13 +513,13 @@ def _copy(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo, destina
     assert content is not None
     left = member.size
     with destination.open("xb") as file:
-        while left and (block := content.read(min(left, MIB))):
+        while left and (block := content.read(min(left, limited.MIB))):
             left -= file.write(block)
     if left:
         raise UnusableFileError(path, f"ends in the middle of {shown(member.name)}", "it is incomplete")
 
 
-def members(path: Path, limits: Limits = BUNDLE) -> Iterator[tuple[str, IO[bytes] | None]]:
+def members(path: Path, limits: Limits = limited.BUNDLE) -> Iterator[tuple[str, IO[bytes] | None]]:
     """The names of an uncompressed tar's members with what is in them, None of what is no file.
 
     Raises UnusableFileError, OSError. A header that can't be read ends the tar, as other programs have it.
@@ -573,13 +541,14 @@ def _scan(path: Path, limits: Limits) -> None:
             member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             count += 1
             if count > 3 * limits.elements:  # each may have two extensions
-                raise UnusableFileError(path, f"is over {limits.elements:,} members")
+                raise UnusableFileError(path, f"is over {limits.elements:,} members", limits.remedy("elements"))
             if member.size < 0:
                 raise UnusableFileError(path, f"has a member {shown(member.name)} of {member.size:,} bytes")
             if member.type in _EXTENSIONS:
-                if member.size > MAX_EXTENSION_BYTES:
+                if member.size > limited.EXTENSION_BYTES:
                     raise UnusableFileError(
-                        path, f"has a name or pax header of {member.size:,} bytes; the most is {MAX_EXTENSION_BYTES:,}"
+                        path,
+                        f"has a name or pax header of {member.size:,} bytes; the most is {limited.EXTENSION_BYTES:,}",
                     )
                 if found := _UNFIT_PAX.search(file.read(member.size)):
                     raise UnusableFileError(path, f"has a pax header with {shown(found[1].decode('latin-1'))}")

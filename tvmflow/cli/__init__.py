@@ -13,8 +13,9 @@ from typing import Annotated
 
 import typer
 
-from tvmflow import __version__, children
+from tvmflow import __version__, children, limits
 from tvmflow.cli import bundles, devices, learning, outcome, quantizing, reporting, streams, tuning, vta
+from tvmflow.spec import UserError
 
 HELP = "Take a trained network to the device where it has to run, and say honestly what it costs there."
 EPILOG = "Exit codes: 0 ok, 1 internal error, 2 usage, 3 verification failed, 4 unusable input, 5 missing dependency, \
@@ -52,12 +53,13 @@ VTA_COMMANDS: dict[str, Callable[..., None]] = {"disasm": vta.disasm}
 def main() -> None:
     """Entry point of `tvmflow` and `python -m tvmflow`."""
     children.forget_current_folder()
-    arguments = [argument for argument in sys.argv[1:] if argument not in ("-v", "--verbose")]
-    outcome.verbose = len(arguments) < len(sys.argv) - 1
+    said = sys.argv[1:]
+    arguments = [argument for argument in said if argument not in ("-v", "--verbose")]
+    outcome.verbose = len(arguments) < len(said)
     streams.adapt()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("tvmflow").setLevel(logging.INFO)
-    outcome.run(lambda: _app()(args=_as_command(_without_empty(arguments))))
+    outcome.run(lambda: _app()(args=_as_command(_with_limits_lifted(_without_empty(arguments)))))
 
 
 def _without_empty(arguments: list[str]) -> list[str]:
@@ -68,6 +70,22 @@ def _without_empty(arguments: list[str]) -> list[str]:
             after = f" after {option}" if option.startswith("-") else ""
             outcome.fail(f"There is an empty argument{after}; a variable of the shell may be unset.", 2)
     return arguments
+
+
+def _with_limits_lifted(arguments: list[str]) -> list[str]:
+    """The arguments without `--limit NAME=VALUE`, which is taken anywhere, once it has been done."""
+    rest: list[str] = []
+    try:
+        limits.lift_as_the_environment_says()
+        words = iter(arguments)
+        for word in words:
+            if word == "--limit" or word.startswith("--limit="):
+                limits.lift(word.partition("=")[2] if "=" in word else next(words, ""))
+            else:
+                rest.append(word)
+    except UserError as error:
+        outcome.fail(str(error), 2)
+    return rest
 
 
 def _as_command(arguments: list[str]) -> list[str]:
@@ -113,5 +131,9 @@ def _show_version(wanted: bool) -> None:
 def root(
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say it.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show where an error comes from.")] = False,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Lift a limit of what is read: tensor.elements=1G."),
+    ] = None,
 ) -> None:
     pass

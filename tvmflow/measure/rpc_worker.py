@@ -26,6 +26,7 @@ from tvm import relax, rpc  # noqa: E402
 from tvmflow import peers  # noqa: E402
 from tvmflow.deploy import facts_after, parse_facts, why_incompatible  # noqa: E402
 from tvmflow.handshake import session_key  # noqa: E402
+from tvmflow.limits import PEER  # noqa: E402
 from tvmflow.report import summarize  # noqa: E402
 from tvmflow.spec import DeviceError  # noqa: E402
 from tvmflow.tensors import load  # noqa: E402
@@ -111,8 +112,8 @@ def _facts(ask: Callable[[], str]) -> dict[str, Any]:
         said = ask()
     except Exception as error:  # TVM's client raises several kinds
         raise ValueError(str(error).strip().splitlines()[-1] if str(error).strip() else "no message") from error
-    if not isinstance(said, str) or len(said) > peers.MOST_SAID_BYTES:
-        raise ValueError(f"the board says more than {peers.MOST_SAID_BYTES:,} bytes of itself")
+    if not isinstance(said, str) or len(said) > PEER.bytes:
+        raise ValueError(f"the board says more than {PEER.bytes:,} bytes of itself")
     return parse_facts(said)
 
 

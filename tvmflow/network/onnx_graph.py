@@ -155,7 +155,7 @@ def check_functions(model: onnx.ModelProto, path: Path) -> None:
             key = (node.domain, node.op_type)
             inner = [part for attribute in node.attribute for part in (attribute.g, *attribute.graphs)]
             total += 1 + sum(count(graph.node, callers) for graph in inner)
-            if key in callers or len(callers) > limits.DEPTH:
+            if key in callers or len(callers) > limits.GRAPH.depth:
                 raise UserError(f"{path} is no valid ONNX model: its function {node.op_type!r} calls itself.")
             if key in functions:
                 if key not in counts:
@@ -163,8 +163,10 @@ def check_functions(model: onnx.ModelProto, path: Path) -> None:
                 total += counts[key]
         return total
 
-    if (total := count(model.graph.node, ())) > limits.NODES:
-        raise UserError(f"{path} has {total:,} nodes, its functions put in; at most {limits.NODES:,} are taken.")
+    if (total := count(model.graph.node, ())) > limits.GRAPH.elements:
+        raise UserError(
+            f"{path} has {total:,} nodes, its functions put in; at most {limits.GRAPH.elements:,} are taken."
+        )
 
 
 def inline_functions(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:

@@ -265,8 +265,8 @@ def _described(tensor: torch.Tensor) -> tuple[int, list]:
 
 
 def _json(content: bytes, member: str) -> Any:
-    if len(content) > limits.GRAPH_BYTES:
-        raise ValueError(f"{member} of {len(content):,} bytes, more than {limits.GRAPH_BYTES:,}")
+    if len(content) > limits.GRAPH.bytes:
+        raise ValueError(f"{member} of {len(content):,} bytes, more than {limits.GRAPH.bytes:,}")
     try:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:

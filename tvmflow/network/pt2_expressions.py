@@ -47,8 +47,8 @@ def guard(text: object) -> str:
 
 
 def _parsed(text: object) -> ast.expr:
-    if not isinstance(text, str) or len(text) > limits.EXPRESSION:
-        raise ValueError(f"an expression of more than {limits.EXPRESSION} characters, or none")
+    if not isinstance(text, str) or len(text) > limits.EXPRESSION_CHARACTERS:
+        raise ValueError(f"an expression of more than {limits.EXPRESSION_CHARACTERS} characters, or none")
     try:
         return ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -175,7 +175,7 @@ def _size(node: ast.expr) -> bool:
         if node.args or node.keywords or not isinstance(node.func, ast.Attribute) or node.func.attr not in SIZES:
             return False
         node = node.func.value
-    for _ in range(limits.DEPTH):
+    for _ in range(limits.GRAPH.depth):
         if not isinstance(node, ast.Subscript):
             break
         key = node.slice.value if isinstance(node.slice, ast.Constant) else None

@@ -150,7 +150,12 @@ def boolean(value: Any) -> bool:
 
 def identifier(value: Any) -> str:
     """Names become variables of Python code."""
-    if not isinstance(value, str) or len(value) > limits.TEXT or not value.isidentifier() or keyword.iskeyword(value):
+    if (
+        not isinstance(value, str)
+        or len(value) > limits.TEXT_CHARACTERS
+        or not value.isidentifier()
+        or keyword.iskeyword(value)
+    ):
         raise ValueError(f"the name {_short(value)}, which is no identifier of Python")
     return value
 
@@ -161,13 +166,17 @@ def argument_name(value: Any) -> str:
 
 
 def path(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > limits.TEXT or not PATH.fullmatch(value):
+    if not isinstance(value, str) or len(value) > limits.TEXT_CHARACTERS or not PATH.fullmatch(value):
         raise ValueError(f"the name {_short(value)} of a module or weight; quotes, brackets and the like aren't taken")
     return value
 
 
 def text(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > limits.TEXT or not pt2_expressions.TEXT_IN_QUOTES.fullmatch(value):
+    if (
+        not isinstance(value, str)
+        or len(value) > limits.TEXT_CHARACTERS
+        or not pt2_expressions.TEXT_IN_QUOTES.fullmatch(value)
+    ):
         raise ValueError(f"the text {_short(value)}; quotes, backslashes, braces and control characters aren't taken")
     return value
 
@@ -208,7 +217,7 @@ def one_of(values: Collection[str]) -> Check:
 def metadata(value: Any) -> dict[str, str]:
     """Only the modules around a node, which its kernels are named after; entries of `key,path,class`."""
     stack = _expect(value, dict).get("nn_module_stack")
-    if not isinstance(stack, str) or len(stack) > 10 * limits.TEXT:
+    if not isinstance(stack, str) or len(stack) > 10 * limits.TEXT_CHARACTERS:
         return {}
     entries = [entry.split(",") for entry in stack.split(";")]
     if any(len(entry) != 3 or not PATH.fullmatch(entry[1]) or "*/" in entry[1] for entry in entries):
@@ -218,7 +227,7 @@ def metadata(value: Any) -> dict[str, str]:
 
 def nesting(value: Any) -> str:
     """How arguments or results are nested: JSON in a text, which names classes. Those that import are not taken."""
-    if not isinstance(value, str) or len(value) > limits.GRAPH_BYTES:
+    if not isinstance(value, str) or len(value) > limits.GRAPH.bytes:
         raise ValueError(f"{_short(value)} where the nesting of arguments belongs")
     pair = json.loads(value)
     _check_depth(pair)
@@ -463,7 +472,7 @@ def _shown_operator(target: Any) -> str:
 
 def _check_depth(document: Any) -> None:
     layer = [document]
-    for _ in range(limits.DEPTH):
+    for _ in range(limits.GRAPH.depth):
         layer = [
             inner
             for value in layer
@@ -472,7 +481,7 @@ def _check_depth(document: Any) -> None:
         ]
         if not layer:
             return
-    raise ValueError(f"lists and dicts in one another, deeper than {limits.DEPTH}")
+    raise ValueError(f"lists and dicts in one another, deeper than {limits.GRAPH.depth}")
 
 
 def _expect(value: Any, kind: type) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow import __version__, interrupt, scratch, untrusted
+from tvmflow import __version__, interrupt, limits, scratch, untrusted
 from tvmflow.backends import Gap, Timing
 from tvmflow.bundle import Bundle
 from tvmflow.estimate import bounds, describe, raise_roof, roof_of
@@ -292,7 +292,7 @@ def read_json(path: Path) -> Any:
 
     Names that are no UTF-8 were written as halves of surrogate pairs, so these are taken.
     """
-    return untrusted.read_json(path, untrusted.REPORT, what="report", surrogates=True)
+    return untrusted.read_json(path, limits.REPORT, what="report", surrogates=True)
 
 
 def check_report(content: Any, path: Path) -> Report:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tvmflow import untrusted
+from tvmflow import limits, untrusted
 from tvmflow.spec import UserError
 from tvmflow.tune.apply import is_default
 from tvmflow.tune.store import (
@@ -57,7 +57,7 @@ def _read_database(folder: Path, target: Mapping[str, Any]) -> tuple[list[Entry]
     trials, refused = [], 0
     for line in read_lines(folder / WORKLOADS).splitlines():
         try:
-            workload = untrusted.parse_json(line, untrusted.LINE)
+            workload = untrusted.parse_json(line, limits.LINE)
             check_workload(workload)
             key = task_key(workload)
             tasks.append({"kind": "task", "task": key, "name": key, "workload": workload})
@@ -66,7 +66,7 @@ def _read_database(folder: Path, target: Mapping[str, Any]) -> tuple[list[Entry]
             refused += 1
     for line in read_lines(folder / RECORDS).splitlines():
         try:
-            index, record = untrusted.parse_json(line, untrusted.LINE)
+            index, record = untrusted.parse_json(line, limits.LINE)
             task = tasks[index] if type(index) is int and index >= 0 else None
             if task is None:
                 raise ValueError("its workload is unusable")

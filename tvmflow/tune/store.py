@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmflow import scratch, untrusted
+from tvmflow import limits, scratch, untrusted
 from tvmflow.spec import Basis, UserError
 from tvmflow.untrusted import UnusableFileError
 
@@ -265,7 +265,7 @@ class Store:
         bad = []
         for line in text.splitlines():
             try:
-                entry = untrusted.parse_json(line, untrusted.LINE)
+                entry = untrusted.parse_json(line, limits.LINE)
                 self._check(entry)
             except (ValueError, TypeError, KeyError) as error:
                 bad.append((LEDGER, line[:KEPT_OF_A_LINE], str(error) or type(error).__name__))
@@ -402,9 +402,9 @@ def _is_duration(value: Any) -> bool:
 
 def read_lines(path: Path) -> str:
     """The text of a file of lines, each of which is for `untrusted.parse_json`. Raises UnusableFileError."""
-    text = untrusted.read_bytes(path, untrusted.LEDGER).decode("utf-8", "replace")
-    if text.count("\n") > untrusted.LEDGER.elements:
-        raise UnusableFileError(path, f"has over {untrusted.LEDGER.elements:,} lines")
+    text = untrusted.read_bytes(path, limits.LEDGER).decode("utf-8", "replace")
+    if text.count("\n") > limits.LEDGER.elements:
+        raise UnusableFileError(path, f"has over {limits.LEDGER.elements:,} lines", limits.LEDGER.remedy("elements"))
     return text
 
 

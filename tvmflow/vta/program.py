@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tvmflow import untrusted
+from tvmflow import limits, untrusted
 from tvmflow.spec import UserError
 from tvmflow.untrusted import MalformedError, UnusableFileError
 from tvmflow.vta import config as configuration
@@ -209,11 +209,11 @@ def save(executable: Executable, folder: Path, facts: Mapping[str, Any] | None =
 def read(folder: Path) -> Executable:
     """Read the three files. Raises UserError for what is missing, damaged or of another version."""
     what, path = "layout of a VTA program", folder / "layout.json"
-    described = untrusted.read_json(path, untrusted.MANIFEST, what=what)
+    described = untrusted.read_json(path, limits.MANIFEST, what=what)
     version = described.get("schema_version") if isinstance(described, dict) else None
     if type(version) is not int or version != SCHEMA_VERSION:
         raise UnusableFileError(path, f"has schema_version {untrusted.shown(version)}, where {SCHEMA_VERSION} belongs")
-    code, image = (untrusted.read_bytes(folder / name, untrusted.MEMBER) for name in FILES[:2])
+    code, image = (untrusted.read_bytes(folder / name, limits.MEMBER) for name in FILES[:2])
     try:
         LAYOUT.check(described)
         config = configuration.from_json(described["configuration"], untrusted.printable(str(path)))
