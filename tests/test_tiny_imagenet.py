@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tvmflow.cli import main
 from tvmflow.evaluate import evaluate
 from tvmflow.models import tiny_imagenet, train
 from tvmflow.spec import UserError
@@ -78,19 +78,22 @@ def test_damaged_folders_are_refused(folder):
         load(folder)
 
 
+COMMAND_LINE = f"""
+from tvmflow.cli import main
+from tvmflow.models import tiny_imagenet
+tiny_imagenet.COUNTS = {COUNTS}
+main()
+"""
+
+
 def test_train_and_evaluate(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(tiny_imagenet, "COUNTS", COUNTS)
     out = tmp_path / "out"
     options = ["--data", str(folder), "--epochs", "1", "--work-dir", str(tmp_path / "work"), "-o", str(out)]
-    pid = os.fork()  # the command line ends its process, and takes its signals and temporary files
-    if pid == 0:
-        monkeypatch.setattr("sys.argv", ["tvmflow", "train", *options])
-        try:
-            main()
-        except SystemExit as ended:
-            os._exit(int(ended.code or 0))
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND_LINE, "train", *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
     facts = json.loads((out / "dilated-net.json").read_text())
     assert (facts["data_set"], facts["config"]["network"]["classes"]) == ("Tiny ImageNet", 3)
     assert "1×3×64×64" in (out / "dilated-net.md").read_text()
