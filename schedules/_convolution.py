@@ -9,6 +9,7 @@ the loops' kinds and the indices, and anything else (other layouts, dtypes, symb
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -181,18 +182,22 @@ def read_convolution(func: tirx.PrimFunc) -> Convolution | None:
     return found[0]
 
 
-def read_convolutions(func: tirx.PrimFunc) -> list[Convolution]:
-    """The convolutions that `func` computes, each of what the one before it gave; none if it does anything else."""
+@functools.lru_cache(maxsize=512)
+def read_convolutions(func: tirx.PrimFunc) -> tuple[Convolution, ...]:
+    """The convolutions that `func` computes, each of what the one before it gave; none if it does anything else.
+
+    Each rule, each pass and each tile of a search asks for the same functions again.
+    """
     if not all(tirx.is_buffer_var(param) and static_shape(param) for param in func.params):
-        return []
+        return ()
     found: list[Convolution] = []
     steps = _steps_of(func)
     for border, core, tail in steps:
         conv = _read(func, border, core, tail, found[-1].output if found else None)
         if conv is None or (param_of(func, conv.output) is not None) != (len(found) == len(steps) - 1):
-            return []
+            return ()
         found.append(conv)
-    return found
+    return tuple(found)
 
 
 def _read(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from warm import UNREAD_WHEN_IMPORTING, WarmProcess
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target
@@ -98,22 +100,34 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def tvmflow() -> Callable[..., Finished]:
-    """`tvmflow("build", …)` runs the command line in a process of its own."""
+def tvmflow() -> Iterator[Callable[..., Finished]]:
+    """`tvmflow("build", …)` runs the command line in a process of its own.
 
-    def call(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> Finished:
-        done = subprocess.run(
-            [sys.executable, "-m", "tvmflow", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=cwd,
-            env={**os.environ, **environment},
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-        return Finished(code=done.returncode, out=done.stdout, err=done.stderr)
+    It has its imports done, unless `warm` says no or a variable is given that may be read while importing.
+    """
+    with contextlib.ExitStack() as stack:
+        server: list[WarmProcess] = []
 
-    return call
+        def call(*arguments: str | Path, cwd: Path | None = None, warm: bool = True, **variables: str) -> Finished:
+            words, environment = [*map(str, arguments)], {**os.environ, **variables}
+            if warm and variables.keys() <= UNREAD_WHEN_IMPORTING:
+                if not server:
+                    server.append(WarmProcess())
+                    stack.callback(server[0].close)
+                code, out, err = server[0].run(words, cwd, environment)
+                return Finished(code=code, out=out, err=err)
+            done = subprocess.run(
+                [sys.executable, "-m", "tvmflow", *words],
+                capture_output=True,
+                text=True,
+                cwd=cwd,
+                env=environment,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+            return Finished(code=done.returncode, out=done.stdout, err=done.stderr)
+
+        yield call
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,12 +23,10 @@ WARP = 32
 MOST_THREADS = 1024
 
 
-@functools.lru_cache(maxsize=64)
 def read_convolutions(func: tirx.PrimFunc) -> tuple[Convolution, ...]:
-    """`tvmflow.schedules._convolution.read_convolutions` of tensors that lie as NCHW; a search asks for each tile."""
+    """`tvmflow.schedules._convolution.read_convolutions` of tensors that lie as NCHW."""
     found = _convolution.read_convolutions(func)
-    blocked = any(conv.data_block or conv.weight_block or conv.out_block for conv in found)
-    return () if blocked else tuple(found)
+    return () if any(conv.data_block or conv.weight_block or conv.out_block for conv in found) else found
 
 
 def read_convolution(func: tirx.PrimFunc) -> Convolution | None:
