@@ -22,7 +22,7 @@ from tvmflow.untrusted import shortened
 
 BLOCK = 1 << 16
 
-UNREADABLE = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError, MemoryError)
+UNREADABLE = (tarfile.TarError, OSError, EOFError, ValueError, IndexError, OverflowError, RecursionError, MemoryError)
 """What tarfile and the decoders raise on damaged archives, beside the errors of the decoders' own."""
 
 

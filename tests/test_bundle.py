@@ -203,7 +203,7 @@ def test_manifests_that_lie_below_the_top(copy, path, value, words):
 
 
 def test_a_relative_error_of_zero_is_infinite(copy):
-    """Builds wrote it so, which strict JSON has no word for."""
+    """Builds wrote it so once, which strict JSON has no word for."""
     manifest = json.loads((copy / "manifest.json").read_text())
     change_manifest(copy, verify={**manifest["verify"], "max_rel_error": float("inf")})
     with bundles.open_bundle(copy) as bundle:
@@ -318,7 +318,7 @@ def test_nothing_is_left_when_writing_fails(tiny, tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bundles.os, "replace", full)
+    monkeypatch.setattr(bundles.os, "rename", full)
     with pytest.raises(UserError, match="disk is full"):
         build(tiny, TARGETS["host"], tmp_path / "out")
     assert os.listdir(tmp_path) == []
@@ -475,6 +475,22 @@ def test_a_write_that_fails_leaves_the_old_bundle(write, copy, tmp_path, monkeyp
     with bundles.open_bundle(copy) as bundle:
         assert bundle.digest == before
     assert not list(copy.glob(".tvmflow-*"))
+
+
+def test_an_archive_comes_back_if_a_folder_cannot_take_its_place(write, archive, tmp_path, monkeypatch):
+    place, rename = tmp_path / "without-suffix", os.rename
+    shutil.copyfile(archive, place)
+    before = place.read_bytes()
+
+    def fail(source, destination):
+        if Path(destination) == place and Path(source).name == "bundle":
+            raise OSError(5, "Input/output error")
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(UserError, match="it was left as it was"):
+        write(place)
+    assert place.read_bytes() == before
 
 
 def test_names_as_long_as_they_may_be(write, tmp_path):

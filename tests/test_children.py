@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT, Finished
 
@@ -169,6 +170,24 @@ def test_commands_are_those_of_absolute_folders(tmp_path, monkeypatch):
         monkeypatch.setenv("PATH", first)
         assert children.which("compiler") is None
     assert children.which("./compiler") == "./compiler"
+
+
+GRANDPARENT = """
+import subprocess, sys, time
+from tvmflow import children
+print(subprocess.Popen(children.ending_with_us(["sleep", "600"])).pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_program_ends_with_the_process_that_started_it_however_that_ends():
+    if children.which("setpriv") is None:
+        pytest.skip("setpriv of util-linux isn't here")
+    with subprocess.Popen([sys.executable, "-c", GRANDPARENT], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        program = psutil.Process(int(process.stdout.readline()))
+        process.kill()
+    program.wait(timeout=30)
 
 
 def test_nothing_else_starts_a_python_or_looks_for_a_command():

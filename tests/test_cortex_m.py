@@ -23,11 +23,12 @@ from tvmflow.integer_frontend import integer_program
 from tvmflow.lifetimes import Tensor
 from tvmflow.passes.multiply_adds import multiply_adds
 from tvmflow.pipeline import run_stages
-from tvmflow.report import collect, to_json
+from tvmflow.report import collect
 from tvmflow.report.render import render_html, report_text
 from tvmflow.spec import MissingDependencyError, UnsupportedOperatorError, UserError, VerificationError
 from tvmflow.survey import survey
 from tvmflow.targets import TARGETS
+from tvmflow.text import to_json
 from tvmflow.toolchain import select_linker, tvm_target_dict
 
 pytestmark = pytest.mark.packages

@@ -21,11 +21,12 @@ from tvmflow.cuda import backend, cubin, standin
 from tvmflow.cuda.nvrtc import CompileError, compile_cuda, kernel_names
 from tvmflow.cuda.occupancy import occupancy
 from tvmflow.measure.local import profile_library, time_library
-from tvmflow.report import collect, to_json
+from tvmflow.report import collect
 from tvmflow.report.render import render_html, report_text
 from tvmflow.spec import MissingDependencyError, UserError, VerificationError
 from tvmflow.survey import survey
 from tvmflow.targets import TARGETS
+from tvmflow.text import to_json
 from tvmflow.verify import compare, verify_library
 
 GPUS = [name for name, board in TARGETS.items() if board.kind == "cuda"]

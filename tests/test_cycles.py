@@ -14,11 +14,12 @@ from conftest import ROOT, needs_commands, needs_emulator
 from benchmarks import cycles as benchmark
 from tvmflow import cycles
 from tvmflow.bundle import open_bundle
-from tvmflow.report import collect, to_json
+from tvmflow.report import collect
 from tvmflow.report.render import render_html, report_text
 from tvmflow.spec import MissingDependencyError, VerificationError
 from tvmflow.survey import survey
 from tvmflow.targets import TARGETS
+from tvmflow.text import to_json
 
 BOARD = TARGETS["raspberry-pi-4b"]
 AARCH64 = "aarch64-linux-gnu"

@@ -27,10 +27,10 @@ from tvmflow.bundle import Bundle, open_bundle
 from tvmflow.deploy import changes, connect, deploy, doubts, facts, parse_facts, upload, window_seconds
 from tvmflow.integer_frontend import integer_program
 from tvmflow.limits import RESULT
-from tvmflow.report import to_json
 from tvmflow.report.render import report_text
 from tvmflow.spec import DeviceError, UserError, VerificationError
 from tvmflow.targets import TARGETS, compute_in
+from tvmflow.text import to_json
 
 
 @pytest.fixture(scope="module")

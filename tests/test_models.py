@@ -129,7 +129,10 @@ def test_committed_weights_were_really_trained():
 
 def test_weights_that_do_not_fit(tmp_path):
     (tmp_path / "noise.safetensors").write_bytes(b"\x10" * 100)
-    for name, words in {"missing.safetensors": "no weights file", "noise.safetensors": "no intact safetensors"}.items():
+    for name, words in {
+        "missing.safetensors": "There is no file",
+        "noise.safetensors": "no intact safetensors",
+    }.items():
         with pytest.raises(UserError, match=words):
             load_weights(DilatedNet(), tmp_path / name)
     weights = ROOT / "models" / "weights" / "dilated-net.safetensors"

@@ -10,10 +10,11 @@ from conftest import ROOT, needs_emulator
 
 from tvmflow.build import build
 from tvmflow.bundle import open_bundle
-from tvmflow.report import collect, to_json
+from tvmflow.report import collect
 from tvmflow.report.render import render_html
 from tvmflow.survey import survey
 from tvmflow.targets import TARGETS
+from tvmflow.text import to_json
 
 CPUS = [name for name, board in TARGETS.items() if board.kind in ("llvm", "arm_cpu")]
 METHODS = dict.fromkeys(CPUS, "emulated") | {"host": "native", "raspberry-pi-3b-32bit": "emulated kernels"}

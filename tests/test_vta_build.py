@@ -18,12 +18,13 @@ from benchmarks import vta as benchmark
 from tvmflow import integer
 from tvmflow.bundle import open_bundle
 from tvmflow.evaluate import evaluate_quantised
-from tvmflow.report import collect, to_json
+from tvmflow.report import collect
 from tvmflow.report.render import render_html, report_text
 from tvmflow.report.search import search_of
 from tvmflow.spec import UserError, VerificationError
 from tvmflow.survey import survey
 from tvmflow.targets import TARGETS
+from tvmflow.text import to_json
 from tvmflow.tune.apply import find_records
 from tvmflow.tune.store import Store
 from tvmflow.vta import backend, search

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -39,6 +38,7 @@ from tvmflow.spec import (
     Vector,
     Vta,
 )
+from tvmflow.text import to_json
 from tvmflow.untrusted import MalformedError, UnusableFileError, printable, reason, shown
 from tvmflow.verify import tolerances
 
@@ -397,16 +397,14 @@ def write(
                 path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
                 for path in members
             }
-            (root / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            (root / MANIFEST).write_text(to_json(content, escaped=True) + "\n", encoding="utf-8")
             if place.is_dir():
                 _exchange(root, place, made / "replaced")
             elif place.suffix == ".tar":
                 _pack(root, [root / MANIFEST, *members], made / "bundle.tar")
                 os.replace(made / "bundle.tar", place)
             else:
-                if place.exists():
-                    os.replace(place, made / "replaced")
-                os.replace(root, place)
+                _replace(root, place, made / "replaced")
             return Bundle(path=out, root=out, manifest=content)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
@@ -428,6 +426,20 @@ def _own(place: Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
+
+
+def _replace(root: Path, place: Path, replaced: Path) -> None:
+    """The folder `root` takes the place of what is at `place`, an archive or nothing, which comes back if it fails."""
+    with interrupt.deferred():
+        if not os.path.lexists(place):
+            os.rename(root, place)
+            return
+        os.rename(place, replaced)
+        try:
+            os.rename(root, place)
+        except BaseException:
+            os.rename(replaced, place)
+            raise
 
 
 def _exchange(root: Path, place: Path, replaced: Path) -> None:

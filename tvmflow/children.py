@@ -14,6 +14,7 @@ import shutil
 import site
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 START = Path(__file__).with_name("start_child.py")
@@ -65,6 +66,15 @@ def which(command: str) -> str | None:
     if path is None or os.path.isabs(path) or os.path.dirname(command):
         return path
     return shutil.which(command, path=_commands() or os.devnull)  # no path would be the system's own
+
+
+def ending_with_us(command: Sequence[str]) -> list[str]:
+    """The command of a program that isn't Python's, which the system ends with the thread that starts it, if it can.
+
+    Without that, an emulator goes on when this process is killed. util-linux has the program that asks for it.
+    """
+    setpriv = which("setpriv") if sys.platform == "linux" else None
+    return [setpriv, "--pdeathsig", "KILL", "--", *command] if setpriv else [*command]
 
 
 def find_package(name: str) -> Path | None:

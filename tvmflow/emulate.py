@@ -338,7 +338,7 @@ def _run(
     """
     try:
         process = subprocess.Popen(
-            command,
+            children.ending_with_us(command),
             cwd=folder,
             env={"TVM_NUM_THREADS": str(threads), **environment},
             stdout=subprocess.PIPE,

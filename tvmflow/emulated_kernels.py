@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 from elftools.elf.elffile import ELFFile
 
+from tvmflow import children
 from tvmflow.emulate import RESERVED_PREFIX, describe, find_kernels, parse_description
 from tvmflow.spec import MissingDependencyError
 
@@ -67,7 +68,9 @@ class Kernels:
     """The emulated process. `kernels[name](*tensors)` runs a kernel and changes the tensors that it changed."""
 
     def __init__(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={})
+        self.process = subprocess.Popen(
+            children.ending_with_us(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={}
+        )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.requests, self.answers = self.process.stdin, self.process.stdout

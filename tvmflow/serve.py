@@ -83,9 +83,11 @@ def read_token(path: Path, *, make: bool = False) -> str:
     try:
         if make and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_hex(16) + "\n")
+            with scratch.beside(path) as made:
+                with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                    file.write(secrets.token_hex(16) + "\n")
+                with contextlib.suppress(FileExistsError):  # another server was first, whose token it is then
+                    os.link(made, path)
         # what is looked at is what is read, and a pipe or a device is neither waited for nor read without end
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
             status = os.fstat(opened.fileno())

@@ -222,8 +222,9 @@ def _read_bundle(path: Path) -> None:
 
 
 def _reports() -> list[Files]:
-    from tvmflow.report import collect, to_json
+    from tvmflow.report import collect
     from tvmflow.survey import survey
+    from tvmflow.text import to_json
 
     with tempfile.TemporaryDirectory() as folder:
         for name, content in _bundle().items():

@@ -100,7 +100,8 @@ def fail(message: str, code: int, *, internal: bool = False) -> None:
 
 def show(text: str, content: Any, json: Path | None) -> None:
     """Print `text`, or write `content` as JSON: to a file beside the text, or to stdout instead of it."""
-    from tvmflow.report import to_json, write_json
+    from tvmflow.report import write_json
+    from tvmflow.text import to_json
 
     if json == Path("-"):
         print(to_json(content, escaped=True))

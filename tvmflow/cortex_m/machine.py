@@ -214,7 +214,7 @@ def start(
     command = [qemu, "-machine", machine, "-nographic", "-monitor", "none", "-serial", "none", *semihosting]
     try:
         return subprocess.run(
-            [*command, *options, "-kernel", str(firmware)],
+            children.ending_with_us([*command, *options, "-kernel", str(firmware)]),
             capture_output=True,
             text=True,
             cwd=folder,

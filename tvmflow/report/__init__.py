@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from tvmflow.estimate import bounds, describe, raise_roof, roof_of
 from tvmflow.measure.noise import median_interval
 from tvmflow.spec import Measurement, UserError, install_sentence
 from tvmflow.targets import TARGETS
+from tvmflow.text import to_json
 from tvmflow.untrusted import MalformedError, UnusableFileError
 
 SCHEMA_VERSION = "1.3"
@@ -342,19 +342,6 @@ def _check_sense(report: Report, path: Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON. Raises UserError; the file is whole or as it was before."""
     write_text(path, to_json(content) + "\n")
-
-
-def to_json(content: Any, *, escaped: bool = False) -> str:
-    """JSON text, on request in ASCII. What is infinite or no number, such as an error that is, becomes null."""
-    return json.dumps(_finite(content), indent=1, ensure_ascii=escaped, allow_nan=False)
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tvmflow.estimate import origin
-from tvmflow.report import Report, networks, not_shown, to_json, views
+from tvmflow.report import Report, networks, not_shown, views
 from tvmflow.report.answers import answers, repeat
 from tvmflow.report.details import cells_of, header_of
 from tvmflow.report.search import convergence
+from tvmflow.text import to_json
 from tvmflow.untrusted import printable, printable_document
 
 NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ms|%)?|\?|")
