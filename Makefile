@@ -7,6 +7,8 @@ DEMO := dist/demo
 # Beside this computer, in float32 and in int8.
 DEMO_BOARDS := raspberry-pi-3b raspberry-pi-4b raspberry-pi-5 jetson-orin-nano gtx-1080ti pynq-z1 mps3-an547
 BIN := .venv/bin
+# The package as it is installed, of links.
+TREE := dist/tree
 
 .PHONY: help demo demo-report test quick lint docs bench table1 tuned weights clean
 
@@ -49,10 +51,14 @@ test: .venv/installed
 quick: .venv/installed
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "emulated or packages"
 
+# Imports are looked up in the package as it is installed, whose parts lie in four folders here.
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy tvmflow schedules targets models
+	rm -rf $(TREE) && mkdir -p $(TREE)/tvmflow
+	ln -s $(CURDIR)/tvmflow/* $(CURDIR)/targets $(CURDIR)/schedules $(CURDIR)/models $(TREE)/tvmflow/
+	MYPYPATH=$(TREE) $(BIN)/mypy -p tvmflow
+	PYTHONPATH=$(TREE) $(BIN)/lint-imports --no-cache
 
 # Nothing of it comes from the network, nor asks for it in a browser.
 docs: .venv/installed

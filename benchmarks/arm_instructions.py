@@ -137,7 +137,7 @@ class Emulation:
 
 def prepare(scratch: Path, options: argparse.Namespace) -> Emulation:
     """Compile the plugin, and put together what the emulated programs see."""
-    from tvmflow import emulate
+    from tvmflow.measure import emulate
 
     plugin = ["-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", str(scratch / "count_instructions.so")]
     run(os.environ.get("CC", "cc"), *plugin, str(HERE / "count_instructions.c"))
@@ -190,8 +190,8 @@ def run(*command: str) -> str:
 
 def count_network(model: str, emulation: Emulation, options: argparse.Namespace) -> dict[str, Any]:
     """Instructions of one inference by each library, and the two estimates that this is the mean of."""
-    from tvmflow.frontend import import_model
-    from tvmflow.verify import tolerance
+    from tvmflow.bundles.verify import tolerance
+    from tvmflow.network.frontend import import_model
 
     program = import_model(model)
     with tempfile.TemporaryDirectory(dir=emulation.scratch) as name:
@@ -228,8 +228,9 @@ def board_of(options: argparse.Namespace) -> Target:
 
 def build_ours(program: Any, folder: Path, board: Target) -> int:
     """The bundle with its runner, and the program that counts run. Returns the network's multiply-adds."""
-    from tvmflow import device, toolchain
-    from tvmflow.build import build
+    from tvmflow.bundles import device
+    from tvmflow.bundles.build import build
+    from tvmflow.system import toolchain
 
     bundle = build(program, board, folder / "bundle", runner=True)
     runner = folder / "bundle" / device.FOLDER

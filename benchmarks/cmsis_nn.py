@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow.integer import IntegerLayer, IntegerNetwork
+from tvmflow.integer.network import IntegerLayer, IntegerNetwork
 from tvmflow.spec import MissingDependencyError, Target, UserError
 
 COMPILER = "arm-none-eabi-gcc"
@@ -37,7 +37,7 @@ class Peer:
     """A firmware with the network for a board's emulator. Raises UserError, MissingDependencyError."""
 
     def __init__(self, network: IntegerNetwork, target: Target, checkout: Path, folder: Path) -> None:
-        from tvmflow.cortex_m.machine import HERE, MACHINES, linker_script
+        from tvmflow.targets.cortex_m.machine import HERE, MACHINES, linker_script
 
         if not (checkout / "Include" / "arm_nnfunctions.h").is_file():
             raise UserError(f"{checkout} is no checkout of CMSIS-NN: it has no Include/arm_nnfunctions.h.")
@@ -80,8 +80,8 @@ class Peer:
 
         Gives the outputs in the same form, and all instructions that the firmware executed, its start included.
         """
-        from tvmflow import emulate
-        from tvmflow.cortex_m import machine
+        from tvmflow.measure import emulate
+        from tvmflow.targets.cortex_m import machine
 
         assert self.target.mcu is not None
         signed = (inputs.astype(np.int16) - OFFSETS[str(inputs.dtype)]).astype(np.int8)

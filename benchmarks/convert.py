@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from tvmflow.bundle import Bundle
-    from tvmflow.integer import IntegerNetwork
+    from tvmflow.bundles.bundle import Bundle
+    from tvmflow.integer.network import IntegerNetwork
     from tvmflow.spec import Program
     from tvmflow.targets import Target
 
@@ -88,7 +88,7 @@ def host(cpu: str | None) -> Target:
 
 def build_bundles(program: Program, folder: Path, cpu: str | None = None) -> Bundle:
     """tvmflow's own bundle of the network for this computer, and one without schedules."""
-    from tvmflow.build import build
+    from tvmflow.bundles.build import build
 
     build(program, replace(host(cpu), schedules=()), folder / "untuned")
     return build(program, host(cpu), folder / "bundle")
@@ -99,8 +99,8 @@ def convert_int8(network: IntegerNetwork, folder: Path, cpu: str | None = None) 
     import numpy as np
 
     from benchmarks.qdq import export_qdq
-    from tvmflow.build import build
-    from tvmflow.integer_frontend import integer_program
+    from tvmflow.bundles.build import build
+    from tvmflow.integer.frontend import integer_program
     from tvmflow.targets import compute_in
 
     folder = folder / "int8"

@@ -31,11 +31,11 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow.cuda import nvrtc
-from tvmflow.cuda.counts import Counts
-from tvmflow.cuda.model import Constants, modelled_us, save_constants
-from tvmflow.cuda.nvrtc import Resources
 from tvmflow.spec import Gpu, MissingDependencyError, Program, Target
+from tvmflow.targets.cuda import nvrtc
+from tvmflow.targets.cuda.counts import Counts
+from tvmflow.targets.cuda.model import Constants, modelled_us, save_constants
+from tvmflow.targets.cuda.nvrtc import Resources
 
 RESULTS = Path(__file__).parent / "results"
 REHEARSAL = "TVMFLOW_STANDIN_ARCH" in os.environ
@@ -60,10 +60,10 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="do it on the stand-in, and keep no figure")
     options = parser.parse_args()
 
-    from tvmflow.cuda.backend import missing_device
-    from tvmflow.frontend import import_model
+    from tvmflow.network.frontend import import_model
     from tvmflow.report import environment, write_json
     from tvmflow.targets import find
+    from tvmflow.targets.cuda.backend import missing_device
 
     target = find("cuda", options.board)
     assert target.gpu is not None
@@ -107,7 +107,7 @@ def main() -> None:
 
 def rehearse(board: Target, model: str) -> int:
     """This script again where the stand-in takes the GPU's place; its exit code."""
-    from tvmflow.cuda import standin
+    from tvmflow.targets.cuda import standin
 
     assert board.gpu is not None
     with tempfile.TemporaryDirectory(prefix="tvmflow-rehearsal-") as folder:
@@ -154,7 +154,7 @@ def median_ms(run: Run) -> float:
 
 
 def tvmflow_run(program: Program, target: Target, model: str, folder: Path) -> Run:
-    from tvmflow.cuda.backend import build
+    from tvmflow.targets.cuda.backend import build
 
     bundle = build(program, target, folder / "bundle")
     return library_run(bundle.library, program)
@@ -162,7 +162,7 @@ def tvmflow_run(program: Program, target: Target, model: str, folder: Path) -> R
 
 def untuned_run(program: Program, target: Target, model: str, folder: Path) -> Run:
     """The network as TVM's own pipeline for CUDA compiles it."""
-    from tvmflow.cuda.backend import build
+    from tvmflow.targets.cuda.backend import build
 
     bundle = build(program, replace(target, schedules=()), folder / "untuned")
     return library_run(bundle.library, program)
@@ -239,8 +239,8 @@ class Sample:
 
 def sample(program: Program, target: Target) -> list[Sample]:
     """Some candidates of each kernel, timed; those of one kernel follow each other."""
-    from tvmflow.cuda import counts
-    from tvmflow.passes.plain_names import with_plain_names
+    from tvmflow.targets.cuda import counts
+    from tvmflow.targets.cuda.passes.plain_names import with_plain_names
     from tvmflow.tune.builders import Builders, LocalPool
     from tvmflow.tune.measure import LocalMeasurer
     from tvmflow.tune.space import CostModel, Space

@@ -1,4 +1,4 @@
-"""How good modelled cycles are (`tvmflow.cycles`), found on this computer, where the truth can be measured.
+"""How good modelled cycles are (`tvmflow.measure.cycles`), found on this computer, where the truth can be measured.
 
 `python -m benchmarks.cycles` builds four networks in three ways, models the cycles of each kernel as `tvmflow profile
 --cycles` does for ARM boards, with qemu for x86-64 and llvm-mca's model of this CPU, and then times the same kernels
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from tvmflow.emulate import Emulator
+    from tvmflow.measure.emulate import Emulator
 
 RESULTS = Path(__file__).parent / "results" / "cycles.json"
 MODELS = ("dilated-net", "mobilenet-v1", "squeezenet", "small-vgg")
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     from benchmarks.roofline import limits
-    from tvmflow import cycles
+    from tvmflow.measure import cycles
     from tvmflow.report import environment, write_json
 
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as scratch:
@@ -77,9 +77,11 @@ def place(model: str, way: str, folder: Path) -> Path:
 
 def prepare(model: str, way: str, folder: Path) -> None:
     """Build, and model the cycles of each layer, unless that was done already."""
-    from tvmflow import backends, cycles, emulate, targets
-    from tvmflow.bundle import open_bundle
-    from tvmflow.frontend import import_model
+    from tvmflow import targets
+    from tvmflow.bundles.bundle import open_bundle
+    from tvmflow.measure import cycles, emulate
+    from tvmflow.network.frontend import import_model
+    from tvmflow.targets import kind as backends
 
     root = place(model, way, folder)
     if (root / "modelled.json").exists():
@@ -110,7 +112,7 @@ def prepare(model: str, way: str, folder: Path) -> None:
 
 def measure(model: str, way: str, folder: Path) -> list[dict[str, Any]]:
     """What was modelled of each kernel that takes LEAST_US or more, with its time in µs and the core's clock."""
-    from tvmflow.bundle import open_bundle
+    from tvmflow.bundles.bundle import open_bundle
 
     root = place(model, way, folder)
     modelled = {row["kernel"]: row for row in json.loads((root / "modelled.json").read_text())}
@@ -201,7 +203,8 @@ def host_core() -> str:
 
 def emulator() -> Emulator:
     """qemu for this computer's own kind of CPU, with the installed runtime."""
-    from tvmflow import emulate, runtime
+    from tvmflow.measure import emulate
+    from tvmflow.system import runtime
     from tvmflow.targets import TARGETS
 
     host = TARGETS["host"]
@@ -286,7 +289,7 @@ def verdict(document: dict[str, Any]) -> str:
 
 
 def validation(document: dict[str, Any]) -> dict[str, Any]:
-    """What `tvmflow.cycles.VALIDATION` says, which is of cycles alone."""
+    """What `tvmflow.measure.cycles.VALIDATION` says, which is of cycles alone."""
     found = agreement(ours(document), math.inf)
     quantiles = found["quantiles"]
     return {

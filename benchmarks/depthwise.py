@@ -157,12 +157,12 @@ def run_tvmflow(data: Any, weights: list[Any], options: Mapping[str, int]) -> tu
     import numpy as np
     from tvm import relax
 
-    from tvmflow.passes.block_channels import block_length
     from tvmflow.passes.fuse_operators import fuse_operators, kernel_calls
     from tvmflow.passes.relayout import Blocked, relayout
     from tvmflow.passes.schedule_kernels import schedule_kernels
     from tvmflow.pipeline import CPU
     from tvmflow.targets import TARGETS
+    from tvmflow.targets.cpu.passes.block_channels import block_length
 
     host = TARGETS["host"]
     channels, packed = Blocked(1, block_length(host)), Blocked(0, block_length(host))
@@ -219,8 +219,8 @@ def _compiled(program: Program, first_stage: int, data: Any) -> Run:
     from tvm import relax
 
     from tvmflow.pipeline import CPU
+    from tvmflow.system.toolchain import tvm_target_dict
     from tvmflow.targets import TARGETS
-    from tvmflow.toolchain import tvm_target_dict
 
     for stage in CPU[first_stage:]:
         program = stage(program, TARGETS["host"])

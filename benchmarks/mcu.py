@@ -34,8 +34,8 @@ PEER_IMAGES = 4
 
 
 def main() -> None:
-    from tvmflow.cortex_m.machine import find_qemu
     from tvmflow.report import environment, write_json
+    from tvmflow.targets.cortex_m.machine import find_qemu
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure anew")
@@ -77,9 +77,9 @@ def test_images(options: argparse.Namespace, count: int) -> tuple[Any, np.ndarra
 def measure_int8(options: argparse.Namespace) -> dict[str, Any]:
     """Build for each board, run all images there, count one."""
     from tvmflow import targets
-    from tvmflow.cortex_m import machine
-    from tvmflow.cortex_m.backend import build, network_name
-    from tvmflow.integer_frontend import integer_program
+    from tvmflow.integer.frontend import integer_program
+    from tvmflow.targets.cortex_m import machine
+    from tvmflow.targets.cortex_m.backend import build, network_name
 
     network, images, facts = test_images(options, options.images)
     expected = network.run(images)
@@ -107,9 +107,9 @@ def measure_int8(options: argparse.Namespace) -> dict[str, Any]:
 def measure_float32(options: argparse.Namespace) -> dict[str, Any]:
     """Build for each board, which verifies on the golden vectors, and count one."""
     from tvmflow import targets
-    from tvmflow.cortex_m import machine
-    from tvmflow.cortex_m.backend import build, network_name
-    from tvmflow.frontend import import_model
+    from tvmflow.network.frontend import import_model
+    from tvmflow.targets.cortex_m import machine
+    from tvmflow.targets.cortex_m.backend import build, network_name
 
     program = import_model("dilated-net")
     boards = []
@@ -131,7 +131,7 @@ def measure_float32(options: argparse.Namespace) -> dict[str, Any]:
 
 def counts(bundle: Any, inputs: np.ndarray) -> dict[str, Any]:
     """Memory, and the instructions of one inference: of all, and of each layer."""
-    from tvmflow.cortex_m.backend import count
+    from tvmflow.targets.cortex_m.backend import count
 
     counted = count(bundle.library, bundle.target, bundle.layers, inputs, bundle.outputs[0])
     return {

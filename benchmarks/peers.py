@@ -32,7 +32,7 @@ from benchmarks.convert import build_bundles, convert, convert_int8
 from benchmarks.runners import INT8, RUNNERS, tolerance
 
 if TYPE_CHECKING:
-    from tvmflow.bundle import Bundle
+    from tvmflow.bundles.bundle import Bundle
 
 OURS = {"float32": "tvmflow", "int8": f"tvmflow{INT8}"}
 LIBRARIES = {
@@ -94,8 +94,8 @@ def main() -> None:
 
 def measure(model: str, limits: dict[str, float], libraries: list[str], options: argparse.Namespace) -> dict[str, Any]:
     """One network: rows of latencies by threads, its layers on one thread, and when and where this was measured."""
-    from tvmflow.frontend import InputShape, import_model
     from tvmflow.models import MODELS, quantized
+    from tvmflow.network.frontend import InputShape, import_model
     from tvmflow.report import environment
 
     shape = InputShape(name=None, shape=(options.batch, *MODELS[model].input_shape[1:]))

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tvmflow.integer import IntegerLayer, IntegerNetwork
+from tvmflow.integer.network import IntegerLayer, IntegerNetwork
 
 OPSET = 17
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tvmflow.bundle import Bundle
+    from tvmflow.bundles.bundle import Bundle
 
 SUMS = 16  # vectors of independent sums: latency 4 × 2 units × 2
 PRODUCTS = 1 << 14
@@ -28,9 +28,9 @@ def limits() -> dict[str, float]:
     from tvm.script.ir_builder import IRBuilder
     from tvm.script.ir_builder import tirx as T
 
-    from tvmflow.schedules._convolution import vectors_of
+    from tvmflow.schedules.convolutions import vectors_of
+    from tvmflow.system.toolchain import tvm_target_dict
     from tvmflow.targets import TARGETS
-    from tvmflow.toolchain import tvm_target_dict
 
     host = TARGETS["host"]
     lanes = vectors_of(host).lanes

@@ -120,8 +120,9 @@ def _take(name: str, way: Way, folder: Path) -> dict[str, Any]:
 
 
 def _built(name: str, way: Way, folder: Path) -> dict[str, Any]:
-    from tvmflow import backends, targets
-    from tvmflow.frontend import import_model, parse_input_shape
+    from tvmflow import targets
+    from tvmflow.network.frontend import import_model, parse_input_shape
+    from tvmflow.targets import kind as backends
 
     shapes = [parse_input_shape("x".join(map(str, shape))) for shape in zoo()[name].shapes]
     model = FORMS[way.form](name, folder)
@@ -142,8 +143,8 @@ def _error(name: str, bundle: Any) -> float | None:
     import torch
     from torch.utils import _pytree
 
+    from tvmflow.bundles.verify import find_runner
     from tvmflow.spec import MissingDependencyError
-    from tvmflow.verify import find_runner
 
     rng = np.random.default_rng(7)
     inputs = [
@@ -169,11 +170,12 @@ def _error(name: str, bundle: Any) -> float | None:
 
 def _quantised(name: str, way: Way, folder: Path) -> dict[str, Any]:
     """The network in int8, calibrated on noise: what is shown is that it is built and exact, not how good it is."""
-    from tvmflow import backends, targets
-    from tvmflow.frontend import import_model, parse_input_shape
-    from tvmflow.integer_frontend import DEFAULT_SCHEME, integer_program
+    from tvmflow import targets
+    from tvmflow.integer.frontend import DEFAULT_SCHEME, integer_program
+    from tvmflow.integer.quantize import Method
     from tvmflow.models.int8 import Examples, make
-    from tvmflow.quantize import Method
+    from tvmflow.network.frontend import import_model, parse_input_shape
+    from tvmflow.targets import kind as backends
 
     shapes = zoo()[name].shapes
     program = import_model(f"strangers:{name}", [parse_input_shape("x".join(map(str, shape))) for shape in shapes])

@@ -14,13 +14,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tvmflow import backends, estimate, targets
-from tvmflow.backends import Timing
-from tvmflow.bundle import open_bundle
-from tvmflow.frontend import import_model
-from tvmflow.report import Report, assemble, collect, environment, networks, write_json, write_text
+from tvmflow import targets
+from tvmflow.bundles.bundle import open_bundle
+from tvmflow.network.frontend import import_model
+from tvmflow.report import Report, assemble, collect, environment, estimate, networks, write_json, write_text
 from tvmflow.report.render import render_html
-from tvmflow.survey import survey
+from tvmflow.report.survey import survey
+from tvmflow.targets import kind as backends
+from tvmflow.targets.kind import Timing
 
 NETWORKS = ("dilated-net", "mobilenet-v1", "googlenet", "squeezenet", "vgg16")
 VERIFIED = "raspberry-pi-4b"

@@ -60,7 +60,7 @@ def fastest_us(evaluator: Callable[..., Any], tensors: Sequence[Any]) -> float:
 
 
 def compile_chain() -> Any:
-    from tvmflow import toolchain
+    from tvmflow.system import toolchain
     from tvmflow.targets import TARGETS
 
     folder = Path(tempfile.mkdtemp(prefix="tvmflow-"))

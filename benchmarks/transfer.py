@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
 
-    from tvmflow.frontend import import_model
+    from tvmflow.network.frontend import import_model
     from tvmflow.report import environment, write_json
     from tvmflow.targets import TARGETS
     from tvmflow.tune.builders import Builders, LocalPool

@@ -123,7 +123,7 @@ def search_stock(model: str, trials: int, at_a_time: int, out: Path) -> None:
     repair_import()
     from tvm.s_tir import meta_schedule
 
-    from tvmflow.frontend import import_model
+    from tvmflow.network.frontend import import_model
     from tvmflow.targets import TARGETS
     from tvmflow.tune.tasks import extract, tvm_target
 
@@ -161,9 +161,9 @@ def compare(model: str, root: Path, stock: Sequence[int], rounds: int, seconds: 
     """Median latency in ms of the network by the records of each, and with none, built and timed in turns."""
     from dataclasses import replace
 
-    from tvmflow.build import build
-    from tvmflow.frontend import import_model
+    from tvmflow.bundles.build import build
     from tvmflow.measure.local import time_library
+    from tvmflow.network.frontend import import_model
     from tvmflow.targets import TARGETS
     from tvmflow.tune import exchange
     from tvmflow.tune.apply import find_records

@@ -54,10 +54,10 @@ def main() -> None:
 
 def prepare(variant: str, folder: Path) -> None:
     """The variant in `folder`, as `benchmarks.runners` takes it."""
-    from tvmflow.build import build
-    from tvmflow.frontend import from_module
+    from tvmflow.bundles.build import build
     from tvmflow.models.dilated_net import DilatedNet
     from tvmflow.models.experiments import VARIANTS
+    from tvmflow.network.frontend import from_module
 
     folder.mkdir()
     program = from_module(

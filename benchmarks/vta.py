@@ -72,12 +72,12 @@ def read_images(network: Any, data: Path | None, count: int) -> tuple[np.ndarray
 
 def compiled(network: Any, board: Any, db: Path | None) -> dict[str, Any]:
     """The network by each schedule's name, checked."""
-    from tvmflow.integer_frontend import graphless_program
+    from tvmflow.integer.frontend import graphless_program
     from tvmflow.pipeline import run_stages
+    from tvmflow.targets.vta.check import check
+    from tvmflow.targets.vta.compile import compile_works, prepare, untiled
+    from tvmflow.targets.vta.stages import compiled_of, configuration
     from tvmflow.tune.apply import find_records
-    from tvmflow.vta.check import check
-    from tvmflow.vta.compile import compile_works, prepare, untiled
-    from tvmflow.vta.stages import compiled_of, configuration
 
     config, program = configuration(board), graphless_program(network)
     works = prepare(network, config)
@@ -92,10 +92,10 @@ def compiled(network: Any, board: Any, db: Path | None) -> dict[str, Any]:
 
 def measure(network: Any, board: Any, db: Path | None) -> dict[str, Any]:
     """Cycles of the three, and of each layer of the tuned one with its bounds."""
-    from tvmflow.vta import timing
-    from tvmflow.vta.backend import hardware
-    from tvmflow.vta.bounds import Bounds
-    from tvmflow.vta.records import candidate_of
+    from tvmflow.targets.vta import timing
+    from tvmflow.targets.vta.backend import hardware
+    from tvmflow.targets.vta.bounds import Bounds
+    from tvmflow.targets.vta.records import candidate_of
 
     programs, machine = compiled(network, board, db), hardware(board)
     timings = {name: timing.simulate(program.executable, machine) for name, program in programs.items()}
@@ -145,7 +145,7 @@ def count_equal(network: Any, board: Any, db: Path | None, images: np.ndarray) -
     """How many images give the reference's logits on the functional simulator."""
     from tqdm import tqdm
 
-    from tvmflow.vta.simulate import Machine
+    from tvmflow.targets.vta.simulate import Machine
 
     machine = Machine(compiled(network, board, db)["tuned"].executable)
     expected = network.run(images)

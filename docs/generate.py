@@ -14,8 +14,12 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmflow import cli, emulate, estimate, rules, runtime, spec, targets
+from tvmflow import cli, spec, targets
+from tvmflow.measure import emulate
+from tvmflow.report import estimate
+from tvmflow.schedules import registry as rules
 from tvmflow.spec import Target
+from tvmflow.system import runtime
 from tvmflow.targets import DEFAULT_BOARD, TARGETS
 
 ROOT = Path(__file__).parents[1]
@@ -286,7 +290,7 @@ def _commands(target: Target, kind: Kind) -> str:
 
 
 def _analysed() -> estimate.Network:
-    from tvmflow.frontend import import_model
+    from tvmflow.network.frontend import import_model
 
     return estimate.analyse(import_model(NETWORK))
 
@@ -382,7 +386,7 @@ def _compiler(target: Target) -> str:
         told = f"`tvm.target.Target` is made of\n\n```json\n{json.dumps(target.tvm, indent=1)}\n```\n\n" + (
             f"and the linker is given `{target.triple}`."
         )
-    registry = rules.PACKAGES.get(target.kind, "tvmflow.schedules").removeprefix("tvmflow.").replace(".", "/")
+    registry = rules.PACKAGES.get(target.kind, "tvmflow.schedules.cpu").removeprefix("tvmflow.").replace(".", "/")
     if not target.schedules:
         return told
     chosen = ", ".join(f"[{name}](../../../{registry}/{name}.py)" for name in target.schedules)

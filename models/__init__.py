@@ -13,7 +13,7 @@ from tvmflow.spec import Preprocessing, UserError
 if TYPE_CHECKING:
     from torch import nn
 
-    from tvmflow.integer import IntegerNetwork, Scheme
+    from tvmflow.integer.network import IntegerNetwork, Scheme
 
 CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -100,7 +100,7 @@ def quantized(name: str, scheme: Scheme = "per-channel") -> IntegerNetwork:
 
     Raises UserError if there is none, or if the file's has another scheme.
     """
-    from tvmflow import integer
+    from tvmflow.integer import network as integer
 
     path = Path(name) if name.endswith(".safetensors") else WEIGHTS / f"{quantized_name(name, scheme)}.safetensors"
     if path.parent == WEIGHTS and not path.exists():

@@ -1,7 +1,7 @@
 """The files of a data set, in a folder or a tar archive, that a reader asks for, each within its limit.
 
 An archive may be packed with gzip, bzip2 or xz. Nothing is extracted to the disk, and nothing that it announces
-(sizes, long names, extended headers, an xz dictionary) is believed beyond the limits of `tvmflow.limits`.
+(sizes, long names, extended headers, an xz dictionary) is believed beyond the limits of `tvmflow.system.limits`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from tvmflow.limits import ARCHIVE, HEADER_BYTES, XZ_MEMORY_BYTES
 from tvmflow.spec import UserError
-from tvmflow.untrusted import shortened
+from tvmflow.system.limits import ARCHIVE, HEADER_BYTES, XZ_MEMORY_BYTES
+from tvmflow.system.untrusted import shortened
 
 BLOCK = 1 << 16
 

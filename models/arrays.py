@@ -13,9 +13,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from tvmflow.limits import ARRAY, DIRECTORY_BYTES
 from tvmflow.spec import UserError
-from tvmflow.untrusted import shortened
+from tvmflow.system.limits import ARRAY, DIRECTORY_BYTES
+from tvmflow.system.untrusted import shortened
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow.limits import BATCH
 from tvmflow.spec import UserError
-from tvmflow.untrusted import shortened
+from tvmflow.system.limits import BATCH
+from tvmflow.system.untrusted import shortened
 
 CLASSES = 10
 PIXELS = 3 * 32 * 32

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from tvmflow import scratch
-from tvmflow.limits import ARCHIVE, ARRAY, BATCH, IMAGE, Limits
 from tvmflow.models import CIFAR10_LABELS, CIFAR10_PREPROCESSING
 from tvmflow.models.archives import files_below, read_files
 from tvmflow.models.arrays import ARRAY_SUFFIXES, FloatArray
 from tvmflow.models.batches import read_batch
 from tvmflow.models.images import read_pixels
 from tvmflow.spec import Preprocessing, UserError
-from tvmflow.toolchain import cache_folder
-from tvmflow.untrusted import shortened
+from tvmflow.system import scratch
+from tvmflow.system.limits import ARCHIVE, ARRAY, BATCH, IMAGE, Limits
+from tvmflow.system.toolchain import cache_folder
+from tvmflow.system.untrusted import shortened
 
 COUNTS = {"train": 50_000, "test": 10_000}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")

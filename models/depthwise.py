@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from tvmflow.spec import MissingDependencyError
-from tvmflow.toolchain import native_library
+from tvmflow.system.toolchain import native_library
 
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-ffast-math", "-shared", "-fPIC")

@@ -17,11 +17,11 @@ from typing import Literal
 import torch
 from torch import nn
 
-from tvmflow import untrusted
 from tvmflow.models.baselines import untrained
 from tvmflow.models.cost import dilation_of
 from tvmflow.spec import UserError
-from tvmflow.untrusted import shortened
+from tvmflow.system import untrusted
+from tvmflow.system.untrusted import shortened
 
 WEIGHTS = Path(__file__).parent / "weights"
 

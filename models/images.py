@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow.limits import IMAGE
 from tvmflow.spec import UserError
-from tvmflow.untrusted import shortened
+from tvmflow.system.limits import IMAGE
+from tvmflow.system.untrusted import shortened
 
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")
 """As Pillow names them. It knows many more, which nobody trains on, and some of them run other programs."""

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from tvmflow import integer
-from tvmflow.chain import FloatLayer, float_chain, run_float
-from tvmflow.integer import BATCH, IntegerNetwork, Scheme
+from tvmflow.bundles.verify import compare, failure_sentence
+from tvmflow.integer import network as integer
+from tvmflow.integer.chain import FloatLayer, float_chain, run_float
+from tvmflow.integer.fine_tune import TuneConfig, tune
+from tvmflow.integer.network import BATCH, IntegerNetwork, Scheme
+from tvmflow.integer.quantize import Method, Quantised, quantize
 from tvmflow.models import CIFAR10_PREPROCESSING, quantized_name
 from tvmflow.models.data import Cifar10, Inputs, Split
 from tvmflow.models.train import write_text
-from tvmflow.qat import TuneConfig, tune
-from tvmflow.quantize import Method, Quantised, quantize
 from tvmflow.spec import Preprocessing, Program, UserError, VerificationError
-from tvmflow.verify import compare, failure_sentence
 
 CHECKED = 512
 """Inputs, other than those for calibration, on which float and integer layers are compared."""

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tvmflow.limits import IMAGE, LISTING
 from tvmflow.models.archives import read_within
 from tvmflow.models.data import DataSet, Split, load_cifar10
 from tvmflow.models.images import read_pixels
 from tvmflow.spec import Preprocessing, UserError
-from tvmflow.untrusted import shortened
+from tvmflow.system.limits import IMAGE, LISTING
+from tvmflow.system.untrusted import shortened
 
 SIDE = 64
 COUNTS = {"train": 100_000, "val": 10_000}

@@ -24,14 +24,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tvmflow import scratch, untrusted
 from tvmflow.models import CIFAR10_PREPROCESSING
 from tvmflow.models.data import DataSet, Split
 from tvmflow.models.depthwise import use_fast_depthwise
 from tvmflow.models.dilated_net import DilatedNet, DilatedNetConfig, load_weights
 from tvmflow.spec import Preprocessing, UserError
-from tvmflow.targets.llvm import cpu_name
-from tvmflow.untrusted import MalformedError, UnusableFileError
+from tvmflow.system import scratch, untrusted
+from tvmflow.system.untrusted import MalformedError, UnusableFileError
+from tvmflow.targets.cpu.llvm import cpu_name
 
 
 def multiplies_bfloat16() -> bool:
@@ -141,7 +141,7 @@ class _State:
         self.averaged = DilatedNet(config.network).eval()
         self.averaged.load_state_dict(self.network.state_dict())
         for network in (self.network, self.averaged):
-            use_fast_depthwise(network.to(memory_format=torch.channels_last))
+            use_fast_depthwise(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
         decayed = [p for p in self.network.parameters() if p.ndim > 1 and p.shape[1] > 1]
         rest = [p for p in self.network.parameters() if not (p.ndim > 1 and p.shape[1] > 1)]
         self.optimizer = torch.optim.AdamW(
@@ -414,9 +414,8 @@ last epoch, and the accuracies below were only looked at.
 
 
 def _network_config(fields: dict[str, Any]) -> DilatedNetConfig:
-    return DilatedNetConfig(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    )
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return DilatedNetConfig(**values)
 
 
 def config_of(fields: dict[str, Any]) -> TrainConfig:

@@ -9,11 +9,15 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from tvmflow import untrusted
 from tvmflow.spec import Cpu, Gpu, Mcu, Target, UserError, Vta
-from tvmflow.targets import arm_cpu, cortex_m, cuda, llvm, vta
-from tvmflow.untrusted import MalformedError, UnusableFileError
-from tvmflow.vta import config as configuration
+from tvmflow.system import untrusted
+from tvmflow.system.untrusted import MalformedError, UnusableFileError
+from tvmflow.targets.cortex_m import boards as cortex_m
+from tvmflow.targets.cpu import arm as arm_cpu
+from tvmflow.targets.cpu import llvm
+from tvmflow.targets.cuda import boards as cuda
+from tvmflow.targets.vta import boards as vta
+from tvmflow.targets.vta import config as configuration
 
 TARGETS: dict[str, Target] = {
     board.name: board

@@ -23,9 +23,9 @@ import psutil
 import pytest
 from conftest import INSTALL, ROOT, needs_commands
 
-from tvmflow.deploy import deploy
-from tvmflow.handshake import session_key
-from tvmflow.serve import MAGIC, Limits, Server
+from tvmflow.remote.deploy import deploy
+from tvmflow.remote.handshake import session_key
+from tvmflow.remote.serve import MAGIC, Limits, Server
 
 KEPT = (
     "tvmflow",

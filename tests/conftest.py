@@ -30,7 +30,7 @@ skipped: list[str] = []
 
 def needs_emulator(board: Target) -> None:
     """Skip the test, with the reason, where this computer can't run code for `board`."""
-    from tvmflow import emulate
+    from tvmflow.measure import emulate
 
     if reason := emulate.available(board):
         pytest.skip(reason)
@@ -150,7 +150,7 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
 @pytest.fixture(scope="session")
 def tiny():
     """The Program of `networks.tiny`, a joint module and a classifier."""
-    from tvmflow.frontend import import_model, parse_input_shape
+    from tvmflow.network.frontend import import_model, parse_input_shape
 
     return import_model("networks:tiny", [parse_input_shape("1x3x9x7")])
 
@@ -158,7 +158,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def host_bundle(tiny, tmp_path_factory) -> Path:
     """`tiny` built for this computer, as a folder. Don't change it: copy it."""
-    from tvmflow.build import build
+    from tvmflow.bundles.build import build
     from tvmflow.targets import TARGETS
 
     out = tmp_path_factory.mktemp("host") / "tiny"

@@ -77,7 +77,7 @@ def run(
 
     Once for each order of threads in a block.
     """
-    from tvmflow.cuda import standin
+    from tvmflow.targets.cuda import standin
 
     standin.use_for_kernels()
     library = tvm.compile(tvm.ir.load_json(module), target=tvm.target.Target(target))

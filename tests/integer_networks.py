@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tvmflow.integer import IntegerLayer, IntegerNetwork, Scheme, accumulate, requantize
+from tvmflow.integer.network import IntegerLayer, IntegerNetwork, Scheme, accumulate, requantize
 
 
 @dataclass(frozen=True, kw_only=True)

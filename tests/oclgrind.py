@@ -11,7 +11,7 @@ from pathlib import Path
 import tvm
 from tvm import tirx
 
-from tvmflow.passes.bind_threads import launches
+from tvmflow.targets.cuda.passes.bind_threads import launches
 
 LIMITS = ("max_num_threads", "max_threads_per_block", "max_shared_memory_per_block", "thread_warp_size")
 FOUND = re.compile(r"^((?:Read-write|Write-write) data race|Invalid (?:read|write)).*", re.MULTILINE)

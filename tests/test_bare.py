@@ -17,14 +17,14 @@ import pytest
 from conftest import ROOT
 from integer_networks import conv, random_network
 
-from tvmflow import backends
-from tvmflow.bundle import open_bundle
-from tvmflow.doctor import examine
-from tvmflow.integer_frontend import integer_program
+from tvmflow.bundles.bundle import open_bundle
+from tvmflow.cli.doctor import examine
+from tvmflow.integer.frontend import integer_program
 from tvmflow.report import assemble, not_shown
 from tvmflow.report.render import render_html, render_markdown
-from tvmflow.survey import survey
+from tvmflow.report.survey import survey
 from tvmflow.targets import TARGETS
+from tvmflow.targets import kind as backends
 
 pytestmark = pytest.mark.packages
 
@@ -113,7 +113,7 @@ def test_what_no_package_brings_is_said_too(host_bundle):
 def test_doctor_names_the_packages_that_the_script_installs(monkeypatch, tmp_path, tvmflow):
     listed = subprocess.run([ROOT / "tools" / "install-system-packages.sh", "--list"], capture_output=True, text=True)
     monkeypatch.setattr(shutil, "which", lambda *arguments, **options: None)
-    monkeypatch.setattr("tvmflow.emulate._holds", lambda root, name: False)
+    monkeypatch.setattr("tvmflow.measure.emulate._holds", lambda root, name: False)
     findings = examine()
     assert {package for finding in findings for package in finding.packages} == set(listed.stdout.split())
     assert all(finding.remedy for finding in findings if finding.packages)

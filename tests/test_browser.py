@@ -11,9 +11,9 @@ from conftest import INSTALL
 from test_report import MEASUREMENT, TIMELINE, foreign, searched
 
 from tvmflow import report as reports
-from tvmflow.backends import Timing, layer_rows
-from tvmflow.bundle import open_bundle
+from tvmflow.bundles.bundle import open_bundle
 from tvmflow.report.render import render_html
+from tvmflow.targets.kind import Timing, layer_rows
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tvmflow import bundle as bundles
-from tvmflow import limits
-from tvmflow.build import build
+from tvmflow.bundles import bundle as bundles
+from tvmflow.bundles.build import build
 from tvmflow.spec import UserError
+from tvmflow.system import limits
 from tvmflow.targets import TARGETS
 
 

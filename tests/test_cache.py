@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tvmflow import cache, toolchain
 from tvmflow.spec import UserError
+from tvmflow.system import cache, toolchain
 
 OTHER_USER = 54321
 

@@ -8,11 +8,11 @@ import json
 import pytest
 
 from tvmflow import report as reports
-from tvmflow.backends import Timing, layer_rows
-from tvmflow.bundle import open_bundle
+from tvmflow.bundles.bundle import open_bundle
 from tvmflow.measure.noise import median_interval
 from tvmflow.report.compare import compare, judge, pairs, parse_share, text
 from tvmflow.spec import InconclusiveError, Measurement, RegressionError, UserError
+from tvmflow.targets.kind import Timing, layer_rows
 
 SAMPLES = tuple(1.0 + 0.02 * (place % 2) for place in range(20))
 """20 blocks of one, half of them at 1.0 and half at 1.02: the median is in between."""

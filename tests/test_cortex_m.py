@@ -12,24 +12,24 @@ import pytest
 from conftest import ROOT, needs_commands
 from integer_networks import JOINT_MODULES, POOL, VARIETY, Shape, conv, dense, depthwise, random_input, random_network
 
-from tvmflow import cycles
-from tvmflow.bundle import open_bundle
-from tvmflow.cortex_m import arena, machine
-from tvmflow.cortex_m.backend import build, network_name
-from tvmflow.cortex_m.compile import c_name, compile_object
-from tvmflow.frontend import import_model, parse_input_shape
-from tvmflow.integer import save
-from tvmflow.integer_frontend import integer_program
-from tvmflow.lifetimes import Tensor
+from tvmflow.bundles.bundle import open_bundle
+from tvmflow.integer.frontend import integer_program
+from tvmflow.integer.network import save
+from tvmflow.measure import cycles
+from tvmflow.network.frontend import import_model, parse_input_shape
+from tvmflow.passes.lifetimes import Tensor
 from tvmflow.passes.multiply_adds import multiply_adds
 from tvmflow.pipeline import run_stages
 from tvmflow.report import collect
 from tvmflow.report.render import render_html, report_text
+from tvmflow.report.survey import survey
 from tvmflow.spec import MissingDependencyError, UnsupportedOperatorError, UserError, VerificationError
-from tvmflow.survey import survey
+from tvmflow.system.text import to_json
+from tvmflow.system.toolchain import select_linker, tvm_target_dict
 from tvmflow.targets import TARGETS
-from tvmflow.text import to_json
-from tvmflow.toolchain import select_linker, tvm_target_dict
+from tvmflow.targets.cortex_m import arena, machine
+from tvmflow.targets.cortex_m.backend import build, network_name
+from tvmflow.targets.cortex_m.compile import c_name, compile_object
 
 pytestmark = pytest.mark.packages
 
@@ -220,7 +220,7 @@ def test_modelled_cycles_are_of_the_counted_instructions(bundle):
     ],
 )
 def test_too_big_is_said_before_compiling(tmp_path, monkeypatch, memory, words):
-    monkeypatch.setattr("tvmflow.cortex_m.compile.compile_object", None)
+    monkeypatch.setattr("tvmflow.targets.cortex_m.compile.compile_object", None)
     board = replace(M7, mcu=replace(M7.mcu, **memory))
     with pytest.raises(UserError, match=words):
         build(integer_program(network("joint-modules")), board, tmp_path / "out")

@@ -15,19 +15,21 @@ import pytest
 from boards import running
 from conftest import ROOT
 
-from tvmflow import backends, rpc, targets
-from tvmflow.bundle import open_bundle
-from tvmflow.cuda import backend, cubin, standin
-from tvmflow.cuda.nvrtc import CompileError, compile_cuda, kernel_names
-from tvmflow.cuda.occupancy import occupancy
+from tvmflow import targets
+from tvmflow.bundles.bundle import open_bundle
+from tvmflow.bundles.verify import compare, verify_library
 from tvmflow.measure.local import profile_library, time_library
+from tvmflow.remote import rpc
 from tvmflow.report import collect
 from tvmflow.report.render import render_html, report_text
+from tvmflow.report.survey import survey
 from tvmflow.spec import MissingDependencyError, UserError, VerificationError
-from tvmflow.survey import survey
+from tvmflow.system.text import to_json
 from tvmflow.targets import TARGETS
-from tvmflow.text import to_json
-from tvmflow.verify import compare, verify_library
+from tvmflow.targets import kind as backends
+from tvmflow.targets.cuda import backend, cubin, standin
+from tvmflow.targets.cuda.nvrtc import CompileError, compile_cuda, kernel_names
+from tvmflow.targets.cuda.occupancy import occupancy
 
 GPUS = [name for name, board in TARGETS.items() if board.kind == "cuda"]
 COPY = 'extern "C" __global__ void __launch_bounds__(64) copy_kernel(float* a, float* b) { b[threadIdx.x] = a[0]; }\n'
@@ -92,9 +94,9 @@ def pascal(tiny, tmp_path_factory) -> tuple[Path, str]:
     said: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("tvmflow.cuda.backend").addHandler(handler)
+    logging.getLogger("tvmflow.targets.cuda.backend").addHandler(handler)
     backends.of(board).build(tiny, board, out)
-    logging.getLogger("tvmflow.cuda.backend").removeHandler(handler)
+    logging.getLogger("tvmflow.targets.cuda.backend").removeHandler(handler)
     return out, "\n".join(said)
 
 

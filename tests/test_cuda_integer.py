@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from integer_networks import POOL, VARIETY, Shape, conv, dense, depthwise, random_network
 
-from tvmflow import backends
-from tvmflow.bundle import open_bundle
-from tvmflow.cuda import backend
-from tvmflow.integer_frontend import integer_program
+from tvmflow.bundles.bundle import open_bundle
+from tvmflow.integer.frontend import integer_program
+from tvmflow.schedules.cpu.integer import Task, Tensor
 from tvmflow.schedules.cuda.integer import RULES, form, product
-from tvmflow.schedules.integer import Task, Tensor
 from tvmflow.targets import TARGETS, compute_in
+from tvmflow.targets import kind as backends
+from tvmflow.targets.cuda import backend
 
 ODD = (
     *(depthwise(dilation=5), depthwise(stride=2, relu=True), conv(33)),

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tvmflow import backends
-from tvmflow.cuda import backend, nvrtc
-from tvmflow.cuda.codegen import complete
-from tvmflow.frontend import from_module
-from tvmflow.passes import count_order
+from tvmflow.network.frontend import from_module
 from tvmflow.spec import UnsupportedOperatorError
 from tvmflow.targets import TARGETS
+from tvmflow.targets import kind as backends
+from tvmflow.targets.cuda import backend, nvrtc
+from tvmflow.targets.cuda.codegen import complete
+from tvmflow.targets.cuda.passes import count_order
 
 BOARD = TARGETS["jetson-orin-nano"]
 

@@ -13,14 +13,14 @@ from torch.nn import functional
 from tvm import relax
 
 import tvmflow.schedules.cuda
-from tvmflow.cuda import standin
-from tvmflow.passes.bind_threads import launches
 from tvmflow.schedules.cuda import RULES
 from tvmflow.schedules.cuda._grid import tvm_target_of
 from tvmflow.schedules.cuda._owners import owned
 from tvmflow.schedules.cuda.dlight import one_thread
 from tvmflow.spec import MissingDependencyError
 from tvmflow.targets import TARGETS
+from tvmflow.targets.cuda import standin
+from tvmflow.targets.cuda.passes.bind_threads import launches
 
 BOARD = TARGETS["jetson-orin-nano"]
 TILES = 1

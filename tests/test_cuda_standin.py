@@ -7,9 +7,9 @@ import ctypes
 import numpy as np
 import pytest
 
-from tvmflow.cuda import standin
-from tvmflow.cuda.nvrtc import CompileError
 from tvmflow.spec import MissingDependencyError, VerificationError
+from tvmflow.targets.cuda import standin
+from tvmflow.targets.cuda.nvrtc import CompileError
 
 
 def launch(source: str, *arrays: np.ndarray, grid=(1, 1, 1), block=(64, 1, 1), dynamic=0) -> str:

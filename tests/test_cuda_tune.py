@@ -16,14 +16,14 @@ from tvm.script import tirx as T
 
 import tvmflow.schedules.cuda
 from benchmarks import cuda as benchmark
-from tvmflow.cuda import counts, nvrtc, rank, standin
-from tvmflow.cuda.model import Constants, load_constants, modelled_us, parts, save_constants
 from tvmflow.pipeline import run_stages
 from tvmflow.report.search import search_of
 from tvmflow.schedules.cuda import RULES, choices
 from tvmflow.schedules.cuda.dlight import one_thread
 from tvmflow.spec import MissingDependencyError, TvmflowError, UserError
 from tvmflow.targets import TARGETS
+from tvmflow.targets.cuda import counts, nvrtc, rank, standin
+from tvmflow.targets.cuda.model import Constants, load_constants, modelled_us, parts, save_constants
 from tvmflow.tune import database, modelled
 from tvmflow.tune.apply import find_records
 from tvmflow.tune.apply import modelled as modelled_identity
@@ -272,7 +272,7 @@ def test_over_rpc(tvmflow, token_file, tmp_path, monkeypatch):
 
 
 def test_runners_of_a_board_with_a_gpu(monkeypatch):
-    monkeypatch.setattr("tvmflow.cuda.backend.missing_device", lambda target: "there is no driver")
+    monkeypatch.setattr("tvmflow.targets.cuda.backend.missing_device", lambda target: "there is no driver")
     assert choose_runner("modelled", BOARD)[0] == "modelled"
     chosen, reason = choose_runner("auto", BOARD)
     assert chosen == "modelled"
@@ -280,7 +280,7 @@ def test_runners_of_a_board_with_a_gpu(monkeypatch):
     assert "a GPU would" in reason
     with pytest.raises(MissingDependencyError, match="there is no driver"):
         choose_runner("local", BOARD)
-    monkeypatch.setattr("tvmflow.cuda.backend.missing_device", lambda target: None)
+    monkeypatch.setattr("tvmflow.targets.cuda.backend.missing_device", lambda target: None)
     assert choose_runner("auto", BOARD)[0] == "local"
 
 

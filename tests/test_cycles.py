@@ -12,14 +12,14 @@ import pytest
 from conftest import ROOT, needs_commands, needs_emulator
 
 from benchmarks import cycles as benchmark
-from tvmflow import cycles
-from tvmflow.bundle import open_bundle
+from tvmflow.bundles.bundle import open_bundle
+from tvmflow.measure import cycles
 from tvmflow.report import collect
 from tvmflow.report.render import render_html, report_text
+from tvmflow.report.survey import survey
 from tvmflow.spec import MissingDependencyError, VerificationError
-from tvmflow.survey import survey
+from tvmflow.system.text import to_json
 from tvmflow.targets import TARGETS
-from tvmflow.text import to_json
 
 BOARD = TARGETS["raspberry-pi-4b"]
 AARCH64 = "aarch64-linux-gnu"
@@ -34,7 +34,7 @@ def needs_llvm():
 
 @pytest.fixture(scope="module")
 def bundle(needs_llvm, tiny, tmp_path_factory) -> Path:
-    from tvmflow.build import build
+    from tvmflow.bundles.build import build
 
     needs_emulator(BOARD)
     out = tmp_path_factory.mktemp("cycles") / "tiny"

@@ -22,15 +22,15 @@ from boards import Board
 from conftest import ROOT
 from integer_networks import random_network
 
-from tvmflow.build import build
-from tvmflow.bundle import Bundle, open_bundle
-from tvmflow.deploy import changes, connect, deploy, doubts, facts, parse_facts, upload, window_seconds
-from tvmflow.integer_frontend import integer_program
-from tvmflow.limits import RESULT
+from tvmflow.bundles.build import build
+from tvmflow.bundles.bundle import Bundle, open_bundle
+from tvmflow.integer.frontend import integer_program
+from tvmflow.remote.deploy import changes, connect, deploy, doubts, facts, parse_facts, upload, window_seconds
 from tvmflow.report.render import report_text
 from tvmflow.spec import DeviceError, UserError, VerificationError
+from tvmflow.system.limits import RESULT
+from tvmflow.system.text import to_json
 from tvmflow.targets import TARGETS, compute_in
-from tvmflow.text import to_json
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +332,7 @@ def test_a_board_that_prints_without_end(board, bundle, monkeypatch, stream):
 
 
 def test_a_board_that_reads_nothing(board, bundle, monkeypatch):
-    monkeypatch.setattr("tvmflow.deploy.UPLOAD_SECONDS", 2.0)
+    monkeypatch.setattr("tvmflow.remote.deploy.UPLOAD_SECONDS", 2.0)
     board.command("tar", "sleep 60")
     with pytest.raises(DeviceError, match="didn't finish uploading in 2 s"):
         board.deploy(bundle)
@@ -415,7 +415,7 @@ def test_a_board_that_is_lost_after_the_run(board, bundle, monkeypatch):
             raise DeviceError("board was lost.", "lost")
         return facts(connection)
 
-    monkeypatch.setattr("tvmflow.deploy.facts", facts_once)
+    monkeypatch.setattr("tvmflow.remote.deploy.facts", facts_once)
     report = board.deploy(bundle, threads=1)
     assert report["latency"]["basis"] == "measured"
     assert any("After the run the board's facts couldn't be read" in row for row in report["latency"]["warnings"])
@@ -423,7 +423,7 @@ def test_a_board_that_is_lost_after_the_run(board, bundle, monkeypatch):
 
 def test_a_network_that_hangs(board, bundle, monkeypatch):
     board.rewrite.write_text("s#^.*runner/run --.*#sleep 600#\n")
-    monkeypatch.setattr("tvmflow.deploy.TEST_SECONDS", 2.0)
+    monkeypatch.setattr("tvmflow.remote.deploy.TEST_SECONDS", 2.0)
     with pytest.raises(DeviceError, match="didn't finish") as caught:
         board.deploy(bundle)
     assert caught.value.kind == "timeout"
@@ -458,7 +458,7 @@ def test_a_board_that_is_lost_during_the_upload(board, bundle):
 
 
 def test_a_board_that_is_not_there(board, bundle, monkeypatch):
-    monkeypatch.setattr("tvmflow.deploy.RETRIES_AFTER", (0.1,))
+    monkeypatch.setattr("tvmflow.remote.deploy.RETRIES_AFTER", (0.1,))
     board.process.kill()
     board.process.wait()
     with pytest.raises(DeviceError, match="can't be reached") as caught:
@@ -467,8 +467,8 @@ def test_a_board_that_is_not_there(board, bundle, monkeypatch):
 
 
 def test_a_peer_that_says_nothing(board, bundle, monkeypatch):
-    monkeypatch.setattr("tvmflow.deploy.RETRIES_AFTER", ())
-    monkeypatch.setattr("tvmflow.deploy.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("tvmflow.remote.deploy.RETRIES_AFTER", ())
+    monkeypatch.setattr("tvmflow.remote.deploy.CONNECT_SECONDS", 1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

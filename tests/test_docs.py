@@ -9,14 +9,14 @@ import sys
 import pytest
 from conftest import ROOT
 
-from tvmflow import limits, runtime
-from tvmflow.estimate import Network, Tile, Work
+from tvmflow.bundles.verify import TOLERANCE
 from tvmflow.measure import noise
 from tvmflow.report import BINS
+from tvmflow.report.estimate import Network, Tile, Work
 from tvmflow.spec import Layer, TvmflowError
+from tvmflow.system import limits, runtime
 from tvmflow.targets import DEFAULT_BOARD, TARGETS
 from tvmflow.tune.measure import choose_runner
-from tvmflow.verify import TOLERANCE
 
 sys.path.insert(0, str(ROOT / "docs"))
 

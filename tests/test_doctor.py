@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tvmflow import doctor
+from tvmflow.cli import doctor
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "install-system-packages.sh"
 
@@ -36,7 +36,8 @@ def test_this_environment_has_no_problem():
 
 def test_it_imports_neither_tvm_nor_torch():
     script = (
-        "import sys, tvmflow.doctor; tvmflow.doctor.examine(); print(*{'tvm', 'tvm_ffi', 'torch'} & {*sys.modules})"
+        "import sys; from tvmflow.cli import doctor; doctor.examine(); "
+        "print(*{'tvm', 'tvm_ffi', 'torch'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
@@ -137,7 +138,7 @@ def test_the_install_script_changes_nothing_where_all_is_there(tmp_path):
 
 
 def test_the_install_script_brings_what_the_emulators_need():
-    from tvmflow.emulate import EMULATORS
+    from tvmflow.measure.emulate import EMULATORS
 
     listed = subprocess.run([SCRIPT, "--list"], capture_output=True, text=True, check=True).stdout.split()
     assert {package for emulator in EMULATORS.values() for package in emulator.packages} <= set(listed)

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from conftest import needs_emulator
 
-from tvmflow import emulate, toolchain
+from tvmflow.bundles.verify import verify_library
+from tvmflow.measure import emulate
 from tvmflow.spec import MissingDependencyError, TensorSpec, VerificationError
+from tvmflow.system import toolchain
 from tvmflow.targets import TARGETS
-from tvmflow.verify import verify_library
 
 BOARD, BOARD_32BIT = TARGETS["raspberry-pi-4b"], TARGETS["raspberry-pi-3b-32bit"]
 
 
 def compile_for(program, board, folder: Path) -> Path:
-    from tvmflow.build import compile_library
+    from tvmflow.bundles.build import compile_library
 
     needs_emulator(board)
     library = folder / "model.so"
@@ -41,7 +42,7 @@ def library(board, tiny, tmp_path_factory) -> Path:
 
 @pytest.mark.emulated
 def test_several_inputs_and_outputs_keep_their_order(board, tmp_path):
-    from tvmflow.frontend import import_model, parse_input_shape
+    from tvmflow.network.frontend import import_model, parse_input_shape
 
     program = import_model("networks:two_in_two_out", [parse_input_shape("2x6"), parse_input_shape("2x5")])
     verdict = verify_library(compile_for(program, board, tmp_path), board, program.vectors, program.outputs)
@@ -50,7 +51,7 @@ def test_several_inputs_and_outputs_keep_their_order(board, tmp_path):
 
 @pytest.mark.emulated
 def test_kernels_in_blocks_are_right(board, tmp_path):
-    from tvmflow.frontend import import_model, parse_input_shape
+    from tvmflow.network.frontend import import_model, parse_input_shape
     from tvmflow.pipeline import run_stages
 
     program = import_model("networks:plain", [parse_input_shape("1x3x21x26")])
@@ -143,7 +144,7 @@ def test_a_run_that_computes_nothing_is_stopped(library, board, tiny):
 
 
 def test_without_qemu_a_build_says_why_it_is_not_verified(tiny, monkeypatch, tmp_path):
-    from tvmflow.build import build
+    from tvmflow.bundles.build import build
 
     which = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name, *rest: None if "qemu" in name else which(name, *rest))

@@ -17,10 +17,10 @@ import pytest
 from boards import EmulatedBoard, free_port, wait_for
 from integer_networks import random_network
 
-from tvmflow import rpc
-from tvmflow.build import build
-from tvmflow.integer_frontend import integer_program
-from tvmflow.serve import read_token
+from tvmflow.bundles.build import build
+from tvmflow.integer.frontend import integer_program
+from tvmflow.remote import rpc
+from tvmflow.remote.serve import read_token
 from tvmflow.spec import DeviceError, UserError
 from tvmflow.targets import TARGETS, compute_in
 

@@ -12,12 +12,12 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from tvmflow.chain import float_chain
-from tvmflow.estimate import Roof, analyse, describe, describe_model, estimate, roof_of, text
-from tvmflow.frontend import import_model, parse_input_shape
+from tvmflow.integer.chain import float_chain
 from tvmflow.measure.roof import measure_roof
+from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.pipeline import run_stages
 from tvmflow.report import networks as networks_report
+from tvmflow.report.estimate import Roof, analyse, describe, describe_model, estimate, roof_of, text
 from tvmflow.spec import UnsupportedOperatorError
 from tvmflow.targets import TARGETS, compute_in
 

@@ -9,10 +9,10 @@ import data_sets
 import numpy as np
 import pytest
 
-from tvmflow.build import build
-from tvmflow.evaluate import evaluate
-from tvmflow.frontend import import_model
+from tvmflow.bundles.build import build
+from tvmflow.bundles.evaluate import evaluate
 from tvmflow.models import MODELS
+from tvmflow.network.frontend import import_model
 from tvmflow.spec import UserError, VerificationError
 from tvmflow.targets import TARGETS
 

@@ -11,11 +11,11 @@ import torch
 from conftest import needs_emulator
 from torch import nn
 
-from tvmflow.backends import of
-from tvmflow.build import build
-from tvmflow.bundle import open_bundle
-from tvmflow.frontend import from_module
+from tvmflow.bundles.build import build
+from tvmflow.bundles.bundle import open_bundle
+from tvmflow.network.frontend import from_module
 from tvmflow.targets import TARGETS
+from tvmflow.targets.kind import of
 
 VALUES = [[1, -1, 0, -0.0, np.nan, np.inf, -np.inf, 2.4, -7.6, 1e30, 3, 4]]
 ROUNDING = 12582912.0  # 1.5 · 2²³: adding it leaves no bits for what is behind the point

@@ -6,16 +6,16 @@ import pytest
 from conftest import needs_emulator
 
 from tvmflow import targets
-from tvmflow.backends import Timing
-from tvmflow.build import build, compile_library
-from tvmflow.bundle import open_bundle
-from tvmflow.frontend import import_model, parse_input_shape
+from tvmflow.bundles.build import build, compile_library
+from tvmflow.bundles.bundle import open_bundle
+from tvmflow.bundles.verify import TOLERANCE, tolerance, verify_library
+from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.pipeline import run_stages
 from tvmflow.report import assemble
 from tvmflow.spec import UserError
+from tvmflow.system.toolchain import select_linker
 from tvmflow.targets import TARGETS
-from tvmflow.toolchain import select_linker
-from tvmflow.verify import TOLERANCE, tolerance, verify_library
+from tvmflow.targets.kind import Timing
 
 BOARD = targets.compute_in(TARGETS["raspberry-pi-5"], "float16")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from tvmflow.build import build
-from tvmflow.bundle import Bundle
-from tvmflow.frontend import import_model, parse_input_shape
+from tvmflow.bundles.build import build
+from tvmflow.bundles.bundle import Bundle
+from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.network.names import module_path
 from tvmflow.pipeline import run_stages
 from tvmflow.spec import UnsupportedOperatorError, UserError

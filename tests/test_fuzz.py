@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tvmflow.models.batches import read_batch
 from tvmflow.report import check_report
 from tvmflow.spec import UserError
-from tvmflow.untrusted import shortened
+from tvmflow.system.untrusted import shortened
 
 SEED = int(os.environ.get("TVMFLOW_FUZZ_SEED", "0"))
 INPUTS, SECONDS = 2000, 1.5

@@ -12,7 +12,7 @@ import torch
 from test_schedules import LANES, Kernel, convolution, depthwise, in_blocks, plain
 from tvm import relax, tirx
 
-from tvmflow.schedules import RULES
+from tvmflow.schedules.cpu import RULES
 from tvmflow.targets import TARGETS
 
 BOARD = TARGETS["raspberry-pi-4b"]

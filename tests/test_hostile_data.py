@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tvmflow import limits
 from tvmflow.models.batches import read_batch
 from tvmflow.models.data import load_cifar10, load_inputs, read_image
 from tvmflow.models.tiny_imagenet import load_tiny_imagenet
 from tvmflow.spec import UserError
-from tvmflow.untrusted import shortened
+from tvmflow.system import limits
+from tvmflow.system.untrusted import shortened
 
 SECONDS = 20
 MEMORY_BYTES = 2 << 30

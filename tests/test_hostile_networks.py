@@ -21,10 +21,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from tvmflow import limits
-from tvmflow.frontend import import_model, parse_input_shape
 from tvmflow.network import pt2_archive, pt2_expressions
+from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.spec import TvmflowError, UnsupportedOperatorError, UserError
+from tvmflow.system import limits
 
 GRAPH = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from integer_networks import JOINT_MODULES, POOL, VARIETY, conv, dense, random_input, random_network, slow_layer
 
-from tvmflow import integer
+from tvmflow.integer import network as integer
 from tvmflow.spec import Preprocessing, UserError
 
 

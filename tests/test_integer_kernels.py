@@ -12,17 +12,17 @@ from conftest import needs_emulator
 from integer_networks import POOL, VARIETY, Shape, conv, dense, depthwise, random_network
 from PIL import Image
 
-from tvmflow import toolchain
-from tvmflow.build import compile_library
-from tvmflow.infer import infer
-from tvmflow.integer import IntegerLayer, IntegerNetwork, save
-from tvmflow.integer_frontend import integer_program
+from tvmflow.bundles.build import compile_library
+from tvmflow.bundles.infer import infer
+from tvmflow.bundles.verify import verify_library
+from tvmflow.integer.frontend import integer_program
+from tvmflow.integer.network import IntegerLayer, IntegerNetwork, save
 from tvmflow.passes.lower import lower, plan_memory
 from tvmflow.pipeline import INTEGER_STAGES
-from tvmflow.schedules.integer._instructions import MACHINE_X64, X86, instructions_of
+from tvmflow.schedules.cpu.integer._instructions import MACHINE_X64, X86, instructions_of
 from tvmflow.spec import Preprocessing, Target
+from tvmflow.system import toolchain
 from tvmflow.targets import TARGETS
-from tvmflow.verify import verify_library
 
 HOST = TARGETS["host"]
 
@@ -117,7 +117,7 @@ def test_other_instructions_of_this_computer_are_exact(kind, tmp_path):
 
 def test_threads_share_loops_without_harm(tmp_path, monkeypatch):
     """Networks this small are given one thread by default."""
-    from tvmflow.schedules.integer import convolution, depthwise
+    from tvmflow.schedules.cpu.integer import convolution, depthwise
 
     for rule in (convolution, depthwise):
         monkeypatch.setattr(rule, "worth_threads", lambda macs, target: True)
@@ -160,7 +160,7 @@ def test_layers_name_modules_and_rules(tmp_path):
 
 def test_command_line_from_file_to_classes(tvmflow, tmp_path):
     """A quantised network in a file: built, verified, run on an image and on a tensor."""
-    from tvmflow.bundle import open_bundle
+    from tvmflow.bundles.bundle import open_bundle
 
     drawn = random_network(np.random.default_rng(9), "power-of-two", shapes=(depthwise(), conv(20), POOL, dense(10)))
     network = replace(

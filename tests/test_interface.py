@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from tvmflow.build import build
-from tvmflow.bundle import load_array, open_bundle
-from tvmflow.frontend import import_model, parse_input_shape
-from tvmflow.infer import infer
+from tvmflow.bundles.build import build
+from tvmflow.bundles.bundle import load_array, open_bundle
+from tvmflow.bundles.infer import infer
+from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.network.interface import nest_named, unique
 from tvmflow.spec import Program, TensorSpec, UserError
 from tvmflow.targets import TARGETS
@@ -187,7 +187,7 @@ class Results(nn.Module):
     ],
 )
 def test_names_of_results(give, names, tmp_path):
-    import tvmflow.frontend as frontend
+    import tvmflow.network.frontend as frontend
 
     program = frontend.from_module(Results(give).eval(), "net", "net", [(2, 3)])
     assert [spec.name for spec in program.outputs] == names

@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from tvmflow import bundle as bundles
+from tvmflow.bundles import bundle as bundles
 from tvmflow.measure.local import profile_library, run_vectors, time_library
 from tvmflow.measure.noise import disturbances
+from tvmflow.report.survey import survey
 from tvmflow.spec import UserError, VerificationError
-from tvmflow.survey import survey
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_library_that_crashes(tmp_path):
     """A constructor that dereferences null: the worker dies, the sentence says of what."""
     source, library = tmp_path / "crash.c", tmp_path / "crash.so"
     source.write_text("__attribute__((constructor)) void crash(void) { *(volatile int *)0 = 1; }")
-    from tvmflow import toolchain
+    from tvmflow.system import toolchain
     from tvmflow.targets import TARGETS
 
     toolchain.link(toolchain.select_linker(TARGETS["host"]), library, [source])

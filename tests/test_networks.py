@@ -12,11 +12,11 @@ import pytest
 from conftest import ROOT
 
 from tvmflow import report as reports
-from tvmflow.backends import Timing
-from tvmflow.bundle import open_bundle
+from tvmflow.bundles.bundle import open_bundle
 from tvmflow.report import networks
 from tvmflow.report.render import render_html, render_markdown
 from tvmflow.spec import Measurement
+from tvmflow.targets.kind import Timing
 
 CIFAR10 = {"value": 0.8649, "images": 10_000, "data": "JPEG <images>", "arithmetic": "float32"}
 

@@ -25,14 +25,14 @@ from test_operators import HOST, KINDS, Input, Integers, fault
 from torch import nn
 from tvm import relax
 
-from tvmflow.build import build
-from tvmflow.frontend import import_model, parse_input_shape
+from tvmflow.bundles.build import build
 from tvmflow.network import onnx_graph
+from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.network.names import name_outputs
 from tvmflow.network.onnx_operators import OPERATORS, import_graph
 from tvmflow.pipeline import run_stages
 from tvmflow.spec import Program, TensorSpec, UnsupportedOperatorError, UserError
-from tvmflow.toolchain import tvm_target_dict
+from tvmflow.system.toolchain import tvm_target_dict
 
 ort = pytest.importorskip("onnxruntime")
 

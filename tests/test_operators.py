@@ -25,8 +25,8 @@ from tvmflow.network.names import name_outputs
 from tvmflow.network.pytorch_operators import decompose, torch_importer
 from tvmflow.pipeline import run_stages
 from tvmflow.spec import Program
+from tvmflow.system.toolchain import tvm_target_dict
 from tvmflow.targets import TARGETS
-from tvmflow.toolchain import tvm_target_dict
 
 HOST = TARGETS["host"]
 NOT_FINITE = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, 1.0, -1.0, 0.5, 100.0, -100.0], np.float32)

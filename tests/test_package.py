@@ -116,7 +116,7 @@ def test_an_installed_wheel_builds_and_reports_a_network_of_the_current_folder(d
 
 
 def test_schedules_are_all_registered():
-    from tvmflow.schedules import RULES, integer
+    from tvmflow.schedules.cpu import RULES, integer
 
     for folder, rules in (("schedules", RULES), ("schedules/integer", integer.RULES)):
         files = {path.stem for path in (ROOT / folder).glob("*.py") if not path.name.startswith("_")}
@@ -145,7 +145,7 @@ def test_targets_are_all_registered():
         "tvmflow.spec",
         "tvmflow.targets",
         "tvmflow.models",
-        "tvmflow.bundle",
+        "tvmflow.bundles.bundle",
         "tvmflow.tune.command",
         "tvmflow.tune.database",
     ],

@@ -12,17 +12,17 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
 
-from tvmflow.passes.block_channels import block_channels
-from tvmflow.passes.flatten_averages import flatten_averages
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
-from tvmflow.passes.fuse_depthwise import fuse_depthwise
 from tvmflow.passes.fuse_operators import fuse_operators
 from tvmflow.passes.narrow_floats import narrow
 from tvmflow.passes.relayout import Blocked, Transposed, relayout
 from tvmflow.passes.rename import rename
-from tvmflow.passes.transpose_dense import transpose_dense
 from tvmflow.spec import Layer, Program
 from tvmflow.targets import TARGETS
+from tvmflow.targets.cpu.passes.block_channels import block_channels
+from tvmflow.targets.cpu.passes.fuse_depthwise import fuse_depthwise
+from tvmflow.targets.cpu.passes.transpose_dense import transpose_dense
+from tvmflow.targets.cuda.passes.flatten_averages import flatten_averages
 
 BOARD = TARGETS["raspberry-pi-4b"]
 RANDOM = np.random.default_rng(0)

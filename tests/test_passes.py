@@ -14,18 +14,18 @@ from tvm import relax
 from tvm.script import ir as I
 from tvm.script import relax as R
 
-from tvmflow.frontend import import_model, parse_input_shape
 from tvmflow.models import MODELS
-from tvmflow.passes.block_channels import block_channels
+from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fold_scales import fold_scales
-from tvmflow.passes.fuse_depthwise import fuse_depthwise
 from tvmflow.passes.fuse_operators import fuse_operators, kernel_calls
 from tvmflow.passes.schedule_kernels import schedule_kernels
 from tvmflow.pipeline import run_stages
 from tvmflow.spec import Program
+from tvmflow.system.toolchain import tvm_target_dict
 from tvmflow.targets import TARGETS
-from tvmflow.toolchain import tvm_target_dict
+from tvmflow.targets.cpu.passes.block_channels import block_channels
+from tvmflow.targets.cpu.passes.fuse_depthwise import fuse_depthwise
 
 HOST = replace(TARGETS["host"], cpu=replace(TARGETS["host"].cpu, cores=4))
 NARROW = replace(HOST, tvm={**HOST.tvm, "mcpu": "x86-64"})

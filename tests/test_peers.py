@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from tvmflow import peers
+from tvmflow.remote import peers
 
 ENDLESS = "import sys\nwhile True: sys.{}.write('x' * 65536)"
 LIMITED = """
 from tvmflow import peers
-from tvmflow.limits import SESSION
+from tvmflow.system.limits import SESSION
 SESSION.bytes = 64 << 20
 peers.limit_memory()
 try:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tvmflow import interrupt
-from tvmflow.build import compile_library
-from tvmflow.frontend import import_model, parse_input_shape
+from tvmflow.bundles.build import compile_library
+from tvmflow.bundles.verify import verify_library
+from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fuse_operators import fuse_operators, kernels
 from tvmflow.pipeline import INTEGER_STAGES, STAGES, run_stages
+from tvmflow.system import interrupt
+from tvmflow.system.toolchain import select_linker
 from tvmflow.targets import DEFAULT_BOARD, TARGETS
-from tvmflow.toolchain import select_linker
-from tvmflow.verify import verify_library
 
 HOST = TARGETS["host"]
 

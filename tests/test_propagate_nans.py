@@ -12,14 +12,14 @@ import tvm_ffi
 from torch import nn
 from tvm import relax, tirx
 
-from tvmflow.backends import of
-from tvmflow.bundle import open_bundle
-from tvmflow.frontend import from_module
+from tvmflow.bundles.bundle import open_bundle
+from tvmflow.network.frontend import from_module
 from tvmflow.passes.fuse_operators import kernels
 from tvmflow.passes.infinite_extremes import infinite_extremes
 from tvmflow.passes.propagate_nans import with_nans
 from tvmflow.spec import MissingDependencyError
 from tvmflow.targets import TARGETS
+from tvmflow.targets.kind import of
 
 SHAPE = (1, 3, 8, 8)
 

@@ -14,17 +14,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tvmflow import integer, models
-from tvmflow.chain import FloatLayer, float_chain, run_float
+from tvmflow import models
+from tvmflow.bundles.evaluate import evaluate, evaluate_quantised
 from tvmflow.cli.quantizing import quantize as quantize_command
-from tvmflow.evaluate import evaluate, evaluate_quantised
-from tvmflow.frontend import from_module, import_model
-from tvmflow.integer import SCHEMES, IntegerNetwork
+from tvmflow.integer import network as integer
+from tvmflow.integer.chain import FloatLayer, float_chain, run_float
+from tvmflow.integer.fine_tune import FakeQuantised, TuneConfig, _Run, tune
+from tvmflow.integer.network import SCHEMES, IntegerNetwork
+from tvmflow.integer.quantize import Method, equalise, observe, quantize
 from tvmflow.models import int8
 from tvmflow.models.baselines import small_vgg
 from tvmflow.models.data import load_cifar10
-from tvmflow.qat import FakeQuantised, TuneConfig, _Run, tune
-from tvmflow.quantize import Method, equalise, observe, quantize
+from tvmflow.network.frontend import from_module, import_model
 from tvmflow.spec import UnsupportedOperatorError, UserError, VerificationError
 
 METHOD = Method(count=30)
@@ -277,10 +278,10 @@ def test_the_command_writes_weights_facts_and_card(tmp_path, monkeypatch, capsys
 
 def test_compiled_is_held_to_the_reference(start, tmp_path, monkeypatch):
     """Accuracy of a bundle, which has to give every bit of the weights' logits; its layers say what quantising cost."""
-    from tvmflow import bundle as bundles
     from tvmflow import targets
-    from tvmflow.build import build
-    from tvmflow.integer_frontend import integer_program
+    from tvmflow.bundles import bundle as bundles
+    from tvmflow.bundles.build import build
+    from tvmflow.integer.frontend import integer_program
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("tvmflow.models.data.COUNTS", data_sets.COUNTS)

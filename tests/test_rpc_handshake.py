@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from boards import TOKEN, greeting, running
 
-from tvmflow import handshake, peers, rpc
-from tvmflow.handshake import Challenges, prove, session_key
-from tvmflow.serve import DENIED, MAGIC, Server
+from tvmflow.remote import handshake, peers, rpc
+from tvmflow.remote.handshake import Challenges, prove, session_key
+from tvmflow.remote.serve import DENIED, MAGIC, Server
 from tvmflow.spec import DeviceError
 
 CLIENT = "0123456789abcdef" * 2

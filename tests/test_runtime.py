@@ -9,8 +9,8 @@ import pytest
 from conftest import needs_emulator
 from elftools.elf.elffile import ELFFile
 
-from tvmflow import runtime
 from tvmflow.spec import MissingDependencyError
+from tvmflow.system import runtime
 from tvmflow.targets import TARGETS
 
 BOARD = TARGETS["raspberry-pi-4b"]

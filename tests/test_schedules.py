@@ -13,13 +13,14 @@ import tvm
 from torch.nn import functional
 from tvm import relax, tirx
 
-import tvmflow.schedules
-from tvmflow.passes.block_channels import block_length, weight_block
+import tvmflow.schedules.cpu
 from tvmflow.passes.relayout import Blocked, Layout, Transposed, relayout
-from tvmflow.schedules import RULES, _convolution, conv_blocked, pointwise_blocked, tiles
+from tvmflow.schedules import convolutions
+from tvmflow.schedules.cpu import RULES, conv_blocked, pointwise_blocked, tiles
 from tvmflow.spec import Target
+from tvmflow.system.toolchain import tvm_target_dict
 from tvmflow.targets import TARGETS
-from tvmflow.toolchain import tvm_target_dict
+from tvmflow.targets.cpu.passes.block_channels import block_length, weight_block
 
 HOST = replace(TARGETS["host"], cpu=replace(TARGETS["host"].cpu, cores=4))
 NARROW = replace(HOST, tvm={**HOST.tvm, "mcpu": "x86-64"})
@@ -51,7 +52,7 @@ class Kernel:
         if not self.blocked and not self.packed:
             return {}
         lengths: dict[int, Layout] = {place: Blocked(1, block_length(target)) for place in self.blocked}
-        conv = _convolution.read_convolution(replace(self, blocked=(), packed=False).prim_func())
+        conv = convolutions.read_convolution(replace(self, blocked=(), packed=False).prim_func())
         if conv is None:
             return lengths
         to_blocks = len(self.shapes) in self.blocked
@@ -516,7 +517,7 @@ def libraries() -> dict[str, tvm.runtime.Module]:
         for index, kernel in enumerate(kernels):
             funcs[f"host_{index}"] = RULES[rule](kernel.prim_func(), HOST).mod["main"]
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(_convolution, "THREAD_MACS_PER_LANE", 0)
+                patch.setattr(convolutions, "THREAD_MACS_PER_LANE", 0)
                 funcs[f"shared_{index}"] = RULES[rule](kernel.prim_func(NARROW), NARROW).mod["main"]
         found[rule] = compiled(funcs)
     return found
@@ -622,5 +623,5 @@ def test_every_board_compiles(board: str):
 
 
 def test_every_file_is_registered():
-    files = {path.stem for path in Path(tvmflow.schedules.__file__).parent.glob("*.py") if path.stem[0] != "_"}
+    files = {path.stem for path in Path(tvmflow.schedules.cpu.__file__).parent.glob("*.py") if path.stem[0] != "_"}
     assert set(RULES) == files

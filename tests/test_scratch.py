@@ -17,10 +17,11 @@ import pytest
 from conftest import ROOT
 from integer_networks import conv, random_network
 
-from tvmflow import integer, scratch
+from tvmflow.integer import network as integer
 from tvmflow.models import train
 from tvmflow.report import write_text
 from tvmflow.spec import UserError
+from tvmflow.system import scratch
 from tvmflow.tune import store
 
 

@@ -22,9 +22,10 @@ import psutil
 import pytest
 from boards import TOKEN, free_port, greeting, running, wait_for
 
-from tvmflow import rpc, serve, toolchain
-from tvmflow.serve import MAGIC, Limits, Server, read_token
+from tvmflow.remote import rpc, serve
+from tvmflow.remote.serve import MAGIC, Limits, Server, read_token
 from tvmflow.spec import DeviceError, UserError, VerificationError
+from tvmflow.system import toolchain
 from tvmflow.targets import TARGETS
 
 
@@ -76,8 +77,8 @@ def test_through_ssh_with_the_token_of_the_board(board, server, host_bundle, mon
 
 
 def test_several_inputs_and_outputs(server, token_file, tmp_path):
-    from tvmflow.build import build
-    from tvmflow.frontend import import_model, parse_input_shape
+    from tvmflow.bundles.build import build
+    from tvmflow.network.frontend import import_model, parse_input_shape
 
     program = import_model("networks:two_in_two_out", [parse_input_shape("2x6"), parse_input_shape("2x5")])
     build(program, TARGETS["host"], tmp_path / "two")
@@ -257,7 +258,7 @@ def test_rpc_is_spoken_on_this_computer_only(host_bundle, token_file, address):
 def test_files_stay_in_the_sessions_folder(server, tmp_path):
     script = (
         "import sys; sys.modules['torch'] = None\nfrom tvm import rpc\n"
-        "from tvmflow.handshake import session_key\n"
+        "from tvmflow.remote.handshake import session_key\n"
         f"session = rpc.connect('127.0.0.1', {server.port}, key=session_key({server.port}, {TOKEN!r}))\n"
         "for name in ('../escape', '/tmp/tvmflow-escape', '..'):\n"
         "    try:\n        session.upload(bytearray(b'x'), target=name)\n"

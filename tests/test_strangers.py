@@ -7,8 +7,8 @@ from strangers import STRANGERS
 from tvm import relax
 
 from benchmarks import strangers as benchmark
-from tvmflow.build import build
-from tvmflow.frontend import from_module
+from tvmflow.bundles.build import build
+from tvmflow.network.frontend import from_module
 from tvmflow.passes.multiply_adds import multiply_adds
 from tvmflow.targets import TARGETS
 

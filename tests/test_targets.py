@@ -6,7 +6,8 @@ from dataclasses import fields
 
 import pytest
 
-from tvmflow import rules, targets
+from tvmflow import targets
+from tvmflow.schedules import registry as rules
 from tvmflow.spec import UserError
 from tvmflow.targets import DEFAULT_BOARD, TARGETS
 
@@ -15,7 +16,7 @@ from tvmflow.targets import DEFAULT_BOARD, TARGETS
 def test_board_is_complete(target):
     import tvm
 
-    from tvmflow.toolchain import tvm_target_dict
+    from tvmflow.system.toolchain import tvm_target_dict
 
     made = tvm.target.Target(tvm_target_dict(target))
     if target.gpu is None:

@@ -8,13 +8,13 @@ import jsonschema
 import pytest
 from conftest import ROOT, needs_emulator
 
-from tvmflow.build import build
-from tvmflow.bundle import open_bundle
+from tvmflow.bundles.build import build
+from tvmflow.bundles.bundle import open_bundle
 from tvmflow.report import collect
 from tvmflow.report.render import render_html
-from tvmflow.survey import survey
+from tvmflow.report.survey import survey
+from tvmflow.system.text import to_json
 from tvmflow.targets import TARGETS
-from tvmflow.text import to_json
 
 CPUS = [name for name, board in TARGETS.items() if board.kind in ("llvm", "arm_cpu")]
 METHODS = dict.fromkeys(CPUS, "emulated") | {"host": "native", "raspberry-pi-3b-32bit": "emulated kernels"}

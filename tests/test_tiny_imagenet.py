@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tvmflow.evaluate import evaluate
+from tvmflow.bundles.evaluate import evaluate
 from tvmflow.models import tiny_imagenet, train
 from tvmflow.spec import UserError
 

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from tvmflow import toolchain
-from tvmflow.build import build
+from tvmflow.bundles.build import build
 from tvmflow.spec import MissingDependencyError, UserError
+from tvmflow.system import toolchain
 from tvmflow.targets import TARGETS
 
 PI = TARGETS["raspberry-pi-4b"]

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from boards import TOKEN, free_port, running, wait_for
 
-from tvmflow import rpc, tracker
-from tvmflow.serve import DENIED, MAGIC, Server
+from tvmflow.remote import rpc, tracker
+from tvmflow.remote.serve import DENIED, MAGIC, Server
+from tvmflow.remote.tracker import Registration, Tracker
 from tvmflow.spec import DeviceError, UserError
-from tvmflow.tracker import Registration, Tracker
 from tvmflow.tune.remote import listed
 
 KEY = "raspberry-pi-4b"

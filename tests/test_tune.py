@@ -25,16 +25,18 @@ from conftest import ROOT
 from kernels import TASK, adding, as_candidate, bound_to_threads, calling
 from tvm.s_tir import meta_schedule
 
-from tvmflow import build as building
-from tvmflow import interrupt, rules
-from tvmflow.backends import Timing, layer_rows
+from tvmflow.bundles import build as building
 from tvmflow.measure.local import run_vectors
 from tvmflow.passes import schedule_kernels
 from tvmflow.report import assemble
 from tvmflow.report.render import schedules_text
-from tvmflow.schedules import RULES, choices, spell
+from tvmflow.schedules import registry as rules
+from tvmflow.schedules import spell
+from tvmflow.schedules.cpu import RULES, choices
 from tvmflow.spec import MissingDependencyError, UserError
+from tvmflow.system import interrupt
 from tvmflow.targets import TARGETS
+from tvmflow.targets.kind import Timing, layer_rows
 from tvmflow.tune import apply, measure, processes, space
 from tvmflow.tune.builders import Builders, LocalPool
 from tvmflow.tune.command import list_tasks, parse_duration
@@ -96,7 +98,7 @@ def decisions(folder: Path) -> list[tuple[str, str]]:
 
 
 def test_equal_kernels_are_one_task():
-    from tvmflow.frontend import import_model, parse_input_shape
+    from tvmflow.network.frontend import import_model, parse_input_shape
 
     found = extract(import_model("networks:residual", [parse_input_shape("1x3x8x8")]), HOST)
     assert sorted(task.calls for task in found)[-1] == 2
@@ -106,7 +108,7 @@ def test_equal_kernels_are_one_task():
 
 
 def test_tasks_of_any_board_are_listed(monkeypatch, tiny):
-    monkeypatch.setattr("tvmflow.frontend.import_model", lambda model, shapes: tiny)
+    monkeypatch.setattr("tvmflow.network.frontend.import_model", lambda model, shapes: tiny)
     text, content = list_tasks(TARGETS["raspberry-pi-4b"], "tiny", [])
     assert [row["name"] for row in content] == [task.name for task in extract(tiny, TARGETS["raspberry-pi-4b"])]
     assert "joint.0.pointwise" in text

@@ -16,7 +16,7 @@ from boards import TOKEN, running
 from conftest import ROOT
 from kernels import TASK, adding, allocating, as_candidate, calling
 
-from tvmflow.serve import Server
+from tvmflow.remote.serve import Server
 from tvmflow.spec import DeviceError, UserError
 from tvmflow.targets import TARGETS
 from tvmflow.tune import remote
@@ -63,7 +63,7 @@ def good(count: int, prefix: str = "good") -> list:
 def test_every_fault_is_the_candidates_own(tmp_path, builders, monkeypatch):
     """Wrong, crashing, hanging and greedy ones among good ones; those before and after them are measured."""
     monkeypatch.setattr(remote, "RUN_LIMIT_S", 5.0)
-    monkeypatch.setattr("tvmflow.serve.FAREWELL_SECONDS", 1.0)
+    monkeypatch.setattr("tvmflow.remote.serve.FAREWELL_SECONDS", 1.0)
     batch = [
         *good(1),
         as_candidate(UNSCHEDULED, TASK.module),

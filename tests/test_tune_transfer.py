@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from tvmflow import rules
-from tvmflow.frontend import import_model, parse_input_shape
-from tvmflow.schedules import choices, spell
+from tvmflow.network.frontend import import_model, parse_input_shape
+from tvmflow.schedules import registry as rules
+from tvmflow.schedules import spell
+from tvmflow.schedules.cpu import choices
 from tvmflow.spec import Target
 from tvmflow.targets import TARGETS
 from tvmflow.tune import transfer

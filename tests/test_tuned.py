@@ -9,11 +9,11 @@ import pytest
 
 from tvmflow.spec import Target
 from tvmflow.targets import TARGETS
+from tvmflow.targets.vta import search
+from tvmflow.targets.vta.records import recorded
 from tvmflow.tune import apply, tasks
 from tvmflow.tune.space import replayed
 from tvmflow.tune.store import Best, Identity, Store
-from tvmflow.vta import search
-from tvmflow.vta.records import recorded
 
 FOLDERS = apply.shipped_folders()
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from tvmflow.build import build
-from tvmflow.bundle import open_bundle
-from tvmflow.frontend import from_module
+from tvmflow.bundles.build import build
+from tvmflow.bundles.bundle import open_bundle
+from tvmflow.bundles.verify import compare, verify_bundle
+from tvmflow.network.frontend import from_module
 from tvmflow.report.render import verdict_text
 from tvmflow.spec import Program, Vector, VerificationError
 from tvmflow.targets import TARGETS
-from tvmflow.verify import compare, verify_bundle
 
 EVERYDAY = ["noise-0", "noise-1", "noise-2", "zeros", "constant", "lowest", "highest", "checkerboard"]
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tvmflow.build import build
+from tvmflow.bundles.build import build
+from tvmflow.bundles.verify import TOLERANCE, compare
+from tvmflow.network.rounding import rounding_of
 from tvmflow.report.render import verdict_text
-from tvmflow.rounding import rounding_of
 from tvmflow.spec import Vector, VerificationError
 from tvmflow.targets import TARGETS
-from tvmflow.verify import TOLERANCE, compare
 
 REFERENCE = np.array([[1.0, -2.0, 8.0]], np.float32)
 VECTORS = [Vector(name="only", inputs=(), outputs=(REFERENCE,))]

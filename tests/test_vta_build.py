@@ -15,27 +15,27 @@ from conftest import ROOT
 from integer_networks import POOL, conv, dense, depthwise, random_network
 
 from benchmarks import vta as benchmark
-from tvmflow import integer
-from tvmflow.bundle import open_bundle
-from tvmflow.evaluate import evaluate_quantised
+from tvmflow.bundles.bundle import open_bundle
+from tvmflow.bundles.evaluate import evaluate_quantised
+from tvmflow.integer import network as integer
 from tvmflow.report import collect
 from tvmflow.report.render import render_html, report_text
 from tvmflow.report.search import search_of
+from tvmflow.report.survey import survey
 from tvmflow.spec import UserError, VerificationError
-from tvmflow.survey import survey
+from tvmflow.system.text import to_json
 from tvmflow.targets import TARGETS
-from tvmflow.text import to_json
+from tvmflow.targets.vta import backend, search
+from tvmflow.targets.vta.bounds import Bounds
+from tvmflow.targets.vta.compile import compile_network, prepare
+from tvmflow.targets.vta.config import Config
+from tvmflow.targets.vta.driver.fake import FakeBoard
+from tvmflow.targets.vta.driver.vta_driver import Device, self_test
+from tvmflow.targets.vta.program import read
+from tvmflow.targets.vta.space import tasks_of
+from tvmflow.targets.vta.tiles import Tiling
 from tvmflow.tune.apply import find_records
 from tvmflow.tune.store import Store
-from tvmflow.vta import backend, search
-from tvmflow.vta.bounds import Bounds
-from tvmflow.vta.compile import compile_network, prepare
-from tvmflow.vta.config import Config
-from tvmflow.vta.driver.fake import FakeBoard
-from tvmflow.vta.driver.vta_driver import Device, self_test
-from tvmflow.vta.program import read
-from tvmflow.vta.space import tasks_of
-from tvmflow.vta.tiles import Tiling
 
 BOARD = TARGETS["pynq-z1"]
 VTAS = [name for name, board in TARGETS.items() if board.kind == "vta"]
@@ -104,13 +104,13 @@ def test_a_bundle_runs_on_the_boards_own_driver(built):
 
 def test_deploying_to_a_fake_board(built, board):
     """The bundle goes over SSH to a board and runs there on a fake VTA, which gives a verdict and no latency."""
-    fake = f"PYTHONPATH={ROOT} VTA_HARDWARE=tvmflow.vta.driver.fake:rehearsal"
+    fake = f"PYTHONPATH={ROOT} VTA_HARDWARE=tvmflow.targets.vta.driver.fake:rehearsal"
     board.command("python3", f'export {fake}; exec {sys.executable} "$@"')
     report = board.deploy(built)
     assert report["verify"]["passed"]
     assert report["device"]["basis"] == "emulated"
     assert report["latency"] is None
-    assert "tvmflow.vta.driver.fake:rehearsal" in report["latency_note"]
+    assert "tvmflow.targets.vta.driver.fake:rehearsal" in report["latency_note"]
 
 
 def test_a_damaged_program_is_found_out(built, model, tmp_path, monkeypatch):
@@ -164,7 +164,7 @@ def test_stages_are_dumped(model, tmp_path):
 
 def test_bounds_hold():
     """No program is faster than its bound, layer by layer; products are those of taps that read the map."""
-    from tvmflow.vta import timing
+    from tvmflow.targets.vta import timing
 
     for work in prepare(NETWORK, Config()):
         layer = work.layer

@@ -18,16 +18,16 @@ from integer_networks import (
     random_network,
 )
 
-from tvmflow.integer import IntegerNetwork
+from tvmflow.integer.network import IntegerNetwork
 from tvmflow.spec import UserError
-from tvmflow.vta.check import check
-from tvmflow.vta.compile import Compiled, compile_network, default_tiling, prepare
-from tvmflow.vta.config import Config
-from tvmflow.vta.emit import Infeasible
-from tvmflow.vta.isa import Alu, Gemm, Memory, Store, is_nop, module_of
-from tvmflow.vta.layout import ONES, bias_tiles, ones_tile
-from tvmflow.vta.simulate import Machine
-from tvmflow.vta.tiles import Tiling
+from tvmflow.targets.vta.check import check
+from tvmflow.targets.vta.compile import Compiled, compile_network, default_tiling, prepare
+from tvmflow.targets.vta.config import Config
+from tvmflow.targets.vta.emit import Infeasible
+from tvmflow.targets.vta.isa import Alu, Gemm, Memory, Store, is_nop, module_of
+from tvmflow.targets.vta.layout import ONES, bias_tiles, ones_tile
+from tvmflow.targets.vta.simulate import Machine
+from tvmflow.targets.vta.tiles import Tiling
 
 CONFIG = Config()
 SMALL = Config(log_block=3, log_inp_buffer=11, log_wgt_buffer=13, log_acc_buffer=12, log_uop_buffer=10)

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from vta_examples import pointwise, reference
 
+from tvmflow.system.toolchain import link, select_linker
 from tvmflow.targets import TARGETS
-from tvmflow.toolchain import link, select_linker
-from tvmflow.vta import check, program, selftest, simulate
-from tvmflow.vta.config import SAMPLES, Config
-from tvmflow.vta.driver import make_runner, vta_driver
-from tvmflow.vta.driver.fake import FakeBoard
-from tvmflow.vta.driver.vta_driver import VtaError
+from tvmflow.targets.vta import check, program, selftest, simulate
+from tvmflow.targets.vta.config import SAMPLES, Config
+from tvmflow.targets.vta.driver import make_runner, vta_driver
+from tvmflow.targets.vta.driver.fake import FakeBoard
+from tvmflow.targets.vta.driver.vta_driver import VtaError
 
 NEW, OLD = SAMPLES["pynq"], Config(version="0.0.1")
 BASE = 0x43C00000
@@ -234,7 +234,7 @@ def command(folders, tmp_path, monkeypatch, capsys):
         place.mkdir(parents=True)
         np.save(place / "input-0.npy", image)
         np.save(place / "output-0.npy", reference(image, weight, bias))
-    monkeypatch.setenv("VTA_HARDWARE", "tvmflow.vta.driver.fake:rehearsal")
+    monkeypatch.setenv("VTA_HARDWARE", "tvmflow.targets.vta.driver.fake:rehearsal")
     loader = SourceFileLoader("vta_runner", str(tmp_path / "runner" / "run"))
     run = module_from_spec(spec_from_loader(loader.name, loader))
     loader.exec_module(run)
@@ -252,7 +252,7 @@ def test_the_command_on_the_board(command, tmp_path):
     code, said = command(vector / "input-0.npy")
     assert code == 0
     assert said["outputs"]["output"] == np.load(vector / "output-0.npy").ravel().tolist()
-    assert said["stand_in"] == "tvmflow.vta.driver.fake:rehearsal"
+    assert said["stand_in"] == "tvmflow.targets.vta.driver.fake:rehearsal"
     assert "cycles" in command(vector / "input-0.npy", "--core", "chisel")[1]["latency"]
     _, said = command("--samples", "0.1", "0.02")
     assert len(said["samples"]) == sum(window["repeats"] for window in said["windows"])

@@ -15,14 +15,14 @@ from vta_programs import BLOCK_16, BUFFERS, SMALL, copy, in_series, program, spo
 from vta_programs import state as random_state
 
 from tvmflow.spec import TvmflowError, UserError
-from tvmflow.vta import check, config, isa, semantics, simulate
-from tvmflow.vta.config import SAMPLES, Config
-from tvmflow.vta.isa import Alu, Finish, Gemm, Load, Memory, Operation, Store, Uop
-from tvmflow.vta.program import Executable, read, relocate, save
-from tvmflow.vta.semantics import RefusedError, State
-from tvmflow.vta.timeline import COLOURS, SLICES, occupancy, picture
-from tvmflow.vta.timing import Hardware, band, time_instructions
-from tvmflow.vta.timing import simulate as simulate_time
+from tvmflow.targets.vta import check, config, isa, semantics, simulate
+from tvmflow.targets.vta.config import SAMPLES, Config
+from tvmflow.targets.vta.isa import Alu, Finish, Gemm, Load, Memory, Operation, Store, Uop
+from tvmflow.targets.vta.program import Executable, read, relocate, save
+from tvmflow.targets.vta.semantics import RefusedError, State
+from tvmflow.targets.vta.timeline import COLOURS, SLICES, occupancy, picture
+from tvmflow.targets.vta.timing import Hardware, band, time_instructions
+from tvmflow.targets.vta.timing import simulate as simulate_time
 
 PYNQ = SAMPLES["pynq"]
 OLD = Config(version="0.0.1")

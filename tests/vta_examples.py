@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tvmflow.vta import isa
-from tvmflow.vta.config import SAMPLES, Config
-from tvmflow.vta.isa import Alu, Finish, Gemm, Instruction, Load, Memory, Operation, Store
-from tvmflow.vta.program import Executable, Mark, Region
+from tvmflow.targets.vta import isa
+from tvmflow.targets.vta.config import SAMPLES, Config
+from tvmflow.targets.vta.isa import Alu, Finish, Gemm, Instruction, Load, Memory, Operation, Store
+from tvmflow.targets.vta.program import Executable, Mark, Region
 
 HEIGHT, WIDTH, CHANNELS, STRIPS, SHIFT = 8, 6, 32, 4, 7
 INP, WGT, ACC, UOP, OUT, END = 0, 1536, 2560, 8192, 12288, 16384

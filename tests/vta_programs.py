@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from tvmflow.vta import isa
-from tvmflow.vta.config import Config
-from tvmflow.vta.isa import Alu, Finish, Gemm, Instruction, Load, Memory, Operation, Store
-from tvmflow.vta.semantics import State
+from tvmflow.targets.vta import isa
+from tvmflow.targets.vta.config import Config
+from tvmflow.targets.vta.isa import Alu, Finish, Gemm, Instruction, Load, Memory, Operation, Store
+from tvmflow.targets.vta.semantics import State
 
 SMALL = Config(log_batch=1, log_block=2, log_uop_buffer=8, log_inp_buffer=8, log_wgt_buffer=8, log_acc_buffer=9)
 """Two rows a tile, blocks of 4, and buffers of 64 micro-ops, 32 INP, 16 WGT and 16 ACC tiles."""

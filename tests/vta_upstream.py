@@ -23,11 +23,11 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 from vta_examples import pointwise  # noqa: E402
 from vta_programs import DRAM_BYTES, SMALL, in_series, program  # noqa: E402
 
-from tvmflow.vta import isa, selftest, simulate  # noqa: E402
-from tvmflow.vta.config import SAMPLES, Config  # noqa: E402
-from tvmflow.vta.isa import Alu, Finish, Instruction, Load, Memory, Operation, Store, Uop  # noqa: E402
-from tvmflow.vta.program import Executable, relocate  # noqa: E402
-from tvmflow.vta.semantics import State  # noqa: E402
+from tvmflow.targets.vta import isa, selftest, simulate  # noqa: E402
+from tvmflow.targets.vta.config import SAMPLES, Config  # noqa: E402
+from tvmflow.targets.vta.isa import Alu, Finish, Instruction, Load, Memory, Operation, Store, Uop  # noqa: E402
+from tvmflow.targets.vta.program import Executable, relocate  # noqa: E402
+from tvmflow.targets.vta.semantics import State  # noqa: E402
 
 
 def compile_library(name: str, checkout: Path, config: Config, folder: Path) -> ctypes.CDLL:
@@ -152,7 +152,7 @@ def main() -> int:
             executables = {"layer": pointwise(config)[0], "self-test": selftest.compute(config)[0]}
             try:
                 from tvmflow.models import quantized
-                from tvmflow.vta.compile import compile_network
+                from tvmflow.targets.vta.compile import compile_network
 
                 network = quantized("dilated-net", "power-of-two")
                 executables["dilated-net"] = compile_network(network, config).executable

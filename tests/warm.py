@@ -59,10 +59,10 @@ def _import_everything() -> None:
     """What commands import at some time; a module that isn't here is imported by the command that needs it."""
     for name in (
         *("elftools.elf.elffile", "jsonschema", "torch._dynamo", "torch._functorch.aot_autograd"),
-        *("torch.export._trace", "tvm.relax.frontend.torch", "tvm.s_tir", "tvmflow.build", "tvmflow.cli"),
-        *("tvmflow.cpu", "tvmflow.estimate", "tvmflow.evaluate", "tvmflow.frontend", "tvmflow.integer_frontend"),
-        *("tvmflow.models", "tvmflow.network.pytorch", "tvmflow.pipeline", "tvmflow.report", "tvmflow.schedules"),
-        *("tvmflow.tune.apply", "tvmflow.tune.command"),
+        *("torch.export._trace", "tvm.relax.frontend.torch", "tvm.s_tir", "tvmflow.bundles.build", "tvmflow.cli"),
+        *("tvmflow.targets.cpu.backend", "tvmflow.report.estimate", "tvmflow.bundles.evaluate", "tvmflow.models"),
+        *("tvmflow.network.frontend", "tvmflow.integer.frontend", "tvmflow.network.pytorch", "tvmflow.pipeline"),
+        *("tvmflow.report", "tvmflow.schedules", "tvmflow.tune.apply", "tvmflow.tune.command"),
     ):
         importlib.import_module(name)
 

@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tvmflow import interrupt, scratch
-from tvmflow.cortex_m.stages import choose_float_kernels, choose_kernels, lower_kernels, place_tensors
-from tvmflow.passes.bind_threads import bind_threads
-from tvmflow.passes.block_channels import block_channels
-from tvmflow.passes.capture_graph import capture_graph
-from tvmflow.passes.count_order import count_order
-from tvmflow.passes.flatten_averages import flatten_averages
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fold_scales import fold_scales
-from tvmflow.passes.fuse_depthwise import fuse_depthwise
 from tvmflow.passes.fuse_operators import fuse_operators
-from tvmflow.passes.fuse_separable import fuse_separable
 from tvmflow.passes.integer_kernels import integer_kernels
 from tvmflow.passes.lower import lower, plan_memory
 from tvmflow.passes.narrow_floats import narrow_floats
-from tvmflow.passes.plain_names import plain_names
 from tvmflow.passes.propagate_nans import propagate_nans
 from tvmflow.passes.schedule_kernels import schedule_kernels
-from tvmflow.passes.transpose_dense import transpose_dense
 from tvmflow.spec import Program, Target
-from tvmflow.vta.stages import check_program, cut_layers, describe_layers, emit_program
+from tvmflow.system import interrupt, scratch
+from tvmflow.targets.cortex_m.stages import choose_float_kernels, choose_kernels, lower_kernels, place_tensors
+from tvmflow.targets.cpu.passes.block_channels import block_channels
+from tvmflow.targets.cpu.passes.fuse_depthwise import fuse_depthwise
+from tvmflow.targets.cpu.passes.transpose_dense import transpose_dense
+from tvmflow.targets.cuda.passes.bind_threads import bind_threads
+from tvmflow.targets.cuda.passes.capture_graph import capture_graph
+from tvmflow.targets.cuda.passes.count_order import count_order
+from tvmflow.targets.cuda.passes.flatten_averages import flatten_averages
+from tvmflow.targets.cuda.passes.fuse_separable import fuse_separable
+from tvmflow.targets.cuda.passes.plain_names import plain_names
+from tvmflow.targets.vta.stages import check_program, cut_layers, describe_layers, emit_program
 
 Stage = Callable[[Program, Target], Program]
 

@@ -10,9 +10,9 @@ if TYPE_CHECKING:  # importing the nouns must cost nothing: tvm takes 4 s to imp
     import numpy as np
     import tvm
 
-    from tvmflow.integer import IntegerNetwork
+    from tvmflow.integer.network import IntegerNetwork
+    from tvmflow.targets.vta.stages import Made
     from tvmflow.tune.store import Best
-    from tvmflow.vta.stages import Made
 
 Basis = Literal["measured", "simulated", "emulated", "modelled"]
 
@@ -49,7 +49,8 @@ class Vector:
     """A golden vector: inputs and the outputs that the original network gave for them, in the order of the specs.
 
     `rounding` is how far each output moves, absolutely, if the original's values are rounded otherwise
-    (`tvmflow.rounding`); empty where that isn't known, and of vectors of a bundle, which has tolerances made from it.
+    (`tvmflow.network.rounding`); empty where that isn't known, and of vectors of a bundle, which has tolerances made
+    from it.
     """
 
     name: str

@@ -12,8 +12,8 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.chain import FloatLayer
-from tvmflow.integer import IntegerLayer
+from tvmflow.integer.chain import FloatLayer
+from tvmflow.integer.network import IntegerLayer
 
 MINUS_INFINITY = -0x800000
 """The bits of −∞ in float32, read as an int32."""

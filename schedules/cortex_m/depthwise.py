@@ -23,7 +23,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.integer import IntegerLayer, cuts
+from tvmflow.integer.network import IntegerLayer, cuts
 from tvmflow.schedules.cortex_m._kernel import (
     AnyLayer,
     Expr,

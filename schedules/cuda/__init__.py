@@ -6,44 +6,34 @@ launch is one grid of one dimension. `dlight` serves everything, so a kernel nev
 
 from __future__ import annotations
 
-import hashlib
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tvmflow.schedules import Knobs, Rule
+from tvmflow.schedules import Knobs, Rule, named, version_of
 
 if TYPE_CHECKING:
-    from tvm.s_tir import Schedule
     from tvm.tirx import PrimFunc
 
     from tvmflow.spec import Target
 
 
-def _rule(name: str) -> Rule:
-    """The rule of that file, which imports tvm when it is first used."""
-
-    def rule(func: PrimFunc, target: Target, tile: Any = None) -> Schedule | None:
-        return getattr(import_module(f"{__name__}.{name}"), name)(func, target, tile)
-
-    return rule
-
-
-RULES: dict[str, Rule] = {
-    "depthwise_direct": _rule("depthwise_direct"),
-    "depthwise_staged": _rule("depthwise_staged"),
-    "depthwise_pair": _rule("depthwise_pair"),
-    "depthwise_pointwise": _rule("depthwise_pointwise"),
-    "pointwise": _rule("pointwise"),
-    "convolution": _rule("convolution"),
-    "pool_dense": _rule("pool_dense"),
-    "dense": _rule("dense"),
-    "matmul": _rule("matmul"),
-    "direct": _rule("direct"),
-    "dlight": _rule("dlight"),
-}
+NAMES = (
+    "depthwise_direct",
+    "depthwise_staged",
+    "depthwise_pair",
+    "depthwise_pointwise",
+    "pointwise",
+    "convolution",
+    "pool_dense",
+    "dense",
+    "matmul",
+    "direct",
+    "dlight",
+)
 """In the order in which boards try them."""
 
+RULES: dict[str, Rule] = {name: named(__name__, name) for name in NAMES}
 
 MOST_CHOICES = 24
 
@@ -62,8 +52,5 @@ def choices(name: str, func: PrimFunc, target: Target) -> list[Knobs]:
 
 def rules_version() -> str:
     """Eight digits that change with the source of any of these rules, or of the CPU's that they use."""
-    digest = hashlib.sha256()
     folder = Path(__file__).parent
-    for path in (*sorted(folder.glob("*.py")), folder.parent / "_convolution.py", folder.parent / "dense.py"):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:8]
+    return version_of((*folder.glob("*.py"), folder.parent / "cpu" / "dense.py"))

@@ -10,8 +10,8 @@ import tvm
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules import _convolution
-from tvmflow.schedules._convolution import Convolution, kernel
+from tvmflow.schedules import convolutions
+from tvmflow.schedules.convolutions import Convolution, kernel
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target
@@ -24,8 +24,8 @@ MOST_THREADS = 1024
 
 
 def read_convolutions(func: tirx.PrimFunc) -> tuple[Convolution, ...]:
-    """`tvmflow.schedules._convolution.read_convolutions` of tensors that lie as NCHW."""
-    found = _convolution.read_convolutions(func)
+    """`tvmflow.schedules.convolutions.read_convolutions` of tensors that lie as NCHW."""
+    found = convolutions.read_convolutions(func)
     return () if any(conv.data_block or conv.weight_block or conv.out_block for conv in found) else found
 
 

@@ -27,7 +27,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules._convolution import unfuse
+from tvmflow.schedules.convolutions import unfuse
 from tvmflow.schedules.cuda._grid import (
     MOST_THREADS,
     WARP,

@@ -22,8 +22,8 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
+from tvmflow.schedules.cpu.dense import Product, read_product
 from tvmflow.schedules.cuda._grid import WARP, Expr, launch, local, multiprocessors, shared, when
-from tvmflow.schedules.dense import Product, read_product
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target

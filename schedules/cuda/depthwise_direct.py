@@ -26,7 +26,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules._convolution import Convolution, unfuse
+from tvmflow.schedules.convolutions import Convolution, unfuse
 from tvmflow.schedules.cuda._grid import Expr, launch, live_taps, local, multiprocessors, read_convolution, when
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules._convolution import Convolution, unfuse
+from tvmflow.schedules.convolutions import Convolution, unfuse
 from tvmflow.schedules.cuda._grid import (
     Expr,
     launch,

@@ -21,7 +21,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules._convolution import Convolution
+from tvmflow.schedules.convolutions import Convolution
 from tvmflow.schedules.cuda._grid import live_taps, read_convolutions
 from tvmflow.schedules.cuda._product import Product, choices, scheduled
 from tvmflow.schedules.cuda.pointwise import pixel, storing

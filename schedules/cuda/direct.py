@@ -24,7 +24,7 @@ from tvm.ir import TensorLoad
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules._convolution import all_equal, is_plain, is_reduction, loads, substitute, unfuse
+from tvmflow.schedules.convolutions import all_equal, is_plain, is_reduction, loads, substitute, unfuse
 from tvmflow.schedules.cuda._grid import WARP, Expr, launch, local, multiprocessors, when
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
+from tvmflow.schedules.cpu.dense import read_product
 from tvmflow.schedules.cuda._product import Product, choices, scheduled
-from tvmflow.schedules.dense import read_product
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target

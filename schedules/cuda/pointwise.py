@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.s_tir import Schedule
 
-from tvmflow.schedules._convolution import Convolution, unfuse
+from tvmflow.schedules.convolutions import Convolution, unfuse
 from tvmflow.schedules.cuda._grid import read_convolution
 from tvmflow.schedules.cuda._product import Product, choices, scheduled
 

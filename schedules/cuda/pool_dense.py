@@ -22,10 +22,10 @@ from tvm.ir import TensorLoad
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules._convolution import all_equal, is_plain, is_reduction, loads, param_of, static_shape, unfuse
+from tvmflow.schedules.convolutions import all_equal, is_plain, is_reduction, loads, param_of, static_shape, unfuse
+from tvmflow.schedules.cpu.dense import Product, read_product
 from tvmflow.schedules.cuda._grid import WARP, launch, local, multiprocessors, pieces, shared, shared_bytes, when
 from tvmflow.schedules.cuda.dense import MOST_ROWS, share_depth
-from tvmflow.schedules.dense import Product, read_product
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target

@@ -160,7 +160,7 @@ def _read_array(path: Path) -> None:
 
 
 def _read_input(path: Path) -> None:
-    from tvmflow.bundle import load_array
+    from tvmflow.bundles.bundle import load_array
     from tvmflow.spec import TensorSpec
 
     load_array(path, TensorSpec(name="input", shape=(2, 3, 4, 4), dtype="float32"))
@@ -171,14 +171,14 @@ def _read_input(path: Path) -> None:
 
 @functools.cache
 def _tiny() -> Any:
-    from tvmflow.frontend import import_model, parse_input_shape
+    from tvmflow.network.frontend import import_model, parse_input_shape
 
     return import_model("networks:tiny", [parse_input_shape("1x3x9x7")])
 
 
 @functools.cache
 def _bundle() -> Files:
-    from tvmflow.build import build
+    from tvmflow.bundles.build import build
     from tvmflow.targets import TARGETS
 
     return _made(lambda folder: build(_tiny(), TARGETS["host"], folder / "bundle"))
@@ -213,7 +213,7 @@ def _bundle_archives() -> list[Files]:
 
 
 def _read_bundle(path: Path) -> None:
-    from tvmflow.bundle import open_bundle
+    from tvmflow.bundles.bundle import open_bundle
 
     with open_bundle(path) as bundle:
         vectors = bundle.vectors()
@@ -223,8 +223,8 @@ def _read_bundle(path: Path) -> None:
 
 def _reports() -> list[Files]:
     from tvmflow.report import collect
-    from tvmflow.survey import survey
-    from tvmflow.text import to_json
+    from tvmflow.report.survey import survey
+    from tvmflow.system.text import to_json
 
     with tempfile.TemporaryDirectory() as folder:
         for name, content in _bundle().items():
@@ -283,8 +283,8 @@ BOARDS = (
 
 
 def _read_board(path: Path) -> None:
-    from tvmflow.backends import MODULES
     from tvmflow.targets import find
+    from tvmflow.targets.kind import MODULES
 
     assert find(None, str(path)).kind in MODULES
 
@@ -348,7 +348,7 @@ def _show_search(path: Path) -> None:
 def _int8() -> list[Files]:
     from integer_networks import POOL, conv, dense, depthwise, random_network
 
-    from tvmflow import integer
+    from tvmflow.integer import network as integer
 
     def make(folder: Path) -> None:
         shapes = (conv(5, 3), depthwise(), POOL, dense(4))
@@ -359,7 +359,7 @@ def _int8() -> list[Files]:
 
 
 def _read_int8(path: Path) -> None:
-    from tvmflow import integer
+    from tvmflow.integer import network as integer
 
     network = integer.load(path)
     assert network.layers
@@ -423,7 +423,7 @@ def _onnx() -> list[Files]:
 
 
 def _read_network(path: Path) -> None:
-    from tvmflow.frontend import import_model
+    from tvmflow.network.frontend import import_model
 
     import_model(str(path))
 
@@ -434,13 +434,13 @@ def _read_network(path: Path) -> None:
 def _vta_programs() -> list[Files]:
     from vta_examples import pointwise
 
-    from tvmflow.vta import program
+    from tvmflow.targets.vta import program
 
     return [_made(lambda folder: program.save(pointwise()[0], folder))]
 
 
 def _read_vta_program(path: Path) -> None:
-    from tvmflow.vta import isa, program
+    from tvmflow.targets.vta import isa, program
 
     executable = program.read(path)
     for mark in executable.layers:
@@ -449,13 +449,13 @@ def _read_vta_program(path: Path) -> None:
 
 
 def _vta_configurations() -> list[Files]:
-    from tvmflow.vta.config import SAMPLES
+    from tvmflow.targets.vta.config import SAMPLES
 
     return _named("vta.json", (json.dumps(SAMPLES["pynq"].to_json()).encode(),))
 
 
 def _read_vta_configuration(path: Path) -> None:
-    from tvmflow.vta import config
+    from tvmflow.targets.vta import config
 
     config.read(path)
 
@@ -464,7 +464,7 @@ def _read_vta_configuration(path: Path) -> None:
 
 
 def _read_token(path: Path) -> None:
-    from tvmflow.serve import read_token
+    from tvmflow.remote.serve import read_token
 
     read_token(path)
 
@@ -472,13 +472,13 @@ def _read_token(path: Path) -> None:
 def _calibrations() -> list[Files]:
     from dataclasses import fields
 
-    from tvmflow.cuda.model import Constants
+    from tvmflow.targets.cuda.model import Constants
 
     return _named("model.json", (json.dumps({field.name: 1.5 for field in fields(Constants)}).encode(),))
 
 
 def _read_calibration(path: Path) -> None:
-    from tvmflow.cuda.model import load_constants
+    from tvmflow.targets.cuda.model import load_constants
 
     load_constants(path)
 

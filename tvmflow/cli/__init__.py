@@ -13,9 +13,10 @@ from typing import Annotated
 
 import typer
 
-from tvmflow import __version__, children, limits
+from tvmflow import __version__
 from tvmflow.cli import bundles, devices, learning, outcome, quantizing, reporting, streams, tuning, vta
 from tvmflow.spec import UserError
+from tvmflow.system import children, limits
 
 HELP = "Take a trained network to the device where it has to run, and say honestly what it costs there."
 EPILOG = "Exit codes: 0 ok, 1 internal error, 2 usage, 3 verification failed, 4 unusable input, 5 missing dependency, \

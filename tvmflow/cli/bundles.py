@@ -97,12 +97,13 @@ def build(
     With --dtype int8, --model names a network that comes quantised, or a file of `tvmflow quantize`, and the bundle has
     to match exact integer arithmetic bit for bit.
     """
-    from tvmflow import backends, targets
-    from tvmflow.backends import Timing
-    from tvmflow.frontend import import_model, parse_input_shape
-    from tvmflow.integer_frontend import import_quantized
+    from tvmflow import targets
+    from tvmflow.integer.frontend import import_quantized
+    from tvmflow.network.frontend import import_model, parse_input_shape
     from tvmflow.report import assemble
     from tvmflow.report.render import memory_text, schedules_text, verdict_text
+    from tvmflow.targets import kind as backends
+    from tvmflow.targets.kind import Timing
     from tvmflow.tune import apply
 
     if db is not None and not tuned:
@@ -153,8 +154,8 @@ def run(
     json: Json = None,
 ) -> None:
     """Run a bundle on an input of yours."""
-    from tvmflow.bundle import open_bundle
-    from tvmflow.infer import infer
+    from tvmflow.bundles.bundle import open_bundle
+    from tvmflow.bundles.infer import infer
 
     with open_bundle(bundle) as opened:
         result = infer(opened, inputs)
@@ -167,10 +168,10 @@ def run(
 
 def verify(bundle: BundlePath, json: Json = None) -> None:
     """Check a bundle's files, run it on its golden vectors and compare with what PyTorch gave."""
-    from tvmflow.bundle import open_bundle
+    from tvmflow.bundles.bundle import open_bundle
+    from tvmflow.bundles.verify import failure_sentence, verify_bundle
     from tvmflow.report.render import text_table, verdict_text
     from tvmflow.spec import MissingDependencyError, VerificationError
-    from tvmflow.verify import failure_sentence, verify_bundle
 
     with open_bundle(bundle) as opened:
         verdict = verify_bundle(opened)
@@ -202,8 +203,8 @@ def bench(
     json: Json = None,
 ) -> None:
     """Time a bundle on this computer: set-up, first, warm and steady latency."""
+    from tvmflow.report.survey import survey
     from tvmflow.spec import MissingDependencyError
-    from tvmflow.survey import survey
 
     log.info(f"Timing {bundle}")
     report = survey(bundle, threads=threads, repeats=repeats, seconds=seconds, profiled=False)
@@ -220,8 +221,8 @@ def profile(
     json: Json = None,
 ) -> None:
     """Time each layer of a bundle on this computer, by module name. Use `bench` for the latency of the whole."""
+    from tvmflow.report.survey import survey
     from tvmflow.spec import MissingDependencyError
-    from tvmflow.survey import survey
 
     log.info(f"Profiling {bundle}")
     report = survey(bundle, threads=threads, repeats=repeats, timed=False, cycles=cycles)
@@ -236,7 +237,7 @@ def profile(
 
 def doctor(json: Json = None) -> None:
     """Say which tools were found, which are missing, what each is for, and the command that installs it."""
-    from tvmflow.doctor import examine
+    from tvmflow.cli.doctor import examine
     from tvmflow.report.render import text_table
     from tvmflow.spec import MissingDependencyError, install_sentence
 

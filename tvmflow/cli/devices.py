@@ -53,7 +53,7 @@ def deploy(
 
         times = {"threads": threads, "seconds": parse_duration(sustained, "--sustained"), "sustained": True}
     if rpc or host is not None or tracker is not None:
-        from tvmflow.rpc import deploy as carry_by_rpc
+        from tvmflow.remote.rpc import deploy as carry_by_rpc
 
         where: dict[str, Any] = {
             "ssh": ssh,
@@ -66,7 +66,7 @@ def deploy(
         }
         report = carry_by_rpc(bundle, profiled=profile, **times, **where)
     else:
-        from tvmflow.deploy import deploy as carry
+        from tvmflow.remote.deploy import deploy as carry
 
         if profile:
             raise UserError("--profile needs TVM on the board: --rpc, with `tvmflow serve` there.")
@@ -91,7 +91,7 @@ def serve(
     key: Key = "",
 ) -> None:
     """On a board: let `tvmflow deploy --rpc` and TVM's RPC clients in, through SSH and with a token."""
-    from tvmflow import serve as server
+    from tvmflow.remote import serve as server
 
     limits = server.Limits(
         seconds=session_seconds, cpu_seconds=int(8 * session_seconds), memory_bytes=(memory_mib << 20) or None

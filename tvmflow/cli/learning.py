@@ -90,7 +90,7 @@ def evaluate(
     Of Tiny ImageNet, the images for validation are taken. A float32 bundle has to agree with PyTorch on nearly every
     image; an int8 one has to match the integer reference bit for bit.
     """
-    from tvmflow import evaluate as evaluation
+    from tvmflow.bundles import evaluate as evaluation
 
     log.info(f"Evaluating {model} on {data}")
     if dtype == "int8":

@@ -14,10 +14,10 @@ from typing import Any
 
 import typer
 
-from tvmflow import interrupt, scratch
 from tvmflow.cli import streams
 from tvmflow.spec import TvmflowError
-from tvmflow.untrusted import printable
+from tvmflow.system import interrupt, scratch
+from tvmflow.system.untrusted import printable
 
 verbose = False
 """Whether errors show their traceback: -v, anywhere on the line."""
@@ -101,7 +101,7 @@ def fail(message: str, code: int, *, internal: bool = False) -> None:
 def show(text: str, content: Any, json: Path | None) -> None:
     """Print `text`, or write `content` as JSON: to a file beside the text, or to stdout instead of it."""
     from tvmflow.report import write_json
-    from tvmflow.text import to_json
+    from tvmflow.system.text import to_json
 
     if json == Path("-"):
         print(to_json(content, escaped=True))

@@ -55,10 +55,10 @@ def quantize(
     """Quantise a network to int8, and say layer by layer what that cost."""
     import shlex
 
+    from tvmflow.integer.fine_tune import TuneConfig
+    from tvmflow.integer.quantize import Method
     from tvmflow.models import int8
     from tvmflow.models.data import is_cifar10, load_cifar10, load_inputs
-    from tvmflow.qat import TuneConfig
-    from tvmflow.quantize import Method
 
     check_folder(out)
     seen = _preprocessing(mean, std)
@@ -97,7 +97,7 @@ def quantize(
 
 
 def _imported(model: str, shapes: list[str]) -> Program:
-    from tvmflow.frontend import import_model, parse_input_shape
+    from tvmflow.network.frontend import import_model, parse_input_shape
 
     given = [parse_input_shape(text) for text in shapes]
     if not given and ":" in model:

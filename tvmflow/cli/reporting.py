@@ -47,7 +47,7 @@ def report(
     from tvmflow.report import Report, collect, networks, not_shown, read_document, write_texts
     from tvmflow.report.render import FORMATS, report_text
     from tvmflow.report.search import search_of
-    from tvmflow.survey import survey
+    from tvmflow.report.survey import survey
     from tvmflow.tune.store import Store, find_stores
 
     if not out.is_dir() and (out.suffix not in FORMATS or not out.parent.is_dir()):
@@ -123,10 +123,10 @@ def estimate(
     json: Json = None,
 ) -> None:
     """Say what a network takes at least on boards, by its graph and their data sheets; nothing is built or run."""
-    from tvmflow import estimate as estimates
     from tvmflow import targets
-    from tvmflow.frontend import import_model, parse_input_shape
     from tvmflow.measure.roof import measure_roof
+    from tvmflow.network.frontend import import_model, parse_input_shape
+    from tvmflow.report import estimate as estimates
 
     found = [targets.find(None, name) for name in board or targets.TARGETS]
     program = import_model(model, [parse_input_shape(text) for text in input_shape or []])

@@ -67,7 +67,7 @@ def tune(
 ) -> None:
     """Search better schedules for a network on a board. The same command again goes on where it stopped."""
     from tvmflow import targets
-    from tvmflow.frontend import parse_input_shape
+    from tvmflow.network.frontend import parse_input_shape
     from tvmflow.tune import command as tuning
     from tvmflow.tune.remote import Where, listed
 
@@ -79,7 +79,7 @@ def tune(
             "the tiles that the rules for int8 choose by themselves."
         )
     if found.kind == "vta":
-        from tvmflow.vta import search
+        from tvmflow.targets.vta import search
 
         if ssh or host or tracker or builders or runner not in ("auto", "simulated"):
             raise UserError(

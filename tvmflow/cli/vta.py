@@ -15,8 +15,8 @@ def disasm(
     layer: Annotated[str | None, typer.Option("--layer", help="Only this layer's, by its name.")] = None,
 ) -> None:
     """Show a bundle's instructions as text, layer by layer."""
-    from tvmflow.bundle import open_bundle
-    from tvmflow.vta import isa, program
+    from tvmflow.bundles.bundle import open_bundle
+    from tvmflow.targets.vta import isa, program
 
     with open_bundle(bundle) as opened:
         if opened.target.kind != "vta":

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow import children
 from tvmflow.measure.noise import disturbances
 from tvmflow.spec import Layer, Measurement, TensorSpec, UserError, VerificationError
-from tvmflow.tensors import load
+from tvmflow.system import children
+from tvmflow.system.tensors import load
 
 
 def run_vectors(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tvmflow.estimate import Roof
+from tvmflow.report.estimate import Roof
 from tvmflow.spec import Cpu, MissingDependencyError, UserError
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def _best_rate(pool: ThreadPoolExecutor, threads: int, work: Callable[[int, int]
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    from tvmflow.toolchain import native_library
+    from tvmflow.system.toolchain import native_library
 
     library = ctypes.CDLL(str(native_library(SOURCE, OPTIONS)))
     library.multiply_add.restype = ctypes.c_int64

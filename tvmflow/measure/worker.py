@@ -21,7 +21,7 @@ import tvm  # noqa: E402
 from tvm import relax  # noqa: E402
 
 from tvmflow.measure.noise import disturbances  # noqa: E402
-from tvmflow.tensors import load  # noqa: E402
+from tvmflow.system.tensors import load  # noqa: E402
 
 WARMUP_SECONDS = 0.5
 WARMUP_RUNS = 10

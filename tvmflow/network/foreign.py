@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 from tvmflow.spec import UnsupportedOperatorError
-from tvmflow.untrusted import shortened
+from tvmflow.system.untrusted import shortened
 
 MOST_CHARACTERS = 300
 

@@ -19,7 +19,7 @@ import numpy as np
 from tvmflow.network.foreign import contained
 from tvmflow.network.shapes import DTYPES, shown
 from tvmflow.spec import TensorSpec, UserError
-from tvmflow.tensors import BFLOAT16
+from tvmflow.system.tensors import BFLOAT16
 
 if TYPE_CHECKING:
     import torch

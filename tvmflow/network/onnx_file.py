@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tvmflow import limits
 from tvmflow.network.foreign import first_line, quiet
 from tvmflow.network.names import name_outputs
 from tvmflow.network.onnx_reference import open_reference
 from tvmflow.network.shapes import InputShape, assign_shapes
 from tvmflow.network.vectors import make_vectors, output_specs
 from tvmflow.spec import Program, TensorSpec, TvmflowError, UserError
+from tvmflow.system import limits
 
 if TYPE_CHECKING:
     import onnx

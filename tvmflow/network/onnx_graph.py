@@ -11,9 +11,9 @@ import onnx
 from onnx import inliner
 from onnx.external_data_helper import load_external_data_for_model
 
-from tvmflow import limits
 from tvmflow.network.foreign import first_line
 from tvmflow.spec import UserError
+from tvmflow.system import limits
 
 
 def load(path: Path) -> onnx.ModelProto:

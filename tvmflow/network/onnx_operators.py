@@ -14,7 +14,6 @@ from onnx import helper, numpy_helper
 from tvm import relax
 from tvm.relax import op
 
-from tvmflow import limits
 from tvmflow.network import onnx_graph
 from tvmflow.network.foreign import report_unsupported
 from tvmflow.network.names import BindingNames
@@ -36,6 +35,7 @@ from tvmflow.network.onnx_nodes.node import Node, constant, is_constant, shape_o
 from tvmflow.network.onnx_reference import evaluate
 from tvmflow.network.precision import Precision
 from tvmflow.spec import TensorSpec, UnsupportedOperatorError
+from tvmflow.system import limits
 
 Convert = Callable[[Node], Any]
 Values = MutableMapping[str, Any]

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmflow import limits
 from tvmflow.network.foreign import first_line
-from tvmflow.rounding import MOVED_BY, MOVING
+from tvmflow.network.rounding import MOVED_BY, MOVING
 from tvmflow.spec import MissingDependencyError, UserError
+from tvmflow.system import limits
 
 if TYPE_CHECKING:
     import onnx
@@ -95,7 +95,7 @@ def open_reference(model: onnx.ModelProto, source: str, probe: Mapping[str, np.n
 
 
 def _moving(model: onnx.ModelProto, run: Run) -> Run:
-    """`run`, or the same with the results of operators moved, while `tvmflow.rounding` has values moved."""
+    """`run`, or the same with the results of operators moved, while `tvmflow.network.rounding` has values moved."""
 
     @functools.cache
     def moved(seed: int) -> Run:

@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmflow import limits
 from tvmflow.network.foreign import first_line, quiet
 from tvmflow.network.pt2_graph import clean_payloads, clean_program
 from tvmflow.spec import TvmflowError, UserError
-from tvmflow.untrusted import shown
+from tvmflow.system import limits
+from tvmflow.system.untrusted import shown
 
 if TYPE_CHECKING:
     import torch

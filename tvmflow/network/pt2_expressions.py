@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import re
 
-from tvmflow import limits
+from tvmflow.system import limits
 
 SYMBOL = re.compile(r"[a-z]{1,6}\d{1,6}")
 """What PyTorch calls an open dimension: `s77`, `u0`, `zuf3`."""

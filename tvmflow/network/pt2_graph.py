@@ -16,10 +16,10 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from tvmflow import limits
 from tvmflow.network import pt2_expressions
 from tvmflow.network.aten import OPERATORS
 from tvmflow.network.foreign import report_unsupported
+from tvmflow.system import limits
 
 Check = Callable[[Any], Any]
 """Gives a clean copy of a value, or raises ValueError that says what the value is."""

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tvmflow import limits
 from tvmflow.models import MODELS, accuracy
 from tvmflow.network import pt2_archive
 from tvmflow.network.foreign import contained, first_line, quiet
@@ -28,6 +27,7 @@ from tvmflow.network.repeatable import refuse_randomness, refuse_state_outside, 
 from tvmflow.network.shapes import InputShape, Shape, assign, check_dtypes, shown
 from tvmflow.network.vectors import make_vectors
 from tvmflow.spec import Preprocessing, Program, TensorSpec, TvmflowError, UserError
+from tvmflow.system import limits
 
 if TYPE_CHECKING:
     import torch

@@ -1,8 +1,8 @@
 """Golden vectors: inputs on which a compiled network is held against the original, and what that answers.
 
 A vector serves only if the original's own answer can be relied on. Each is therefore computed again with its values
-rounded otherwise (`tvmflow.rounding`): where that turns a number into infinity or one class into another, or moves an
-output by much, a build that is right would fail by rounding alone, and the vector is left out or made milder.
+rounded otherwise (`tvmflow.network.rounding`): where that turns a number into infinity or one class into another, or
+moves an output by much, a build that is right would fail by rounding alone, and the vector is left out or made milder.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tvmflow.rounding import MOVED_BY, rounding_of
+from tvmflow.network.rounding import MOVED_BY, rounding_of
 from tvmflow.spec import Preprocessing, TensorSpec, Vector
-from tvmflow.tensors import is_floating
+from tvmflow.system.tensors import is_floating
 
 Reference = Callable[..., tuple[np.ndarray, ...]]
 Make = Callable[[TensorSpec, np.random.Generator], np.ndarray]

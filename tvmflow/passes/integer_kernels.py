@@ -9,15 +9,15 @@ from dataclasses import replace
 
 from tvm import relax
 
-from tvmflow.integer import IntegerLayer, IntegerNetwork
-from tvmflow.integer_frontend import INPUT
+from tvmflow.integer.frontend import INPUT
+from tvmflow.integer.network import IntegerLayer, IntegerNetwork
 from tvmflow.network.names import PATH_SEPARATOR
 from tvmflow.passes.fuse_operators import call_bytes, constant_bytes, kernel_calls
+from tvmflow.schedules.cpu.integer import RULES, Kernel, Task, Tensor
+from tvmflow.schedules.cpu.integer._instructions import instructions_of
+from tvmflow.schedules.cpu.integer._loops import round_up
+from tvmflow.schedules.cpu.integer.depthwise import fuses
 from tvmflow.schedules.cuda import integer as cuda
-from tvmflow.schedules.integer import RULES, Kernel, Task, Tensor
-from tvmflow.schedules.integer._instructions import instructions_of
-from tvmflow.schedules.integer._loops import round_up
-from tvmflow.schedules.integer.depthwise import fuses
 from tvmflow.spec import Layer, Program, Target
 
 OFFSETS = {("int8", "uint8"): 128, ("uint8", "int8"): -128}
@@ -30,11 +30,8 @@ def integer_kernels(program: Program, target: Target) -> Program:
     assert network is not None
     builder = relax.BlockBuilder()
     values = {INPUT: relax.Var(INPUT, relax.TensorType(network.input_shape, "int8"))}
-    tensors = {
-        INPUT: Tensor(
-            channels=network.input_shape[1], size=network.input_shape[2:], dtype="int8", shape=network.input_shape
-        )
-    }
+    _, channels, height, width = network.input_shape
+    tensors = {INPUT: Tensor(channels=channels, size=(height, width), dtype="int8", shape=network.input_shape)}
     groups = _groups(network, target)
     names: list[str] = []
     with builder.function("main", [values[INPUT]]):

@@ -8,8 +8,8 @@ from dataclasses import replace
 import tvm
 from tvm import relax
 
-from tvmflow.lifetimes import Tensor, live_bytes
 from tvmflow.passes.fuse_operators import tensor_bytes
+from tvmflow.passes.lifetimes import Tensor, live_bytes
 from tvmflow.spec import Program, Target
 
 

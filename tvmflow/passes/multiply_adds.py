@@ -6,8 +6,8 @@ import math
 
 from tvm import relax, tirx
 
-from tvmflow.schedules._convolution import read_convolutions
-from tvmflow.schedules.depthwise_blocked import cuts
+from tvmflow.schedules.convolutions import read_convolutions
+from tvmflow.schedules.cpu.depthwise_blocked import cuts
 
 
 def multiply_adds(value: relax.Expr) -> int:

@@ -20,7 +20,7 @@ from tvm.ir import TensorLoad
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tvmflow.passes.fuse_operators import call_bytes, constant_bytes, kernel_calls
-from tvmflow.schedules._convolution import loads
+from tvmflow.schedules.convolutions import loads
 from tvmflow.spec import Program, Target, UserError
 
 WIDE, NARROW = "float32", "float16"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tvmflow import rules
 from tvmflow.passes.fuse_operators import kernels
+from tvmflow.schedules import registry as rules
 from tvmflow.spec import Program, Target
 from tvmflow.tune.apply import tuned_kernel
 

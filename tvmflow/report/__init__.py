@@ -19,15 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow import __version__, interrupt, limits, scratch, untrusted
-from tvmflow.backends import Gap, Timing
-from tvmflow.bundle import Bundle
-from tvmflow.estimate import bounds, describe, raise_roof, roof_of
+from tvmflow import __version__
+from tvmflow.bundles.bundle import Bundle
 from tvmflow.measure.noise import median_interval
+from tvmflow.report.estimate import bounds, describe, raise_roof, roof_of
 from tvmflow.spec import Measurement, UserError, install_sentence
+from tvmflow.system import interrupt, limits, scratch, untrusted
+from tvmflow.system.text import to_json
+from tvmflow.system.untrusted import MalformedError, UnusableFileError
 from tvmflow.targets import TARGETS
-from tvmflow.text import to_json
-from tvmflow.untrusted import MalformedError, UnusableFileError
+from tvmflow.targets.kind import Gap, Timing
 
 SCHEMA_VERSION = "1.3"
 BINS = 40

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tvmflow.estimate import origin
 from tvmflow.report import Report
+from tvmflow.report.estimate import origin
 from tvmflow.report.views import OVERHEAD, layer_basis, layers_sum, least_us, limited_by, name_of
 
 COUNTS = {

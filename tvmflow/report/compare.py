@@ -15,7 +15,7 @@ from typing import Any
 from tvmflow.report import Report
 from tvmflow.report.render import text_table
 from tvmflow.spec import InconclusiveError, RegressionError, UserError
-from tvmflow.untrusted import printable_document
+from tvmflow.system.untrusted import printable_document
 
 Comparison = dict[str, Any]
 

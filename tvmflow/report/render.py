@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tvmflow.estimate import origin
 from tvmflow.report import Report, networks, not_shown, views
 from tvmflow.report.answers import answers, repeat
 from tvmflow.report.details import cells_of, header_of
+from tvmflow.report.estimate import origin
 from tvmflow.report.search import convergence
-from tvmflow.text import to_json
-from tvmflow.untrusted import printable, printable_document
+from tvmflow.system.text import to_json
+from tvmflow.system.untrusted import printable, printable_document
 
 NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ms|%)?|\?|")
 TEMPLATE = Path(__file__).with_name("report.html.j2")

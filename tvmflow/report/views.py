@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvmflow.estimate import origin
 from tvmflow.report import GAPS, Report
 from tvmflow.report.details import cells_of, header_of
-from tvmflow.untrusted import printable
+from tvmflow.report.estimate import origin
+from tvmflow.system.untrusted import printable
 
 WIDTH, HEIGHT = 480.0, 220.0
 """Of a plot, in its own units; y goes down."""

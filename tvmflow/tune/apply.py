@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvmflow import toolchain
 from tvmflow.spec import Target, UserError
+from tvmflow.system import toolchain
 from tvmflow.tune.store import MODELLED, Best, Store, find_stores, task_key
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def find_records(target: Target, database: Path | None = None) -> dict[str, Best
 def _identity(target: Target) -> Identity:
     """Whose records those of this board are."""
     if target.kind == "vta":
-        from tvmflow.vta.search import identity
+        from tvmflow.targets.vta.search import identity
     else:
         from tvmflow.tune.tasks import identity
     return identity(target)

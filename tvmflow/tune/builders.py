@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from tvmflow import __version__, children, toolchain
+from tvmflow import __version__
 from tvmflow.spec import DeviceError, MissingDependencyError, Target, UserError, VerificationError
+from tvmflow.system import children, toolchain
 from tvmflow.tune.processes import CHECK_S, Worker, WorkerError
 from tvmflow.tune.store import Result
 
@@ -102,7 +103,7 @@ def environment_for(target: Target) -> dict[str, str]:
     """A builder's variables. Where candidates are for a GPU, TVM needs a driver to embed machine code: the stand-in."""
     if target.gpu is None:
         return children.environment()
-    from tvmflow.cuda import standin
+    from tvmflow.targets.cuda import standin
 
     return standin.environment(target.gpu.architecture)
 

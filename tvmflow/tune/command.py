@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmflow import interrupt
 from tvmflow.report.render import text_table
 from tvmflow.spec import Target, UserError
+from tvmflow.system import interrupt
 from tvmflow.tune import measure, progress, remote
 from tvmflow.tune.apply import default_work_dir, shipped_folders
 from tvmflow.tune.builders import Builders, ClusterPool, LocalPool, Pool
@@ -108,7 +108,7 @@ def prepare(
 
 def list_tasks(target: Target, model: str, shapes: Sequence[Any]) -> tuple[str, Any]:
     """The kernels that would be tuned, as text and as data."""
-    from tvmflow.frontend import import_model
+    from tvmflow.network.frontend import import_model
     from tvmflow.tune.tasks import extract
 
     tasks = extract(import_model(model, shapes), target)
@@ -125,7 +125,7 @@ def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
         from tvmflow.tune import modelled
 
         return modelled.tune(plan, names)
-    from tvmflow.frontend import import_model
+    from tvmflow.network.frontend import import_model
     from tvmflow.tune.tasks import extract, select
 
     with (

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tvmflow import limits, untrusted
 from tvmflow.spec import UserError
+from tvmflow.system import limits, untrusted
 from tvmflow.tune.apply import is_default
 from tvmflow.tune.store import (
     IDENTITY,

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from tvmflow import children
 from tvmflow.spec import MissingDependencyError, Target, UserError
+from tvmflow.system import children
 from tvmflow.tune.builders import Builders, start_process
 from tvmflow.tune.processes import WorkerError
 from tvmflow.tune.store import Result
@@ -164,8 +164,8 @@ def choose_runner(choice: str, target: Target, boards: Sequence[str] = ()) -> tu
 
 def _gpu_runner(choice: str, target: Target) -> tuple[str, str]:
     """Of a board with a GPU and no other computer named: it is here, or a model ranks candidates."""
-    from tvmflow.cuda import nvrtc
-    from tvmflow.cuda.backend import missing_device
+    from tvmflow.targets.cuda import nvrtc
+    from tvmflow.targets.cuda.backend import missing_device
 
     nvrtc.require()
     if choice == "modelled":

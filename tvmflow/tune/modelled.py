@@ -1,7 +1,8 @@
 """A search for a GPU that isn't there: candidates are compiled for real, ranked by a model, and the winners checked.
 
-What comes of it is a shortlist. The model is `tvmflow.cuda.model`, which nobody has calibrated; its times steer the
-search and are kept in a store of their own, but are never shown, and no build takes these records unless it is told so.
+What comes of it is a shortlist. The model is `tvmflow.targets.cuda.model`, which nobody has calibrated; its times steer
+the search and are kept in a store of their own, but are never shown, and no build takes these records unless it is told
+so.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from tvmflow import children, interrupt
 from tvmflow.report.render import text_table
 from tvmflow.spec import Target, UserError, VerificationError
+from tvmflow.system import children, interrupt
 from tvmflow.tune.builders import json_of, side_by_side, start_process
 from tvmflow.tune.processes import Worker, WorkerError
 from tvmflow.tune.session import REASONS, Session, State, failure_text
@@ -26,7 +27,7 @@ from tvmflow.tune.store import Result, Store, latency_ms
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tvmflow.cuda.model import Constants
+    from tvmflow.targets.cuda.model import Constants
     from tvmflow.tune.command import Plan
     from tvmflow.tune.space import Candidate
 
@@ -167,9 +168,9 @@ class ModelledSession(Session):
 
 def check(found: Sequence[tuple[Any, Candidate]], target: Target) -> list[str]:
     """Run candidates on the stand-in, half of them in each of two processes: "" for each that is right, or why not."""
-    from tvmflow.cuda import standin
-    from tvmflow.cuda.rank import check_kernels
     from tvmflow.targets import TARGETS
+    from tvmflow.targets.cuda import standin
+    from tvmflow.targets.cuda.rank import check_kernels
 
     assert target.gpu is not None
     architecture = target.gpu.architecture
@@ -191,8 +192,8 @@ def check(found: Sequence[tuple[Any, Candidate]], target: Target) -> list[str]:
 
 def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
     """Search, and say what came of it. KeyboardInterrupt passes, all results kept."""
-    from tvmflow.cuda.model import Constants, load_constants
-    from tvmflow.frontend import import_model
+    from tvmflow.network.frontend import import_model
+    from tvmflow.targets.cuda.model import Constants, load_constants
     from tvmflow.tune.apply import modelled
     from tvmflow.tune.tasks import as_plain, extract, identity, select, tvm_target
 
@@ -223,7 +224,7 @@ def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
 
 def keep_constants(path: Path, constants: Constants) -> None:
     """Note with which constants the candidates in a folder were ranked. Raises UserError if it was with others."""
-    from tvmflow.cuda.model import load_constants, save_constants
+    from tvmflow.targets.cuda.model import load_constants, save_constants
 
     if path.exists() and (before := load_constants(path)) != constants:
         raise UserError(

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tvmflow import children
-from tvmflow import tracker as trackers
-from tvmflow.deploy import why_incompatible
-from tvmflow.rpc import Place, health, reach
+from tvmflow.remote import tracker as trackers
+from tvmflow.remote.deploy import why_incompatible
+from tvmflow.remote.rpc import Place, health, reach
 from tvmflow.spec import DeviceError, Target, UserError
+from tvmflow.system import children
 from tvmflow.tune.builders import Builders, start_process
 from tvmflow.tune.measure import REPEATS, SHORTEST_MS, device
 from tvmflow.tune.processes import CHECK_S, Worker, WorkerError

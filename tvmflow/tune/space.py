@@ -24,7 +24,7 @@ import tvm_ffi
 from tvm.s_tir import Schedule, meta_schedule
 from tvm.s_tir.meta_schedule import _ffi_api
 
-from tvmflow import rules
+from tvmflow.schedules import registry as rules
 from tvmflow.schedules import spell
 from tvmflow.spec import Target
 from tvmflow.tune.store import typical
@@ -142,8 +142,10 @@ class Space:
 
     def _family(self) -> list[Candidate]:
         """The rule's choices that make other kernels than those before them."""
+        if self.rule is None:
+            return []
         family = []
-        for knobs in rules.of(self.target).choices(self.rule, self.task.func, self.target) if self.rule else ():
+        for knobs in rules.of(self.target).choices(self.rule, self.task.func, self.target):
             candidate = self._described(spell(self.rule, knobs))
             if _hash(candidate.module) not in self._seen:
                 self._seen.add(_hash(candidate.module))

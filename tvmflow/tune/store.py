@@ -26,9 +26,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmflow import limits, scratch, untrusted
 from tvmflow.spec import Basis, UserError
-from tvmflow.untrusted import UnusableFileError
+from tvmflow.system import limits, scratch, untrusted
+from tvmflow.system.untrusted import UnusableFileError
 
 Entry = dict[str, Any]
 

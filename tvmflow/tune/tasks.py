@@ -13,11 +13,12 @@ import tvm
 from tvm import tirx
 from tvm.s_tir import meta_schedule
 
-from tvmflow import rules, toolchain
 from tvmflow.passes.fuse_operators import kernels
 from tvmflow.passes.schedule_kernels import schedule_kernels
 from tvmflow.pipeline import STAGES
+from tvmflow.schedules import registry as rules
 from tvmflow.spec import Program, Target, UserError
+from tvmflow.system import toolchain
 from tvmflow.tune.store import Identity, task_key
 
 KEPT_ATTRIBUTES = ("tirx.noalias", "s_tir")

@@ -19,7 +19,7 @@ sys.modules["torch"] = None  # type: ignore[assignment]  # tvm_ffi would import 
 import numpy as np  # noqa: E402
 import tvm  # noqa: E402
 
-from tvmflow.verify import within_tolerance  # noqa: E402
+from tvmflow.bundles.verify import within_tolerance  # noqa: E402
 
 Answer = dict[str, Any]
 
@@ -37,7 +37,7 @@ class Builder:
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        from tvmflow import toolchain
+        from tvmflow.system import toolchain
 
         self.target = tvm.target.Target(settings["target"])
         linker = toolchain.Linker(name="", command=tuple(settings["linker"]), version="")
@@ -46,7 +46,7 @@ class Builder:
     def __call__(self, job: dict[str, Any]) -> Answer:
         module = tvm.ir.load_json(job["module"])
         if str(self.target.kind) == "cuda":
-            from tvmflow.cuda.rank import compile_for_gpu
+            from tvmflow.targets.cuda.rank import compile_for_gpu
 
             library = compile_for_gpu(module, self.target)
         else:
@@ -149,9 +149,9 @@ class RemoteRunner(Runner):
     def _connect(self, port: int, server_port: int | None, token: str) -> Answer:
         from tvm import rpc
 
-        from tvmflow import peers
-        from tvmflow.deploy import parse_facts
-        from tvmflow.handshake import session_key
+        from tvmflow.remote import peers
+        from tvmflow.remote.deploy import parse_facts
+        from tvmflow.remote.handshake import session_key
 
         peers.limit_memory()
         self.session = rpc.connect(peers.LOOPBACK, port, key=session_key(port, token, server_port=server_port))
@@ -195,7 +195,7 @@ def _stale(dtype: np.dtype) -> float:
 
 
 def _cuda_model(settings: dict[str, Any]) -> Callable[[dict[str, Any]], Answer]:
-    from tvmflow.cuda.rank import Model
+    from tvmflow.targets.cuda.rank import Model
 
     return Model(settings)
 

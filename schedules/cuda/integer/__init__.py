@@ -1,4 +1,4 @@
-"""Kernels for quantised layers on NVIDIA GPUs, by the contract of `tvmflow.schedules.integer`.
+"""Kernels for quantised layers on NVIDIA GPUs, by the contract of `tvmflow.schedules.cpu.integer`.
 
 Between kernels a tensor is pixels × words: an int32 holds four neighbouring channels, which one `__dp4a` multiplies by
 four weights. Words of a pixel are filled up to loads of 16 bytes. Each kernel is one launch of one dimension and
@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tvmflow.schedules.integer import Rule, Tensor, rule_of
+from tvmflow.schedules.cpu.integer import Rule, Tensor, rule_of
 
 if TYPE_CHECKING:
-    from tvmflow.integer import IntegerLayer
+    from tvmflow.integer.network import IntegerLayer
 
 BYTES = 4
 """Channels in a word."""

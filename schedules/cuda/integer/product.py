@@ -24,7 +24,9 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.integer import RANGES, accumulator_range
+from tvmflow.integer.network import RANGES, accumulator_range
+from tvmflow.schedules.cpu.integer import Kernel, Task
+from tvmflow.schedules.cpu.integer._loops import byte_of, fill, first_sums
 from tvmflow.schedules.cuda._grid import local, multiprocessors, shared, when
 from tvmflow.schedules.cuda.integer import BYTES, VECTOR
 from tvmflow.schedules.cuda.integer._words import (
@@ -38,11 +40,9 @@ from tvmflow.schedules.cuda.integer._words import (
     words_out,
     zero_word,
 )
-from tvmflow.schedules.integer import Kernel, Task
-from tvmflow.schedules.integer._loops import byte_of, fill, first_sums
 
 if TYPE_CHECKING:
-    from tvmflow.integer import IntegerLayer
+    from tvmflow.integer.network import IntegerLayer
     from tvmflow.spec import Target
 
 OUTPUTS = BYTES

@@ -1,0 +1,147 @@
+"""What the loops of all integer kernels have in common: their arguments, requantisation, and how results are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from tvmflow.schedules.cpu.integer import Task, Tensor
+from tvmflow.schedules.cpu.integer._instructions import Expr, Instructions
+
+if TYPE_CHECKING:
+    from tvmflow.integer.network import IntegerLayer
+
+
+def round_up(number: int, unit: int) -> int:
+    return -(-number // unit) * unit
+
+
+def fill(array: np.ndarray, length: int, axis: int = 0) -> np.ndarray:
+    """With zeros, until it is so long."""
+    widths = [(0, length - array.shape[axis] if place == axis else 0) for place in range(array.ndim)]
+    return np.pad(array, widths)
+
+
+@contextmanager
+def kernel(task: Task, constants: Sequence[np.ndarray]) -> Iterator[tuple[IRBuilder, Any, list[Any], Any]]:
+    """A function whose loops are emitted inside: its builder, and the buffers of source, constants and result."""
+    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
+        T.func_attr({"tirx.noalias": True})
+        source = T.arg("source", T.buffer(task.source.shape, task.source.memory_dtype))
+        buffers = [
+            T.arg(f"constant_{place}", T.buffer(array.shape, str(array.dtype))) for place, array in enumerate(constants)
+        ]
+        result = T.arg("result", T.buffer(task.result.shape, task.result.memory_dtype))
+        yield builder, source, buffers, result
+
+
+def vector(buffer: Any, *indices: Any, lanes: int) -> Expr:
+    """Neighbouring elements along the last axis, from there on."""
+    return buffer[(*indices[:-1], T.ramp(indices[-1], 1, lanes))]
+
+
+def store_vector(buffer: Any, value: Expr, *indices: Any, lanes: int) -> None:
+    T.buffer_store(buffer, value, [*indices[:-1], T.ramp(indices[-1], 1, lanes)])
+
+
+def first_sums(layer: IntegerLayer, offset: int = 0) -> np.ndarray:
+    """int64 O that sums start from: biases, with the inputs' `offset` taken back and the rounding of shifts added."""
+    first = layer.bias.astype(np.int64) - offset * layer.weight.astype(np.int64).sum((1, 2, 3))
+    return first if layer.shift is None else first + ((1 << layer.shift.astype(np.int64)) >> 1)
+
+
+def requantised(layer: IntegerLayer, total: Expr, factor: Expr) -> Expr:
+    """An int32 sum that started from `first_sums` → the layer's output, as int32."""
+    if layer.multiplier is not None:
+        wide = T.cast(total, "int64") * T.cast(factor, "int64") + T.int64(1 << 31)
+        value = T.cast(wide >> T.int64(32), "int32")
+    else:
+        value = total >> factor
+    return tirx.max(tirx.min(value, T.int32(layer.maximum)), T.int32(layer.minimum))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requantisation:
+    """What follows a layer's sum, for vectors of `channels`: `arrays` are its bias and its multipliers or shifts.
+
+    The sums start from the bias, which takes the offset of the layer's inputs back and has the rounding of shifts.
+    """
+
+    layer: IntegerLayer
+    arrays: tuple[np.ndarray, np.ndarray]
+    instructions: Instructions
+
+    @staticmethod
+    def of(layer: IntegerLayer, instructions: Instructions, channels: int, offset: int = 0) -> Requantisation:
+        """`channels` are those of the layer, filled up; `offset` is what its inputs have added."""
+        bias = first_sums(layer, offset)
+        factor = layer.factor
+        if layer.multiplier is not None and instructions.half:
+            factor = factor // 2
+        # with an offset the sum may leave int32 and come back, as its terms do
+        wrapped = (bias & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
+        arrays = (fill(wrapped, channels), fill(np.asarray(factor, np.int32), channels))
+        return Requantisation(layer=layer, arrays=arrays, instructions=instructions)
+
+    def finish(self, total: Expr, factor: Expr, result: Tensor) -> Expr:
+        """A vector of sums as the layer gives them, in the form of `result`."""
+        lanes = self.instructions.lanes
+
+        def number(value: int) -> Expr:
+            return T.broadcast(T.int32(value), lanes)
+
+        if self.layer.multiplier is not None:
+            value = self.instructions.high(total, factor, result.offset)
+        else:
+            value = total >> factor
+            if result.offset:
+                value = value + number(result.offset)
+        low, high = self.layer.minimum + result.offset, self.layer.maximum + result.offset
+        return T.cast(tirx.max(tirx.min(value, number(high)), number(low)), f"{result.dtype}x{lanes}")
+
+
+def scratch_of(result: Tensor, lanes: int) -> Any:
+    """What `store_result` needs."""
+    return T.sblock_alloc_buffer((lanes,), result.dtype) if result.is_plain else None
+
+
+def store_result(result: Tensor, buffer: Any, value: Expr, pixel: Any, channel: Any, lanes: int, scratch: Any) -> None:
+    """Store a vector of neighbouring channels of a pixel; one by one, through `scratch`, where the user gets them."""
+    if not result.is_plain:
+        store_vector(buffer, value, pixel, channel, lanes=lanes)
+        return
+    store_vector(scratch, value, 0, lanes=lanes)
+    with T.serial(0, lanes) as lane, T.If(channel + lane < result.channels), T.Then():
+        T.buffer_store(buffer, scratch[lane], plain_place(result, channel + lane, pixel))
+
+
+def plain_place(tensor: Tensor, channel: Any, pixel: Any) -> list[Any]:
+    """Where an element lies in a tensor as the user gives or gets it."""
+    if len(tensor.shape) == 2:
+        return [0, channel]
+    return [0, channel, tirx.floordiv(pixel, tensor.size[1]), tirx.floormod(pixel, tensor.size[1])]
+
+
+def element(tensor: Tensor, buffer: Any, channel: Any, y: Any, x: Any) -> Expr:
+    """The network's value there, as int32."""
+    pixel = y * tensor.size[1] + x
+    if tensor.packed:
+        value = byte_of(buffer[pixel, tirx.floordiv(channel, 4)], tirx.floormod(channel, 4), tensor.dtype)
+    else:
+        place = plain_place(tensor, channel, pixel) if tensor.is_plain else [pixel, channel]
+        value = T.cast(buffer[tuple(place)], "int32")
+    return value - tensor.offset if tensor.offset else value
+
+
+def byte_of(word: Expr, place: Any, dtype: str) -> Expr:
+    """A byte of an int32, the lowest being 0, as the int32 that `dtype` makes of it."""
+    if dtype == "uint8":
+        return (word >> (place * 8)) & T.int32(255)
+    return (word << (24 - place * 8)) >> T.int32(24)

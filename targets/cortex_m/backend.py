@@ -1,0 +1,228 @@
+"""The backend of microcontrollers: an object file, a header and an example instead of a library for TVM's runtime."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvmflow.bundles import build as building
+from tvmflow.bundles import bundle
+from tvmflow.bundles.build import versions
+from tvmflow.bundles.verify import compare, failure_sentence, tolerances, unverified
+from tvmflow.spec import (
+    Layer,
+    MissingDependencyError,
+    Program,
+    Target,
+    TensorSpec,
+    UserError,
+    VerificationError,
+)
+from tvmflow.system import interrupt, toolchain
+from tvmflow.system.toolchain import Linker
+from tvmflow.targets.cortex_m import example, machine
+from tvmflow.targets.cortex_m.fit import check_fit
+from tvmflow.targets.cortex_m.options import STACK_BYTES
+from tvmflow.targets.kind import Gap, Timing
+
+if TYPE_CHECKING:
+    from tvmflow.bundles.bundle import Bundle
+    from tvmflow.bundles.verify import Runner
+    from tvmflow.measure.cycles import Traced
+    from tvmflow.tune.store import Best
+
+log = logging.getLogger(__name__)
+
+NO_LATENCY = "no board was at hand, and emulation counts instructions, which are no time."
+SOURCE, EXAMPLE = "source", "example"
+
+
+def check(target: Target, out: Path, linker: str = "auto", *, runner: bool = False) -> Linker:
+    """Raises UserError, MissingDependencyError."""
+    if runner:
+        raise UserError(f"--runner is for boards with an operating system; a bundle for {target.name} has an example.")
+    bundle.check_destination(out)
+    return toolchain.select_linker(target, linker)
+
+
+def check_network(program: Program, target: Target) -> None:
+    """Chains are taken, whatever they are computed in; else UserError is raised."""
+    from tvmflow.targets.cortex_m.stages import chain_of
+
+    if target.arithmetic == "float32":
+        chain_of(program)
+    else:
+        building.check_network(program, target)
+
+
+def build(
+    program: Program,
+    target: Target,
+    out: Path,
+    *,
+    linker: str = "auto",
+    dump_dir: Path | None = None,
+    verify: bool = True,
+    runner: bool = False,
+    records: Mapping[str, Best] | None = None,
+    source: bool = False,
+) -> Bundle:
+    """Compile a network into a bundle, run under emulation of the board's core before anything is written.
+
+    With `source` also as portable C99. What doesn't fit the board raises UserError before it is compiled; also raised
+    are MissingDependencyError and VerificationError.
+    """
+    import tvm
+
+    from tvmflow.pipeline import run_stages
+    from tvmflow.targets.cortex_m.compile import c_name, compile_object, write_source
+
+    chosen = check(target, out, linker, runner=runner)
+    if (program.integer is None) != (target.arithmetic == "float32"):
+        raise UserError(f"{program.name} isn't {target.arithmetic}, which {target.name} is to compute in; see --dtype.")
+    log.info(f"Compiling {program.name} for {target.name}")
+    with tvm.target.Target(toolchain.tvm_target_dict(target)):
+        compiled = run_stages(program, target, dump_dir)
+    check_fit(compiled, target)
+    name = c_name(program.name)
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as scratch:
+        folder = Path(scratch)
+        library = compile_object(compiled, target, folder, chosen)
+        interrupt.check()
+        toolchain.check_elf(library, target.elf, target.name)
+        memory = check_fit(compiled, target, library)
+        verdict: Mapping[str, Any] = {"passed": None, "method": None, "reason": "It was built with --no-verify."}
+        if verify:
+            log.info(f"Verifying {program.name} on {len(program.vectors)} golden vectors")
+            verdict, counted, stack = _verify(library, target, program, compiled)
+            compiled = replace(compiled, layers=counted)
+            memory = {**memory, **stack}
+        extras = {f"{name}.h": folder / f"{name}.h", EXAMPLE: folder / EXAMPLE}
+        example.write(folder / EXAMPLE, program, target, name)
+        if source:
+            extras[SOURCE] = folder / SOURCE
+            extras[SOURCE].mkdir()
+            assert target.mcu is not None
+            plain = replace(target, mcu=replace(target.mcu, core="plain"))
+            with tvm.target.Target("c"):
+                write_source(run_stages(program, plain), plain, extras[SOURCE])
+        interrupt.check()
+        return bundle.write(
+            out,
+            program=compiled,
+            target=target,
+            library=library,
+            versions=versions(chosen),
+            memory=memory,
+            verify=verdict,
+            extras=extras,
+            usage=example.usage(name, program, target),
+        )
+
+
+def _verify(
+    library: Path, target: Target, program: Program, compiled: Program
+) -> tuple[Mapping[str, Any], tuple[Layer, ...], Mapping[str, int]]:
+    """The verdict, the layers with the instructions of one inference, and the stack used. Raises VerificationError."""
+    inputs = np.concatenate([vector.inputs[0] for vector in program.vectors])
+    expected = np.concatenate([vector.outputs[0] for vector in program.vectors])
+    name, allowed = network_name(library), [limit for (limit,) in tolerances(program.vectors)]
+    try:
+        done = machine.run(library, target, name, inputs, program.outputs[0], expected=expected, allowed=allowed)
+    except MissingDependencyError as error:
+        return unverified(error), compiled.layers, {}
+    verdict = {"method": "emulated", **compare(program.vectors, [(row[None],) for row in done.outputs])}
+    if not verdict["passed"] or done.wrong:
+        raise VerificationError(failure_sentence(verdict, f"{program.name} compiled for {target.name}"))
+    if done.stack_bytes >= STACK_BYTES:
+        raise VerificationError(
+            f"{program.name} compiled for {target.name} takes {done.stack_bytes} bytes of the stack or more, "
+            f"which were to be fewer than {STACK_BYTES}."
+        )
+    stack = {"stack_used_bytes": done.stack_bytes}
+    try:
+        details = count(library, target, compiled.layers, inputs, program.outputs[0]).details
+    except MissingDependencyError as error:
+        log.info(str(error))
+        return verdict, compiled.layers, stack
+    pairs = zip(compiled.layers, details, strict=True)
+    return verdict, tuple(replace(layer, details={**layer.details, **found}) for layer, found in pairs), stack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """Executed instructions of one inference: of all, and what `Layer.details` is to have of each layer."""
+
+    total: int
+    details: Sequence[Mapping[str, Any]]
+
+
+def count(library: Path, target: Target, layers: Sequence[Layer], inputs: np.ndarray, output: TensorSpec) -> Count:
+    """Instructions of one inference, exactly, under emulation. Raises MissingDependencyError, VerificationError."""
+    name = network_name(library)
+    found = machine.run(library, target, name, inputs[:1], output, counted=True).instructions
+    return Count(
+        total=sum(
+            count for function, count in found.items() if function.startswith(f"{name}_") or function in machine.HELPERS
+        ),
+        details=[
+            {"instructions": found.get(f"{name}_{layer.kernel}", 0), "instructions_basis": "emulated"}
+            for layer in layers
+        ],
+    )
+
+
+def trace_calls(bundle: Bundle) -> Traced:
+    """What one inference executes, layer by layer, for `tvmflow.measure.cycles`. Raises as `count` does."""
+    kernels, inputs = [layer.kernel for layer in bundle.layers], bundle.vectors()[0].inputs[0]
+    return machine.trace(
+        bundle.library, bundle.target, network_name(bundle.library), inputs, bundle.outputs[0], kernels
+    )
+
+
+def network_name(library: Path) -> str:
+    """The C name of the network in an object file: what comes before _run. Raises UserError if there is none."""
+    from elftools.elf.elffile import ELFFile
+
+    with library.open("rb") as file:
+        table: Any = ELFFile(file).get_section_by_name(".symtab")
+        symbols = {symbol.name for symbol in table.iter_symbols()} if table else set()
+    for symbol in symbols:
+        name = symbol.removesuffix("_run")
+        if name != symbol and f"{name}_weights" in symbols:
+            return name
+    raise UserError(f"{library.name} has no function NAME_run.")
+
+
+def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
+    """ "emulated", under qemu-system-arm's model of the core."""
+    machine.find_qemu()
+    name = network_name(library)
+
+    def run(inputs: Sequence[tuple[np.ndarray, ...]]) -> list[tuple[np.ndarray, ...]]:
+        done = machine.run(library, target, name, np.concatenate([arrays[0] for arrays in inputs]), outputs[0])
+        return [(row[None],) for row in done.outputs]
+
+    return "emulated", run
+
+
+def time(
+    bundle: Bundle, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
+) -> Timing:
+    """No latency; if `layers` are asked for, the instructions of each, where they can be counted."""
+    if not layers:
+        return Timing(note=NO_LATENCY)
+    try:
+        counted = count(bundle.library, bundle.target, bundle.layers, bundle.vectors()[0].inputs[0], bundle.outputs[0])
+    except MissingDependencyError as error:
+        gap = Gap(what="instructions", reason=str(error), packages=error.packages)
+        return Timing(note=f"{NO_LATENCY} {error}", gaps=[gap])
+    macs = sum(layer.macs for layer in bundle.layers)
+    note = f"{NO_LATENCY} It takes {counted.total:,}, {counted.total / macs:.3f} for each multiply-add."
+    return Timing(note=note, details=counted.details)

@@ -1,0 +1,290 @@
+"""Lowered functions → one object file with the whole network, and a header; or the same as C99 for any compiler."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import tirx
+
+from tvmflow import __version__
+from tvmflow.spec import Program, Target
+from tvmflow.system import toolchain
+from tvmflow.system.toolchain import Linker
+from tvmflow.targets.cortex_m.options import STACK_BYTES, compiler_options
+from tvmflow.targets.cortex_m.stages import ARGUMENTS, CONSTANTS, functions_of
+
+ALIGNMENT = 16
+"""Bytes, of each tensor in flash."""
+
+GENERATED_FOR: dict[str, dict[str, Any]] = {
+    "dsp": {
+        "mtriple": "thumbv7em-none-eabihf",
+        "mcpu": "cortex-m7",
+        "mattr": ["-fp64", "-fp-armv8d16sp", "+vfp4d16sp"],
+    },
+}
+"""What LLVM is told instead of the board's own core, by what the core can.
+
+All cores with DSP execute Armv7E-M and FPv4's single precision, but with its models of Cortex-M4 and M33 LLVM orders
+instructions so that more values live at once than there are registers: 1.08 instructions for each multiply-add of the
+paper's integer network instead of 0.92.
+"""
+
+_LINKAGE = '#ifdef __cplusplus\nextern "C"\n#endif\n'
+_VALUES_IN_A_ROW = 32
+
+C_TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int32": "int32_t", "float32": "float"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """What a network is in memory: tensors in flash by their C names, the arena, and the calls of the kernels.
+
+    `element` is the C type of input and output. Calls are written for tensors that are one block of bytes, `weights`,
+    or, in `source_calls`, arrays of their own.
+    """
+
+    name: str
+    element: str
+    tensors: Mapping[str, np.ndarray]
+    weights: bytes
+    arena_bytes: int
+    calls: Sequence[str]
+    source_calls: Sequence[str]
+    prototypes: Sequence[str]
+
+
+def c_name(name: str) -> str:
+    """A network's name as an identifier of C."""
+    found = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_").lower()
+    return found if found and not found[0].isdigit() else f"network_{found}".rstrip("_")
+
+
+def lay_out(program: Program) -> Image:
+    """Give every tensor its place in flash, and write every call as C."""
+    name = c_name(program.name)
+    tensors: dict[str, np.ndarray] = {}
+    weights = bytearray()
+    calls: list[str] = []
+    source_calls: list[str] = []
+    prototypes: list[str] = []
+    for kernel, func in functions_of(program).items():
+        symbol = f"{name}_{kernel}"
+        places, source_places = {}, {}
+        for constant, tensor in func.attrs[CONSTANTS].items():
+            weights += bytes(-len(weights) % ALIGNMENT)
+            places[constant] = f"{name}_weights + {len(weights)}"
+            source_places[constant] = f"{symbol}_{constant}"
+            tensors[source_places[constant]] = tensor.numpy()
+            weights += tensors[source_places[constant]].tobytes()
+        types = [C_TYPES[str(param.ty.element_type.dtype)] for param in func.params]
+        for lines, found in ((calls, places), (source_calls, source_places)):
+            found |= {"input": "input", "output": "output"}
+            arguments = [
+                f"({kind} *)({found.get(str(where), f'arena + {where}')})"
+                for kind, where in zip(types, func.attrs[ARGUMENTS], strict=True)
+            ]
+            lines.append(f"{symbol}({', '.join(arguments)});")
+        prototypes.append(f"void {symbol}({', '.join(f'{kind} *' for kind in types)});")
+    return Image(
+        name=name,
+        element=C_TYPES[program.inputs[0].dtype],
+        tensors=tensors,
+        weights=bytes(weights),
+        arena_bytes=program.memory["activations_bytes"],
+        calls=calls,
+        source_calls=source_calls,
+        prototypes=prototypes,
+    )
+
+
+def compile_object(program: Program, target: Target, folder: Path, linker: Linker) -> Path:
+    """The network as one relocatable object file. Raises UserError if the assembler or linker refuses."""
+    image = lay_out(program)
+    kernels = folder / "kernels.o"
+    _generate(program, target, image.name).write_to_file(str(kernels), "o")
+    (folder / "weights.bin").write_bytes(image.weights)
+    (folder / f"{image.name}.h").write_text(header(program, target, image))
+    (folder / "weights.S").write_text(_WEIGHTS.format(name=image.name, file=folder / "weights.bin", align=ALIGNMENT))
+    (folder / "network.c").write_text(network_source(image))
+    options = (*compiler_options(target, linker), "-O2", "-g0", "-ffunction-sections", "-c")
+    objects = [kernels]
+    for source in (folder / "network.c", folder / "weights.S"):
+        objects.append(source.with_suffix(".o"))
+        standard = ("-std=c99", "-Wall", "-Wextra", "-Werror") if source.suffix == ".c" else ()
+        toolchain.link(linker, objects[-1], [source], (*options, *standard))
+    library = folder / "model.o"
+    toolchain.link(linker, library, objects, (*compiler_options(target, linker), "-nostdlib", "-r"))
+    return library
+
+
+def _generate(program: Program, target: Target, name: str) -> Any:
+    """Machine code of all kernels, by TVM's LLVM."""
+    assert target.mcu is not None
+    description = {**toolchain.tvm_target_dict(target), **GENERATED_FOR.get(target.mcu.core, {})}
+    return _generated(program, "llvm", tvm.target.Target(description), name)
+
+
+def _generated(program: Program, kind: str, target: tvm.target.Target, name: str) -> Any:
+    functions = {}
+    for kernel, func in functions_of(program).items():
+        # codegen needs none of the attributes that are ours
+        bare = tirx.PrimFunc(func.params, func.body, func.ret_type)
+        attributes = {"global_symbol": f"{name}_{kernel}", "tirx.noalias": True, "target": target}
+        for key, value in attributes.items():
+            bare = bare.with_attr(key, value)
+        functions[f"{name}_{kernel}"] = bare
+    return tvm.get_global_func(f"target.build.{kind}")(tvm.IRModule(functions), target)
+
+
+def write_source(program: Program, target: Target, folder: Path) -> None:
+    """The network as C99 for any compiler and processor: its header, NAME.c and NAME_weights.c.
+
+    `program` has been through the stages for a core that is "plain". What C leaves open is only that negative numbers
+    are shifted to the right arithmetically, as every compiler in use does it.
+    """
+    image = lay_out(program)
+    name = image.name
+    text = _generated(program, "c", tvm.target.Target("c"), name).inspect_source()
+    body = text[text.index("TVM_DLL") :].replace(_LINKAGE, "").replace("TVM_DLL ", "")
+    definitions = [line for line in body.splitlines() if not re.fullmatch(r"void \w+\(.*\);", line)]
+    kernels = "\n".join(definitions).strip().removesuffix(_LINKAGE.strip()).strip()
+    kernels = re.sub(r"^void ", "static void ", kernels, flags=re.MULTILINE)
+    kernels = re.sub(r"(\w+_t|float)\* (\w+)(?=[,)])", r"\1 *restrict \2", kernels)
+    (folder / f"{name}.h").write_text(header(program, target, image))
+    (folder / f"{name}.c").write_text(portable_source(image, kernels))
+    (folder / f"{name}_weights.c").write_text(weights_source(image))
+
+
+def portable_source(image: Image, kernels: str) -> str:
+    """The C of the arena, of the kernels and of the calls."""
+    declared = [f"extern const {C_TYPES[str(array.dtype)]} {symbol}[];" for symbol, array in image.tensors.items()]
+    arena = [f"static uint8_t arena[{image.arena_bytes}];", ""] if image.arena_bytes else []
+    return "\n".join(
+        [f'#include "{image.name}.h"', "", *declared, "", *arena, kernels, "", *_run(image, image.source_calls)]
+    )
+
+
+def weights_source(image: Image) -> str:
+    """All tensors as arrays of C."""
+    lines = ["#include <stdint.h>", ""]
+    for symbol, array in image.tensors.items():
+        kind, values = C_TYPES[str(array.dtype)], [f"{value:.9g}" for value in array.ravel().tolist()]
+        lines += [f"extern const {kind} {symbol}[];", f"const {kind} {symbol}[{len(values)}] = {{"]
+        for start in range(0, len(values), _VALUES_IN_A_ROW):
+            lines.append(",".join(values[start : start + _VALUES_IN_A_ROW]) + ",")
+        lines += ["};", ""]
+    return "\n".join(lines)
+
+
+def header(program: Program, target: Target, image: Image) -> str:
+    """The C99 header of the library."""
+    network, memory = program.integer, program.memory
+    prefix = image.name.upper()
+    specs = (program.inputs[0], program.outputs[0])
+    sizes = [int(np.prod(spec.shape)) for spec in specs]
+    kinds = [f"{spec.dtype}, {'×'.join(map(str, spec.shape[1:]))}" for spec in specs]
+    scales = ["", ""]
+    if network is not None:
+        scales = [
+            f"\n#define {prefix}_INPUT_SCALE {network.input_scale!r} /* real = scale * int8; the zero point is 0 */",
+            f"\n#define {prefix}_OUTPUT_SCALE {network.output_scale!r}",
+        ]
+    arithmetic = "a float32" if network is None else "an integer"
+    assert target.mcu is not None
+    form = "in portable C99" if target.mcu.core == "plain" else f"for {target.cpu.model}"
+    return f"""/* {program.name}: {arithmetic} network {form}, made by tvmflow {__version__}.
+ *
+ * No allocation, no state between calls, nothing of a C library but memcpy and memset. Calls must not overlap: they
+ * share one arena. The bytes in flash and RAM are those of the network alone; the stack is an upper bound.
+ */
+#ifndef {prefix}_H
+#define {prefix}_H
+
+#include <stdint.h>
+
+#define {prefix}_INPUT_SIZE {sizes[0]} /* {kinds[0]}: channel, row, column */{scales[0]}
+#define {prefix}_OUTPUT_SIZE {sizes[1]} /* {kinds[1]} */{scales[1]}
+#define {prefix}_WEIGHTS_BYTES {len(image.weights)} /* in flash */
+#define {prefix}_ARENA_BYTES {memory["activations_bytes"]} /* in RAM */
+#define {prefix}_STACK_BYTES {STACK_BYTES}
+{_preprocessing(program, prefix)}
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+void {image.name}_run(const {image.element} *input, {image.element} *output);
+
+#ifdef __cplusplus
+}}
+#endif
+
+#endif
+"""
+
+
+def _preprocessing(program: Program, prefix: str) -> str:
+    """How a byte of an image becomes an element of the input, channel by channel."""
+    pre = program.preprocessing
+    if pre is None:
+        return ""
+    scale, formula = 1.0, "float = pixel * FACTOR[channel] + TERM[channel]"
+    if program.integer is not None:
+        scale = program.integer.input_scale
+        formula = "int8 = clip(round(pixel * FACTOR[channel] + TERM[channel]), -128, 127)"
+    factors = [1 / (255 * deviation * scale) for deviation in pre.std]
+    terms = [-mean / (deviation * scale) for mean, deviation in zip(pre.mean, pre.std, strict=True)]
+    lines = [
+        "",
+        f"/* {formula}, with RGB pixels from 0 to 255 */",
+        f"#define {prefix}_PIXEL_FACTORS {{{', '.join(f'{value:.9g}f' for value in factors)}}}",
+        f"#define {prefix}_PIXEL_TERMS {{{', '.join(f'{value:.9g}f' for value in terms)}}}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def network_source(image: Image) -> str:
+    """The C of the arena and of the calls, for the compiler that makes the object."""
+    name = image.name
+    arena = [
+        f'__attribute__((aligned({ALIGNMENT}), section(".bss.{name}_arena")))',
+        f"static uint8_t arena[{image.arena_bytes}];",
+        "",
+    ]
+    lines = [
+        f'#include "{name}.h"',
+        "",
+        f"extern const uint8_t {name}_weights[];",
+        "",
+        *(arena if image.arena_bytes else []),
+        *image.prototypes,
+        "",
+        "/* The kernels' tables for unwinding name these, which a program without exceptions has no use for. */",
+        *(f"__attribute__((weak)) void __aeabi_unwind_cpp_pr{number}(void) {{}}" for number in range(2)),
+        "",
+        *_run(image, image.calls),
+    ]
+    return "\n".join(lines)
+
+
+def _run(image: Image, calls: Sequence[str]) -> list[str]:
+    head = f"void {image.name}_run(const {image.element} *input, {image.element} *output) {{"
+    return [head, *(f"  {call}" for call in calls), "}", ""]
+
+
+_WEIGHTS = """    .section .rodata.{name}_weights, "a", %progbits
+    .balign {align}
+    .global {name}_weights
+    .hidden {name}_weights
+    .type {name}_weights, %object
+{name}_weights:
+    .incbin "{file}"
+    .size {name}_weights, . - {name}_weights
+"""

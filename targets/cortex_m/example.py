@@ -1,0 +1,138 @@
+"""The example in a bundle: a CMake project that links the network and checks the golden vectors on the device."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from tvmflow.bundles.verify import tolerances
+from tvmflow.spec import Program, Target
+from tvmflow.system.toolchain import Linker
+from tvmflow.targets.cortex_m.machine import ELEMENTS, HERE, MACHINES, linker_script
+from tvmflow.targets.cortex_m.options import compiler_options
+
+SHIPPED = ("agrees.h", "startup.c", "startup.h")
+VALUES_IN_A_ROW = 32
+
+
+def write(folder: Path, program: Program, target: Target, name: str) -> None:
+    """CMakeLists.txt, main.c, vectors.h, link.ld and the start-up code for qemu's machine."""
+    assert target.mcu is not None
+    folder.mkdir()
+    for file in SHIPPED:
+        shutil.copyfile(HERE / file, folder / file)
+    gcc = Linker(name="arm-none-eabi-gcc", command=(), version="")
+    flags = " ".join(option for option in compiler_options(target, gcc) if option.startswith("-m"))
+    (folder / "CMakeLists.txt").write_text(_CMAKE.format(name=name, flags=flags, machine=target.mcu.machine))
+    element = ELEMENTS[program.outputs[0].dtype]
+    (folder / "main.c").write_text(_MAIN.format(name=name, prefix=name.upper(), element=element))
+    (folder / "link.ld").write_text(_LINK_NOTE.format(name=name) + linker_script(MACHINES[target.mcu.machine]))
+    (folder / "vectors.h").write_text(_vectors(program))
+
+
+def usage(name: str, program: Program, target: Target) -> str:
+    """For the bundle's README: what to do with the files."""
+    assert target.mcu is not None
+    where = "external flash" if target.mcu.external_flash else "flash"
+    return f"""In a program of yours:
+
+    #include "{name}.h"
+
+    static {ELEMENTS[program.inputs[0].dtype]} input[{name.upper()}_INPUT_SIZE], output[{name.upper()}_OUTPUT_SIZE];
+    {name}_run(input, output);
+
+Link `model.o` with it. The constants are in the section `.rodata.{name}_weights`: put it into the {where}. The arena is
+in `.bss.{name}_arena`: put it into the fastest RAM that has room. `example/link.ld` shows both for qemu's machine
+{target.mcu.machine}; `example/` is a whole project for it, which compares the golden vectors on the device:
+
+    cmake -S example -B build && cmake --build build && ctest --test-dir build
+"""
+
+
+def _vectors(program: Program) -> str:
+    """Inputs and outputs of the golden vectors, and by how much an output may differ, as arrays of C."""
+
+    def array(name: str, rows: list[np.ndarray]) -> list[str]:
+        lines = [f"static const {ELEMENTS[str(rows[0].dtype)]} {name}[{len(rows)}][{rows[0].size}] = {{"]
+        for row in rows:
+            values = [_literal(value) for value in row.ravel().tolist()]
+            parts = [values[start : start + VALUES_IN_A_ROW] for start in range(0, len(values), VALUES_IN_A_ROW)]
+            lines += ["    {", *("     " + ",".join(part) + "," for part in parts), "    },"]
+        return [*lines, "};", ""]
+
+    inputs, outputs = zip(*((vector.inputs[0], vector.outputs[0]) for vector in program.vectors), strict=True)
+    arrays = [*array("golden_inputs", list(inputs)), *array("golden_outputs", list(outputs))]
+    allowed = [f"{limit:.9e}f" for (limit,) in tolerances(program.vectors)]
+    arrays.append(f"static const float golden_tolerances[{len(allowed)}] = {{{', '.join(allowed)}}};\n")
+    return "\n".join(["#include <stdint.h>", "", f"#define VECTORS {len(inputs)}", "", *arrays])
+
+
+def _literal(value: float) -> str:
+    if math.isfinite(value):
+        return f"{value:.9g}"
+    return '__builtin_nanf("")' if math.isnan(value) else f"{'-' * (value < 0)}__builtin_inff()"
+
+
+_CMAKE = """# Built by a cross compiler, run by qemu-system-arm:
+#   cmake -S example -B build && cmake --build build && ctest --test-dir build
+cmake_minimum_required(VERSION 3.18)
+set(CMAKE_SYSTEM_NAME Generic)
+set(CMAKE_SYSTEM_PROCESSOR arm)
+if(NOT CMAKE_C_COMPILER)
+  set(CMAKE_C_COMPILER arm-none-eabi-gcc)
+endif()
+set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
+project({name}_example C)
+enable_testing()
+
+option(FROM_SOURCE "Compile ../source instead of linking ../model.o" OFF)
+
+add_executable(example main.c startup.c)
+set_target_properties(example PROPERTIES C_STANDARD 99 C_EXTENSIONS ON)
+set_target_properties(example PROPERTIES LINK_DEPENDS ${{CMAKE_CURRENT_SOURCE_DIR}}/link.ld)
+target_include_directories(example PRIVATE ${{CMAKE_CURRENT_SOURCE_DIR}} ${{CMAKE_CURRENT_SOURCE_DIR}}/..)
+target_compile_options(example PRIVATE {flags} -ffreestanding -O2 -Wall -Wextra)
+target_link_options(example PRIVATE {flags} -nostdlib -Wl,--gc-sections -Wl,-z,noexecstack
+                    -T${{CMAKE_CURRENT_SOURCE_DIR}}/link.ld)
+if(FROM_SOURCE)
+  target_sources(example PRIVATE ../source/{name}.c ../source/{name}_weights.c)
+else()
+  target_link_libraries(example PRIVATE ${{CMAKE_CURRENT_SOURCE_DIR}}/../model.o)
+endif()
+target_link_libraries(example PRIVATE gcc)
+
+add_test(NAME golden_vectors COMMAND qemu-system-arm -machine {machine} -nographic -monitor none -serial none
+         -semihosting-config enable=on,target=native -kernel $<TARGET_FILE:example>)
+"""
+
+_MAIN = """/* Compares the network with its golden vectors, on the device. Exit code 0 if all agree. */
+#include "{name}.h"
+#include "startup.h"
+#include "vectors.h"
+
+#define ELEMENT {element}
+#define OUTPUT_SIZE {prefix}_OUTPUT_SIZE
+#include "agrees.h"
+
+static ELEMENT output[OUTPUT_SIZE];
+
+int main(void) {{
+  uint32_t wrong = 0;
+  for (uint32_t vector = 0; vector < VECTORS; vector++) {{
+    {name}_run(golden_inputs[vector], output);
+    wrong += (uint32_t)!agrees(output, golden_outputs[vector], golden_tolerances[vector]);
+  }}
+  say_number(VECTORS - wrong);
+  say(" of ");
+  say_number(VECTORS);
+  say(" golden vectors agree\\n");
+  return wrong != 0;
+}}
+"""
+
+_LINK_NOTE = """/* Where qemu's machine has memory. On a board of yours, .rodata.{name}_weights goes into flash and
+ * .bss.{name}_arena into RAM, and both keep their alignment of 16 bytes. */
+"""

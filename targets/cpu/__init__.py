@@ -1,0 +1,1 @@
+"""Boards with a CPU under an operating system."""

@@ -1,0 +1,1 @@
+"""Graph passes for CPUs alone."""

@@ -1,0 +1,274 @@
+"""The backend of boards with an NVIDIA GPU: built without one, checked on the stand-in, timed on a real one."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvmflow.bundles import build as building
+from tvmflow.measure import local as measure
+from tvmflow.spec import (
+    Gpu,
+    MissingDependencyError,
+    Program,
+    Target,
+    TensorSpec,
+    TvmflowError,
+    UserError,
+    VerificationError,
+)
+from tvmflow.system import toolchain
+from tvmflow.targets import TARGETS
+from tvmflow.targets.cuda import cubin, nvrtc, standin
+from tvmflow.targets.cuda.generate import Generated, Library, generate
+from tvmflow.targets.cuda.occupancy import occupancy
+from tvmflow.targets.kind import Timing, layer_rows
+
+if TYPE_CHECKING:
+    from tvmflow.bundles.bundle import Bundle
+    from tvmflow.bundles.verify import Runner
+    from tvmflow.tune.store import Best
+
+log = logging.getLogger(__name__)
+
+SOURCE = "kernels.cu"
+"""The kernels as CUDA C, beside the library: for people, and for the stand-in, which can't run machine code."""
+
+CHECK = "check"
+"""The folder with a library for this computer, where the board has another kind of CPU."""
+
+
+def check(target: Target, out: Path, linker: str = "auto", *, runner: bool = False) -> toolchain.Linker:
+    """As `tvmflow.bundles.build.check`; also the compiler has to be installed and to know the architectures."""
+    if runner:
+        raise UserError(f"--runner makes programs for CPUs only, none for a GPU such as that of {target.name}.")
+    nvrtc.require()
+    unknown = [name for name in architectures(target) if name.partition("_")[2] not in nvrtc.supported()]
+    if unknown:
+        raise UserError(
+            f"NVIDIA's compiler {nvrtc.version()} doesn't know {', '.join(unknown)}; it compiles for "
+            f"{', '.join(nvrtc.supported())}, each as sm_ or, for PTX, compute_."
+        )
+    return building.check(target, out, linker)
+
+
+check_network = building.check_network
+
+
+def build(
+    program: Program,
+    target: Target,
+    out: Path,
+    *,
+    linker: str = "auto",
+    dump_dir: Path | None = None,
+    verify: bool = True,
+    runner: bool = False,
+    records: Mapping[str, Best] | None = None,
+) -> Bundle:
+    """As `tvmflow.bundles.build.build`; machine code for `gpu.architecture` and for those `also` asked for is embedded.
+
+    What the board needs besides TVM's published runtime is logged as a warning. Raises CompileError for a kernel that
+    NVIDIA's compiler refuses.
+    """
+    check(target, out, linker, runner=runner)
+    if note := gpu_of(target).runtime_note:
+        log.warning(f"{target.name}: {note}")
+    return building.build(
+        program,
+        target,
+        out,
+        linker=linker,
+        dump_dir=dump_dir,
+        verify=verify,
+        records=records,
+        compiler=functools.partial(compile_library, verify=verify),
+        companions=(SOURCE, CHECK),
+        more_versions={"nvrtc": nvrtc.version()},
+    )
+
+
+def gpu_of(target: Target) -> Gpu:
+    """The GPU of a board that has one."""
+    assert target.gpu is not None, f"{target.name} is of kind {target.kind}"
+    return target.gpu
+
+
+def architectures(target: Target) -> tuple[str, ...]:
+    """What is compiled for: the board's own architecture first."""
+    gpu = gpu_of(target)
+    return tuple(dict.fromkeys((gpu.architecture, *gpu.also)))
+
+
+def compile_library(
+    program: Program,
+    target: Target,
+    linker: toolchain.Linker,
+    library: Path,
+    *,
+    dump_dir: Path | None = None,
+    verify: bool = True,
+) -> Program:
+    """Run the stages and make `library`; beside it SOURCE and, where the board has another kind of CPU, CHECK."""
+    import tvm
+
+    from tvmflow.pipeline import run_stages
+
+    with tvm.target.Target(dict(target.tvm)):
+        compiled = run_stages(program, target, dump_dir)
+    libraries = [Library(tvm=target.tvm, linker=linker, path=library)]
+    host = TARGETS["host"]
+    if target.elf != host.elf:
+        folder = library.with_name(CHECK)
+        folder.mkdir(exist_ok=True)
+        tvm_target = {**target.tvm, "host": {"kind": "llvm", "mtriple": host.triple}}
+        path = folder / library.name
+        libraries.append(Library(tvm=tvm_target, linker=toolchain.select_linker(host), path=path))
+    made = standin.call(
+        generate,
+        tvm.ir.save_json(compiled.module),
+        tuple(libraries),
+        architectures(target),
+        verify=verify,
+        architecture=gpu_of(target).architecture,
+    )
+    library.with_name(SOURCE).write_text(made.source, encoding="utf-8")
+    if made.source:
+        cubin.check(library, tuple(name for name in architectures(target) if name.startswith("sm_")), target.name)
+    return _with_details(compiled, target, made)
+
+
+def _with_details(program: Program, target: Target, made: Generated) -> Program:
+    """Each layer with what its kernels take of the board's GPU."""
+    from tvmflow.passes.fuse_operators import kernels
+    from tvmflow.targets.cuda.passes.bind_threads import launches
+
+    resources = made.resources.get(gpu_of(target).architecture, {})
+    functions = kernels(program.module)
+    layers = []
+    for layer in program.layers:
+        rows = []
+        for number, axes in enumerate(launches(functions[layer.kernel])):
+            name = f"{layer.kernel}_kernel" + (f"_{number}" if number else "")
+            if name in resources:
+                rows.append(_kernel_row(gpu_of(target), name, axes, resources[name]))
+        layers.append(replace(layer, details={**layer.details, "kernels": rows}))
+    return replace(program, layers=tuple(layers))
+
+
+def _kernel_row(gpu: Gpu, name: str, axes: Mapping[str, int], taken: nvrtc.Resources) -> dict[str, Any]:
+    blocks = int(np.prod([axes.get(f"blockIdx.{axis}", 1) for axis in "xyz"]))
+    threads = int(np.prod([axes.get(f"threadIdx.{axis}", 1) for axis in "xyz"]))
+    held = occupancy(gpu, threads=threads, registers=taken.registers, shared_bytes=taken.shared_bytes)
+    return {
+        "name": name,
+        "blocks": blocks,
+        "threads": threads,
+        **asdict(taken),
+        "blocks_per_sm": held.blocks_per_sm,
+        "occupancy": round(held.fraction, 3),
+        "limit": held.limit,
+    }
+
+
+def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
+    """ "native" where a GPU of the board's architecture answers, else "stand-in".
+
+    There it is the library itself that runs or, where the board has another kind of CPU, that made for this computer.
+    """
+    if target.elf == TARGETS["host"].elf and missing_device(target) is None:
+        return "native", lambda inputs: measure.run_vectors(library, inputs, outputs, device="cuda")
+    source = library.with_name(SOURCE)
+    runnable = library if target.elf == TARGETS["host"].elf else library.with_name(CHECK) / library.name
+    if not source.exists() or not runnable.exists():
+        raise MissingDependencyError(
+            f"{library.name} for {target.name} can't be run on this computer: it has no {SOURCE} beside it, or no "
+            f"{CHECK}/{library.name} for this kind of CPU."
+        )
+    text = source.read_text(encoding="utf-8")
+    if text:
+        cubin.check(library, (gpu_of(target).architecture,), target.name)
+
+    def run(inputs: Sequence[tuple[np.ndarray, ...]]) -> list[tuple[np.ndarray, ...]]:
+        kernels = standin.compile_kernels(text)
+        how: dict[str, Any] = {"architecture": gpu_of(target).architecture, "kernels": kernels}
+        try:
+            return standin.call(run_vectors, runnable, list(inputs), **how)
+        except TvmflowError:
+            raise
+        except Exception as error:  # TVM's own, many lines long
+            lines = str(error).splitlines() or [type(error).__name__]
+            said = next((line for line in lines if "stand-in: " in line), lines[0])
+            raise VerificationError(f"{library.name} for {target.name} can't be run: {said.strip()}.") from error
+
+    return "stand-in", run
+
+
+def run_vectors(library: Path, inputs: Sequence[tuple[np.ndarray, ...]]) -> list[tuple[np.ndarray, ...]]:
+    """Run `library` on tvm.cuda(0), whatever that is in this process."""
+    import tvm
+    from tvm import relax
+
+    device = tvm.cuda(0)
+    # one allocation for each tensor of the plan, none pooled: the stand-in watches their ends
+    vm = relax.VirtualMachine(tvm.runtime.load_module(str(library)), device, memory_cfg="naive")
+    results = []
+    for arrays in inputs:
+        given = [tvm.runtime.tensor(np.asarray(array, order="C"), device) for array in arrays]
+        result = vm["main"](*given)
+        outputs = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
+        results.append(tuple(output.numpy() for output in outputs))
+    return results
+
+
+def missing_device(target: Target) -> str | None:
+    """None if TVM finds a GPU that runs the board's machine code here, else what is missing, in a sentence's words."""
+    import ctypes
+
+    import tvm
+
+    for name, what in (
+        ("libcuda.so.1", "NVIDIA's driver"),
+        ("libcudart.so.13", "the CUDA 13 runtime that TVM's wheel is linked to"),
+    ):
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            return f"there is no {name}, so {what} is not installed"
+    device = tvm.cuda(0)
+    if not device.exist:
+        return "TVM's CUDA runtime finds no GPU, though there is a driver"
+    if device.device_name.startswith("stand-in"):
+        return "what answers in its place is tvmflow's stand-in"
+    found = "sm_" + device.compute_version.replace(".", "")
+    if found not in architectures(target):
+        return f"the GPU here ({device.device_name}) is {found}, and the bundle has {', '.join(architectures(target))}"
+    return None
+
+
+def time(
+    bundle: Bundle, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
+) -> Timing:
+    """Measured where a GPU of the bundle's architecture answers; the stand-in is never timed."""
+    target = bundle.target
+    if target.elf != TARGETS["host"].elf:
+        return Timing(note=f"no {target.name} was at hand, and the stand-in checks answers, never speed.")
+    if missing := missing_device(target):
+        return Timing(note=f"{missing}; the stand-in checks answers, never speed.")
+    if layers and not whole and gpu_of(target).cuda_graph:
+        return Timing(note="the kernels in a CUDA graph can't be timed one by one; build it without --cuda-graph.")
+    inputs = bundle.vectors()[0].inputs
+    how: dict[str, Any] = {"threads": threads, "device": "cuda"}
+    measurement = layer_us = None
+    if whole:
+        measurement = measure.time_library(bundle.library, inputs, repeats=repeats, seconds=seconds, **how)
+    if layers and not gpu_of(target).cuda_graph:
+        runs = (None if whole else repeats) or 50
+        layer_us = measure.profile_library(bundle.library, inputs, bundle.layers, repeats=runs, **how)
+    return Timing(measurement=measurement, note="" if whole else "only profiled.", layers=layer_rows(layer_us or ()))

@@ -1,0 +1,206 @@
+"""The backend of FPGA boards with a VTA: a static program for the accelerator, run and timed on the simulator here."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvmflow import __version__
+from tvmflow.bundles import build as building
+from tvmflow.bundles import bundle
+from tvmflow.spec import Measurement, Program, Target, TensorSpec, UserError, VerificationError
+from tvmflow.system import interrupt
+from tvmflow.targets import kind as backends
+from tvmflow.targets.vta import program as programs
+from tvmflow.targets.vta import timing
+from tvmflow.targets.vta.driver import make_runner, vta_driver
+from tvmflow.targets.vta.simulate import Machine
+from tvmflow.targets.vta.stages import compiled_of, configuration
+from tvmflow.targets.vta.timeline import occupancy
+
+if TYPE_CHECKING:
+    from tvmflow.bundles.verify import Runner
+    from tvmflow.tune.store import Best
+
+log = logging.getLogger(__name__)
+
+PROGRAM, MEMORY, LAYOUT = programs.FILES
+
+
+def check(target: Target, out: Path, linker: str = "auto", *, runner: bool = False) -> None:
+    """Raise what `build` would raise before a network is imported: UserError."""
+    configuration(target)
+    if linker != "auto":
+        raise UserError(f"Nothing is linked for {target.name}: leave --linker out.")
+    if runner:
+        raise UserError("A bundle for VTA has its driver, in Python and in C, already: leave --runner out.")
+    bundle.check_destination(out)
+
+
+check_network = building.check_network
+
+
+def build(
+    program: Program,
+    target: Target,
+    out: Path,
+    *,
+    linker: str = "auto",
+    dump_dir: Path | None = None,
+    verify: bool = True,
+    runner: bool = False,
+    records: Mapping[str, Best] | None = None,
+) -> bundle.Bundle:
+    """Compile a quantised network into a bundle, verified on the simulator. Raises UserError, VerificationError.
+
+    `records` are tilings that a search found, by task.
+    """
+    from tvmflow.bundles.verify import failure_sentence, verify_library
+    from tvmflow.pipeline import run_stages
+
+    check(target, out, linker, runner=runner)
+    if program.integer is None:
+        raise UserError(f"VTA computes in int8: {program.name} has to be quantised, in the scheme power-of-two.")
+    log.info(f"Compiling {program.name} for {target.name}")
+    compiled = run_stages(replace(program, records=records or {}), target, dump_dir)
+    verdict: Mapping[str, Any] = {"passed": None, "method": None, "reason": "It was built with --no-verify."}
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
+        folder = Path(name)
+        executable = compiled_of(compiled).executable
+        programs.save(executable, folder, facts={"model": program.name, "board": target.name})
+        interrupt.check()
+        if verify:
+            log.info(f"Verifying {program.name} on {len(program.vectors)} golden vectors")
+            verdict = verify_library(folder / PROGRAM, target, program.vectors, program.outputs)
+            if not verdict["passed"]:
+                raise VerificationError(failure_sentence(verdict, f"{program.name} compiled for {target.name}"))
+        interrupt.check()
+        return bundle.write(
+            out,
+            program=compiled,
+            target=target,
+            library=folder / PROGRAM,
+            versions={"tvmflow": __version__, "numpy": np.__version__},
+            memory=compiled.memory,
+            verify=verdict,
+            runner=make_runner(folder, executable.config),
+            extras={name: folder / name for name in (MEMORY, LAYOUT)},
+            usage=_usage(compiled, target),
+        )
+
+
+def _usage(program: Program, target: Target) -> str:
+    config, first = compiled_of(program).executable.config, bundle.vector_names(program)[0]
+    base = "" if target.name in vta_driver.BOARDS else " --core CORE --base ADDRESS-OF-ITS-REGISTERS"
+    on_the_board = f"""
+On the board, as root, with the bitstream {config.bitstream} of HW_VER {config.version}:
+
+    runner/run --self-test --bitstream vta.bit{base}     # the golden vectors, to the bit
+    runner/run vectors/{first}/input-0.npy{base}
+    cd runner && cc -O2 vta_run.c vta_driver.c vta_linux.c -ldl -o vta_run     # the same in C
+"""
+    return f"""- `{PROGRAM}`: the instructions, 16 bytes each, little-endian.
+- `{MEMORY}`: the memory image that they work in: weights as tiles, micro-ops.
+- `{LAYOUT}`: how much memory is needed, its alignment, where input and output lie in it, and the configuration.
+- `runner`: the driver, in Python and in C, and programs that show whether a bitstream speaks this instruction set.
+- `vectors`: golden inputs and outputs.
+
+Addresses in instructions are relative to the image, in units of the element that is moved.
+{on_the_board}"""
+
+
+def import_network(model: str) -> Program:
+    """A quantised network: a name of the registry, or a .safetensors file of `tvmflow.integer.network.save`.
+
+    Raises UserError. There is no graph of TVM's in it: the stages take the integer network itself.
+    """
+    from tvmflow import models
+    from tvmflow.integer.frontend import graphless_program
+
+    return graphless_program(models.quantized(model, "power-of-two"), model)
+
+
+def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
+    """ "simulated": the functional simulator, bit for bit what the instructions mean."""
+    machine = Machine(programs.read(library.parent))
+    (source,), (result,) = machine.executable.inputs, machine.executable.outputs
+
+    def run(inputs: Sequence[tuple[np.ndarray, ...]]) -> list[tuple[np.ndarray, ...]]:
+        answers: list[tuple[np.ndarray, ...]] = []
+        for (array,) in inputs:
+            interrupt.check()
+            answer = machine.run({source.name: array.reshape(source.shape)})[result.name]
+            answers.append((answer.reshape(outputs[0].shape),))
+        return answers
+
+    return "simulated", run
+
+
+def hardware(target: Target) -> timing.Hardware:
+    """The clock, bus and memory of a board's VTA."""
+    assert target.vta is not None
+    made = timing.Hardware(clock_mhz=target.vta.clock_mhz, bus_bytes=target.vta.bus_bytes)
+    return made.with_latency(target.vta.latency_cycles)
+
+
+def time(
+    bundle: bundle.Bundle, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
+) -> backends.Timing:
+    """Simulated, cycle by cycle; every run takes the same, so one is enough."""
+    board, target = hardware(bundle.target), bundle.target
+    assert target.vta is not None
+    executable = programs.read(bundle.library.parent)
+    timed = timing.simulate(executable, board)
+    band = [timing.simulate(executable, board.with_latency(cycles)).latency_ms for cycles in target.vta.latency_band]
+    modelled = replace(board, core="hls")  # what the published bitstreams are, with no RTL to hold the model against
+    facts = {
+        "core": board.core,
+        "cycles": timed.cycles,
+        "clock_mhz": board.clock_mhz,
+        "memory_latency_cycles": board.read_latency,
+        "band_latency_cycles": list(target.vta.latency_band),
+        "band_ms": band,
+        "hls_ms": timing.simulate(executable, modelled).latency_ms,
+        "accelerator_share": 1.0,
+    }
+    measurement = Measurement(
+        basis="simulated",
+        samples_ms=(timed.latency_ms,),
+        threads=1,
+        setup_ms=0.0,
+        first_ms=timed.latency_ms,
+        facts={"simulation": facts},
+    )
+    rows = [
+        {"basis": "simulated", "unit": "us", "p50": us, "min": us, "interval": [us, us]}
+        for us in (layer.cycles / board.clock_mhz for layer in timed.layers)
+    ]
+    return backends.Timing(
+        measurement=measurement if whole else None,
+        note="" if whole else "only profiled.",
+        layers=rows if layers else (),
+        details=[_details(layer, known.details) for layer, known in zip(timed.layers, bundle.layers, strict=True)],
+        timeline=occupancy(timed),
+    )
+
+
+def _details(layer: timing.LayerTiming, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run tells of a layer, beside its bounds.
+
+    `cycles` add up to the whole, as those in which the layer before is still at work count for that one. The bound
+    is of all that a layer does, so it is held against `span_cycles`, which overlap.
+    """
+    return {
+        "cycles": layer.cycles,
+        "span_cycles": layer.end - layer.begin,
+        "busy_cycles": dict(layer.busy),
+        "read_bytes": layer.read_bytes,
+        "written_bytes": layer.written_bytes,
+        "times_bound": (layer.end - layer.begin) / known["bound_cycles"],
+    }

@@ -1,0 +1,245 @@
+"""What runs on a VTA: instructions, the memory image they refer to, and where inputs, outputs and layers lie in them.
+
+Kept as three files that any VTA implementation can run, described in docs/vta.md: `program.bin`, `memory.bin` and
+`layout.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tvmflow.spec import UserError
+from tvmflow.system import limits, untrusted
+from tvmflow.system.untrusted import MalformedError, UnusableFileError
+from tvmflow.targets.vta import config as configuration
+from tvmflow.targets.vta import isa
+from tvmflow.targets.vta.config import Config
+from tvmflow.targets.vta.isa import Instruction, Load, Store
+
+SCHEMA_VERSION = 1
+FILES = ("program.bin", "memory.bin", "layout.json")
+
+MAX_MEMORY_BYTES = 1 << 32
+"""What a VTA's addresses of 32 bits reach."""
+
+
+def _schema() -> dict[str, Any]:
+    count = {"type": "integer", "minimum": 0, "maximum": MAX_MEMORY_BYTES}
+    size = {"type": "integer", "minimum": 1, "maximum": MAX_MEMORY_BYTES}
+    text = {"type": "string", "maxLength": 1000}
+    properties: dict[str, Any] = {
+        "instruction_count": count,
+        "image_bytes": count,
+        "memory_bytes": count,
+        "configuration": {"type": "object"},
+        "layers": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name", "first", "last"],
+                "properties": {"name": text, "first": count, "last": count},
+                "additionalProperties": False,
+            },
+        },
+    }
+    tiled = []
+    for prefix in ("input", "output"):
+        properties |= {f"{prefix}_name": text, f"{prefix}_offset": count, f"{prefix}_order": {"enum": list(ORDERS)}}
+        properties[f"{prefix}_shape"] = {"type": "array", "items": size, "minItems": 1, "maxItems": 8}
+        tiled.append(
+            {
+                "if": {"properties": {f"{prefix}_order": {"const": "tiles"}}},
+                "then": {"properties": {f"{prefix}_shape": {"minItems": 4, "maxItems": 4}}},
+            }
+        )
+    return {"type": "object", "required": list(properties), "properties": properties, "allOf": tiled}
+
+
+ORDERS = ("dense", "tiles")
+LAYOUT = untrusted.Schema(_schema)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """An input or output in the memory image: int8 of `shape` at `offset` bytes.
+
+    `order` "dense" is the array in C order. "tiles" is VTA's own order for a 1×C×H×W array: [C/16][H][W][16], with 16
+    the block and zeros in the lanes beyond C; only for batch 1.
+    """
+
+    name: str
+    offset: int
+    shape: tuple[int, ...]
+    order: Literal["dense", "tiles"] = "tiles"
+
+    def bytes(self, config: Config) -> int:
+        if self.order == "dense":
+            return prod(self.shape)
+        _, channels, height, width = self.shape
+        return -(-channels // config.block) * config.block * height * width
+
+    def write(self, memory: np.ndarray, values: np.ndarray, config: Config) -> None:
+        """Put `values` into `memory`, uint8. Raises UserError for another shape or dtype."""
+        if values.shape != self.shape or values.dtype != np.int8:
+            raise UserError(f"{self.name} is int8 of shape {self.shape}, not {values.dtype} of {values.shape}.")
+        packed = to_tiles(values, config.block) if self.order == "tiles" else np.ascontiguousarray(values)
+        memory[self.offset : self.offset + packed.nbytes] = packed.reshape(-1).view(np.uint8)
+
+    def read(self, memory: np.ndarray, config: Config) -> np.ndarray:
+        """The values in `memory`, uint8, as int8 of `shape`."""
+        found = memory[self.offset : self.offset + self.bytes(config)].view(np.int8)
+        return (
+            from_tiles(found, self.shape, config.block) if self.order == "tiles" else found.reshape(self.shape).copy()
+        )
+
+
+def to_tiles(values: np.ndarray, block: int) -> np.ndarray:
+    """1×C×H×W → ⌈C/block⌉×H×W×block of the same dtype, zeros where C ends."""
+    _, channels, height, width = values.shape
+    blocks = -(-channels // block)
+    padded = np.zeros((blocks * block, height, width), values.dtype)
+    padded[:channels] = values[0]
+    return np.ascontiguousarray(padded.reshape(blocks, block, height, width).transpose(0, 2, 3, 1))
+
+
+def from_tiles(tiles: np.ndarray, shape: Sequence[int], block: int) -> np.ndarray:
+    """The inverse of `to_tiles`, to 1×C×H×W `shape`."""
+    _, channels, height, width = shape
+    blocks = tiles.reshape(-1, height, width, block).transpose(0, 3, 1, 2).reshape(-1, height, width)
+    return np.array(blocks[None, :channels], order="C")  # never a view of the memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A layer: its instructions are first … last − 1."""
+
+    name: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Executable:
+    """A program with its memory. dram_base of all instructions is relative to the image, whose base is relocated.
+
+    `image` is uint8, the first bytes of `memory_bytes`; the rest is scratch that no one initialises. `layers` follow
+    each other without gaps or overlaps but may leave out instructions at the beginning and at the end.
+    """
+
+    config: Config
+    instructions: tuple[Instruction, ...]
+    image: np.ndarray
+    memory_bytes: int
+    inputs: tuple[Region, ...]
+    outputs: tuple[Region, ...]
+    layers: tuple[Mark, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.image.dtype != np.uint8 or self.image.ndim != 1 or self.image.size > self.memory_bytes:
+            raise UserError("A memory image is a row of bytes, no more of them than the memory has.")
+        for region in (*self.inputs, *self.outputs):
+            if region.offset < 0 or region.offset + region.bytes(self.config) > self.memory_bytes:
+                raise UserError(f"{region.name} lies outside the memory's {self.memory_bytes} bytes.")
+
+    def with_instructions(self, instructions: Sequence[Instruction]) -> Executable:
+        return replace(self, instructions=tuple(instructions))
+
+
+def relocate(instructions: Sequence[Instruction], base: int, config: Config) -> tuple[Instruction, ...]:
+    """The instructions for an image at the physical address `base`. Raises UserError if that isn't aligned.
+
+    Hardware multiplies dram_base with the element's size, so a base between two elements can't be expressed.
+    """
+    if base % config.alignment:
+        raise UserError(f"The memory image is at {base:#x}, which is no multiple of {config.alignment} bytes.")
+    moved: list[Instruction] = []
+    for instruction in instructions:
+        if isinstance(instruction, Load | Store) and not isa.is_nop(instruction):
+            memory = instruction.memory if isinstance(instruction, Load) else isa.Memory.OUT
+            start = instruction.dram_base + base // isa.element_bytes(memory, config)
+            moved.append(replace(instruction, dram_base=start))
+        else:
+            moved.append(instruction)
+    return tuple(moved)
+
+
+def layout(executable: Executable, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`layout.json`: flat, so that C reads it without a JSON library. `facts` are added under "facts"."""
+    config = executable.config
+    values: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "hw_ver": config.version,
+        "instruction_count": len(executable.instructions),
+        "image_bytes": executable.image.size,
+        "memory_bytes": executable.memory_bytes,
+        "alignment_bytes": config.alignment,
+        "block": config.block,
+    }
+    if len(executable.inputs) != 1 or len(executable.outputs) != 1 or config.batch != 1:
+        raise UserError("A VTA program that is kept as files has one input, one output, and batch 1.")
+    for prefix, (region,) in (("input", executable.inputs), ("output", executable.outputs)):
+        values[f"{prefix}_name"] = region.name
+        values[f"{prefix}_order"] = region.order
+        values[f"{prefix}_offset"] = region.offset
+        values[f"{prefix}_bytes"] = region.bytes(config)
+        values[f"{prefix}_shape"] = list(region.shape)
+    values["configuration"] = config.to_json()
+    values["layers"] = [asdict(mark) for mark in executable.layers]
+    values["facts"] = dict(facts or {})
+    return values
+
+
+def save(executable: Executable, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """Write the three files into `folder`. Raises UserError for instructions that can't be encoded."""
+    described = layout(executable, facts)
+    code = isa.encode_program(executable.instructions, executable.config)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "program.bin").write_bytes(code)
+    (folder / "memory.bin").write_bytes(executable.image.tobytes())
+    (folder / "layout.json").write_text(json.dumps(described, indent=1) + "\n")
+
+
+def read(folder: Path) -> Executable:
+    """Read the three files. Raises UserError for what is missing, damaged or of another version."""
+    what, path = "layout of a VTA program", folder / "layout.json"
+    described = untrusted.read_json(path, limits.MANIFEST, what=what)
+    version = described.get("schema_version") if isinstance(described, dict) else None
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise UnusableFileError(path, f"has schema_version {untrusted.shown(version)}, where {SCHEMA_VERSION} belongs")
+    code, image = (untrusted.read_bytes(folder / name, limits.MEMBER) for name in FILES[:2])
+    try:
+        LAYOUT.check(described)
+        config = configuration.from_json(described["configuration"], untrusted.printable(str(path)))
+        regions = [
+            Region(
+                name=described[f"{prefix}_name"],
+                offset=described[f"{prefix}_offset"],
+                shape=tuple(described[f"{prefix}_shape"]),
+                order=described[f"{prefix}_order"],
+            )
+            for prefix in ("input", "output")
+        ]
+        instructions = isa.decode_program(code, config)
+        if (len(instructions), len(image)) != (described["instruction_count"], described["image_bytes"]):
+            raise UnusableFileError(folder, "has a program.bin or memory.bin that is not as long as layout.json says")
+        marks = [(mark["first"], mark["last"]) for mark in described["layers"]]
+        if any(not first <= last <= len(instructions) for first, last in marks):
+            raise UnusableFileError(path, "has a layer whose instructions the program doesn't have")
+        return Executable(
+            config=config,
+            instructions=instructions,
+            image=np.frombuffer(image, np.uint8),
+            memory_bytes=described["memory_bytes"],
+            inputs=(regions[0],),
+            outputs=(regions[1],),
+            layers=tuple(Mark(**mark) for mark in described["layers"]),
+        )
+    except MalformedError as error:
+        raise UnusableFileError(path, f"is no {what} that can be read: {error}", "build it again") from error

@@ -1,0 +1,139 @@
+"""The stages of VTA's compiler: an integer network is cut into tiles, becomes instructions, and is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+from tvmflow.passes.lifetimes import Tensor, live_bytes
+from tvmflow.spec import Layer, Program, Target, UserError
+from tvmflow.targets.vta import isa
+from tvmflow.targets.vta.bounds import Bounds
+from tvmflow.targets.vta.check import check
+from tvmflow.targets.vta.compile import Compiled, compile_works, default_tiling, prepare
+from tvmflow.targets.vta.config import Config, from_json
+from tvmflow.targets.vta.records import candidate_of, recorded, task_key_of
+from tvmflow.targets.vta.tiles import Tiling, Work
+
+KERNELS = {"pool": "vta_pool", "dense": "vta_dense", "conv2d": "vta_convolution"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Made:
+    """What the stages have made so far."""
+
+    works: tuple[Work, ...]
+    schedule: Mapping[str, Tiling]
+    searched: frozenset[str] = frozenset()
+    """Names of the layers whose tiling a search found."""
+    compiled: Compiled | None = None
+
+    def text(self) -> str:
+        """For --dump-dir: the tilings, or the program once there is one."""
+        if self.compiled is None:
+            return "".join(f"{name}: {tiling}\n" for name, tiling in self.schedule.items())
+        return isa.disassemble(self.compiled.executable.instructions)
+
+
+def configuration(target: Target) -> Config:
+    """The hardware configuration of a board's VTA. Raises UserError."""
+    if target.vta is None:
+        raise UserError(f"The board {target.name} has no VTA.")
+    return from_json(dict(target.vta.configuration), f"The VTA of {target.name}")
+
+
+def cut_layers(program: Program, target: Target) -> Program:
+    """Each layer gets its tiling: a record's, or the default. Raises UserError for what isn't quantised for VTA."""
+    assert program.integer is not None
+    config = configuration(target)
+    works = prepare(program.integer, config)
+    schedule, searched, used = {}, set(), {}
+    for before, work in zip((None, *works), works, strict=False):
+        key = task_key_of(before, work, config)
+        best = program.records.get(key)
+        tiling = recorded(best)
+        if best is not None and tiling is not None:
+            used[key] = best
+            searched.add(work.layer.name)
+        schedule[work.layer.name] = tiling or default_tiling(work, config)
+    return replace(program, records=used, vta=Made(works=works, schedule=schedule, searched=frozenset(searched)))
+
+
+def emit_program(program: Program, target: Target) -> Program:
+    """Instructions with their tokens, micro-ops and the memory image."""
+    made = _made(program)
+    compiled = compile_works(made.works, configuration(target), made.schedule)
+    return replace(program, vta=replace(made, compiled=compiled))
+
+
+def check_program(program: Program, target: Target) -> Program:
+    """Nothing leaves that could deadlock, overflow or be read too early. Raises VerificationError."""
+    check(compiled_of(program).executable)
+    return program
+
+
+def describe_layers(program: Program, target: Target) -> Program:
+    """What the report says of each layer, and of memory."""
+    made, compiled = _made(program), compiled_of(program)
+    executable = compiled.executable
+    assert target.vta is not None
+    live = live_bytes(_lifetimes(made.works), len(made.works))
+    layers = tuple(
+        _layer(work, made, target.vta.bus_bytes, count) for work, count in zip(made.works, live, strict=True)
+    )
+    instructions, uops = (
+        isa.INSTRUCTION_BYTES * len(executable.instructions),
+        executable.config.uop_bytes * compiled.uops,
+    )
+    memory = {
+        "weights_bytes": executable.image.size - uops,  # as tiles
+        "activations_bytes": executable.memory_bytes - executable.image.size,
+        "code_bytes": instructions + uops,
+        "library_bytes": executable.image.size + instructions,
+    }
+    return replace(program, layers=layers, memory=memory)
+
+
+def compiled_of(program: Program) -> Compiled:
+    """What `emit_program` made."""
+    compiled = _made(program).compiled
+    assert compiled is not None
+    return compiled
+
+
+def _made(program: Program) -> Made:
+    assert program.vta is not None
+    return program.vta
+
+
+def _lifetimes(works: Sequence[Work]) -> list[Tensor]:
+    """The input and each layer's output, in bytes of their tiles; each has a place of its own in memory."""
+    last = {work.source.name: step for step, work in enumerate(works)}
+    first = {work.target.name: step for step, work in enumerate(works)}
+    tensors = {tensor.name: tensor for work in works for tensor in (work.source, work.target)}
+    return [
+        Tensor(
+            name=name,
+            bytes=tensor.tiles * tensor.block,
+            first=first.get(name, 0),
+            last=last.get(name, len(works) - 1),
+        )
+        for name, tensor in tensors.items()
+    ]
+
+
+def _layer(work: Work, made: Made, bus_bytes: int, live: int) -> Layer:
+    layer = work.layer
+    weights = 0 if work.pool else layer.weight.nbytes + layer.bias.nbytes
+    return Layer(
+        kernel="vta_depthwise" if work.diagonal and not work.pool else KERNELS[layer.kind],
+        modules=layer.modules,
+        macs=0 if work.pool else layer.macs,
+        bytes=weights + prod(layer.input_shape) + prod(layer.output_shape),
+        live_macs=0 if work.pool else layer.live_macs,
+        weight_bytes=weights,
+        live_bytes=live,
+        schedule=f"tiles({candidate_of(made.schedule[layer.name])})" + ", searched" * (layer.name in made.searched),
+        details=Bounds.of(work, bus_bytes).details(),
+    )

@@ -1,0 +1,457 @@
+"""One layer as instructions: which part of it is on chip at a time, and in which order the parts come.
+
+A convolution is a sum over taps; for one tap, the outputs for which it lies on the map are a rectangle, and so are the
+inputs that it reads there. So a tap is one GEMM instruction whose loops walk both rectangles, whatever the stride and
+the dilation; what a tap would read of the padding is never multiplied, and taps that only read padding don't exist.
+A depthwise layer multiplies with diagonal tiles: the hardware has no elementwise product. Biases, with the rounding's
+half, are one more product, with a tile of ones. ReLU and saturation, shift and store follow in pieces, so that the
+store queue works while the ALU does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from tvmflow.integer.network import IntegerLayer, accumulator_range
+from tvmflow.targets.vta.check import HLS_DISTANCE
+from tvmflow.targets.vta.emit import Infeasible, Loop, Stream
+from tvmflow.targets.vta.isa import Memory, Operation, Uop
+from tvmflow.targets.vta.layout import Tensor, bias_tiles, is_diagonal, weight_tiles
+
+ONCE = Loop(1)
+
+MAX_SHIFT = 15
+"""The HLS core takes the amount of a shift for a signed number of five bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """How a layer is cut: `out_blocks` × `rows` of the output are accumulated at once, from `in_blocks` at a time.
+
+    `order` is the outer loop: over "channels", so that weights are loaded once, or over "rows". `pieces` are the parts
+    in which the last tile is finished and stored, so that the next layer needn't wait for all of it. The weights of the
+    first `ahead` tiles are loaded before any input, for which they may have to wait. With `buffers` 1 each buffer holds
+    one thing at a time, and transfers and computing take turns; with 2 they overlap.
+    """
+
+    out_blocks: int
+    rows: int
+    in_blocks: int
+    order: Literal["channels", "rows"] = "channels"
+    pieces: int = 1
+    ahead: int = 1
+    buffers: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """One tap along one axis: outputs `first` … `first + count` read inputs from `start` on."""
+
+    first: int
+    count: int
+    start: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Work:
+    """A layer as the accelerator sees it: blocks of channels, live taps, weights as tiles."""
+
+    layer: IntegerLayer
+    source: Tensor
+    target: Tensor
+    lowest: int
+    """The least of what it reads."""
+    highest: int
+    """The most of it."""
+
+    @property
+    def block(self) -> int:
+        return self.source.block
+
+    @property
+    def pool(self) -> bool:
+        return self.layer.kind == "pool"
+
+    @cached_property
+    def diagonal(self) -> bool:
+        return is_diagonal(self.layer)
+
+    @cached_property
+    def taps(self) -> tuple[tuple[int, Window, Window], ...]:
+        """The taps that read something of the map: number, rows and columns."""
+        height, width = self.layer.weight.shape[2:]
+        found = []
+        for number in range(height * width):
+            rows, columns = self._window(0, number // width), self._window(1, number % width)
+            if rows.count and columns.count:
+                found.append((number, rows, columns))
+        return tuple(found)
+
+    def _window(self, axis: int, tap: int) -> Window:
+        layer, size, out_size = self.layer, self.source.shape[1 + axis], self.target.shape[1 + axis]
+        stride, offset = layer.stride[axis], tap * layer.dilation[axis] - layer.padding[axis]
+        first = max(0, -(offset // stride))
+        count = max(0, min(out_size, (size - 1 - offset) // stride + 1) - first)
+        return Window(first=first, count=count, start=first * stride + offset)
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """int8 outputs' blocks × inputs' blocks × live taps × block × block; a pool has one tile for all."""
+        if self.pool:
+            return np.eye(self.block, dtype=np.int8)[None, None, None]
+        return weight_tiles(self.layer, self.block)[:, :, [number for number, _, _ in self.taps]]
+
+    @cached_property
+    def shifts(self) -> tuple[int, ...]:
+        """Of each block of outputs. Raises Infeasible if channels of a block differ."""
+        assert self.layer.shift is not None
+        shifts = []
+        for start in range(0, len(self.layer.shift), self.block):
+            values = set(self.layer.shift[start : start + self.block].tolist())
+            if len(values) > 1:
+                raise Infeasible(
+                    f"{self.layer.name} has more than one shift among {self.block} output channels, "
+                    "which the ALU can't do."
+                )
+            shifts.append(values.pop())
+        return tuple(shifts)
+
+    @cached_property
+    def biases(self) -> np.ndarray:
+        """int64 O: biases and the half that makes the shift round."""
+        assert self.layer.shift is not None
+        return self.layer.bias.astype(np.int64) + ((1 << self.layer.shift.astype(np.int64)) >> 1)
+
+    @cached_property
+    def constant(self) -> int | None:
+        """The bias that all outputs have, if there is one that an ALU instruction can hold."""
+        value = int(self.biases[0])
+        return value if (self.biases == value).all() and -(2**15) <= value < 2**15 else None
+
+    @cached_property
+    def start(self) -> tuple[int, int]:
+        """What accumulators begin with, and how much everything after the shift is moved by that.
+
+        ACC tiles hold what was computed in them last, outputs from −128 to 127. One ALU instruction makes them a
+        constant that is beyond all these values (MAX or MIN); for others it takes two. Where the constant is between
+        them, outputs are moved by −256, which leaves the byte that is stored as it is.
+        """
+        if self.constant is None:
+            return 0, 0
+        shift = self.shifts[0]
+        moved = self.constant - (256 << shift)
+        if -128 < self.constant < 127 and -(2**15) <= moved <= -256 - 128 and len(set(self.shifts)) == 1:
+            return moved, -256
+        return self.constant, 0
+
+    @cached_property
+    def bias_weights(self) -> np.ndarray:
+        """int8 outputs' blocks × count × block × block."""
+        return bias_tiles(self.biases, self.block)
+
+    @cached_property
+    def bias_count(self) -> int:
+        return 0 if self.constant is not None else self.bias_weights.shape[1]
+
+    @cached_property
+    def saturates(self) -> tuple[bool, bool]:
+        """Whether an accumulator can come to lie under the minimum or over the maximum, for any input at all."""
+        low, high = accumulator_range(self.layer, self.lowest, self.highest)
+        shift = np.asarray(self.layer.shift, np.int64)
+        half = (1 << shift) >> 1
+        least, most = ((low + half) >> shift).min(), ((high + half) >> shift).max()
+        return bool(least < self.layer.minimum), bool(most > self.layer.maximum)
+
+    @cached_property
+    def passes(self) -> int:
+        """ALU instructions that a tile is finished by, at least."""
+        shifts = min(-(-shift // MAX_SHIFT) for shift in self.shifts)
+        return max(1, shifts + sum(self.saturates))
+
+    @cached_property
+    def compute_cycles(self) -> int:
+        """Cycles of the compute queue without any overhead: products, biases and the ALU's passes over each tile."""
+        return self.steps + self.target.tiles * (1 + self.bias_count + self.passes)
+
+    @cached_property
+    def steps(self) -> int:
+        """Micro-ops of the products alone: the GEMM core's cycles at its best."""
+        outputs = self.target.blocks * (1 if self.diagonal else self.source.blocks)
+        return outputs * sum(rows.count * columns.count for _, rows, columns in self.taps)
+
+
+def input_rows(work: Work, start: int, stop: int) -> tuple[int, int]:
+    """The rows of the input that rows `start` … `stop` of the output read."""
+    stride = work.layer.stride[0]
+    first, last = work.source.shape[1], 0
+    for _, rows, _ in work.taps:
+        low, high = max(start, rows.first), min(stop, rows.first + rows.count)
+        if low < high:
+            first = min(first, rows.start + (low - rows.first) * stride)
+            last = max(last, rows.start + (high - 1 - rows.first) * stride + 1)
+    return (first, last) if first < last else (0, 1)
+
+
+class Weights:
+    """The weights of a program in the order in which they are loaded, and where the chunks of it lie in memory."""
+
+    def __init__(self) -> None:
+        self.tiles: list[np.ndarray] = []
+        self.count = 0
+        self._known: dict[object, tuple[int, int]] = {}
+
+    def chunk(self, key: object, make: Sequence[np.ndarray]) -> tuple[int, int]:
+        """Place and size, in tiles, of what `make` holds, which is written at its first use."""
+        if key not in self._known:
+            tiles = np.concatenate([part.reshape(-1, *part.shape[-2:]) for part in make])
+            self.tiles.append(tiles)
+            self._known[key] = (self.count, len(tiles))
+            self.count += len(tiles)
+        return self._known[key]
+
+
+def emit(stream: Stream, weights: Weights, work: Work, tiling: Tiling) -> None:
+    """The instructions of a layer. Raises Infeasible if the tiling's parts don't fit."""
+    for buffer in (stream.inp, stream.wgt, stream.acc):
+        buffer.single = tiling.buffers == 1
+    tiles = [_Tile(stream, weights, work, tiling, blocks, rows) for blocks, rows in _tiles(work, tiling)]
+    room = stream.wgt.depth
+    for tile in tiles[: tiling.ahead]:
+        room -= sum(chunk.count for chunk in tile.weights())
+        if room >= 0:
+            for chunk in tile.weights():
+                tile.load_weights(chunk)
+    for tile in tiles:
+        tile.emit(tiling.pieces if tile is tiles[-1] else 1)
+
+
+def _tiles(work: Work, tiling: Tiling) -> Iterator[tuple[range, range]]:
+    blocks, height = work.target.blocks, work.target.shape[1]
+    over_blocks = [range(b, min(b + tiling.out_blocks, blocks)) for b in range(0, blocks, tiling.out_blocks)]
+    over_rows = [range(y, min(y + tiling.rows, height)) for y in range(0, height, tiling.rows)]
+    if tiling.order == "channels":
+        yield from ((block, row) for block in over_blocks for row in over_rows)
+    else:
+        yield from ((block, row) for row in over_rows for block in over_blocks)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Chunk:
+    """Weights that are loaded together: those of some of the inputs' blocks, and the biases if `bias`."""
+
+    key: object
+    inputs: range
+    bias: bool
+    parts: tuple[np.ndarray, ...]
+
+    @property
+    def count(self) -> int:
+        return sum(part.size // part.shape[-1] // part.shape[-2] for part in self.parts)
+
+
+class _Tile:
+    """Some blocks and rows of a layer's output."""
+
+    def __init__(self, stream: Stream, memory: Weights, work: Work, tiling: Tiling, blocks: range, rows: range) -> None:
+        self.stream, self.memory, self.work, self.tiling = stream, memory, work, tiling
+        self.blocks, self.rows = blocks, rows
+        self.width = work.target.shape[2]
+        self.pixels = len(rows) * self.width
+        self.acc = 0
+
+    def emit(self, pieces: int) -> None:
+        count = len(self.blocks) * self.pixels
+        self.acc = self.stream.acc.take(count)
+        self.stream.constant(self.acc, count, self.work.start[0])
+        for chunk in self.weights():
+            wgt = self.load_weights(chunk)
+            if chunk.bias:
+                self._add_bias(wgt + chunk.count - len(self.blocks) * self.work.bias_count)
+            if self.work.pool:
+                self._pool(wgt)
+            elif self.work.diagonal:
+                self._diagonal(wgt)
+            else:
+                self._dense(wgt, chunk.inputs)
+        self._finish(pieces)
+
+    # ----------------------------------------------------------------------------------------------------- products
+
+    def weights(self) -> list[_Chunk]:
+        """All weights of the tile at once, if that leaves room for the next tile's, else as the inputs come."""
+        work, inputs, taps = self.work, self.work.source.blocks, len(self.work.taps)
+        chosen = slice(self.blocks.start, self.blocks.stop)
+        biases = (work.bias_weights[chosen],) if work.bias_count else ()
+        if work.diagonal:
+            parts = (work.weights if work.pool else work.weights[chosen], *biases)
+            return [_Chunk(key=(work.layer.name, self.blocks), inputs=self.blocks, bias=bool(biases), parts=parts)]
+        whole = len(self.blocks) * (inputs * taps + work.bias_count)
+        together = inputs if 2 * whole <= self.stream.wgt.depth else self.tiling.in_blocks
+        chunks = []
+        for start in range(0, inputs, together):
+            part = range(start, min(start + together, inputs))
+            parts = (work.weights[chosen, part.start : part.stop], *(biases if start == 0 else ()))
+            key = (work.layer.name, self.blocks, part)
+            chunks.append(_Chunk(key=key, inputs=part, bias=start == 0 and bool(biases), parts=parts))
+        return chunks
+
+    def _dense(self, wgt: int, inputs: range) -> None:
+        taps = len(self.work.taps)
+        for start in range(inputs.start, inputs.stop, self.tiling.in_blocks):
+            channels = range(start, min(start + self.tiling.in_blocks, inputs.stop))
+            inp, rows = self._load_inputs(channels)
+            self._multiply_dense(inp, rows, channels, wgt + (start - inputs.start) * taps, len(inputs) * taps)
+
+    def _multiply_dense(self, inp: int, rows: range, channels: range, wgt: int, wgt_step: int) -> None:
+        taps = len(self.work.taps)
+        plane = len(rows) * self.work.source.shape[2]
+        outputs = Loop(len(self.blocks), self.pixels, 0, wgt_step)
+        for number in range(taps):
+            for loops, dst, src in self._rectangle(number, rows):
+                begin = Uop(self.acc + dst, inp + src, wgt + number)
+                self._multiply([*loops, outputs], begin, Loop(len(channels), 0, plane, taps))
+
+    def _diagonal(self, wgt: int) -> None:
+        inp, rows = self._load_inputs(self.blocks)
+        plane, taps = len(rows) * self.work.source.shape[2], len(self.work.taps)
+        for number in range(taps):
+            for loops, dst, src in self._rectangle(number, rows):
+                begin = Uop(self.acc + dst, inp + src, wgt + number)
+                self._multiply([*loops, Loop(len(self.blocks), self.pixels, plane, taps)], begin)
+
+    def _pool(self, wgt: int) -> None:
+        inp, _ = self._load_inputs(self.blocks)
+        pixels = self.work.source.pixels
+        self._multiply([Loop(len(self.blocks), 1, pixels)], Uop(self.acc, inp, wgt), Loop(pixels, 0, 1))
+
+    def _add_bias(self, wgt: int) -> None:
+        ones = self.stream.inp.find("ones")
+        if ones is None:
+            ones = self.stream.inp.take(1, "ones")
+            self.stream.load(Memory.INP, ones, 0, 1, 1, 1)
+        count = self.work.bias_count
+        loops = [Loop(self.pixels, 1), Loop(len(self.blocks), self.pixels, 0, count)]
+        self._multiply(loops, Uop(self.acc, ones, wgt), Loop(count, 0, 0, 1))
+
+    def _rectangle(self, tap: int, rows: range) -> Iterator[tuple[list[Loop], int, int]]:
+        """The loops of a tap over this tile's part of the map, and where they begin in ACC and INP, if anywhere.
+
+        `rows` are those of the input that are loaded.
+        """
+        _, down, across = self.work.taps[tap]
+        stride_y, stride_x = self.work.layer.stride
+        width = self.work.source.shape[2]
+        first, last = max(self.rows.start, down.first), min(self.rows.stop, down.first + down.count)
+        if first >= last:
+            return
+        from_row = down.start + (first - down.first) * stride_y - rows.start
+        dst = (first - self.rows.start) * self.width + across.first
+        src = from_row * width + across.start
+        if stride_x == stride_y == 1 and across.count == width == self.width:
+            yield [Loop((last - first) * width, 1, 1)], dst, src
+        else:
+            yield [Loop(last - first, self.width, stride_y * width), Loop(across.count, 1, stride_x)], dst, src
+
+    def _multiply(self, loops: Sequence[Loop], begin: Uop, reduction: Loop = ONCE) -> None:
+        """GEMM over all combinations of `loops` and, around them, of `reduction`, which adds up in the same tiles."""
+        longest = sorted((loop for loop in loops if loop.times > 1), key=lambda loop: loop.times)
+        within = int(np.prod([loop.times for loop in longest])) if longest else 1
+        if reduction.times > 1 and (len(longest) > 2 or within < HLS_DISTANCE):
+            for step in range(reduction.times):
+                moved = Uop(begin.dst, begin.src + step * reduction.src, begin.wgt + step * reduction.wgt)
+                self._multiply(loops, moved)
+            return
+        inner = longest.pop() if longest else ONCE
+        outer = reduction if reduction.times > 1 else longest.pop() if longest else ONCE
+        uops = [begin]
+        for loop in longest:
+            uops = [
+                Uop(uop.dst + step * loop.dst, uop.src + step * loop.src, uop.wgt + step * loop.wgt)
+                for uop in uops
+                for step in range(loop.times)
+            ]
+        self.stream.gemm(outer, inner, uops)
+
+    # ------------------------------------------------------------------------------------------------------ transfers
+
+    def load_weights(self, chunk: _Chunk) -> int:
+        """Where these weights are on chip."""
+        found = self.stream.wgt.find(chunk.key)
+        if found is not None:
+            return found
+        dram, count = self.memory.chunk(chunk.key, chunk.parts)
+        wgt = self.stream.wgt.take(count, chunk.key)
+        self.stream.load(Memory.WGT, wgt, dram, 1, count, count)
+        return wgt
+
+    def _load_inputs(self, channels: range) -> tuple[int, range]:
+        """Where these blocks of the rows that the tile reads are on chip, and the rows."""
+        source = self.work.source
+        rows = range(*input_rows(self.work, self.rows.start, self.rows.stop))
+        key = (source.name, channels, rows)
+        found = self.stream.inp.find(key)
+        if found is not None:
+            return found, rows
+        _, height, width = source.shape
+        count, row = len(channels), len(rows) * width
+        inp = self.stream.inp.take(count * row, key)
+        dram = source.tile + (channels.start * height + rows.start) * width
+        if len(rows) == height:  # the planes lie one behind the other
+            self.stream.load(Memory.INP, inp, dram, 1, count * row, count * row)
+        else:
+            self.stream.load(Memory.INP, inp, dram, count, row, height * width)
+        return inp, rows
+
+    # ------------------------------------------------------------------------------------------------------ finishing
+
+    def _finish(self, pieces: int) -> None:
+        """Shift, saturate and store, piece by piece."""
+        target, layer, moved = self.work.target, self.work.layer, self.work.start[1]
+        for blocks, pixels in self._pieces(pieces):
+            start = self.acc + blocks.start * self.pixels + pixels.start
+            self._shift(start, blocks, len(pixels))
+            count = len(blocks) * len(pixels)
+            under, over = self.work.saturates
+            shifted = any(self.work.shifts[self.blocks.start + block] for block in blocks)
+            if under or not (over or shifted):  # OUT holds what the ALU wrote last
+                self.stream.alu(Operation.MAX, start, count, layer.minimum + moved)
+            if over:
+                self.stream.alu(Operation.MIN, start, count, layer.maximum + moved)
+            dram = target.tile + (self.blocks.start + blocks.start) * target.pixels
+            dram += self.rows.start * self.width + pixels.start
+            if len(pixels) == target.pixels:
+                self.stream.store(start, dram, 1, count, count)
+            else:
+                self.stream.store(start, dram, len(blocks), len(pixels), target.pixels)
+
+    def _shift(self, start: int, blocks: range, pixels: int) -> None:
+        """Shift each run of blocks that have the same shift."""
+        shifts = [self.work.shifts[self.blocks.start + block] for block in blocks]
+        first = 0
+        for last in range(1, len(shifts) + 1):
+            if last < len(shifts) and shifts[last] == shifts[first]:
+                continue
+            left = shifts[first]
+            while left:
+                amount = min(left, MAX_SHIFT)
+                self.stream.alu(Operation.SHR, start + first * pixels, (last - first) * pixels, amount)
+                left -= amount
+            first = last
+
+    def _pieces(self, wanted: int) -> Iterator[tuple[range, range]]:
+        """Blocks and pixels of the tile that are finished together: whole blocks, or parts of one."""
+        count = len(self.blocks)
+        if count >= wanted:
+            size = -(-count // wanted)
+            for block in range(0, count, size):
+                yield range(block, min(block + size, count)), range(self.pixels)
+            return
+        size = -(-self.pixels // -(-wanted // count))
+        for block in range(count):
+            for pixel in range(0, self.pixels, size):
+                yield range(block, block + 1), range(pixel, min(pixel + size, self.pixels))

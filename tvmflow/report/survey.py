@@ -1,0 +1,60 @@
+"""What can be found out about a bundle on this computer: open, verify, time, profile, report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from tvmflow.bundles import bundle as bundles
+from tvmflow.bundles.verify import failure_sentence, verify_bundle
+from tvmflow.measure.cycles import TRACERS, profile, sentence
+from tvmflow.report import Report, assemble
+from tvmflow.spec import MissingDependencyError, VerificationError
+from tvmflow.targets import kind as backends
+from tvmflow.targets.kind import Gap, Timing
+
+
+def survey(
+    path: Path,
+    *,
+    threads: int | None = None,
+    repeats: int | None = None,
+    seconds: float = 3.0,
+    timed: bool = True,
+    profiled: bool = True,
+    must_run: bool = True,
+    cycles: bool = False,
+) -> Report:
+    """The report on the bundle at `path`: verified anew, `timed` and, in a run of its own, `profiled`.
+
+    `repeats` is of the timed runs or, in a survey that only profiles, of the profiled ones. With `must_run`, a bundle
+    of another kind of computer raises UserError and wrong answers raise VerificationError; without, the report says
+    so in place of a latency. What computes something else than the original network is never timed. With `cycles`,
+    those of ARM boards and microcontrollers are modelled; other kinds of target raise UserError with `must_run`. Where
+    something isn't installed, `not_shown` of the report says what it lacks.
+    """
+    with bundles.open_bundle(path) as bundle:
+        if must_run and not cycles and bundle.target.kind not in backends.NEED_NO_DEVICE:
+            bundles.require_native(bundle)
+        verdict = verify_bundle(bundle)
+        if must_run and verdict["passed"] is None:
+            raise MissingDependencyError(verdict["reason"])
+        if must_run and not verdict["passed"]:
+            raise VerificationError(failure_sentence(verdict, f"{path} ({bundle.name} for {bundle.target.name})"))
+        if verdict["passed"] is False:
+            return assemble(bundle, verdict, Timing(note="wrong answers aren't timed."))
+        timing = backends.of(bundle.target).time(
+            bundle, threads=threads, repeats=repeats, seconds=seconds, whole=timed, layers=profiled
+        )
+        if cycles and (must_run or bundle.target.kind in TRACERS):
+            timing = _add_cycles(bundle, timing)
+        return assemble(bundle, verdict, timing)
+
+
+def _add_cycles(bundle: bundles.Bundle, timing: Timing) -> Timing:
+    try:
+        found = profile(bundle)
+    except MissingDependencyError as error:
+        gap = Gap(what="cycles", reason=str(error), packages=error.packages)
+        return replace(timing, note=f"{timing.note} {error}", gaps=[*timing.gaps, gap])
+    return replace(timing, note=f"{timing.note} {sentence(found.facts)}", details=found.layers, cycles=found.facts)

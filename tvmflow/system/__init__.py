@@ -1,0 +1,1 @@
+"""This computer: its processes, files, compilers and signals, and what is read from and written to them."""
