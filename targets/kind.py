@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from tvmflow.measure.noise import median_interval
-from tvmflow.report.estimate import Roof
-from tvmflow.spec import Measurement, Program, Target, TensorSpec
+from tvmflow.spec import Measurement, Program, Roof, Target, TensorSpec
 
 if TYPE_CHECKING:
     from tvmflow.bundles.bundle import Bundle

@@ -17,8 +17,8 @@ from tvmflow.measure.roof import measure_roof
 from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.pipeline import run_stages
 from tvmflow.report import networks as networks_report
-from tvmflow.report.estimate import Roof, analyse, describe, describe_model, estimate, roof_of, text
-from tvmflow.spec import UnsupportedOperatorError
+from tvmflow.report.estimate import analyse, describe, describe_model, estimate, roof_of, text
+from tvmflow.spec import Roof, UnsupportedOperatorError
 from tvmflow.targets import TARGETS, compute_in
 
 PI = TARGETS["raspberry-pi-4b"]

@@ -16,11 +16,11 @@ from tvmflow import report as reports
 from tvmflow.bundles.bundle import open_bundle
 from tvmflow.report import views
 from tvmflow.report.answers import answers, repeat
-from tvmflow.report.estimate import Roof, bounds, raise_roof
+from tvmflow.report.estimate import bounds, raise_roof
 from tvmflow.report.render import render_html, report_text, text_table
 from tvmflow.report.search import convergence
 from tvmflow.report.survey import survey
-from tvmflow.spec import Measurement, UserError
+from tvmflow.spec import Measurement, Roof, UserError
 from tvmflow.targets.kind import Timing, layer_rows
 from tvmflow.tune.store import Identity, Store
 

@@ -235,6 +235,24 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Roof:
+    """What a board can do at most: multiply-adds a second, and bytes a second from memory or None where unknown.
+
+    `cache_bytes` is what it can keep between layers and inferences. `source` says whose figures these are: "stated" in
+    documents, or "measured" on the computer itself. `unverified` names the figures that were stated without one, and
+    `note` says where layers showed that the roof is too low.
+    """
+
+    macs_per_s: float
+    bytes_per_s: float | None
+    cache_bytes: int
+    source: str
+    basis: Literal["stated", "measured"] = "stated"
+    unverified: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """Latencies of one network on one device, made only by `tvmflow.measure`. Samples in ms, one per inference.
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from tvmflow.bundles.build import build, check, check_network
 from tvmflow.measure.local import profile_library, run_vectors, time_library
 from tvmflow.measure.roof import measure_roof
-from tvmflow.report.estimate import Roof
-from tvmflow.spec import Measurement, Target, TensorSpec
+from tvmflow.spec import Measurement, Roof, Target, TensorSpec
 from tvmflow.targets import TARGETS
 from tvmflow.targets.kind import Timing, layer_rows
 

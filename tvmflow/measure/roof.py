@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tvmflow.report.estimate import Roof
-from tvmflow.spec import Cpu, MissingDependencyError, UserError
+from tvmflow.spec import Cpu, MissingDependencyError, Roof, UserError
 
 log = logging.getLogger(__name__)
 

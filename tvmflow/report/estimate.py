@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from tvmflow.spec import Layer, Program, Target, TvmflowError
+from tvmflow.spec import Layer, Program, Roof, Target, TvmflowError
 
 if TYPE_CHECKING:
     from tvm import tirx
@@ -20,24 +20,6 @@ if TYPE_CHECKING:
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 MACS_PER_CYCLE = {"dsp": {"int8": 2, "float32": 1}, "mve": {"int8": 8, "float32": 2}}
 """Of a microcontroller's core: SMLAD does two products, VMLADAVA sixteen and VFMA four in two beats of a Cortex-M55."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Roof:
-    """What a board can do at most: multiply-adds a second, and bytes a second from memory or None where unknown.
-
-    `cache_bytes` is what it can keep between layers and inferences. `source` says whose figures these are: "stated" in
-    documents, or "measured" on the computer itself. `unverified` names the figures that were stated without one, and
-    `note` says where layers showed that the roof is too low.
-    """
-
-    macs_per_s: float
-    bytes_per_s: float | None
-    cache_bytes: int
-    source: str
-    basis: Literal["stated", "measured"] = "stated"
-    unverified: tuple[str, ...] = ()
-    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
