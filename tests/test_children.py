@@ -174,7 +174,7 @@ def test_commands_are_those_of_absolute_folders(tmp_path, monkeypatch):
 
 GRANDPARENT = """
 import subprocess, sys, time
-from tvmflow import children
+from tvmflow.system import children
 print(subprocess.Popen(children.ending_with_us(["sleep", "600"])).pid, flush=True)
 time.sleep(600)
 """

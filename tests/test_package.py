@@ -21,7 +21,7 @@ FOLDERS = {
     "models": "tvmflow/models",
     "tvmflow": "tvmflow",
 }
-SHIPPED = {".py", ".c", ".h", ".j2", ".typed", ".safetensors", ".json", ".jsonl", ".md"}
+SHIPPED = {".in", ".py", ".c", ".h", ".j2", ".typed", ".safetensors", ".json", ".jsonl", ".md"}
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +116,12 @@ def test_an_installed_wheel_builds_and_reports_a_network_of_the_current_folder(d
 
 
 def test_schedules_are_all_registered():
-    from tvmflow.schedules.cpu import RULES, integer
+    from tvmflow.schedules import cpu, cuda
+    from tvmflow.schedules.cpu import integer
+    from tvmflow.schedules.cuda import integer as integer_cuda
 
-    for folder, rules in (("schedules", RULES), ("schedules/integer", integer.RULES)):
+    registries = {"cpu": cpu, "cpu/integer": integer, "cuda": cuda, "cuda/integer": integer_cuda}
+    for folder, rules in ((f"schedules/{name}", registry.RULES) for name, registry in registries.items()):
         files = {path.stem for path in (ROOT / folder).glob("*.py") if not path.name.startswith("_")}
         assert files == set(rules)
 
@@ -127,10 +130,14 @@ def test_targets_are_all_registered():
     from tvmflow import targets
     from tvmflow.spec import Target
 
-    for path in (ROOT / "targets").glob("*.py"):
-        if path.name.startswith("_"):
-            continue
-        module = getattr(targets, path.stem)
+    files = [
+        "cpu/llvm.py",
+        "cpu/arm.py",
+        *(f"{path.parent.name}/boards.py" for path in ROOT.glob("targets/*/boards.py")),
+    ]
+    assert len(files) == 5
+    for name in files:
+        module = import_module(f"tvmflow.targets.{name.removesuffix('.py').replace('/', '.')}")
         named = [value for value in vars(module).values() if isinstance(value, Target)]
         boards = [*named, *getattr(module, "BOARDS", ())]
         assert boards

@@ -12,7 +12,7 @@ from tvmflow.remote import peers
 
 ENDLESS = "import sys\nwhile True: sys.{}.write('x' * 65536)"
 LIMITED = """
-from tvmflow import peers
+from tvmflow.remote import peers
 from tvmflow.system.limits import SESSION
 SESSION.bytes = 64 << 20
 peers.limit_memory()

@@ -103,7 +103,7 @@ def test_a_child_that_a_thread_has_started_lives_as_long_as_the_process(tmp_path
     """And not as long as the thread, as Linux would have it."""
     program = """
 import json, subprocess, sys, threading, time
-from tvmflow import children
+from tvmflow.system import children
 def start():
     global child
     child = subprocess.Popen(children.python("timeit", "-n1", "-r1", "import time; time.sleep(1000)"))

@@ -72,7 +72,7 @@ PROGRAM = """
     import signal, subprocess, sys, tempfile, time
     from pathlib import Path
     import typer
-    from tvmflow import scratch
+    from tvmflow.system import scratch
     from tvmflow.cli import outcome
 
     def work() -> None:

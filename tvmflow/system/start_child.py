@@ -52,7 +52,7 @@ def _watch(parent: int) -> None:
 
 def import_tvmflow() -> None:
     """Import the package that this file belongs to, which may lie where no path leads."""
-    folder = os.path.dirname(os.path.abspath(__file__))
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     initial = os.path.join(folder, "__init__.py")
     spec = importlib.util.spec_from_file_location("tvmflow", initial, submodule_search_locations=[folder])
     assert spec is not None
