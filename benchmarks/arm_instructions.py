@@ -228,8 +228,8 @@ def board_of(options: argparse.Namespace) -> Target:
 
 def build_ours(program: Any, folder: Path, board: Target) -> int:
     """The bundle with its runner, and the program that counts run. Returns the network's multiply-adds."""
-    from tvmflow.bundles import device
     from tvmflow.bundles.build import build
+    from tvmflow.measure import device
     from tvmflow.system import toolchain
 
     bundle = build(program, board, folder / "bundle", runner=True)

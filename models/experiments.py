@@ -28,7 +28,7 @@ from tvmflow.models import train
 from tvmflow.models.data import load_cifar10
 from tvmflow.models.dilated_net import DilatedNetConfig
 from tvmflow.spec import UserError
-from tvmflow.targets.cpu.llvm import cpu_name
+from tvmflow.system.host import cpu_name
 
 RESULTS = Path(__file__).parents[1] / "docs" / "experiments"
 PAGE = RESULTS.with_suffix(".md")

@@ -30,8 +30,8 @@ from tvmflow.models.depthwise import use_fast_depthwise
 from tvmflow.models.dilated_net import DilatedNet, DilatedNetConfig, load_weights
 from tvmflow.spec import Preprocessing, UserError
 from tvmflow.system import scratch, untrusted
+from tvmflow.system.host import cpu_name
 from tvmflow.system.untrusted import MalformedError, UnusableFileError
-from tvmflow.targets.cpu.llvm import cpu_name
 
 
 def multiplies_bfloat16() -> bool:

@@ -13,8 +13,7 @@ from tvmflow.spec import Cpu, Gpu, Mcu, Target, UserError, Vta
 from tvmflow.system import untrusted
 from tvmflow.system.untrusted import MalformedError, UnusableFileError
 from tvmflow.targets.cortex_m import boards as cortex_m
-from tvmflow.targets.cpu import arm as arm_cpu
-from tvmflow.targets.cpu import llvm
+from tvmflow.targets.cpu import boards as cpu
 from tvmflow.targets.cuda import boards as cuda
 from tvmflow.targets.vta import boards as vta
 from tvmflow.targets.vta import config as configuration
@@ -22,12 +21,7 @@ from tvmflow.targets.vta import config as configuration
 TARGETS: dict[str, Target] = {
     board.name: board
     for board in (
-        llvm.HOST,
-        arm_cpu.RASPBERRY_PI_3B,
-        arm_cpu.RASPBERRY_PI_3B_32BIT,
-        arm_cpu.RASPBERRY_PI_4B,
-        arm_cpu.RASPBERRY_PI_5,
-        arm_cpu.ANDROID_ARM64,
+        *cpu.BOARDS,
         *cuda.BOARDS,
         *vta.BOARDS,
         *cortex_m.BOARDS,

@@ -18,7 +18,7 @@ from tvmflow.spec import Measurement, Program, Roof, Target, TensorSpec
 if TYPE_CHECKING:
     from tvmflow.bundles.bundle import Bundle
     from tvmflow.bundles.verify import Runner
-    from tvmflow.tune.store import Best
+    from tvmflow.spec import Best
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from benchmarks import arm_instructions, depthwise, peers, plots, qdq, runners, variants
-from tvmflow.bundles import device
 from tvmflow.bundles.bundle import open_bundle
+from tvmflow.measure import device
 from tvmflow.models import experiments
 from tvmflow.models.dilated_net import DilatedNetConfig
 

@@ -14,9 +14,9 @@ import pytest
 from conftest import needs_emulator
 from elftools.elf.elffile import ELFFile
 
-from tvmflow.bundles import device
 from tvmflow.bundles.build import build
 from tvmflow.bundles.bundle import open_bundle
+from tvmflow.measure import device
 from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.spec import MissingDependencyError, UserError, VerificationError
 from tvmflow.targets import TARGETS

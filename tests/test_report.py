@@ -17,10 +17,11 @@ from tvmflow.bundles.bundle import open_bundle
 from tvmflow.report import views
 from tvmflow.report.answers import answers, repeat
 from tvmflow.report.estimate import bounds, raise_roof
-from tvmflow.report.render import render_html, report_text, text_table
+from tvmflow.report.render import render_html, report_text
 from tvmflow.report.search import convergence
 from tvmflow.report.survey import survey
 from tvmflow.spec import Measurement, Roof, UserError
+from tvmflow.system.text import text_table
 from tvmflow.targets.kind import Timing, layer_rows
 from tvmflow.tune.store import Identity, Store
 

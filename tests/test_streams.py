@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tvmflow.cli import streams
-from tvmflow.report.render import text_table
+from tvmflow.system.text import text_table
 
 
 @pytest.mark.parametrize(

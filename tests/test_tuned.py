@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tvmflow.spec import Target
+from tvmflow.spec import Best, Target
 from tvmflow.targets import TARGETS
 from tvmflow.targets.vta import search
 from tvmflow.targets.vta.records import recorded
 from tvmflow.tune import apply, tasks
 from tvmflow.tune.space import replayed
-from tvmflow.tune.store import Best, Identity, Store
+from tvmflow.tune.store import Identity, Store
 
 FOLDERS = apply.shipped_folders()
 

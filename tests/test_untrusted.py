@@ -21,9 +21,10 @@ from hostile import COLLECTION, ESTIMATE, REPORT, SEARCH, SIMULATED, mutations
 from tvmflow import report as reports
 from tvmflow.cli import outcome
 from tvmflow.report import compare, networks, views
-from tvmflow.report.render import FORMATS, render_html, report_text, text_table
+from tvmflow.report.render import FORMATS, render_html, report_text
 from tvmflow.spec import TvmflowError, UserError
 from tvmflow.system import limits, tensors, untrusted
+from tvmflow.system.text import text_table
 from tvmflow.system.untrusted import MalformedError, UnusableFileError
 
 
@@ -456,7 +457,7 @@ EXCEPTIONS: dict[str, tuple[str, set[str]]] = {
     "tvmflow/tune/processes.py": (OF_ITS_OWN_PROCESS, {"json.loads"}),
     "tvmflow/measure/cycles.py": (OF_ITS_OWN_PROCESS, {"json.loads"}),
     "tvmflow/measure/emulated_kernels.py": (OF_ITS_OWN_PROCESS, {"json.loads"}),
-    "tvmflow/bundles/device/__init__.py": (OF_ITS_OWN_PROCESS, {"json.loads"}),
+    "tvmflow/measure/device/__init__.py": (OF_ITS_OWN_PROCESS, {"json.loads"}),
     "tvmflow/measure/local.py": (OF_ITS_OWN_PROCESS, {"json.loads"}),
     "tvmflow/measure/worker.py": (OF_ITS_OWN_PROCESS, {"json.loads"}),
     "tvmflow/remote/rpc_worker.py": (OF_ITS_OWN_PROCESS, {"json.loads"}),

@@ -12,7 +12,6 @@ if TYPE_CHECKING:  # importing the nouns must cost nothing: tvm takes 4 s to imp
 
     from tvmflow.integer.network import IntegerNetwork
     from tvmflow.targets.vta.stages import Made
-    from tvmflow.tune.store import Best
 
 Basis = Literal["measured", "simulated", "emulated", "modelled"]
 
@@ -232,6 +231,23 @@ class Target:
     gpu: Gpu | None = None
     mcu: Mcu | None = None
     vta: Vta | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The schedule to use for a task: the winner of a comparison (`compared`), or the fastest record so far.
+
+    With `modelled` a model has chosen it, its times are no times, and it was found to compute what it should.
+    """
+
+    task: str
+    name: str
+    candidate: str
+    record: list[Any]
+    ms: float
+    default_ms: float | None
+    compared: bool
+    modelled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

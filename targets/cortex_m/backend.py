@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tvmflow.bundles.bundle import Bundle
     from tvmflow.bundles.verify import Runner
     from tvmflow.measure.cycles import Traced
-    from tvmflow.tune.store import Best
+    from tvmflow.spec import Best
 
 log = logging.getLogger(__name__)
 

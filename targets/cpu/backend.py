@@ -11,7 +11,7 @@ from tvmflow.bundles.build import build, check, check_network
 from tvmflow.measure.local import profile_library, run_vectors, time_library
 from tvmflow.measure.roof import measure_roof
 from tvmflow.spec import Measurement, Roof, Target, TensorSpec
-from tvmflow.targets import TARGETS
+from tvmflow.targets.cpu.boards import HOST
 from tvmflow.targets.kind import Timing, layer_rows
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ __all__ = ["build", "check", "check_network", "find_runner", "time"]
 
 def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
     """ "native", or "emulated" or "emulated kernels" under qemu."""
-    if target.elf == TARGETS["host"].elf:
+    if target.elf == HOST.elf:
         return "native", lambda inputs: run_vectors(library, inputs, outputs)
     from tvmflow.measure import emulate
 
@@ -34,7 +34,7 @@ def time(
     bundle: Bundle, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
 ) -> Timing:
     """Measured where this computer runs the bundle's code itself; each layer in a run of its own."""
-    host = TARGETS["host"]
+    host = HOST
     if bundle.target.elf != host.elf:
         return Timing(note=f"no {bundle.target.name} was at hand, and emulation checks answers, never speed.")
     inputs = bundle.vectors()[0].inputs
@@ -58,7 +58,7 @@ def time(
 
 
 def _measured_roof(bundle: Bundle, threads: int | None) -> Roof | None:
-    memory, host = bundle.manifest["memory"], TARGETS["host"].cpu
+    memory, host = bundle.manifest["memory"], HOST.cpu
     touched = memory["weights_bytes"] + memory["activations_bytes"]
     return measure_roof(host, bundle.target.arithmetic, threads or host.cores, touched)
 

@@ -24,7 +24,7 @@ from tvmflow.spec import (
     VerificationError,
 )
 from tvmflow.system import toolchain
-from tvmflow.targets import TARGETS
+from tvmflow.targets.cpu.boards import HOST
 from tvmflow.targets.cuda import cubin, nvrtc, standin
 from tvmflow.targets.cuda.generate import Generated, Library, generate
 from tvmflow.targets.cuda.occupancy import occupancy
@@ -33,7 +33,7 @@ from tvmflow.targets.kind import Timing, layer_rows
 if TYPE_CHECKING:
     from tvmflow.bundles.bundle import Bundle
     from tvmflow.bundles.verify import Runner
-    from tvmflow.tune.store import Best
+    from tvmflow.spec import Best
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def compile_library(
     with tvm.target.Target(dict(target.tvm)):
         compiled = run_stages(program, target, dump_dir)
     libraries = [Library(tvm=target.tvm, linker=linker, path=library)]
-    host = TARGETS["host"]
+    host = HOST
     if target.elf != host.elf:
         folder = library.with_name(CHECK)
         folder.mkdir(exist_ok=True)
@@ -182,10 +182,10 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
 
     There it is the library itself that runs or, where the board has another kind of CPU, that made for this computer.
     """
-    if target.elf == TARGETS["host"].elf and missing_device(target) is None:
+    if target.elf == HOST.elf and missing_device(target) is None:
         return "native", lambda inputs: measure.run_vectors(library, inputs, outputs, device="cuda")
     source = library.with_name(SOURCE)
-    runnable = library if target.elf == TARGETS["host"].elf else library.with_name(CHECK) / library.name
+    runnable = library if target.elf == HOST.elf else library.with_name(CHECK) / library.name
     if not source.exists() or not runnable.exists():
         raise MissingDependencyError(
             f"{library.name} for {target.name} can't be run on this computer: it has no {SOURCE} beside it, or no "
@@ -257,7 +257,7 @@ def time(
 ) -> Timing:
     """Measured where a GPU of the bundle's architecture answers; the stand-in is never timed."""
     target = bundle.target
-    if target.elf != TARGETS["host"].elf:
+    if target.elf != HOST.elf:
         return Timing(note=f"no {target.name} was at hand, and the stand-in checks answers, never speed.")
     if missing := missing_device(target):
         return Timing(note=f"{missing}; the stand-in checks answers, never speed.")

@@ -26,7 +26,7 @@ from tvmflow.targets.vta.timeline import occupancy
 
 if TYPE_CHECKING:
     from tvmflow.bundles.verify import Runner
-    from tvmflow.tune.store import Best
+    from tvmflow.spec import Best
 
 log = logging.getLogger(__name__)
 

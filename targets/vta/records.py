@@ -17,7 +17,7 @@ from tvmflow.targets.vta.config import Config
 from tvmflow.targets.vta.tiles import Tiling, Work
 
 if TYPE_CHECKING:
-    from tvmflow.tune.store import Best
+    from tvmflow.spec import Best
 
 FORMAT = 1
 """Of what tilings mean and how they are timed. Another one retires all records, of which any stays a right program."""

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tvmflow.report.render import text_table
 from tvmflow.spec import Target, UserError, VerificationError
 from tvmflow.system import interrupt
+from tvmflow.system.text import text_table
 from tvmflow.targets.vta import timing
 from tvmflow.targets.vta.backend import hardware, import_network
 from tvmflow.targets.vta.check import check

@@ -14,12 +14,12 @@ from types import MappingProxyType
 from typing import Any
 
 from tvmflow import __version__
-from tvmflow.bundles import bundle, device
+from tvmflow.bundles import bundle
 from tvmflow.bundles.verify import failure_sentence, off_beyond_numbers, tolerances, verify_library
+from tvmflow.measure import device
 from tvmflow.network.vectors import in_arithmetic
-from tvmflow.spec import Program, Target, UserError, VerificationError
+from tvmflow.spec import Best, Program, Target, UserError, VerificationError
 from tvmflow.system import interrupt, toolchain
-from tvmflow.tune.store import Best
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from tvmflow.bundles import device
 from tvmflow.bundles.verify import tolerances
+from tvmflow.measure import device
 from tvmflow.spec import (
     NO_ELF,
     Cpu,
@@ -659,9 +659,9 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
 
 def require_native(bundle: Bundle) -> None:
     """Raises UserError if this computer can't run the bundle's code itself."""
-    from tvmflow.targets import TARGETS
+    from tvmflow.system.host import COMPUTER
 
-    host, elf = TARGETS["host"].elf, bundle.target.elf
+    host, elf = COMPUTER.elf, bundle.target.elf
     if elf != host:
         raise UserError(
             f"{bundle.path} is for {bundle.target.name} ({elf[0]}-bit {elf[1]}); "

@@ -21,7 +21,7 @@ NOT_TIMED = "It wasn't timed: `tvmflow bench` does that on the device itself."
 
 def boards(json: Json = None) -> None:
     """List the boards that can be built for."""
-    from tvmflow.report.render import text_table
+    from tvmflow.system.text import text_table
     from tvmflow.targets import DEFAULT_BOARD, TARGETS
 
     rows = [
@@ -170,8 +170,9 @@ def verify(bundle: BundlePath, json: Json = None) -> None:
     """Check a bundle's files, run it on its golden vectors and compare with what PyTorch gave."""
     from tvmflow.bundles.bundle import open_bundle
     from tvmflow.bundles.verify import failure_sentence, verify_bundle
-    from tvmflow.report.render import text_table, verdict_text
+    from tvmflow.report.render import verdict_text
     from tvmflow.spec import MissingDependencyError, VerificationError
+    from tvmflow.system.text import text_table
 
     with open_bundle(bundle) as opened:
         verdict = verify_bundle(opened)
@@ -238,8 +239,8 @@ def profile(
 def doctor(json: Json = None) -> None:
     """Say which tools were found, which are missing, what each is for, and the command that installs it."""
     from tvmflow.cli.doctor import examine
-    from tvmflow.report.render import text_table
     from tvmflow.spec import MissingDependencyError, install_sentence
+    from tvmflow.system.text import text_table
 
     findings = examine()
     table = text_table(

@@ -11,6 +11,7 @@ import typer
 from tvmflow.cli.options import Cycles, InputShapes, Json, ModelName, Threads, output_path
 from tvmflow.cli.outcome import show
 from tvmflow.spec import UserError, VerificationError
+from tvmflow.targets.cpu.boards import HOST
 
 log = logging.getLogger("tvmflow.cli")
 
@@ -131,7 +132,7 @@ def estimate(
     found = [targets.find(None, name) for name in board or targets.TARGETS]
     program = import_model(model, [parse_input_shape(text) for text in input_shape or []])
     network = estimates.analyse(program)
-    host = targets.TARGETS["host"]
+    host = HOST
     touched = estimates.ELEMENT_BYTES[host.arithmetic] * (network.weights + network.activations)
     rows = [
         estimates.estimate(

@@ -1,7 +1,7 @@
 """Running code for an ARM board on this computer, under qemu-user, to see that it computes the right thing.
 
 For 64-bit ARM, TVM's own runtime for the board runs the network from a small C program, `emulated_runner.c`, that
-stands on the library which devices without Python get (`tvmflow.bundles.device`). For 32-bit ARM TVM publishes no
+stands on the library which devices without Python get (`tvmflow.measure.device`). For 32-bit ARM TVM publishes no
 runtime: there the kernels alone are emulated, and TVM's virtual machine for this computer calls them, see
 `emulated_kernels`. Time under an emulator says nothing about the board: no latency comes from here.
 """
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmflow.bundles import device
+from tvmflow.measure import device
 from tvmflow.measure.cycles import Traced, disassemble, read_trace, split
 from tvmflow.spec import MissingDependencyError, Target, TensorSpec, UserError, VerificationError
 from tvmflow.system import cache, children, runtime, toolchain

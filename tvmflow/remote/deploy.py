@@ -29,9 +29,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from tvmflow.bundles import bundle as bundles
-from tvmflow.bundles import device
 from tvmflow.bundles.bundle import Bundle
 from tvmflow.bundles.verify import judge
+from tvmflow.measure import device
 from tvmflow.measure.noise import NOISY_SPREAD, disturbances
 from tvmflow.remote import peers
 from tvmflow.report import Report, assemble

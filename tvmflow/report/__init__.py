@@ -25,9 +25,9 @@ from tvmflow.measure.noise import median_interval
 from tvmflow.report.estimate import bounds, describe, raise_roof, roof_of
 from tvmflow.spec import Measurement, UserError, install_sentence
 from tvmflow.system import interrupt, limits, scratch, untrusted
+from tvmflow.system.host import COMPUTER
 from tvmflow.system.text import to_json
 from tvmflow.system.untrusted import MalformedError, UnusableFileError
-from tvmflow.targets import TARGETS
 from tvmflow.targets.kind import Gap, Timing
 
 SCHEMA_VERSION = "1.3"
@@ -166,14 +166,14 @@ def latency(measurement: Measurement) -> dict[str, Any]:
 
 def environment(versions: Mapping[str, str]) -> dict[str, Any]:
     """This computer, and the versions that the library was made with."""
-    host = TARGETS["host"].cpu
+    host = COMPUTER.cpu
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "os": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
         "cpu": host.model,
         "cores": host.cores,
-        "memory_bytes": TARGETS["host"].memory_bytes,
+        "memory_bytes": COMPUTER.memory_bytes,
         "python": platform.python_version(),
         "versions": dict(versions),
     }

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tvmflow.report import Report
-from tvmflow.report.render import text_table
 from tvmflow.spec import InconclusiveError, RegressionError, UserError
+from tvmflow.system.text import text_table
 from tvmflow.system.untrusted import printable_document
 
 Comparison = dict[str, Any]

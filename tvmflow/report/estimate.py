@@ -139,11 +139,11 @@ def analyse(program: Program) -> Network:
     from tvmflow.passes.fuse_operators import fuse_operators, kernel_calls
     from tvmflow.passes.lower import plan_memory
     from tvmflow.passes.multiply_adds import static_shape
-    from tvmflow.targets import TARGETS
+    from tvmflow.targets.cpu.boards import HOST
 
     imported = program
     for stage in (fold_batchnorm, fold_scales, fuse_operators):
-        program = stage(program, TARGETS["host"])
+        program = stage(program, HOST)
     works = []
     for layer, binding in zip(program.layers, kernel_calls(program.module), strict=True):
         weights = inputs = 0
@@ -162,7 +162,7 @@ def analyse(program: Program) -> Network:
                 output=math.prod(static_shape(binding.var.ty)),
             )
         )
-    planned = plan_memory(program, TARGETS["host"]).memory
+    planned = plan_memory(program, HOST).memory
     return Network(
         program=program,
         imported=imported,
@@ -399,7 +399,7 @@ def describe_model(program: Program) -> dict[str, Any]:
 
 def text(program: Program, rows: Sequence[Mapping[str, Any]]) -> str:
     """Estimates and what builds would say, for a terminal: a table of boards, and of a single one its layers."""
-    from tvmflow.report.render import text_table
+    from tvmflow.system.text import text_table
 
     macs = sum(row["macs"] for row in rows[0]["layers"])
     lines = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,25 +11,10 @@ from tvmflow.report.answers import answers, repeat
 from tvmflow.report.details import cells_of, header_of
 from tvmflow.report.estimate import origin
 from tvmflow.report.search import convergence
-from tvmflow.system.text import to_json
-from tvmflow.system.untrusted import printable, printable_document
+from tvmflow.system.text import text_table, to_json
+from tvmflow.system.untrusted import printable_document
 
-NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ms|%)?|\?|")
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in plain text; columns of numbers to the right, the rest to the left."""
-    cells = [[printable(str(cell)) for cell in row] for row in (header, *rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    right = [all(NUMBER.fullmatch(row[column]) for row in cells[1:]) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(row, widths, right, strict=True)
-        ).rstrip()
-        for row in cells
-    )
 
 
 def verdict_text(verdict: Mapping[str, Any]) -> str:

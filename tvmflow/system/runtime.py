@@ -89,9 +89,9 @@ def include_folder() -> Path:
 
 
 def _is_host(elf: tuple[int, str]) -> bool:
-    from tvmflow.targets import TARGETS
+    from tvmflow.system.host import COMPUTER
 
-    return elf == TARGETS["host"].elf
+    return elf == COMPUTER.elf
 
 
 def _package(name: str) -> Path:

@@ -39,9 +39,9 @@ def select_linker(target: Target, choice: str = "auto") -> Linker:
     "auto" is this computer's compiler for this computer, and zig, which brings every board's C library, for all
     others, then a cross compiler. Raises MissingDependencyError, UserError.
     """
-    from tvmflow.targets import TARGETS
+    from tvmflow.system.host import COMPUTER
 
-    native = target.elf == TARGETS["host"].elf and target.kind == "llvm"
+    native = target.elf == COMPUTER.elf and target.kind == "llvm"
     if choice == "auto":
         candidates = [_system if native else _zig, _zig if native else _cross]
         for candidate in candidates:
@@ -139,9 +139,9 @@ def native_library(source: Path, options: Sequence[str]) -> Path:
 
     Raises MissingDependencyError without a compiler, UserError if it fails.
     """
-    from tvmflow.targets import TARGETS
+    from tvmflow.system.host import COMPUTER
 
-    host = TARGETS["host"]
+    host = COMPUTER
     machine = (platform.machine(), platform.system(), host.cpu.model)  # -march=native is of this CPU
     key = hashlib.sha256(source.read_bytes() + " ".join((*options, *machine)).encode()).hexdigest()[:16]
     name = f"{source.stem}.so"

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvmflow.spec import Target, UserError
+from tvmflow.spec import Best, Target, UserError
 from tvmflow.system import toolchain
-from tvmflow.tune.store import MODELLED, Best, Store, find_stores, task_key
+from tvmflow.tune.store import MODELLED, Store, find_stores, task_key
 
 if TYPE_CHECKING:
     from tvm import tirx

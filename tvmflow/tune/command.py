@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmflow.report.render import text_table
 from tvmflow.spec import Target, UserError
 from tvmflow.system import interrupt
+from tvmflow.system.text import text_table
 from tvmflow.tune import measure, progress, remote
 from tvmflow.tune.apply import default_work_dir, shipped_folders
 from tvmflow.tune.builders import Builders, ClusterPool, LocalPool, Pool

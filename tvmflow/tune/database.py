@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tvmflow.report.render import text_table
 from tvmflow.spec import UserError
+from tvmflow.system.text import text_table
 from tvmflow.tune import exchange
 from tvmflow.tune.session import failure_text
 from tvmflow.tune.store import RECORDS, Store, find_stores

@@ -131,7 +131,7 @@ def choose_runner(choice: str, target: Target, boards: Sequence[str] = ()) -> tu
 
     Raises MissingDependencyError, UserError.
     """
-    from tvmflow.targets import TARGETS
+    from tvmflow.system.host import COMPUTER
 
     if choice not in RUNNERS:
         raise UserError(f"There is no runner {choice!r}; the runners are {', '.join(RUNNERS)}.")
@@ -143,7 +143,7 @@ def choose_runner(choice: str, target: Target, boards: Sequence[str] = ()) -> tu
         raise UserError("--runner rpc needs a board: --ssh user@host, or --host 127.0.0.1:PORT with --token-file.")
     if target.gpu is not None:
         return _gpu_runner(choice, target)
-    native = target.kind == "llvm" and target.elf == TARGETS["host"].elf
+    native = target.kind == "llvm" and target.elf == COMPUTER.elf
     if choice in ("auto", "local") and native:
         return "local", f"{target.name} is this computer"
     if choice == "local":

@@ -16,9 +16,9 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from tvmflow.report.render import text_table
 from tvmflow.spec import Target, UserError, VerificationError
 from tvmflow.system import children, interrupt
+from tvmflow.system.text import text_table
 from tvmflow.tune.builders import json_of, side_by_side, start_process
 from tvmflow.tune.processes import Worker, WorkerError
 from tvmflow.tune.session import REASONS, Session, State, failure_text
@@ -168,13 +168,13 @@ class ModelledSession(Session):
 
 def check(found: Sequence[tuple[Any, Candidate]], target: Target) -> list[str]:
     """Run candidates on the stand-in, half of them in each of two processes: "" for each that is right, or why not."""
-    from tvmflow.targets import TARGETS
+    from tvmflow.system.host import COMPUTER
     from tvmflow.targets.cuda import standin
     from tvmflow.targets.cuda.rank import check_kernels
 
     assert target.gpu is not None
     architecture = target.gpu.architecture
-    tvm_target = {**target.tvm, "host": {"kind": "llvm", "mtriple": TARGETS["host"].triple}}
+    tvm_target = {**target.tvm, "host": {"kind": "llvm", "mtriple": COMPUTER.triple}}
 
     def run(part: Sequence[tuple[Any, Candidate]]) -> list[str]:
         pairs = [(json_of(task.module), json_of(candidate.module)) for task, candidate in part]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from tvmflow.report.render import text_table
+from tvmflow.system.text import text_table
 from tvmflow.tune.session import REASONS, State, failure_text
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from tvmflow.spec import Target
-from tvmflow.tune.store import Best, Entry, Result, Store, classified, latency_ms, typical
+from tvmflow.spec import Best, Target
+from tvmflow.tune.store import Entry, Result, Store, classified, latency_ms, typical
 
 if TYPE_CHECKING:
     from tvmflow.tune.measure import Measurer

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmflow.spec import Basis, UserError
+from tvmflow.spec import Basis, Best, UserError
 from tvmflow.system import limits, scratch, untrusted
 from tvmflow.system.untrusted import UnusableFileError
 
@@ -134,23 +134,6 @@ class Identity:
             for key in mine
             if mine[key] != its[key]
         ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Best:
-    """The schedule to use for a task: the winner of a comparison (`compared`), or the fastest record so far.
-
-    With `modelled` a model has chosen it, its times are no times, and it was found to compute what it should.
-    """
-
-    task: str
-    name: str
-    candidate: str
-    record: list[Any]
-    ms: float
-    default_ms: float | None
-    compared: bool
-    modelled: bool = False
 
 
 class Store:

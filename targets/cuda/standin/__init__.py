@@ -190,12 +190,12 @@ def compile_kernels(source: str, *, sanitized: bool = False) -> Path:
 
     Raises CompileError for what the stand-in can't do: inline PTX above all, and what only newer GPUs have.
     """
-    from tvmflow.targets import TARGETS
+    from tvmflow.system.host import COMPUTER
 
     text = _host_source(source)
     parts = (HERE / "kernels.h", *sorted((HERE / "include").rglob("*")))
     headers = b"".join(path.read_bytes() for path in parts if path.is_file())
-    compiler = toolchain.select_linker(TARGETS["host"], "g++") if sanitized else _compiler()
+    compiler = toolchain.select_linker(COMPUTER, "g++") if sanitized else _compiler()
     options = (*FLAGS, *(SANITIZER if sanitized else CHECKS))
     key = _digest(text, headers, *HEADERS.values(), compiler.version, *compiler.command, *options)
 
@@ -216,9 +216,9 @@ def compile_kernels(source: str, *, sanitized: bool = False) -> Path:
 
 def _compiler() -> toolchain.Linker:
     """zig's clang, the same everywhere."""
-    from tvmflow.targets import TARGETS
+    from tvmflow.system.host import COMPUTER
 
-    return toolchain.select_linker(TARGETS["host"], "zig")
+    return toolchain.select_linker(COMPUTER, "zig")
 
 
 def _host_source(source: str) -> str:

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tvmflow.schedules.cpu import RULES
 from tvmflow.spec import Cpu, Target
-from tvmflow.targets.cpu.llvm import RULES
+from tvmflow.system.host import COMPUTER
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+HOST = replace(COMPUTER, schedules=tuple(RULES))
 
 RASPBERRY_PI_3B = Target(
     name="raspberry-pi-3b",
@@ -44,7 +47,7 @@ RASPBERRY_PI_3B = Target(
     ),
     memory_bytes=1 * GIB,
     datasheet="Raspberry Pi 3 Model B product brief (BCM2837); Arm DDI 0500, Cortex-A53 TRM",
-    schedules=RULES,
+    schedules=tuple(RULES),
     identity="Raspberry Pi 3 Model B",
     arithmetics=("float32", "int8"),
 )
@@ -91,7 +94,7 @@ RASPBERRY_PI_4B = Target(
     ),
     memory_bytes=4 * GIB,
     datasheet="Raspberry Pi 4 Model B datasheet, release 1 (BCM2711); Arm 100095, Cortex-A72 TRM",
-    schedules=RULES,
+    schedules=tuple(RULES),
     identity="Raspberry Pi 4 Model B",
     arithmetics=("float32", "int8"),
 )
@@ -123,7 +126,7 @@ RASPBERRY_PI_5 = Target(
     ),
     memory_bytes=8 * GIB,
     datasheet="Raspberry Pi 5 product brief (BCM2712); Arm 100798, Cortex-A76 TRM",
-    schedules=RULES,
+    schedules=tuple(RULES),
     identity="Raspberry Pi 5",
     arithmetics=("float32", "float16", "int8"),
 )
@@ -158,3 +161,5 @@ ANDROID_ARM64 = replace(
     identity="",
     datasheet="Arm 100798, Cortex-A76 TRM; Qualcomm Snapdragon 855 product brief",
 )
+
+BOARDS = (HOST, RASPBERRY_PI_3B, RASPBERRY_PI_3B_32BIT, RASPBERRY_PI_4B, RASPBERRY_PI_5, ANDROID_ARM64)

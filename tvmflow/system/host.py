@@ -1,4 +1,4 @@
-"""This computer."""
+"""This computer as a board, as far as linking and running for it go; with schedules it is HOST of targets/cpu."""
 
 from __future__ import annotations
 
@@ -56,21 +56,7 @@ def _memory_bytes() -> int:
         return 0
 
 
-RULES = (
-    "pointwise_blocked",
-    "depthwise_blocked",
-    "conv_blocked",
-    "concat_blocked",
-    "pointwise_nchw",
-    "depthwise_rows",
-    "depthwise_nchw",
-    "direct_nchw",
-    "dense",
-    "lanes",
-)
-"""Those for CPUs of any make."""
-
-HOST = Target(
+COMPUTER = Target(
     name="host",
     kind="llvm",
     description="this computer",
@@ -88,6 +74,5 @@ HOST = Target(
     ),
     memory_bytes=_memory_bytes(),
     datasheet="read from this computer (/proc/cpuinfo, /sys/devices/system/cpu)",
-    schedules=RULES,
     arithmetics=("float32", "int8"),
 )

@@ -14,7 +14,7 @@ from typing import Any
 
 from tvmflow.spec import MissingDependencyError, Target, TensorSpec, UserError, VerificationError
 from tvmflow.system import runtime, toolchain
-from tvmflow.targets import TARGETS
+from tvmflow.system.host import COMPUTER
 
 HERE = Path(__file__).parent
 FOLDER, PROGRAM = "runner", "runner/run"
@@ -92,7 +92,7 @@ def self_test(root: Path, target: Target) -> dict[str, Any] | None:
     Raises VerificationError if it crashes or finds a wrong answer.
     """
     command: list[str] = []
-    if target.elf != TARGETS["host"].elf:
+    if target.elf != COMPUTER.elf:
         from tvmflow.measure import emulate
 
         try:
