@@ -156,7 +156,8 @@ def tvmflow() -> Iterator[Callable[..., Finished]]:
 
         def call(*arguments: str | Path, cwd: Path | None = None, warm: bool = True, **variables: str) -> Finished:
             words, environment = [*map(str, arguments)], {**os.environ, **variables}
-            if warm and variables.keys() <= UNREAD_WHEN_IMPORTING:
+            imports_little = words[:1] in (["boards"], ["deploy"], ["db"])  # it has ended before a server has begun
+            if warm and variables.keys() <= UNREAD_WHEN_IMPORTING and (server or not imports_little):
                 if not server:
                     server.append(WarmProcess())
                     stack.callback(server[0].close)

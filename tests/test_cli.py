@@ -279,9 +279,10 @@ def test_full_temporary_folder(tvmflow, small_disk, tmp_path):
 
 
 def test_a_limit_is_lifted_anywhere_and_for_children(tvmflow, tmp_path):
-    lifted = tvmflow("build", "--limit", "tensor.elements=2", "-o", tmp_path / "a")
+    lifted = tvmflow("build", *TINY, "--limit", "tensor.elements=2", "-o", tmp_path / "a", cwd=HERE)
     lifted.failed_with(4, "a tensor has at most 2 (--limit tensor.elements=N takes more)")
-    by_variable = tvmflow("build", "-o", tmp_path / "a", TVMFLOW_LIMITS="line.depth=9,tensor.elements=2")
+    variable = {"TVMFLOW_LIMITS": "line.depth=9,tensor.elements=2"}
+    by_variable = tvmflow("build", *TINY, "-o", tmp_path / "a", cwd=HERE, **variable)
     by_variable.failed_with(4, "a tensor has at most 2 ")
     assert tvmflow("boards", "--limit=inputs.elements=1K").code == 0
     for word in ("tensor", "tensor.elements", "tensor.elements=-1", "tensor.elements=1X", "none.bytes=1"):
