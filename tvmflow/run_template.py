@@ -8,6 +8,8 @@ import pathlib
 import sys
 
 import numpy as np
+
+sys.modules["torch"] = None  # where it is installed, TVM would import it, which takes seconds
 import tvm
 from tvm import relax
 
