@@ -172,7 +172,7 @@ def _quantised(name: str, way: Way, folder: Path) -> dict[str, Any]:
     """The network in int8, calibrated on noise: what is shown is that it is built and exact, not how good it is."""
     from tvmflow import targets
     from tvmflow.integer.frontend import DEFAULT_SCHEME, integer_program
-    from tvmflow.integer.quantize import Method
+    from tvmflow.integer.post_training import Method
     from tvmflow.models.int8 import Examples, make
     from tvmflow.network.frontend import import_model, parse_input_shape
     from tvmflow.targets import kind as backends

@@ -18,7 +18,7 @@ from tvmflow.integer import network as integer
 from tvmflow.integer.chain import FloatLayer, float_chain, run_float
 from tvmflow.integer.fine_tune import TuneConfig, tune
 from tvmflow.integer.network import BATCH, IntegerNetwork, Scheme
-from tvmflow.integer.quantize import Method, Quantised, quantize
+from tvmflow.integer.post_training import Method, Quantised, quantize
 from tvmflow.models import CIFAR10_PREPROCESSING, quantized_name
 from tvmflow.models.data import Cifar10, Inputs, Split
 from tvmflow.models.train import write_text

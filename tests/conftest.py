@@ -26,6 +26,25 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 INSTALL = "tools/install-system-packages.sh --tests"
 skipped: list[str] = []
+ON_THE_EMULATED_BOARD = ("test_emulated_board.py", "test_walkthrough.py", "test_on_an_emulated_board")
+"""What the names of tests that ask for `emulated` have in them: it takes a minute or two to install."""
+SECONDS = {
+    "emulated": 110,
+    "test_deploy": 100,
+    "test_serve": 100,
+    "test_tune": 100,
+    "test_cli": 80,
+    "test_tune_remote": 50,
+    "test_bundle": 50,
+    "test_tutorial": 50,
+    "test_fuzz": 50,
+    "test_hostile_networks": 50,
+    "test_cortex_m": 50,
+    "test_interface": 40,
+    "test_tune_transfer": 30,
+    "test_package": 30,
+}
+"""What the longest groups of tests take, about: they are begun in this order, so that none is left alone at the end."""
 
 
 def needs_emulator(board: Target) -> None:
@@ -59,11 +78,38 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Who asks for these fixtures touches what isn't Python's."""
     for item in items:
-        if {"board", "emulated", "browser"} & set(getattr(item, "fixturenames", ())):
+        asked_for = set(getattr(item, "fixturenames", ()))
+        if {"board", "emulated", "browser"} & asked_for:
             item.add_marker("packages")
+        if ("emulated" in asked_for) != (group(item.nodeid) == "emulated"):
+            raise pytest.UsageError(
+                f"{item.nodeid}: ON_THE_EMULATED_BOARD of conftest.py names who asks for `emulated`"
+            )
+    if hasattr(config, "workerinput"):  # pytest-xdist's; alone, files are run in the order of their names
+        items.sort(key=lambda item: SECONDS.get(group(item.nodeid), 0), reverse=True)
+
+
+def group(nodeid: str) -> str:
+    """Tests of a group are run by one process: a file's share what they build, and others the one emulated board."""
+    return "emulated" if any(name in nodeid for name in ON_THE_EMULATED_BOARD) else Path(nodeid.partition("::")[0]).stem
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `--dist loadfile`, with these groups instead of files, in the order in which they were collected."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Groups(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -110,7 +156,8 @@ def tvmflow() -> Iterator[Callable[..., Finished]]:
 
         def call(*arguments: str | Path, cwd: Path | None = None, warm: bool = True, **variables: str) -> Finished:
             words, environment = [*map(str, arguments)], {**os.environ, **variables}
-            if warm and variables.keys() <= UNREAD_WHEN_IMPORTING:
+            imports_little = words[:1] in (["boards"], ["deploy"], ["db"])  # it has ended before a server has begun
+            if warm and variables.keys() <= UNREAD_WHEN_IMPORTING and (server or not imports_little):
                 if not server:
                     server.append(WarmProcess())
                     stack.callback(server[0].close)

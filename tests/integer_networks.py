@@ -65,6 +65,7 @@ JOINT_MODULES = (
     *(POOL, dense(10)),
 )
 """As the paper's network, narrow: some taps of the dilated filters are always off the map."""
+ONE_JOINT_MODULE = (*JOINT_MODULES[:3], POOL, dense(10))
 
 VARIETY = (
     *(conv(24, 3, stride=2), conv(18, 3, groups=6, relu=False), depthwise(relu=True)),

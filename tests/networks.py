@@ -27,6 +27,12 @@ def two_pointwise() -> nn.Module:
     return nn.Sequential(nn.Conv2d(6, 21, 1), nn.ReLU(), nn.Conv2d(21, 22, 1), nn.ReLU()).eval()
 
 
+def heavy() -> nn.Module:
+    """Six megabytes of weights in one layer, which is compiled in no time."""
+    torch.manual_seed(6)
+    return nn.Linear(1200, 1200).eval()
+
+
 def chain() -> nn.Module:
     """Every kind of layer that a microcontroller takes in float32; channels and maps fill no tile."""
     torch.manual_seed(5)

@@ -28,11 +28,17 @@ def copy(host_bundle, tmp_path) -> Path:
     return Path(shutil.copytree(host_bundle, tmp_path / "copy"))
 
 
-@pytest.fixture
-def archive(tiny, host_bundle, tmp_path) -> Path:
-    path = tmp_path / "tiny.tar"
+@pytest.fixture(scope="module")
+def packed(tiny, tmp_path_factory) -> Path:
+    """`tiny` built as an archive. Don't change it: ask for `archive`."""
+    path = tmp_path_factory.mktemp("packed") / "tiny.tar"
     build(tiny, TARGETS["host"], path)
     return path
+
+
+@pytest.fixture
+def archive(packed, tmp_path) -> Path:
+    return Path(shutil.copy(packed, tmp_path))
 
 
 def refused(path: Path, words: str) -> None:

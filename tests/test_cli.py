@@ -37,6 +37,8 @@ COMMANDS = [
     "db",
 ]
 HERE = str(Path(__file__).parent)
+TINY = ("--model", "networks:tiny", "--input-shape", "1x3x9x7")
+HEAVY = ("--model", "networks:heavy", "--input-shape", "1x1200")
 
 
 def test_help_names_every_command(tvmflow):
@@ -253,7 +255,7 @@ def test_interrupted_while_python_executes_a_string(tvmflow, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 4 MB, which the paper's network doesn't fit on."""
+    """A file system of 4 MB, which HEAVY doesn't fit on."""
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, check=False)
@@ -265,21 +267,22 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize("name", ["bundle", "bundle.tar"])
 def test_full_disk(tvmflow, small_disk, name):
-    tvmflow("build", "-o", small_disk / name).failed_with(4, "disk is full")
+    tvmflow("build", *HEAVY, "-o", small_disk / name, cwd=HERE).failed_with(4, "disk is full")
     assert list(small_disk.iterdir()) == []
 
 
 def test_full_temporary_folder(tvmflow, small_disk, tmp_path):
-    done = tvmflow("build", "-o", tmp_path / "out", TMPDIR=str(small_disk))
+    done = tvmflow("build", *HEAVY, "-o", tmp_path / "out", cwd=HERE, TMPDIR=str(small_disk))
     done.failed_with(4, "disk is full")
     assert not (tmp_path / "out").exists()
     assert list(small_disk.iterdir()) == []
 
 
 def test_a_limit_is_lifted_anywhere_and_for_children(tvmflow, tmp_path):
-    lifted = tvmflow("build", "--limit", "tensor.elements=2", "-o", tmp_path / "a")
+    lifted = tvmflow("build", *TINY, "--limit", "tensor.elements=2", "-o", tmp_path / "a", cwd=HERE)
     lifted.failed_with(4, "a tensor has at most 2 (--limit tensor.elements=N takes more)")
-    by_variable = tvmflow("build", "-o", tmp_path / "a", TVMFLOW_LIMITS="line.depth=9,tensor.elements=2")
+    variable = {"TVMFLOW_LIMITS": "line.depth=9,tensor.elements=2"}
+    by_variable = tvmflow("build", *TINY, "-o", tmp_path / "a", cwd=HERE, **variable)
     by_variable.failed_with(4, "a tensor has at most 2 ")
     assert tvmflow("boards", "--limit=inputs.elements=1K").code == 0
     for word in ("tensor", "tensor.elements", "tensor.elements=-1", "tensor.elements=1X", "none.bytes=1"):

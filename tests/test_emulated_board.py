@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from boards import EmulatedBoard, free_port, wait_for
-from integer_networks import random_network
+from integer_networks import ONE_JOINT_MODULE, random_network
 
 from tvmflow.bundles.build import build
 from tvmflow.integer.frontend import integer_program
@@ -65,7 +65,7 @@ def test_deployed_and_verified_there(served, bundle):
 
 
 def test_int8_is_exact_there(served, tmp_path):
-    network = random_network(np.random.default_rng(2), "per-channel", input_shape=(1, 3, 13, 11))
+    network = random_network(np.random.default_rng(2), "per-channel", shapes=ONE_JOINT_MODULE)
     build(integer_program(network), compute_in(TARGETS["raspberry-pi-4b"], "int8"), tmp_path / "int8", verify=False)
     report = deploy(served, tmp_path / "int8")
     assert report["verify"]["passed"] is True

@@ -552,24 +552,25 @@ CASES: dict[str, dict[str, Case]] = {
             make=lambda: nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)), inputs=(MAP,)
         ),
     },
+    # Each step is compiled anew: three show what the state becomes, and two suffice where more than that is told apart.
     "sequences": {
-        "LSTM": layer(nn.LSTM, 6, 4, x=(5, 2, 6), without=ROUNDED),
+        "LSTM": layer(nn.LSTM, 6, 4, x=(3, 2, 6), without=ROUNDED),
         "LSTM layers": layer(
-            nn.LSTM, 6, 4, num_layers=2, bidirectional=True, batch_first=True, x=(2, 3, 6), without=ROUNDED
+            nn.LSTM, 6, 4, num_layers=2, bidirectional=True, batch_first=True, x=(3, 2, 6), without=ROUNDED
         ),
-        "LSTM no bias": layer(nn.LSTM, 6, 4, bias=False, x=(3, 6), without=ROUNDED),
-        "LSTM projected": layer(nn.LSTM, 6, 4, proj_size=3, x=(3, 2, 6), without=ROUNDED),
+        "LSTM no bias": layer(nn.LSTM, 6, 4, bias=False, x=(2, 6), without=ROUNDED),
+        "LSTM projected": layer(nn.LSTM, 6, 4, proj_size=3, x=(2, 3, 6), without=ROUNDED),
         "LSTM state": Case(
             make=lambda: Function(lambda x, h, c: _flat(lstm(x, (h, c))), lstm=(lstm := nn.LSTM(6, 4))),
             inputs=((3, 2, 6), (1, 2, 4), (1, 2, 4)),
             without=_split(ROUNDED),
         ),
-        "GRU": layer(nn.GRU, 6, 4, x=(5, 2, 6), without=ROUNDED),
+        "GRU": layer(nn.GRU, 6, 4, x=(3, 2, 6), without=ROUNDED),
         "GRU layers": layer(
-            nn.GRU, 6, 4, num_layers=2, bidirectional=True, batch_first=True, x=(2, 3, 6), without=ROUNDED
+            nn.GRU, 6, 4, num_layers=2, bidirectional=True, batch_first=True, x=(3, 2, 6), without=ROUNDED
         ),
-        "RNN": layer(nn.RNN, 6, 4, x=(3, 2, 6), without=ROUNDED),
-        "RNN relu": layer(nn.RNN, 6, 4, nonlinearity="relu", bidirectional=True, x=(3, 2, 6), without=ROUNDED),
+        "RNN": layer(nn.RNN, 6, 4, x=(2, 3, 6), without=ROUNDED),
+        "RNN relu": layer(nn.RNN, 6, 4, nonlinearity="relu", bidirectional=True, x=(2, 3, 6), without=ROUNDED),
         "cells": layer(nn.LSTMCell, 6, 4, x=(2, 6), without=ROUNDED),
         "GRUCell": layer(nn.GRUCell, 6, 4, x=(2, 6), without=ROUNDED),
         "attention": Case(
@@ -688,6 +689,15 @@ def faults(case: Case, network: nn.Module, kind: str, ours: list[np.ndarray]) ->
     assert len(ours) == len(theirs)
     found = [fault(*pair, exact[i] if exact else None) for i, pair in enumerate(zip(ours, theirs, strict=True))]
     return [f"output {number} on {kind}: {text}" for number, text in enumerate(found) if text]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Networks as small as these only lose by waiting for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("group", CASES)

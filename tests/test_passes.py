@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -30,6 +31,9 @@ from tvmflow.targets.cpu.passes.fuse_depthwise import fuse_depthwise
 HOST = replace(TARGETS["host"], cpu=replace(TARGETS["host"].cpu, cores=4))
 NARROW = replace(HOST, tvm={**HOST.tvm, "mcpu": "x86-64"})
 RANDOM = np.random.default_rng(0)
+
+imported = functools.cache(import_model)
+"""A network of the registry, which passes don't change, imported once."""
 
 
 class Graph:
@@ -335,7 +339,7 @@ def test_fold_scales_before_and_after():
 @pytest.mark.parametrize("name", [name for name, board in TARGETS.items() if board.kind in ("llvm", "arm_cpu")])
 def test_the_papers_network_on_every_cpu(name):
     """Every convolution is served, those that scale are gone, the pairs are one kernel, and nothing is forgotten."""
-    program = scheduled(import_model("dilated-net"), TARGETS[name])
+    program = scheduled(imported("dilated-net"), TARGETS[name])
     assert sum(layer.macs for layer in program.layers) == 84_058_112
     named = {name for layer in program.layers for name in layer.modules}
     assert {f"joint.{number}.{part}" for number in range(9) for part in ("dilated", "depthwise", "pointwise")} <= named
@@ -376,7 +380,7 @@ def test_other_networks_stay_right(name):
 
 
 def test_packing_changes_no_weight():
-    program = run_stages(import_model("dilated-net"), HOST)
+    program = run_stages(imported("dilated-net"), HOST)
     plain = sum(parameter.numel() for parameter in MODELS["dilated-net"]().parameters())
     scales = 9 * (1024 + 1024)  # the dilated layers of the last two modules
     shifts = 32 + 64 + 128 + 256 + 512 + 512 + 1024 + 1024 + 1024  # of two for each batch normalisation one is left

@@ -21,7 +21,7 @@ from tvmflow.integer import network as integer
 from tvmflow.integer.chain import FloatLayer, float_chain, run_float
 from tvmflow.integer.fine_tune import FakeQuantised, TuneConfig, _Run, tune
 from tvmflow.integer.network import SCHEMES, IntegerNetwork
-from tvmflow.integer.quantize import Method, equalise, observe, quantize
+from tvmflow.integer.post_training import Method, equalise, observe, quantize
 from tvmflow.models import int8
 from tvmflow.models.baselines import small_vgg
 from tvmflow.models.data import load_cifar10

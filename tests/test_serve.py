@@ -55,6 +55,14 @@ def session_folders(server: Server) -> list[str]:
     return [path.name for path in server.folder.iterdir() if path.is_dir() and path != spare]
 
 
+def is_ready(watcher: int) -> bool:
+    """Whether the session that a process has begun is past its imports, but for the smallest."""
+    with contextlib.suppress(OSError, psutil.Error):  # it may be replaced at the moment
+        sessions = psutil.Process(watcher).children(recursive=True)
+        return any("tvm_runtime_extra" in Path(f"/proc/{session.pid}/maps").read_text() for session in sessions)
+    return False
+
+
 # ---------------------------------------------------------------------------------------------------------- it works
 
 
@@ -305,8 +313,8 @@ EATS_MEMORY = "for (;;) { char *p = malloc(64 << 20); if (!p) abort(); memset(p,
         ("*(volatile int *)0 = 1;", {}),
         ("_exit(7);", {}),
         (EATS_MEMORY, {"memory_bytes": 1 << 30}),
-        ("for (volatile int i = 0;; ++i);", {"cpu_seconds": 8}),
-        ("sleep(600);", {"seconds": 15.0}),
+        ("for (volatile int i = 0;; ++i);", {"cpu_seconds": 4}),
+        ("sleep(600);", {"seconds": 5.0}),
     ],
     ids=["segfault", "exit", "memory", "processor", "hang"],
 )
@@ -329,9 +337,12 @@ def test_a_client_that_leaves_in_the_middle(server, host_bundle, token_file):
 
 def test_what_a_session_is_sent_harms_it_alone(server, host_bundle, token_file):
     """Peers with the token that then say nonsense, or nothing, as one whose computer was switched off."""
-    unlimited, server.limits = server.limits, Limits(seconds=5.0)
+    unlimited, server.limits = server.limits, Limits(seconds=1.5)
     messages = [os.urandom(4096), struct.pack("<Q", 2**62) + b"x" * 4096, struct.pack("<QQ", 8, 2**63), b""]
     for number, said in enumerate(messages, 1):
+        wait_for(lambda: server.spare is not None)
+        watcher = server.spare.process.pid
+        wait_for(lambda watcher=watcher: is_ready(watcher))
         with connect(server) as peer:
             peer.sendall(greeting(server.port))
             assert peer.recv(4) == struct.pack("<i", MAGIC)
@@ -436,7 +447,8 @@ def test_a_session_ends_with_a_killed_server(host_bundle, hostile, token_file, t
         with connect_to(port) as peer:
             peer.sendall(greeting(port))
             assert peer.recv(4) == struct.pack("<i", MAGIC)
-            time.sleep(3)  # the session is past its imports and serves
+            wait_for(lambda: is_ready(process.pid))
+            time.sleep(0.5)  # the session serves
             process.kill()
             while peer.recv(64):
                 pass

@@ -81,6 +81,7 @@ def test_every_fault_is_the_candidates_own(tmp_path, builders, monkeypatch):
 
 def test_a_lost_board_is_taken_back_and_nothing_is_lost(tmp_path, builders, monkeypatch):
     monkeypatch.setattr(remote, "RETRY_S", 0.2)
+    monkeypatch.setattr("tvmflow.remote.serve.FAREWELL_SECONDS", 1.0)
     with farm(tmp_path, 2) as (servers, wheres), remote.boards(wheres, HOST) as found:
         first = servers[0]
 

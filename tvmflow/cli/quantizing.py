@@ -56,7 +56,7 @@ def quantize(
     import shlex
 
     from tvmflow.integer.fine_tune import TuneConfig
-    from tvmflow.integer.quantize import Method
+    from tvmflow.integer.post_training import Method
     from tvmflow.models import int8
     from tvmflow.models.data import is_cifar10, load_cifar10, load_inputs
 

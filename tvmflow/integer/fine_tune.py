@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from tvmflow.integer.chain import FloatLayer, convolve, run_float
 from tvmflow.integer.network import IntegerLayer
-from tvmflow.integer.quantize import Quantised
+from tvmflow.integer.post_training import Quantised
 from tvmflow.models import train
 from tvmflow.models.data import Split
 from tvmflow.spec import UserError

@@ -128,10 +128,11 @@ def _text(content: bytes) -> bytes:
 
 
 def main(command: str, library: str, runs: str, *inputs: str) -> None:
-    # tvm_ffi imports torch wherever it is installed, which costs 2 s; running a library needs none of it.
-    sys.modules["torch"] = None  # type: ignore[assignment]
+    import tvmflow.system.without_compiler  # noqa: F401
+
+    # isort: split
     import tvm
-    from tvm import relax
+    from tvm.runtime.vm import VirtualMachine
 
     try:
         names, plan = read_library(Path(library))
@@ -141,7 +142,7 @@ def main(command: str, library: str, runs: str, *inputs: str) -> None:
     kernels = Kernels([*json.loads(command), library])
     for name in names:
         tvm.register_global_func(name, kernels[name], override=True)
-    network = relax.VirtualMachine(module, tvm.cpu())["main"]
+    network = VirtualMachine(module, tvm.cpu())["main"]
 
     stacks = []
     for index, description in enumerate(inputs):

@@ -114,7 +114,9 @@ def _clear_away(folder: Path) -> None:
 
 def _serve(limits: dict[str, Any]) -> None:
     control = socket.socket(fileno=0)
-    sys.modules["torch"] = None  # type: ignore[assignment]  # tvm_ffi would import it, which no session needs
+    import tvmflow.system.without_compiler  # noqa: F401
+
+    # isort: split
     import tvm
     import tvm.rpc._ffi_api
     from tvm.support import utils

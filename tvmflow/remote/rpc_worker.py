@@ -16,20 +16,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# tvm_ffi imports torch wherever it is installed, which costs 2 s and 250 MB; running a library needs none of it.
-sys.modules["torch"] = None  # type: ignore[assignment]
+import tvmflow.system.without_compiler  # noqa: F401
 
-import numpy as np  # noqa: E402
-import tvm  # noqa: E402
-from tvm import relax, rpc  # noqa: E402
+# isort: split
+import numpy as np
+import tvm
+from tvm import rpc
+from tvm.runtime.vm import VirtualMachine
 
-from tvmflow.remote import peers  # noqa: E402
-from tvmflow.remote.deploy import facts_after, parse_facts, why_incompatible  # noqa: E402
-from tvmflow.remote.handshake import session_key  # noqa: E402
-from tvmflow.report import summarize  # noqa: E402
-from tvmflow.spec import DeviceError  # noqa: E402
-from tvmflow.system.limits import PEER  # noqa: E402
-from tvmflow.system.tensors import load  # noqa: E402
+from tvmflow.remote import peers
+from tvmflow.remote.deploy import facts_after, parse_facts, why_incompatible
+from tvmflow.remote.handshake import session_key
+from tvmflow.report import summarize
+from tvmflow.spec import DeviceError
+from tvmflow.system.limits import PEER
+from tvmflow.system.tensors import load
 
 WARMUP_SECONDS = 0.5
 WARMUP_RUNS = 10
@@ -63,7 +64,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         device = session.device(job["device"], 0)
         if not device.exist:
             return {"error": "load", "message": f"TVM on the board finds no {job['device']} device"}
-        machine = relax.VirtualMachine(session.load_module("model.so"), device)
+        machine = VirtualMachine(session.load_module("model.so"), device)
         setup_ms = (time.perf_counter_ns() - started) / 1e6
         session.get_function("runtime.config_threadpool")(1, threads)  # 1: the fastest cores
         step = "run"
@@ -155,7 +156,7 @@ def _time_steady(
     return samples[::every], windows
 
 
-def _time(machine: relax.VirtualMachine, device: tvm.runtime.Device, runs: int) -> list[float]:
+def _time(machine: VirtualMachine, device: tvm.runtime.Device, runs: int) -> list[float]:
     """Times of single inferences in ms, taken on the board."""
     evaluated = machine.time_evaluator(ENTRY, device, number=1, repeat=runs)("main")
     return [1e3 * seconds for seconds in evaluated.results]
