@@ -190,7 +190,7 @@ def run(*command: str) -> str:
 
 def count_network(model: str, emulation: Emulation, options: argparse.Namespace) -> dict[str, Any]:
     """Instructions of one inference by each library, and the two estimates that this is the mean of."""
-    from tvmflow.bundles.verify import tolerance
+    from tvmflow.network.agreement import tolerance
     from tvmflow.network.frontend import import_model
 
     program = import_model(model)

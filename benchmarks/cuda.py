@@ -154,7 +154,7 @@ def median_ms(run: Run) -> float:
 
 
 def tvmflow_run(program: Program, target: Target, model: str, folder: Path) -> Run:
-    from tvmflow.targets.cuda.backend import build
+    from tvmflow.bundles.build import build
 
     bundle = build(program, target, folder / "bundle")
     return library_run(bundle.library, program)
@@ -162,7 +162,7 @@ def tvmflow_run(program: Program, target: Target, model: str, folder: Path) -> R
 
 def untuned_run(program: Program, target: Target, model: str, folder: Path) -> Run:
     """The network as TVM's own pipeline for CUDA compiles it."""
-    from tvmflow.targets.cuda.backend import build
+    from tvmflow.bundles.build import build
 
     bundle = build(program, replace(target, schedules=()), folder / "untuned")
     return library_run(bundle.library, program)

@@ -78,10 +78,10 @@ def place(model: str, way: str, folder: Path) -> Path:
 def prepare(model: str, way: str, folder: Path) -> None:
     """Build, and model the cycles of each layer, unless that was done already."""
     from tvmflow import targets
+    from tvmflow.bundles.build import build
     from tvmflow.bundles.bundle import open_bundle
     from tvmflow.measure import cycles, emulate
     from tvmflow.network.frontend import import_model
-    from tvmflow.targets import kind as backends
 
     root = place(model, way, folder)
     if (root / "modelled.json").exists():
@@ -91,7 +91,7 @@ def prepare(model: str, way: str, folder: Path) -> None:
     target = host if rules is None else replace(host, schedules=rules)
     if not (root / "bundle").exists():
         root.mkdir(parents=True, exist_ok=True)
-        backends.of(target).build(import_model(model), target, root / "bundle")
+        build(import_model(model), target, root / "bundle")
     with open_bundle(root / "bundle") as bundle:
         traced = emulate.trace_calls(bundle, emulator())
         found = cycles.model(traced, cycles.Core(mcpu=host_core()), host.tvm.get("mtriple", host.triple))

@@ -77,9 +77,10 @@ def test_images(options: argparse.Namespace, count: int) -> tuple[Any, np.ndarra
 def measure_int8(options: argparse.Namespace) -> dict[str, Any]:
     """Build for each board, run all images there, count one."""
     from tvmflow import targets
+    from tvmflow.bundles.build import build
     from tvmflow.integer.frontend import integer_program
     from tvmflow.targets.cortex_m import machine
-    from tvmflow.targets.cortex_m.backend import build, network_name
+    from tvmflow.targets.cortex_m.backend import network_name
 
     network, images, facts = test_images(options, options.images)
     expected = network.run(images)
@@ -107,9 +108,10 @@ def measure_int8(options: argparse.Namespace) -> dict[str, Any]:
 def measure_float32(options: argparse.Namespace) -> dict[str, Any]:
     """Build for each board, which verifies on the golden vectors, and count one."""
     from tvmflow import targets
+    from tvmflow.bundles.build import build
     from tvmflow.network.frontend import import_model
     from tvmflow.targets.cortex_m import machine
-    from tvmflow.targets.cortex_m.backend import build, network_name
+    from tvmflow.targets.cortex_m.backend import network_name
 
     program = import_model("dilated-net")
     boards = []

@@ -121,14 +121,14 @@ def _take(name: str, way: Way, folder: Path) -> dict[str, Any]:
 
 def _built(name: str, way: Way, folder: Path) -> dict[str, Any]:
     from tvmflow import targets
+    from tvmflow.bundles.build import build
     from tvmflow.network.frontend import import_model, parse_input_shape
-    from tvmflow.targets import kind as backends
 
     shapes = [parse_input_shape("x".join(map(str, shape))) for shape in zoo()[name].shapes]
     model = FORMS[way.form](name, folder)
     program = import_model(model, shapes if way.form == "factory" else ())
     target = targets.compute_in(targets.find(None, way.board), way.arithmetic)
-    bundle = backends.of(target).build(program, target, folder / f"{name} {way.name}")
+    bundle = build(program, target, folder / f"{name} {way.name}")
     verdict = bundle.manifest["verify"]
     row = {"state": "right", "verified": verdict["method"], "error": _error(name, bundle)}
     if verdict["passed"] is None:
@@ -143,8 +143,8 @@ def _error(name: str, bundle: Any) -> float | None:
     import torch
     from torch.utils import _pytree
 
-    from tvmflow.bundles.verify import find_runner
     from tvmflow.spec import MissingDependencyError
+    from tvmflow.targets.kind import find_runner
 
     rng = np.random.default_rng(7)
     inputs = [
@@ -171,11 +171,11 @@ def _error(name: str, bundle: Any) -> float | None:
 def _quantised(name: str, way: Way, folder: Path) -> dict[str, Any]:
     """The network in int8, calibrated on noise: what is shown is that it is built and exact, not how good it is."""
     from tvmflow import targets
+    from tvmflow.bundles.build import build
     from tvmflow.integer.frontend import DEFAULT_SCHEME, integer_program
     from tvmflow.integer.post_training import Method
     from tvmflow.models.int8 import Examples, make
     from tvmflow.network.frontend import import_model, parse_input_shape
-    from tvmflow.targets import kind as backends
 
     shapes = zoo()[name].shapes
     program = import_model(f"strangers:{name}", [parse_input_shape("x".join(map(str, shape))) for shape in shapes])
@@ -184,7 +184,7 @@ def _quantised(name: str, way: Way, folder: Path) -> dict[str, Any]:
     examples = Examples(calibration=images[:32], others=images[32:], facts={"inputs": "noise", "data_sha256": ""})
     scheme = DEFAULT_SCHEME.get(target.kind, "per-channel")
     network = make(program, examples, scheme, Method(count=32))
-    bundle = backends.of(target).build(integer_program(network, name), target, folder / f"{name} {way.name}")
+    bundle = build(integer_program(network, name), target, folder / f"{name} {way.name}")
     verdict = bundle.manifest["verify"]
     return {"state": "right" if verdict["passed"] else "not run", "verified": verdict["method"], "error": 0.0}
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from tvmflow import targets
+from tvmflow.bundles import build as building
 from tvmflow.bundles.bundle import open_bundle
 from tvmflow.network.frontend import import_model
 from tvmflow.report import Report, assemble, collect, environment, estimate, networks, write_json, write_text
 from tvmflow.report.render import render_html
 from tvmflow.report.survey import survey
-from tvmflow.targets import kind as backends
 from tvmflow.targets.kind import Timing
 
 NETWORKS = ("dilated-net", "mobilenet-v1", "googlenet", "squeezenet", "vgg16")
@@ -58,7 +58,7 @@ def build(model: str, folder: Path) -> None:
     program = import_model(model)
     for board in ("host", VERIFIED):
         target = targets.find(None, board)
-        backends.of(target).build(program, target, folder / f"{model}-{board}")
+        building.build(program, target, folder / f"{model}-{board}")
     network = estimate.analyse(program)
     rows = [estimate.estimate(network, targets.find(None, board)) for board in ESTIMATED]
     write_json(folder / f"{model}.json", {"model": estimate.describe_model(program), "estimates": rows})

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from tvmflow.bundles.verify import compare, failure_sentence
 from tvmflow.integer import network as integer
 from tvmflow.integer.chain import FloatLayer, float_chain, run_float
 from tvmflow.integer.fine_tune import TuneConfig, tune
@@ -22,6 +21,7 @@ from tvmflow.integer.post_training import Method, Quantised, quantize
 from tvmflow.models import CIFAR10_PREPROCESSING, quantized_name
 from tvmflow.models.data import Cifar10, Inputs, Split
 from tvmflow.models.train import write_text
+from tvmflow.network.agreement import compare, failure_sentence
 from tvmflow.spec import Preprocessing, Program, UserError, VerificationError
 
 CHECKED = 512

@@ -1,24 +1,24 @@
 """What a kind of target is to the commands: how a network is built for it, run on this computer, and timed there.
 
-A new kind is one module with the functions of Backend and one line in MODULES, besides its boards and its stages.
+A new kind is one folder with the functions of Backend in its `backend` and one line in MODULES, besides its list of
+stages in `tvmflow.pipeline`.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
+from tvmflow import __version__
 from tvmflow.measure.noise import median_interval
-from tvmflow.spec import Measurement, Program, Roof, Target, TensorSpec
-
-if TYPE_CHECKING:
-    from tvmflow.bundles.bundle import Bundle
-    from tvmflow.bundles.verify import Runner
-    from tvmflow.spec import Best
+from tvmflow.network.agreement import Runner, compare, unverified
+from tvmflow.spec import Built, Measurement, MissingDependencyError, Program, Roof, Target, TensorSpec, Vector
+from tvmflow.system import toolchain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,34 +64,67 @@ def layer_rows(times_us: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Artifacts:
+    """What compiling has left in a folder, for a bundle: `library`, and `program` as the stages left it.
+
+    `memory` are bytes by what they are for, `versions` what the library was made with, and `extras` other files and
+    folders by their names in the bundle. `runner` is the folder of a runner that belongs to every bundle of the kind,
+    `usage` the words of the bundle's README on how the library is used, if not by TVM's runtime in Python, and `notes`
+    are to be said to whoever builds.
+    """
+
+    program: Program
+    library: Path
+    memory: Mapping[str, int]
+    versions: Mapping[str, str]
+    extras: Mapping[str, Path] = field(default_factory=dict)
+    runner: Path | None = None
+    usage: str | None = None
+    notes: Sequence[str] = ()
+
+
+class RunStages(Protocol):
+    """`tvmflow.pipeline.run_stages`, which compiling is handed: the list of stages is above the kinds."""
+
+    def __call__(self, program: Program, target: Target, dump_dir: Path | None = None) -> Program: ...
+
+
 class Backend(Protocol):
     """The functions of a kind's module."""
 
-    def check(self, target: Target, out: Path, linker: str = "auto", *, runner: bool = False) -> Any:
-        """Raise what `build` would raise, before a network is imported."""
+    def check(self, target: Target, linker: str = "auto", *, runner: bool = False) -> toolchain.Linker | None:
+        """The linker. Raises what compiling would raise before a network is imported."""
 
     def check_network(self, program: Program, target: Target) -> None:
         """Raise what a build, or quantising before it, says of a float32 network that can't be had on the board."""
 
-    def build(
+    def compile(
         self,
         program: Program,
         target: Target,
-        out: Path,
+        folder: Path,
         *,
-        linker: str = "auto",
+        linker: toolchain.Linker | None,
+        run_stages: RunStages,
         dump_dir: Path | None = None,
         verify: bool = True,
-        runner: bool = False,
-        records: Mapping[str, Best] | None = None,
-    ) -> Bundle:
-        """Compile into a bundle, verified wherever this computer can run it."""
+        source: bool = False,
+    ) -> Artifacts:
+        """Run the stages and make the library in `folder`, which may hold what an earlier call made.
+
+        With `source` also the network's source, where the kind has one that is for people. Without `verify`, kernels
+        aren't checked either. Raises UserError, MissingDependencyError, VerificationError.
+        """
+
+    def verify(self, made: Artifacts, target: Target, vectors: Sequence[Vector]) -> tuple[dict[str, Any], Artifacts]:
+        """The verdict on what was compiled, as `verify_library` has it, and the artifacts with what running showed."""
 
     def find_runner(self, library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
         """How `library` is run on this computer, in a word, and the function. Raises MissingDependencyError."""
 
     def time(
-        self, bundle: Bundle, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
+        self, bundle: Built, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
     ) -> Timing:
         """What this computer can say of the latency of the `whole` and of the `layers` of a bundle that is right."""
 
@@ -112,3 +145,58 @@ NEED_NO_DEVICE = ("vta", "cortex_m")
 def of(target: Target) -> Backend:
     """The backend of a board's kind."""
     return cast(Backend, import_module(MODULES[target.kind]))
+
+
+def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
+    """How code for `target` is run on this computer ("native", "emulated", …), and the function.
+
+    Raises MissingDependencyError where it can't be.
+    """
+    return of(target).find_runner(library, target, outputs)
+
+
+def verify_library(
+    library: Path,
+    target: Target,
+    vectors: Sequence[Vector],
+    outputs: Sequence[TensorSpec],
+    allowed: Sequence[Sequence[float]] | None = None,
+) -> dict[str, Any]:
+    """Run the vectors where `library` can run (here, or under emulation) and compare, as `compare` does.
+
+    `passed` is None where it can't run, `reason` says why and `packages` what to install. Raises VerificationError if
+    it crashes.
+    """
+    try:
+        method, runner = find_runner(library, target, outputs)
+        results = runner([vector.inputs for vector in vectors])
+    except MissingDependencyError as error:
+        return unverified(error)
+    return {"method": method, **compare(vectors, results, target.arithmetic, allowed)}
+
+
+def verify_by_running(made: Artifacts, target: Target, vectors: Sequence[Vector]) -> tuple[dict[str, Any], Artifacts]:
+    """`Backend.verify` where running the library shows no more than its outputs."""
+    return verify_library(made.library, target, vectors, made.program.outputs), made
+
+
+def versions(linker: toolchain.Linker) -> dict[str, str]:
+    """What a library of TVM's was made with: enough to make it again."""
+    import tvm
+
+    return {
+        "tvmflow": __version__,
+        "tvm": importlib.metadata.version("apache-tvm"),
+        "tvm_ffi": importlib.metadata.version("apache-tvm-ffi"),
+        "torch": importlib.metadata.version("torch"),
+        "llvm": str(tvm.target.codegen.llvm_version_major()),
+        "linker": f"{linker.name} {linker.version}".strip(),
+    }
+
+
+def check_chain(program: Program, target: Target) -> None:
+    """In float32 and float16 everything is taken that can be imported, in int8 chains; else UserError is raised."""
+    if target.arithmetic == "int8":
+        from tvmflow.integer.chain import float_chain
+
+        float_chain(program)

@@ -17,6 +17,7 @@ import pytest
 from conftest import ROOT
 from integer_networks import conv, random_network
 
+from tvmflow.bundles.build import build
 from tvmflow.bundles.bundle import open_bundle
 from tvmflow.cli.doctor import examine
 from tvmflow.integer.frontend import integer_program
@@ -50,7 +51,7 @@ def bundles(tiny, host_bundle, tmp_path_factory) -> dict[str, Path]:
         patch.setattr(shutil, "which", lambda *arguments, **options: None)
         for board, program in ((PI, tiny), (MICROCONTROLLER, integer_program(network))):
             found[board.name] = folder / board.name
-            backends.of(board).build(program, board, found[board.name])
+            build(program, board, found[board.name])
     return found
 
 

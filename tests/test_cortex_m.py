@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, needs_commands
 from integer_networks import JOINT_MODULES, POOL, VARIETY, Shape, conv, dense, depthwise, random_input, random_network
 
+from tvmflow.bundles.build import build
 from tvmflow.bundles.bundle import open_bundle
 from tvmflow.integer.frontend import integer_program
 from tvmflow.integer.network import save
@@ -28,7 +29,7 @@ from tvmflow.system.text import to_json
 from tvmflow.system.toolchain import select_linker, tvm_target_dict
 from tvmflow.targets import TARGETS
 from tvmflow.targets.cortex_m import arena, machine
-from tvmflow.targets.cortex_m.backend import build, network_name
+from tvmflow.targets.cortex_m.backend import network_name
 from tvmflow.targets.cortex_m.compile import c_name, compile_object
 
 pytestmark = pytest.mark.packages

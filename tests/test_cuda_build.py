@@ -16,9 +16,10 @@ from boards import running
 from conftest import ROOT
 
 from tvmflow import targets
+from tvmflow.bundles.build import build
 from tvmflow.bundles.bundle import open_bundle
-from tvmflow.bundles.verify import compare, verify_library
 from tvmflow.measure.local import profile_library, time_library
+from tvmflow.network.agreement import compare
 from tvmflow.remote import rpc
 from tvmflow.report import collect
 from tvmflow.report.render import render_html, report_text
@@ -26,10 +27,10 @@ from tvmflow.report.survey import survey
 from tvmflow.spec import MissingDependencyError, UserError, VerificationError
 from tvmflow.system.text import to_json
 from tvmflow.targets import TARGETS
-from tvmflow.targets import kind as backends
 from tvmflow.targets.cuda import backend, cubin, standin
 from tvmflow.targets.cuda.nvrtc import CompileError, compile_cuda, kernel_names
 from tvmflow.targets.cuda.occupancy import occupancy
+from tvmflow.targets.kind import verify_library
 
 GPUS = [name for name, board in TARGETS.items() if board.kind == "cuda"]
 COPY = 'extern "C" __global__ void __launch_bounds__(64) copy_kernel(float* a, float* b) { b[threadIdx.x] = a[0]; }\n'
@@ -82,7 +83,7 @@ def jetson(tiny, tmp_path_factory) -> Path:
     """`tiny` for a Jetson, with code for an H100 and PTX besides."""
     out = tmp_path_factory.mktemp("jetson") / "tiny"
     board = targets.compile_also(TARGETS["jetson-orin-nano"], ["sm_90", "compute_90"])
-    backends.of(board).build(tiny, board, out)
+    build(tiny, board, out)
     return out
 
 
@@ -94,9 +95,9 @@ def pascal(tiny, tmp_path_factory) -> tuple[Path, str]:
     said: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("tvmflow.targets.cuda.backend").addHandler(handler)
-    backends.of(board).build(tiny, board, out)
-    logging.getLogger("tvmflow.targets.cuda.backend").removeHandler(handler)
+    logging.getLogger("tvmflow.bundles.build").addHandler(handler)
+    build(tiny, board, out)
+    logging.getLogger("tvmflow.bundles.build").removeHandler(handler)
     return out, "\n".join(said)
 
 
@@ -127,9 +128,7 @@ def test_bundle_of_a_card(pascal):
 
 def test_float16(tiny, tmp_path):
     """Kernels, weights and what lies between are narrow, and right within float16's own tolerance."""
-    built = backends.of(TARGETS["jetson-xavier-nx"]).build(
-        tiny, targets.compute_in(TARGETS["jetson-xavier-nx"], "float16"), tmp_path / "tiny"
-    )
+    built = build(tiny, targets.compute_in(TARGETS["jetson-xavier-nx"], "float16"), tmp_path / "tiny")
     verdict = built.manifest["verify"]
     assert (verdict["passed"], verdict["method"]) == (True, "stand-in")
     assert verdict["max_rel_error"] > 1e-5
@@ -200,7 +199,7 @@ def _counted(out: Path) -> tuple[list[np.ndarray], list[list[int]]]:
 def test_cuda_graph(tiny, pascal, tmp_path):
     """The same numbers of three inputs; from the second run on, what lies between the first and last is one launch."""
     board = targets.capture_graph(replace(TARGETS["gtx-1080ti"], schedules=()))
-    built = backends.of(board).build(tiny, board, tmp_path / "tiny", verify=False)
+    built = build(tiny, board, tmp_path / "tiny", verify=False)
     kernels = standin.compile_kernels((built.root / backend.SOURCE).read_text())
     how = {"architecture": "sm_61", "kernels": kernels}
     wanted, alone = standin.call(_counted, pascal[0], **how)
@@ -258,9 +257,9 @@ def test_without_a_driver(pascal, monkeypatch):
 def test_refusals(tiny, tmp_path):
     board = TARGETS["jetson-nano"]
     with pytest.raises(UserError, match="programs for CPUs only"):
-        backend.check(board, tmp_path / "out", runner=True)
+        backend.check(board, runner=True)
     with pytest.raises(UserError, match="doesn't know sm_31; it compiles for 50, 52"):
-        backend.check(targets.compile_also(board, ["sm_31"]), tmp_path / "out")
+        backend.check(targets.compile_also(board, ["sm_31"]))
     with pytest.raises(UserError, match="no architecture of a GPU"):
         targets.compile_also(board, ["pascal"])
     with pytest.raises(UserError, match="of gtx-1080ti has no float16 arithmetic"):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from integer_networks import POOL, VARIETY, Shape, conv, dense, depthwise, random_network
 
+from tvmflow.bundles.build import build
 from tvmflow.bundles.bundle import open_bundle
 from tvmflow.integer.frontend import integer_program
 from tvmflow.schedules.cpu.integer import Task, Tensor
 from tvmflow.schedules.cuda.integer import RULES, form, product
 from tvmflow.targets import TARGETS, compute_in
-from tvmflow.targets import kind as backends
 from tvmflow.targets.cuda import backend
 
 ODD = (
@@ -47,7 +47,7 @@ def test_networks_are_exact(board, scheme, shapes, size, tile, tmp_path, monkeyp
     monkeypatch.setattr(product, "tiles", lambda *task: [TILES[tile](rule(*task))])
     network = random_network(np.random.default_rng(3), scheme, shapes=shapes, input_shape=(1, *size))
     target = compute_in(TARGETS[board], "int8")
-    backends.of(target).build(integer_program(network), target, tmp_path / "bundle")
+    build(integer_program(network), target, tmp_path / "bundle")
     with open_bundle(tmp_path / "bundle") as bundle:
         assert bundle.manifest["verify"]["method"] == "stand-in"
         assert bundle.manifest["verify"]["max_abs_error"] == 0

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tvmflow.bundles.build import build
 from tvmflow.network.frontend import from_module
 from tvmflow.spec import UnsupportedOperatorError
 from tvmflow.targets import TARGETS
-from tvmflow.targets import kind as backends
 from tvmflow.targets.cuda import backend, nvrtc
 from tvmflow.targets.cuda.codegen import complete
 from tvmflow.targets.cuda.passes import count_order
@@ -65,7 +65,7 @@ class Apply(nn.Module):
 def outputs(network: nn.Module, inputs: tuple[np.ndarray, ...], out) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """What the stand-in computes of `inputs`, and what PyTorch does."""
     program = from_module(network.eval(), "network", "network", [array.shape for array in inputs])
-    built = backends.of(BOARD).build(program, BOARD, out)
+    built = build(program, BOARD, out)
     assert built.manifest["verify"]["passed"] is True
     assert "left_out" not in built.manifest["verify"]
     method, run = backend.find_runner(built.library, BOARD, built.outputs)
@@ -170,7 +170,7 @@ def test_what_is_no_number_is_the_largest(tmp_path):
     chosen = [OPERATORS[name] for name in ("top five", "sorted")]
     network = Branches([part for part, _ in chosen])
     program = from_module(network.eval(), "network", "network", [given.shape for _, given in chosen])
-    built = backends.of(BOARD).build(program, BOARD, tmp_path / "out")
+    built = build(program, BOARD, tmp_path / "out")
     assert "left_out" not in built.manifest["verify"]
     assert "nan" in {vector.name for vector in program.vectors}
 
@@ -195,4 +195,4 @@ def test_rows_too_long_to_be_counted(tmp_path, monkeypatch):
     network = nn.Sequential(nn.Linear(4, 50), Apply(lambda x: x.sort(1).values)).eval()
     program = from_module(network, "network", "network", [(1, 4)])
     with pytest.raises(UnsupportedOperatorError, match=r"argsort in 1 goes over 50 elements; on GPUs .* 40 at most"):
-        backends.of(BOARD).build(program, BOARD, tmp_path / "out")
+        build(program, BOARD, tmp_path / "out")

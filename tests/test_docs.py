@@ -9,8 +9,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from tvmflow.bundles.verify import TOLERANCE
 from tvmflow.measure import noise
+from tvmflow.network.agreement import TOLERANCE
 from tvmflow.report import BINS
 from tvmflow.report.estimate import Network, Tile, Work
 from tvmflow.spec import Layer, TvmflowError

@@ -8,24 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compiling import compiled
 from conftest import needs_emulator
 
-from tvmflow.bundles.verify import verify_library
 from tvmflow.measure import emulate
 from tvmflow.spec import MissingDependencyError, TensorSpec, VerificationError
 from tvmflow.system import toolchain
 from tvmflow.targets import TARGETS
+from tvmflow.targets.kind import verify_library
 
 BOARD, BOARD_32BIT = TARGETS["raspberry-pi-4b"], TARGETS["raspberry-pi-3b-32bit"]
 
 
 def compile_for(program, board, folder: Path) -> Path:
-    from tvmflow.bundles.build import compile_library
-
     needs_emulator(board)
-    library = folder / "model.so"
-    compile_library(program, board, toolchain.select_linker(board), library)
-    return library
+    return compiled(program, board, folder).library
 
 
 @pytest.fixture(scope="module", params=[BOARD, BOARD_32BIT], ids=lambda board: board.name)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from compiling import compiled
 from conftest import needs_emulator
 
 from tvmflow import targets
-from tvmflow.bundles.build import build, compile_library
+from tvmflow.bundles.build import build
 from tvmflow.bundles.bundle import open_bundle
-from tvmflow.bundles.verify import TOLERANCE, tolerance, verify_library
+from tvmflow.network.agreement import TOLERANCE, tolerance
 from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.pipeline import run_stages
 from tvmflow.report import assemble
 from tvmflow.spec import UserError
-from tvmflow.system.toolchain import select_linker
 from tvmflow.targets import TARGETS
-from tvmflow.targets.kind import Timing
+from tvmflow.targets.kind import Timing, verify_library
 
 BOARD = targets.compute_in(TARGETS["raspberry-pi-5"], "float16")
 
@@ -68,8 +68,7 @@ def test_bundle(tiny, tmp_path):
 def test_networks(name, shapes, tmp_path):
     needs_emulator(BOARD)
     program = import_model(f"networks:{name}", [parse_input_shape(shape) for shape in shapes])
-    library = tmp_path / "model.so"
-    compile_library(program, BOARD, select_linker(BOARD), library)
+    library = compiled(program, BOARD, tmp_path).library
     verdict = verify_library(library, BOARD, program.vectors, program.outputs)
     assert verdict["passed"] is True, verdict
 

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
+from compiling import compiled
 from conftest import needs_emulator
 from integer_networks import POOL, VARIETY, Shape, conv, dense, depthwise, random_network
 from PIL import Image
 
-from tvmflow.bundles.build import compile_library
 from tvmflow.bundles.infer import infer
-from tvmflow.bundles.verify import verify_library
 from tvmflow.integer.frontend import integer_program
 from tvmflow.integer.network import IntegerLayer, IntegerNetwork, save
 from tvmflow.passes.lower import lower, plan_memory
@@ -23,6 +22,7 @@ from tvmflow.schedules.cpu.integer._instructions import MACHINE_X64, X86, instru
 from tvmflow.spec import Preprocessing, Target
 from tvmflow.system import toolchain
 from tvmflow.targets import TARGETS
+from tvmflow.targets.kind import verify_library
 
 HOST = TARGETS["host"]
 
@@ -98,8 +98,8 @@ KINDS = kinds_of_this_computer()
 
 def check(network: IntegerNetwork, target: Target, folder: Path) -> None:
     program = integer_program(network)
-    compile_library(program, target, toolchain.select_linker(target), folder / "model.so")
-    verdict = verify_library(folder / "model.so", target, program.vectors, program.outputs)
+    library = compiled(program, target, folder).library
+    verdict = verify_library(library, target, program.vectors, program.outputs)
     assert verdict["passed"], (network.name, target.name, verdict)
     assert verdict["max_abs_error"] == 0
 
@@ -146,15 +146,11 @@ def test_boards_differ_in_their_instructions():
 
 def test_layers_name_modules_and_rules(tmp_path):
     network = NETWORKS["odd"]
-    compiled = compile_library(
-        integer_program(network), HOST, toolchain.select_linker(HOST), tmp_path / "model.so", dump_dir=tmp_path
-    )
-    modules = [module for layer in compiled.layers for module in layer.modules]
+    layers = compiled(integer_program(network), HOST, tmp_path, dump_dir=tmp_path).program.layers
+    modules = [module for layer in layers for module in layer.modules]
     assert modules == [module for layer in network.layers for module in layer.modules]
-    assert sum(layer.macs for layer in compiled.layers) == sum(
-        layer.macs for layer in network.layers if layer.kind != "pool"
-    )
-    assert compiled.layers[0].modules == ("layers.0", "layers.1")
+    assert sum(layer.macs for layer in layers) == sum(layer.macs for layer in network.layers if layer.kind != "pool")
+    assert layers[0].modules == ("layers.0", "layers.1")
     assert (tmp_path / "0-integer_kernels.py").is_file()
 
 

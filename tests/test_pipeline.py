@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from compiling import compiled
 
-from tvmflow.bundles.build import compile_library
-from tvmflow.bundles.verify import verify_library
 from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fuse_operators import fuse_operators, kernels
 from tvmflow.pipeline import INTEGER_STAGES, STAGES, run_stages
 from tvmflow.system import interrupt
-from tvmflow.system.toolchain import select_linker
 from tvmflow.targets import DEFAULT_BOARD, TARGETS
+from tvmflow.targets.kind import verify_library
 
 HOST = TARGETS["host"]
 
@@ -83,6 +82,6 @@ def test_dump_dir_has_a_file_for_each_stage(tiny, tmp_path):
 def test_batches_are_right(name, shape, tmp_path):
     """Kernels with blocks and without, of more images than one."""
     program = import_model(f"networks:{name}", [parse_input_shape(shape)])
-    compile_library(program, HOST, select_linker(HOST), tmp_path / "model.so")
-    verdict = verify_library(tmp_path / "model.so", HOST, program.vectors, program.outputs)
+    library = compiled(program, HOST, tmp_path).library
+    verdict = verify_library(library, HOST, program.vectors, program.outputs)
     assert verdict["passed"] is True, verdict

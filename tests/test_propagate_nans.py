@@ -12,6 +12,7 @@ import tvm_ffi
 from torch import nn
 from tvm import relax, tirx
 
+from tvmflow.bundles.build import build
 from tvmflow.bundles.bundle import open_bundle
 from tvmflow.network.frontend import from_module
 from tvmflow.passes.fuse_operators import kernels
@@ -78,7 +79,7 @@ def test_as_in_pytorch(tmp_path, name):
     network = BOARDS[name]().eval()
     program = from_module(network, "extremes", "extremes", [SHAPE])
     backend = of(board)
-    backend.build(program, board, tmp_path / "net")
+    build(program, board, tmp_path / "net")
     with open_bundle(tmp_path / "net") as bundle:
         try:
             _, run = backend.find_runner(bundle.library, board, bundle.outputs)

@@ -11,7 +11,8 @@ from torch import nn
 
 from tvmflow.bundles.build import build
 from tvmflow.bundles.bundle import open_bundle
-from tvmflow.bundles.verify import compare, verify_bundle
+from tvmflow.bundles.verify import verify_bundle
+from tvmflow.network.agreement import compare
 from tvmflow.network.frontend import from_module
 from tvmflow.report.render import verdict_text
 from tvmflow.spec import Program, Vector, VerificationError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tvmflow.bundles.build import build
-from tvmflow.bundles.verify import TOLERANCE, compare
+from tvmflow.network.agreement import TOLERANCE, compare
 from tvmflow.network.rounding import rounding_of
 from tvmflow.report.render import verdict_text
 from tvmflow.spec import Vector, VerificationError

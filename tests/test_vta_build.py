@@ -15,6 +15,7 @@ from conftest import ROOT
 from integer_networks import POOL, conv, dense, depthwise, random_network
 
 from benchmarks import vta as benchmark
+from tvmflow.bundles.build import build
 from tvmflow.bundles.bundle import open_bundle
 from tvmflow.bundles.evaluate import evaluate_quantised
 from tvmflow.integer import network as integer
@@ -57,7 +58,7 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def built(model, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("vta") / "small"
-    backend.build(backend.import_network(str(model)), BOARD, out)
+    build(backend.import_network(str(model)), BOARD, out)
     return out
 
 
@@ -65,7 +66,7 @@ def built(model, tmp_path_factory) -> Path:
 def test_every_board(name, model, tmp_path):
     """Verified bit for bit, timed at the board's own clock and bus, and described as the schema says."""
     out = tmp_path / "small.tar"
-    backend.build(backend.import_network(str(model)), TARGETS[name], out)
+    build(backend.import_network(str(model)), TARGETS[name], out)
     with open_bundle(out) as bundle:
         assert bundle.target == TARGETS[name]
     report = survey(out)
@@ -125,7 +126,7 @@ def test_a_damaged_program_is_found_out(built, model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(backend, "compiled_of", spoiled)
     with pytest.raises(VerificationError, match="computes something else"):
-        backend.build(backend.import_network(str(model)), BOARD, tmp_path / "out")
+        build(backend.import_network(str(model)), BOARD, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -146,17 +147,17 @@ def test_disassembly(built, tvmflow):
 )
 def test_options_that_mean_nothing_here(arguments, words, tmp_path):
     with pytest.raises(UserError, match=words):
-        backend.check(BOARD, tmp_path / "out", **arguments)
+        backend.check(BOARD, **arguments)
 
 
 def test_float_networks_are_refused(model, tmp_path):
     program = replace(backend.import_network(str(model)), integer=None)
     with pytest.raises(UserError, match="has to be quantised"):
-        backend.build(program, BOARD, tmp_path / "out")
+        build(program, BOARD, tmp_path / "out")
 
 
 def test_stages_are_dumped(model, tmp_path):
-    backend.build(backend.import_network(str(model)), BOARD, tmp_path / "out", dump_dir=tmp_path / "dump", verify=False)
+    build(backend.import_network(str(model)), BOARD, tmp_path / "out", dump_dir=tmp_path / "dump", verify=False)
     names = [path.name for path in sorted((tmp_path / "dump").iterdir())]
     assert names == ["0-cut_layers.txt", "1-emit_program.txt", "2-check_program.txt", "3-describe_layers.txt"]
     assert "finish" in (tmp_path / "dump" / "1-emit_program.txt").read_text()
@@ -192,7 +193,7 @@ def test_search_build_and_resume(model, tmp_path):
     assert first["network_ms"] <= first["network_untuned_ms"]
     records = find_records(BOARD, tmp_path / "a")
     assert {row["key"] for row in first["tasks"]} <= set(records)
-    bundle = backend.build(backend.import_network(str(model)), BOARD, tmp_path / "out", records=records)
+    bundle = build(backend.import_network(str(model)), BOARD, tmp_path / "out", records=records)
     assert all(layer.schedule.endswith(", searched") for layer in bundle.layers)
     found = survey(tmp_path / "out", profiled=False)
     assert found["latency"]["p50"] == pytest.approx(first["network_ms"])
@@ -293,6 +294,6 @@ def test_evaluated_on_the_simulator(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("tvmflow.models.data.COUNTS", data_sets.COUNTS)
     data = data_sets.write_folder(tmp_path / "data")
-    backend.build(backend.import_network("dilated-net"), BOARD, tmp_path / "net", verify=False)
+    build(backend.import_network("dilated-net"), BOARD, tmp_path / "net", verify=False)
     result = evaluate_quantised(data, "dilated-net", "power-of-two", tmp_path / "net")
     assert result["compiled"]["identical"] == result["images"] == 20

@@ -133,7 +133,7 @@ def run_stages(program: Program, target: Target, dump_dir: Path | None = None) -
         interrupt.check()
         if dump_dir is not None:
             dump_dir.mkdir(parents=True, exist_ok=True)
-            text, suffix = (program.module.script(), "py") if program.vta is None else (program.vta.text(), "txt")
+            text, suffix = (program.module.script(), "py") if program.made is None else (program.made.text(), "txt")
             with scratch.replacing(dump_dir / f"{number:0{digits}}-{stage.__name__}.{suffix}") as made:
                 made.write_text(text)
     return program

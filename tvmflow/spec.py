@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:  # importing the nouns must cost nothing: tvm takes 4 s to import, torch 2 s
     import numpy as np
     import tvm
 
-    from tvmflow.integer.network import IntegerNetwork
-    from tvmflow.targets.vta.stages import Made
 
 Basis = Literal["measured", "simulated", "emulated", "modelled"]
 
@@ -82,6 +81,14 @@ class Layer:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Listing(Protocol):
+    """What can be looked at as text, as a Relax module can."""
+
+    def text(self) -> str:
+        """For --dump-dir."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Program:
     """A network on its way to a device: the Relax module (entry `main`), its interface and its reference vectors.
@@ -89,10 +96,10 @@ class Program:
     Stages add what they learn: `layers`, in `memory` the bytes of weights and activations, and in `folded` what is now
     done by other bindings of `main`: the name of each of those → the names of the folded ones and their multiply-adds.
     `records` are the schedules that a search found, by task; after scheduling, those that were used. A quantised
-    network has `integer`, its exact arithmetic; `vta` is what VTA's stages have made of it. `accuracy` is what is known
-    of its weights (`tvmflow.models.accuracy`). `reference` says whose arithmetic the vectors' outputs are,
-    and `original` is what gave them: arrays of the inputs → those of the outputs; None of a quantised network, whose
-    original is its `integer`.
+    network has `integer`, its exact arithmetic; `made` is what a kind's own stages have made of it, where that is no
+    Relax module. `accuracy` is what is known of its weights (`tvmflow.models.accuracy`). `reference` says whose
+    arithmetic the vectors' outputs are, and `original` is what gave them: arrays of the inputs → those of the outputs;
+    None of a quantised network, whose original is its `integer`.
     """
 
     name: str
@@ -108,8 +115,8 @@ class Program:
     folded: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
     records: Mapping[str, Best] = field(default_factory=dict)
-    integer: IntegerNetwork | None = None
-    vta: Made | None = None
+    integer: Any = None
+    made: Listing | None = None
     accuracy: Mapping[str, Any] | None = None
     reference: str = "PyTorch"
     original: Callable[..., tuple[np.ndarray, ...]] | None = None
@@ -231,6 +238,22 @@ class Target:
     gpu: Gpu | None = None
     mcu: Mcu | None = None
     vta: Vta | None = None
+
+
+class Built(Protocol):
+    """A bundle that was opened, as whoever runs or times its library sees it."""
+
+    @property
+    def target(self) -> Target: ...
+    @property
+    def library(self) -> Path: ...
+    @property
+    def layers(self) -> tuple[Layer, ...]: ...
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+    @property
+    def manifest(self) -> Mapping[str, Any]: ...
+    def vectors(self) -> tuple[Vector, ...]: ...
 
 
 @dataclass(frozen=True, kw_only=True)

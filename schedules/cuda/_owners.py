@@ -18,7 +18,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.ir import TensorLoad
 
-from tvmflow.targets.cuda.evaluate import evaluate
+from tvmflow.schedules.expressions import evaluate
 
 SAMPLES = 8
 """Threads whose memory is looked at, beside the first and the last."""

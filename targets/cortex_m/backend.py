@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from tvmflow.bundles import build as building
-from tvmflow.bundles import bundle
-from tvmflow.bundles.build import versions
-from tvmflow.bundles.verify import compare, failure_sentence, tolerances, unverified
+from tvmflow.measure.cycles import Traced
+from tvmflow.network.agreement import Runner, compare, tolerances, unverified
 from tvmflow.spec import (
+    Built,
     Layer,
     MissingDependencyError,
     Program,
     Target,
     TensorSpec,
     UserError,
+    Vector,
     VerificationError,
 )
-from tvmflow.system import interrupt, toolchain
+from tvmflow.system import toolchain
 from tvmflow.system.toolchain import Linker
 from tvmflow.targets.cortex_m import example, machine
 from tvmflow.targets.cortex_m.fit import check_fit
 from tvmflow.targets.cortex_m.options import STACK_BYTES
-from tvmflow.targets.kind import Gap, Timing
-
-if TYPE_CHECKING:
-    from tvmflow.bundles.bundle import Bundle
-    from tvmflow.bundles.verify import Runner
-    from tvmflow.measure.cycles import Traced
-    from tvmflow.spec import Best
+from tvmflow.targets.kind import Artifacts, Gap, RunStages, Timing, check_chain, versions
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +36,10 @@ NO_LATENCY = "no board was at hand, and emulation counts instructions, which are
 SOURCE, EXAMPLE = "source", "example"
 
 
-def check(target: Target, out: Path, linker: str = "auto", *, runner: bool = False) -> Linker:
-    """Raises UserError, MissingDependencyError."""
+def check(target: Target, linker: str = "auto", *, runner: bool = False) -> Linker:
+    """The linker. Raises UserError, MissingDependencyError."""
     if runner:
         raise UserError(f"--runner is for boards with an operating system; a bundle for {target.name} has an example.")
-    bundle.check_destination(out)
     return toolchain.select_linker(target, linker)
 
 
@@ -58,101 +50,90 @@ def check_network(program: Program, target: Target) -> None:
     if target.arithmetic == "float32":
         chain_of(program)
     else:
-        building.check_network(program, target)
+        check_chain(program, target)
 
 
-def build(
+def compile(  # noqa: A001 (a kind's functions are called by its name)
     program: Program,
     target: Target,
-    out: Path,
+    folder: Path,
     *,
-    linker: str = "auto",
+    linker: Linker | None,
+    run_stages: RunStages,
     dump_dir: Path | None = None,
     verify: bool = True,
-    runner: bool = False,
-    records: Mapping[str, Best] | None = None,
     source: bool = False,
-) -> Bundle:
-    """Compile a network into a bundle, run under emulation of the board's core before anything is written.
+) -> Artifacts:
+    """An object file, a header and an example; with `source` also portable C99.
 
-    With `source` also as portable C99. What doesn't fit the board raises UserError before it is compiled; also raised
-    are MissingDependencyError and VerificationError.
+    What doesn't fit the board raises UserError before it is compiled; also raised is MissingDependencyError.
     """
     import tvm
 
-    from tvmflow.pipeline import run_stages
     from tvmflow.targets.cortex_m.compile import c_name, compile_object, write_source
 
-    chosen = check(target, out, linker, runner=runner)
+    assert linker is not None
     if (program.integer is None) != (target.arithmetic == "float32"):
         raise UserError(f"{program.name} isn't {target.arithmetic}, which {target.name} is to compute in; see --dtype.")
-    log.info(f"Compiling {program.name} for {target.name}")
     with tvm.target.Target(toolchain.tvm_target_dict(target)):
         compiled = run_stages(program, target, dump_dir)
     check_fit(compiled, target)
     name = c_name(program.name)
-    with tempfile.TemporaryDirectory(prefix="tvmflow-") as scratch:
-        folder = Path(scratch)
-        library = compile_object(compiled, target, folder, chosen)
-        interrupt.check()
-        toolchain.check_elf(library, target.elf, target.name)
-        memory = check_fit(compiled, target, library)
-        verdict: Mapping[str, Any] = {"passed": None, "method": None, "reason": "It was built with --no-verify."}
-        if verify:
-            log.info(f"Verifying {program.name} on {len(program.vectors)} golden vectors")
-            verdict, counted, stack = _verify(library, target, program, compiled)
-            compiled = replace(compiled, layers=counted)
-            memory = {**memory, **stack}
-        extras = {f"{name}.h": folder / f"{name}.h", EXAMPLE: folder / EXAMPLE}
-        example.write(folder / EXAMPLE, program, target, name)
-        if source:
-            extras[SOURCE] = folder / SOURCE
-            extras[SOURCE].mkdir()
-            assert target.mcu is not None
-            plain = replace(target, mcu=replace(target.mcu, core="plain"))
-            with tvm.target.Target("c"):
-                write_source(run_stages(program, plain), plain, extras[SOURCE])
-        interrupt.check()
-        return bundle.write(
-            out,
-            program=compiled,
-            target=target,
-            library=library,
-            versions=versions(chosen),
-            memory=memory,
-            verify=verdict,
-            extras=extras,
-            usage=example.usage(name, program, target),
-        )
+    library = compile_object(compiled, target, folder, linker)
+    toolchain.check_elf(library, target.elf, target.name)
+    extras = {f"{name}.h": folder / f"{name}.h", EXAMPLE: folder / EXAMPLE}
+    example.write(folder / EXAMPLE, program, target, name)
+    if source:
+        extras[SOURCE] = folder / SOURCE
+        extras[SOURCE].mkdir()
+        assert target.mcu is not None
+        plain = replace(target, mcu=replace(target.mcu, core="plain"))
+        with tvm.target.Target("c"):
+            write_source(run_stages(program, plain), plain, extras[SOURCE])
+    return Artifacts(
+        program=compiled,
+        library=library,
+        memory=check_fit(compiled, target, library),
+        versions=versions(linker),
+        extras=extras,
+        usage=example.usage(name, program, target),
+    )
 
 
-def _verify(
-    library: Path, target: Target, program: Program, compiled: Program
-) -> tuple[Mapping[str, Any], tuple[Layer, ...], Mapping[str, int]]:
-    """The verdict, the layers with the instructions of one inference, and the stack used. Raises VerificationError."""
-    inputs = np.concatenate([vector.inputs[0] for vector in program.vectors])
-    expected = np.concatenate([vector.outputs[0] for vector in program.vectors])
-    name, allowed = network_name(library), [limit for (limit,) in tolerances(program.vectors)]
+def verify(made: Artifacts, target: Target, vectors: Sequence[Vector]) -> tuple[dict[str, Any], Artifacts]:
+    """Run under emulation of the board's core, which also counts the instructions of layers and finds the stack used.
+
+    Raises VerificationError.
+    """
+    inputs = np.concatenate([vector.inputs[0] for vector in vectors])
+    expected = np.concatenate([vector.outputs[0] for vector in vectors])
+    name, allowed = network_name(made.library), [limit for (limit,) in tolerances(vectors)]
+    program = made.program
     try:
-        done = machine.run(library, target, name, inputs, program.outputs[0], expected=expected, allowed=allowed)
+        done = machine.run(made.library, target, name, inputs, program.outputs[0], expected=expected, allowed=allowed)
     except MissingDependencyError as error:
-        return unverified(error), compiled.layers, {}
-    verdict = {"method": "emulated", **compare(program.vectors, [(row[None],) for row in done.outputs])}
-    if not verdict["passed"] or done.wrong:
-        raise VerificationError(failure_sentence(verdict, f"{program.name} compiled for {target.name}"))
+        return unverified(error), made
+    verdict = {"method": "emulated", **compare(vectors, [(row[None],) for row in done.outputs])}
+    if not verdict["passed"]:
+        return verdict, made
+    if done.wrong:
+        raise VerificationError(
+            f"{program.name} compiled for {target.name} finds {done.wrong} of its own outputs wrong, which aren't."
+        )
     if done.stack_bytes >= STACK_BYTES:
         raise VerificationError(
             f"{program.name} compiled for {target.name} takes {done.stack_bytes} bytes of the stack or more, "
             f"which were to be fewer than {STACK_BYTES}."
         )
-    stack = {"stack_used_bytes": done.stack_bytes}
+    made = replace(made, memory={**made.memory, "stack_used_bytes": done.stack_bytes})
     try:
-        details = count(library, target, compiled.layers, inputs, program.outputs[0]).details
+        details = count(made.library, target, program.layers, inputs, program.outputs[0]).details
     except MissingDependencyError as error:
         log.info(str(error))
-        return verdict, compiled.layers, stack
-    pairs = zip(compiled.layers, details, strict=True)
-    return verdict, tuple(replace(layer, details={**layer.details, **found}) for layer, found in pairs), stack
+        return verdict, made
+    pairs = zip(program.layers, details, strict=True)
+    layers = tuple(replace(layer, details={**layer.details, **found}) for layer, found in pairs)
+    return verdict, replace(made, program=replace(program, layers=layers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +159,7 @@ def count(library: Path, target: Target, layers: Sequence[Layer], inputs: np.nda
     )
 
 
-def trace_calls(bundle: Bundle) -> Traced:
+def trace_calls(bundle: Built) -> Traced:
     """What one inference executes, layer by layer, for `tvmflow.measure.cycles`. Raises as `count` does."""
     kernels, inputs = [layer.kernel for layer in bundle.layers], bundle.vectors()[0].inputs[0]
     return machine.trace(
@@ -213,7 +194,7 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
 
 
 def time(
-    bundle: Bundle, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
+    bundle: Built, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
 ) -> Timing:
     """No latency; if `layers` are asked for, the instructions of each, where they can be counted."""
     if not layers:

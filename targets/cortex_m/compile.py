@@ -13,6 +13,7 @@ import tvm
 from tvm import tirx
 
 from tvmflow import __version__
+from tvmflow.integer.network import IntegerNetwork
 from tvmflow.spec import Program, Target
 from tvmflow.system import toolchain
 from tvmflow.system.toolchain import Linker
@@ -185,7 +186,8 @@ def weights_source(image: Image) -> str:
 
 def header(program: Program, target: Target, image: Image) -> str:
     """The C99 header of the library."""
-    network, memory = program.integer, program.memory
+    network: IntegerNetwork | None = program.integer
+    memory = program.memory
     prefix = image.name.upper()
     specs = (program.inputs[0], program.outputs[0])
     sizes = [int(np.prod(spec.shape)) for spec in specs]

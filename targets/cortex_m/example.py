@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tvmflow.bundles.verify import tolerances
+from tvmflow.network.agreement import tolerances
 from tvmflow.spec import Program, Target
 from tvmflow.system.toolchain import Linker
 from tvmflow.targets.cortex_m.machine import ELEMENTS, HERE, MACHINES, linker_script

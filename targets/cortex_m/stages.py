@@ -18,6 +18,7 @@ import tvm
 from tvm import tirx
 
 from tvmflow.integer.chain import FloatLayer, float_chain
+from tvmflow.integer.network import IntegerNetwork
 from tvmflow.network.names import module_path
 from tvmflow.passes.lifetimes import Tensor, live_bytes
 from tvmflow.schedules.cortex_m import LONGEST_CHAIN, AnyLayer, Kernel, choose
@@ -31,7 +32,7 @@ READS, RESULT, CONSTANTS, SCRATCH, IN_PLACE, ARGUMENTS = (
 
 def choose_kernels(program: Program, target: Target) -> Program:
     """The integer network becomes functions in execution order, each of one layer or of a chain of them."""
-    network = program.integer
+    network: IntegerNetwork | None = program.integer
     assert network is not None
     return _choose(program, network.layers, {layer.name: layer.inputs[0] for layer in network.layers}, target)
 

@@ -5,20 +5,56 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tvmflow.bundles.build import build, check, check_network
+from tvmflow.measure import device
 from tvmflow.measure.local import profile_library, run_vectors, time_library
 from tvmflow.measure.roof import measure_roof
-from tvmflow.spec import Measurement, Roof, Target, TensorSpec
+from tvmflow.network.agreement import Runner
+from tvmflow.spec import Built, Measurement, Program, Roof, Target, TensorSpec
+from tvmflow.system import toolchain
 from tvmflow.targets.cpu.boards import HOST
-from tvmflow.targets.kind import Timing, layer_rows
+from tvmflow.targets.kind import Artifacts, RunStages, Timing, check_chain, layer_rows, verify_by_running, versions
 
-if TYPE_CHECKING:
-    from tvmflow.bundles.bundle import Bundle
-    from tvmflow.bundles.verify import Runner
+check_network = check_chain
+verify = verify_by_running
 
-__all__ = ["build", "check", "check_network", "find_runner", "time"]
+LIBRARY = "model.so"
+
+
+def check(target: Target, linker: str = "auto", *, runner: bool = False) -> toolchain.Linker:
+    """The linker; also whether there can be a runner. Raises UserError, MissingDependencyError."""
+    if runner:
+        device.check(target)
+    return toolchain.select_linker(target, linker)
+
+
+def compile(  # noqa: A001 (a kind's functions are called by its name)
+    program: Program,
+    target: Target,
+    folder: Path,
+    *,
+    linker: toolchain.Linker | None,
+    run_stages: RunStages,
+    dump_dir: Path | None = None,
+    verify: bool = True,
+    source: bool = False,
+) -> Artifacts:
+    """Run the stages, generate machine code and link it."""
+    import tvm
+    from tvm import relax
+
+    assert linker is not None
+    library = folder / LIBRARY
+    tvm_target = tvm.target.Target(toolchain.tvm_target_dict(target))
+    with tvm_target:
+        compiled = run_stages(program, target, dump_dir)
+        executable = relax.build(compiled.module, tvm_target, relax_pipeline=None)
+    executable.export_library(
+        str(library), fcompile=toolchain.fcompile(linker, target.tvm.get("mtriple", target.triple))
+    )
+    toolchain.check_elf(library, target.elf, target.name)
+    memory = {**compiled.memory, **toolchain.section_bytes(library), "library_bytes": library.stat().st_size}
+    return Artifacts(program=compiled, library=library, memory=memory, versions=versions(linker))
 
 
 def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
@@ -31,7 +67,7 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
 
 
 def time(
-    bundle: Bundle, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
+    bundle: Built, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
 ) -> Timing:
     """Measured where this computer runs the bundle's code itself; each layer in a run of its own."""
     host = HOST
@@ -57,7 +93,7 @@ def time(
     )
 
 
-def _measured_roof(bundle: Bundle, threads: int | None) -> Roof | None:
+def _measured_roof(bundle: Built, threads: int | None) -> Roof | None:
     memory, host = bundle.manifest["memory"], HOST.cpu
     touched = memory["weights_bytes"] + memory["activations_bytes"]
     return measure_roof(host, bundle.target.arithmetic, threads or host.cores, touched)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from tvmflow.bundles import build as building
 from tvmflow.measure import local as measure
+from tvmflow.network.agreement import Runner
 from tvmflow.spec import (
+    Built,
     Gpu,
     MissingDependencyError,
     Program,
@@ -28,15 +28,11 @@ from tvmflow.targets.cpu.boards import HOST
 from tvmflow.targets.cuda import cubin, nvrtc, standin
 from tvmflow.targets.cuda.generate import Generated, Library, generate
 from tvmflow.targets.cuda.occupancy import occupancy
-from tvmflow.targets.kind import Timing, layer_rows
-
-if TYPE_CHECKING:
-    from tvmflow.bundles.bundle import Bundle
-    from tvmflow.bundles.verify import Runner
-    from tvmflow.spec import Best
+from tvmflow.targets.kind import Artifacts, RunStages, Timing, check_chain, layer_rows, verify_by_running, versions
 
 log = logging.getLogger(__name__)
 
+LIBRARY = "model.so"
 SOURCE = "kernels.cu"
 """The kernels as CUDA C, beside the library: for people, and for the stand-in, which can't run machine code."""
 
@@ -44,8 +40,8 @@ CHECK = "check"
 """The folder with a library for this computer, where the board has another kind of CPU."""
 
 
-def check(target: Target, out: Path, linker: str = "auto", *, runner: bool = False) -> toolchain.Linker:
-    """As `tvmflow.bundles.build.check`; also the compiler has to be installed and to know the architectures."""
+def check(target: Target, linker: str = "auto", *, runner: bool = False) -> toolchain.Linker:
+    """The linker; also the compiler has to be installed and to know the architectures. Raises UserError."""
     if runner:
         raise UserError(f"--runner makes programs for CPUs only, none for a GPU such as that of {target.name}.")
     nvrtc.require()
@@ -55,43 +51,11 @@ def check(target: Target, out: Path, linker: str = "auto", *, runner: bool = Fal
             f"NVIDIA's compiler {nvrtc.version()} doesn't know {', '.join(unknown)}; it compiles for "
             f"{', '.join(nvrtc.supported())}, each as sm_ or, for PTX, compute_."
         )
-    return building.check(target, out, linker)
+    return toolchain.select_linker(target, linker)
 
 
-check_network = building.check_network
-
-
-def build(
-    program: Program,
-    target: Target,
-    out: Path,
-    *,
-    linker: str = "auto",
-    dump_dir: Path | None = None,
-    verify: bool = True,
-    runner: bool = False,
-    records: Mapping[str, Best] | None = None,
-) -> Bundle:
-    """As `tvmflow.bundles.build.build`; machine code for `gpu.architecture` and for those `also` asked for is embedded.
-
-    What the board needs besides TVM's published runtime is logged as a warning. Raises CompileError for a kernel that
-    NVIDIA's compiler refuses.
-    """
-    check(target, out, linker, runner=runner)
-    if note := gpu_of(target).runtime_note:
-        log.warning(f"{target.name}: {note}")
-    return building.build(
-        program,
-        target,
-        out,
-        linker=linker,
-        dump_dir=dump_dir,
-        verify=verify,
-        records=records,
-        compiler=functools.partial(compile_library, verify=verify),
-        companions=(SOURCE, CHECK),
-        more_versions={"nvrtc": nvrtc.version()},
-    )
+check_network = check_chain
+verify = verify_by_running
 
 
 def gpu_of(target: Target) -> Gpu:
@@ -106,29 +70,34 @@ def architectures(target: Target) -> tuple[str, ...]:
     return tuple(dict.fromkeys((gpu.architecture, *gpu.also)))
 
 
-def compile_library(
+def compile(  # noqa: A001 (a kind's functions are called by its name)
     program: Program,
     target: Target,
-    linker: toolchain.Linker,
-    library: Path,
+    folder: Path,
     *,
+    linker: toolchain.Linker | None,
+    run_stages: RunStages,
     dump_dir: Path | None = None,
     verify: bool = True,
-) -> Program:
-    """Run the stages and make `library`; beside it SOURCE and, where the board has another kind of CPU, CHECK."""
+    source: bool = False,
+) -> Artifacts:
+    """Run the stages and make the library; beside it SOURCE and, where the board has another kind of CPU, CHECK.
+
+    Machine code for `gpu.architecture` and for those `also` asked for is embedded. What the board needs besides TVM's
+    published runtime is noted. Raises CompileError for a kernel that NVIDIA's compiler refuses.
+    """
     import tvm
 
-    from tvmflow.pipeline import run_stages
-
+    assert linker is not None
+    library = folder / LIBRARY
     with tvm.target.Target(dict(target.tvm)):
         compiled = run_stages(program, target, dump_dir)
     libraries = [Library(tvm=target.tvm, linker=linker, path=library)]
     host = HOST
     if target.elf != host.elf:
-        folder = library.with_name(CHECK)
-        folder.mkdir(exist_ok=True)
+        (folder / CHECK).mkdir(exist_ok=True)
         tvm_target = {**target.tvm, "host": {"kind": "llvm", "mtriple": host.triple}}
-        path = folder / library.name
+        path = folder / CHECK / library.name
         libraries.append(Library(tvm=tvm_target, linker=toolchain.select_linker(host), path=path))
     made = standin.call(
         generate,
@@ -141,7 +110,16 @@ def compile_library(
     library.with_name(SOURCE).write_text(made.source, encoding="utf-8")
     if made.source:
         cubin.check(library, tuple(name for name in architectures(target) if name.startswith("sm_")), target.name)
-    return _with_details(compiled, target, made)
+    toolchain.check_elf(library, target.elf, target.name)
+    note = gpu_of(target).runtime_note
+    return Artifacts(
+        program=_with_details(compiled, target, made),
+        library=library,
+        memory={**compiled.memory, **toolchain.section_bytes(library), "library_bytes": library.stat().st_size},
+        versions={**versions(linker), "nvrtc": nvrtc.version()},
+        extras={name: folder / name for name in (SOURCE, CHECK) if (folder / name).exists()},
+        notes=[f"{target.name}: {note}"] if note else [],
+    )
 
 
 def _with_details(program: Program, target: Target, made: Generated) -> Program:
@@ -253,7 +231,7 @@ def missing_device(target: Target) -> str | None:
 
 
 def time(
-    bundle: Bundle, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
+    bundle: Built, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
 ) -> Timing:
     """Measured where a GPU of the bundle's architecture answers; the stand-in is never timed."""
     target = bundle.target

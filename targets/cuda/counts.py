@@ -17,8 +17,8 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir import TensorLoad
 
+from tvmflow.schedules.expressions import evaluate, parts
 from tvmflow.targets.cuda import codegen
-from tvmflow.targets.cuda.evaluate import evaluate, parts
 
 WARP, SECTOR_BYTES, BANKS = 32, 32, 32
 SAMPLES = 24

@@ -61,7 +61,7 @@ def check_kernels(pairs: Sequence[tuple[str, str]], target: dict[str, Any]) -> l
     Each buffer is filled with noise; those that the unscheduled kernel changes, on this computer's CPU, have to be the
     same afterwards.
     """
-    from tvmflow.bundles.verify import within_tolerance
+    from tvmflow.network.agreement import within_tolerance
     from tvmflow.targets.cuda import standin
 
     standin.use_for_kernels()

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tvmflow import __version__
-from tvmflow.bundles import build as building
-from tvmflow.bundles import bundle
-from tvmflow.spec import Measurement, Program, Target, TensorSpec, UserError, VerificationError
-from tvmflow.system import interrupt
-from tvmflow.targets import kind as backends
+from tvmflow.network.agreement import Runner
+from tvmflow.network.vectors import vector_names
+from tvmflow.spec import Built, Measurement, Program, Target, TensorSpec, UserError
+from tvmflow.system import interrupt, toolchain
+from tvmflow.targets.kind import Artifacts, RunStages, Timing, check_chain, verify_by_running
 from tvmflow.targets.vta import program as programs
 from tvmflow.targets.vta import timing
 from tvmflow.targets.vta.driver import make_runner, vta_driver
@@ -24,79 +22,55 @@ from tvmflow.targets.vta.simulate import Machine
 from tvmflow.targets.vta.stages import compiled_of, configuration
 from tvmflow.targets.vta.timeline import occupancy
 
-if TYPE_CHECKING:
-    from tvmflow.bundles.verify import Runner
-    from tvmflow.spec import Best
-
-log = logging.getLogger(__name__)
-
 PROGRAM, MEMORY, LAYOUT = programs.FILES
 
 
-def check(target: Target, out: Path, linker: str = "auto", *, runner: bool = False) -> None:
-    """Raise what `build` would raise before a network is imported: UserError."""
+def check(target: Target, linker: str = "auto", *, runner: bool = False) -> None:
+    """Raise what compiling would raise before a network is imported: UserError."""
     configuration(target)
     if linker != "auto":
         raise UserError(f"Nothing is linked for {target.name}: leave --linker out.")
     if runner:
         raise UserError("A bundle for VTA has its driver, in Python and in C, already: leave --runner out.")
-    bundle.check_destination(out)
 
 
-check_network = building.check_network
+check_network = check_chain
+verify = verify_by_running
 
 
-def build(
+def compile(  # noqa: A001 (a kind's functions are called by its name)
     program: Program,
     target: Target,
-    out: Path,
+    folder: Path,
     *,
-    linker: str = "auto",
+    linker: toolchain.Linker | None,
+    run_stages: RunStages,
     dump_dir: Path | None = None,
     verify: bool = True,
-    runner: bool = False,
-    records: Mapping[str, Best] | None = None,
-) -> bundle.Bundle:
-    """Compile a quantised network into a bundle, verified on the simulator. Raises UserError, VerificationError.
+    source: bool = False,
+) -> Artifacts:
+    """The static program of a quantised network. Raises UserError.
 
-    `records` are tilings that a search found, by task.
+    `Program.records` are tilings that a search found, by task.
     """
-    from tvmflow.bundles.verify import failure_sentence, verify_library
-    from tvmflow.pipeline import run_stages
-
-    check(target, out, linker, runner=runner)
     if program.integer is None:
         raise UserError(f"VTA computes in int8: {program.name} has to be quantised, in the scheme power-of-two.")
-    log.info(f"Compiling {program.name} for {target.name}")
-    compiled = run_stages(replace(program, records=records or {}), target, dump_dir)
-    verdict: Mapping[str, Any] = {"passed": None, "method": None, "reason": "It was built with --no-verify."}
-    with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
-        folder = Path(name)
-        executable = compiled_of(compiled).executable
-        programs.save(executable, folder, facts={"model": program.name, "board": target.name})
-        interrupt.check()
-        if verify:
-            log.info(f"Verifying {program.name} on {len(program.vectors)} golden vectors")
-            verdict = verify_library(folder / PROGRAM, target, program.vectors, program.outputs)
-            if not verdict["passed"]:
-                raise VerificationError(failure_sentence(verdict, f"{program.name} compiled for {target.name}"))
-        interrupt.check()
-        return bundle.write(
-            out,
-            program=compiled,
-            target=target,
-            library=folder / PROGRAM,
-            versions={"tvmflow": __version__, "numpy": np.__version__},
-            memory=compiled.memory,
-            verify=verdict,
-            runner=make_runner(folder, executable.config),
-            extras={name: folder / name for name in (MEMORY, LAYOUT)},
-            usage=_usage(compiled, target),
-        )
+    compiled = run_stages(program, target, dump_dir)
+    executable = compiled_of(compiled).executable
+    programs.save(executable, folder, facts={"model": program.name, "board": target.name})
+    return Artifacts(
+        program=compiled,
+        library=folder / PROGRAM,
+        memory=compiled.memory,
+        versions={"tvmflow": __version__, "numpy": np.__version__},
+        extras={name: folder / name for name in (MEMORY, LAYOUT)},
+        runner=make_runner(folder, executable.config),
+        usage=_usage(compiled, target),
+    )
 
 
 def _usage(program: Program, target: Target) -> str:
-    config, first = compiled_of(program).executable.config, bundle.vector_names(program)[0]
+    config, first = compiled_of(program).executable.config, vector_names(program)[0]
     base = "" if target.name in vta_driver.BOARDS else " --core CORE --base ADDRESS-OF-ITS-REGISTERS"
     on_the_board = f"""
 On the board, as root, with the bitstream {config.bitstream} of HW_VER {config.version}:
@@ -150,8 +124,8 @@ def hardware(target: Target) -> timing.Hardware:
 
 
 def time(
-    bundle: bundle.Bundle, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
-) -> backends.Timing:
+    bundle: Built, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
+) -> Timing:
     """Simulated, cycle by cycle; every run takes the same, so one is enough."""
     board, target = hardware(bundle.target), bundle.target
     assert target.vta is not None
@@ -181,7 +155,7 @@ def time(
         {"basis": "simulated", "unit": "us", "p50": us, "min": us, "interval": [us, us]}
         for us in (layer.cycles / board.clock_mhz for layer in timed.layers)
     ]
-    return backends.Timing(
+    return Timing(
         measurement=measurement if whole else None,
         note="" if whole else "only profiled.",
         layers=rows if layers else (),

@@ -57,14 +57,14 @@ def cut_layers(program: Program, target: Target) -> Program:
             used[key] = best
             searched.add(work.layer.name)
         schedule[work.layer.name] = tiling or default_tiling(work, config)
-    return replace(program, records=used, vta=Made(works=works, schedule=schedule, searched=frozenset(searched)))
+    return replace(program, records=used, made=Made(works=works, schedule=schedule, searched=frozenset(searched)))
 
 
 def emit_program(program: Program, target: Target) -> Program:
     """Instructions with their tokens, micro-ops and the memory image."""
     made = _made(program)
     compiled = compile_works(made.works, configuration(target), made.schedule)
-    return replace(program, vta=replace(made, compiled=compiled))
+    return replace(program, made=replace(made, compiled=compiled))
 
 
 def check_program(program: Program, target: Target) -> Program:
@@ -103,8 +103,8 @@ def compiled_of(program: Program) -> Compiled:
 
 
 def _made(program: Program) -> Made:
-    assert program.vta is not None
-    return program.vta
+    assert isinstance(program.made, Made)
+    return program.made
 
 
 def _lifetimes(works: Sequence[Work]) -> list[Tensor]:

@@ -23,8 +23,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from tvmflow.bundles.verify import tolerances
 from tvmflow.measure import device
+from tvmflow.network.agreement import tolerances
+from tvmflow.network.vectors import vector_names
 from tvmflow.spec import (
     NO_ELF,
     Cpu,
@@ -550,11 +551,6 @@ def _details(layer: Layer, program: Program) -> Mapping[str, Any]:
 def library_name(library: Path) -> str:
     """What a library is called in a bundle: "model", with the suffix of its kind; VTA's program.bin stays that."""
     return library.name if library.suffix == ".bin" else Path(LIBRARY).with_suffix(library.suffix).name
-
-
-def vector_names(program: Program) -> list[str]:
-    """The golden vectors' folders in order."""
-    return [f"{number:03}-{vector.name}" for number, vector in enumerate(program.vectors)]
 
 
 def _write_vectors(root: Path, program: Program) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from tvmflow.bundles import bundle as bundles
-from tvmflow.bundles.verify import find_runner
 from tvmflow.integer.network import Scheme
 from tvmflow.models import MODELS
 from tvmflow.models.data import Split, load_cifar10
 from tvmflow.spec import UserError, VerificationError
 from tvmflow.targets import kind as backends
+from tvmflow.targets.kind import find_runner
 
 MIN_AGREEMENT = 0.999
 """Share of images on which PyTorch and the compiled network have to choose the same class."""

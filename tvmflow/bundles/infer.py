@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from tvmflow.bundles.bundle import Bundle, load_array
-from tvmflow.bundles.verify import find_runner
 from tvmflow.integer.network import quantize
 from tvmflow.models.data import read_image
 from tvmflow.spec import TensorSpec, UserError
+from tvmflow.targets.kind import find_runner
 
 TOP = 5
 

@@ -98,11 +98,12 @@ def build(
     to match exact integer arithmetic bit for bit.
     """
     from tvmflow import targets
+    from tvmflow.bundles.build import build as build_bundle
+    from tvmflow.bundles.build import check
     from tvmflow.integer.frontend import import_quantized
     from tvmflow.network.frontend import import_model, parse_input_shape
     from tvmflow.report import assemble
     from tvmflow.report.render import memory_text, schedules_text, verdict_text
-    from tvmflow.targets import kind as backends
     from tvmflow.targets.kind import Timing
     from tvmflow.tune import apply
 
@@ -121,13 +122,12 @@ def build(
     found = targets.compile_also(targets.compute_in(found, dtype), arch or [])
     if cuda_graph:
         found = targets.capture_graph(found)
-    builder = backends.of(found)
     shapes = [parse_input_shape(text) for text in input_shape or []]
-    builder.check(found, out, linker, runner=runner is not None)  # before the import, which takes its time
+    check(found, out, linker, runner=runner is not None)  # before the import, which takes its time
     records = apply.find_records(found, db) if tuned and (dtype == "float32" or found.kind == "vta") else {}
     log.info(f"Importing {model}")
     program = import_quantized(model, found.kind, scheme) if dtype == "int8" else import_model(model, shapes)
-    built = builder.build(
+    built = build_bundle(
         program,
         found,
         out,
@@ -135,8 +135,8 @@ def build(
         dump_dir=dump_dir,
         verify=verify,
         runner=runner is not None,
+        source=source,
         records=records,
-        **({"source": True} if source else {}),
     )
     report = assemble(built, built.manifest["verify"], Timing(note=NOT_TIMED))
     lines = [
@@ -169,7 +169,8 @@ def run(
 def verify(bundle: BundlePath, json: Json = None) -> None:
     """Check a bundle's files, run it on its golden vectors and compare with what PyTorch gave."""
     from tvmflow.bundles.bundle import open_bundle
-    from tvmflow.bundles.verify import failure_sentence, verify_bundle
+    from tvmflow.bundles.verify import verify_bundle
+    from tvmflow.network.agreement import failure_sentence
     from tvmflow.report.render import verdict_text
     from tvmflow.spec import MissingDependencyError, VerificationError
     from tvmflow.system.text import text_table

@@ -23,7 +23,7 @@ from tvmflow.spec import MissingDependencyError, Target, UserError, Verification
 from tvmflow.system import children
 
 if TYPE_CHECKING:
-    from tvmflow.bundles.bundle import Bundle
+    from tvmflow.spec import Built
 
 MCA, OBJDUMP = "llvm-mca-22", "llvm-objdump-22"
 TOOLS: Mapping[tuple[str, int], Mapping[str, str]] = {
@@ -116,7 +116,7 @@ class Profile:
     layers: Sequence[Mapping[str, Any]]
 
 
-def profile(bundle: Bundle) -> Profile:
+def profile(bundle: Built) -> Profile:
     """Modelled cycles of one inference of a bundle, on one thread.
 
     Raises UserError for kinds of target that this isn't for, MissingDependencyError, VerificationError.
@@ -130,7 +130,7 @@ def profile(bundle: Bundle) -> Profile:
             f"Cycles of a {target.cpu.model} can't be modelled: there are models of {', '.join(CORES)}."
         )
     require_tools(target)  # before what takes longer
-    trace_calls: Callable[[Bundle], Traced] = import_module(TRACERS[target.kind]).trace_calls
+    trace_calls: Callable[[Built], Traced] = import_module(TRACERS[target.kind]).trace_calls
     costs = model(trace_calls(bundle), core, target.tvm["mtriple"])
     return Profile(
         facts={

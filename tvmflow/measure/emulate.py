@@ -31,7 +31,7 @@ from tvmflow.system import cache, children, runtime, toolchain
 from tvmflow.system.tensors import BFLOAT16
 
 if TYPE_CHECKING:
-    from tvmflow.bundles.bundle import Bundle
+    from tvmflow.spec import Built
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def run_vectors(
     return [tuple(result[index] for result in results) for index in range(len(inputs))]
 
 
-def trace_calls(bundle: Bundle, emulator: Emulator | None = None) -> Traced:
+def trace_calls(bundle: Built, emulator: Emulator | None = None) -> Traced:
     """What one inference of a bundle executes, kernel call by kernel call, on one thread.
 
     `emulator` is the board's own unless another is given. Raises MissingDependencyError where it can't be had, and

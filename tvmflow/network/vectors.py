@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tvmflow.network.rounding import MOVED_BY, rounding_of
-from tvmflow.spec import Preprocessing, TensorSpec, Vector
+from tvmflow.spec import Preprocessing, Program, TensorSpec, Vector
 from tvmflow.system.tensors import is_floating
 
 Reference = Callable[..., tuple[np.ndarray, ...]]
@@ -88,6 +88,11 @@ def _vectors(
         vectors = _varied(vectors, inputs, limits, reference)
         return (*vectors, *_not_finite(inputs, limits, rng, reference))
     return tuple(_varied(vectors, inputs, limits, reference))
+
+
+def vector_names(program: Program) -> list[str]:
+    """The golden vectors' folders in order."""
+    return [f"{number:03}-{vector.name}" for number, vector in enumerate(program.vectors)]
 
 
 def in_arithmetic(vectors: Sequence[Vector], arithmetic: str) -> tuple[Vector, ...]:

@@ -26,7 +26,7 @@ OFFSETS = {("int8", "uint8"): 128, ("uint8", "int8"): -128}
 
 def integer_kernels(program: Program, target: Target) -> Program:
     """`main` is made anew from `Program.integer`; two depthwise layers in a row share a kernel on CPUs."""
-    network = program.integer
+    network: IntegerNetwork | None = program.integer
     assert network is not None
     builder = relax.BlockBuilder()
     values = {INPUT: relax.Var(INPUT, relax.TensorType(network.input_shape, "int8"))}

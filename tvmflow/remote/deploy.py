@@ -30,9 +30,9 @@ from typing import IO, Any, cast
 
 from tvmflow.bundles import bundle as bundles
 from tvmflow.bundles.bundle import Bundle
-from tvmflow.bundles.verify import judge
 from tvmflow.measure import device
 from tvmflow.measure.noise import NOISY_SPREAD, disturbances
+from tvmflow.network.agreement import judge
 from tvmflow.remote import peers
 from tvmflow.report import Report, assemble
 from tvmflow.spec import NO_ELF, DeviceError, Measurement, MissingDependencyError, UserError, Vector, VerificationError

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from tvmflow.bundles import bundle as bundles
-from tvmflow.bundles.verify import compare, failure_sentence
 from tvmflow.measure.local import layer_times
+from tvmflow.network.agreement import compare, failure_sentence
 from tvmflow.remote import peers
 from tvmflow.remote import tracker as trackers
 from tvmflow.remote.deploy import PATIENCE_SECONDS, connect, last_line, report_on, window_seconds

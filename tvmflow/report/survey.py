@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from tvmflow.bundles import bundle as bundles
-from tvmflow.bundles.verify import failure_sentence, verify_bundle
+from tvmflow.bundles.verify import verify_bundle
 from tvmflow.measure.cycles import TRACERS, profile, sentence
+from tvmflow.network.agreement import failure_sentence
 from tvmflow.report import Report, assemble
 from tvmflow.spec import MissingDependencyError, VerificationError
 from tvmflow.targets import kind as backends

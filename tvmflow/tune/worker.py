@@ -21,7 +21,7 @@ if sys.argv[1:2] in (["run"], ["remote"]):
 import numpy as np  # noqa: E402
 import tvm  # noqa: E402
 
-from tvmflow.bundles.verify import within_tolerance  # noqa: E402
+from tvmflow.network.agreement import within_tolerance  # noqa: E402
 
 Answer = dict[str, Any]
 
