@@ -29,6 +29,7 @@ from tvmflow.system.text import to_json
 from tvmflow.system.toolchain import select_linker, tvm_target_dict
 from tvmflow.targets import TARGETS
 from tvmflow.targets.cortex_m import arena, machine
+from tvmflow.targets.cortex_m import compile as compiling
 from tvmflow.targets.cortex_m.backend import network_name
 from tvmflow.targets.cortex_m.compile import c_name, compile_object
 
@@ -221,7 +222,7 @@ def test_modelled_cycles_are_of_the_counted_instructions(bundle):
     ],
 )
 def test_too_big_is_said_before_compiling(tmp_path, monkeypatch, memory, words):
-    monkeypatch.setattr("tvmflow.targets.cortex_m.compile.compile_object", None)
+    monkeypatch.setattr(compiling, "compile_object", None)
     board = replace(M7, mcu=replace(M7.mcu, **memory))
     with pytest.raises(UserError, match=words):
         build(integer_program(network("joint-modules")), board, tmp_path / "out")

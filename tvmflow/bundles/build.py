@@ -15,7 +15,6 @@ from tvmflow.bundles import bundle
 from tvmflow.measure import device
 from tvmflow.network.agreement import failure_sentence, off_beyond_numbers, tolerances
 from tvmflow.network.vectors import in_arithmetic, vector_names
-from tvmflow.pipeline import run_stages
 from tvmflow.spec import Best, Program, Target, UserError, Vector, VerificationError
 from tvmflow.system import interrupt, toolchain
 from tvmflow.targets import kind
@@ -96,6 +95,8 @@ class _How:
 
     def compile(self, program: Program, records: Mapping[str, Best] | None, *, aside: bool = False) -> Artifacts:
         """In a folder of its own; with `aside` only to be tried, without the dump and the source."""
+        from tvmflow.pipeline import run_stages  # which imports TVM and PyTorch
+
         made = kind.of(self.target).compile(
             replace(program, records=dict(records or {})),
             self.target,
