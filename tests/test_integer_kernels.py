@@ -18,7 +18,7 @@ from tvmflow.integer.frontend import integer_program
 from tvmflow.integer.network import IntegerLayer, IntegerNetwork, save
 from tvmflow.passes.lower import lower, plan_memory
 from tvmflow.pipeline import INTEGER_STAGES
-from tvmflow.schedules.cpu.integer._instructions import MACHINE_X64, X86, instructions_of
+from tvmflow.schedules.instructions import MACHINE_X64, X86, instructions_of
 from tvmflow.spec import Preprocessing, Target
 from tvmflow.system import toolchain
 from tvmflow.targets import TARGETS

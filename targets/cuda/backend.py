@@ -24,7 +24,7 @@ from tvmflow.spec import (
     VerificationError,
 )
 from tvmflow.system import toolchain
-from tvmflow.targets.cpu.boards import HOST
+from tvmflow.system.host import COMPUTER
 from tvmflow.targets.cuda import cubin, nvrtc, standin
 from tvmflow.targets.cuda.generate import Generated, Library, generate
 from tvmflow.targets.cuda.occupancy import occupancy
@@ -93,7 +93,7 @@ def compile(  # noqa: A001 (a kind's functions are called by its name)
     with tvm.target.Target(dict(target.tvm)):
         compiled = run_stages(program, target, dump_dir)
     libraries = [Library(tvm=target.tvm, linker=linker, path=library)]
-    host = HOST
+    host = COMPUTER
     if target.elf != host.elf:
         (folder / CHECK).mkdir(exist_ok=True)
         tvm_target = {**target.tvm, "host": {"kind": "llvm", "mtriple": host.triple}}
@@ -160,10 +160,10 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
 
     There it is the library itself that runs or, where the board has another kind of CPU, that made for this computer.
     """
-    if target.elf == HOST.elf and missing_device(target) is None:
+    if target.elf == COMPUTER.elf and missing_device(target) is None:
         return "native", lambda inputs: measure.run_vectors(library, inputs, outputs, device="cuda")
     source = library.with_name(SOURCE)
-    runnable = library if target.elf == HOST.elf else library.with_name(CHECK) / library.name
+    runnable = library if target.elf == COMPUTER.elf else library.with_name(CHECK) / library.name
     if not source.exists() or not runnable.exists():
         raise MissingDependencyError(
             f"{library.name} for {target.name} can't be run on this computer: it has no {SOURCE} beside it, or no "
@@ -235,7 +235,7 @@ def time(
 ) -> Timing:
     """Measured where a GPU of the bundle's architecture answers; the stand-in is never timed."""
     target = bundle.target
-    if target.elf != HOST.elf:
+    if target.elf != COMPUTER.elf:
         return Timing(note=f"no {target.name} was at hand, and the stand-in checks answers, never speed.")
     if missing := missing_device(target):
         return Timing(note=f"{missing}; the stand-in checks answers, never speed.")

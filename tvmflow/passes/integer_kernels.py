@@ -14,10 +14,10 @@ from tvmflow.integer.network import IntegerLayer, IntegerNetwork
 from tvmflow.network.names import PATH_SEPARATOR
 from tvmflow.passes.fuse_operators import call_bytes, constant_bytes, kernel_calls
 from tvmflow.schedules.cpu.integer import RULES, Kernel, Task, Tensor
-from tvmflow.schedules.cpu.integer._instructions import instructions_of
-from tvmflow.schedules.cpu.integer._loops import round_up
 from tvmflow.schedules.cpu.integer.depthwise import fuses
 from tvmflow.schedules.cuda import integer as cuda
+from tvmflow.schedules.instructions import instructions_of
+from tvmflow.schedules.integers import round_up
 from tvmflow.spec import Layer, Program, Target
 
 OFFSETS = {("int8", "uint8"): 128, ("uint8", "int8"): -128}

@@ -32,8 +32,8 @@ from tvm.script.ir_builder import tirx as T
 
 from tvmflow.schedules.convolutions import starts, unfuse, worth_threads
 from tvmflow.schedules.cpu.integer import Kernel, Task
-from tvmflow.schedules.cpu.integer._instructions import GROUP, Instructions, instructions_of
-from tvmflow.schedules.cpu.integer._loops import (
+from tvmflow.schedules.instructions import GROUP, Instructions, instructions_of
+from tvmflow.schedules.integers import (
     Requantisation,
     element,
     fill,

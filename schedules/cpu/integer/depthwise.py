@@ -25,8 +25,8 @@ from tvm.script.ir_builder import tirx as T
 from tvmflow.integer.network import Cut, IntegerLayer, cuts
 from tvmflow.schedules.convolutions import worth_threads
 from tvmflow.schedules.cpu.integer import Kernel, Task, Tensor
-from tvmflow.schedules.cpu.integer._instructions import instructions_of
-from tvmflow.schedules.cpu.integer._loops import (
+from tvmflow.schedules.instructions import instructions_of
+from tvmflow.schedules.integers import (
     Requantisation,
     element,
     fill,

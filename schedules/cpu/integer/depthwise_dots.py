@@ -28,8 +28,6 @@ from tvm.script.ir_builder import tirx as T
 from tvmflow.integer.network import Cut, IntegerLayer, cuts
 from tvmflow.schedules.convolutions import worth_threads
 from tvmflow.schedules.cpu.integer import Kernel, Task, Tensor
-from tvmflow.schedules.cpu.integer._instructions import dot_products, instructions_of, intrinsic, wide_high
-from tvmflow.schedules.cpu.integer._loops import Requantisation, fill, kernel, round_up, vector
 from tvmflow.schedules.cpu.integer.depthwise import (
     BUFFER_BYTES,
     MOST_PRODUCTS,
@@ -39,6 +37,8 @@ from tvmflow.schedules.cpu.integer.depthwise import (
     is_depthwise,
     position,
 )
+from tvmflow.schedules.instructions import dot_products, instructions_of, intrinsic, wide_high
+from tvmflow.schedules.integers import Requantisation, fill, kernel, round_up, vector
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target

@@ -9,7 +9,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from tvmflow.schedules.cpu.integer import Kernel, Task
-from tvmflow.schedules.cpu.integer._loops import element, first_sums, kernel, plain_place, requantised
+from tvmflow.schedules.integers import element, first_sums, kernel, plain_place, requantised
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target

@@ -11,9 +11,9 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from tvmflow.schedules.cpu.integer import Task, Tensor
-from tvmflow.schedules.cpu.integer._loops import kernel, plain_place, requantised
 from tvmflow.schedules.cuda._grid import when
 from tvmflow.schedules.cuda.integer import BYTES
+from tvmflow.schedules.integers import kernel, plain_place, requantised
 
 if TYPE_CHECKING:
     from tvmflow.integer.network import IntegerLayer

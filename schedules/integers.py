@@ -13,7 +13,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tvmflow.schedules.cpu.integer import Task, Tensor
-from tvmflow.schedules.cpu.integer._instructions import Expr, Instructions
+from tvmflow.schedules.instructions import Expr, Instructions
 
 if TYPE_CHECKING:
     from tvmflow.integer.network import IntegerLayer
