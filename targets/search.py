@@ -298,11 +298,11 @@ class Search(Protocol):
 class Opened:
     """A search of which it is known whose records they are, before there is a store for them.
 
-    `search` opens the rest, given the store's folder, and of the tasks those with these names, all if None.
+    `search` opens the rest, given the store's folder.
     """
 
     identity: Identity
-    search: Callable[[Path, str | None], AbstractContextManager[Search]]
+    search: Callable[[Path], AbstractContextManager[Search]]
 
 
 class SearchKind(Protocol):
@@ -323,8 +323,8 @@ class SearchKind(Protocol):
     def tasks(self, target: Target, model: str, shapes: Sequence[Any]) -> Sequence[Task]:
         """What would be tuned."""
 
-    def opened(self, plan: Plan) -> AbstractContextManager[Opened]:
-        """What a search takes, open while the block lasts."""
+    def opened(self, plan: Plan, names: str | None) -> AbstractContextManager[Opened]:
+        """What a search of the tasks with these `names` takes, open while the block lasts."""
 
 
 NamedTask = TypeVar("NamedTask", bound=Task)

@@ -247,15 +247,15 @@ def tasks(target: Target, model: str, shapes: Sequence[Any]) -> tuple[Task, ...]
 
 
 @contextmanager
-def opened(plan: Plan) -> Iterator[Opened]:
+def opened(plan: Plan, names: str | None) -> Iterator[Opened]:
     """A search over the layers of a quantised network."""
     config, board = configuration(plan.target), hardware(plan.target)
     works = _works(plan.model, config)
+    chosen = select(tasks_of(works, config), names)
 
     @contextmanager
-    def search(folder: Path, names: str | None) -> Iterator[Tilings]:
-        measurer = SimulatedMeasurer(works, config, board)
-        yield Tilings(tasks=select(tasks_of(works, config), names), target=plan.target, measurer=measurer)
+    def search(folder: Path) -> Iterator[Tilings]:
+        yield Tilings(tasks=chosen, target=plan.target, measurer=SimulatedMeasurer(works, config, board))
 
     yield Opened(identity=identity(plan.target), search=search)
 

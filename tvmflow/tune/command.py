@@ -112,13 +112,13 @@ def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
     """Search, and say what came of it. KeyboardInterrupt passes after a word on how to go on."""
     with (
         interrupt.deferred(),
-        kind_of(plan.target).opened(plan) as opened,
+        kind_of(plan.target).opened(plan, names) as opened,
         Store(plan.work_dir / opened.identity.folder, opened.identity, writable=True) as store,
     ):
         try:
             if store.quarantined:
                 log.info(f"{store.quarantined} unusable lines were set aside in {store.folder / 'quarantine.jsonl'}")
-            with opened.search(store.folder, names) as search:
+            with opened.search(store.folder) as search:
                 spent = store.spent(task.key for task in search.tasks)
                 if spent:
                     log.info(f"Going on after {spent} trials of earlier runs in {store.folder}")

@@ -152,18 +152,18 @@ def tasks(target: Target, model: str, shapes: Sequence[Any]) -> tuple[Task, ...]
 
 
 @contextmanager
-def opened(plan: Plan) -> Iterator[Opened]:
+def opened(plan: Plan, names: str | None) -> Iterator[Opened]:
     """A search with the boards that it takes, which say whose its records are."""
     if plan.runner == "modelled":
         from tvmflow.tune import modelled
 
-        yield modelled.opened(plan)
+        yield modelled.opened(plan, names)
         return
     with remote.boards(plan.boards, plan.target, check=interrupt.check) as boards:
         whose = remote.marked(identity(plan.target), boards)
 
         @contextmanager
-        def search(folder: Path, names: str | None) -> Iterator[Kernels]:
+        def search(folder: Path) -> Iterator[Kernels]:
             with (
                 # their processes import what they need while this one imports the network
                 closing(Builders(_pool(plan, whose), check=interrupt.check)) as builders,

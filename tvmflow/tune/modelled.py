@@ -189,7 +189,7 @@ def check(found: Sequence[tuple[Any, Candidate]], target: Target) -> list[str]:
     return answers
 
 
-def opened(plan: Plan) -> Opened:
+def opened(plan: Plan, names: str | None) -> Opened:
     """A search whose records are marked as a model's."""
     from tvmflow.targets.cuda.model import Constants, load_constants
     from tvmflow.tune.apply import modelled
@@ -198,7 +198,7 @@ def opened(plan: Plan) -> Opened:
     constants = load_constants(plan.calibration) if plan.calibration else Constants()
 
     @contextmanager
-    def search(folder: Path, names: str | None) -> Iterator[ModelledKernels]:
+    def search(folder: Path) -> Iterator[ModelledKernels]:
         described = as_plain(tvm_target(plan.target).export())
         with closing(ModelledMeasurer(plan.target, described, constants, check=interrupt.check)) as measurer:
             keep_constants(folder / "constants.json", constants)
