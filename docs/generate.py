@@ -11,16 +11,18 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tvmflow import cli, spec, targets
+from tvmflow import cli, spec
 from tvmflow.measure import emulate
 from tvmflow.report import estimate
 from tvmflow.schedules import registry as rules
 from tvmflow.spec import Target
 from tvmflow.system import runtime
 from tvmflow.targets import DEFAULT_BOARD, TARGETS
+from tvmflow.targets.kind import MODULES
 
 ROOT = Path(__file__).parents[1]
 NETWORK = "dilated-net"
@@ -319,7 +321,8 @@ def _at_best(target: Target, network: estimate.Network) -> str:
 def _figures(target: Target) -> str:
     if target.name == "host":
         return f"Source: {target.datasheet}. `tvmflow boards --json -` prints them."
-    notes = inspect.getdoc(getattr(targets, target.kind)).partition("\n\n")[2]
+    boards = import_module(f"{MODULES[target.kind].rpartition('.')[0]}.boards")
+    notes = (inspect.getdoc(boards) or "").partition("\n\n")[2]
     rows = list(_figure_rows(target))
     words = [
         f"Source: {target.datasheet}. What was *not looked up* there is known from elsewhere; "
