@@ -58,7 +58,7 @@ lint: .venv/installed
 	rm -rf $(TREE) && mkdir -p $(TREE)/tvmflow
 	ln -s $(CURDIR)/tvmflow/* $(CURDIR)/targets $(CURDIR)/schedules $(CURDIR)/models $(TREE)/tvmflow/
 	MYPYPATH=$(TREE) $(BIN)/mypy -p tvmflow
-	cd $(TREE) && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --config $(CURDIR)/pyproject.toml --no-cache
+	cd $(TREE) && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports $(CURDIR)/pyproject.toml --no-cache
 
 # Nothing of it comes from the network, nor asks for it in a browser.
 docs: .venv/installed

@@ -241,10 +241,10 @@ def sample(program: Program, target: Target) -> list[Sample]:
     """Some candidates of each kernel, timed; those of one kernel follow each other."""
     from tvmflow.targets.cuda import counts
     from tvmflow.targets.cuda.passes.plain_names import with_plain_names
+    from tvmflow.targets.search import typical
     from tvmflow.tune.builders import Builders, LocalPool
     from tvmflow.tune.measure import LocalMeasurer
     from tvmflow.tune.space import CostModel, Space
-    from tvmflow.tune.store import typical
     from tvmflow.tune.tasks import as_plain, extract, tvm_target
 
     assert target.gpu is not None

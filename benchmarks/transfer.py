@@ -112,7 +112,7 @@ class Replayed:
         self.seconds = {"build": 0.0, "run": 0.0}
 
     def measure(self, task: Any, candidates: Sequence[Any], best_ms: float | None) -> Iterator[Any]:
-        from tvmflow.tune.store import Result
+        from tvmflow.targets.search import Result
 
         for candidate in candidates:
             ms = self.times[task.key].get(candidate.text)
@@ -128,7 +128,9 @@ class Replayed:
 def replay(tasks: Sequence[Any], times: dict[str, Any], seed: int, lessons: Sequence[Any]) -> list[tuple[int, float]]:
     """(trials, ms of the network's kernels by the best of them) after each batch of a search."""
     from tvmflow.targets import TARGETS
-    from tvmflow.tune.session import Options, Session
+    from tvmflow.targets.search import Options
+    from tvmflow.tune.kernels import Kernels
+    from tvmflow.tune.session import Session
     from tvmflow.tune.space import Space
     from tvmflow.tune.store import Store
     from tvmflow.tune.tasks import identity
@@ -156,7 +158,8 @@ def replay(tasks: Sequence[Any], times: dict[str, Any], seed: int, lessons: Sequ
         tempfile.TemporaryDirectory() as folder,
         Store(Path(folder), identity(host), writable=True) as store,
     ):
-        Session(tasks, host, store, Replayed(known), settings, watch, lessons=lessons).run()
+        kernels = Kernels(tasks=tasks, target=host, measurer=Replayed(known), lessons=lessons)
+        Session(kernels, store, settings, watch).run()
     return curve
 
 

@@ -12,7 +12,7 @@ One function is both the hand-written schedule and the search space: without a `
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,14 @@ SHARED = tuple(Path(__file__).with_name(name) for name in ("convolutions.py", "w
 """The files that rules of every kind use."""
 
 
+UNSCHEDULED = "default"
+"""How records call a kernel without a schedule."""
+
+
+class ReplayError(Exception):
+    """A record can't be applied to a kernel."""
+
+
 def named(package: str, name: str) -> Rule:
     """The rule of that file, which imports tvm when it is first used; listing the rules mustn't."""
 
@@ -44,6 +52,16 @@ def named(package: str, name: str) -> Rule:
 def spell(name: str, knobs: Knobs) -> str:
     """A rule and its knobs as one expression, "pointwise_nchw(tile=(6, 4))"; `registry.parse` reads it."""
     return f"{name}({', '.join(f'{knob}={value!r}' for knob, value in knobs.items())})"
+
+
+def is_default(candidate: str) -> bool:
+    """Whether a candidate is what a build takes anyway: a rule's own choice, or no schedule."""
+    return candidate == UNSCHEDULED or candidate.endswith("()")
+
+
+def task_key(workload: Sequence[str]) -> str:
+    """How records call a kernel: by its structural hash, the first word of its workload, in 16 hexadecimal digits."""
+    return f"{int(workload[0]) % (1 << 64):016x}"
 
 
 def version_of(files: Iterable[Path]) -> str:

@@ -12,19 +12,19 @@ from typing import Any, get_type_hints
 from tvmflow.spec import Cpu, Gpu, Mcu, Target, UserError, Vta
 from tvmflow.system import untrusted
 from tvmflow.system.untrusted import MalformedError, UnusableFileError
-from tvmflow.targets.cortex_m import boards as cortex_m
-from tvmflow.targets.cpu import boards as cpu
-from tvmflow.targets.cuda import boards as cuda
-from tvmflow.targets.vta import boards as vta
+from tvmflow.targets.cortex_m import boards as cortex_m_boards
+from tvmflow.targets.cpu import boards as cpu_boards
+from tvmflow.targets.cuda import boards as cuda_boards
+from tvmflow.targets.vta import boards as vta_boards
 from tvmflow.targets.vta import config as configuration
 
 TARGETS: dict[str, Target] = {
     board.name: board
     for board in (
-        *cpu.BOARDS,
-        *cuda.BOARDS,
-        *vta.BOARDS,
-        *cortex_m.BOARDS,
+        *cpu_boards.BOARDS,
+        *cuda_boards.BOARDS,
+        *vta_boards.BOARDS,
+        *cortex_m_boards.BOARDS,
     )
 }
 

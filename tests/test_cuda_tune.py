@@ -16,6 +16,7 @@ from tvm.script import tirx as T
 
 import tvmflow.schedules.cuda
 from benchmarks import cuda as benchmark
+from tvmflow.passes.records import normalized
 from tvmflow.pipeline import run_stages
 from tvmflow.report.search import search_of
 from tvmflow.schedules.cuda import RULES, choices
@@ -24,14 +25,15 @@ from tvmflow.spec import MissingDependencyError, TvmflowError, UserError
 from tvmflow.targets import TARGETS
 from tvmflow.targets.cuda import counts, nvrtc, rank, standin
 from tvmflow.targets.cuda.model import Constants, load_constants, modelled_us, parts, save_constants
+from tvmflow.targets.search import Options, Result
 from tvmflow.tune import database, modelled
 from tvmflow.tune.apply import find_records
 from tvmflow.tune.apply import modelled as modelled_identity
 from tvmflow.tune.measure import choose_runner
-from tvmflow.tune.session import Options
+from tvmflow.tune.session import Session
 from tvmflow.tune.space import Candidate
-from tvmflow.tune.store import Result, Store
-from tvmflow.tune.tasks import extract, identity, normalized
+from tvmflow.tune.store import Store
+from tvmflow.tune.tasks import extract, identity
 
 BOARD = TARGETS["jetson-orin-nano"]
 
@@ -188,7 +190,8 @@ def test_wrong_winners_are_left_out_and_choices_stay_apart(tasks, tiny, tmp_path
     whose = modelled_identity(identity(BOARD))
     options = Options(trials=12, budget_s=600.0, batch=4, min_gain=0.0, population=6)
     with Store(folder / whose.folder, whose, writable=True) as store:
-        session = modelled.ModelledSession(tasks, BOARD, store, Falling(), options, lambda state: None)
+        kernels = modelled.ModelledKernels(tasks=tasks, target=BOARD, measurer=Falling())
+        session = Session(kernels, store, options, lambda state: None)
         session.run()
         bests = {task.key: store.best(task.key) for task in tasks}
     assert len(asked) >= 2

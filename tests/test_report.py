@@ -23,7 +23,8 @@ from tvmflow.report.survey import survey
 from tvmflow.spec import Measurement, Roof, UserError
 from tvmflow.system.text import text_table
 from tvmflow.targets.kind import Timing, layer_rows
-from tvmflow.tune.store import Identity, Store
+from tvmflow.targets.search import Identity
+from tvmflow.tune.store import Store
 
 MEASUREMENT = Measurement(
     basis="measured",

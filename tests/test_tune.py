@@ -28,22 +28,25 @@ from tvm.s_tir import meta_schedule
 from tvmflow.bundles import build as building
 from tvmflow.measure.local import run_vectors
 from tvmflow.passes import schedule_kernels
+from tvmflow.passes.records import expand, normalized, replay, tuned_kernel
 from tvmflow.report import assemble
 from tvmflow.report.render import schedules_text
+from tvmflow.schedules import ReplayError, is_default, spell
 from tvmflow.schedules import registry as rules
-from tvmflow.schedules import spell
 from tvmflow.schedules.cpu import RULES, choices
 from tvmflow.spec import MissingDependencyError, UserError
 from tvmflow.system import interrupt
 from tvmflow.targets import TARGETS
 from tvmflow.targets.kind import Timing, layer_rows
+from tvmflow.targets.search import Options, Result, select
 from tvmflow.tune import apply, measure, processes, space
 from tvmflow.tune.builders import Builders, LocalPool
 from tvmflow.tune.command import list_tasks, parse_duration
+from tvmflow.tune.kernels import Kernels
 from tvmflow.tune.measure import LocalMeasurer, choose_runner
-from tvmflow.tune.session import Options, Session, State
-from tvmflow.tune.store import Result, Store
-from tvmflow.tune.tasks import Task, extract, identity, normalized, select
+from tvmflow.tune.session import Session, State
+from tvmflow.tune.store import Store
+from tvmflow.tune.tasks import Task, extract, identity
 
 HOST = TARGETS["host"]
 
@@ -99,7 +102,8 @@ class Recorded:
 def search(tasks, folder: Path, measurer=None, check=lambda: None, **options) -> tuple[State, Store]:
     given = Options(**{"trials": 30, "budget_s": 600.0, "batch": 4, "min_gain": 0.0, "population": 6, **options})
     with Store(folder, identity(HOST), writable=True) as store:
-        session = Session(tasks, HOST, store, measurer or Recorded(), given, lambda state: None, check=check)
+        kernels = Kernels(tasks=tasks, target=HOST, measurer=measurer or Recorded())
+        session = Session(kernels, store, given, lambda state: None, check=check)
         return session.run(), store
 
 
@@ -171,10 +175,10 @@ def test_knobs_are_spelled_and_parsed():
 def test_a_record_of_another_kernel_cannot_be_replayed(tasks):
     first = space.Space(tasks[0], HOST, space.CostModel(), seed=0, batch=4, population=16)
     record = first.default.record
-    with pytest.raises(space.ReplayError, match="doesn't serve"):
-        space.expand(space.replay(tasks[-1].module, record).mod, tasks[-1].module, HOST)
-    with pytest.raises(space.ReplayError):
-        space.replay(tasks[0].module, [[[["SampleNothing", [], [], []]], []], [1.0], {}, []])
+    with pytest.raises(ReplayError, match="doesn't serve"):
+        expand(replay(tasks[-1].module, record).mod, tasks[-1].module, HOST)
+    with pytest.raises(ReplayError):
+        replay(tasks[0].module, [[[["SampleNothing", [], [], []]], []], [1.0], {}, []])
 
 
 # ---------------------------------------------------------------------------------------------------------- search
@@ -425,7 +429,7 @@ def with_winners(work_dir: Path, out: Path, tasks) -> Path:
         (folder / path.name).write_bytes(path.read_bytes())
     with Store(folder, identity(HOST), writable=True) as store:
         for task in tasks:
-            others = [text for text, trial in store.trials(task.key).items() if not apply.is_default(text)]
+            others = [text for text, trial in store.trials(task.key).items() if not is_default(text)]
             if others:
                 store.append(
                     [
@@ -482,7 +486,7 @@ def test_tuned_build_that_fails_falls_back_for_the_offender_alone(
     assert others
 
     def spoiled(func, target, found):
-        tuned = apply.tuned_kernel(func, target, found)
+        tuned = tuned_kernel(func, target, found)
         if tuned is None or tuned[1] != offender.key:
             return tuned
         kernel = tuned[0]
@@ -504,7 +508,7 @@ def test_tuned_build_that_fails_falls_back_for_the_offender_alone(
     by_kernel = {layer.kernel: layer.schedule for layer in built.layers}
     assert by_kernel[offender.name] == "pointwise_nchw"
     assert sum("searched" in schedule for schedule in by_kernel.values()) == sum(
-        not apply.is_default(records[task.key].candidate) for task in others
+        not is_default(records[task.key].candidate) for task in others
     )
     assert built.manifest["verify"]["passed"] is True
     results = run_vectors(built.library, [vector.inputs for vector in tiny.vectors], tiny.outputs)

@@ -17,13 +17,14 @@ from conftest import ROOT
 from kernels import TASK, adding, allocating, as_candidate, calling
 
 from tvmflow.remote.serve import Server
+from tvmflow.schedules import UNSCHEDULED
 from tvmflow.spec import DeviceError, UserError
 from tvmflow.targets import TARGETS
+from tvmflow.targets.search import Where
 from tvmflow.tune import remote
 from tvmflow.tune.apply import find_records
 from tvmflow.tune.builders import Builders, LocalPool
-from tvmflow.tune.remote import Board, RemoteMeasurer, Where
-from tvmflow.tune.space import UNSCHEDULED
+from tvmflow.tune.remote import Board, RemoteMeasurer
 from tvmflow.tune.tasks import identity
 
 HOST = TARGETS["host"]

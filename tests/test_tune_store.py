@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tvmflow.spec import UserError
+from tvmflow.targets.search import Identity
 from tvmflow.tune import database, store
-from tvmflow.tune.store import LEDGER, QUARANTINE, RECORDS, WORKLOADS, Identity, Store
+from tvmflow.tune.store import LEDGER, QUARANTINE, RECORDS, WORKLOADS, Store
 
 TARGET = {"kind": "llvm", "mcpu": "somecpu", "num-cores": 2, "keys": ["cpu"], "tag": ""}
 IDENTITY = Identity(board="host", cpu="Some CPU", target=TARGET, tvm="0.27.0", rules="12345678")

@@ -15,9 +15,11 @@ from tvmflow.schedules import spell
 from tvmflow.schedules.cpu import choices
 from tvmflow.spec import Target
 from tvmflow.targets import TARGETS
+from tvmflow.targets.search import Identity, Options, Result
 from tvmflow.tune import transfer
-from tvmflow.tune.session import Options, Session
-from tvmflow.tune.store import Identity, Result, Store
+from tvmflow.tune.kernels import Kernels
+from tvmflow.tune.session import Session
+from tvmflow.tune.store import Store
 from tvmflow.tune.tasks import Task, extract, identity
 
 BOARD = TARGETS["raspberry-pi-4b"]  # no kernel runs here, and this board's are the same on every computer
@@ -55,7 +57,8 @@ class MadeUp:
 def search(task: Task, folder: Path, whose: Identity, lessons=(), trials: int = 12, board: Target = BOARD) -> Store:
     options = Options(trials=trials, budget_s=600.0, batch=4, min_gain=0.0, population=6)
     with Store(folder / whose.folder, whose, writable=True) as store:
-        Session((task,), board, store, MadeUp(), options, lambda state: None, lessons=lessons).run()
+        kernels = Kernels(tasks=(task,), target=board, measurer=MadeUp(), lessons=lessons)
+        Session(kernels, store, options, lambda state: None).run()
     return store
 
 

@@ -9,11 +9,12 @@ import pytest
 
 from tvmflow.spec import Best, Target
 from tvmflow.targets import TARGETS
+from tvmflow.targets.search import Identity
 from tvmflow.targets.vta import search
 from tvmflow.targets.vta.records import recorded
 from tvmflow.tune import apply, tasks
 from tvmflow.tune.space import replayed
-from tvmflow.tune.store import Identity, Store
+from tvmflow.tune.store import Store
 
 FOLDERS = apply.shipped_folders()
 

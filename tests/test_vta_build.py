@@ -35,6 +35,7 @@ from tvmflow.targets.vta.driver.vta_driver import Device, self_test
 from tvmflow.targets.vta.program import read
 from tvmflow.targets.vta.space import tasks_of
 from tvmflow.targets.vta.tiles import Tiling
+from tvmflow.tune import command as tuning
 from tvmflow.tune.apply import find_records
 from tvmflow.tune.store import Store
 
@@ -179,9 +180,11 @@ def test_bounds_hold():
 
 
 def searched(model: Path, folder: Path, trials: int) -> dict:
-    _, content = search.tune(
-        BOARD, str(model), None, trials=trials, time_budget="10m", seed=0, work_dir=folder, min_gain=0.0
-    )
+    plan = tuning.prepare(
+        BOARD, str(model), [], trials=trials, time_budget="10m", runner="auto", seed=0, work_dir=folder, min_gain=0.0,
+        builders=None, transfer=True,
+    )  # fmt: skip
+    _, content = tuning.tune(plan, None)
     return content
 
 

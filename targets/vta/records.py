@@ -9,10 +9,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
+from tvmflow.schedules import task_key
 from tvmflow.targets.vta.config import Config
 from tvmflow.targets.vta.tiles import Tiling, Work
 
@@ -51,8 +52,6 @@ def workload_of(before: Work | None, work: Work, config: Config) -> tuple[str, s
 
 def task_key_of(before: Work | None, work: Work, config: Config) -> str:
     """A task's name in a ledger."""
-    from tvmflow.tune.store import task_key
-
     return task_key(workload_of(before, work, config))
 
 
@@ -72,3 +71,14 @@ def recorded(best: Best | None) -> Tiling | None:
         return None if best is None else Tiling(**best.record[0][1][0])
     except (TypeError, IndexError, KeyError, AttributeError):
         return None
+
+
+def check_trace(trace: Sequence[Any]) -> None:
+    """Raise ValueError unless a record has no instructions, and in place of decisions the tiling's knobs."""
+    instructions, decisions = trace
+    if instructions or len(decisions) != 1 or not isinstance(decisions[0], dict):
+        raise ValueError("it has no tiling")
+    if not all(type(value) is int and value >= 0 for key, value in decisions[0].items() if key != "order"):
+        raise ValueError("its tiling isn't made of whole numbers")
+    if not isinstance(decisions[0].get("order", ""), str):
+        raise ValueError("its tiling has no order")

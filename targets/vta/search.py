@@ -7,20 +7,31 @@ other with all that was decided so far, and the winner is what makes the network
 
 from __future__ import annotations
 
-import logging
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tvmflow.spec import Target, UserError, VerificationError
 from tvmflow.system import interrupt
-from tvmflow.system.text import text_table
+from tvmflow.targets.search import (
+    Identity,
+    Opened,
+    Options,
+    Plan,
+    Remarks,
+    Result,
+    Standing,
+    Winner,
+    latency_ms,
+    select,
+)
 from tvmflow.targets.vta import timing
 from tvmflow.targets.vta.backend import hardware, import_network
-from tvmflow.targets.vta.check import check
+from tvmflow.targets.vta.check import check as check_program
 from tvmflow.targets.vta.compile import Compiled, compile_works, default_tiling, prepare
 from tvmflow.targets.vta.config import Config
 from tvmflow.targets.vta.emit import Infeasible
@@ -28,13 +39,6 @@ from tvmflow.targets.vta.records import FORMAT, recorded, task_key_of
 from tvmflow.targets.vta.space import Candidate, CostModel, Space, Task, tasks_of
 from tvmflow.targets.vta.stages import configuration
 from tvmflow.targets.vta.tiles import Tiling, Work
-from tvmflow.tune import progress
-from tvmflow.tune.apply import default_work_dir
-from tvmflow.tune.command import parse_duration, summary
-from tvmflow.tune.session import Options, Session
-from tvmflow.tune.store import Identity, Result, Store, latency_ms
-
-log = logging.getLogger("tvmflow.tune")
 
 FINALISTS, SWEEPS = 5, 2
 """How many of a layer's fastest tilings are tried in the whole network, and how often its layers are gone through."""
@@ -87,7 +91,7 @@ class SimulatedMeasurer:
         except Infeasible as error:
             return Result(outcome="build failed", message=str(error))
         try:
-            check(compiled.executable)
+            check_program(compiled.executable)
         except VerificationError as error:  # more tokens than a queue holds, say
             return Result(outcome="build failed", message=str(error))
         added = self._simulate(compiled) - self._cycles_before(task)
@@ -108,7 +112,7 @@ class SimulatedMeasurer:
     def _passes(self, chosen: Mapping[str, Tiling]) -> bool:
         """Whether a build would take it."""
         try:
-            check(self._compile(self.works, self._schedule(chosen)).executable)
+            check_program(self._compile(self.works, self._schedule(chosen)).executable)
         except (Infeasible, VerificationError):
             return False
         return True
@@ -158,140 +162,105 @@ class SimulatedMeasurer:
         """Nothing is left running."""
 
 
-class SimulatedSession(Session):
-    """A search whose candidates are tilings."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tilings:
+    """A search whose candidates are tilings, and whose winners make the whole network fastest."""
 
+    tasks: Sequence[Task]
+    target: Target
     measurer: SimulatedMeasurer
 
-    def _make_spaces(self) -> dict[str, int]:
-        model, config = CostModel(), configuration(self.target)
-        whose = self.store.identity.target
+    def spaces(self, options: Options, check: Callable[[], None]) -> tuple[Mapping[str, Space], Mapping[str, int]]:
+        """The space of each task, with one cost model for all, which has learnt nothing before."""
+        model, whose, made = CostModel(), identity(self.target).target, dict[str, Space]()
         for task in self.tasks:
-            self.check()
-            self.spaces[task.key] = Space(task, config, whose, model, seed=self.options.seed)  # type: ignore[arg-type, assignment]
-        return {}
+            check()
+            made[task.key] = Space(task, self.measurer.config, whose, model, seed=options.seed)
+        return made, {}
 
-    def _replay(self, key: str, name: str) -> Any:
-        try:
-            return self.spaces[key].replay(name, self.store.trials(key)[name]["record"])
-        except KeyError:
-            return None
+    def begin(self, standing: Standing) -> None:
+        """Start from what earlier runs have decided."""
+        for task in self.tasks:
+            tiling = recorded(best) if (best := standing.best(task.key)) and best.compared else None
+            if tiling is not None:
+                self.measurer.chosen[task.key] = tiling
 
-    def _decide(self) -> None:
+    def decide(self, standing: Standing) -> None:
         """The fastest of each task in the whole network, where a layer also decides when its neighbours can begin."""
-        decided = [entry["kind"] for entry in self.store.entries if entry["kind"] in ("trial", "winner")]
-        tasks: dict[str, Any] = {task.key: task for task in self.tasks}
+        decided = [entry["kind"] for entry in standing.entries if entry["kind"] in ("trial", "winner")]
+        tasks = {task.key: task for task in self.tasks}
         if decided[-len(tasks) :] == ["winner"] * len(tasks):
             return
-        finalists = {key: self._finalists(key) for key in tasks if self.store.best(key) is not None}
+        finalists = {key: _finalists(standing, key) for key in tasks if standing.best(key) is not None}
         for _ in range(SWEEPS):
             for key, candidates in finalists.items():
-                self.check()
+                standing.check()
                 self.measurer.choose(tasks[key], candidates)
-        self._spend("run")
+        standing.spend("run")
         winners = []
         for key, candidates in finalists.items():
             best = next(it for it in candidates if it.tiling == self.measurer.chosen[key])
-            trials = self.store.trials(key)
+            trials = standing.trials(key)
             ms, default_ms = trials[best.text]["ms"], trials[candidates[0].text]["ms"]
-            winners.append(self._entry("winner", task=key, candidate=best.text, ms=ms, default_ms=default_ms))
-        self.store.append(winners)
-        self.watch(self.state())
+            winners.append(Winner(task=key, candidate=best.text, ms=ms, default_ms=default_ms))
+        standing.win(winners)
+        standing.show()
 
-    def _finalists(self, key: str) -> list[Candidate]:
-        """The default, and the fastest of the others."""
-        good = {text: trial for text, trial in self.store.trials(key).items() if trial["outcome"] == "ok"}
-        default = self.spaces[key].default.text
-        names = sorted((name for name in good if name != default), key=lambda name: latency_ms(good[name]))
-        replayed = (self._replay(key, name) for name in (default, *names[: self.options.finalists]) if name in good)
-        return [candidate for candidate in replayed if candidate is not None]
-
-
-def list_tasks(target: Target, model: str) -> tuple[str, Any]:
-    """The layers that would be tuned, as text and as data."""
-    config = configuration(target)
-    program = import_network(model)
-    assert program.integer is not None
-    tasks = tasks_of(prepare(program.integer, config), config)
-    rows = [[task.name, task.calls, ", ".join(task.modules)] for task in tasks]
-    content = [
-        {"name": task.name, "key": task.key, "calls": task.calls, "modules": list(task.modules)} for task in tasks
-    ]
-    return text_table(["task", "calls", "modules"], rows), content
-
-
-def tune(
-    target: Target,
-    model: str,
-    names: str | None,
-    *,
-    trials: int,
-    time_budget: str,
-    seed: int,
-    work_dir: Path | None,
-    min_gain: float,
-) -> tuple[str, Any]:
-    """Search, and say what came of it. KeyboardInterrupt passes after a word on how to go on."""
-    started = time.perf_counter()
-    budget_s = parse_duration(time_budget)
-    options = Options(trials=trials, budget_s=budget_s, seed=seed, min_gain=min_gain, finalists=FINALISTS)
-    config, board, whose = configuration(target), hardware(target), identity(target)
-    folder = (work_dir or default_work_dir()) / whose.folder
-    log.info(f"Tuning {model} for {target.name} with the simulated runner: no board is needed")
-    program = import_network(model)
-    assert program.integer is not None
-    works = prepare(program.integer, config)
-    measurer = SimulatedMeasurer(works, config, board)
-    tasks = select(tasks_of(works, config), names)
-    with interrupt.deferred(), Store(folder, whose, writable=True) as store:
-        if store.quarantined:
-            log.info(f"{store.quarantined} unusable lines were set aside in {folder / 'quarantine.jsonl'}")
-        for task in tasks:
-            tiling = recorded(best) if (best := store.best(task.key)) and best.compared else None
-            if tiling is not None:
-                measurer.chosen[task.key] = tiling
-        spent = store.spent(task.key for task in tasks)
-        if spent:
-            log.info(f"Going on after {spent} trials of earlier runs in {folder}")
-        try:
-            with progress.watching() as watch:
-                state = _session(tasks, target, store, measurer, options, watch, started).run()
-        except KeyboardInterrupt:
-            kept = sum(entry["kind"] == "trial" for entry in store.entries)
-            log.info(f"Stopped; {kept} trials are kept. To go on: {shlex.join(['tvmflow', *sys.argv[1:]])}")
-            raise
-        hint = "" if work_dir is None else f" with --db {work_dir}"
+    def remarks(self) -> Remarks:
+        """What was simulated, and what the network takes as a whole."""
+        board = self.measurer.board
+        tuned, untuned = (
+            self.measurer.network(chosen) / board.clock_mhz / 1e3 for chosen in (self.measurer.chosen, {})
+        )
         assumed = f"simulated at {board.clock_mhz:g} MHz, {board.read_latency} cycles of memory latency"
-        tuned, untuned = (measurer.network(chosen) / board.clock_mhz / 1e3 for chosen in (measurer.chosen, {}))
-        lines = [
-            progress.final_text(state, f"each after the layer before it, {assumed}"),
-            f"The network takes {tuned:.4g} ms as a whole, {untuned:.4g} untuned.",
-            f"{folder}: `tvmflow build` uses these records{hint}.",
-        ]
-        return "\n".join(lines), {**summary(state, store), "network_ms": tuned, "network_untuned_ms": untuned}
+        return Remarks(
+            how=f"each after the layer before it, {assumed}",
+            lines=[f"The network takes {tuned:.4g} ms as a whole, {untuned:.4g} untuned."],
+            facts={"network_ms": tuned, "network_untuned_ms": untuned},
+        )
 
 
-def _session(
-    tasks: Sequence[Task],
-    target: Target,
-    store: Store,
-    measurer: SimulatedMeasurer,
-    options: Options,
-    watch: Callable[[Any], None],
-    started: float,
-) -> SimulatedSession:
-    given: Any = tasks
-    return SimulatedSession(given, target, store, measurer, options, watch, started=started, check=interrupt.check)
+def _finalists(standing: Standing, key: str) -> list[Candidate]:
+    """The default, and the fastest of the others."""
+    good = {text: trial for text, trial in standing.trials(key).items() if trial["outcome"] == "ok"}
+    default = standing.spaces[key].default.text
+    names = sorted((name for name in good if name != default), key=lambda name: latency_ms(good[name]))
+    replayed = (standing.replay(key, name) for name in (default, *names[: standing.options.finalists]) if name in good)
+    return [candidate for candidate in replayed if candidate is not None]
 
 
-def select(tasks: Sequence[Task], names: str | None) -> tuple[Task, ...]:
-    """The tasks with one of these names, given with commas; * stands for anything. Raises UserError."""
-    from fnmatch import fnmatch
+def check(target: Target, runner: str, *, elsewhere: bool) -> None:
+    """Raise UserError for boards, builders and runners: none of them is needed."""
+    if elsewhere or runner not in ("auto", "simulated"):
+        raise UserError(f"Candidates for {target.name} are simulated on this computer; leave out boards and builders.")
 
-    if names is None:
-        return tuple(tasks)
-    patterns = [name.strip() for name in names.split(",") if name.strip()]
-    for pattern in patterns:
-        if not any(fnmatch(task.name, pattern) for task in tasks):
-            raise UserError(f"There is no task {pattern!r}; the tasks are {', '.join(task.name for task in tasks)}.")
-    return tuple(task for task in tasks if any(fnmatch(task.name, pattern) for pattern in patterns))
+
+def choose_runner(choice: str, target: Target, boards: Sequence[str] = ()) -> tuple[str, str]:
+    """The simulator, whatever is asked for, since `check` has refused all else."""
+    return "simulated", "no board is needed"
+
+
+def tasks(target: Target, model: str, shapes: Sequence[Any]) -> tuple[Task, ...]:
+    """The layers that would be tuned; a quantised network has its shapes."""
+    config = configuration(target)
+    return tasks_of(_works(model, config), config)
+
+
+@contextmanager
+def opened(plan: Plan, names: str | None) -> Iterator[Opened]:
+    """A search over the layers of a quantised network."""
+    config, board = configuration(plan.target), hardware(plan.target)
+    works = _works(plan.model, config)
+    chosen = select(tasks_of(works, config), names)
+
+    @contextmanager
+    def search(folder: Path) -> Iterator[Tilings]:
+        yield Tilings(tasks=chosen, target=plan.target, measurer=SimulatedMeasurer(works, config, board))
+
+    yield Opened(identity=identity(plan.target), search=search)
+
+
+def _works(model: str, config: Config) -> tuple[Work, ...]:
+    program = import_network(model)
+    assert program.integer is not None
+    return prepare(program.integer, config)

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from tvmflow.schedules import ReplayError
+from tvmflow.targets.search import typical
 from tvmflow.targets.vta.bounds import Bounds
 from tvmflow.targets.vta.compile import default_tiling, parts
 from tvmflow.targets.vta.config import Config
 from tvmflow.targets.vta.records import candidate_of, record_of, task_key_of, workload_of
 from tvmflow.targets.vta.tiles import Tiling, Work, input_rows
-from tvmflow.tune.store import typical
 
 EXPLORED = 0.25
 """Share of a batch that is drawn by lot rather than by the cost model."""
@@ -210,8 +211,8 @@ class Space:
         self.learn(known)
 
     def replay(self, text: str, record: Sequence[Any]) -> Candidate:
-        """The candidate of a record. Raises KeyError if it has none."""
+        """The candidate of a record. Raises ReplayError if it has none."""
         try:
             return self._candidate(Tiling(**record[0][1][0]))
-        except (TypeError, IndexError) as error:
-            raise KeyError(text) from error
+        except (TypeError, IndexError, KeyError) as error:
+            raise ReplayError(f"{text} has no tiling in its record") from error

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from tvmflow.cli.options import Board, InputShapes, Json, Key, ModelName, Target, Tracker, output_path
 from tvmflow.cli.outcome import show
-from tvmflow.spec import UserError
 
 
 def tune(
@@ -68,29 +67,13 @@ def tune(
     """Search better schedules for a network on a board. The same command again goes on where it stopped."""
     from tvmflow import targets
     from tvmflow.network.frontend import parse_input_shape
+    from tvmflow.targets.search import Where
     from tvmflow.tune import command as tuning
-    from tvmflow.tune.remote import Where, listed
+    from tvmflow.tune.remote import listed
 
     found = targets.find(target, board)
     found = targets.compute_in(found, dtype or found.arithmetic)
-    if found.arithmetic == "int8" and found.kind != "vta":
-        raise UserError(
-            f"There is no search of int8 kernels for {found.name}, only for VTA: `tvmflow build --dtype int8` takes "
-            "the tiles that the rules for int8 choose by themselves."
-        )
-    if found.kind == "vta":
-        from tvmflow.targets.vta import search
-
-        if ssh or host or tracker or builders or runner not in ("auto", "simulated"):
-            raise UserError(
-                f"Candidates for {found.name} are simulated on this computer; leave out boards and builders."
-            )
-        if tasks == "list":
-            show(*search.list_tasks(found, model), json)
-            return
-        options: dict[str, Any] = {"trials": trials, "time_budget": time_budget, "seed": seed, "work_dir": work_dir}
-        show(*search.tune(found, model, tasks, min_gain=min_gain, **options), json)
-        return
+    tuning.check(found, runner, elsewhere=bool(ssh or host or tracker or builders))
     shapes = [parse_input_shape(text) for text in input_shape or []]
     if tasks == "list":
         show(*tuning.list_tasks(found, model, shapes), json)

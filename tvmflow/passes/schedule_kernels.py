@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tvmflow.passes.fuse_operators import kernels
+from tvmflow.passes.records import tuned_kernel
 from tvmflow.schedules import registry as rules
 from tvmflow.spec import Program, Target
-from tvmflow.tune.apply import tuned_kernel
 
 
 def schedule_kernels(program: Program, target: Target) -> Program:

@@ -8,7 +8,8 @@ from itertools import accumulate
 from typing import Any
 
 from tvmflow.spec import UserError
-from tvmflow.tune.store import Entry, Store, latency_ms
+from tvmflow.targets.search import latency_ms
+from tvmflow.tune.store import Entry, Store
 
 Search = dict[str, Any]
 

@@ -1,21 +1,16 @@
-"""From records to a build: which schedules were found for a board, and the kernel that one of them makes."""
+"""From records to a build: which schedules were found for a board."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tvmflow.spec import Best, Target, UserError
 from tvmflow.system import toolchain
-from tvmflow.tune.store import MODELLED, Store, find_stores, task_key
-
-if TYPE_CHECKING:
-    from tvm import tirx
-
-    from tvmflow.tune.store import Identity
+from tvmflow.targets import search as searches
+from tvmflow.targets.search import MODELLED, Identity
+from tvmflow.tune.store import Store, find_stores
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +58,10 @@ def find_records(target: Target, database: Path | None = None) -> dict[str, Best
 
 def _identity(target: Target) -> Identity:
     """Whose records those of this board are."""
-    if target.kind == "vta":
-        from tvmflow.targets.vta.search import identity
-    else:
-        from tvmflow.tune.tasks import identity
+    if (own := searches.of(target)) is not None:
+        return own.identity(target)
+    from tvmflow.tune.tasks import identity
+
     return identity(target)
 
 
@@ -84,35 +79,3 @@ def _given(database: Path, wanted: Identity) -> Store:
 def modelled(identity: Identity) -> Identity:
     """Whose records those are that a model chose for a board."""
     return replace(identity, cpu=f"{identity.cpu}{MODELLED}")
-
-
-def tuned_kernel(
-    func: tirx.PrimFunc, target: Target, records: Mapping[str, Best]
-) -> tuple[tirx.PrimFunc, str, str] | None:
-    """The kernel by its best record, its task's key and by whom it is; None without a record that helps.
-
-    By whom: "pointwise_nchw(tile=(6, 4)), searched" is a rule with knobs that a search found, "searched" is
-    MetaSchedule's own, and "modelled choice" in place of "searched" says that nothing was measured.
-    """
-    from tvmflow.tune.space import ReplayError, expand, replay, rule_of
-    from tvmflow.tune.tasks import normalized, workload_of
-
-    module = normalized(func)
-    key = task_key(workload_of(module))
-    best = records.get(key)
-    if best is None or is_default(best.candidate):
-        return None
-    try:
-        scheduled = replay(module, best.record).mod
-        kernel = expand(scheduled, module, target)["main"]
-    except ReplayError as error:
-        log.info(f"The record of {best.name} can't be used, so it keeps its default: {error}")
-        return None
-    rule = rule_of(scheduled)
-    how = "modelled choice" if best.modelled else "searched"
-    return kernel.without_attr("global_symbol"), key, f"{rule}, {how}" if rule else how
-
-
-def is_default(candidate: str) -> bool:
-    """Whether a candidate is what a build takes anyway: a rule's own choice, or no schedule."""
-    return candidate == "default" or candidate.endswith("()")

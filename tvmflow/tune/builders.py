@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from tvmflow import __version__
+from tvmflow.schedules import UNSCHEDULED
 from tvmflow.spec import DeviceError, MissingDependencyError, Target, UserError, VerificationError
 from tvmflow.system import children, toolchain
+from tvmflow.targets.search import Result
 from tvmflow.tune.processes import CHECK_S, Worker, WorkerError
-from tvmflow.tune.store import Result
 
 BUILD_LIMIT_S = 20.0
 """A good kernel compiles in a tenth of a second; unrolled beyond measure, one can take LLVM minutes."""
@@ -51,8 +52,6 @@ class Builders:
 
         Raises VerificationError if the reference can't be compiled, and what the pool and `check` raise.
         """
-        from tvmflow.tune.space import UNSCHEDULED
-
         started = time.perf_counter()
         modules = {UNSCHEDULED: task.module, **{row.text: row.module for row in candidates if row.text != UNSCHEDULED}}
         texts = [text for text in modules if (task.key, text) not in self._libraries]

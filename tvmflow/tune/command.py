@@ -8,21 +8,20 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from tvmflow.spec import Target, UserError
 from tvmflow.system import interrupt
 from tvmflow.system.text import text_table
-from tvmflow.tune import measure, progress, remote
-from tvmflow.tune.apply import default_work_dir, shipped_folders
-from tvmflow.tune.builders import Builders, ClusterPool, LocalPool, Pool
-from tvmflow.tune.session import Options, Session, State, failure_text
-from tvmflow.tune.store import Identity, Store
-from tvmflow.tune.transfer import Lesson, find_lessons
+from tvmflow.targets import search as searches
+from tvmflow.targets.search import Identity, Options, Plan, Search, SearchKind, Where
+from tvmflow.tune import kernels, progress
+from tvmflow.tune.apply import default_work_dir
+from tvmflow.tune.session import Session, State, failure_text
+from tvmflow.tune.store import Store
 
 log = logging.getLogger("tvmflow.tune")
 
@@ -32,30 +31,22 @@ BUSY = 0.5
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is to be tuned, with what, and where the records go."""
-
-    target: Target
-    model: str
-    shapes: Sequence[Any]
-    options: Options
-    runner: str
-    boards: Sequence[remote.Where]
-    listed: Callable[[], Sequence[remote.Where]] | None
-    builders: str | None
-    transfer: bool
-    calibration: Path | None
-    work_dir: Path
-    started: float
-
-
 def parse_duration(text: str, option: str = "--time-budget") -> float:
     """Seconds from "90s", "30m" or "2h". Raises UserError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
     if match is None or not float(match[1]):
         raise UserError(f"{option} is a duration such as 90s, 30m or 2h, not {text!r}.")
     return float(match[1]) * UNITS[match[2]]
+
+
+def kind_of(target: Target) -> SearchKind:
+    """The search of a board's kind: its own, or that of TVM's kernels."""
+    return searches.of(target) or kernels
+
+
+def check(target: Target, runner: str, *, elsewhere: bool) -> None:
+    """Raise UserError for what no search can do; `elsewhere` says whether boards or builders were named."""
+    kind_of(target).check(target, runner, elsewhere=elsewhere)
 
 
 def prepare(
@@ -71,8 +62,8 @@ def prepare(
     min_gain: float,
     builders: str | None,
     transfer: bool,
-    boards: Sequence[remote.Where] = (),
-    listed: Callable[[], Sequence[remote.Where]] | None = None,
+    boards: Sequence[Where] = (),
+    listed: Callable[[], Sequence[Where]] | None = None,
     calibration: Path | None = None,
 ) -> Plan:
     """Check what can be checked before anything takes time. `listed` says which boards a tracker has at the moment.
@@ -80,12 +71,13 @@ def prepare(
     Raises UserError, MissingDependencyError.
     """
     started = time.perf_counter()
-    options = Options(trials=trials, budget_s=parse_duration(time_budget), seed=seed, min_gain=min_gain)
-    chosen, reason = measure.choose_runner(runner, target, [where.name for where in boards])
+    kind, budget_s = kind_of(target), parse_duration(time_budget)
+    options = Options(trials=trials, budget_s=budget_s, seed=seed, min_gain=min_gain, finalists=kind.FINALISTS)
+    chosen, reason = kind.choose_runner(runner, target, [where.name for where in boards])
     log.info(f"Tuning {model} for {target.name} with the {chosen} runner: {reason}")
     if chosen == "modelled" and builders:
         raise UserError("--builders compiles kernels for CPUs; the modelled runner compiles for the GPU here.")
-    if chosen != "modelled" and calibration:
+    if chosen in ("local", "rpc") and calibration:
         raise UserError(f"--calibration is for the model of a GPU; the {chosen} runner measures.")
     load = os.getloadavg()[0]
     if chosen == "local" and target.gpu is None and load > BUSY * target.cpu.cores:
@@ -107,11 +99,8 @@ def prepare(
 
 
 def list_tasks(target: Target, model: str, shapes: Sequence[Any]) -> tuple[str, Any]:
-    """The kernels that would be tuned, as text and as data."""
-    from tvmflow.network.frontend import import_model
-    from tvmflow.tune.tasks import extract
-
-    tasks = extract(import_model(model, shapes), target)
+    """What would be tuned, as text and as data."""
+    tasks = kind_of(target).tasks(target, model, shapes)
     rows = [[task.name, task.calls, ", ".join(task.modules)] for task in tasks]
     content = [
         {"name": task.name, "key": task.key, "calls": task.calls, "modules": list(task.modules)} for task in tasks
@@ -121,64 +110,50 @@ def list_tasks(target: Target, model: str, shapes: Sequence[Any]) -> tuple[str, 
 
 def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
     """Search, and say what came of it. KeyboardInterrupt passes after a word on how to go on."""
-    if plan.runner == "modelled":
-        from tvmflow.tune import modelled
-
-        return modelled.tune(plan, names)
-    from tvmflow.network.frontend import import_model
-    from tvmflow.tune.tasks import extract, select
-
     with (
         interrupt.deferred(),
-        remote.boards(plan.boards, plan.target, check=interrupt.check) as boards,
-        Store(*_whose(plan, boards), writable=True) as store,
-        # their processes import what they need while this one imports the network
-        closing(Builders(_pool(plan, store.identity), check=interrupt.check)) as builders,
-        closing(_measurer(plan, boards, builders)) as measurer,
+        kind_of(plan.target).opened(plan, names) as opened,
+        Store(plan.work_dir / opened.identity.folder, opened.identity, writable=True) as store,
     ):
-        whose = store.identity
         try:
             if store.quarantined:
                 log.info(f"{store.quarantined} unusable lines were set aside in {store.folder / 'quarantine.jsonl'}")
-            tasks = select(extract(import_model(plan.model, plan.shapes), plan.target), names)
-            spent = store.spent(task.key for task in tasks)
-            if spent:
-                log.info(f"Going on after {spent} trials of earlier runs in {store.folder}")
-            with progress.watching() if not whose.emulated else nullcontext(_count_trials) as watch:
-                session = Session(
-                    tasks,
-                    plan.target,
-                    store,
-                    measurer,
-                    plan.options,
-                    watch,
-                    started=plan.started,
-                    check=interrupt.check,
-                    lessons=_lessons(plan, whose, {task.key for task in tasks}),
-                )
-                state = session.run()
+            with opened.search(store.folder) as search:
+                spent = store.spent(task.key for task in search.tasks)
+                if spent:
+                    log.info(f"Going on after {spent} trials of earlier runs in {store.folder}")
+                with _watching(opened.identity) as watch:
+                    session = Session(search, store, plan.options, watch, started=plan.started, check=interrupt.check)
+                    state = session.run()
+                return _report(state, store, plan, search)
         except KeyboardInterrupt:
             kept = sum(entry["kind"] == "trial" for entry in store.entries)
             log.info(f"Stopped; {kept} trials are kept. To go on: {shlex.join(['tvmflow', *sys.argv[1:]])}")
             raise
-        if whose.emulated:
-            return f"{_trials(state)}\n{store.folder}: {EMULATED_NOTE}", summary(state, store)
-        text = f"{progress.final_text(state)}\n{store.folder}: `tvmflow build` uses these records{_hint(plan)}."
-        return text, summary(state, store)
 
 
-def _whose(plan: Plan, boards: Sequence[remote.Board]) -> tuple[Path, Identity]:
-    """Where the records go, and whose they are."""
-    from tvmflow.tune.tasks import identity
+def _watching(whose: Identity) -> AbstractContextManager[progress.Watch]:
+    """What a session reports to: times are shown only if they say something of the board."""
+    if whose.modelled:
+        return nullcontext(_count_ranked)
+    return nullcontext(_count_trials) if whose.emulated else progress.watching()
 
-    whose = remote.marked(identity(plan.target), boards)
-    return plan.work_dir / whose.folder, whose
+
+def _report(state: State, store: Store, plan: Plan, search: Search) -> tuple[str, Any]:
+    if store.identity.modelled:
+        from tvmflow.tune import modelled
+
+        return modelled.report(state, store, plan)
+    if store.identity.emulated:
+        return f"{_trials(state)}\n{store.folder}: {EMULATED_NOTE}", summary(state, store)
+    remarks = search.remarks()
+    use = f"{store.folder}: `tvmflow build` uses these records{_hint(plan)}."
+    text = "\n".join([progress.final_text(state, remarks.how), *remarks.lines, use])
+    return text, {**summary(state, store), **remarks.facts}
 
 
-def _measurer(plan: Plan, boards: list[remote.Board], builders: Builders) -> measure.Measurer:
-    if plan.runner == "rpc":
-        return remote.RemoteMeasurer(boards, builders, check=interrupt.check, listed=plan.listed)
-    return measure.LocalMeasurer(plan.target, builders, check=interrupt.check)
+def _count_ranked(state: State) -> None:
+    log.info(f"{state.spent}/{state.options.trials} candidates compiled and ranked")
 
 
 def _count_trials(state: State) -> None:
@@ -188,24 +163,6 @@ def _count_trials(state: State) -> None:
 def _trials(state: State) -> str:
     failed = failure_text(state.failures)
     return f"{state.spent}/{state.options.trials} trials ({state.tried} in this run), failed: {failed}"
-
-
-def _pool(plan: Plan, whose: Identity) -> Pool:
-    if plan.builders:
-        return ClusterPool(plan.builders, plan.target, whose.target)
-    return LocalPool(plan.target, whose.target)
-
-
-def _lessons(plan: Plan, whose: Identity, known: Collection[str]) -> list[Lesson]:
-    if not plan.transfer:
-        return []
-    lessons = list(find_lessons([plan.work_dir, *shipped_folders()], whose, plan.target, known))
-    if lessons:
-        trials, sources = sum(len(lesson.measured) for lesson in lessons), {lesson.source for lesson in lessons}
-        log.info(
-            f"The cost model starts from {trials} trials of {len(lessons)} kernels in {', '.join(sorted(sources))}"
-        )
-    return lessons
 
 
 def _hint(plan: Plan) -> str:

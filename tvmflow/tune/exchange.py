@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tvmflow.schedules import is_default, task_key
 from tvmflow.spec import UserError
 from tvmflow.system import limits, untrusted
-from tvmflow.tune.apply import is_default
+from tvmflow.targets.search import latency_ms
 from tvmflow.tune.store import (
     IDENTITY,
     LOCK,
@@ -20,9 +21,7 @@ from tvmflow.tune.store import (
     Store,
     check_record,
     check_workload,
-    latency_ms,
     read_lines,
-    task_key,
 )
 
 

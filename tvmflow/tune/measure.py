@@ -5,37 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+from tvmflow.schedules import UNSCHEDULED
 from tvmflow.spec import MissingDependencyError, Target, UserError
 from tvmflow.system import children
+from tvmflow.targets.search import Result
 from tvmflow.tune.builders import Builders, start_process
 from tvmflow.tune.processes import WorkerError
-from tvmflow.tune.store import Result
 
 RUN_LIMIT_S = 20.0
 SHORTEST_MS = 1.0
 """A timed sample lasts at least this long."""
 REPEATS = 10
-
-
-class Measurer(Protocol):
-    """Where candidates are built and timed."""
-
-    name: str
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Seconds spent so far by kind: "build" and "run"."""
-
-    def measure(self, task: Any, candidates: Sequence[Any], best_ms: float | None) -> Iterator[Result]:
-        """Build them all, then give one result after the other."""
-
-    def compare(self, task: Any, candidates: Sequence[Any], rounds: int) -> list[tuple[float, ...]]:
-        """Times in ms of candidates that were measured before, in turns; empty if one of them failed."""
-
-    def close(self) -> None:
-        """End its processes."""
 
 
 class LocalMeasurer:
@@ -96,8 +78,6 @@ class LocalMeasurer:
         return Result(outcome="ok", ms=tuple(answer["ms"][0]))
 
     def _ask(self, task: Any, candidates: Sequence[Any], best_ms: float | None, repeats: int) -> dict[str, Any]:
-        from tvmflow.tune.space import UNSCHEDULED
-
         started = time.perf_counter()
         try:
             self.runner.send(

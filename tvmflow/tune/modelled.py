@@ -12,23 +12,24 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import asdict
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tvmflow.spec import Target, UserError, VerificationError
 from tvmflow.system import children, interrupt
 from tvmflow.system.text import text_table
+from tvmflow.targets.search import Opened, Plan, Result, Standing, Winner, select
 from tvmflow.tune.builders import json_of, side_by_side, start_process
+from tvmflow.tune.kernels import Kernels, fastest, tasks
 from tvmflow.tune.processes import Worker, WorkerError
-from tvmflow.tune.session import REASONS, Session, State, failure_text
-from tvmflow.tune.store import Result, Store, latency_ms
+from tvmflow.tune.session import REASONS, State, failure_text
+from tvmflow.tune.store import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tvmflow.targets.cuda.model import Constants
-    from tvmflow.tune.command import Plan
     from tvmflow.tune.space import Candidate
 
 log = logging.getLogger("tvmflow.tune")
@@ -77,7 +78,7 @@ class ModelledMeasurer:
         """Seconds spent so far: all of them are "build"."""
         return self._seconds
 
-    def prepare(self, candidates: Sequence[Candidate]) -> None:
+    def prepare(self, candidates: Sequence[Any]) -> None:
         """Compile candidates of several tasks side by side, for `measure` to have them when their turns come."""
         new = [row for row in candidates if (row.task, row.text) not in self._results]
         started = time.perf_counter()
@@ -115,55 +116,53 @@ def _result(answer_of: Callable[[], dict[str, Any] | None]) -> Result | None:
     return Result(outcome="ok", ms=(answer["us"] / 1e3,))
 
 
-class ModelledSession(Session):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelledKernels(Kernels):
     """A search whose winners are the model's first choices that compute the right thing."""
 
-    def _search(self) -> str:
-        defaults = [space.default for key, space in self.spaces.items() if not self.store.trials(key)]
+    def begin(self, standing: Standing) -> None:
+        """Compile the defaults of all tasks side by side."""
+        defaults = [space.default for key, space in standing.spaces.items() if not standing.trials(key)]
         if isinstance(self.measurer, ModelledMeasurer):
             before = dict(self.measurer.seconds)
-            self.measurer.prepare(defaults[: self.options.trials])
-            self._spend("waiting", {kind: self.measurer.seconds[kind] - before[kind] for kind in before})
-        return super()._search()
+            self.measurer.prepare(defaults[: standing.options.trials])
+            standing.spend("waiting", {kind: self.measurer.seconds[kind] - before[kind] for kind in before})
 
-    def _decide(self) -> None:
-        ranked = {key: self._ranked(key) for key in self.keys}
+    def decide(self, standing: Standing) -> None:
+        """Take the model's first choices, and where one computes something else, the next."""
+        by_key = {task.key: task for task in self.tasks}
+        ranked = {key: _ranked(standing, key) for key in by_key}
         left = {key: names for key, names in ranked.items() if names}
         for _ in range(MOST_CHECKED):
-            first = {key: self._replay(key, names[0]) for key, names in left.items()}
-            verdicts = check([(self.rows[key].task, found) for key, found in first.items() if found], self.target)
+            first = {key: standing.replay(key, names[0]) for key, names in left.items()}
+            verdicts = check([(by_key[key], found) for key, found in first.items() if found], self.target)
             again: dict[str, list[str]] = {}
             answers = iter(verdicts)
             for key, found in first.items():
                 wrong = next(answers) if found else "its record can't be replayed"
                 if wrong:
-                    log.info(f"{self.rows[key].task.name}: {left[key][0]} is left out, for {wrong}")
+                    log.info(f"{by_key[key].name}: {left[key][0]} is left out, for {wrong}")
                     again[key] = left[key][1:]
                 else:
-                    self._win(key, left[key][0])
+                    standing.win([_winner(standing, key, left[key][0])])
             left = {key: names for key, names in again.items() if names}
             if not left:
                 break
-        self.watch(self.state())
+        standing.show()
 
-    def _ranked(self, key: str) -> list[str]:
-        """A task's candidates from the model's first choice to its default; none if that is decided already."""
-        decided = [entry["kind"] for entry in self.store.entries if entry.get("task") == key]
-        if "winner" in decided and "trial" not in decided[len(decided) - decided[::-1].index("winner") :]:
-            return []
-        trials = self.store.trials(key)
-        good = [trial for trial in trials.values() if trial["outcome"] == "ok" and "record" in trial]
-        names = [trial["candidate"] for trial in sorted(good, key=latency_ms)]
-        default = self.spaces[key].default.text
-        return names[: names.index(default) + 1] if default in names else names
 
-    def _win(self, key: str, name: str) -> None:
-        trials = self.store.trials(key)
-        default = trials.get(self.spaces[key].default.text, {})
-        entry = self._entry(
-            "winner", task=key, candidate=name, ms=list(trials[name]["ms"]), default_ms=list(default.get("ms", []))
-        )
-        self.store.append([entry])
+def _ranked(standing: Standing, key: str) -> list[str]:
+    """A task's candidates from the model's first choice to its default; none if that is decided already."""
+    if standing.decided(key):
+        return []
+    names, default = fastest(standing.trials(key)), standing.spaces[key].default.text
+    return names[: names.index(default) + 1] if default in names else names
+
+
+def _winner(standing: Standing, key: str, name: str) -> Winner:
+    trials = standing.trials(key)
+    default = trials.get(standing.spaces[key].default.text, {})
+    return Winner(task=key, candidate=name, ms=trials[name]["ms"], default_ms=default.get("ms", []))
 
 
 def check(found: Sequence[tuple[Any, Candidate]], target: Target) -> list[str]:
@@ -190,36 +189,28 @@ def check(found: Sequence[tuple[Any, Candidate]], target: Target) -> list[str]:
     return answers
 
 
-def tune(plan: Plan, names: str | None) -> tuple[str, Any]:
-    """Search, and say what came of it. KeyboardInterrupt passes, all results kept."""
-    from tvmflow.network.frontend import import_model
+def opened(plan: Plan, names: str | None) -> Opened:
+    """A search whose records are marked as a model's."""
     from tvmflow.targets.cuda.model import Constants, load_constants
     from tvmflow.tune.apply import modelled
-    from tvmflow.tune.tasks import as_plain, extract, identity, select, tvm_target
+    from tvmflow.tune.tasks import as_plain, identity, tvm_target
 
-    whose = modelled(identity(plan.target))
     constants = load_constants(plan.calibration) if plan.calibration else Constants()
-    with (
-        interrupt.deferred(),
-        Store(plan.work_dir / whose.folder, whose, writable=True) as store,
-        closing(
-            ModelledMeasurer(plan.target, as_plain(tvm_target(plan.target).export()), constants, check=interrupt.check)
-        ) as measurer,
-    ):
-        keep_constants(store.folder / "constants.json", constants)
-        tasks = select(extract(import_model(plan.model, plan.shapes), plan.target), names)
-        session = ModelledSession(
-            tasks,
-            plan.target,
-            store,
-            measurer,
-            plan.options,
-            lambda state: log.info(f"{state.spent}/{state.options.trials} candidates compiled and ranked"),
-            started=plan.started,
-            check=interrupt.check,
-        )
-        state = session.run()
-        return _text(state, store, plan), _summary(state, store)
+
+    @contextmanager
+    def search(folder: Path) -> Iterator[ModelledKernels]:
+        described = as_plain(tvm_target(plan.target).export())
+        with closing(ModelledMeasurer(plan.target, described, constants, check=interrupt.check)) as measurer:
+            keep_constants(folder / "constants.json", constants)
+            chosen = select(tasks(plan.target, plan.model, plan.shapes), names)
+            yield ModelledKernels(tasks=chosen, target=plan.target, measurer=measurer)
+
+    return Opened(identity=modelled(identity(plan.target)), search=search)
+
+
+def report(state: State, store: Store, plan: Plan) -> tuple[str, Any]:
+    """A search as text and as data, neither of them with times."""
+    return _text(state, store, plan), _summary(state, store)
 
 
 def keep_constants(path: Path, constants: Constants) -> None:

@@ -83,7 +83,7 @@ def _microseconds(ms: float | None) -> str:
     return "" if ms is None else f"{1e3 * ms:.3g} µs"
 
 
-def final_text(state: State, how: str = "measured one by one, with warm caches") -> str:
+def final_text(state: State, how: str) -> str:
     """The tasks, where the time went, and what was gained."""
     before, after = state.compared_ms
     total = sum(state.seconds.values())

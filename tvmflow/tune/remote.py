@@ -14,19 +14,20 @@ import logging
 import selectors
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tvmflow.remote import tracker as trackers
 from tvmflow.remote.deploy import why_incompatible
 from tvmflow.remote.rpc import Place, health, reach
+from tvmflow.schedules import UNSCHEDULED
 from tvmflow.spec import DeviceError, Target, UserError
 from tvmflow.system import children
+from tvmflow.targets.search import EMULATED, Identity, Result, Where
 from tvmflow.tune.builders import Builders, start_process
 from tvmflow.tune.measure import REPEATS, SHORTEST_MS, device
 from tvmflow.tune.processes import CHECK_S, Worker, WorkerError
-from tvmflow.tune.store import EMULATED, Identity, Result
 
 log = logging.getLogger("tvmflow.tune")
 
@@ -40,14 +41,6 @@ MOST_LOSSES = 3
 """A candidate over which boards were lost so often is what loses them."""
 SESSION_SHARE = 0.5
 """Of the time that a board allows a session, after which a search begins another."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Where:
-    """How a board is reached: the arguments of `rpc.reach`, and its name for people."""
-
-    name: str
-    arguments: Mapping[str, Any]
 
 
 def listed(tracker: str, key: str, token_file: Path | None) -> list[Where]:
@@ -234,8 +227,6 @@ class RemoteMeasurer:
         """The boards are closed by who opened them."""
 
     def _job(self, task: Any, candidates: Sequence[Any], best_ms: float | None, repeats: int) -> dict[str, Any]:
-        from tvmflow.tune.space import UNSCHEDULED
-
         return {
             "libraries": [str(self.builders.library(task, candidate.text)) for candidate in candidates],
             "reference": str(self.builders.library(task, UNSCHEDULED)),

@@ -5,19 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tvmflow.spec import Best, Target
-from tvmflow.tune.store import Entry, Result, Store, classified, latency_ms, typical
-
-if TYPE_CHECKING:
-    from tvmflow.tune.measure import Measurer
-    from tvmflow.tune.space import Candidate, Space
-    from tvmflow.tune.tasks import Task
-    from tvmflow.tune.transfer import Lesson
+from tvmflow.schedules import ReplayError
+from tvmflow.spec import Best
+from tvmflow.targets.search import Candidate, Options, Result, Search, Space, Task, Winner, latency_ms, typical
+from tvmflow.tune.store import Entry, Store, classified
 
 REASONS = {
     "trials": "all trials are spent",
@@ -30,30 +26,6 @@ REASONS = {
 HOPE_OF_RULE, HOPE_OF_DEFAULT = 0.2, 0.8
 """The improvement that is expected of a task's first batch, by who scheduled it so far; a quarter of it of the next,
 then a ninth, …"""
-
-CERTAIN = 0.99
-"""A winner has to take less than this share of the default's time, or the default stays."""
-
-MOST_POPULATION = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What a search may spend, in all its runs together, and how it goes about it.
-
-    `min_gain` is in percent of the network's time a minute; `window_s` is what it is taken over. `population` is that
-    of MetaSchedule's evolution, by default what the trials of a task are worth.
-    """
-
-    trials: int
-    budget_s: float
-    seed: int = 0
-    batch: int = 8
-    min_gain: float = 0.5
-    window_s: float = 60.0
-    finalists: int = 3
-    rounds: int = 15
-    population: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,33 +90,29 @@ class State:
 
 
 class Session:
-    """One run of a search over `tasks`, whose store may have earlier ones."""
+    """One run of a search, whose store may have earlier ones; to the search it is its `Standing`."""
 
     def __init__(
         self,
-        tasks: Sequence[Task],
-        target: Target,
+        search: Search,
         store: Store,
-        measurer: Measurer,
         options: Options,
         watch: Callable[[State], None],
         *,
         started: float | None = None,
         check: Callable[[], None] = lambda: None,
-        lessons: Iterable[Lesson] = (),
     ) -> None:
-        self.tasks, self.target, self.store = tuple(tasks), target, store
-        self.measurer, self.options, self.watch = measurer, options, watch
-        self.lessons = lessons
+        self.search, self.store, self.options, self.watch = search, store, options, watch
+        self.tasks, self.measurer = tuple(search.tasks), search.measurer
         self.check = check  # asked between steps; what it raises passes
-        self.keys = [task.key for task in tasks]
+        self.keys = [task.key for task in self.tasks]
         self.started = time.perf_counter() if started is None else started
         self.spent_before_s = store.seconds(self.keys)
         self.run_number = 1 + max((entry["run"] for entry in store.entries if entry["kind"] == "run"), default=0)
         self.seconds = {"start": 0.0, "search": 0.0, "build": 0.0, "run": 0.0, "waiting": 0.0}
         self.tried = 0
         self.history: list[tuple[float, float]] = []
-        self.spaces: dict[str, Space] = {}
+        self.spaces: Mapping[str, Space] = {}
         self.rows: dict[str, Row] = {}
         self.mark = self.started
         self._billed = {"search": 0.0, "build": 0.0, "run": 0.0, "waiting": 0.0}
@@ -155,7 +123,7 @@ class Session:
         try:
             self._open()
             reason = self._search()
-            self._decide()
+            self.search.decide(self)
         finally:
             if sys.exc_info()[0] in (None, KeyboardInterrupt) and self.keys[0] in self.store.tasks:
                 self.store.append([self._bill(self.keys[0]), self._entry("end", reason=reason)])
@@ -179,9 +147,9 @@ class Session:
     # ------------------------------------------------------------------------------------------------------- opening
 
     def _open(self) -> None:
-        learnt = self._make_spaces()
+        self.spaces, learnt = self.search.spaces(self.options, self.check)
         entries: list[Entry] = [
-            self._entry("run", options=asdict(self.options), runner=self.measurer.name, learnt_from=learnt)
+            self._entry("run", options=asdict(self.options), runner=self.measurer.name, learnt_from=dict(learnt))
         ]
         for task in self.tasks:
             self.rows[task.key] = Row(task=task)
@@ -198,34 +166,7 @@ class Session:
             if trials:
                 self.spaces[task.key].recall(trials)
             self._refresh(task.key)
-        self._spend("start")
-
-    def _make_spaces(self) -> dict[str, int]:
-        """Fill `spaces`, with a cost model for all. Returns what it learnt from, and how many trials."""
-        from tvmflow.tune.space import CostModel, Space
-
-        model = CostModel()
-        remaining = max(1, self.options.trials // max(1, len(self.tasks)))
-        population = self.options.population or min(MOST_POPULATION, max(16, 8 * remaining))
-        learnt: Counter[str] = Counter()
-        for lesson in self.lessons:
-            self.check()
-            model.teach(lesson, self.target)
-            learnt[lesson.source] += len(lesson.measured)
-        for task in self.tasks:
-            self.spaces[task.key] = Space(
-                task, self.target, model, seed=self.options.seed, batch=self.options.batch, population=population
-            )
-        return dict(learnt)
-
-    def _replay(self, key: str, name: str) -> Candidate | None:
-        """The candidate of a trial, None if its record can't be applied."""
-        from tvmflow.tune.space import ReplayError
-
-        try:
-            return self.spaces[key].replay(name, self.store.trials(key)[name]["record"])
-        except (ReplayError, KeyError):
-            return None
+        self.spend("start")
 
     def _refresh(self, key: str) -> None:
         """Read a row's figures off the store."""
@@ -245,6 +186,7 @@ class Session:
     # ----------------------------------------------------------------------------------------------------- searching
 
     def _search(self) -> str:
+        self.search.begin(self)
         for key, space in self.spaces.items():
             if space.default.text not in self.store.trials(key):
                 if reason := self._over():
@@ -258,7 +200,7 @@ class Session:
                 return "exhausted"
             count = min(self.options.batch, self.options.trials - self.store.spent(self.keys))
             candidates = self.spaces[key].propose(count, self.store.trials(key))
-            self._spend("search")
+            self.spend("search")
             self.check()
             if candidates:
                 self._batch(key, candidates)
@@ -308,17 +250,17 @@ class Session:
                 self.check()
         finally:
             known = {kind: self.measurer.seconds[kind] - before[kind] for kind in before}
-            self._spend("waiting", known)
+            self.spend("waiting", known)
             self._note(key, list(zip(candidates, results, strict=False)))
         measured = [
             (candidate, typical(result.ms) if result.outcome == "ok" else float("inf"))
             for candidate, result in zip(candidates, results, strict=True)
         ]
         self.spaces[key].learn(measured)
-        self._spend("search")
+        self.spend("search")
         if all(row.default_ms or row.failed for row in self.rows.values()):
             self.history.append((time.perf_counter(), sum(row.network_ms for row in self.rows.values())))
-        self.watch(self.state())
+        self.show()
 
     def _note(self, key: str, tried: Sequence[tuple[Candidate, Result]]) -> None:
         """Write a batch, or what there is of it, into the store."""
@@ -345,60 +287,34 @@ class Session:
         gain = 1 - new / old if old and new else 0.0
         self.rows[key] = replace(self.rows[key], last_gain=gain, batches=self.rows[key].batches + 1)
 
-    # ------------------------------------------------------------------------------------------------------ deciding
+    # ----------------------------------------------------------------------------------- what a search asks it
 
-    def _decide(self) -> None:
-        """Take the fastest of each task in turns with its default: the best of noisy measurements is biased."""
-        for key in self.keys:
-            self.check()
-            decided = [entry["kind"] for entry in self.store.entries if entry.get("task") == key]
-            if "winner" in decided and "trial" not in decided[len(decided) - decided[::-1].index("winner") :]:
-                continue
-            good = [
-                trial for trial in self.store.trials(key).values() if trial["outcome"] == "ok" and "record" in trial
-            ]
-            default = self.spaces[key].default
-            names = [trial["candidate"] for trial in sorted(good, key=latency_ms)]
-            names = [name for name in names if name != default.text][: self.options.finalists]
-            if not names or default.text not in self.store.trials(key):
-                continue
-            self._compare(key, [default.text, *names])
-        self.watch(self.state())
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """The lines of the ledger."""
+        return self.store.entries
 
-    def _compare(self, key: str, names: Sequence[str]) -> None:
-        candidates = [found for name in names if (found := self._replay(key, name)) is not None]
-        if not candidates or candidates[0].text != self.spaces[key].default.text:
-            return
-        before = dict(self.measurer.seconds)
-        times = self.measurer.compare(self.rows[key].task, candidates, self.options.rounds)
-        self._spend("waiting", {kind: self.measurer.seconds[kind] - before[kind] for kind in before})
-        if len(times) != len(candidates) or any(
-            classified(Result(outcome="ok", ms=row)).outcome != "ok" for row in times
-        ):
-            return
-        typicals = [typical(row) for row in times]
-        index = typicals.index(min(typicals))
-        if typicals[index] > CERTAIN * typicals[0]:
-            index = 0
-        self.store.append(
-            [
-                self._entry(
-                    "winner",
-                    task=key,
-                    candidate=candidates[index].text,
-                    ms=list(times[index]),
-                    default_ms=list(times[0]),
-                )
-            ]
-        )
+    def trials(self, key: str) -> Mapping[str, Entry]:
+        """The trials of a task by candidate."""
+        return self.store.trials(key)
 
-    # ----------------------------------------------------------------------------------------------------- bookkeeping
+    def best(self, key: str) -> Best | None:
+        """The winner of a task's latest decision, else its fastest successful trial."""
+        return self.store.best(key)
 
-    def _entry(self, kind: str, **content: Any) -> Entry:
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        return {"kind": kind, "run": self.run_number, "time": now, **content}
+    def decided(self, key: str) -> bool:
+        """Whether a task has a winner, and nothing of it was tried since."""
+        kinds = [entry["kind"] for entry in self.store.entries if entry.get("task") == key]
+        return "winner" in kinds and "trial" not in kinds[len(kinds) - kinds[::-1].index("winner") :]
 
-    def _spend(self, kind: str, known: Mapping[str, float] | None = None) -> None:
+    def replay(self, key: str, name: str) -> Any | None:
+        """The candidate of a trial, None if its record can't be applied."""
+        try:
+            return self.spaces[key].replay(name, self.store.trials(key)[name]["record"])
+        except (ReplayError, KeyError):
+            return None
+
+    def spend(self, kind: str, known: Mapping[str, float] | None = None) -> None:
         """Put the time since the last call down to `kind`, but for what is known to have gone elsewhere."""
         now = time.perf_counter()
         spent = now - self.mark
@@ -407,6 +323,31 @@ class Session:
             spent -= seconds
         self.seconds[kind] += max(0.0, spent)
         self.mark = now
+
+    def win(self, winners: Sequence[Winner]) -> None:
+        """Write winners down."""
+        self.store.append(
+            [
+                self._entry(
+                    "winner",
+                    task=winner.task,
+                    candidate=winner.candidate,
+                    ms=list(winner.ms),
+                    default_ms=list(winner.default_ms),
+                )
+                for winner in winners
+            ]
+        )
+
+    def show(self) -> None:
+        """Tell whoever watches how it stands."""
+        self.watch(self.state())
+
+    # ----------------------------------------------------------------------------------------------------- bookkeeping
+
+    def _entry(self, kind: str, **content: Any) -> Entry:
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        return {"kind": kind, "run": self.run_number, "time": now, **content}
 
     def _bill(self, key: str) -> Entry:
         """A batch's line, with the seconds since the last one."""

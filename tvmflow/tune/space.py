@@ -24,15 +24,14 @@ import tvm_ffi
 from tvm.s_tir import Schedule, meta_schedule
 from tvm.s_tir.meta_schedule import _ffi_api
 
+from tvmflow.passes.records import ANNOTATION, expand, replay
+from tvmflow.schedules import UNSCHEDULED, ReplayError, spell
 from tvmflow.schedules import registry as rules
-from tvmflow.schedules import spell
 from tvmflow.spec import Target
-from tvmflow.tune.store import typical
-from tvmflow.tune.tasks import Task, normalized, tvm_target
+from tvmflow.targets.search import typical
+from tvmflow.tune.tasks import Task, tvm_target
 from tvmflow.tune.transfer import Lesson
 
-ANNOTATION = "tvmflow.schedule"
-UNSCHEDULED = "default"
 EXPLORED = 0.25
 """Share of a batch that is drawn by lot rather than by the cost model."""
 POPULATION_BEHIND_A_RULE = 16
@@ -234,47 +233,10 @@ class Space:
                 self._database.commit_tuning_record(meta_schedule.database.TuningRecord.from_json(record, workload))
 
 
-class ReplayError(Exception):
-    """A record can't be applied to a kernel."""
-
-
-def replay(module: tvm.IRModule, record: Sequence[Any]) -> Schedule:
-    """A record's trace on a normalised kernel; `expand` what comes of it. Raises ReplayError."""
-    schedule = Schedule(module)
-    try:
-        workload = meta_schedule.database.Workload(module)
-        trace = meta_schedule.database.TuningRecord.from_json(list(record), workload).trace
-        trace.apply_to_schedule(schedule, remove_postproc=False)
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise ReplayError(str(error).strip().splitlines()[-1]) from error
-    return schedule
-
-
 def replayed(task: Task, target: Target, text: str, record: Sequence[Any]) -> Candidate:
     """The candidate of a record. Raises ReplayError if it isn't one of this task."""
     module = expand(replay(task.module, record).mod, task.module, target)
     return Candidate(task=task.key, text=text, module=module, record=[record[0], [], *record[2:]])
-
-
-def expand(scheduled: tvm.IRModule, unscheduled: tvm.IRModule, target: Target) -> tvm.IRModule:
-    """The kernel that a replayed trace stands for: if it names a rule, the rule's. Raises ReplayError."""
-    text = rule_of(scheduled)
-    if text is None:
-        return scheduled
-    try:
-        name, knobs = rules.parse(text, target)
-        schedule = rules.of(target).RULES[name](unscheduled["main"], target, **knobs)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ReplayError(f"{text} can't be applied: {error}") from error
-    if schedule is None:
-        raise ReplayError(f"{text} doesn't serve this kernel")
-    return normalized(schedule.mod["main"])
-
-
-def rule_of(module: tvm.IRModule) -> str | None:
-    """The rule and knobs that a replayed trace names, None if it is a schedule of MetaSchedule's own."""
-    annotations = module["main"].body.block.annotations
-    return str(annotations[ANNOTATION]) if ANNOTATION in annotations else None
 
 
 def _as_measure(module: tvm.IRModule) -> meta_schedule.MeasureCandidate:

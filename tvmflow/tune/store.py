@@ -16,19 +16,19 @@ from __future__ import annotations
 
 import base64
 import fcntl
-import hashlib
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tvmflow.spec import Basis, Best, UserError
+from tvmflow.spec import Best, UserError
 from tvmflow.system import limits, scratch, untrusted
 from tvmflow.system.untrusted import UnusableFileError
+from tvmflow.targets.search import Identity, Result, latency_ms, records_of, typical
 
 Entry = dict[str, Any]
 
@@ -38,15 +38,6 @@ WORKLOADS, RECORDS = "database_workload.json", "database_tuning_record.json"
 
 OUTCOMES = ("ok", "build failed", "build hung", "crashed", "hung", "wrong", "bad time")
 """How a trial can end. "wrong" computed something else, "bad time" is zero, negative or no number."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What became of a candidate: one of OUTCOMES, and its times in ms if it is "ok"."""
-
-    outcome: str
-    ms: tuple[float, ...] = ()
-    message: str = ""
 
 
 FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
@@ -80,60 +71,6 @@ IDENTITY_SCHEMA = untrusted.Schema(
         "additionalProperties": False,
     }
 )
-
-
-EMULATED = ", emulated by "
-"""What the CPU of an identity has in it if the times are an emulator's, which say nothing."""
-
-
-MODELLED = ", modelled"
-"""How the CPU of an identity ends if no device was there and its times are a model's: good for an order only."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Identity:
-    """Whose records: the board, its CPU, the dict of its tvm Target, the versions of TVM and of the rule set."""
-
-    board: str
-    cpu: str
-    target: Mapping[str, Any]
-    tvm: str
-    rules: str
-
-    @property
-    def folder(self) -> str:
-        """The name of its folder in a work dir."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-        return f"{self.board}-tvm{self.tvm}-{digest[:8]}"
-
-    @property
-    def emulated(self) -> bool:
-        return EMULATED in self.cpu
-
-    @property
-    def modelled(self) -> bool:
-        return self.cpu.endswith(MODELLED)
-
-    @property
-    def unmeasured(self) -> bool:
-        """Whether its times say nothing of the board, so that they are never shown and teach nobody."""
-        return self.emulated or self.modelled
-
-    @property
-    def basis(self) -> Basis:
-        """Of its latencies: VTA's are those of a simulator."""
-        if self.target.get("kind") == "vta":
-            return "simulated"
-        return "emulated" if self.emulated else "modelled" if self.modelled else "measured"
-
-    def differences(self, other: Identity) -> list[str]:
-        """The fields in which they differ, with both values."""
-        mine, its = asdict(self), asdict(other)
-        return [
-            f"{key} {untrusted.shortened(str(its[key]))} instead of {untrusted.shortened(str(mine[key]))}"
-            for key in mine
-            if mine[key] != its[key]
-        ]
 
 
 class Store:
@@ -398,16 +335,6 @@ def classified(result: Result) -> Result:
     return result
 
 
-def typical(ms: Sequence[float]) -> float:
-    """The latency that repeats stand for: their lower quartile, since whatever disturbs a run makes it longer."""
-    return sorted(ms)[(len(ms) - 1) // 4]
-
-
-def latency_ms(trial: Entry) -> float:
-    """The latency of a successful trial."""
-    return typical(trial["ms"])
-
-
 def check_workload(workload: Any) -> None:
     """Raises ValueError if TVM couldn't read this as a workload: its structural hash and the module in base 64."""
     if not isinstance(workload, list) or len(workload) != 2 or not all(isinstance(part, str) for part in workload):
@@ -428,8 +355,8 @@ def check_record(record: Any, target: Mapping[str, Any]) -> None:
         raise ValueError("its times aren't times")
     if record[2] != target:
         raise ValueError(f"it is of another target, {json.dumps(record[2])[:KEPT_OF_A_TARGET]}")
-    if target.get("kind") == "vta":
-        _check_knobs(trace)
+    if (own := records_of(target)) is not None:
+        own.check_trace(trace)
     else:
         _check_trace(trace, record[3])
 
@@ -439,17 +366,6 @@ KEPT_OF_A_TARGET = 1000
 
 NULLABLE = {"Split": (1, 1), "TransformLayout": (2, 2)}
 """Instructions that can have a null, for what isn't given: in inputs (1) or attributes (2), and from where on."""
-
-
-def _check_knobs(trace: Sequence[Any]) -> None:
-    """A VTA's record: no instructions, and in place of decisions the tiling's knobs."""
-    instructions, decisions = trace
-    if instructions or len(decisions) != 1 or not isinstance(decisions[0], dict):
-        raise ValueError("it has no tiling")
-    if not all(type(value) is int and value >= 0 for key, value in decisions[0].items() if key != "order"):
-        raise ValueError("its tiling isn't made of whole numbers")
-    if not isinstance(decisions[0].get("order", ""), str):
-        raise ValueError("its tiling has no order")
 
 
 def _check_trace(trace: Sequence[Any], arguments: Sequence[Any]) -> None:
@@ -479,11 +395,6 @@ def _check_trace(trace: Sequence[Any], arguments: Sequence[Any]) -> None:
 def _is_plain(value: Any) -> bool:
     """Whether this is text, a number, or a list of such."""
     return all(map(_is_plain, value)) if isinstance(value, list) else isinstance(value, str | int | float)
-
-
-def task_key(workload: Sequence[str]) -> str:
-    """A task's name in a ledger: the structural hash of its kernel, in 16 hexadecimal digits."""
-    return f"{int(workload[0]) % (1 << 64):016x}"
 
 
 def find_stores(folder: Path) -> Iterator[Path]:

@@ -6,7 +6,6 @@ import importlib.metadata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import Any
 
 import tvm
@@ -14,15 +13,14 @@ from tvm import tirx
 from tvm.s_tir import meta_schedule
 
 from tvmflow.passes.fuse_operators import kernels
+from tvmflow.passes.records import normalized, workload_of
 from tvmflow.passes.schedule_kernels import schedule_kernels
 from tvmflow.pipeline import STAGES
 from tvmflow.schedules import registry as rules
-from tvmflow.spec import Program, Target, UserError
+from tvmflow.schedules import task_key
+from tvmflow.spec import Program, Target
 from tvmflow.system import toolchain
-from tvmflow.tune.store import Identity, task_key
-
-KEPT_ATTRIBUTES = ("tirx.noalias", "s_tir")
-"""What a kernel's schedule may depend on, beside attributes that stages of tvmflow gave it."""
+from tvmflow.targets.search import Identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,20 +70,6 @@ def as_plain(content: Any) -> Any:
     return _json_de_tvm(content)
 
 
-def normalized(func: tirx.PrimFunc) -> tvm.IRModule:
-    """A kernel as a module that is the same whatever the kernel is called."""
-    for name in func.attrs.keys() if func.attrs else ():  # iterating over it goes by index
-        if name not in KEPT_ATTRIBUTES and not name.startswith("tvmflow."):
-            func = func.without_attr(name)
-    return tvm.IRModule({"main": func.with_attr("global_symbol", "main").with_attr("tirx.noalias", True)})
-
-
-def workload_of(module: tvm.IRModule) -> tuple[str, str]:
-    """MetaSchedule's form of a normalised module: its structural hash in digits, and itself in base 64."""
-    shash, content = meta_schedule.database.Workload(module).as_json()
-    return str(shash), str(content)
-
-
 def task_of(key: str, name: str, workload: Sequence[str]) -> Task | None:
     """The task of a store's line, which knows nothing of layers; None if this TVM can't read it."""
     try:
@@ -123,15 +107,3 @@ def extract(program: Program, target: Target) -> tuple[Task, ...]:
             )
         )
     return tuple(tasks)
-
-
-def select(tasks: Sequence[Task], names: str | None) -> tuple[Task, ...]:
-    """The tasks with one of these names, given with commas; * stands for anything. Raises UserError."""
-    if names is None:
-        return tuple(tasks)
-    patterns = [name.strip() for name in names.split(",") if name.strip()]
-    chosen = tuple(task for task in tasks if any(fnmatch(task.name, pattern) for pattern in patterns))
-    for pattern in patterns:
-        if not any(fnmatch(task.name, pattern) for task in tasks):
-            raise UserError(f"There is no task {pattern!r}; the tasks are {', '.join(task.name for task in tasks)}.")
-    return chosen

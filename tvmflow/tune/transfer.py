@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tvmflow.schedules import ReplayError
 from tvmflow.spec import Target, UserError
-from tvmflow.tune.store import Identity, Store, find_stores, latency_ms
+from tvmflow.targets.search import Identity, latency_ms
+from tvmflow.tune.store import Store, find_stores
 
 if TYPE_CHECKING:
     from tvmflow.tune.space import Candidate
@@ -89,7 +91,7 @@ def _architecture(identity: Identity) -> tuple[str, str]:
 
 def _lesson(store: Store, key: str, entry: dict, target: Target, most: int) -> Lesson | None:
     """Up to `most` trials of a task, evenly from the fastest to the slowest; None if they don't compare two."""
-    from tvmflow.tune.space import ReplayError, replayed
+    from tvmflow.tune.space import replayed
     from tvmflow.tune.tasks import task_of
 
     good = [row for row in store.trials(key).values() if row["outcome"] == "ok" and "record" in row]
