@@ -90,7 +90,7 @@ weights: .venv/installed
 	$(BIN)/tvmflow evaluate --data $(DATA)
 	$(BIN)/tvmflow quantize --data $(DATA) -o models/weights
 	$(BIN)/tvmflow quantize --data $(DATA) --scheme power-of-two --qat --work-dir runs/qat -o models/weights
-	$(BIN)/python -m tvmflow.models.experiments page
+	$(BIN)/python -m benchmarks.experiments page
 
 clean:
 	rm -rf .venv dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache

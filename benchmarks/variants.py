@@ -1,8 +1,8 @@
 """What dilation, clipped dilation and the merged reading of the joint module cost on this computer, in one run.
 
-`python -m benchmarks.variants` builds every variant of the experiments (`tvmflow.models.experiments.VARIANTS`) with the
+`python -m benchmarks.variants` builds every variant of the experiments (`benchmarks.experiments.VARIANTS`) with the
 paper's widths and random weights, and times them in turns. It writes benchmarks/results/variants.json;
-`python -m tvmflow.models.experiments page` puts it into docs/experiments.md, beside the accuracies.
+`python -m benchmarks.experiments page` puts it into docs/experiments.md, beside the accuracies.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from benchmarks.convert import host
 
 
 def main() -> None:
-    from tvmflow.models.experiment_page import LATENCIES
-    from tvmflow.models.experiments import VARIANTS
+    from benchmarks.experiment_page import LATENCIES
+    from benchmarks.experiments import VARIANTS
     from tvmflow.report import environment, write_json
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -54,9 +54,9 @@ def main() -> None:
 
 def prepare(variant: str, folder: Path) -> None:
     """The variant in `folder`, as `benchmarks.runners` takes it."""
+    from benchmarks.experiments import VARIANTS
     from tvmflow.bundles.build import build
     from tvmflow.models.dilated_net import DilatedNet
-    from tvmflow.models.experiments import VARIANTS
     from tvmflow.network.frontend import from_module
 
     folder.mkdir()

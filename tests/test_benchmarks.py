@@ -12,10 +12,9 @@ import integer_networks
 import numpy as np
 import pytest
 
-from benchmarks import arm_instructions, depthwise, peers, plots, qdq, runners, variants
+from benchmarks import arm_instructions, depthwise, experiments, peers, plots, qdq, runners, variants
 from tvmflow.bundles.bundle import open_bundle
 from tvmflow.measure import device
-from tvmflow.models import experiments
 from tvmflow.models.dilated_net import DilatedNetConfig
 
 

@@ -10,7 +10,8 @@ import data_sets
 import pytest
 import torch
 
-from tvmflow.models import experiment_page, experiments, train
+from benchmarks import experiment_page, experiments
+from tvmflow.models import train
 from tvmflow.models.data import load_cifar10
 from tvmflow.models.dilated_net import DilatedNet, DilatedNetConfig
 

@@ -464,8 +464,8 @@ EXCEPTIONS: dict[str, tuple[str, set[str]]] = {
     "targets/cuda/standin/__init__.py": (OF_ITS_OWN_PROCESS, {"import pickle"}),
     "targets/cuda/standin/__main__.py": (OF_ITS_OWN_PROCESS, {"import pickle"}),
     "models/__init__.py": ("cards of weights, which tvmflow brings", {"json.loads"}),
-    "models/experiment_page.py": ("results of the checkout", {"json.loads"}),
-    "models/experiments.py": ("results of the checkout", {"json.loads"}),
+    "benchmarks/experiment_page.py": ("results of the checkout", {"json.loads"}),
+    "benchmarks/experiments.py": ("results of the checkout", {"json.loads"}),
     # readers with limits of their own, which are yet to come here
     "models/train.py": ("checkpoints of `tvmflow train`, of weights alone", {"json.loads", "torch.load"}),
     "models/archives.py": ("data sets, as a stream", {"tarfile.open"}),

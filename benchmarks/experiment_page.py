@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.experiments import EPOCHS, EXPERIMENTS, SEEDS, VARIANTS
 from tvmflow.models import baselines
 from tvmflow.models.dilated_net import WEIGHTS, DilatedNet, DilatedNetConfig
-from tvmflow.models.experiments import EPOCHS, EXPERIMENTS, SEEDS, VARIANTS
 from tvmflow.models.train import write_text
 
 PAPER_TABLE_2 = {"delta0": 82.04, "delta1": 83.32, "delta2": 84.25, "delta3": 83.56}
@@ -84,8 +84,8 @@ def _wrapped(block: str) -> str:
 
 INTRODUCTION = f"""# The paper's experiments
 
-This page is made by `python -m tvmflow.models.experiments page` from the files in `docs/experiments`: nothing is
-typed in. `python -m tvmflow.models.experiments run --data cifar10.tar.xz` does the runs that have no file yet, and
+This page is made by `python -m benchmarks.experiments page` from the files in `docs/experiments`: nothing is
+typed in. `python -m benchmarks.experiments run --data cifar10.tar.xz` does the runs that have no file yet, and
 `list` shows them: δ = 0 to 3, a variant with clipped dilations and the merged reading of the joint module, with seeds
 {" and ".join(map(str, SEEDS))}, {EPOCHS} epochs each under one recipe, that of `tvmflow train`.
 

@@ -1,8 +1,8 @@
 """The paper's experiments: a list of training runs, what each left, and the page made from that.
 
-    python -m tvmflow.models.experiments list
-    python -m tvmflow.models.experiments run --data cifar10.tar.xz [NAME…]
-    python -m tvmflow.models.experiments page
+    python -m benchmarks.experiments list
+    python -m benchmarks.experiments run --data cifar10.tar.xz [NAME…]
+    python -m benchmarks.experiments page
 
 `run` trains those that have no result yet, in the order of `EXPERIMENTS`; stopped, it goes on where it was. Several may
 work at once on one work directory: each takes the next run that no other has.
@@ -133,7 +133,7 @@ def _experiment(name: str) -> Experiment:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tvmflow.models.experiments", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__.split("\n")[0])
     parser.add_argument("-o", "--results", type=Path, default=RESULTS, help="folder of the results")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="runs, and the accuracy of those that have a result")
@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
                 torch.set_num_threads(options.threads)
             run_all([_experiment(name).name for name in options.names], options.data, options.work_dir, options.results)
         elif options.command == "page":
-            from tvmflow.models import experiment_page
+            from benchmarks import experiment_page
 
             experiment_page.write(options.results, PAGE)
         else:

@@ -1,0 +1,109 @@
+"""Where things live: few rooms, public doors, and a kind of target that is one folder and two lines."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from abacus import backend as abacus
+from abacus.boards import ABACUS
+from conftest import ROOT
+
+from tvmflow import pipeline, targets
+from tvmflow.bundles.build import build
+from tvmflow.bundles.bundle import open_bundle
+from tvmflow.bundles.verify import verify_bundle
+from tvmflow.report.survey import survey
+from tvmflow.targets import kind
+
+FOLDERS = ("tvmflow", "schedules", "targets", "models")
+KINDS = {"vta", "cuda", "cortex_m"}
+ROOMS = ("targets/", "schedules/", "tvmflow/pipeline.py")
+"""Where kinds are at home."""
+
+STILL_NAMED = {
+    "tvmflow/bundles/bundle.py",  # which facts a board of a kind must have, and TVM's name of a GPU
+    "tvmflow/cli/__init__.py",  # `tvmflow vta`
+    "tvmflow/cli/bundles.py",  # records of int8 networks
+    "tvmflow/cli/doctor.py",  # what the tools are for
+    "tvmflow/cli/vta.py",  # `tvmflow vta`
+    "tvmflow/integer/frontend.py",  # which scheme is the default
+    "tvmflow/measure/cycles.py",  # who traces what
+    "tvmflow/remote/rpc.py",  # TVM's name of a GPU
+    "tvmflow/report/estimate.py",  # whose roof is computed how
+    "tvmflow/report/networks.py",  # whose weights lie in flash
+    "tvmflow/tune/measure.py",  # TVM's name of a GPU
+    "tvmflow/tune/space.py",  # TVM's name of a GPU
+    "tvmflow/tune/worker.py",  # TVM's name of a GPU
+}
+"""Files elsewhere that name a kind, and why. None may come in; who takes a name out takes the line out, too."""
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Full names of all that is imported, anywhere in a file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_the_package_has_few_rooms():
+    names = {path.name for path in (ROOT / "tvmflow").iterdir() if path.name != "__pycache__"}
+    assert len(names) <= 14, sorted(names)
+
+
+def test_what_a_folder_keeps_to_itself_is_imported_in_it_alone():
+    """A module whose name begins with an underscore belongs to its folder and to the folders in it."""
+    for name, tree in sources():
+        own = name if name.startswith("tvmflow/") else f"tvmflow/{name}"
+        for imported in imports(tree):
+            parts = imported.split(".")
+            private = next((place for place, part in enumerate(parts) if part[0] == "_" and part[:2] != "__"), None)
+            if parts[0] == "tvmflow" and private is not None and (ROOT / _path(parts[: private + 1])).exists():
+                assert own.startswith("/".join(parts[:private]) + "/"), f"{name} imports {imported}"
+
+
+def _path(parts: list[str]) -> str:
+    beside = parts[1] in ("schedules", "targets", "models")
+    return "/".join(parts[1:] if beside else parts) + ".py"
+
+
+def test_kinds_of_target_are_named_in_their_rooms():
+    naming = {
+        name
+        for name, tree in sources()
+        if not name.startswith(ROOMS)
+        and any(isinstance(node, ast.Constant) and node.value in KINDS for node in ast.walk(tree))
+    }
+    assert naming == STILL_NAMED
+
+
+def test_a_kind_is_one_folder_and_two_lines(tiny, tmp_path, monkeypatch):
+    """The third line is its list of stages; the commands ask for no more."""
+    monkeypatch.setitem(kind.MODULES, ABACUS.kind, "abacus.backend")
+    monkeypatch.setitem(targets.TARGETS, ABACUS.name, ABACUS)
+    monkeypatch.setitem(pipeline.STAGES, ABACUS.kind, (*pipeline.CPU, abacus.count_beads))
+    built = build(tiny, targets.find(None, ABACUS.name), tmp_path / "tiny")
+    assert built.manifest["verify"]["method"] == "by hand"
+    with open_bundle(tmp_path / "tiny") as bundle:
+        assert (bundle.target.name, bundle.target.kind) == ("abacus-1", "abacus")
+        assert [layer.details["beads"] for layer in bundle.layers] == [9 * layer.macs for layer in bundle.layers]
+        assert verify_bundle(bundle)["passed"] is True
+    report = survey(tmp_path / "tiny", seconds=0.1)
+    assert report["latency"] is None
+    assert "counted so long" in json.dumps(report)
+
+
+def test_a_kind_that_is_not_there_is_refused(tiny, tmp_path):
+    with pytest.raises(KeyError):
+        build(tiny, ABACUS, Path(tmp_path, "tiny"))
