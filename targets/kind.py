@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, cast
 from tvmflow import __version__
 from tvmflow.measure.noise import median_interval
 from tvmflow.network.agreement import Runner, compare, unverified
-from tvmflow.spec import Built, Measurement, MissingDependencyError, Program, Roof, Target, TensorSpec, Vector
+from tvmflow.spec import Built, Measurement, MissingDependencyError, Program, Roof, Target, TensorSpec, Tile, Vector
 from tvmflow.system import toolchain
 
 
@@ -84,6 +84,10 @@ class Artifacts:
     notes: Sequence[str] = ()
 
 
+Parts = dict[str, tuple[int, int]]
+"""Of each memory of a board the bytes that are needed and that there are."""
+
+
 class RunStages(Protocol):
     """`tvmflow.pipeline.run_stages`, which compiling is handed: the list of stages is above the kinds."""
 
@@ -122,6 +126,12 @@ class Backend(Protocol):
 
     def find_runner(self, library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
         """How `library` is run on this computer, in a word, and the function. Raises MissingDependencyError."""
+
+    def roof(self, target: Target) -> Roof | None:
+        """What a board can do at most, by its data sheet; None where its figures aren't known."""
+
+    def parts(self, memory: Mapping[str, int], target: Target, tiles: Sequence[Tile]) -> Parts:
+        """What a network needs of each memory of a board, and what there is; `tiles` are its layers'."""
 
     def time(
         self, bundle: Built, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
@@ -200,3 +210,13 @@ def check_chain(program: Program, target: Target) -> None:
         from tvmflow.integer.chain import float_chain
 
         float_chain(program)
+
+
+def whole_memory(memory: Mapping[str, int], target: Target, tiles: Sequence[Tile]) -> Parts:
+    """`Backend.parts` of a board with one memory for everything."""
+    return {"memory": (sum(memory.values()), target.memory_bytes)}
+
+
+def stated_in(target: Target, unverified: Sequence[str]) -> str:
+    """Whose figures those of a roof are, and which of them nobody has looked up there."""
+    return target.datasheet + (f" (not looked up: {', '.join(unverified)})" if unverified else "")

@@ -12,8 +12,8 @@ from conftest import ROOT
 from tvmflow.measure import noise
 from tvmflow.network.agreement import TOLERANCE
 from tvmflow.report import BINS
-from tvmflow.report.estimate import Network, Tile, Work
-from tvmflow.spec import Layer, TvmflowError
+from tvmflow.report.estimate import Network, Work
+from tvmflow.spec import Layer, Tile, TvmflowError
 from tvmflow.system import limits, runtime
 from tvmflow.targets import DEFAULT_BOARD, TARGETS
 from tvmflow.tune.measure import choose_runner

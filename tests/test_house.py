@@ -33,7 +33,6 @@ STILL_NAMED = {
     "tvmflow/integer/frontend.py",  # which scheme is the default
     "tvmflow/measure/cycles.py",  # who traces what
     "tvmflow/remote/rpc.py",  # TVM's name of a GPU
-    "tvmflow/report/estimate.py",  # whose roof is computed how
     "tvmflow/report/networks.py",  # whose weights lie in flash
     "tvmflow/tune/measure.py",  # TVM's name of a GPU
     "tvmflow/tune/space.py",  # TVM's name of a GPU

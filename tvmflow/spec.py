@@ -274,6 +274,15 @@ class Best:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One row of outputs: its pixels, the input's pixels that it reads, and the weights of each pair of channels."""
+
+    outputs: int = 1
+    inputs: int = 1
+    taps: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Roof:
     """What a board can do at most: multiply-adds a second, and bytes a second from memory or None where unknown.
 

@@ -17,8 +17,10 @@ from tvmflow.spec import (
     Layer,
     MissingDependencyError,
     Program,
+    Roof,
     Target,
     TensorSpec,
+    Tile,
     UserError,
     Vector,
     VerificationError,
@@ -26,9 +28,18 @@ from tvmflow.spec import (
 from tvmflow.system import toolchain
 from tvmflow.system.toolchain import Linker
 from tvmflow.targets.cortex_m import example, machine
-from tvmflow.targets.cortex_m.fit import check_fit
+from tvmflow.targets.cortex_m.fit import CODE_BYTES_OF_A_KERNEL, check_fit
 from tvmflow.targets.cortex_m.options import STACK_BYTES
-from tvmflow.targets.kind import Artifacts, Gap, RunStages, Timing, check_chain, versions
+from tvmflow.targets.kind import (
+    Artifacts,
+    Gap,
+    Parts,
+    RunStages,
+    Timing,
+    check_chain,
+    stated_in,
+    versions,
+)
 
 log = logging.getLogger(__name__)
 
@@ -179,6 +190,32 @@ def network_name(library: Path) -> str:
         if name != symbol and f"{name}_weights" in symbols:
             return name
     raise UserError(f"{library.name} has no function NAME_run.")
+
+
+MACS_PER_CYCLE = {"dsp": {"int8": 2, "float32": 1}, "mve": {"int8": 8, "float32": 2}}
+"""Of a microcontroller's core: SMLAD does two products, VMLADAVA sixteen and VFMA four in two beats of a Cortex-M55."""
+
+
+def roof(target: Target) -> Roof | None:
+    mcu = target.mcu
+    assert mcu is not None
+    return Roof(
+        macs_per_s=MACS_PER_CYCLE[mcu.core][target.arithmetic] * target.cpu.clock_mhz * 1e6,
+        bytes_per_s=None,
+        cache_bytes=0,
+        source=stated_in(target, mcu.unverified),
+        unverified=mcu.unverified,
+    )
+
+
+def parts(memory: Mapping[str, int], target: Target, tiles: Sequence[Tile]) -> Parts:
+    """Flash also holds code, by a guess, and RAM the stack."""
+    assert target.mcu is not None
+    code = CODE_BYTES_OF_A_KERNEL * len(tiles)
+    return {
+        "flash": (memory["weights_bytes"] + code, target.mcu.flash_bytes),
+        "RAM": (memory["activations_bytes"] + STACK_BYTES, target.mcu.ram_bytes),
+    }
 
 
 def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:

@@ -13,7 +13,17 @@ from tvmflow.network.agreement import Runner
 from tvmflow.spec import Built, Measurement, Program, Roof, Target, TensorSpec
 from tvmflow.system import toolchain
 from tvmflow.targets.cpu.boards import HOST
-from tvmflow.targets.kind import Artifacts, RunStages, Timing, check_chain, layer_rows, verify_by_running, versions
+from tvmflow.targets.kind import (
+    Artifacts,
+    RunStages,
+    Timing,
+    check_chain,
+    layer_rows,
+    stated_in,
+    verify_by_running,
+    versions,
+    whole_memory,
+)
 
 check_network = check_chain
 verify = verify_by_running
@@ -55,6 +65,27 @@ def compile(  # noqa: A001 (a kind's functions are called by its name)
     toolchain.check_elf(library, target.elf, target.name)
     memory = {**compiled.memory, **toolchain.section_bytes(library), "library_bytes": library.stat().st_size}
     return Artifacts(program=compiled, library=library, memory=memory, versions=versions(linker))
+
+
+WIDTHS = {"float32": 1, "float16": 2, "int8": 4}
+"""How many numbers there are in the place of one of float32."""
+
+
+def roof(target: Target) -> Roof | None:
+    cpu = target.cpu
+    if not cpu.clock_mhz or not cpu.flops_per_cycle:
+        return None
+    wide = WIDTHS[target.arithmetic]
+    return Roof(
+        macs_per_s=cpu.cores * cpu.clock_mhz * 1e6 * cpu.flops_per_cycle * wide / 2,
+        bytes_per_s=1e9 * cpu.memory_gbps or None,
+        cache_bytes=cpu.l3_bytes + cpu.l2_bytes * (cpu.cores if cpu.l3_bytes else 1),
+        source=stated_in(target, cpu.unverified),
+        unverified=cpu.unverified,
+    )
+
+
+parts = whole_memory
 
 
 def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:

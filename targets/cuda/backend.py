@@ -17,6 +17,7 @@ from tvmflow.spec import (
     Gpu,
     MissingDependencyError,
     Program,
+    Roof,
     Target,
     TensorSpec,
     TvmflowError,
@@ -28,7 +29,17 @@ from tvmflow.system.host import COMPUTER
 from tvmflow.targets.cuda import cubin, nvrtc, standin
 from tvmflow.targets.cuda.generate import Generated, Library, generate
 from tvmflow.targets.cuda.occupancy import occupancy
-from tvmflow.targets.kind import Artifacts, RunStages, Timing, check_chain, layer_rows, verify_by_running, versions
+from tvmflow.targets.kind import (
+    Artifacts,
+    RunStages,
+    Timing,
+    check_chain,
+    layer_rows,
+    stated_in,
+    verify_by_running,
+    versions,
+    whole_memory,
+)
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +164,22 @@ def _kernel_row(gpu: Gpu, name: str, axes: Mapping[str, int], taken: nvrtc.Resou
         "occupancy": round(held.fraction, 3),
         "limit": held.limit,
     }
+
+
+def roof(target: Target) -> Roof | None:
+    gpu = target.gpu
+    assert gpu is not None
+    each = 4 if target.arithmetic == "int8" and gpu.has_dp4a else 1
+    return Roof(
+        macs_per_s=gpu.sms * gpu.lanes_per_sm * gpu.clock_mhz * 1e6 * each,
+        bytes_per_s=1e9 * gpu.dram_gbps,
+        cache_bytes=gpu.l2_bytes,
+        source=stated_in(target, gpu.unverified),
+        unverified=gpu.unverified,
+    )
+
+
+parts = whole_memory
 
 
 def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:

@@ -12,9 +12,17 @@ import numpy as np
 from tvmflow import __version__
 from tvmflow.network.agreement import Runner
 from tvmflow.network.vectors import vector_names
-from tvmflow.spec import Built, Measurement, Program, Target, TensorSpec, UserError
+from tvmflow.spec import Built, Measurement, Program, Roof, Target, TensorSpec, Tile, UserError
 from tvmflow.system import interrupt, toolchain
-from tvmflow.targets.kind import Artifacts, RunStages, Timing, check_chain, verify_by_running
+from tvmflow.targets.kind import (
+    Artifacts,
+    Parts,
+    RunStages,
+    Timing,
+    check_chain,
+    verify_by_running,
+    whole_memory,
+)
 from tvmflow.targets.vta import program as programs
 from tvmflow.targets.vta import timing
 from tvmflow.targets.vta.driver import make_runner, vta_driver
@@ -98,6 +106,32 @@ def import_network(model: str) -> Program:
     from tvmflow.integer.frontend import graphless_program
 
     return graphless_program(models.quantized(model, "power-of-two"), model)
+
+
+def roof(target: Target) -> Roof | None:
+    vta = target.vta
+    assert vta is not None
+    block, batch = (1 << vta.configuration[key] for key in ("LOG_BLOCK", "LOG_BATCH"))
+    return Roof(
+        macs_per_s=block * block * batch * vta.clock_mhz * 1e6,
+        bytes_per_s=vta.bus_bytes * vta.clock_mhz * 1e6,
+        cache_bytes=0,
+        source=target.datasheet,
+    )
+
+
+def parts(memory: Mapping[str, int], target: Target, tiles: Sequence[Tile]) -> Parts:
+    """Its buffers have to hold the smallest tile of each layer."""
+    from tvmflow.targets.vta.config import from_json
+
+    assert target.vta is not None
+    config = from_json(dict(target.vta.configuration), f"The VTA of {target.name}")
+    return {
+        **whole_memory(memory, target, tiles),
+        "input buffer": (config.inp_bytes * max(tile.inputs for tile in tiles), config.inp_bytes * config.inp_depth),
+        "weight buffer": (config.wgt_bytes * max(tile.taps for tile in tiles), config.wgt_bytes * config.wgt_depth),
+        "accumulators": (config.acc_bytes * max(tile.outputs for tile in tiles), config.acc_bytes * config.acc_depth),
+    }
 
 
 def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:

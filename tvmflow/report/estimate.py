@@ -8,27 +8,16 @@ layer are. Multiply-adds with padding aren't counted, nor is what a kernel takes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tvmflow.spec import Layer, Program, Roof, Target, TvmflowError
+from tvmflow.spec import Layer, Program, Roof, Target, Tile, TvmflowError
 
 if TYPE_CHECKING:
     from tvm import tirx
 
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "int8": 1}
-MACS_PER_CYCLE = {"dsp": {"int8": 2, "float32": 1}, "mve": {"int8": 8, "float32": 2}}
-"""Of a microcontroller's core: SMLAD does two products, VMLADAVA sixteen and VFMA four in two beats of a Cortex-M55."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tile:
-    """One row of outputs: its pixels, the input's pixels that it reads, and the weights of each pair of channels."""
-
-    outputs: int = 1
-    inputs: int = 1
-    taps: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,74 +49,11 @@ class Network:
     activations: int
 
 
-def _source(target: Target, unverified: Sequence[str]) -> str:
-    return target.datasheet + (f" (not looked up: {', '.join(unverified)})" if unverified else "")
-
-
-def _cpu_roof(target: Target) -> Roof | None:
-    cpu = target.cpu
-    if not cpu.clock_mhz or not cpu.flops_per_cycle:
-        return None
-    wide = ELEMENT_BYTES["float32"] // ELEMENT_BYTES[target.arithmetic]
-    return Roof(
-        macs_per_s=cpu.cores * cpu.clock_mhz * 1e6 * cpu.flops_per_cycle * wide / 2,
-        bytes_per_s=1e9 * cpu.memory_gbps or None,
-        cache_bytes=cpu.l3_bytes + cpu.l2_bytes * (cpu.cores if cpu.l3_bytes else 1),
-        source=_source(target, cpu.unverified),
-        unverified=cpu.unverified,
-    )
-
-
-def _gpu_roof(target: Target) -> Roof | None:
-    gpu = target.gpu
-    assert gpu is not None
-    each = 4 if target.arithmetic == "int8" and gpu.has_dp4a else 1
-    return Roof(
-        macs_per_s=gpu.sms * gpu.lanes_per_sm * gpu.clock_mhz * 1e6 * each,
-        bytes_per_s=1e9 * gpu.dram_gbps,
-        cache_bytes=gpu.l2_bytes,
-        source=_source(target, gpu.unverified),
-        unverified=gpu.unverified,
-    )
-
-
-def _vta_roof(target: Target) -> Roof | None:
-    vta = target.vta
-    assert vta is not None
-    block, batch = (1 << vta.configuration[key] for key in ("LOG_BLOCK", "LOG_BATCH"))
-    return Roof(
-        macs_per_s=block * block * batch * vta.clock_mhz * 1e6,
-        bytes_per_s=vta.bus_bytes * vta.clock_mhz * 1e6,
-        cache_bytes=0,
-        source=target.datasheet,
-    )
-
-
-def _mcu_roof(target: Target) -> Roof | None:
-    mcu = target.mcu
-    assert mcu is not None
-    return Roof(
-        macs_per_s=MACS_PER_CYCLE[mcu.core][target.arithmetic] * target.cpu.clock_mhz * 1e6,
-        bytes_per_s=None,
-        cache_bytes=0,
-        source=_source(target, mcu.unverified),
-        unverified=mcu.unverified,
-    )
-
-
-ROOFS: dict[str, Callable[[Target], Roof | None]] = {
-    "llvm": _cpu_roof,
-    "arm_cpu": _cpu_roof,
-    "cuda": _gpu_roof,
-    "vta": _vta_roof,
-    "cortex_m": _mcu_roof,
-}
-"""How the roof of each kind of target is found."""
-
-
 def roof_of(target: Target) -> Roof | None:
     """None where the board's figures aren't known, as of most virtual machines."""
-    return ROOFS[target.kind](target)
+    from tvmflow.targets import kind
+
+    return kind.of(target).roof(target)
 
 
 def analyse(program: Program) -> Network:
@@ -306,7 +232,9 @@ def fits(memory: Mapping[str, int], target: Target, network: Network) -> dict[st
     A microcontroller's flash also holds code, by a guess, and its RAM the stack. The buffers of a VTA have to hold the
     smallest tile of each layer.
     """
-    parts = PARTS.get(target.kind, _memory_parts)(memory, target, network)
+    from tvmflow.targets import kind
+
+    parts = kind.of(target).parts(memory, target, [work.tile for work in network.works])
     return {
         "fits": all(needed <= available for needed, available in parts.values()),
         "parts": {
@@ -324,47 +252,6 @@ def can_build(program: Program, target: Target) -> dict[str, Any]:
     except TvmflowError as error:
         return {"possible": False, "reason": str(error)}
     return {"possible": True, "reason": ""}
-
-
-Parts = dict[str, tuple[int, int]]
-"""Bytes that are needed and that there are."""
-
-
-def _memory_parts(memory: Mapping[str, int], target: Target, network: Network) -> Parts:
-    return {"memory": (sum(memory.values()), target.memory_bytes)}
-
-
-def _mcu_parts(memory: Mapping[str, int], target: Target, network: Network) -> Parts:
-    from tvmflow.targets.cortex_m.fit import CODE_BYTES_OF_A_KERNEL
-    from tvmflow.targets.cortex_m.options import STACK_BYTES
-
-    assert target.mcu is not None
-    code = CODE_BYTES_OF_A_KERNEL * len(network.works)
-    return {
-        "flash": (memory["weights_bytes"] + code, target.mcu.flash_bytes),
-        "RAM": (memory["activations_bytes"] + STACK_BYTES, target.mcu.ram_bytes),
-    }
-
-
-def _vta_parts(memory: Mapping[str, int], target: Target, network: Network) -> Parts:
-    from tvmflow.targets.vta.config import from_json
-
-    assert target.vta is not None
-    config = from_json(dict(target.vta.configuration), f"The VTA of {target.name}")
-    tiles = [work.tile for work in network.works]
-    return {
-        **_memory_parts(memory, target, network),
-        "input buffer": (config.inp_bytes * max(tile.inputs for tile in tiles), config.inp_bytes * config.inp_depth),
-        "weight buffer": (config.wgt_bytes * max(tile.taps for tile in tiles), config.wgt_bytes * config.wgt_depth),
-        "accumulators": (config.acc_bytes * max(tile.outputs for tile in tiles), config.acc_bytes * config.acc_depth),
-    }
-
-
-PARTS: dict[str, Callable[[Mapping[str, int], Target, Network], Parts]] = {
-    "vta": _vta_parts,
-    "cortex_m": _mcu_parts,
-}
-"""What has to fit, of kinds that have more than one memory."""
 
 
 def describe(roof: Roof | None) -> dict[str, Any] | None:
