@@ -394,6 +394,7 @@ def test_many_deploys_leave_nothing(host_bundle, token_file, tmp_path, monkeypat
                 assert report["verify"]["passed"] is True
                 wait_for(lambda number=number: ask(port)["served"] == number and not ask(port)["busy"])
                 if number == 1:
+                    wait_for(lambda: len(watched.children(recursive=True)) == 2)  # the next session and its parent
                     after.append(left())
                 wait_for(lambda: left() == after[0])
                 grown.append(memory_kib())
