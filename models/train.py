@@ -31,7 +31,7 @@ from tvmflow.models.dilated_net import DilatedNet, DilatedNetConfig, load_weight
 from tvmflow.spec import Preprocessing, UserError
 from tvmflow.system import scratch, untrusted
 from tvmflow.system.host import cpu_name
-from tvmflow.system.untrusted import MalformedError, UnusableFileError
+from tvmflow.system.untrusted import MalformedError, UnusableFileError, reason, shortened
 
 
 def multiplies_bfloat16() -> bool:
@@ -199,16 +199,23 @@ class _State:
         if not path.exists():
             return
         content = load_state(path)
-        if config_of(json.loads(content["config"])) != self.config:
-            raise UserError(
-                f"{path} belongs to a run with another recipe ({content['config']}); "
-                "give the same options, or another --work-dir."
-            )
-        self.network.load_state_dict(content["network"])
-        self.averaged.load_state_dict(content["averaged"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        (self.epoch, self.step), self.loss, self.seconds = content["position"], content["loss"], content["seconds"]
-        self.curve = [Epoch(**row) for row in content["curve"]]
+        try:
+            recipe = content["config"]
+            if config_of(untrusted.parse_json(recipe)) != self.config:
+                raise UserError(
+                    f"{path} belongs to a run with another recipe ({shortened(recipe, 2000)}); "
+                    "give the same options, or another --work-dir."
+                )
+            self.network.load_state_dict(content["network"])
+            self.averaged.load_state_dict(content["averaged"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.epoch, self.step = map(int, content["position"])
+            self.loss, self.seconds = float(content["loss"]), float(content["seconds"])
+            self.curve = [Epoch(**row) for row in content["curve"]]
+        except UserError:
+            raise
+        except Exception as error:  # whatever PyTorch raises for states of other networks, and Python for other types
+            raise damaged(path, error) from error
 
 
 def save_state(content: dict[str, Any], path: Path) -> None:
@@ -224,7 +231,12 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, weights_only=True)
     except Exception as error:  # whatever the zip reader, the unpickler and torch raise
-        raise UserError(f"{path} is no intact checkpoint ({error}); delete it to start anew.") from error
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """What is said of a file that can't be a checkpoint."""
+    return UserError(f"{path} is no intact checkpoint ({reason(error)}); delete it to start anew.")
 
 
 def initialise(network: DilatedNet) -> DilatedNet:

@@ -384,6 +384,28 @@ def _read_weights(path: Path) -> None:
     exported(path)
 
 
+def _recipe() -> Any:
+    from tvmflow.models.dilated_net import DilatedNetConfig
+    from tvmflow.models.train import TrainConfig
+
+    return TrainConfig(network=DilatedNetConfig(widths=(3, 4), strides=(2, 2)), epochs=1)
+
+
+def _checkpoints() -> list[Files]:
+    from tvmflow.models import train
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "state.pt")
+        train._State(_recipe(), 4).save(path)
+        return _named("state.pt", (path.read_bytes(),))
+
+
+def _read_checkpoint(path: Path) -> None:
+    from tvmflow.models import train
+
+    train._State(_recipe(), 4).load(path)
+
+
 def _pt2() -> list[Files]:
     import torch
     from networks import tiny
@@ -503,6 +525,7 @@ READERS: dict[str, Reader] = {
         Reader(name="database-merge", read=_merge_store, corpus=_databases, path="store"),
         Reader(name="int8", read=_read_int8, corpus=_int8, path="network.safetensors"),
         Reader(name="weights", read=_read_weights, corpus=_weights, path="net.safetensors"),
+        Reader(name="checkpoint", read=_read_checkpoint, corpus=_checkpoints, path="state.pt"),
         Reader(name="pt2", read=_read_network, corpus=_pt2, path="network.pt2"),
         Reader(name="onnx", read=_read_network, corpus=_onnx, path="network.onnx"),
         Reader(name="vta-program", read=_read_vta_program, corpus=_vta_programs),
