@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from tvmflow.bundles.build import build
 from tvmflow.bundles.bundle import open_bundle
 from tvmflow.bundles.verify import verify_bundle
 from tvmflow.report.survey import survey
+from tvmflow.system import moved
 from tvmflow.targets import kind
 
 FOLDERS = ("tvmflow", "schedules", "targets", "models")
@@ -106,3 +109,39 @@ def test_a_kind_is_one_folder_and_two_lines(tiny, tmp_path, monkeypatch):
 def test_a_kind_that_is_not_there_is_refused(tiny, tmp_path):
     with pytest.raises(KeyError):
         build(tiny, ABACUS, Path(tmp_path, "tiny"))
+
+
+OLD = """
+import sys
+from tvmflow import backends, targets
+from tvmflow.build import build
+from tvmflow.bundle import open_bundle
+from tvmflow.frontend import from_module, import_model, parse_input_shape
+from tvmflow.infer import infer
+from tvmflow.integer import load, save
+from tvmflow.integer_frontend import import_quantized
+from tvmflow.quantize import Method
+from tvmflow.schedules.integer import RULES
+from tvmflow.survey import survey
+from tvmflow.toolchain import select_linker
+from tvmflow.verify import compare, find_runner, verify_bundle
+assert backends.of(targets.TARGETS["host"]).build is build
+assert backends.of(targets.TARGETS["host"]).find_runner
+try:
+    from tvmflow.verify import nothing
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_old_names_of_documented_modules_go_on_working():
+    done = subprocess.run([sys.executable, "-c", OLD], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "cannot import name 'nothing'" in done.stdout
+
+
+def test_nothing_here_uses_old_names():
+    old = {f"tvmflow.{name}" for name in moved.MOVED}
+    for name, tree in sources():
+        used = {imported for imported in imports(tree) if imported in old or imported.rpartition(".")[0] in old}
+        assert not used, name
