@@ -10,14 +10,14 @@ BIN := .venv/bin
 # The package as it is installed, of links.
 TREE := dist/tree
 
-.PHONY: help demo demo-report test quick lint docs bench table1 tuned weights clean
+.PHONY: help demo demo-report test quick lint types docs bench table1 tuned weights clean
 
 help:
 	@echo "make demo   compile the paper's network for a board of each kind, verify, time here, report"
 	@echo "make demo-report  the same report again, of what make demo has built"
 	@echo "make test   run the tests"
 	@echo "make quick  run those alone that touch emulators or other system packages, and a network through every kind of board"
-	@echo "make lint   check style and types"
+	@echo "make lint   check style, types, and which way imports go; make types the latter two"
 	@echo "make docs   make the documentation's pages in dist/site"
 	@echo "make bench  compare with other libraries on this computer"
 	@echo "make table1 the paper's Table 1 with what each network costs on several boards (fifteen minutes)"
@@ -51,10 +51,13 @@ test: .venv/installed
 quick: .venv/installed
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "emulated or packages"
 
-# Imports are looked up in the package as it is installed, whose parts lie in four folders here.
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory types
+
+# Names are looked up in the package as it is installed, whose parts lie in four folders here.
+types: .venv/installed
 	rm -rf $(TREE) && mkdir -p $(TREE)/tvmflow
 	ln -s $(CURDIR)/tvmflow/* $(CURDIR)/targets $(CURDIR)/schedules $(CURDIR)/models $(TREE)/tvmflow/
 	MYPYPATH=$(TREE) $(BIN)/mypy -p tvmflow

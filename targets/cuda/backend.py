@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -40,8 +39,6 @@ from tvmflow.targets.kind import (
     versions,
     whole_memory,
 )
-
-log = logging.getLogger(__name__)
 
 LIBRARY = "model.so"
 SOURCE = "kernels.cu"
@@ -104,12 +101,11 @@ def compile(  # noqa: A001 (a kind's functions are called by its name)
     with tvm.target.Target(dict(target.tvm)):
         compiled = run_stages(program, target, dump_dir)
     libraries = [Library(tvm=target.tvm, linker=linker, path=library)]
-    host = COMPUTER
-    if target.elf != host.elf:
+    if target.elf != COMPUTER.elf:
         (folder / CHECK).mkdir(exist_ok=True)
-        tvm_target = {**target.tvm, "host": {"kind": "llvm", "mtriple": host.triple}}
+        tvm_target = {**target.tvm, "host": {"kind": "llvm", "mtriple": COMPUTER.triple}}
         path = folder / CHECK / library.name
-        libraries.append(Library(tvm=tvm_target, linker=toolchain.select_linker(host), path=path))
+        libraries.append(Library(tvm=tvm_target, linker=toolchain.select_linker(COMPUTER), path=path))
     made = standin.call(
         generate,
         tvm.ir.save_json(compiled.module),
