@@ -138,7 +138,7 @@ def write_tables(layers: Sequence[IntegerLayer], folder: Path) -> None:
         numbers: list[Any] = [
             _braces((*layer.input_shape[2:], layer.input_shape[1])),
             _braces((*layer.output_shape[2:], layer.output_shape[1])),
-            *map(_braces, (layer.weight.shape[2:], layer.stride, layer.padding, layer.dilation)),
+            *map(_braces, (layer.weight.shape[2:], layer.stride, layer.padding[:2], layer.dilation)),
             *(OFFSETS[dtype], -offset, layer.minimum - offset, layer.maximum - offset),
             *map(place, arrays),
         ]

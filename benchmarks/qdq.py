@@ -44,7 +44,7 @@ def export_qdq(network: IntegerNetwork, path: Path) -> None:
                 f"{layer.name}.real",
                 strides=layer.stride,
                 dilations=layer.dilation,
-                pads=[*layer.padding, *layer.padding],
+                pads=[*layer.padding],
                 group=layer.groups,
             )
         scale, zero = layer.scale, 0 if layer.dtype == "uint8" else 128

@@ -100,13 +100,13 @@ def quantized(name: str, scheme: Scheme = "per-channel") -> IntegerNetwork:
 
     Raises UserError if there is none, or if the file's has another scheme.
     """
-    from tvmflow.integer import network as integer
+    from tvmflow.integer import file
 
     path = Path(name) if name.endswith(".safetensors") else WEIGHTS / f"{quantized_name(name, scheme)}.safetensors"
     if path.parent == WEIGHTS and not path.exists():
         known = f"tvmflow quantize --model {name} --scheme {scheme}" if name in MODELS else "tvmflow quantize"
         raise UserError(f"There are no {scheme} int8 weights of {name}; `{known}` makes some, to be given as a file.")
-    network = integer.load(path)
+    network = file.load(path)
     if network.scheme != scheme:
         raise UserError(f"{path} is quantised {network.scheme}, not {scheme}; say --scheme {network.scheme}.")
     return network

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from tvmflow.integer import network as integer
-from tvmflow.integer.chain import FloatLayer, float_chain, run_float
+from tvmflow.integer import file
 from tvmflow.integer.fine_tune import TuneConfig, tune
+from tvmflow.integer.graph import FloatGraph
 from tvmflow.integer.network import BATCH, IntegerNetwork, Scheme
+from tvmflow.integer.network import quantize as to_integers
 from tvmflow.integer.post_training import Method, Quantised, quantize
+from tvmflow.integer.reader import float_graph
 from tvmflow.models import CIFAR10_PREPROCESSING, quantized_name
 from tvmflow.models.data import Cifar10, Inputs, Split
 from tvmflow.models.train import write_text
 from tvmflow.network.agreement import compare, failure_sentence
 from tvmflow.spec import Preprocessing, Program, UserError, VerificationError
+
+Arrays = tuple[np.ndarray, ...]
 
 CHECKED = 512
 """Inputs, other than those for calibration, on which float and integer layers are compared."""
@@ -46,13 +50,13 @@ class Fidelity:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Examples:
-    """What a network is quantised on: float32 N×C×H×W that calibrate, and others to check on.
+    """What a network is quantised on: float32 arrays that calibrate, many of each of its inputs, and others to check on.
 
     `facts` say where they are from; `training` are the images that fine-tuning may use, of CIFAR-10 only.
     """
 
-    calibration: np.ndarray
-    others: np.ndarray
+    calibration: Arrays
+    others: Arrays
     facts: Mapping[str, Any]
     training: Split | None = None
 
@@ -60,7 +64,7 @@ class Examples:
 def of_cifar10(data: Cifar10, preprocessing: Preprocessing, method: Method) -> Examples:
     """Training images of CIFAR-10. Raises UserError."""
     first, rest = _drawn(len(data.train.labels), method)
-    calibration, others = (preprocessing.apply(data.train.images[which]) for which in (first, rest))
+    calibration, others = ((preprocessing.apply(data.train.images[which]),) for which in (first, rest))
     facts = {"data": data.note, "data_sha256": data.sha256}
     return Examples(calibration=calibration, others=others, facts=facts, training=data.train)
 
@@ -69,7 +73,7 @@ def of_inputs(data: Inputs, method: Method) -> Examples:
     """Images or arrays of the user's own. Raises UserError."""
     first, rest = _drawn(data.count, method)
     facts = {"inputs": data.note, "data_sha256": data.sha256}
-    return Examples(calibration=data.take(first), others=data.take(rest), facts=facts)
+    return Examples(calibration=(data.take(first),), others=(data.take(rest),), facts=facts)
 
 
 def _drawn(count: int, method: Method) -> tuple[np.ndarray, np.ndarray]:
@@ -97,9 +101,9 @@ def make(
 
     Raises UserError, and VerificationError if what was imported computes something else than the original.
     """
-    chain = float_chain(program)
-    _require_faithful(chain, program)
-    quantised = quantize(chain, examples.calibration, scheme, method)
+    graph = float_graph(program)
+    _require_faithful(graph, program)
+    quantised = quantize(graph, examples.calibration, scheme, method)
     facts: dict[str, Any] = {
         **examples.facts,
         "method": dataclasses.asdict(method),
@@ -109,7 +113,7 @@ def make(
     if tuning is not None:
         if examples.training is None or preprocessing != CIFAR10_PREPROCESSING:
             raise UserError("--qat fine-tunes on CIFAR-10's training images as the registry's networks see them alone.")
-        tuned = tune(chain, quantised, examples.training, tuning, work_dir)
+        tuned = tune(graph, quantised, examples.training, tuning, work_dir)
         layers = tuned.layers
         facts["fine_tuning"] = {
             **dataclasses.asdict(tuning),
@@ -120,71 +124,100 @@ def make(
     network = IntegerNetwork(
         name=program.name,
         scheme=scheme,
-        input_shape=program.inputs[0].shape,
-        input_scale=quantised.input_scale,
+        inputs=quantised.inputs,
+        outputs=quantised.outputs,
         layers=layers,
         preprocessing=preprocessing,
         labels=program.labels,
     )
-    found = fidelity(chain, quantised, network, examples.others, program.original)
+    found = fidelity(graph, quantised, network, examples.others, program.original)
     if found.output_sqnr_db <= 0:
         raise VerificationError(
             f"Quantised, {program.name} gives more noise than answer ({found.output_sqnr_db:.1f} dB against the "
-            f"original network): its inputs for calibration reach {np.abs(examples.calibration).max():.3g}, those that "
-            f"it was checked on {np.abs(examples.others).max():.3g}; give inputs like those that it will meet."
+            f"original network): its inputs for calibration reach {_largest(examples.calibration):.3g}, those that "
+            f"it was checked on {_largest(examples.others):.3g}; give inputs like those that it will meet."
         )
     return replace(network, facts={**facts, **dataclasses.asdict(found)})
 
 
-def _require_faithful(chain: tuple[FloatLayer, ...], program: Program) -> None:
-    """Raises VerificationError unless the chain gives the outputs that the original network gave."""
-    results = []
-    for vector in program.vectors:
-        *_, (_, found) = run_float(chain, torch.from_numpy(vector.inputs[0].copy()))
-        results.append((found.numpy().reshape(vector.outputs[0].shape),))
+def _largest(arrays: Arrays) -> float:
+    return max(float(np.abs(array).max()) for array in arrays)
+
+
+def _require_faithful(graph: FloatGraph, program: Program) -> None:
+    """Raises VerificationError unless the graph gives the outputs that the original network gave."""
+    results = [graph.outputs_of(vector.inputs) for vector in program.vectors]
     verdict = compare(program.vectors, results)
     if not verdict["passed"]:
         raise VerificationError(failure_sentence(verdict, f"{program.name} as it was imported"))
 
 
 def fidelity(
-    chain: Sequence[FloatLayer],
+    graph: FloatGraph,
     quantised: Quantised,
     network: IntegerNetwork,
-    inputs: np.ndarray,
+    inputs: Arrays,
     original: Callable[..., tuple[np.ndarray, ...]] | None = None,
 ) -> Fidelity:
-    """Compare layer by layer on inputs, float32 N×C×H×W, in the units of the float network.
+    """Compare layer by layer on inputs, float32, in the units of the float network.
 
-    The output is compared with what `original` gives for one input at a time, or else with the chain's.
+    The outputs are compared with what `original` gives for one input at a time, or else with the graph's; of several
+    outputs, agreement and divergence are the first one's.
     """
-    signal, noise = np.zeros(len(chain) + 1), np.zeros(len(chain) + 1)
+    names = [layer.name for layer in graph.layers]
+    signal, noise = (dict.fromkeys((*names, ""), 0.0) for _ in range(2))
+    layers = network.by_name
     agreeing = divergence = 0.0
-    for start in range(0, len(inputs), BATCH):
-        real = inputs[start : start + BATCH]
-        logits, kept = network.run(network.quantize_input(real), keep=True)
-        wanted: Any = None
-        for index, (_, after) in enumerate(run_float(tuple(chain), torch.from_numpy(real))):
-            layer, wanted = network.layers[index], after.double().numpy()
-            given = kept[layer.name] * (layer.scale * quantised.factors[index][:, None, None])
-            signal[index] += np.square(wanted).sum()
-            noise[index] += np.square(wanted - given).sum()
-        if original is not None:
-            wanted = np.concatenate([original(image[None].copy())[0] for image in real]).astype(np.float64)
-        wanted, real_logits = wanted.reshape(logits.shape), logits * network.output_scale
-        signal[-1] += np.square(wanted).sum()
-        noise[-1] += np.square(wanted - real_logits).sum()
-        agreeing += float((wanted.argmax(1) == logits.argmax(1)).reshape(len(real), -1).mean(1).sum())
-        log_p, log_q = _log_softmax(wanted), _log_softmax(real_logits)
-        divergence += float((np.exp(log_p) * (log_p - log_q)).sum(1).reshape(len(real), -1).mean(1).sum())
-    ratios = [round(ratio, 1) for ratio in map(_decibels, signal, noise)]
+    count = len(inputs[0])
+    for start in range(0, count, BATCH):
+        real = tuple(array[start : start + BATCH] for array in inputs)
+        ported = zip(real, network.inputs, strict=True)
+        given, kept = network.run_kept(tuple(to_integers(array, port.scale) for array, port in ported))
+        floats: dict[str, np.ndarray] = {}
+        sources = {port.source for port in graph.outputs}
+        for layer, _, after in graph.run(graph.tensors_of(real)):
+            wanted = after.double().numpy()
+            if layer.name in sources:
+                floats[layer.name] = wanted
+            q = kept[layer.name] * (layers[layer.name].scale * quantised.factors[layer.name][:, None, None])
+            signal[layer.name] += np.square(wanted).sum()
+            noise[layer.name] += np.square(wanted - q).sum()
+        if original is None:
+            outputs = [floats[port.source] for port in graph.outputs]
+        else:
+            each = [original(*(array[place : place + 1].copy() for array in real)) for place in range(len(real[0]))]
+            outputs = [np.stack([found[place] for found in each]) for place in range(len(given))]
+        for place, (port, q) in enumerate(zip(network.outputs, given, strict=True)):
+            wanted = outputs[place].astype(np.float64).reshape(q.shape)
+            found = q * port.scale
+            signal[""] += np.square(wanted).sum()
+            noise[""] += np.square(wanted - found).sum()
+            if place == 0:
+                agreeing += _agreement(wanted, q)
+                divergence += _divergence(wanted, found)
+    ratios = {name: round(_decibels(signal[name], noise[name]), 1) for name in signal}
+    output = ratios.pop("")
     return Fidelity(
-        images=len(inputs),
-        sqnr_db={layer.name: ratio for layer, ratio in zip(network.layers, ratios, strict=False)},
-        output_sqnr_db=ratios[-1],
-        agreement=agreeing / len(inputs),
-        divergence=round(divergence / len(inputs), 6),
+        images=count,
+        sqnr_db=ratios,
+        output_sqnr_db=output,
+        agreement=agreeing / count,
+        divergence=round(divergence / count, 6),
     )
+
+
+def _agreement(wanted: np.ndarray, q: np.ndarray) -> float:
+    """For how many of a batch the largest of the classes is the same; of maps, a share of the pixels."""
+    wanted, q = (array.reshape(len(array), array.shape[1] if array.ndim > 1 else 1, -1) for array in (wanted, q))
+    return float((wanted.argmax(1) == q.argmax(1)).mean(1).sum())
+
+
+def _divergence(wanted: np.ndarray, found: np.ndarray) -> float:
+    wanted, found = (
+        array.reshape(len(array), array.shape[1] if array.ndim > 1 else 1, -1) for array in (wanted, found)
+    )
+    log_p, log_q = _log_softmax(wanted), _log_softmax(found)
+    return float((np.exp(log_p) * (log_p - log_q)).sum(1).mean(1).sum())
 
 
 def _decibels(signal: float, noise: float) -> float:
@@ -201,16 +234,17 @@ def logits_of(network: IntegerNetwork, images: np.ndarray) -> np.ndarray:
     """int8 logits N×classes of uint8 images N×H×W×3."""
     assert network.preprocessing is not None
     parts = np.array_split(images, -(-len(images) // 500))
-    return np.concatenate([network.run(network.quantize_input(network.preprocessing.apply(part))) for part in parts])
+    found = [network.run(network.quantize_input(network.preprocessing.apply(part))) for part in parts]
+    return np.concatenate(found).reshape(len(images), -1)
 
 
 def judge(network: IntegerNetwork, program: Program, data: Cifar10) -> IntegerNetwork:
     """Add to the facts what share of the test images it gets right, and the float network as well."""
     assert network.preprocessing is not None
-    chain, right = float_chain(program), 0
+    graph, right = float_graph(program), 0
     for part in np.array_split(np.arange(len(data.test.labels)), -(-len(data.test.labels) // 500)):
-        *_, (_, logits) = run_float(chain, torch.from_numpy(network.preprocessing.apply(data.test.images[part])))
-        right += int((logits.flatten(1).argmax(1).numpy() == data.test.labels[part]).sum())
+        logits, *_ = graph.outputs_of((network.preprocessing.apply(data.test.images[part]),))
+        right += int((logits.reshape(len(part), -1).argmax(1) == data.test.labels[part]).sum())
     found = (logits_of(network, data.test.images).argmax(1) == data.test.labels).mean()
     count = len(data.test.labels)
     facts = {"accuracy": float(found), "float_accuracy": right / count, "test_images": count}
@@ -223,7 +257,7 @@ def export(network: IntegerNetwork, folder: Path, command: str) -> Path:
     name = quantized_name(network.name, network.scheme)
     path = folder / f"{name}.safetensors"
     network = replace(network, facts={**network.facts, "command": command})
-    integer.save(network, path)
+    file.save(network, path)
     facts = {"weight_bytes": network.weight_bytes, "file_bytes": os.stat(path).st_size, **network.facts}
     write_text(folder / f"{name}.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     write_text(folder / f"{name}.md", model_card(name, network, facts))
@@ -268,6 +302,7 @@ def model_card(name: str, network: IntegerNetwork, facts: dict[str, Any]) -> str
         f"| {layer.name} | {'×'.join(map(str, layer.output_shape[1:]))} | {layer.dtype} | "
         f"{facts['sqnr_db'][layer.name]:.1f} |"
         for layer in network.layers
+        if layer.name in facts["sqnr_db"]
     )
     return f"""# {name}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from tvmflow.schedules.cpu.integer import Task, Tensor
 from tvmflow.schedules.instructions import Expr, Instructions
 
 if TYPE_CHECKING:
-    from tvmflow.integer.network import IntegerLayer
+    from tvmflow.integer.layers import IntegerLayer
 
 
 def round_up(number: int, unit: int) -> int:
@@ -32,14 +33,27 @@ def fill(array: np.ndarray, length: int, axis: int = 0) -> np.ndarray:
 @contextmanager
 def kernel(task: Task, constants: Sequence[np.ndarray]) -> Iterator[tuple[IRBuilder, Any, list[Any], Any]]:
     """A function whose loops are emitted inside: its builder, and the buffers of source, constants and result."""
+    with kernel_of_many(task, constants) as (builder, sources, buffers, result):
+        yield builder, sources[0], buffers, result
+
+
+@contextmanager
+def kernel_of_many(
+    task: Task, constants: Sequence[np.ndarray]
+) -> Iterator[tuple[IRBuilder, list[Any], list[Any], Any]]:
+    """`kernel` with all sources."""
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
         T.func_attr({"tirx.noalias": True})
-        source = T.arg("source", T.buffer(task.source.shape, task.source.memory_dtype))
+        several = len(task.sources) > 1
+        sources = [
+            T.arg(f"source_{place}" if several else "source", T.buffer(source.shape, source.memory_dtype))
+            for place, source in enumerate(task.sources)
+        ]
         buffers = [
             T.arg(f"constant_{place}", T.buffer(array.shape, str(array.dtype))) for place, array in enumerate(constants)
         ]
         result = T.arg("result", T.buffer(task.result.shape, task.result.memory_dtype))
-        yield builder, source, buffers, result
+        yield builder, sources, buffers, result
 
 
 def vector(buffer: Any, *indices: Any, lanes: int) -> Expr:
@@ -126,7 +140,13 @@ def plain_place(tensor: Tensor, channel: Any, pixel: Any) -> list[Any]:
     """Where an element lies in a tensor as the user gives or gets it."""
     if len(tensor.shape) == 2:
         return [0, channel]
-    return [0, channel, tirx.floordiv(pixel, tensor.size[1]), tirx.floormod(pixel, tensor.size[1])]
+    if tuple(tensor.shape) == (1, tensor.channels, *tensor.size):
+        return [0, channel, tirx.floordiv(pixel, tensor.size[1]), tirx.floormod(pixel, tensor.size[1])]
+    flat, place = channel * math.prod(tensor.size) + pixel, []
+    for length in reversed(tensor.shape[1:]):
+        place.append(tirx.floormod(flat, length))
+        flat = tirx.floordiv(flat, length)
+    return [0, *reversed(place)]
 
 
 def element(tensor: Tensor, buffer: Any, channel: Any, y: Any, x: Any) -> Expr:

@@ -204,12 +204,15 @@ def versions(linker: toolchain.Linker) -> dict[str, str]:
     }
 
 
-def check_chain(program: Program, target: Target) -> None:
-    """In float32 and float16 everything is taken that can be imported, in int8 chains; else UserError is raised."""
-    if target.arithmetic == "int8":
-        from tvmflow.integer.chain import float_chain
+def check_graph(program: Program, target: Target) -> None:
+    """In float32 and float16 everything is taken that can be imported, in int8 what has an integer form.
 
-        float_chain(program)
+    Raises UserError, UnsupportedOperatorError.
+    """
+    if target.arithmetic == "int8":
+        from tvmflow.integer.reader import float_graph
+
+        float_graph(program)
 
 
 def whole_memory(memory: Mapping[str, int], target: Target, tiles: Sequence[Tile]) -> Parts:

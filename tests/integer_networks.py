@@ -89,7 +89,7 @@ def random_network(
         layer = _layer(rng, scheme, shape, f"layers.{index}", layers[-1] if layers else None, input_shape, x, block)
         layers.append(layer)
         x = requantize(layer, accumulate(layer, x))
-    return IntegerNetwork(
+    return IntegerNetwork.chain(
         name="random", scheme=scheme, input_shape=input_shape, input_scale=2**-6, layers=tuple(layers)
     )
 

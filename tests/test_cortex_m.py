@@ -14,8 +14,8 @@ from integer_networks import JOINT_MODULES, POOL, VARIETY, Shape, conv, dense, d
 
 from tvmflow.bundles.build import build
 from tvmflow.bundles.bundle import open_bundle
+from tvmflow.integer.file import save
 from tvmflow.integer.frontend import integer_program
-from tvmflow.integer.network import save
 from tvmflow.measure import cycles
 from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.passes.lifetimes import Tensor

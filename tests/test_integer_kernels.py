@@ -14,8 +14,9 @@ from integer_networks import POOL, VARIETY, Shape, conv, dense, depthwise, rando
 from PIL import Image
 
 from tvmflow.bundles.infer import infer
+from tvmflow.integer.file import save
 from tvmflow.integer.frontend import integer_program
-from tvmflow.integer.network import IntegerLayer, IntegerNetwork, save
+from tvmflow.integer.network import IntegerLayer, IntegerNetwork
 from tvmflow.passes.lower import lower, plan_memory
 from tvmflow.pipeline import INTEGER_STAGES
 from tvmflow.schedules.instructions import MACHINE_X64, X86, instructions_of
@@ -59,7 +60,7 @@ def extremes() -> IntegerNetwork:
         input_shape=(1, 9, 3, 5),
         output_shape=(1, 48, 3, 5),
     )
-    return IntegerNetwork(
+    return IntegerNetwork.chain(
         name="extremes", scheme="per-channel", input_shape=layer.input_shape, input_scale=1.0, layers=(layer,)
     )
 

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 from integer_networks import conv, random_network
 
-from tvmflow.integer import network as integer
+from tvmflow.integer import file
 from tvmflow.models import train
 from tvmflow.report import write_text
 from tvmflow.spec import UserError
@@ -38,7 +38,7 @@ def small_files() -> Iterator[None]:
 
 def save_weights(path: Path) -> None:
     network = random_network(np.random.default_rng(7), "per-channel", shapes=(conv(64, relu=False),))
-    integer.save(network, path)
+    file.save(network, path)
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {

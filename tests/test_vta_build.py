@@ -18,7 +18,7 @@ from benchmarks import vta as benchmark
 from tvmflow.bundles.build import build
 from tvmflow.bundles.bundle import open_bundle
 from tvmflow.bundles.evaluate import evaluate_quantised
-from tvmflow.integer import network as integer
+from tvmflow.integer import file
 from tvmflow.report import collect
 from tvmflow.report.render import render_html, report_text
 from tvmflow.report.search import search_of
@@ -52,7 +52,7 @@ NETWORK = random_network(
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("model") / "small.safetensors"
-    integer.save(NETWORK, path)
+    file.save(NETWORK, path)
     return path
 
 

@@ -12,8 +12,8 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.integer.chain import FloatLayer
-from tvmflow.integer.network import IntegerLayer
+from tvmflow.integer.graph import FloatLayer
+from tvmflow.integer.layers import IntegerLayer
 
 MINUS_INFINITY = -0x800000
 """The bits of −∞ in float32, read as an int32."""
@@ -159,7 +159,7 @@ def is_pointwise(layer: AnyLayer) -> bool:
     """Whether a layer is a product of matrices: each output pixel reads the channels of its own input pixel."""
     return layer.kind != "pool" and (*layer.weight.shape[2:], *layer.stride, layer.groups, *layer.padding) == (
         *(1, 1, 1, 1, 1),
-        *(0, 0),
+        *(0, 0, 0, 0),
     )
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.integer.chain import FloatLayer
+from tvmflow.integer.graph import FloatLayer
 from tvmflow.schedules.cortex_m._kernel import (
     AnyLayer,
     Kernel,

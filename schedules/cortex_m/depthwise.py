@@ -23,7 +23,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.integer.network import IntegerLayer, cuts
+from tvmflow.integer.layers import IntegerLayer
 from tvmflow.schedules.cortex_m._kernel import (
     AnyLayer,
     Expr,
@@ -137,13 +137,13 @@ def depthwise(layers: Sequence[AnyLayer], dtype: str, core: str, writable: bool)
 def _fits(layer: AnyLayer) -> bool:
     if layer.kind != "conv2d" or not layer.groups == layer.input_shape[1] == layer.output_shape[1]:
         return False
-    vertical, horizontal = (sum(len(taps) for _, _, taps in cuts(layer, axis)) for axis in (0, 1))
+    vertical, horizontal = (sum(len(taps) for _, _, taps in layer.window.cuts(axis)) for axis in (0, 1))
     return vertical * horizontal <= MOST_PRODUCTS
 
 
 def met(layer: AnyLayer, axis: int) -> list[int]:
     """The taps along an axis that meet the input for any output."""
-    return sorted({tap for _, _, taps in cuts(layer, axis) for tap in taps})
+    return sorted({tap for _, _, taps in layer.window.cuts(axis) for tap in taps})
 
 
 def _room(layer: AnyLayer, dtype: str, bordered: bool) -> Room:
@@ -217,8 +217,8 @@ def _scalars(
                 word = T.bind(tirx.bitwise_or(tirx.bitwise_and(word, 0xFFFF), upper))
                 halves[high] = ("smlabt", word)
             halves[low] = ("smlabb", word)
-    for top, rows, vertical in cuts(layer, 0):
-        for first, columns, horizontal in cuts(layer, 1):
+    for top, rows, vertical in layer.window.cuts(0):
+        for first, columns, horizontal in layer.window.cuts(1):
             with T.serial(0, rows) as row, T.serial(0, columns) as column:
                 y, x = top + row, first + column
                 total = begin
@@ -256,7 +256,7 @@ def _vectors(
         value = T.Cast(f"{there.buffer.dtype}x{LANES}", finish_vector(layer, total, by))
         T.buffer_store(there.buffer, value, [T.ramp(there.at(y, x), 1, LANES)])
 
-    for top, rows, vertical in cuts(layer, 0):
+    for top, rows, vertical in layer.window.cuts(0):
         with T.serial(0, rows) as row:
             with T.serial(0, width // LANES) as vector:
                 four(top + row, vector * LANES, vertical)

@@ -25,7 +25,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.integer.network import IntegerLayer
+from tvmflow.integer.layers import IntegerLayer
 from tvmflow.schedules.cortex_m._kernel import (
     AnyLayer,
     Expr,

@@ -36,7 +36,7 @@ from tvmflow.targets.kind import (
     Parts,
     RunStages,
     Timing,
-    check_chain,
+    check_graph,
     stated_in,
     versions,
 )
@@ -61,7 +61,7 @@ def check_network(program: Program, target: Target) -> None:
     if target.arithmetic == "float32":
         chain_of(program)
     else:
-        check_chain(program, target)
+        check_graph(program, target)
 
 
 def compile(  # noqa: A001 (a kind's functions are called by its name)

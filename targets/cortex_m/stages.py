@@ -17,12 +17,14 @@ import numpy as np
 import tvm
 from tvm import tirx
 
-from tvmflow.integer.chain import FloatLayer, float_chain
+from tvmflow.integer.graph import FloatLayer
+from tvmflow.integer.layers import IntegerLayer
 from tvmflow.integer.network import IntegerNetwork
+from tvmflow.integer.reader import float_graph
 from tvmflow.network.names import module_path
 from tvmflow.passes.lifetimes import Tensor, live_bytes
 from tvmflow.schedules.cortex_m import LONGEST_CHAIN, AnyLayer, Kernel, choose
-from tvmflow.spec import Layer, Program, Target
+from tvmflow.spec import Layer, Program, Target, UserError
 from tvmflow.targets.cortex_m.arena import pack
 
 READS, RESULT, CONSTANTS, SCRATCH, IN_PLACE, ARGUMENTS = (
@@ -34,12 +36,19 @@ def choose_kernels(program: Program, target: Target) -> Program:
     """The integer network becomes functions in execution order, each of one layer or of a chain of them."""
     network: IntegerNetwork | None = program.integer
     assert network is not None
+    if not network.is_chain or not all(isinstance(layer, IntegerLayer) for layer in network.layers):
+        raise UserError(f"A microcontroller takes chains of layers with weights, and {network.name} is none.")
     return _choose(program, network.layers, {layer.name: layer.inputs[0] for layer in network.layers}, target)
 
 
 def chain_of(program: Program) -> tuple[FloatLayer, ...]:
     """The layers of a float32 network. Raises UnsupportedOperatorError, UserError for what is no chain."""
-    return float_chain(program, "compiled for a microcontroller: float32")
+    graph = float_graph(program, "compiled for a microcontroller in float32")
+    layers = tuple(layer for layer in graph.layers if isinstance(layer, FloatLayer))
+    names = [graph.inputs[0].name, *(layer.name for layer in layers)]
+    if len(layers) < len(graph.layers) or any(layer.inputs != (name,) for layer, name in zip(layers, names, strict=False)):
+        raise UserError(f"{program.name} can't be compiled for a microcontroller: it is no chain.")
+    return layers
 
 
 def choose_float_kernels(program: Program, target: Target) -> Program:

@@ -17,7 +17,7 @@ from tvmflow.targets.kind import (
     Artifacts,
     RunStages,
     Timing,
-    check_chain,
+    check_graph,
     layer_rows,
     stated_in,
     verify_by_running,
@@ -25,7 +25,7 @@ from tvmflow.targets.kind import (
     whole_memory,
 )
 
-check_network = check_chain
+check_network = check_graph
 verify = verify_by_running
 
 LIBRARY = "model.so"

@@ -32,7 +32,7 @@ from tvmflow.targets.kind import (
     Artifacts,
     RunStages,
     Timing,
-    check_chain,
+    check_graph,
     layer_rows,
     stated_in,
     verify_by_running,
@@ -62,7 +62,7 @@ def check(target: Target, linker: str = "auto", *, runner: bool = False) -> tool
     return toolchain.select_linker(target, linker)
 
 
-check_network = check_chain
+check_network = check_graph
 verify = verify_by_running
 
 

@@ -19,7 +19,7 @@ from tvmflow.targets.kind import (
     Parts,
     RunStages,
     Timing,
-    check_chain,
+    check_graph,
     verify_by_running,
     whole_memory,
 )
@@ -42,7 +42,7 @@ def check(target: Target, linker: str = "auto", *, runner: bool = False) -> None
         raise UserError("A bundle for VTA has its driver, in Python and in C, already: leave --runner out.")
 
 
-check_network = check_chain
+check_network = check_graph
 verify = verify_by_running
 
 

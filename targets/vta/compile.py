@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tvmflow.integer.network import RANGES, IntegerNetwork
+from tvmflow.integer.layers import RANGES, IntegerLayer
+from tvmflow.integer.network import IntegerNetwork
 from tvmflow.spec import UserError
 from tvmflow.targets.vta import isa
 from tvmflow.targets.vta.config import Config
@@ -52,6 +53,8 @@ def prepare(network: IntegerNetwork, config: Config) -> tuple[Work, ...]:
         raise UserError(
             f"Networks are compiled for VTAs with LOG_BATCH 0; {config.bitstream} has a batch of {config.batch}."
         )
+    if not network.is_chain or not all(isinstance(layer, IntegerLayer) for layer in network.layers):
+        raise UserError(f"VTA takes chains of layers with weights, and {network.name} is none.")
     shapes = {"input": network.input_shape[1:], **{layer.name: layer.output_shape[1:] for layer in network.layers}}
     tensors, _ = place(shapes, config.block)  # type: ignore[arg-type]
     ranges = {"input": RANGES["int8"], **{layer.name: (layer.minimum, layer.maximum) for layer in network.layers}}

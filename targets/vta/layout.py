@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tvmflow.integer.network import IntegerLayer
+from tvmflow.integer.layers import IntegerLayer
 from tvmflow.targets.vta.config import Config
 
 TENSORS = 1

@@ -35,7 +35,7 @@ def describe(work: Work | None) -> dict[str, Any]:
         "input": list(layer.input_shape),
         "output": list(layer.output_shape),
         "stride": list(layer.stride),
-        "padding": list(layer.padding),
+        "padding": list(layer.padding[:2] if layer.padding[:2] == layer.padding[2:] else layer.padding),
         "dilation": list(layer.dilation),
         "groups": layer.groups,
         "bias_tiles": work.bias_count,

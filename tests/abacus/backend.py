@@ -9,9 +9,9 @@ from typing import Any
 
 from tvmflow.spec import Program, Target, TensorSpec
 from tvmflow.targets.cpu import backend as cpu
-from tvmflow.targets.kind import Artifacts, Timing, check_chain, verify_by_running, whole_memory
+from tvmflow.targets.kind import Artifacts, Timing, check_graph, verify_by_running, whole_memory
 
-check, check_network, verify = cpu.check, check_chain, verify_by_running
+check, check_network, verify = cpu.check, check_graph, verify_by_running
 
 
 def count_beads(program: Program, target: Target) -> Program:

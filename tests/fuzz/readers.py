@@ -348,20 +348,20 @@ def _show_search(path: Path) -> None:
 def _int8() -> list[Files]:
     from integer_networks import POOL, conv, dense, depthwise, random_network
 
-    from tvmflow.integer import network as integer
+    from tvmflow.integer import file
 
     def make(folder: Path) -> None:
         shapes = (conv(5, 3), depthwise(), POOL, dense(4))
         drawn = random_network(np.random.default_rng(0), "per-channel", shapes=shapes, input_shape=(1, 3, 6, 5))
-        integer.save(drawn, folder / "network.safetensors")
+        file.save(drawn, folder / "network.safetensors")
 
     return [_made(make)]
 
 
 def _read_int8(path: Path) -> None:
-    from tvmflow.integer import network as integer
+    from tvmflow.integer import file
 
-    network = integer.load(path)
+    network = file.load(path)
     assert network.layers
 
 

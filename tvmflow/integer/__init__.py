@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-OFFERED = frozenset({"IntegerLayer", "IntegerNetwork", "Scheme", "load", "quantize", "requantize", "run_layer", "save"})
+OFFERED = {
+    **dict.fromkeys(("IntegerLayer", "IntegerNetwork", "Scheme", "quantize", "requantize", "run_layer"), "network"),
+    **dict.fromkeys(("load", "save"), "file"),
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in OFFERED:
-        from tvmflow.integer import network
+        from importlib import import_module
 
-        return getattr(network, name)
+        return getattr(import_module(f"tvmflow.integer.{OFFERED[name]}"), name)
     raise AttributeError(f"there is no {name} in {__name__}")

@@ -13,7 +13,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,9 +22,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tvmflow.integer.chain import FloatLayer, convolve, run_float
-from tvmflow.integer.network import IntegerLayer
+from tvmflow.integer.graph import REAL, FloatGraph, convolve
+from tvmflow.integer.layers import AnyIntegerLayer, IntegerLayer, IntegerNode
+from tvmflow.integer.operators import Function, Product, Softmax, Sum
 from tvmflow.integer.post_training import Quantised
+from tvmflow.integer.reference import run_layer
 from tvmflow.models import train
 from tvmflow.models.data import Split
 from tvmflow.spec import UserError
@@ -45,7 +47,7 @@ class TuneConfig:
 class Tuned:
     """The fine-tuned layers, and what became of the loss: mean Kullback-Leibler divergence of every tenth of a run."""
 
-    layers: tuple[IntegerLayer, ...]
+    layers: tuple[AnyIntegerLayer, ...]
     steps: int
     losses: tuple[float, ...]
     seconds: float
@@ -55,7 +57,7 @@ CHECKPOINT_SECONDS = 60.0
 
 
 def tune(
-    chain: Sequence[FloatLayer],
+    graph: FloatGraph,
     quantised: Quantised,
     split: Split,
     config: TuneConfig,
@@ -64,13 +66,13 @@ def tune(
     progress: bool = True,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Tuned:
-    """Fine-tune `quantised`, made from `chain`, or go on with the run in `work_dir`. Raises UserError."""
+    """Fine-tune `quantised`, made from `graph`, or go on with the run in `work_dir`. Raises UserError."""
     from tqdm import tqdm
 
     train.keep_memory()
     torch.set_flush_denormal(True)
     work_dir.mkdir(parents=True, exist_ok=True)
-    run = _Run(chain, quantised, config, math.ceil(config.epochs * len(split.labels) / config.batch))
+    run = _Run(graph, quantised, config, math.ceil(config.epochs * len(split.labels) / config.batch))
     run.load(work_dir / "qat.pt")
     saved = time.monotonic()
     bar = tqdm(
@@ -113,37 +115,88 @@ def _images(split: Split, config: TuneConfig, first: int, last: int) -> Iterator
 
 
 class FakeQuantised(nn.Module):
-    """Integer layers whose weights and biases are float parameters: N×C×H×W of integers → logits in output steps."""
+    """Integer layers whose weights and biases are float parameters: N×C×H×W of integers → logits in output steps.
+
+    It takes networks of one input and gives the first output.
+    """
 
     def __init__(self, quantised: Quantised) -> None:
         super().__init__()
         self.layers = quantised.layers
-        self.scales = [torch.from_numpy(_scale(layer)).float() for layer in self.layers]
-        self.weights = nn.ParameterList(torch.from_numpy(weight).float() for weight in quantised.weights)
-        self.biases = nn.ParameterList(torch.from_numpy(layer.bias * _scale(layer)).float() for layer in self.layers)
+        self.input, self.output = quantised.inputs[0].name, quantised.outputs[0].source
+        weighted = [layer for layer in self.layers if isinstance(layer, IntegerLayer)]
+        self.place = {layer.name: number for number, layer in enumerate(weighted)}
+        self.scales = [torch.from_numpy(_scale(layer)).float() for layer in weighted]
+        self.weights = nn.ParameterList(torch.from_numpy(quantised.weights[layer.name]).float() for layer in weighted)
+        self.biases = nn.ParameterList(torch.from_numpy(layer.bias * _scale(layer)).float() for layer in weighted)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for layer, scale, weight, bias in zip(self.layers, self.scales, self.weights, self.biases, strict=True):
+        tensors = {self.input: x}
+        for layer in self.layers:
+            inputs = [tensors[name] for name in layer.inputs]
+            if isinstance(layer, IntegerNode):
+                tensors[layer.name] = _through(layer, *inputs)
+                continue
+            number = self.place[layer.name]
+            scale, weight, bias = self.scales[number], self.weights[number], self.biases[number]
             if layer.kind == "pool":
-                x = x.sum((2, 3), keepdim=True)
-                x = _Requantise.apply(x, torch.zeros_like(scale), scale, layer.minimum, layer.maximum)
+                sums, bias = inputs[0].sum((2, 3), keepdim=True), torch.zeros_like(scale)
             else:
-                sums = convolve(layer, x, _Round.apply(weight))
-                x = _Requantise.apply(sums, bias, scale, layer.minimum, layer.maximum)
-        return x.flatten(1)
+                sums = convolve(layer, inputs[0], _Round.apply(weight))
+            tensors[layer.name] = _Requantise.apply(sums, bias, scale, layer.minimum, layer.maximum)
+        return tensors[self.output].flatten(1)
 
-    def integer(self) -> tuple[IntegerLayer, ...]:
+    def integer(self) -> tuple[AnyIntegerLayer, ...]:
         """The layers with the weights and biases as they now are."""
-        return tuple(
-            layer
-            if layer.kind == "pool"
-            else replace(
-                layer,
-                weight=weight.detach().round().clamp(-127, 127).to(torch.int8).numpy(),
-                bias=(bias.detach() / scale).round().to(torch.int32).numpy(),
-            )
-            for layer, scale, weight, bias in zip(self.layers, self.scales, self.weights, self.biases, strict=True)
+        return tuple(self._integer(layer) for layer in self.layers)
+
+    def _integer(self, layer: AnyIntegerLayer) -> AnyIntegerLayer:
+        if isinstance(layer, IntegerNode) or layer.kind == "pool":
+            return layer
+        number = self.place[layer.name]
+        return replace(
+            layer,
+            weight=self.weights[number].detach().round().clamp(-127, 127).to(torch.int8).numpy(),
+            bias=(self.biases[number].detach() / self.scales[number]).round().to(torch.int32).numpy(),
         )
+
+
+def _through(node: IntegerNode, *inputs: torch.Tensor) -> torch.Tensor:
+    """What the reference gives; gradients are those of the operator without its rounding, within its limits."""
+    smooth = _smooth(node, *inputs).clamp(node.minimum, node.maximum)
+    wide = (x.detach().numpy().astype(np.int64) for x in inputs)
+    exact = torch.from_numpy(run_layer(node, *wide).astype(np.float32))
+    return smooth + (exact - smooth).detach()
+
+
+def _smooth(node: IntegerNode, *inputs: torch.Tensor) -> torch.Tensor:
+    operator, unit = node.operator, 2.0**-node.shift
+    if isinstance(operator, Sum):
+        assert node.factors is not None
+        pairs = zip(node.factors.tolist(), inputs, strict=True)
+        return torch.stack(torch.broadcast_tensors(*(factor * unit * x for factor, x in pairs))).sum(0)
+    if isinstance(operator, Product):
+        assert node.factors is not None
+        return inputs[0] * inputs[1] * (int(node.factors[0]) * unit)
+    if isinstance(operator, Function):
+        return inputs[0] * _slopes(node, inputs[0].detach())
+    if isinstance(operator, Softmax):
+        assert node.table is not None
+        step = math.log(node.table[0] / max(1, node.table[1]))
+        return torch.softmax(inputs[0] * step, operator.axis) * 256
+    return REAL[type(operator)](operator, *inputs)
+
+
+def _slopes(node: IntegerNode, x: torch.Tensor) -> torch.Tensor:
+    """How a table rises at each element, from the entry before to the one behind."""
+    assert node.table is not None
+    rows = np.atleast_2d(node.table)
+    signed = np.roll(rows, 128, 1)  # from −128 on
+    ordered = rows if x.min() >= 0 and x.max() > 127 else signed
+    rise = np.gradient(ordered.astype(np.float32), axis=1)
+    index = x.long() + (0 if ordered is rows else 128)
+    channel = torch.arange(x.shape[1])[:, None, None] if len(rows) > 1 else torch.zeros((), dtype=torch.long)
+    return torch.from_numpy(rise)[channel, index.clamp(0, 255)]
 
 
 def _scale(layer: IntegerLayer) -> np.ndarray:
@@ -186,9 +239,11 @@ class _Requantise(torch.autograd.Function):
 class _Run:
     """All that a run has to remember; random numbers are drawn from (seed, epoch, step), so there is no other state."""
 
-    def __init__(self, chain: Sequence[FloatLayer], quantised: Quantised, config: TuneConfig, steps: int) -> None:
-        self.teacher, self.config, self.steps = tuple(chain), config, steps
-        self.input_scale, self.output_scale = quantised.input_scale, quantised.layers[-1].scale
+    def __init__(self, graph: FloatGraph, quantised: Quantised, config: TuneConfig, steps: int) -> None:
+        if len(graph.inputs) > 1:
+            raise UserError(f"--qat fine-tunes networks of one input, and {graph.name} has {len(graph.inputs)}.")
+        self.teacher, self.config, self.steps = graph, config, steps
+        self.input_scale, self.output_scale = quantised.inputs[0].scale, quantised.outputs[0].scale
         self.network = FakeQuantised(quantised)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.peak_rate, fused=True)
         self.step, self.seconds = 0, 0.0
@@ -197,7 +252,7 @@ class _Run:
     def update(self, images: torch.Tensor) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.peak_rate * train.one_cycle(self.step / self.steps, self.config.warmup)
-        *_, (_, wanted) = run_float(self.teacher, images)
+        wanted = torch.from_numpy(self.teacher.outputs_of((images.numpy(),))[0])
         q = (images / self.input_scale).round_().clamp_(-128, 127)
         logits = self.network(q) * self.output_scale
         loss = functional.kl_div(

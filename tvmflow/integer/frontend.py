@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmflow.integer.network import IntegerLayer, IntegerNetwork, Scheme, load
+from tvmflow.integer.file import load
+from tvmflow.integer.layers import IntegerLayer, IntegerNode, Scheme
+from tvmflow.integer.network import IntegerNetwork, canonical
+from tvmflow.integer.operators import Shape
+from tvmflow.integer.reference import quantize
 from tvmflow.models import accuracy, quantized
 from tvmflow.network.names import PATH_SEPARATOR
 from tvmflow.spec import Layer, Program, TensorSpec, UserError, Vector
@@ -18,12 +22,11 @@ from tvmflow.spec import Layer, Program, TensorSpec, UserError, Vector
 if TYPE_CHECKING:
     from tvm import te
 
-
-INPUT, OUTPUT = "input", "output"
+    from tvmflow.schedules.cpu.integer import Kernel, Tensor
 
 
 def integer_program(network: IntegerNetwork, source: str = "") -> Program:
-    """`network` on int8 N×C×H×W → int8 logits. Its kernels are fused already: `Program.layers` has them all.
+    """`network` on int8 inputs. Its kernels are fused already: `Program.layers` has them all.
 
     Golden vectors are noise over the whole range, a noisy image, and the edges, with what the reference makes of them.
     """
@@ -32,45 +35,61 @@ def integer_program(network: IntegerNetwork, source: str = "") -> Program:
     from tvmflow.passes.fuse_operators import kernel_calls, tensor_bytes
 
     builder = relax.BlockBuilder()
-    values: dict[str, Any] = {INPUT: relax.Var(INPUT, relax.TensorType(network.input_shape, "int8"))}
-    with builder.function("main", [values[INPUT]]):
+    inputs = [relax.Var(port.name, relax.TensorType(port.shape, "int8")) for port in network.inputs]
+    values: dict[str, Any] = dict(zip((port.name for port in network.inputs), inputs, strict=True))
+    tensors = {port.name: plain_tensor(canonical(port.shape), "int8", port.shape) for port in network.inputs}
+    shapes = {port.source: port.shape for port in network.outputs}
+    with builder.function("main", inputs):
         with builder.dataflow():
             for layer in network.layers:
-                (read,) = layer.inputs
-                shape = network.output_shape if layer is network.layers[-1] else layer.output_shape
-                arrays = [relax.const(array) for array in (layer.weight, layer.bias, layer.factor)]
-                call = builder.call_te(
-                    functools.partial(_emit, layer, shape),
-                    values[read],
-                    *arrays,
-                    primfunc_name_hint=f"integer_{layer.kind}",
-                )
-                emit = builder.emit_output if layer is network.layers[-1] else builder.emit
+                shape = shapes.get(layer.name, layer.output_shape)
+                read = [values[name] for name in layer.inputs]
+                tensors[layer.name] = plain_tensor(layer.output_shape, layer.dtype, shape)
+                if isinstance(layer, IntegerLayer):
+                    arrays = [relax.const(array) for array in (layer.weight, layer.bias, layer.factor)]
+                    call = builder.call_te(
+                        functools.partial(_emit, layer, shape),
+                        *read,
+                        *arrays,
+                        primfunc_name_hint=f"integer_{layer.kind}",
+                    )
+                else:
+                    kernel = _plain_kernel(layer, [tensors[name] for name in layer.inputs], tensors[layer.name])
+                    func = builder.add_func(kernel.func, f"integer_{layer.kind}")
+                    given = relax.Tuple([*read, *(relax.const(array) for array in kernel.constants)])
+                    call = relax.call_tir(func, given, relax.TensorType(shape, layer.dtype))
+                emit = builder.emit_output if layer.name in shapes else builder.emit
                 values[layer.name] = emit(call, layer.name.replace(".", PATH_SEPARATOR))
-        builder.emit_func_output(values[network.layers[-1].name])
+        outputs = [values[port.source] for port in network.outputs]
+        builder.emit_func_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
     module = builder.get()
-    vectors = _vectors(network)
-    return Program(
-        name=network.name,
-        source=source or network.name,
-        module=module,
-        inputs=(TensorSpec(name=INPUT, shape=tuple(network.input_shape), dtype="int8"),),
-        outputs=(TensorSpec(name=OUTPUT, shape=vectors[0].outputs[0].shape, dtype=network.layers[-1].dtype),),
-        vectors=vectors,
-        parameters=sum(layer.weight.size + layer.bias.size for layer in network.layers if layer.kind != "pool"),
-        labels=network.labels,
-        preprocessing=network.preprocessing,
-        layers=tuple(
-            Layer(
-                kernel=call.value.args[0].name_hint,
-                modules=tuple(layer.modules),
-                macs=0 if layer.kind == "pool" else layer.macs,  # as in float, where a pool has none
-                bytes=sum(tensor_bytes(tensor.ty) for tensor in (*call.value.args[1].fields, call.var)),
-            )
-            for layer, call in zip(network.layers, kernel_calls(module), strict=True)
-        ),
-        integer=network,
+    layers = tuple(
+        Layer(
+            kernel=call.value.args[0].name_hint,
+            modules=tuple(layer.modules),
+            macs=0 if layer.kind == "pool" else layer.macs,  # as in float, where a pool has none
+            bytes=sum(tensor_bytes(tensor.ty) for tensor in (*call.value.args[1].fields, call.var)),
+        )
+        for layer, call in zip(network.layers, kernel_calls(module), strict=True)
     )
+    return replace(graphless_program(network, source), module=module, layers=layers)
+
+
+def plain_tensor(inside: Shape, dtype: str, shape: Shape) -> Tensor:
+    """A tensor of 1×C×H×W as the user gives or gets it, in a shape of his."""
+    from tvmflow.schedules.cpu.integer import Tensor
+
+    _, channels, height, width = inside
+    return Tensor(channels=channels, size=(height, width), dtype=dtype, shape=tuple(shape))
+
+
+def _plain_kernel(layer: IntegerNode, sources: Sequence[Tensor], result: Tensor) -> Kernel:
+    from tvmflow.schedules.cpu.integer import Task
+    from tvmflow.schedules.cpu.integer.node import node
+
+    made = node(Task(layers=(layer,), sources=tuple(sources), result=result), None)
+    assert made is not None
+    return made
 
 
 DEFAULT_SCHEME: dict[str, Scheme] = {"vta": "power-of-two"}
@@ -95,21 +114,25 @@ def import_quantized(model: str, kind: str, scheme: Scheme | None = None) -> Pro
 def _emit(
     layer: IntegerLayer, shape: Sequence[int], data: te.Tensor, weight: te.Tensor, bias: te.Tensor, factor: te.Tensor
 ) -> te.Tensor:
-    """A layer as loops: border, exact sum, requantisation. The result is of `shape`, 1×O×OH×OW or 1×O."""
-    from tvm import te, tirx
+    """A layer as loops: border, exact sum, requantisation. The result is of `shape`, as the user gets it."""
+    from tvm import te, tirx, topi
 
-    top, left = layer.padding
+    top, left, bottom, right = layer.padding
     _, channels, height, width = layer.input_shape
     group_inputs, *taps = layer.weight.shape[1:]
     group_outputs = layer.output_shape[1] // layer.groups
 
     def inside(n: Any, c: Any, y: Any, x: Any) -> Any:
         within = tirx.all(y >= top, y < top + height, x >= left, x < left + width)
-        return tirx.if_then_else(within, data[n, c, y - top, x - left], tirx.const(0, data.dtype))
+        return tirx.if_then_else(within, maps[n, c, y - top, x - left], tirx.const(0, data.dtype))
 
-    bordered = data
-    if top or left:
-        bordered = te.compute((1, channels, height + 2 * top, width + 2 * left), inside, name="border")
+    # a map that the user gave in another shape has its elements in the same order
+    maps = data
+    if tuple(data.shape) != layer.input_shape:
+        maps = topi.reshape(data, layer.input_shape)
+    bordered = maps
+    if any(layer.padding):
+        bordered = te.compute((1, channels, height + top + bottom, width + left + right), inside, name="border")
     c, r, s = (te.reduce_axis((0, length), name) for length, name in zip((group_inputs, *taps), "crs", strict=True))
 
     def product(n: Any, o: Any, y: Any, x: Any) -> Any:
@@ -120,8 +143,8 @@ def _emit(
 
     total = te.compute(layer.output_shape, lambda *place: te.sum(product(*place), axis=[c, r, s]), name="total")
 
-    def finish(n: Any, o: Any, *pixel: Any) -> Any:
-        value = total[(n, o, *(pixel or (0, 0)))] + bias[o]
+    def finish(n: Any, o: Any, y: Any, x: Any) -> Any:
+        value = total[n, o, y, x] + bias[o]
         if layer.multiplier is not None:
             wide = value.astype("int64") * factor[o].astype("int64") + tirx.const(1 << 31, "int64")
             value = (wide >> tirx.const(32, "int64")).astype("int32")
@@ -131,40 +154,49 @@ def _emit(
             value = (value + half) >> factor[o]
         return tirx.max(tirx.min(value, layer.maximum), layer.minimum).astype(layer.dtype)
 
-    return te.compute(tuple(shape), finish, name="requantised")
+    finished = te.compute(layer.output_shape, finish, name="requantised")
+    return finished if tuple(shape) == layer.output_shape else topi.reshape(finished, tuple(shape))
 
 
 def _vectors(network: IntegerNetwork) -> tuple[Vector, ...]:
     rng = np.random.default_rng(20200401)
-    shape = tuple(network.input_shape)
-    checkerboard = np.where(np.indices(shape).sum(0) % 2 == 0, -128, 127)
-    arrays: dict[str, np.ndarray] = {
-        **{f"noise-{number}": rng.integers(-128, 128, shape) for number in range(3)},
-        "image": network.quantize_input(rng.standard_normal(shape).astype(np.float32)),
-        "zeros": np.zeros(shape),
-        "constant": np.full(shape, 64),
-        "lowest": np.full(shape, -128),
-        "highest": np.full(shape, 127),
-        "checkerboard": checkerboard,
+    shapes = [tuple(port.shape) for port in network.inputs]
+
+    def filled(value: int) -> list[np.ndarray]:
+        return [np.full(shape, value) for shape in shapes]
+
+    arrays: dict[str, list[np.ndarray]] = {
+        **{f"noise-{number}": [rng.integers(-128, 128, shape) for shape in shapes] for number in range(3)},
+        "image": [
+            quantize(rng.standard_normal(shape).astype(np.float32), port.scale)
+            for shape, port in zip(shapes, network.inputs, strict=True)
+        ],
+        "zeros": filled(0),
+        "constant": filled(64),
+        "lowest": filled(-128),
+        "highest": filled(127),
+        "checkerboard": [np.where(np.indices(shape).sum(0) % 2 == 0, -128, 127) for shape in shapes],
     }
-    return tuple(_vector(name, array.astype(np.int8), network) for name, array in arrays.items())
+    return tuple(_vector(name, [array.astype(np.int8) for array in given], network) for name, given in arrays.items())
 
 
-def _vector(name: str, array: np.ndarray, network: IntegerNetwork) -> Vector:
-    return Vector(name=name, inputs=(array,), outputs=(network.run(array),))
+def _vector(name: str, arrays: Sequence[np.ndarray], network: IntegerNetwork) -> Vector:
+    return Vector(name=name, inputs=tuple(arrays), outputs=network.run_all(tuple(arrays)))
 
 
 def graphless_program(network: IntegerNetwork, source: str = "") -> Program:
     """`integer_program` without the Relax module and its layers, for backends that compile the network itself."""
-    vectors = _vectors(network)
+    dtypes = network.dtypes
     return Program(
         name=network.name,
         source=source or network.name,
         module=None,
-        inputs=(TensorSpec(name=INPUT, shape=tuple(network.input_shape), dtype="int8"),),
-        outputs=(TensorSpec(name=OUTPUT, shape=vectors[0].outputs[0].shape, dtype=network.layers[-1].dtype),),
-        vectors=vectors,
-        parameters=sum(layer.weight.size + layer.bias.size for layer in network.layers if layer.kind != "pool"),
+        inputs=tuple(TensorSpec(name=port.name, shape=tuple(port.shape), dtype="int8") for port in network.inputs),
+        outputs=tuple(
+            TensorSpec(name=port.name, shape=tuple(port.shape), dtype=dtypes[port.source]) for port in network.outputs
+        ),
+        vectors=_vectors(network),
+        parameters=network.parameters,
         labels=network.labels,
         preprocessing=network.preprocessing,
         integer=network,

@@ -1,22 +1,30 @@
-"""Post-training quantisation: a chain of float layers and images for calibration → an IntegerNetwork.
+"""Post-training quantisation: a FloatGraph and inputs for calibration → integer layers.
 
-1. Observe every layer's outputs on the calibration images.
-2. Equalise: factors per channel, which ReLU lets through, move range from one layer to the next, so that the channels
-   of a tensor, which share a scale, have similar ranges.
-3. Layer by layer, with the integer layers before it already fixed: choose the output's scale and the weights' scales
-   by least mean square error, round, and correct the bias by what rounding and saturation did to the mean.
+1. Observe every layer's outputs on the calibration inputs.
+2. Equalise: factors per channel, which ReLU lets through, move range from one layer with weights to the next, where
+   nobody else reads what lies between, so that the channels of a tensor, which share a scale, have similar ranges.
+3. Tie: what an operator only passes on is in the same steps before and after it; in powers of two, what is added up is
+   in steps whose ratios are powers of two.
+4. Layer by layer, with the integer layers before it already fixed: choose the output's scale and the weights' scales
+   by least mean square error, round, and correct the bias by what rounding and saturation did to the mean. Where a
+   layer can't give the steps that its result is tied to, a table of 256 entries converts its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from tvmflow.integer.chain import FloatLayer, run_float
-from tvmflow.integer.network import RANGES, IntegerLayer, Scheme, accumulate, requantize
+from tvmflow.integer.graph import AnyFloatLayer, FloatGraph, FloatLayer, FloatNode
+from tvmflow.integer.layers import RANGES, SOFTMAX_SCALE, AnyIntegerLayer, IntegerLayer, IntegerNode, Scheme
+from tvmflow.integer.network import Port, canonical
+from tvmflow.integer.operators import TIED, Function, MaxPool, Product, Resample, Softmax, Sum
+from tvmflow.integer.reference import accumulate, requantize, run_layer
 from tvmflow.spec import UserError
 
 BLOCK = 16
@@ -44,17 +52,22 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Quantised:
-    """Integer layers; for each the weights before rounding, and what a channel's real values were divided by."""
+    """Integer layers and the network's ports with their scales.
 
-    input_scale: float
-    layers: tuple[IntegerLayer, ...]
-    weights: tuple[np.ndarray, ...]
-    factors: tuple[np.ndarray, ...]
+    `weights` has of each layer with weights these before rounding, `factors` what a channel's real values were divided
+    by when channels were equalised, by the names of layers.
+    """
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    layers: tuple[AnyIntegerLayer, ...]
+    weights: Mapping[str, np.ndarray]
+    factors: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Observed:
-    """Of a layer on the calibration images: values C×samples after its ReLU, means C of the sums before it."""
+    """Of a layer on the calibration inputs: values C×samples as it passes them on, means C of the sums before that."""
 
     values: np.ndarray
     means: np.ndarray
@@ -66,103 +79,119 @@ TOGETHER = 64
 SAMPLES = 4096
 """Values of a channel that are looked at."""
 
+MOST_SHIFT = 20
+"""Of a node's factors: more bits than a step of its result could show."""
 
-def quantize(chain: Sequence[FloatLayer], images: np.ndarray, scheme: Scheme, method: Method) -> Quantised:
-    """`images` are float32 N×C×H×W, preprocessed. Raises UserError for those that nothing can be learnt from."""
-    if not np.isfinite(images).all():
-        raise UserError("The network can't be quantised: among the calibration inputs are NaN or infinity.")
-    if not images.any():
-        raise UserError(
-            "The network can't be quantised: all calibration inputs are 0, which doesn't show how large inputs become."
-        )
-    observed = observe(chain, images, method.seed)
-    for layer, seen in zip(chain, observed, strict=True):
+
+class Ties:
+    """Which tensors belong together: the sets of names, of which each is known by one of its own."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, str] = {}
+
+    def find(self, name: str) -> str:
+        while (above := self._of.get(name, name)) != name:
+            name = above
+        return name
+
+    def join(self, names: Iterable[str]) -> None:
+        first, *others = map(self.find, names)
+        for other in others:
+            if other != first:
+                self._of[other] = first
+
+
+def quantize(graph: FloatGraph, inputs: tuple[np.ndarray, ...], scheme: Scheme, method: Method) -> Quantised:
+    """`inputs` are float32, preprocessed: many of each of the network's. Raises UserError for those that nothing can
+    be learnt from."""
+    for array in inputs:
+        if not np.isfinite(array).all():
+            raise UserError("The network can't be quantised: among the calibration inputs are NaN or infinity.")
+        if not array.any():
+            raise UserError(
+                "The network can't be quantised: all calibration inputs are 0, which doesn't show how large inputs "
+                "become."
+            )
+    observed = observe(graph, inputs, method.seed)
+    for layer in graph.layers:
+        seen = observed[layer.name]
         if not np.isfinite(seen.values).all() or not np.isfinite(seen.means).all():
             raise UserError(
                 f"The network can't be quantised: on the calibration inputs the output of {layer.name} isn't finite."
             )
-    last = _first_of_the_end(chain)
-    factors = [np.ones(layer.output_shape[1]) for layer in chain]
+    factors = {layer.name: np.ones(layer.output_shape[1]) for layer in graph.layers}
     if method.equalise:
-        chain, observed, factors = equalise(chain, observed, method)
-    input_scale = float(np.abs(images).max()) / 127
-    x, x_scale = np.rint(images / input_scale).clip(-128, 127).astype(np.int8), input_scale
-    power = np.square(images, dtype=np.float64).mean((0, 2, 3))
-    layers: list[IntegerLayer] = []
-    weights: list[np.ndarray] = []
-    for index, layer in enumerate(chain):
-        after = chain[index + 1] if index + 1 < len(chain) else None
-        dtype = "int8" if index >= last else _dtype(layer, scheme, x.dtype.name)
-        y_scale = _output_scale(layer, observed[index], after, scheme, x_scale, RANGES[dtype])
-        scales = _weight_scales(layer, power, scheme, x_scale, y_scale, method.block)
-        made, unrounded = _layer(layer, scales, scheme, x_scale, y_scale, dtype, layers[-1].name if layers else "input")
-        # in parts, as what the reference works with is far larger than what comes out
-        sums = [accumulate(made, part) for part in np.array_split(x, -(-len(x) // TOGETHER))]
-        if method.correct_bias and layer.kind != "pool":
-            totals = sum(part.sum((0, 2, 3), dtype=np.float64) for part in sums)
-            means = totals / (len(x) * np.prod(layer.output_shape[2:]))
-            missing = observed[index].means / (x_scale * scales) - means
-            bias = _int32(made.bias + missing)
-            for part in sums:
-                part += (bias - made.bias)[:, None, None]
-            made = replace(made, bias=bias)
-        x, x_scale = np.concatenate([requantize(made, part) for part in sums]), y_scale
-        power = np.square(observed[index].values, dtype=np.float64).mean(1)
-        layers.append(made)
-        weights.append(unrounded)
-    return Quantised(input_scale=input_scale, layers=tuple(layers), weights=tuple(weights), factors=tuple(factors))
+        graph, observed, factors = equalise(graph, observed, method)
+    made = _Quantiser(graph, inputs, scheme, method, observed)
+    for layer in graph.layers:
+        made.take(layer)
+    outputs = tuple(
+        replace(port, source=made.stands[port.source], scale=made.scales[made.stands[port.source]])
+        for port in graph.outputs
+    )
+    given = tuple(replace(port, scale=made.scales[port.name]) for port in graph.inputs)
+    return Quantised(inputs=given, outputs=outputs, layers=tuple(made.layers), weights=made.unrounded, factors=factors)
 
 
-def observe(chain: Sequence[FloatLayer], images: np.ndarray, seed: int) -> list[Observed]:
-    """What the layers' outputs are on `images`."""
+def observe(graph: FloatGraph, inputs: tuple[np.ndarray, ...], seed: int) -> dict[str, Observed]:
+    """What the layers' outputs are on `inputs`, by the layers' names."""
     rng = np.random.default_rng(seed)
-    batches = np.array_split(images, max(1, len(images) // 64))
-    values: list[list[np.ndarray]] = [[] for _ in chain]
-    sums: list[list[np.ndarray]] = [[] for _ in chain]
-    for batch in batches:
-        for index, (before, after) in enumerate(run_float(tuple(chain), torch.from_numpy(batch))):
+    count = len(inputs[0])
+    batches = max(1, count // 64)
+    values: dict[str, list[np.ndarray]] = {layer.name: [] for layer in graph.layers}
+    sums: dict[str, list[np.ndarray]] = {layer.name: [] for layer in graph.layers}
+    for batch in zip(*(np.array_split(array, batches) for array in inputs), strict=True):
+        for layer, before, after in graph.run(graph.tensors_of(batch)):
             flat = after.transpose(0, 1).flatten(1)
-            wanted = min(flat.shape[1], -(-SAMPLES // len(batches)))
-            values[index].append(flat[:, rng.choice(flat.shape[1], wanted, replace=False)].numpy())
-            sums[index].append(before.mean((0, 2, 3), dtype=torch.float64).numpy() * len(batch))
-    return [
-        Observed(values=np.concatenate(parts, 1), means=np.sum(totals, 0) / len(images))
-        for parts, totals in zip(values, sums, strict=True)
-    ]
+            wanted = min(flat.shape[1], -(-SAMPLES // batches))
+            values[layer.name].append(flat[:, rng.choice(flat.shape[1], wanted, replace=False)].numpy())
+            sums[layer.name].append(before.mean((0, 2, 3), dtype=torch.float64).numpy() * len(batch[0]))
+    return {
+        name: Observed(values=np.concatenate(parts, 1), means=np.sum(sums[name], 0) / count)
+        for name, parts in values.items()
+    }
 
 
 def equalise(
-    chain: Sequence[FloatLayer], observed: Sequence[Observed], method: Method
-) -> tuple[list[FloatLayer], list[Observed], list[np.ndarray]]:
+    graph: FloatGraph, observed: Mapping[str, Observed], method: Method
+) -> tuple[FloatGraph, dict[str, Observed], dict[str, np.ndarray]]:
     """Divide each channel by a factor and multiply the weights that read it by the same.
 
     Where the next layer is depthwise its weights have a range per channel anyway, or as good as: there a factor is the
     channel's whole range. Where it sums over channels the factor is range^balance ÷ weights^(1 − balance), the balance
-    between the rounding of activations and of weights. Inputs and logits stay as they are.
+    between the rounding of activations and of weights. Inputs, outputs, and what has several readers or is clamped from
+    above stay as they are; pools pass factors on.
     """
-    layers, seen = list(chain), list(observed)
-    factors = [np.ones(layer.output_shape[1]) for layer in chain]
-    for index in range(len(layers) - 1):
-        after = layers[index + 1]
-        if layers[index].kind == "pool":
-            factor = factors[index - 1] if index else factors[index]
-        else:
-            reads = index + 1 + (after.kind == "pool")  # a pool passes the factor on
-            if reads == len(layers):
-                break
-            factor = _factor(seen[index], layers[reads], method)
-            layers[index] = replace(
-                layers[index],
-                weight=layers[index].weight / factor[:, None, None, None],
-                bias=layers[index].bias / factor,
-            )
-        if after.kind != "pool":
-            layers[index + 1] = replace(after, weight=after.weight * _by_input(after, factor))
-        seen[index] = Observed(
-            values=(seen[index].values / factor[:, None]).astype(np.float32), means=seen[index].means / factor
-        )
-        factors[index] = factor
-    return layers, seen, factors
+    layers, seen = graph.by_name, dict(observed)
+    factors = {layer.name: np.ones(layer.output_shape[1]) for layer in graph.layers}
+    for layer in graph.layers:
+        if not isinstance(layer, FloatLayer) or layer.kind == "pool" or layer.high < math.inf or layer.low > 0:
+            continue
+        passing, reader = [layer.name], graph.sole_reader(layer.name)
+        while reader is not None and _passes(reader):
+            passing.append(reader.name)
+            reader = graph.sole_reader(reader.name)
+        if not isinstance(reader, FloatLayer):
+            continue
+        after = layers[reader.name]
+        assert isinstance(after, FloatLayer)
+        factor = _factor(seen[layer.name], after, method)
+        own = layers[layer.name]
+        assert isinstance(own, FloatLayer)
+        layers[layer.name] = replace(own, weight=own.weight / factor[:, None, None, None], bias=own.bias / factor)
+        layers[reader.name] = replace(after, weight=after.weight * _by_input(after, factor))
+        for name in passing:
+            values = (seen[name].values / factor[:, None]).astype(np.float32)
+            seen[name] = Observed(values=values, means=seen[name].means / factor)
+            factors[name] = factor
+    return replace(graph, layers=tuple(layers[layer.name] for layer in graph.layers)), seen, factors
+
+
+def _passes(layer: AnyFloatLayer) -> bool:
+    """Whether a factor of each channel goes through."""
+    if isinstance(layer, FloatLayer):
+        return layer.kind == "pool"
+    return isinstance(layer.operator, MaxPool) and not layer.limited
 
 
 def _factor(seen: Observed, reader: FloatLayer, method: Method) -> np.ndarray:
@@ -188,49 +217,330 @@ def _largest_by_input(layer: FloatLayer) -> np.ndarray:
     return np.abs(layer.weight).reshape(layer.groups, outputs // layer.groups, inputs, -1).max((1, 3)).ravel()
 
 
-def _dtype(layer: FloatLayer, scheme: Scheme, read: str) -> str:
-    if scheme == "power-of-two":
-        return "int8"
-    if layer.kind == "pool":
-        return read
-    return "uint8" if layer.relu else "int8"
+class _Quantiser:
+    """Integer layers, made one after the other; `made` holds what those so far give on the calibration inputs."""
+
+    def __init__(
+        self,
+        graph: FloatGraph,
+        inputs: tuple[np.ndarray, ...],
+        scheme: Scheme,
+        method: Method,
+        observed: Mapping[str, Observed],
+    ) -> None:
+        self.graph, self.scheme, self.method, self.observed = graph, scheme, method, observed
+        self.layers: list[AnyIntegerLayer] = []
+        self.unrounded: dict[str, np.ndarray] = {}
+        self.scales: dict[str, float] = {}
+        self.stands: dict[str, str] = {}  # a tensor → the one that is in the steps that it is tied to
+        self.powers: dict[str, np.ndarray] = {}  # mean squares of channels
+        self.made: dict[str, np.ndarray] = {}
+        self.tied: dict[str, float] = {}  # a set of tensors → its scale
+        self.base: dict[str, float] = {}  # a set of tensors that differ by powers of two → the scale of one of them
+        self.steps, self.ratios, self.signs = Ties(), Ties(), Ties()
+        self.last = {name: layer.name for layer in graph.layers for name in layer.inputs}
+        self.outputs = {port.source for port in graph.outputs}
+        for layer in graph.layers:
+            if isinstance(layer, FloatNode) and isinstance(layer.operator, TIED):
+                self.steps.join((layer.name, *layer.inputs))
+            if scheme == "power-of-two" and isinstance(layer, FloatNode) and isinstance(layer.operator, Sum):
+                self.ratios.join((layer.name, *layer.inputs))
+            if layer.kind == "pool" or (isinstance(layer, FloatNode) and isinstance(layer.operator, TIED)):
+                self.signs.join((layer.name, *layer.inputs))
+        for layer in graph.layers:
+            for name in (layer.name, *layer.inputs):
+                self.ratios.join((self.steps.find(name), name))
+        self.signed = self._signed()
+        self._take_inputs(inputs)
+
+    def _signed(self) -> set[str]:
+        """The sets of tensors that are int8: all in powers of two, else those that may be negative, inputs, outputs."""
+        softmax = {layer.name for layer in self.graph.layers if layer.kind == Softmax.kind}
+        signed = {self.signs.find(name) for name in {port.name for port in self.graph.inputs} | self.outputs - softmax}
+        for layer in self.graph.layers:
+            follows = isinstance(layer, FloatNode) and isinstance(layer.operator, TIED) and not _overshoots(layer)
+            if layer.name in softmax:
+                continue
+            if self.scheme == "power-of-two" or (layer.kind != "pool" and not follows and not self._positive(layer)):
+                signed.add(self.signs.find(layer.name))
+        return signed
+
+    def _positive(self, layer: AnyFloatLayer) -> bool:
+        """Whether a layer gives no negative number, whatever it reads."""
+        if isinstance(layer, FloatNode) and isinstance(layer.operator, Function):
+            (read,) = layer.inputs
+            seen = self.observed.get(read)
+            largest = float(np.abs(seen.values).max()) if seen is not None else 128.0
+            grid = np.linspace(-largest, largest, 257, dtype=np.float32)
+            return bool((_tabulated(layer, grid) >= 0).all())
+        return layer.low >= 0 or (isinstance(layer, FloatNode) and isinstance(layer.operator, Softmax))
+
+    def _take_inputs(self, inputs: tuple[np.ndarray, ...]) -> None:
+        for port, array in zip(self.graph.inputs, inputs, strict=True):
+            group, scale = self.steps.find(port.name), float(np.abs(array).max()) / 127
+            self.tied[group] = max(self.tied.get(group, 0.0), scale)
+        for port, array in zip(self.graph.inputs, inputs, strict=True):
+            name, group = port.name, self.steps.find(port.name)
+            scale = self.tied[group] = self._fitting(self.ratios.find(name), self.tied[group])
+            shaped = array.reshape(-1, *canonical(port.shape)[1:])
+            self.made[name] = np.rint(shaped / scale).clip(-128, 127).astype(np.int8)
+            self.powers[name] = np.square(shaped, dtype=np.float64).mean((0, 2, 3))
+            self.scales[name], self.stands[name] = scale, name
+
+    def _fitting(self, ratio: str, scale: float) -> float:
+        """The next scale from there on that differs from others of its set by powers of two."""
+        if self.scheme != "power-of-two":
+            return scale
+        base = self.base.setdefault(ratio, scale)
+        return float(base * 2.0 ** math.ceil(math.log2(scale / base) - 1e-9))
+
+    def take(self, layer: AnyFloatLayer) -> None:
+        """Quantise one layer, and forget what nobody reads any more."""
+        read = tuple(self.stands[name] for name in layer.inputs)
+        layer = replace(layer, inputs=read)
+        group = self.steps.find(layer.name)
+        dtype = "int8" if self.signs.find(layer.name) in self.signed else "uint8"
+        self.powers[layer.name] = np.square(self.observed[layer.name].values, dtype=np.float64).mean(1)
+        if isinstance(layer, FloatLayer):
+            made, x = self._weighted(layer, group, dtype)
+        else:
+            made, x = self._node(layer, group, dtype)
+        self._append(made, x)
+        self.stands[layer.name] = made.name
+        # probabilities are uint8; in int8 they need a bit less
+        wanted = self.tied.setdefault(group, made.scale * (1 if made.dtype == dtype else 2))
+        if (made.scale, made.dtype) != (wanted, dtype):
+            self._rescale(made, wanted, dtype, layer.name)
+        for name, before in zip(layer.inputs, self.graph.by_name[layer.name].inputs, strict=True):
+            if self.last[before] == layer.name:
+                self.made.pop(name, None)
+
+    def _append(self, made: AnyIntegerLayer, x: np.ndarray) -> None:
+        self.layers.append(made)
+        self.made[made.name], self.scales[made.name] = x, made.scale
+
+    def _rescale(self, made: AnyIntegerLayer, scale: float, dtype: str, name: str) -> None:
+        """A table that converts a tensor into the steps that it is tied to."""
+        numbers = np.concatenate([np.arange(128), np.arange(-128, 0)]) if made.dtype == "int8" else np.arange(256)
+        low, high = RANGES[dtype]
+        table = np.rint(numbers * (made.scale / scale)).clip(low, high).astype(np.int32)
+        node = IntegerNode(
+            name=f"{made.name}.rescale",
+            modules=made.modules,
+            operator=Function(),
+            inputs=(made.name,),
+            table=table,
+            minimum=low,
+            maximum=high,
+            dtype=dtype,
+            scale=scale,
+            input_shapes=(made.output_shape,),
+            output_shape=made.output_shape,
+        )
+        self._append(node, run_layer(node, self.made.pop(made.name)))
+        self.powers[node.name], self.stands[name] = self.powers[name], node.name
+
+    def _weighted(self, layer: FloatLayer, group: str, dtype: str) -> tuple[IntegerLayer, np.ndarray]:
+        (read,) = layer.inputs
+        x, x_scale = self.made[read], self.scales[read]
+        # The largest weight must be no more than 127 steps, of which each is less than half a step of the output.
+        least = 2.001 * x_scale * float(np.abs(layer.weight).max()) / (1 if layer.kind == "pool" else 127)
+        y_scale = self._scale(layer, group, dtype, least)
+        scales = _weight_scales(layer, self.powers[read], self.scheme, x_scale, y_scale, self.method.block)
+        made, unrounded = _layer(layer, scales, self.scheme, x_scale, y_scale, dtype)
+        # in parts, as what the reference works with is far larger than what comes out
+        sums = [accumulate(made, part) for part in np.array_split(x, -(-len(x) // TOGETHER))]
+        if self.method.correct_bias and layer.kind != "pool":
+            totals = sum(part.sum((0, 2, 3), dtype=np.float64) for part in sums)
+            means = totals / (len(x) * np.prod(layer.output_shape[2:]))
+            missing = self.observed[layer.name].means / (x_scale * scales) - means
+            bias = _int32(made.bias + missing)
+            for part in sums:
+                part += (bias - made.bias)[:, None, None]
+            made = replace(made, bias=bias)
+        self.unrounded[layer.name] = unrounded
+        return made, np.concatenate([requantize(made, part) for part in sums])
+
+    def _scale(self, layer: AnyFloatLayer, group: str, dtype: str, least: float) -> float:
+        """The scale that the layer's result is tied to, if it can have it, else the best that it can have."""
+        known = self.tied.get(group)
+        if known is not None and known >= least and self._reaches(layer, known):
+            return known
+        producers = [layer.name]
+        if known is None:
+            producers = [
+                other.name
+                for other in self.graph.layers
+                if self.steps.find(other.name) == group
+                and not (isinstance(other, FloatNode) and isinstance(other.operator, TIED))
+            ]
+        seen = [(self.observed[name].values, self._importance(name)) for name in producers]
+        limits = RANGES[dtype]
+        largest = max(float(np.abs(values).max()) for values, _ in seen) / limits[1] + TINY
+        candidates = np.maximum(least, largest * 2.0 ** (-np.arange(33) / 8))
+        if any(self.steps.find(name) == group for name in self.outputs) and known is None:
+            wanted = max(least, largest * 1.05)  # what saturates would be ties
+            if not self._chooses(layer):
+                return self._fitting(self.ratios.find(group), wanted)
+            possible = self._possible(layer, group, candidates, least)
+            return float(min((scale for scale in possible if scale >= wanted), default=possible.max()))
+        candidates = self._possible(layer, group, candidates, least)
+        errors = [
+            sum(
+                np.square(np.rint(values / scale).clip(*limits) * scale - values).mean(1) @ importance
+                for values, importance in seen
+            )
+            for scale in candidates
+        ]
+        scale = float(candidates[int(np.argmin(errors))])
+        if self.scheme == "power-of-two" and known is None:
+            self.base.setdefault(self.ratios.find(group), scale)
+        return scale
+
+    def _possible(self, layer: AnyFloatLayer, group: str, candidates: np.ndarray, least: float) -> np.ndarray:
+        """Those of the candidates that the scheme lets the layer have."""
+        if self.scheme != "power-of-two":
+            return candidates
+        if layer.kind == "pool":
+            assert isinstance(layer, FloatLayer)
+            return self.scales[layer.inputs[0]] / layer.weight[0].size * 2.0 ** np.arange(12)
+        base = self.base.get(self.ratios.find(group))
+        if isinstance(layer, FloatNode) and isinstance(layer.operator, Product):
+            base = math.prod(self.scales[name] for name in layer.inputs)
+        if base is None:
+            return candidates
+        powers = np.unique(np.rint(np.log2(candidates / base)))
+        lowest = math.ceil(math.log2(max(least, TINY) / base) - 1e-9)
+        if isinstance(layer, FloatNode) and isinstance(layer.operator, Product):
+            lowest = max(lowest, 0)
+        return base * 2.0 ** np.unique(np.maximum(powers, lowest))
+
+    def _chooses(self, layer: AnyFloatLayer) -> bool:
+        """Whether the layer's own arithmetic leaves a choice of some scales only."""
+        return self.scheme == "power-of-two" and layer.kind in ("pool", Product.kind)
+
+    def _reaches(self, layer: AnyFloatLayer, scale: float) -> bool:
+        """Whether the layer can give results in these steps."""
+        if not self._chooses(layer):
+            return True
+        ratio = math.log2(scale / math.prod(self.scales[name] for name in layer.inputs))
+        if isinstance(layer, FloatLayer):
+            ratio += math.log2(layer.weight[0].size)
+        return abs(ratio - round(ratio)) < 1e-9 and ratio > -1e-9
+
+    def _importance(self, name: str) -> np.ndarray:
+        """How much the errors of each channel matter: by the weights that read it, where only such do."""
+        count = self.observed[name].values.shape[0]
+        readers = self.graph.readers(name)
+        energy = np.zeros(count)
+        for reader in readers:
+            if not isinstance(reader, FloatLayer) or reader.kind == "pool":
+                return np.ones(count)
+            outputs, inputs = reader.weight.shape[:2]
+            squares = np.square(reader.weight).reshape(reader.groups, outputs // reader.groups, inputs, -1)
+            energy = energy + squares.sum((1, 3)).ravel()
+        return energy if readers else np.ones(count)
+
+    def _node(self, layer: FloatNode, group: str, dtype: str) -> tuple[IntegerNode, np.ndarray]:
+        operator, scales = layer.operator, [self.scales[name] for name in layer.inputs]
+        values: dict[str, Any] = {}
+        if isinstance(operator, Softmax):
+            scale, dtype = SOFTMAX_SCALE, "uint8"
+            values["table"] = _exponentials(scales[0], layer.output_shape[operator.axis])
+        elif isinstance(operator, TIED):
+            scale = scales[0]
+            values["shift"] = 2 * operator.bits if isinstance(operator, Resample) else 0
+        else:
+            scale = self._scale(layer, group, dtype, 0.0)
+        if isinstance(operator, Sum):
+            ratios = [sign * given / scale for sign, given in zip(operator.signs, scales, strict=True)]
+            most = [_largest(self.made[name].dtype) for name in layer.inputs]
+            values["factors"], values["shift"] = _factors(ratios, most, exact=self.scheme == "power-of-two")
+        elif isinstance(operator, Product):
+            most = [math.prod(_largest(self.made[name].dtype) for name in layer.inputs)]
+            ratio = math.prod(scales) / scale
+            values["factors"], values["shift"] = _factors([ratio], most, exact=self.scheme == "power-of-two")
+        low, high = _limits(layer, scale, dtype)
+        if isinstance(operator, Function):
+            x = self.made[layer.inputs[0]]
+            numbers = np.concatenate([np.arange(128), np.arange(-128, 0)]) if x.dtype == np.int8 else np.arange(256)
+            real = _tabulated(layer, (numbers * scales[0]).astype(np.float32))
+            values["table"] = np.rint(real / scale).clip(low, high).astype(np.int32)
+            operator = Function()
+        made = IntegerNode(
+            name=layer.name,
+            modules=layer.modules,
+            operator=operator,
+            inputs=layer.inputs,
+            minimum=low,
+            maximum=high,
+            dtype=dtype,
+            scale=scale,
+            input_shapes=layer.input_shapes,
+            output_shape=layer.output_shape,
+            **values,
+        )
+        count = len(self.made[layer.inputs[0]])
+        arrays = [np.array_split(self.made[name], -(-count // TOGETHER)) for name in layer.inputs]
+        return made, np.concatenate([run_layer(made, *parts) for parts in zip(*arrays, strict=True)])
 
 
-def _first_of_the_end(chain: Sequence[FloatLayer]) -> int:
-    """The number of the layer from which on all is int8, as the network's output is: pools pass a dtype on."""
-    last = len(chain) - 1
-    while last > 0 and chain[last].kind == "pool":
-        last -= 1
-    return last
+def _overshoots(layer: FloatNode) -> bool:
+    """Whether an interpolation may give negative numbers of positive ones."""
+    operator = layer.operator
+    return isinstance(operator, Resample) and any((weights < 0).any() for _, weights in operator.axes)
 
 
-def _output_scale(
-    layer: FloatLayer,
-    seen: Observed,
-    after: FloatLayer | None,
-    scheme: Scheme,
-    x_scale: float,
-    limits: tuple[int, int],
-) -> float:
-    """The scale of least mean square error, a channel's errors weighed by the weights that read it."""
-    largest = float(np.abs(seen.values).max()) / limits[1] + TINY
-    # The largest weight must be no more than 127 steps, of which each is less than half a step of the output.
-    least = 2.001 * x_scale * float(np.abs(layer.weight).max()) / (1 if layer.kind == "pool" else 127)
-    if after is None:
-        return max(least, largest * 1.05)  # logits that saturate would be ties
-    importance = np.ones(len(seen.values))
-    if after.kind != "pool":
-        outputs, inputs = after.weight.shape[:2]
-        energy = np.square(after.weight).reshape(after.groups, outputs // after.groups, inputs, -1)
-        importance = energy.sum((1, 3)).ravel()
-    candidates = np.maximum(least, largest * 2.0 ** (-np.arange(33) / 8))
-    if layer.kind == "pool" and scheme == "power-of-two":
-        candidates = x_scale / layer.weight[0].size * 2.0 ** np.arange(12)
-    errors = [
-        np.square(np.rint(seen.values / scale).clip(*limits) * scale - seen.values).mean(1) @ importance
-        for scale in candidates
-    ]
-    return float(candidates[int(np.argmin(errors))])
+def _limits(layer: AnyFloatLayer, scale: float, dtype: str) -> tuple[int, int]:
+    """Between which integers a layer clamps."""
+    low, high = RANGES[dtype]
+    if layer.limited:
+        first, second = (round(max(low, min(high, limit / scale))) for limit in (layer.low, layer.high))
+        low = min(first, high - 1)
+        high = max(second, low + 1)
+    return low, high
+
+
+def _largest(dtype: np.dtype) -> int:
+    return max(abs(limit) for limit in RANGES[dtype.name])
+
+
+def _factors(ratios: list[float], largest: list[int], *, exact: bool) -> tuple[np.ndarray, int]:
+    """int32 factors and a shift for Σ x·ratio, where |x| ≤ `largest`: the longest ones that keep the sums in int32.
+
+    With `exact` the ratios are powers of two, and the shift is as short as it can be.
+    """
+    for shift in range(MOST_SHIFT) if exact else range(MOST_SHIFT, -1, -1):
+        factors = [round(ratio * (1 << shift)) for ratio in ratios]
+        most = sum(abs(factor) * value for factor, value in zip(factors, largest, strict=True)) + (1 << shift)
+        right = not exact or all(abs(f - r * (1 << shift)) < 1e-6 for f, r in zip(factors, ratios, strict=True))
+        if most < 2**31 and right:
+            return np.array(factors, np.int32), shift
+    if exact:
+        return _factors(ratios, largest, exact=False)
+    raise UserError(
+        f"The network can't be quantised: it combines tensors whose steps differ by {max(map(abs, ratios)):.3g}."
+    )
+
+
+def _exponentials(scale: float, count: int) -> np.ndarray:
+    """int32 e^(−difference), in units that keep the sum of `count` of them in int32."""
+    unit = min(1 << 15, (2**31 - 1) // max(512 + count, 2 * count))
+    return np.maximum(np.rint(np.exp(-np.arange(256) * scale) * unit), 0).astype(np.int32)
+
+
+def _tabulated(layer: FloatNode, numbers: np.ndarray) -> np.ndarray:
+    """A function's values, float64: of each number, or channels × numbers where channels differ."""
+    operator, (_, channels, height, width) = layer.operator, layer.input_shapes[0]
+    assert isinstance(operator, Function)
+    assert operator.real is not None
+    pixels = height * width
+    images = -(-len(numbers) // pixels)
+    laid = np.resize(numbers, images * pixels).reshape(images, 1, height, width)
+    found = operator.real(np.broadcast_to(laid, (images, channels, height, width)))
+    rows = found.transpose(1, 0, 2, 3).reshape(channels, -1)[:, : len(numbers)].astype(np.float64)
+    rows = np.nan_to_num(rows).clip(layer.low, layer.high)
+    return rows[0] if (rows == rows[:1]).all() else rows
 
 
 def _weight_scales(
@@ -269,16 +579,17 @@ def _int32(sums: np.ndarray) -> np.ndarray:
 
 
 def _layer(
-    layer: FloatLayer, scales: np.ndarray, scheme: Scheme, x_scale: float, y_scale: float, dtype: str, read: str
+    layer: FloatLayer, scales: np.ndarray, scheme: Scheme, x_scale: float, y_scale: float, dtype: str
 ) -> tuple[IntegerLayer, np.ndarray]:
     """The integer layer with these scales of its weights, and its weights before they were rounded."""
     weight = layer.weight / scales[:, None, None, None]
     ratio = x_scale * scales / y_scale
+    low, high = _limits(layer, y_scale, dtype)
     made = IntegerLayer(
         name=layer.name,
         modules=layer.modules,
         kind=layer.kind,
-        inputs=(read,),
+        inputs=layer.inputs,
         weight=np.rint(weight).clip(-127, 127).astype(np.int8),
         bias=_int32(layer.bias / (x_scale * scales)),
         stride=layer.stride,
@@ -287,8 +598,8 @@ def _layer(
         groups=layer.groups,
         multiplier=(2 * np.rint(ratio * 2**31)).astype(np.int32) if scheme == "per-channel" else None,
         shift=np.rint(-np.log2(ratio)).astype(np.int32) if scheme == "power-of-two" else None,
-        minimum=0 if layer.relu else RANGES[dtype][0],
-        maximum=RANGES[dtype][1],
+        minimum=low,
+        maximum=high,
         dtype=dtype,
         scale=y_scale,
         input_shape=layer.input_shape,

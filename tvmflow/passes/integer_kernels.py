@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 from tvm import relax
 
-from tvmflow.integer.frontend import INPUT
-from tvmflow.integer.network import IntegerLayer, IntegerNetwork
+from tvmflow.integer.frontend import plain_tensor
+from tvmflow.integer.layers import AnyIntegerLayer, IntegerLayer
+from tvmflow.integer.network import IntegerNetwork, canonical
 from tvmflow.network.names import PATH_SEPARATOR
 from tvmflow.passes.fuse_operators import call_bytes, constant_bytes, kernel_calls
 from tvmflow.schedules.cpu.integer import RULES, Kernel, Task, Tensor
@@ -29,26 +29,29 @@ def integer_kernels(program: Program, target: Target) -> Program:
     network: IntegerNetwork | None = program.integer
     assert network is not None
     builder = relax.BlockBuilder()
-    values = {INPUT: relax.Var(INPUT, relax.TensorType(network.input_shape, "int8"))}
-    _, channels, height, width = network.input_shape
-    tensors = {INPUT: Tensor(channels=channels, size=(height, width), dtype="int8", shape=network.input_shape)}
+    inputs = [relax.Var(port.name, relax.TensorType(port.shape, "int8")) for port in network.inputs]
+    values = dict(zip((port.name for port in network.inputs), inputs, strict=True))
+    tensors = {port.name: plain_tensor(canonical(port.shape), "int8", port.shape) for port in network.inputs}
     groups = _groups(network, target)
     names: list[str] = []
-    with builder.function("main", [values[INPUT]]):
+    with builder.function("main", inputs):
         with builder.dataflow():
             for layers in groups:
                 last = layers[-1]
-                tensors[last.name] = _form(last, network, groups, target)
-                (read,) = layers[0].inputs
-                rule, kernel = _make(Task(layers=layers, source=tensors[read], result=tensors[last.name]), target)
+                tensors[last.name] = _form(last, network, target)
+                sources = layers[0].inputs
+                task = Task(layers=layers, sources=tuple(tensors[name] for name in sources), result=tensors[last.name])
+                rule, kernel = _make(task, target)
                 names.append(rule)
-                func = builder.add_func(kernel.func, f"integer_{rule}")
-                arguments = relax.Tuple([values[read], *(relax.const(array) for array in kernel.constants)])
+                func = builder.add_func(kernel.func, f"integer_{rule if rule != 'node' else last.kind}")
+                constants = [relax.const(array) for array in kernel.constants]
+                arguments = relax.Tuple([*(values[name] for name in sources), *constants])
                 form = tensors[last.name]
                 call = relax.call_tir(func, arguments, relax.TensorType(form.shape, form.memory_dtype))
-                emit = builder.emit_output if last is network.layers[-1] else builder.emit
+                emit = builder.emit_output if network.is_output(last.name) else builder.emit
                 values[last.name] = emit(call, last.name.replace(".", PATH_SEPARATOR))
-        builder.emit_func_output(values[network.layers[-1].name])
+        outputs = [values[port.source] for port in network.outputs]
+        builder.emit_func_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
     module = builder.get()
     known = {layer.name: described for layer, described in zip(network.layers, program.layers, strict=True)}
     described = tuple(
@@ -73,15 +76,18 @@ def _make(task: Task, target: Target) -> tuple[str, Kernel]:
     return next((name, kernel) for name, kernel in made if kernel is not None)
 
 
-def _groups(network: IntegerNetwork, target: Target) -> list[tuple[IntegerLayer, ...]]:
-    groups: list[tuple[IntegerLayer, ...]] = []
+def _groups(network: IntegerNetwork, target: Target) -> list[tuple[AnyIntegerLayer, ...]]:
+    groups: list[tuple[AnyIntegerLayer, ...]] = []
     for layer in network.layers:
         before = groups[-1] if groups else ()
         if (
             target.gpu is None
+            and isinstance(layer, IntegerLayer)
             and len(before) == 1
+            and isinstance(before[0], IntegerLayer)
             and layer.inputs == (before[0].name,)
-            and _readers(network, before[0].name) == [layer]
+            and network.readers(before[0].name) == [layer]
+            and not network.is_output(before[0].name)
             and fuses(before[0], layer, target)
         ):
             groups[-1] = (before[0], layer)
@@ -90,25 +96,23 @@ def _groups(network: IntegerNetwork, target: Target) -> list[tuple[IntegerLayer,
     return groups
 
 
-def _readers(network: IntegerNetwork, name: str) -> list[IntegerLayer]:
-    return [layer for layer in network.layers if name in layer.inputs]
-
-
-def _form(
-    layer: IntegerLayer, network: IntegerNetwork, groups: Sequence[tuple[IntegerLayer, ...]], target: Target
-) -> Tensor:
-    """Of a layer's result: NCHW for the user, else as its readers' instructions want it."""
-    channels, *size = layer.output_shape[1:]
-    plain = Tensor(channels=channels, size=(size[0], size[1]), dtype=layer.dtype, shape=tuple(network.output_shape))
-    if layer is network.layers[-1]:
-        return plain
+def _form(layer: AnyIntegerLayer, network: IntegerNetwork, target: Target) -> Tensor:
+    """Of a layer's result: as the user gets it, else as its readers' instructions want it."""
+    for port in network.outputs:
+        if port.source == layer.name:
+            return plain_tensor(layer.output_shape, layer.dtype, port.shape)
+    readers = network.readers(layer.name)
     if target.gpu is not None:
-        return cuda.form(layer, _readers(network, layer.name))
+        return cuda.form(layer, readers)
+    channels, *size = layer.output_shape[1:]
     instructions = instructions_of(target)
     stored = math.prod(size), round_up(channels, instructions.lanes)
+    tensor = Tensor(channels=channels, size=(size[0], size[1]), dtype=layer.dtype, shape=stored)
     wanted = instructions.data
     if wanted == "uint8" and layer.minimum >= 0:
-        return replace(plain, shape=stored, dtype=wanted)
-    if wanted == layer.dtype or any(reader.groups != 1 for reader in _readers(network, layer.name)):
-        return replace(plain, shape=stored)
-    return replace(plain, shape=stored, dtype=wanted, offset=OFFSETS.get((layer.dtype, wanted), 0))
+        return replace(tensor, dtype=wanted)
+    if wanted == layer.dtype or any(isinstance(reader, IntegerLayer) and reader.groups != 1 for reader in readers):
+        return tensor
+    if not any(isinstance(reader, IntegerLayer) for reader in readers):
+        return tensor
+    return replace(tensor, dtype=wanted, offset=OFFSETS.get((layer.dtype, wanted), 0))

@@ -18,7 +18,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "backends": ("bundles.backends", "targets.kind"),
     "build": ("bundles.build",),
     "bundle": ("bundles.bundle", "network.vectors"),
-    "chain": ("integer.chain",),
+    "chain": ("integer.graph", "integer.reader"),
     "deploy": ("remote.deploy",),
     "device": ("measure.device",),
     "emulate": ("measure.emulate",),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from tvm import tirx
 
-    from tvmflow.integer.network import IntegerLayer
+    from tvmflow.integer.layers import IntegerNode
     from tvmflow.spec import Target
 
 
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 class Tensor:
     """What a kernel reads or writes, of one image.
 
-    An element is the network's value plus `offset`, in `dtype`. `shape` is 1×C×H×W or 1×C where the user gives or gets
-    it, else (H·W)×`stored`: there, channels from `channels` on are nobody's, and may hold anything. With `packed`, four
-    neighbouring channels lie in one int32, the first in its lowest byte, and `shape` counts these.
+    An element is the network's value plus `offset`, in `dtype`. `shape` is the user's where the user gives or gets it,
+    with the elements in the order of 1×C×H×W, else (H·W)×`stored`: there, channels from `channels` on are nobody's,
+    and may hold anything. With `packed`, four neighbouring channels lie in one int32, the first in its lowest byte,
+    and `shape` counts these.
     """
 
     channels: int
@@ -43,7 +44,7 @@ class Tensor:
     def is_plain(self) -> bool:
         """Whether it lies as the user gives and gets it."""
         whole = math.prod(self.shape) == self.channels * math.prod(self.size)
-        return not self.packed and self.shape[:2] == (1, self.channels) and whole
+        return not self.packed and self.shape[0] == 1 and whole
 
     @property
     def stored(self) -> int:
@@ -62,14 +63,24 @@ class Tensor:
 class Task:
     """What a kernel has to do: one layer, or two depthwise ones of which the second alone reads the first."""
 
-    layers: tuple[IntegerLayer, ...]
-    source: Tensor
+    layers: tuple[Any, ...]
+    sources: tuple[Tensor, ...]
     result: Tensor
+
+    @property
+    def source(self) -> Tensor:
+        """What a layer of one input reads."""
+        return self.sources[0]
+
+    @property
+    def node(self) -> IntegerNode | None:
+        """The layer, if it is one without weights."""
+        return None if hasattr(self.layers[0], "weight") else self.layers[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """A function of the source, the `constants` and the result, in this order."""
+    """A function of the sources, the `constants` and the result, in this order."""
 
     func: tirx.PrimFunc
     constants: tuple[np.ndarray, ...]
@@ -88,6 +99,7 @@ def rule_of(name: str, package: str = __name__) -> Rule:
 
 
 RULES: dict[str, Rule] = {
+    "node": rule_of("node"),
     "convolution": rule_of("convolution"),
     "depthwise_dots": rule_of("depthwise_dots"),
     "depthwise": rule_of("depthwise"),

@@ -46,7 +46,7 @@ from tvmflow.schedules.integers import (
 )
 
 if TYPE_CHECKING:
-    from tvmflow.integer.network import IntegerLayer
+    from tvmflow.integer.layers import IntegerLayer
     from tvmflow.spec import Target
 
 MOST_ROWS = 12
@@ -103,7 +103,7 @@ def _loops(task: Task, instructions: Instructions, tile: Tile, parallel: bool) -
     offset = source.offset
     if copied:
         offset = {("int8", "uint8"): 128, ("uint8", "int8"): -128}.get((_own(source), dtype), 0)
-    size = [source.size[axis] + 2 * layer.padding[axis] * bool(copied) for axis in (0, 1)]
+    size = [source.size[axis] + (layer.padding[axis] + layer.padding[axis + 2]) * bool(copied) for axis in (0, 1)]
     direct = taps == [1, 1] and layer.stride == (1, 1)
 
     requantisation = Requantisation.of(layer, instructions, stored, offset)
@@ -172,12 +172,12 @@ def _own(tensor: Any) -> str:
 
 def _copy(task: Task, layer: IntegerLayer, given: Any, data: Any, size: list[int], offset: int) -> None:
     """The input with its border and its offset, pixels × channels filled up."""
-    (top, left), source = layer.padding, task.source
+    (top, left, bottom, right), source = layer.padding, task.source
     with T.serial(0, size[0]) as y, T.serial(0, size[1]) as x, T.serial(0, data.shape[1]) as c:
         conditions = [c < source.channels] if int(data.shape[1]) != source.channels else []
-        if top:
+        if top or bottom:
             conditions += [y >= top, y < source.size[0] + top]
-        if left:
+        if left or right:
             conditions += [x >= left, x < source.size[1] + left]
         value = element(source, given, c, y - top, x - left)
         if conditions:

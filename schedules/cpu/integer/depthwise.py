@@ -22,7 +22,8 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.integer.network import Cut, IntegerLayer, cuts
+from tvmflow.integer.layers import IntegerLayer
+from tvmflow.integer.window import Cut
 from tvmflow.schedules.convolutions import worth_threads
 from tvmflow.schedules.cpu.integer import Kernel, Task, Tensor
 from tvmflow.schedules.instructions import instructions_of
@@ -115,7 +116,7 @@ def position(layer: IntegerLayer, y: Any, x: Any, r: Any, s: Any) -> tuple[Any, 
 
 
 def _is_unrolled(layer: IntegerLayer) -> bool:
-    vertical, horizontal = (sum(len(taps) for _, _, taps in cuts(layer, axis)) for axis in (0, 1))
+    vertical, horizontal = (sum(len(taps) for _, _, taps in layer.window.cuts(axis)) for axis in (0, 1))
     return vertical * horizontal <= MOST_PRODUCTS
 
 
@@ -185,8 +186,8 @@ class _Loops:
         if not _is_unrolled(self.layer):
             self._looped()
             return
-        for rows in cuts(self.layer, 0):
-            for columns in cuts(self.layer, 1):
+        for rows in self.layer.window.cuts(0):
+            for columns in self.layer.window.cuts(1):
                 self._cut(rows, columns)
 
     def _cut(self, rows: Cut, columns: Cut) -> None:

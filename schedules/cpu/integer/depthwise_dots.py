@@ -25,7 +25,8 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.integer.network import Cut, IntegerLayer, cuts
+from tvmflow.integer.layers import IntegerLayer
+from tvmflow.integer.window import Cut
 from tvmflow.schedules.convolutions import worth_threads
 from tvmflow.schedules.cpu.integer import Kernel, Task, Tensor
 from tvmflow.schedules.cpu.integer.depthwise import (
@@ -64,7 +65,8 @@ def depthwise_dots(task: Task, target: Target) -> Kernel | None:
     if not all(is_depthwise(layer) and layer.kind == "conv2d" for layer in task.layers):
         return None
     if any(
-        len(_groups(layer)) * TAPS * len(cuts(layer, 0)) * len(cuts(layer, 1)) > MOST_PRODUCTS for layer in task.layers
+        len(_groups(layer)) * TAPS * len(layer.window.cuts(0)) * len(layer.window.cuts(1)) > MOST_PRODUCTS
+        for layer in task.layers
     ):
         return None
     if len(task.layers) == 2 and not fuses(task.layers[0], task.layers[1], target):
@@ -191,8 +193,8 @@ class _Loops:
     written: Any
 
     def emit(self) -> None:
-        for rows in cuts(self.layer, 0):
-            for columns in cuts(self.layer, 1):
+        for rows in self.layer.window.cuts(0):
+            for columns in self.layer.window.cuts(1):
                 self._cut(rows, columns)
 
     def _cut(self, rows: Cut, columns: Cut) -> None:

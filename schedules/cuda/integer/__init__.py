@@ -9,12 +9,9 @@ last fits all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tvmflow.schedules.cpu.integer import Rule, Tensor, rule_of
-
-if TYPE_CHECKING:
-    from tvmflow.integer.network import IntegerLayer
 
 BYTES = 4
 """Channels in a word."""
@@ -23,17 +20,18 @@ VECTOR = 4
 
 
 RULES: dict[str, Rule] = {
+    "node": rule_of("node", __name__),
     "product": rule_of("product", __name__),
     "depthwise": rule_of("depthwise", __name__),
     "plain": rule_of("plain", __name__),
 }
 
 
-def form(layer: IntegerLayer, readers: Sequence[IntegerLayer]) -> Tensor:
+def form(layer: Any, readers: Sequence[Any]) -> Tensor:
     """How the result of `layer` lies in memory for other kernels. Sums over channels want signed bytes."""
     channels, height, width = layer.output_shape[1:]
     words = -(-channels // (BYTES * VECTOR)) * VECTOR
-    signed = layer.dtype == "int8" or all(reader.groups == 1 for reader in readers)
+    signed = layer.dtype == "int8" or all(getattr(reader, "groups", 1) == 1 for reader in readers)
     return Tensor(
         channels=channels,
         size=(height, width),

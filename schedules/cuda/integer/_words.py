@@ -13,10 +13,10 @@ from tvm.script.ir_builder import tirx as T
 from tvmflow.schedules.cpu.integer import Task, Tensor
 from tvmflow.schedules.cuda._grid import when
 from tvmflow.schedules.cuda.integer import BYTES
-from tvmflow.schedules.integers import kernel, plain_place, requantised
+from tvmflow.schedules.integers import kernel_of_many, plain_place, requantised
 
 if TYPE_CHECKING:
-    from tvmflow.integer.network import IntegerLayer
+    from tvmflow.integer.layers import IntegerLayer
 
 Expr = Any
 """A tvm.ir.Expr or a Python number."""
@@ -25,8 +25,15 @@ Expr = Any
 @contextmanager
 def launch(task: Task, constants: Sequence[np.ndarray], blocks: int, threads: int) -> Iterator[tuple[Any, ...]]:
     """(builder, source, constants, result, block, thread) of a kernel on a one-dimensional grid."""
+    with launch_of_many(task, constants, blocks, threads) as (builder, given, *rest):
+        yield builder, given[0], *rest
+
+
+@contextmanager
+def launch_of_many(task: Task, constants: Sequence[np.ndarray], blocks: int, threads: int) -> Iterator[tuple[Any, ...]]:
+    """`launch` with all sources."""
     with (
-        kernel(task, constants) as (builder, given, factors, out),
+        kernel_of_many(task, constants) as (builder, given, factors, out),
         T.thread_binding(0, blocks, thread="blockIdx.x") as block,
         T.thread_binding(0, threads, thread="threadIdx.x") as thread,
     ):

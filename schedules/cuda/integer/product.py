@@ -42,7 +42,7 @@ from tvmflow.schedules.cuda.integer._words import (
 from tvmflow.schedules.integers import byte_of, fill, first_sums
 
 if TYPE_CHECKING:
-    from tvmflow.integer.network import IntegerLayer
+    from tvmflow.integer.layers import IntegerLayer
     from tvmflow.spec import Target
 
 OUTPUTS = BYTES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,15 +56,22 @@ class Call:
     def emit(self, value: relax.Expr) -> relax.Var:
         return self.builder.emit(value)
 
-    def compute(self, name: str, make: Callable[..., Any], *tensors: Any, apart: bool = False) -> relax.Var:
+    def compute(
+        self,
+        name: str,
+        make: Callable[..., Any],
+        *tensors: Any,
+        apart: bool = False,
+        facts: Mapping[str, Any] | None = None,
+    ) -> relax.Var:
         """A kernel: `make` gets the tensors as te.Tensor and gives the te.Tensor that is computed from them.
 
         Several results, a list, are a tuple. `apart`: it fuses with no other kernel, for what reads it reads each
-        element often, and would compute it as often.
+        element often, and would compute it as often. `facts` become attributes of the kernel.
         """
         given = (self.tensor(value) for value in tensors)
-        attributes = {"op_pattern": OPAQUE} if apart else None
-        return self.builder.emit_te(make, *given, primfunc_name_hint=name, primfunc_attrs=attributes)
+        attributes = {**(facts or {}), **({"op_pattern": OPAQUE} if apart else {})}
+        return self.builder.emit_te(make, *given, primfunc_name_hint=name, primfunc_attrs=attributes or None)
 
     def tensor(self, value: Any, dtype: str | None = None) -> relax.Expr:
         """A Relax value as it is, or of that dtype; an array or a number as a constant."""

@@ -20,6 +20,8 @@ BESIDE = 4
 """How long the other axes are while one is read off; at length 1, PyTorch's antialiasing reads the wrong elements."""
 INSIDE = 2
 """The place on them that has the numbers: no neighbour of it is that place again, as it would be at a border."""
+AXES, WEIGHTED = "tvmflow.axes", "tvmflow.weighted_axes"
+"""Attributes of these kernels: the axes that have tables of places, and those that have weights as well."""
 MOST_TAPS = 16
 """Up to so many inputs of one output are summed in one kernel; more take a kernel for each axis."""
 
@@ -164,9 +166,9 @@ def _resample(call: Call, x: Any, tables: Sequence[Taps]) -> Any:
             return result
         return te.compute(shape, lambda *index: result[index].astype(x.dtype), name="narrowed")
 
-    return call.compute(
-        call.operator, make, x, *(table.inputs for table in tables), *(table.weights for table in weighted)
-    )
+    facts = {AXES: [table.axis for table in tables], WEIGHTED: [table.axis for table in weighted]}
+    given = (*(table.inputs for table in tables), *(table.weights for table in weighted))
+    return call.compute(call.operator, make, x, *given, facts=facts)
 
 
 OPERATORS: dict[str, Converter] = {

@@ -1,0 +1,315 @@
+"""What a layer without weights computes, as loops for every kind of target: one function an operator.
+
+`value_of` emits what a single element needs and gives it as an int32. How elements are read, where results go and which
+loops are around is the kind's own affair, so that an operator is written once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from tvmflow.integer.layers import IntegerNode
+from tvmflow.integer.operators import (
+    OUTSIDE,
+    Concat,
+    Function,
+    Gather,
+    MaxPool,
+    Product,
+    Resample,
+    Shape,
+    Softmax,
+    Sum,
+)
+
+Expr = Any
+"""A tvm.ir.Expr or a Python number."""
+Read = Callable[[int, Expr, Expr, Expr], Expr]
+"""(number of the input, channel, row, column) → the network's value there, as int32."""
+Place = tuple[Expr, Expr, Expr]
+"""Channel, row, column."""
+
+LEAST = -(1 << 31)
+SUMS = 2
+"""Elements of int32 that `value_of` needs to work in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A box of the result that is computed alike: where it begins, its lengths, and of Concat the input it is from."""
+
+    start: tuple[int, int, int]
+    lengths: tuple[int, int, int]
+    source: int | None = None
+
+
+def parts_of(node: IntegerNode) -> list[Part]:
+    """The whole result, or, of Concat, what each input gives."""
+    if not isinstance(node.operator, Concat):
+        return [Part(start=(0, 0, 0), lengths=_three(node.output_shape))]
+    axis, begin, parts = node.operator.axis - 1, 0, []
+    for number, shape in enumerate(node.input_shapes):
+        start = [0, 0, 0]
+        start[axis] = begin
+        parts.append(Part(start=(start[0], start[1], start[2]), lengths=_three(shape), source=number))
+        begin += shape[axis + 1]
+    return parts
+
+
+def _three(shape: Shape) -> tuple[int, int, int]:
+    return shape[1], shape[2], shape[3]
+
+
+def constants_of(node: IntegerNode) -> tuple[np.ndarray, ...]:
+    """The arrays that `value_of` reads."""
+    operator = node.operator
+    if isinstance(operator, Function | Softmax):
+        assert node.table is not None
+        return (_narrow(node.table),)
+    if isinstance(operator, Resample):
+        weights = operator.integers
+        pairs = zip(operator.axes, weights, strict=True)
+        return tuple(array.astype(np.int32) for (places, _), factors in pairs for array in (places, factors))
+    if isinstance(operator, Gather):
+        return _tables(operator, node.input_shapes[0])
+    return ()
+
+
+def _narrow(table: np.ndarray) -> np.ndarray:
+    """In bytes, where it is of bytes: the cache has more room."""
+    for dtype in (np.int8, np.uint8):
+        if (table.astype(dtype) == table).all():
+            return table.astype(dtype)
+    return table
+
+
+def value_of(
+    node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, place: Place, source: int | None = None
+) -> Expr:
+    """Emit what an element needs; the element itself, clipped, as int32.
+
+    `constants` are buffers of `constants_of`, `sums` one of SUMS int32. With `source`, `place` counts from where
+    Concat's part begins.
+    """
+    if isinstance(node.operator, Concat) and source is not None:
+        return _clipped(node, read(source, *place))
+    return _clipped(node, VALUES[type(node.operator)](node, read, constants, sums, place))
+
+
+def _clipped(node: IntegerNode, value: Expr) -> Expr:
+    return tirx.max(tirx.min(value, T.int32(node.maximum)), T.int32(node.minimum))
+
+
+def _shifted(node: IntegerNode, total: Expr) -> Expr:
+    if not node.shift:
+        return total
+    return (total + T.int32((1 << node.shift) >> 1)) >> T.int32(node.shift)
+
+
+def _broadcast(node: IntegerNode, number: int, place: Place) -> Place:
+    """Where an input is read that has a length of 1 where the result has more."""
+    lengths = _three(node.input_shapes[number])
+    first, second, third = (0 if length == 1 else at for length, at in zip(lengths, place, strict=True))
+    return first, second, third
+
+
+def _sum(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, place: Place) -> Expr:
+    assert node.factors is not None
+    total: Expr = None
+    for number, factor in enumerate(node.factors.tolist()):
+        product = read(number, *_broadcast(node, number, place)) * T.int32(factor)
+        total = product if total is None else total + product
+    return _shifted(node, total)
+
+
+def _product(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, place: Place) -> Expr:
+    assert node.factors is not None
+    a, b = (read(number, *_broadcast(node, number, place)) for number in (0, 1))
+    return _shifted(node, a * b * T.int32(int(node.factors[0])))
+
+
+def _max_pool(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, place: Place) -> Expr:
+    operator = node.operator
+    assert isinstance(operator, MaxPool)
+    window, (c, y, x) = operator.window, place
+    T.buffer_store(sums, T.int32(LEAST), [0])
+    with T.serial(0, window.kernel[0]) as r, T.serial(0, window.kernel[1]) as s:
+        row = y * window.stride[0] + r * window.dilation[0] - window.padding[0]
+        column = x * window.stride[1] + s * window.dilation[1] - window.padding[1]
+        conditions = []
+        for axis, at in enumerate((row, column)):
+            if not all(all(window.meets(axis, tap)) for tap in range(window.kernel[axis])):
+                conditions += [at >= 0, at < window.size[axis]]
+
+        def compare(row: Expr = row, column: Expr = column) -> None:
+            T.buffer_store(sums, tirx.max(sums[0], read(0, c, row, column)), [0])
+
+        if conditions:
+            with T.If(tirx.all(*conditions)), T.Then():
+                compare()
+        else:
+            compare()
+    return sums[0]
+
+
+def _concat(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, place: Place) -> Expr:
+    """Which input an element is from is asked; `parts_of` is for those who'd rather not."""
+    assert isinstance(node.operator, Concat)
+    axis = node.operator.axis - 1
+    ends = np.cumsum([shape[axis + 1] for shape in node.input_shapes]).tolist()
+    value: Expr = None
+    for number in reversed(range(len(ends))):
+        begin = ends[number - 1] if number else 0
+        at = [*place]
+        at[axis] = at[axis] - begin
+        found = read(number, at[0], at[1], at[2])
+        value = found if value is None else T.if_then_else(place[axis] < ends[number], found, value)
+    return value
+
+
+def _gather(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, place: Place) -> Expr:
+    operator, shape = node.operator, node.input_shapes[0]
+    assert isinstance(operator, Gather)
+    left = list(constants)
+    axes = operator.axes(shape)
+    if axes is not None:
+        at, conditions = [], []
+        for table, index in zip(axes, place, strict=True):
+            line = _line(table)
+            if line is None:
+                buffer = left.pop(0)
+                at.append(buffer[index])
+                if (table == OUTSIDE).any():
+                    conditions.append(buffer[index] >= 0)
+                continue
+            begin, step, first, last = line
+            at.append(index * step + begin)
+            if first > 0:
+                conditions.append(index >= first)
+            if last < len(table):
+                conditions.append(index < last)
+        value = read(0, at[0], at[1], at[2])
+        return T.if_then_else(tirx.all(*conditions), value, T.int32(0)) if conditions else value
+    offsets = _offsets(operator)
+    if offsets is not None:
+        flat: Expr = 0
+        for table, index in zip(offsets, place, strict=True):
+            line = _line(table)
+            flat = flat + (left.pop(0)[index] if line is None else index * line[1] + line[0])
+        return _read_flat(read, flat, shape)
+    (places,) = left
+    _, _, height, width = node.output_shape
+    flat = places[(place[0] * height + place[1]) * width + place[2]]
+    value = _read_flat(read, flat, shape)
+    if (operator.places == OUTSIDE).any():
+        return T.if_then_else(flat >= 0, value, T.int32(0))
+    return value
+
+
+def _read_flat(read: Read, flat: Expr, shape: Shape) -> Expr:
+    _, _, height, width = shape
+    rest = tirx.floormod(flat, height * width)
+    return read(0, tirx.floordiv(flat, height * width), tirx.floordiv(rest, width), tirx.floormod(rest, width))
+
+
+def _tables(operator: Gather, shape: Shape) -> tuple[np.ndarray, ...]:
+    """What of the places can't be computed by a multiplication and an addition."""
+    found = operator.axes(shape) or _offsets(operator)
+    if found is not None:
+        return tuple(table for table in found if _line(table) is None)
+    return (np.ascontiguousarray(operator.places.reshape(-1), np.int32),)
+
+
+def _line(table: np.ndarray) -> tuple[int, int, int, int] | None:
+    """(begin, step, first, last) if elements from `first` to `last` are begin + index · step and the others OUTSIDE."""
+    (inside,) = np.nonzero(table != OUTSIDE)
+    if not len(inside):
+        return None
+    first, last = int(inside[0]), int(inside[-1]) + 1
+    values = table[first:last].astype(np.int64)
+    step = int(values[1] - values[0]) if len(values) > 1 else 0
+    begin = int(values[0]) - first * step
+    return (begin, step, first, last) if (values == begin + np.arange(first, last) * step).all() else None
+
+
+def _offsets(operator: Gather) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Tables of channel, row and column whose sum is the place, where there are such: transposes, pixel shuffles."""
+    places = operator.places[0].astype(np.int64)
+    if (places == OUTSIDE).any():
+        return None
+    channel, row, column = places[:, 0, 0], places[0, :, 0] - places[0, 0, 0], places[0, 0] - places[0, 0, 0]
+    if not np.array_equal(places, channel[:, None, None] + row[:, None] + column):
+        return None
+    # a place of −1 can't be meant, as it would be OUTSIDE
+    first, second, third = (table.astype(np.int32) for table in (channel, row, column))
+    return (first, second, third) if min(second.min(), third.min()) >= 0 else None
+
+
+def _resample(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, place: Place) -> Expr:
+    operator = node.operator
+    assert isinstance(operator, Resample)
+    rows, down, columns, along = constants
+    vertical, horizontal = (table.shape[1] for table, _ in operator.axes)
+    c, y, x = place
+    T.buffer_store(sums, T.int32(0), [0])
+    with T.serial(0, vertical) as r, T.serial(0, horizontal) as s:
+        product = read(0, c, rows[y, r], columns[x, s]) * (down[y, r] * along[x, s])
+        T.buffer_store(sums, sums[0] + product, [0])
+    return _shifted(node, sums[0])
+
+
+def _function(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, place: Place) -> Expr:
+    (table,), index = constants, read(0, *place) & T.int32(255)
+    assert node.table is not None
+    return T.cast(table[(place[0], index) if node.table.ndim > 1 else index], "int32")
+
+
+def _softmax(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, place: Place) -> Expr:
+    assert isinstance(node.operator, Softmax)
+    (table,), axis = constants, node.operator.axis - 1
+    length = node.output_shape[axis + 1]
+
+    def at(index: Expr) -> Expr:
+        moved = [*place]
+        moved[axis] = index
+        return read(0, moved[0], moved[1], moved[2])
+
+    T.buffer_store(sums, T.int32(LEAST), [0])
+    with T.serial(0, length) as index:
+        T.buffer_store(sums, tirx.max(sums[0], at(index)), [0])
+    T.buffer_store(sums, T.int32(0), [1])
+    with T.serial(0, length) as index:
+        T.buffer_store(sums, sums[1] + T.cast(table[sums[0] - at(index)], "int32"), [1])
+    own = T.cast(table[sums[0] - read(0, *place)], "int32")
+    return tirx.floordiv(own * T.int32(512) + sums[1], sums[1] * T.int32(2))
+
+
+VALUES: dict[type, Callable[[IntegerNode, Read, Sequence[Any], Any, Place], Expr]] = {
+    Sum: _sum,
+    Product: _product,
+    MaxPool: _max_pool,
+    Concat: _concat,
+    Gather: _gather,
+    Resample: _resample,
+    Function: _function,
+    Softmax: _softmax,
+}
+
+
+def work_of(node: IntegerNode) -> int:
+    """Elements that are read, by which it is weighed whether threads pay."""
+    count, operator = math.prod(node.output_shape), node.operator
+    if isinstance(operator, MaxPool):
+        return count * math.prod(operator.window.kernel)
+    if isinstance(operator, Resample):
+        return count * operator.rows[0].shape[1] * operator.columns[0].shape[1]
+    if isinstance(operator, Softmax):
+        return 2 * count * node.output_shape[operator.axis]
+    return count * len(node.inputs)

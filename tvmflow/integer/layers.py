@@ -1,0 +1,278 @@
+"""The layers of a quantised network: what each has to compute, bit for bit, whatever computes it.
+
+All zero points are 0 and padding is with 0. A layer reads int8 or uint8 and gives int8 or uint8, saturated at its
+`minimum` and `maximum`: those of the dtype, or nearer where a ReLU or another clamp is. Real numbers are q · `scale`.
+
+An `IntegerLayer` sums products with its int8 weights in int32, `acc[o] = Σ x·weight[o] + bias[o]`, and requantises by
+one of two schemes:
+
+- "per-channel", for processors: `y = clip((acc·multiplier[o] + 2³¹) >> 32, minimum, maximum)` with a 64-bit product and
+  an arithmetic shift, so that halves are rounded up, towards +∞. The multiplier is 2·round(scale·2³¹), thus even, and
+  the scale lies between 0 and ½. One SMMULR does it on Cortex-M4 and M7, SQRDMULH by half the multiplier on NEON.
+- "power-of-two", for hardware that only shifts: `y = clip((acc + 2^(s−1)) >> s, minimum, maximum)` with s = shift[o],
+  again rounding halves up; nothing is added where s is 0.
+
+An `IntegerNode` has no weights. Its operator says what it does:
+
+- Sum: `clip((Σ x[i]·factors[i] + 2^(shift−1)) >> shift)`. With powers of two as factors it needs shifts alone.
+- Product: `clip((a·b·factors[0] + 2^(shift−1)) >> shift)`.
+- Resample: `clip((Σ rows·columns·x + 2^(shift−1)) >> shift)` with the operator's integer weights.
+- Function: `table[x & 255]`, negative numbers in two's complement; of 256 columns, a row for each channel if these
+  differ.
+- Softmax, uint8: `min(255, (512·e + s) div (2·s))` with e = table[largest x on the axis − x] and s = Σ e.
+- MaxPool, Concat and Gather pass values on, clipped; what is outside is 0, or nothing to a maximum.
+
+No sum overflows int32, in whatever order its terms are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from tvmflow.integer.operators import Function, Operator, Product, Resample, Shape, Softmax, Sum
+from tvmflow.integer.window import Window
+
+Scheme = Literal["per-channel", "power-of-two"]
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
+MAX_SHIFT = 31
+SOFTMAX_SCALE = 1 / 256
+"""Of the probabilities that Softmax gives."""
+
+Bounds = tuple[int, int]
+"""The least and the most that an element of a tensor can be."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class IntegerLayer:
+    """A convolution (any stride, dilation, groups), a global average pool or a dense layer, with its requantisation.
+
+    `name` is the module that has the weights, `modules` all whose work is done; `inputs` are names of layers, or of the
+    network's inputs. `weight` is int8 O×(I/groups)×KH×KW: 1×1 for a dense layer, ones of the map's size for a pool,
+    which has as many groups as channels. `bias` is int32 O, in units of the accumulator. `multiplier` and `shift` are
+    int32 O; a layer has the one that its network's scheme asks for. `dtype` and `scale` are of the output: real = q ·
+    scale. `padding` is above, left, below, right; two numbers stand for both sides. Shapes are 1×C×H×W, also those of
+    dense layers (1×C×1×1).
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    kind: Literal["conv2d", "pool", "dense"]
+    inputs: tuple[str, ...]
+    weight: np.ndarray
+    bias: np.ndarray
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    multiplier: np.ndarray | None = None
+    shift: np.ndarray | None = None
+    minimum: int
+    maximum: int
+    dtype: str
+    scale: float
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.padding) == 2:
+            object.__setattr__(self, "padding", (*self.padding, *self.padding))
+
+    @property
+    def factor(self) -> np.ndarray:
+        """int32 O: the multipliers or the shifts of the output channels."""
+        found = self.multiplier if self.multiplier is not None else self.shift
+        assert found is not None
+        return found
+
+    @property
+    def window(self) -> Window:
+        return window_of(self)
+
+    @property
+    def input_shapes(self) -> tuple[Shape, ...]:
+        return (self.input_shape,)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for one image; a pool's are additions."""
+        return int(np.prod(self.output_shape)) * self.weight[0].size
+
+    @property
+    def live_macs(self) -> int:
+        """Those of them that read the input and not its border."""
+        return self.window.live_taps() * self.output_shape[1] * self.weight.shape[1]
+
+    @property
+    def constant_bytes(self) -> int:
+        """Bytes of weights, biases and requantisation; a pool's weights, all 1, need not be kept."""
+        weight = 0 if self.kind == "pool" else self.weight.nbytes
+        return weight + self.bias.nbytes + self.factor.nbytes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class IntegerNode:
+    """An operator without weights. `factors` and `table`, int32, are what the module's text says of the operator."""
+
+    name: str
+    modules: tuple[str, ...]
+    operator: Operator
+    inputs: tuple[str, ...]
+    factors: np.ndarray | None = None
+    shift: int = 0
+    table: np.ndarray | None = None
+    minimum: int
+    maximum: int
+    dtype: str
+    scale: float
+    input_shapes: tuple[Shape, ...]
+    output_shape: Shape
+
+    @property
+    def kind(self) -> str:
+        return self.operator.kind
+
+    @property
+    def input_shape(self) -> Shape:
+        """Of the first input."""
+        return self.input_shapes[0]
+
+    @property
+    def macs(self) -> int:
+        """None: what isn't multiplied by weights isn't counted, as in float."""
+        return 0
+
+    live_macs = macs
+
+    @property
+    def constant_bytes(self) -> int:
+        """Bytes of its tables and factors."""
+        return sum(array.nbytes for array in (self.factors, self.table) if array is not None)
+
+
+AnyIntegerLayer = IntegerLayer | IntegerNode
+
+
+def window_of(layer: object) -> Window:
+    """Of a layer with weights, integer or float."""
+    return Window(
+        kernel=layer.weight.shape[2:],  # type: ignore[attr-defined]
+        stride=layer.stride,  # type: ignore[attr-defined]
+        padding=layer.padding,  # type: ignore[attr-defined]
+        dilation=layer.dilation,  # type: ignore[attr-defined]
+        size=tuple(layer.input_shape[2:]),  # type: ignore[attr-defined]
+    )
+
+
+def accumulator_range(layer: IntegerLayer, lowest: int, highest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of every partial sum in whatever order, int64 O each, if inputs lie in `lowest`…`highest` (or are 0)."""
+    weight = layer.weight.reshape(len(layer.weight), -1).astype(np.int64)
+    bias = layer.bias.astype(np.int64)
+    ends = np.stack([weight * min(lowest, 0), weight * max(highest, 0)])
+    return ends.min(0).sum(1) + bias.clip(None, 0), ends.max(0).sum(1) + bias.clip(0, None)
+
+
+def problem(layer: AnyIntegerLayer, scheme: Scheme, tensors: Mapping[str, tuple[Shape, Bounds]]) -> str:
+    """What is wrong with a layer that reads some of `tensors`, or an empty string."""
+    if layer.name in tensors or not layer.inputs or not all(name in tensors for name in layer.inputs):
+        return "doesn't read earlier layers, or has another's name"
+    limits = RANGES.get(layer.dtype)
+    if limits is None or not limits[0] <= layer.minimum < layer.maximum <= limits[1]:
+        return f"saturates at {layer.minimum} and {layer.maximum}, which {layer.dtype} can't hold"
+    if layer.input_shapes != tuple(tensors[name][0] for name in layer.inputs):
+        shapes = [tensors[name][0] for name in layer.inputs]
+        return f"reads {list(layer.input_shapes)}, but its inputs have {shapes}"
+    bounds = [tensors[name][1] for name in layer.inputs]
+    if isinstance(layer, IntegerLayer):
+        return _weighted_problem(layer, scheme, bounds)
+    return _node_problem(layer, bounds)
+
+
+def _weighted_problem(layer: IntegerLayer, scheme: Scheme, bounds: list[Bounds]) -> str:
+    if len(bounds) != 1:
+        return "has weights and doesn't read exactly one layer"
+    if layer.weight.dtype != np.int8 or layer.weight.ndim != 4 or layer.bias.dtype != np.int32:
+        return "has weights that aren't int8 O×I×KH×KW or biases that aren't int32"
+    count, inputs, *kernel = layer.weight.shape
+    channels, size = layer.input_shape[1], layer.input_shape[2:]
+    extents = layer.window.out_size()
+    if layer.output_shape != (1, count, *extents) or min(extents) < 1:
+        fitting = (1, count, *extents)
+        return f"has shapes {layer.input_shape} → {layer.output_shape}, but {layer.input_shape} → {fitting} fit"
+    if inputs * layer.groups != channels or count % layer.groups or layer.bias.shape != (count,):
+        return f"has {layer.groups} groups, weights {layer.weight.shape} and {len(layer.bias)} biases, which don't fit"
+    if layer.kind == "pool" and not (layer.groups == count == channels and tuple(kernel) == size):
+        return "isn't a pool of the whole map"
+    if layer.kind == "pool" and not (np.all(layer.weight == 1) and not layer.bias.any() and not any(layer.padding)):
+        return "is a pool with weights other than 1, with biases or with padding"
+    if layer.kind == "dense" and not (tuple(kernel) == size == (1, 1) and layer.groups == 1):
+        return "is dense, but its maps aren't single pixels"
+    if layer.weight.min() < -127:
+        return "has a weight of −128; −127 is the least"
+    least, most = accumulator_range(layer, *bounds[0])
+    if scheme == "per-channel":
+        multiplier = layer.multiplier
+        if layer.shift is not None or multiplier is None:
+            return "needs multipliers, and no shifts"
+        if (
+            multiplier.dtype != np.int32
+            or multiplier.shape != (count,)
+            or multiplier.min() < 2
+            or (multiplier % 2).any()
+        ):
+            return "has multipliers that aren't positive even int32"
+    else:
+        shift = layer.shift
+        if layer.multiplier is not None or shift is None or layer.dtype != "int8":
+            return "needs shifts, no multipliers, and int8 as its output"
+        if shift.dtype != np.int32 or shift.shape != (count,) or shift.min() < 0 or shift.max() > MAX_SHIFT:
+            return f"has shifts that aren't int32 between 0 and {MAX_SHIFT}"
+        most = most + ((1 << shift.astype(np.int64)) >> 1)
+    if least.min() < -(2**31) or most.max() >= 2**31:
+        return f"could overflow int32: its sums reach {least.min():,} and {most.max():,}"
+    return ""
+
+
+def _node_problem(node: IntegerNode, bounds: list[Bounds]) -> str:
+    operator = node.operator
+    try:
+        fitting = operator.out_shape(*node.input_shapes)
+    except ValueError:  # what can't be broadcast, or a number of inputs that it doesn't take
+        fitting = ()
+    if not fitting or node.output_shape != fitting:
+        return f"makes {node.output_shape} of {list(node.input_shapes)}, which its operator {node.kind} doesn't"
+    if not 0 <= node.shift < MAX_SHIFT:
+        return f"has a shift of {node.shift}, which isn't between 0 and {MAX_SHIFT - 1}"
+    largest = [max(abs(low), abs(high)) for low, high in bounds]
+    half = (1 << node.shift) >> 1
+    if isinstance(operator, Sum | Product):
+        wanted = len(operator.signs) if isinstance(operator, Sum) else 1
+        if node.factors is None or node.factors.dtype != np.int32 or node.factors.shape != (wanted,):
+            return f"needs {wanted} factors, int32"
+        factors = [abs(int(factor)) for factor in node.factors]
+        if isinstance(operator, Sum):
+            most = sum(factor * value for factor, value in zip(factors, largest, strict=True))
+        else:
+            most = factors[0] * largest[0] * largest[1]
+        if most + half >= 2**31:
+            return f"could overflow int32: its sums reach {most + half:,}"
+        return ""
+    if isinstance(operator, Resample):
+        return "" if operator.bits and node.shift == 2 * operator.bits else "has weights that could overflow int32"
+    if isinstance(operator, Function | Softmax):
+        rows = (node.output_shape[1], 256) if isinstance(operator, Function) else (256,)
+        if node.table is None or node.table.dtype != np.int32 or node.table.shape not in ((256,), rows):
+            return "needs a table of 256 int32"
+        low, high = int(node.table.min()), int(node.table.max())
+        if isinstance(operator, Function):
+            held = node.minimum <= low and high <= node.maximum
+            return "" if held else f"has a table from {low} to {high}, beyond what it saturates at"
+        count = node.output_shape[operator.axis]
+        most = high * max(512 + count, 2 * count)
+        fine = node.table[0] == high and low >= 0 and high > 0 and most < 2**31 and node.dtype == "uint8"
+        return "" if fine else "has a table of exponentials that could overflow int32, or no uint8 output"
+    return ""

@@ -1,0 +1,1072 @@
+"""The Relax module of an imported network → a FloatGraph.
+
+Convolutions, products with weights and averages become layers with weights. What scales or moves their channels is
+folded into the weights, in float64, and what clamps them into limits; where there is nothing to be folded into it
+becomes the depthwise 1×1 convolution that it is. Reshapes, transposes, slices, borders and the like move elements:
+one after the other they are a single map of places, which becomes an operator only where it has to: borders of zeros
+and flattened maps are taken over by the layer that reads them. All other arithmetic on one tensor,
+element by element, becomes one function. What can't be taken is named at once, everything, with its modules.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvmflow.integer import probe
+from tvmflow.integer.graph import AnyFloatLayer, FloatGraph, FloatLayer, FloatNode
+from tvmflow.integer.network import Port, canonical
+from tvmflow.integer.operators import (
+    OUTSIDE,
+    Concat,
+    Function,
+    Gather,
+    MaxPool,
+    Operator,
+    Product,
+    Resample,
+    Shape,
+    Softmax,
+    Sum,
+)
+from tvmflow.integer.window import Window
+from tvmflow.network.names import module_path
+from tvmflow.spec import Program, UnsupportedOperatorError, UserError
+
+if TYPE_CHECKING:
+    pass
+
+UNARY = frozenset(
+    [
+        "abs",
+        "acos",
+        "acosh",
+        "asin",
+        "asinh",
+        "astype",
+        "atan",
+        "atanh",
+        "ceil",
+        "clip",
+        "cos",
+        "cosh",
+        "erf",
+        "exp",
+        "floor",
+        "isfinite",
+        "isinf",
+        "isnan",
+        "log",
+        "logical_not",
+        "negative",
+        "nn.gelu",
+        "nn.gelu_tanh",
+        "nn.leakyrelu",
+        "nn.relu",
+        "nn.relu6",
+        "nn.selu",
+        "nn.silu",
+        "nn.softplus",
+        "round",
+        "rsqrt",
+        "sigmoid",
+        "sign",
+        "sin",
+        "sinh",
+        "sqrt",
+        "square",
+        "tan",
+        "tanh",
+        "trunc",
+    ]
+)
+"""Relax's operators on one tensor, element by element."""
+BINARY = frozenset(
+    [
+        "add",
+        "atan2",
+        "divide",
+        "equal",
+        "floor_divide",
+        "floor_mod",
+        "greater",
+        "greater_equal",
+        "less",
+        "less_equal",
+        "logical_and",
+        "logical_or",
+        "maximum",
+        "minimum",
+        "mod",
+        "multiply",
+        "not_equal",
+        "power",
+        "subtract",
+        "where",
+    ]
+)
+"""Those on several, which are broadcast."""
+MOST_CONSTANTS = 1 << 16
+"""Elements of a constant that an element-wise operator may have, as it is laid out once for each element."""
+
+REFUSED = {
+    "nn.conv2d": "with computed weights",
+    "nn.conv1d": "with computed weights",
+    "nn.batch_norm": "with computed statistics",
+    "matmul": "of two computed tensors",
+    "mean": "over these axes",
+}
+"""Of operators that can be taken: how those are that can't."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Where the elements of a Relax variable lie: in the result of a layer, in its order or at `places` of it.
+
+    `shape` is the variable's. `sole`: nobody but those who read this variable reads the layer's result. `outside` is
+    what elements are that lie nowhere.
+    """
+
+    layer: str
+    shape: Shape
+    places: np.ndarray | None = None
+    sole: bool = True
+    outside: float = 0.0
+
+
+def float_graph(program: Program, purpose: str = "quantised") -> FloatGraph:
+    """The layers of an imported network. Raises UnsupportedOperatorError, UserError: why it can't be `purpose`."""
+    import tvm
+    from tvm import relax
+
+    for spec in program.inputs:
+        if spec.dtype != "float32" or (len(spec.shape) > 1 and spec.shape[0] != 1) or not 0 < len(spec.shape) <= 4:
+            raise UserError(
+                f"{program.name} can't be {purpose}: its inputs have to be float32 with a batch of 1 and up to four "
+                f"dimensions, and {spec.name} is {spec.dtype} {'×'.join(map(str, spec.shape))}."
+            )
+    clean = [
+        relax.transform.FoldConstant(),
+        relax.transform.CanonicalizeBindings(),
+        relax.transform.DeadCodeElimination(),
+    ]
+    module = tvm.ir.transform.Sequential(clean)(program.module)
+    reader = _Reader(module, program, purpose)
+    return reader.graph()
+
+
+class _Reader:
+    def __init__(self, module: Any, program: Program, purpose: str) -> None:
+        self.module, self.program, self.purpose = module, program, purpose
+        self.main = module["main"]
+        self.layers: dict[str, AnyFloatLayer] = {}
+        self.views: dict[Any, View] = {}
+        self.waiting: dict[Any, Any] = {}  # element-wise bindings that belong to no layer yet, by their variables
+        self.same: dict[Any, Any] = {}  # other names of variables
+        self.tuples: dict[Any, Sequence[Any]] = {}
+        self.missing: dict[str, list[str]] = defaultdict(list)  # an operator, with what is wrong with it → where
+        self.uses: Counter[Any] = Counter()
+        self.shapes: dict[str, Shape] = {}
+        self.path = self.reason = ""
+
+    # ------------------------------------------------------------------------------------------------ the whole
+
+    def graph(self) -> FloatGraph:
+        from tvm import relax
+
+        inputs = []
+        for param, spec in zip(self.main.params, self.program.inputs, strict=True):
+            inputs.append(Port(name=spec.name, shape=tuple(spec.shape), scale=1.0))
+            self.views[param] = View(layer=spec.name, shape=tuple(spec.shape))
+            self.shapes[spec.name] = canonical(tuple(spec.shape))
+        result = self.main.body.body
+        bindings = _live([binding for block in self.main.body.blocks for binding in block.bindings], result)
+        for binding in bindings:
+            if isinstance(binding.value, relax.Var):
+                self.same[binding.var] = self.resolved(binding.value)
+        for binding in bindings:
+            if not isinstance(binding.value, relax.Var):
+                self.uses.update(self.resolved(var) for var in _read(binding.value))
+        given = self.tuple_of(self.resolved(result), bindings)
+        self.uses.update(self.resolved(var) for var in given)
+        for binding in bindings:
+            if not isinstance(binding.value, relax.Var):
+                self.take(binding)
+        outputs = []
+        for var, spec in zip(given, self.program.outputs, strict=True):
+            if self.missing:
+                break
+            view = self.view(self.resolved(var))
+            source = self.laid(view, canonical(tuple(spec.shape)))
+            if source in (port.name for port in inputs):
+                source = self.append("identity", Gather(places=_order(self.shapes[source])), (source,))
+            outputs.append(Port(name=spec.name, shape=tuple(spec.shape), scale=1.0, source=source))
+        if self.missing:
+            self.refuse()
+        if not self.layers:
+            raise UserError(f"{self.program.name} can't be {self.purpose}: it has no layers.")
+        graph = FloatGraph(
+            name=self.program.name, inputs=tuple(inputs), outputs=tuple(outputs), layers=tuple(self.layers.values())
+        )
+        return replace(graph, layers=tuple(_needed(graph)))
+
+    def refuse(self) -> None:
+        shown = ", ".join(f"{what} ({', '.join(dict.fromkeys(paths[:3]))})" for what, paths in self.missing.items())
+        raise UnsupportedOperatorError(
+            f"{self.program.name} can't be {self.purpose}: there is no integer form of {shown}.",
+            {what: tuple(paths) for what, paths in self.missing.items()},
+        )
+
+    def tuple_of(self, result: Any, bindings: Sequence[Any]) -> list[Any]:
+        from tvm import relax
+
+        if isinstance(result, relax.Tuple):
+            return [self.resolved(field) for field in result.fields]
+        for binding in bindings:
+            if binding.var.same_as(result) and isinstance(binding.value, relax.Tuple):
+                return [self.resolved(field) for field in binding.value.fields]
+        return [result]
+
+    def resolved(self, var: Any) -> Any:
+        while var in self.same:
+            var = self.same[var]
+        return var
+
+    # ------------------------------------------------------------------------------------------------ bindings
+
+    def take(self, binding: Any) -> None:
+        """One binding becomes a layer, a view of one, or waits as part of a function."""
+        from tvm import relax
+
+        from tvmflow.passes.fuse_operators import OWN_NAMES
+
+        value, var = binding.value, binding.var
+        self.path = "" if OWN_NAMES.fullmatch(var.name) else module_path(var.name)
+        if isinstance(value, relax.Tuple):
+            self.tuples[var] = [self.resolved(field) for field in value.fields]
+            return
+        if isinstance(value, relax.TupleGetItem):
+            whole = self.resolved(value.tuple_value)
+            if whole in self.tuples:
+                self.same[var] = self.resolved(self.tuples[whole][int(value.index)])
+                self.uses[self.same[var]] += self.uses[var] - 1
+            elif (whole in self.waiting or whole in self.views) and int(value.index) == 0:  # of a normalisation's three
+                self.same[var] = whole
+                self.uses[whole] = self.uses[var]
+            return
+        name = value.op.name.removeprefix("relax.")
+        kernel = name == "call_tir"
+        if kernel:
+            name = value.args[0].name_hint.rstrip("0123456789")
+        reads = [self.resolved(v) for v in _read(value)]
+        if any(v not in self.views and v not in self.waiting for v in reads):
+            self.skip(binding)
+            return
+        self.reason = ""
+        try:
+            done = bool(reads) and self.convert(f"kernel.{name}" if kernel else name, var, value, reads)
+        except probe.UnreadableError:
+            done = False
+        except (AssertionError, IndexError, KeyError, ValueError):
+            if not self.missing:  # what stands for a layer that can't be taken may fit nowhere
+                raise
+            done = True
+            self.skip(binding)
+        if not done:
+            wrong = self.reason or REFUSED.get(name, "")
+            self.missing[f"{name} {wrong}".strip()].append(self.path or var.name)
+            self.skip(binding)
+
+    def skip(self, binding: Any) -> None:
+        """Go on behind what can't be taken, to find others; there will be no graph."""
+        fields = getattr(binding.var.ty, "fields", None)
+        if fields is not None:
+            return
+        shape = _shape(binding.var)
+        name = f"skipped {len(self.layers)}"
+        self.shapes[name] = canonical(shape)
+        self.views[binding.var] = View(layer=name, shape=shape)
+
+    def convert(self, name: str, var: Any, call: Any, reads: Sequence[Any]) -> bool:
+        """Whether the operator could be taken."""
+        if name == "nn.batch_norm" or name in UNARY or name in BINARY or probe.is_elementwise(self.module, call):
+            return self.elementwise(name, var, call, reads)
+        handler: Callable[..., View | None] | None = getattr(self, f"_{name.replace('.', '_')}", None)
+        if handler is None and name.startswith("kernel."):
+            handler = self._resampled
+        made = None if handler is None else handler(call, reads)
+        if made is None and len(set(reads)) == 1:
+            made = self.moved(var, call, reads[0])
+        if made is None:
+            return False
+        self.views[var] = made
+        return True
+
+    # ------------------------------------------------------------------------------------------------ layers
+
+    def append(self, kind: str, operator: Operator, inputs: tuple[str, ...], path: str | None = None) -> str:
+        """A layer without weights, by its name."""
+        path = self.path if path is None else path
+        name = self.free_name(path or kind)
+        shapes = tuple(self.shapes[read] for read in inputs)
+        node = FloatNode(
+            name=name,
+            modules=(path,) if path else (),
+            operator=operator,
+            inputs=inputs,
+            input_shapes=shapes,
+            output_shape=operator.out_shape(*shapes),
+        )
+        assert node.output_shape, kind
+        self.layers[name], self.shapes[name] = node, node.output_shape
+        return name
+
+    def append_weighted(self, read: str, **fields: Any) -> str:
+        name = self.free_name(self.path or fields["kind"])
+        modules = (self.path,) if self.path else ()
+        fields.setdefault("bias", np.zeros(len(fields["weight"])))
+        layer = FloatLayer(
+            name=name,
+            modules=modules,
+            inputs=(read,),
+            input_shape=self.shapes[read],
+            output_shape=(),
+            **fields,
+        )
+        layer = replace(layer, output_shape=(1, len(layer.weight), *layer.window.out_size()))
+        self.layers[name], self.shapes[name] = layer, layer.output_shape
+        return name
+
+    def free_name(self, plain: str) -> str:
+        """A module that is used twice is two layers, of which the second gets a number."""
+        names = itertools.chain([plain], (f"{plain}_{number}" for number in itertools.count(2)))
+        return next(name for name in names if name not in self.shapes)
+
+    def change(self, name: str, **changes: Any) -> None:
+        """A layer does the current module's work as well."""
+        layer = self.layers[name]
+        modules = tuple(dict.fromkeys((*layer.modules, self.path) if self.path else layer.modules))
+        self.layers[name] = replace(layer, modules=modules, **changes)
+
+    # ------------------------------------------------------------------------------------------------ views
+
+    def view(self, var: Any) -> View:
+        """Where a variable's elements are; what waited for it becomes a layer."""
+        if var not in self.views:
+            self.views[var] = self.function(var)
+        return self.views[var]
+
+    def shape_of(self, var: Any) -> Shape:
+        """Of a variable; a normalisation's is of three tensors, the first of which is meant."""
+        return _shape(var) if hasattr(var.ty, "shape") else tuple(int(dim) for dim in var.ty.fields[0].shape.values)
+
+    def laid(self, view: View, shape: Shape | None = None) -> str:
+        """The name of a tensor that has the view's elements in order, in `shape`, else the canonical one."""
+        shape = canonical(view.shape) if shape is None else shape
+        own = self.shapes[view.layer]
+        if view.places is None and own == shape:
+            return view.layer
+        if view.outside != 0:
+            raise probe.UnreadableError(f"a border of {view.outside}")
+        places = np.arange(math.prod(own)) if view.places is None else view.places
+        operator = Gather(places=places.reshape(shape).astype(np.int32))
+        for name, layer in self.layers.items():
+            if layer.inputs == (view.layer,) and isinstance(layer, FloatNode) and not layer.limited:
+                known = layer.operator
+                if isinstance(known, Gather) and np.array_equal(known.places, operator.places):
+                    return name
+        return self.append("gather", operator, (view.layer,))
+
+    def moved(self, var: Any, call: Any, read: Any) -> View | None:
+        """A view, if the operator only moves elements, or puts zeros between them."""
+        found = probe.places_of(self.module, call, self.shape_of(read), read)
+        if found is None:
+            return None
+        places, outside = found
+        view = self.view(read)
+        if (places == OUTSIDE).any() and view.places is not None and (view.places == OUTSIDE).any():
+            if view.outside != outside:
+                view = View(layer=self.laid(view), shape=view.shape)
+        elif view.places is not None and (view.places == OUTSIDE).any():
+            outside = view.outside
+        if view.places is not None:
+            inside = places != OUTSIDE
+            places = np.where(inside, view.places.reshape(-1)[np.where(inside, places, 0)], OUTSIDE)
+        count = math.prod(self.shapes[view.layer])
+        same = places.size == count and np.array_equal(places.reshape(-1), np.arange(count))
+        return View(
+            layer=view.layer,
+            shape=_shape(var),
+            places=None if same else places,
+            sole=view.sole and self.uses[read] == 1,
+        )
+
+    def bordered(self, view: View, outside: float = 0.0) -> tuple[str, tuple[int, int, int, int]]:
+        """A tensor and its border of `outside`: of a view that only adds one, the tensor without it."""
+        shape, own = canonical(view.shape), self.shapes[view.layer]
+        larger = own[1] == shape[1] and own[2] <= shape[2] and own[3] <= shape[3]
+        if view.places is not None and view.outside == outside and larger:
+            places = view.places.reshape(shape)
+            where = np.argwhere(places[0] == 0)
+            if len(where) == 1 and where[0][0] == 0:
+                top, left = (int(at) for at in where[0][1:])
+                height, width = own[2:]
+                border = (top, left, shape[2] - top - height, shape[3] - left - width)
+                if min(border) >= 0:
+                    wanted = np.full(shape, OUTSIDE)
+                    wanted[:, :, top : top + height, left : left + width] = _order(own)
+                    if np.array_equal(places, wanted):
+                        return view.layer, border
+        return self.laid(view), (0, 0, 0, 0)
+
+    # ------------------------------------------------------------------------------------------------ convolutions
+
+    def _nn_conv2d(self, call: Any, reads: Sequence[Any]) -> View | None:
+        options, weight = call.attrs, _constant(call.args[1])
+        plain = (options.data_layout, options.kernel_layout) in (("NCHW", "OIHW"), ("NCW", "OIW"))
+        if not plain or weight is None:
+            return None
+        padding = [int(size) for size in options.padding]
+        strides, dilation = ([int(size) for size in sizes] for sizes in (options.strides, options.dilation))
+        if weight.ndim == 3:
+            weight, strides, dilation = weight[:, :, None], [1, *strides], [1, *dilation]
+            padding = [0, padding[0], 0, padding[-1]]
+        read, border = self.bordered(self.view(reads[0]))
+        padding = [first + second for first, second in zip(padding, border, strict=True)]
+        name = self.append_weighted(
+            read,
+            kind="conv2d",
+            weight=weight,
+            stride=tuple(strides),
+            padding=tuple(padding),
+            dilation=tuple(dilation),
+            groups=int(options.groups),
+        )
+        return View(layer=name, shape=_shape(call))
+
+    _nn_conv1d = _nn_conv2d
+
+    def _nn_conv2d_transpose(self, call: Any, reads: Sequence[Any]) -> View | None:
+        """A convolution at every phase of the stride, whose results are interleaved.
+
+        Output `s·q + p` sums the inputs `q − t` with the taps `p + border + s·t`; the outputs that lie in the border
+        are left out when the phases are interleaved.
+        """
+        options, weight = call.attrs, _constant(call.args[1])
+        if weight is None or (options.data_layout, options.kernel_layout) not in (("NCHW", "IOHW"), ("NCW", "IOW")):
+            return None
+        strides, dilation = ([int(size) for size in sizes] for sizes in (options.strides, options.dilation))
+        padding = [int(size) for size in options.padding]
+        if weight.ndim == 3:
+            weight, strides, dilation = weight[:, :, None], [1, *strides], [1, *dilation]
+            padding = [0, padding[0], 0, padding[-1]]
+        groups = int(options.groups)
+        inputs, outputs = weight.shape[:2]
+        # O×I/groups×KH×KW, taps with zeros between them where they are dilated
+        grouped = weight.reshape(groups, inputs // groups, outputs, *weight.shape[2:]).transpose(0, 2, 1, 3, 4)
+        weight = grouped.reshape(groups * outputs, inputs // groups, *weight.shape[2:])
+        lengths = (d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True))
+        spread = np.zeros((*weight.shape[:2], *lengths))
+        spread[:, :, :: dilation[0], :: dilation[1]] = weight
+        taps = [-(-length // stride) for length, stride in zip(spread.shape[2:], strides, strict=True)]
+        phases = np.zeros((len(spread), *strides, spread.shape[1], *taps))
+        for r, s in np.ndindex(*spread.shape[2:]):
+            (down, p), (along, q) = divmod(r, strides[0]), divmod(s, strides[1])
+            # a convolution reads forward, so the taps come in the other order
+            phases[:, p, q, :, taps[0] - 1 - down, taps[1] - 1 - along] = spread[:, :, r, s]
+        count = len(spread) * math.prod(strides)
+        read = self.laid(self.view(reads[0]))
+        # output_padding may ask for rows beyond the last that reads an input, which are the bias alone
+        size = canonical(_shape(call))[2:]
+        missing = [
+            max(0, padding[axis] + size[axis] - (self.shapes[read][2 + axis] + taps[axis] - 1) * strides[axis])
+            for axis in (0, 1)
+        ]
+        more = [-(-count // stride) for count, stride in zip(missing, strides, strict=True)]
+        name = self.append_weighted(
+            read,
+            kind="conv2d",
+            weight=phases.reshape(count, spread.shape[1], *taps),
+            padding=(taps[0] - 1, taps[1] - 1, taps[0] - 1 + more[0], taps[1] - 1 + more[1]),
+            groups=groups,
+        )
+        _, _, height, width = self.shapes[name]
+        order = _order(self.shapes[name]).reshape(len(spread), *strides, height, width).transpose(0, 3, 1, 4, 2)
+        order = order.reshape(1, len(spread), height * strides[0], width * strides[1])
+        order = order[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+        return View(layer=name, shape=_shape(call), places=order)
+
+    _nn_conv1d_transpose = _nn_conv2d_transpose
+
+    def _matmul(self, call: Any, reads: Sequence[Any]) -> View | None:
+        weight = _constant(call.args[1])
+        if weight is None or weight.ndim != 2:
+            return None
+        view = self.view(reads[0])
+        shape = view.shape
+        if math.prod(shape) == shape[-1]:
+            return self._dense(view, weight, _shape(call))
+        # pixel by pixel: channels come first inside
+        pixels = math.prod(shape[:-1])
+        places = _places(view, self.shapes[view.layer]).reshape(pixels, shape[-1]).T
+        own = _unless_ordered(places, self.shapes[view.layer])
+        turned = View(layer=view.layer, shape=(1, shape[-1], 1, pixels), places=own)
+        name = self.append_weighted(self.laid(turned), kind="conv2d", weight=weight.T[:, :, None, None])
+        order = np.arange(weight.shape[1] * pixels).reshape(weight.shape[1], pixels).T
+        return View(layer=name, shape=_shape(call), places=order)
+
+    def _dense(self, view: View, weight: np.ndarray, shape: Shape) -> View:
+        """Over the whole map that lies beneath, wherever its elements went."""
+        own = self.shapes[view.layer]
+        places = _places(view, own).reshape(-1)
+        if not _is_permutation(places, math.prod(own)):
+            read = self.laid(replace(view, shape=(1, places.size)))
+            own, places = self.shapes[read], np.arange(places.size)
+        else:
+            read = view.layer
+        columns = np.zeros((weight.shape[1], math.prod(own)))
+        columns[:, places] = weight.T
+        name = self.append_weighted(
+            read, kind="dense" if own[2:] == (1, 1) else "conv2d", weight=columns.reshape(-1, *own[1:])
+        )
+        return View(layer=name, shape=shape)
+
+    # ------------------------------------------------------------------------------------------------ pools
+
+    def _nn_adaptive_avg_pool2d(self, call: Any, reads: Sequence[Any]) -> View | None:
+        return self._average(call, reads, (2, 3)) if _shape(call)[2:] == (1, 1) else None
+
+    def _mean(self, call: Any, reads: Sequence[Any]) -> View | None:
+        rank = len(_shape(call.args[0]))
+        axes = {int(axis) % rank for axis in call.attrs.axis} if call.attrs.axis is not None else set(range(1, rank))
+        inside = {4: {0: 0, 1: 1, 2: 2, 3: 3}, 3: {0: 0, 1: 1, 2: 3}, 2: {0: 0, 1: 1}}.get(rank)
+        if inside is None:
+            return None
+        found = {inside[axis] for axis in axes} - {0}
+        if found == {1}:
+            return self._channel_mean(call, reads)
+        return self._average(call, reads, tuple(sorted(found))) if found and 1 not in found else None
+
+    def _channel_mean(self, call: Any, reads: Sequence[Any]) -> View:
+        read = self.laid(self.view(reads[0]))
+        channels = self.shapes[read][1]
+        name = self.append_weighted(read, kind="conv2d", weight=np.full((1, channels, 1, 1), 1 / channels))
+        return View(layer=name, shape=_shape(call))
+
+    def _average(self, call: Any, reads: Sequence[Any], axes: Sequence[int]) -> View:
+        """Over whole rows, columns or both."""
+        read = self.laid(self.view(reads[0]))
+        _, channels, *size = self.shapes[read]
+        window = [size[axis - 2] if axis in axes or size[axis - 2] == 1 else 1 for axis in (2, 3)]
+        if window == [1, 1]:
+            return View(layer=read, shape=_shape(call), sole=self.views[reads[0]].sole and self.uses[reads[0]] == 1)
+        whole = window == size
+        name = self.append_weighted(
+            read,
+            kind="pool" if whole else "conv2d",
+            weight=np.full((channels, 1, *window), 1 / math.prod(window)),
+            stride=(1, 1) if whole else tuple(window),
+            groups=channels,
+        )
+        return View(layer=name, shape=_shape(call))
+
+    def _nn_avg_pool2d(self, call: Any, reads: Sequence[Any]) -> View | None:
+        view = self.view(reads[0])
+        window = self._window(call, canonical(view.shape)[2:])
+        if window is None:
+            return None
+        counted = bool(call.attrs.count_include_pad) or not any(window.padding)
+        if not counted or not _within(window):
+            axes = [_average_taps(window, axis, include=counted) for axis in (0, 1)]
+            name = self.append("resample", Resample(rows=axes[0], columns=axes[1]), (self.laid(view),))
+            return View(layer=name, shape=_shape(call))
+        read, border = self.bordered(view)
+        channels, size = self.shapes[read][1], self.shapes[read][2:]
+        padding = tuple(first + second for first, second in zip(window.padding, border, strict=True))
+        whole = not any(padding) and window.kernel == size
+        if whole and size == (1, 1):
+            return View(layer=read, shape=_shape(call), sole=view.sole and self.uses[reads[0]] == 1)
+        name = self.append_weighted(
+            read,
+            kind="pool" if whole else "conv2d",
+            weight=np.full((channels, 1, *window.kernel), 1 / math.prod(window.kernel)),
+            stride=(1, 1) if whole else window.stride,
+            padding=padding,
+            dilation=window.dilation,
+            groups=channels,
+        )
+        return View(layer=name, shape=_shape(call))
+
+    _nn_avg_pool1d = _nn_avg_pool2d
+
+    def _kernel_max(self, call: Any, reads: Sequence[Any]) -> View | None:
+        """The largest of each channel, or of each pixel."""
+        shape = _shape(call)
+        read = self.laid(self.view(reads[0]))
+        _, channels, height, width = self.shapes[read]
+        if math.prod(shape) == channels:
+            size = (height, width)
+        elif math.prod(shape) == height * width:
+            order = _order(self.shapes[read]).reshape(channels, -1).T.reshape(1, height * width, channels, 1)
+            read, size = self.append("gather", Gather(places=order), (read,)), (channels, 1)
+        else:
+            return None
+        operator = MaxPool(window=Window(kernel=size, size=size))
+        name = self.append("max_pool", operator, (read,))
+        return View(layer=name, shape=shape)
+
+    _kernel_amax = _max = _kernel_max
+
+    def _nn_max_pool2d(self, call: Any, reads: Sequence[Any]) -> View | None:
+        view = self.view(reads[0])
+        window = self._window(call, canonical(view.shape)[2:])
+        if window is None:
+            return None
+        read, border = self.bordered(view, -math.inf)
+        if any(border):
+            window = replace(
+                window,
+                padding=tuple(first + second for first, second in zip(window.padding, border, strict=True)),
+                size=self.shapes[read][2:],
+            )
+        operator = MaxPool(window=window)
+        if not operator.out_shape(self.shapes[read]):
+            return None
+        return View(layer=self.append("max_pool", operator, (read,)), shape=_shape(call))
+
+    _nn_max_pool1d = _nn_max_pool2d
+
+    def _window(self, call: Any, size: Sequence[int]) -> Window | None:
+        """Of a pool; borders reach as far as its last windows do."""
+        options = call.attrs
+        if options.layout not in ("NCHW", "NCW"):
+            return None
+        kernel, stride, dilation = (
+            [int(number) for number in numbers] for numbers in (options.pool_size, options.strides, options.dilation)
+        )
+        padding = [int(number) for number in options.padding]
+        if len(kernel) == 1:
+            kernel, stride, dilation = [1, *kernel], [1, *stride], [1, *dilation]
+            padding = [0, padding[0], 0, padding[-1]]
+        out = canonical(_shape(call))[2:]
+        for axis in (0, 1):
+            reach = (out[axis] - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
+            padding[axis + 2] = max(padding[axis + 2], reach - size[axis] - padding[axis])
+        first = (kernel[0], kernel[1]), (stride[0], stride[1]), (dilation[0], dilation[1])
+        window = Window(
+            kernel=first[0],
+            stride=first[1],
+            dilation=first[2],
+            padding=(padding[0], padding[1], padding[2], padding[3]),
+            size=(size[0], size[1]),
+        )
+        return window if window.out_size() == tuple(out) else None
+
+    def _resampled(self, call: Any, reads: Sequence[Any]) -> View | None:
+        """What our converters of PyTorch's interpolations and averages made: tables of places and weights."""
+        tables = probe.tables_of(self.module, call)
+        view = self.view(reads[0])
+        shape = canonical(view.shape)
+        if tables is None or len(view.shape) not in (3, 4):
+            return None
+        axes = []
+        for axis in (2, 3):
+            own = {2: 2, 3: 3} if len(view.shape) == 4 else {3: 2}
+            table = tables.get(own[axis]) if axis in own else None
+            axes.append(table or (np.arange(shape[axis], dtype=np.int32)[:, None], np.ones((shape[axis], 1))))
+        if all(places.shape[1] == 1 and (weights == 1).all() for places, weights in axes):
+            rows, columns = (places[:, 0] for places, _ in axes)
+            chosen = _places(view, self.shapes[view.layer]).reshape(shape)[:, :, rows][..., columns]
+            sole = view.sole and self.uses[reads[0]] == 1
+            return View(layer=view.layer, shape=_shape(call), places=chosen, sole=sole)
+        operator = Resample(rows=axes[0], columns=axes[1])
+        return View(layer=self.append("resample", operator, (self.laid(view),)), shape=_shape(call))
+
+    # ------------------------------------------------------------------------------------------------ several inputs
+
+    def _concat(self, call: Any, reads: Sequence[Any]) -> View | None:
+        rank = len(_shape(call))
+        axis = int(call.attrs.axis) % rank if call.attrs.axis is not None else 0
+        inside = {4: axis, 3: {0: 0, 1: 1, 2: 3}.get(axis), 2: axis if axis < 2 else None}.get(rank)
+        fields = getattr(call.args[0], "fields", None)
+        if not inside or fields is None or any(_constant(field) is not None for field in fields):
+            return None
+        inputs = tuple(self.laid(self.view(read)) for read in reads)
+        if len(inputs) == 1:
+            return View(layer=inputs[0], shape=_shape(call))
+        return View(layer=self.append("concat", Concat(axis=inside), inputs), shape=_shape(call))
+
+    def _nn_softmax(self, call: Any, reads: Sequence[Any]) -> View | None:
+        shape = _shape(call)
+        axis = int(call.attrs.axis) % len(shape)
+        inside = {4: axis, 3: {1: 1, 2: 3}.get(axis), 2: {1: 1}.get(axis)}.get(len(shape))
+        if not inside:
+            return None
+        read = self.laid(self.view(reads[0]))
+        return View(layer=self.append("softmax", Softmax(axis=inside), (read,)), shape=shape)
+
+    def _split(self, call: Any, reads: Sequence[Any]) -> View | None:
+        return None
+
+    # -------------------------------------------------------------------------------------- element by element
+
+    def elementwise(self, name: str, var: Any, call: Any, reads: Sequence[Any]) -> bool:
+        if any(_constant(arg) is not None and _constant(arg).size > MOST_CONSTANTS for arg in call.args):
+            return False
+        roots = {root for read in reads for root in self.roots(read)}
+        if len(roots) > 1:
+            return self.combined(name, var, call, reads)
+        read = reads[0]
+        if len(reads) == 1 and read in self.views:
+            view = self.views[read]
+            changed = self.absorbed(name, call, view, view.sole and self.uses[read] == 1)
+            if changed:
+                self.views[var] = replace(view, sole=True, shape=view.shape)
+                return True
+        if not self.fits(call, roots.pop()):
+            self.reason = "with a constant that differs from pixel to pixel, or with another shape than it reads"
+            return False
+        self.waiting[var] = (name, call, self.path)
+        return True
+
+    def roots(self, var: Any) -> set[Any]:
+        """The variables with views that a waiting one is computed from."""
+        if var in self.views:
+            return {var}
+        return {root for read in _read(self.waiting[var][1]) for root in self.roots(self.resolved(read))}
+
+    def fits(self, call: Any, root: Any) -> bool:
+        """Whether constants are numbers, or numbers of channels, of a tensor of the root's shape."""
+        view = self.views[root]
+        if hasattr(call.ty, "shape") and _shape(call) != view.shape:
+            return False
+        return all(
+            self.by_channel(view, array) is not None
+            for array in map(_constant, call.args)
+            if array is not None and array.size > 1 and not call.op.name.endswith("batch_norm")
+        )
+
+    def by_channel(self, view: View, array: np.ndarray) -> np.ndarray | None:
+        """A constant that is broadcast to the view, as a number for each channel of the layer beneath."""
+        own = self.shapes[view.layer]
+        if array.size == 1:
+            return np.full(own[1], array.reshape(-1)[0])
+        try:
+            whole = np.broadcast_to(array, view.shape).reshape(-1)
+        except ValueError:
+            return None
+        places = _places(view, own).reshape(-1)
+        if not _is_injection(places):
+            return None
+        laid = np.full(math.prod(own), np.nan)
+        laid[places] = whole
+        rows = laid.reshape(own[1], -1)
+        with np.errstate(all="ignore"):
+            low, high = np.fmin.reduce(rows, 1), np.fmax.reduce(rows, 1)
+        # of channels that nobody sees any number will do
+        return None if (low != high)[~np.isnan(low)].any() else np.nan_to_num(low)
+
+    def absorbed(self, name: str, call: Any, view: View, sole: bool) -> bool:
+        """Whether the layer beneath could take the operator over."""
+        layer = self.layers.get(view.layer)
+        if layer is None or not sole or not _is_injection(_places(view, self.shapes[view.layer]).reshape(-1)):
+            return False
+        if any(view.layer in other.inputs for other in self.layers.values()):
+            return False
+        limits = _limits(name, call)
+        if limits is not None:
+            low, high = max(layer.low, limits[0]), min(layer.high, limits[1])
+            if isinstance(layer, FloatLayer) and layer.kind == "pool":
+                return False
+            if low >= high or isinstance(getattr(layer, "operator", None), Function | Softmax):
+                return False
+            self.change(layer.name, low=low, high=high)
+            return True
+        affine = self.affine(name, call, view)
+        if affine is None or not isinstance(layer, FloatLayer) or layer.kind == "pool":
+            return False
+        factor, moved = affine
+        low, high = layer.low, layer.high
+        if layer.limited:
+            # a positive number goes through a clamp
+            if moved.any() or (factor != factor[0]).any() or factor[0] <= 0:
+                return False
+            low, high = low * factor[0], high * factor[0]
+        weight = layer.weight * factor[:, None, None, None]
+        self.change(layer.name, weight=weight, bias=layer.bias * factor + moved, low=low, high=high)
+        return True
+
+    def affine(self, name: str, call: Any, view: View) -> tuple[np.ndarray, np.ndarray] | None:
+        """x·factor + moved, for each channel of the layer beneath."""
+        if name == "nn.batch_norm":
+            gamma, beta, mean, variance = (_constant(value) for value in call.args[1:5])
+            if gamma is None or beta is None or mean is None or variance is None or view.places is not None:
+                return None
+            rank = len(view.shape)
+            if int(call.attrs.axis) % rank != 1 or self.shapes[view.layer][1] != len(gamma):
+                return None
+            factor = 1 / np.sqrt(variance + float(call.attrs.epsilon)) * gamma
+            return factor, beta - mean * factor
+        if name not in ("add", "subtract", "multiply", "divide") or len(call.args) != 2:
+            return None
+        given = [_constant(value) for value in call.args]
+        place = 1 if given[1] is not None else 0
+        array = given[place]
+        if array is None or _shape(call) != view.shape:
+            return None
+        found = self.by_channel(view, array)
+        if found is None:
+            return None
+        ones, zeros = np.ones(len(found)), np.zeros(len(found))
+        if name == "add":
+            return ones, found
+        if name == "subtract":
+            return (ones, -found) if place == 1 else (-ones, found)
+        if name == "multiply":
+            return found, zeros
+        return (1 / found, zeros) if place == 1 and (found != 0).all() else None
+
+    def combined(self, name: str, var: Any, call: Any, reads: Sequence[Any]) -> bool:
+        """An operator of two tensors."""
+        if name not in ("add", "subtract", "multiply") or len(call.args) != 2 or len(reads) != 2:
+            self.reason = "of several tensors"
+            return False
+        views = [self.view(read) for read in reads]
+        shape = _shape(var)
+        operator: Operator = Product() if name == "multiply" else Sum(signs=(1, 1 if name == "add" else -1))
+        first, second = views
+        equal = first.shape == second.shape == shape and self.shapes[first.layer] == self.shapes[second.layer]
+        ordered = first.places is None and second.places is None
+        if equal and (
+            ordered
+            or (
+                first.places is not None
+                and second.places is not None
+                and np.array_equal(first.places, second.places)
+                and _covers(first, self.shapes[first.layer])
+            )
+        ):
+            layer = self.append(operator.kind, operator, (first.layer, second.layer))
+            self.views[var] = View(layer=layer, shape=shape, places=first.places)
+            return True
+        inputs = []
+        for view in views:
+            full = (*[1] * (len(shape) - len(view.shape)), *view.shape)
+            if len(full) > 4 and full != shape:
+                return False
+            inputs.append(self.laid(view, canonical(full)))
+        layer = self.append(operator.kind, operator, (inputs[0], inputs[1]))
+        self.views[var] = View(layer=layer, shape=shape)
+        return self.shapes[layer] == canonical(shape)
+
+    def function(self, var: Any) -> View:
+        """What waited for `var`, from the one variable that it is computed from, as a layer."""
+        (root,) = self.roots(var)
+        view = self.views[root]
+        if not _covers(view, self.shapes[view.layer]):
+            view = View(layer=self.laid(view), shape=view.shape)
+            if self.shapes[view.layer] != canonical(view.shape):
+                raise AssertionError(view)
+        steps = self.steps(var, root)
+        paths = [path for _, _, _, path in steps if path]
+        keep, self.path = self.path, paths[-1] if paths else self.path
+        try:
+            name = self.plain(steps, root, view)
+            if name is None:
+                # of a permuted view the function sees the layer's own order, in which channels are known
+                bindings = [(step, call) for step, _, call, _ in steps]
+                real = probe.function_of(self.module, bindings, root, view.shape, self.resolved)
+                shape = self.shapes[view.layer]
+                places = None if view.places is None else view.places.reshape(-1)
+                name = self.append("function", Function(real=_in_order(real, shape, view.shape, places)), (view.layer,))
+            modules = tuple(dict.fromkeys((*self.layers[name].modules, *paths)))
+            self.layers[name] = replace(self.layers[name], modules=modules)
+        finally:
+            self.path = keep
+        return View(layer=name, shape=view.shape, places=view.places)
+
+    def steps(self, var: Any, root: Any) -> list[tuple[Any, str, Any, str]]:
+        """The waiting bindings between `root` and `var`, in order."""
+        wanted, stack = set(), [var]
+        while stack:
+            at = stack.pop()
+            if at == root or at in wanted:
+                continue
+            wanted.add(at)
+            stack += [self.resolved(read) for read in _read(self.waiting[at][1])]
+        return [(at, *self.waiting[at]) for at in self.waiting if at in wanted]
+
+    def plain(self, steps: Sequence[tuple[Any, str, Any, str]], root: Any, view: View) -> str | None:
+        """A depthwise convolution, if all that is done is to scale, to move and at last to clamp."""
+        own = self.shapes[view.layer]
+        factor, moved, low, high = np.ones(own[1]), np.zeros(own[1]), -math.inf, math.inf
+        before = root
+        for var, name, call, _ in steps:
+            if [self.resolved(read) for read in _read(call)] != [before]:
+                return None
+            before = var
+            limits = _limits(name, call)
+            if limits is not None:
+                low, high = max(low, limits[0]), min(high, limits[1])
+                continue
+            affine = self.affine(name, call, view)
+            if affine is None or low > -math.inf or high < math.inf:
+                return None
+            factor, moved = factor * affine[0], moved * affine[0] + affine[1]
+        if low >= high:
+            return None
+        return self.append_weighted(
+            view.layer,
+            kind="conv2d",
+            weight=factor.reshape(-1, 1, 1, 1),
+            bias=moved,
+            groups=own[1],
+            low=low,
+            high=high,
+        )
+
+
+def _live(bindings: Sequence[Any], result: Any) -> list[Any]:
+    """The bindings that the result is computed from: of a tuple's fields, those that are read."""
+    from tvm import relax
+
+    by_var = {binding.var: binding.value for binding in bindings}
+    wanted, stack = set(), [result]
+    while stack:
+        at = stack.pop()
+        if isinstance(at, relax.TupleGetItem):
+            whole = by_var.get(at.tuple_value)
+            if isinstance(whole, relax.Tuple):
+                stack.append(whole.fields[int(at.index)])
+                continue
+        for var in _read(at):
+            if var in by_var and var not in wanted:
+                wanted.add(var)
+                stack.append(by_var[var])
+    return [
+        binding
+        for binding in bindings
+        if binding.var in wanted or (isinstance(binding.value, relax.Tuple) and _read(binding.value))
+    ]
+
+
+def _needed(graph: FloatGraph) -> Iterator[AnyFloatLayer]:
+    """The layers that some output is computed from."""
+    wanted, layers = {port.source for port in graph.outputs}, graph.by_name
+    stack = list(wanted)
+    while stack:
+        layer = layers.get(stack.pop())
+        for name in layer.inputs if layer else ():
+            if name not in wanted:
+                wanted.add(name)
+                stack.append(name)
+    return (layer for layer in graph.layers if layer.name in wanted)
+
+
+def _limits(name: str, call: Any) -> tuple[float, float] | None:
+    """Between which numbers an operator clamps."""
+    if name == "nn.relu":
+        return 0.0, math.inf
+    if name == "nn.relu6":
+        return 0.0, 6.0
+    if name == "clip":
+        low, high = (float(getattr(arg, "value", arg)) for arg in call.args[1:3])
+        return low, high
+    if name in ("maximum", "minimum"):
+        (number,) = [array for array in map(_constant, call.args) if array is not None] or [None]
+        if number is not None and number.size == 1:
+            value = float(number.reshape(-1)[0])
+            return (value, math.inf) if name == "maximum" else (-math.inf, value)
+    return None
+
+
+def _in_order(
+    real: Callable[[np.ndarray], np.ndarray], own: Shape, shape: Shape, places: np.ndarray | None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of N×C×H×W, by one of a single input of `shape`, whose elements are those at `places`."""
+
+    def compute(x: np.ndarray) -> np.ndarray:
+        found = np.empty(x.shape, np.float32)
+        for number, one in enumerate(x):
+            flat = one.reshape(-1)
+            given = flat if places is None else flat[places]
+            result = real(np.ascontiguousarray(given.reshape(shape), np.float32)).reshape(-1)
+            if places is None:
+                found[number] = result.reshape(x.shape[1:])
+            else:
+                found[number].reshape(-1)[places] = result
+        return found
+
+    return compute
+
+
+def _average_taps(window: Window, axis: int, *, include: bool) -> tuple[np.ndarray, np.ndarray]:
+    """What the outputs along an axis read, and how much of each: one over how many there are."""
+    outs, size = window.out_size()[axis], window.size[axis]
+    places = np.zeros((outs, window.kernel[axis]), np.int32)
+    weights = np.zeros((outs, window.kernel[axis]))
+    for out in range(outs):
+        inside = [place for place in window.places(axis, out) if 0 <= place < size]
+        places[out, : len(inside)] = inside
+        weights[out, : len(inside)] = 1 / (window.kernel[axis] if include else max(1, len(inside)))
+    return places, weights
+
+
+def _within(window: Window) -> bool:
+    """Whether the borders are what the network says, and not longer for the last windows."""
+    return window.padding[0] >= window.padding[2] and window.padding[1] >= window.padding[3]
+
+
+def _order(shape: Shape) -> np.ndarray:
+    return np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+
+
+def _places(view: View, own: Shape) -> np.ndarray:
+    return np.arange(math.prod(own)) if view.places is None else view.places
+
+
+def _unless_ordered(places: np.ndarray, own: Shape) -> np.ndarray | None:
+    count = math.prod(own)
+    return None if places.size == count and np.array_equal(places.reshape(-1), np.arange(count)) else places
+
+
+def _is_permutation(places: np.ndarray, count: int) -> bool:
+    flat = places.reshape(-1)
+    return flat.size == count and flat.min() >= 0 and len(np.unique(flat)) == count
+
+
+def _is_injection(places: np.ndarray) -> bool:
+    return places.min() >= 0 and len(np.unique(places)) == places.size
+
+
+def _covers(view: View, own: Shape) -> bool:
+    """Whether every element of the layer is in the view, once."""
+    return view.places is None or _is_permutation(view.places, math.prod(own))
+
+
+def _read(value: Any) -> list[Any]:
+    """The variables that an expression reads, each as often as it does."""
+    from tvm import relax
+
+    if isinstance(value, relax.Var):
+        return [value]
+    if isinstance(value, relax.TupleGetItem):
+        return _read(value.tuple_value)
+    fields = value.args if isinstance(value, relax.Call) else getattr(value, "fields", ())
+    return [var for field in fields for var in _read(field)]
+
+
+def _constant(value: Any) -> np.ndarray | None:
+    """The array of a constant, float64; None if it is computed from the input."""
+    held: Any = getattr(value, "value", None)
+    return np.asarray(held.numpy(), np.float64) if hasattr(held, "numpy") else None
+
+
+def _shape(value: Any) -> Shape:
+    return tuple(int(dim) for dim in value.ty.shape.values)

@@ -1,0 +1,168 @@
+"""What layers of quantised networks compute, in NumPy: the oracle of every backend.
+
+Arrays are N×C×H×W of the layers' dtypes. An operator without a line in REFERENCES does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tvmflow.integer.layers import RANGES, AnyIntegerLayer, IntegerLayer, IntegerNode, accumulator_range
+from tvmflow.integer.operators import (
+    OUTSIDE,
+    Concat,
+    Function,
+    Gather,
+    MaxPool,
+    Product,
+    Resample,
+    Softmax,
+    Sum,
+)
+
+BATCH = 16
+"""Images that the reference computes at once: few enough for the caches, enough for vectors to be long."""
+CACHED = 1 << 16
+"""Outputs of a depthwise layer that it computes at once."""
+
+
+def quantize(real: np.ndarray, scale: float) -> np.ndarray:
+    """Real numbers → int8, rounded half to even and saturated."""
+    return np.rint(np.asarray(real, np.float64) / scale).clip(-128, 127).astype(np.int8)
+
+
+def run_layer(layer: AnyIntegerLayer, *inputs: np.ndarray) -> np.ndarray:
+    """N×C×H×W of integers → the layer's output, N×O×OH×OW of its dtype."""
+    if isinstance(layer, IntegerLayer):
+        return requantize(layer, accumulate(layer, inputs[0]))
+    wide = REFERENCES[type(layer.operator)](layer, *(x.astype(np.int64) for x in inputs))
+    return wide.clip(layer.minimum, layer.maximum).astype(layer.dtype)
+
+
+def accumulate(layer: IntegerLayer, x: np.ndarray) -> np.ndarray:
+    """N×C×H×W, int8 or uint8 → the accumulators with bias, int32 N×O×OH×OW.
+
+    Computed in floating point, whose sums of integers are exact as long as none can leave the significand.
+    """
+    lowest, highest = accumulator_range(layer, *RANGES[x.dtype.name])
+    largest = max(abs(int(lowest.min())), abs(int(highest.max())))
+    real: Any = np.float32 if largest <= 2**24 else np.float64
+    count, groups, window = len(x), layer.groups, layer.window
+    outputs, inputs, *kernel = layer.weight.shape
+    height, width = layer.output_shape[2:]
+    # The batch comes last: long vectors whatever the map's size, and one matrix product for the whole batch.
+    planes = x.transpose(1, 2, 3, 0).astype(real).reshape(groups, inputs, *x.shape[2:], count)
+    weight = layer.weight.astype(real).reshape(groups, outputs // groups, inputs, *kernel)
+    acc = np.empty((groups, outputs // groups, height, width, count), real)
+    acc[...] = layer.bias.reshape(groups, -1, 1, 1, 1)
+    together = max(1, CACHED // (height * width * count))
+    for row, column in np.ndindex(*kernel):
+        to_rows, from_rows = window.span(0, row)
+        to_columns, from_columns = window.span(1, column)
+        if to_rows.start == to_rows.stop or to_columns.start == to_columns.stop:
+            continue
+        for first in range(0, groups, together):
+            some = slice(first, first + together)
+            part = planes[some, :, from_rows, from_columns]
+            tap = weight[some, ..., row, column]
+            if inputs == 1:
+                products = tap[..., None, None] * part
+            else:
+                products = (tap @ part.reshape(len(part), inputs, -1)).reshape(len(part), -1, *part.shape[2:])
+            acc[some, :, to_rows, to_columns] += products
+    return np.ascontiguousarray(acc.reshape(outputs, height, width, count).transpose(3, 0, 1, 2)).astype(np.int32)
+
+
+def requantize(layer: IntegerLayer, acc: np.ndarray) -> np.ndarray:
+    """int32 N×O×… → the output of the layer's dtype, scaled, rounded and saturated."""
+    wide = acc.astype(np.int64)
+    per_channel = (-1, *[1] * (acc.ndim - 2))
+    if layer.multiplier is not None:
+        wide *= layer.multiplier.reshape(per_channel)
+        wide += 1 << 31
+        wide >>= 32
+    else:
+        assert layer.shift is not None
+        shift = layer.shift.astype(np.int64).reshape(per_channel)
+        wide += (1 << shift) >> 1
+        wide >>= shift
+    return wide.clip(layer.minimum, layer.maximum).astype(layer.dtype)
+
+
+def _shifted(node: IntegerNode, total: np.ndarray) -> np.ndarray:
+    """Rounded, halves towards +∞."""
+    return (total + ((1 << node.shift) >> 1)) >> node.shift
+
+
+def _sum(node: IntegerNode, *inputs: np.ndarray) -> np.ndarray:
+    assert node.factors is not None
+    products = (int(factor) * x for factor, x in zip(node.factors, inputs, strict=True))
+    return _shifted(node, sum(products, start=np.zeros((), np.int64)))
+
+
+def _product(node: IntegerNode, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    assert node.factors is not None
+    return _shifted(node, a * b * int(node.factors[0]))
+
+
+def _max_pool(node: IntegerNode, x: np.ndarray) -> np.ndarray:
+    operator = node.operator
+    assert isinstance(operator, MaxPool)
+    found = np.full((len(x), *node.output_shape[1:]), np.iinfo(np.int64).min)
+    for row, column in np.ndindex(*operator.window.kernel):
+        (to_rows, from_rows), (to_columns, from_columns) = operator.window.span(0, row), operator.window.span(1, column)
+        place = (slice(None), slice(None), to_rows, to_columns)
+        found[place] = np.maximum(found[place], x[:, :, from_rows, from_columns])
+    return found
+
+
+def _concat(node: IntegerNode, *inputs: np.ndarray) -> np.ndarray:
+    assert isinstance(node.operator, Concat)
+    return np.concatenate(inputs, node.operator.axis)
+
+
+def _gather(node: IntegerNode, x: np.ndarray) -> np.ndarray:
+    assert isinstance(node.operator, Gather)
+    places = node.operator.places[0]
+    return np.where(places == OUTSIDE, 0, x.reshape(len(x), -1)[:, places])
+
+
+def _resample(node: IntegerNode, x: np.ndarray) -> np.ndarray:
+    operator = node.operator
+    assert isinstance(operator, Resample)
+    rows, columns = (table for table, _ in operator.axes)
+    vertical, horizontal = operator.integers
+    down = sum(x[:, :, rows[:, tap]] * vertical[:, tap, None].astype(np.int64) for tap in range(rows.shape[1]))
+    both = sum(down[..., columns[:, tap]] * horizontal[:, tap].astype(np.int64) for tap in range(columns.shape[1]))
+    return _shifted(node, np.asarray(both))
+
+
+def _function(node: IntegerNode, x: np.ndarray) -> np.ndarray:
+    assert node.table is not None
+    if node.table.ndim == 1:
+        return node.table[x & 255]
+    return node.table[np.arange(x.shape[1])[:, None, None], x & 255]
+
+
+def _softmax(node: IntegerNode, x: np.ndarray) -> np.ndarray:
+    assert node.table is not None
+    assert isinstance(node.operator, Softmax)
+    axis = node.operator.axis
+    exponentials = node.table[x.max(axis, keepdims=True) - x].astype(np.int64)
+    total = exponentials.sum(axis, keepdims=True)
+    return (512 * exponentials + total) // (2 * total)
+
+
+REFERENCES: dict[type, Callable[..., np.ndarray]] = {
+    Sum: _sum,
+    Product: _product,
+    MaxPool: _max_pool,
+    Concat: _concat,
+    Gather: _gather,
+    Resample: _resample,
+    Function: _function,
+    Softmax: _softmax,
+}
