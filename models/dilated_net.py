@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -128,7 +128,7 @@ def dilated_net_merged() -> nn.Module:
     return untrained(lambda: DilatedNet(DilatedNetConfig(joint="merged")))
 
 
-def load_weights(network: DilatedNet, path: Path) -> DilatedNet:
+def load_weights(network: nn.Module, path: Path) -> Any:
     """Load a safetensors file into `network` and put it into eval mode. Raises UserError."""
     _, arrays = untrusted.read_tensors(path)
     try:

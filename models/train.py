@@ -1,4 +1,5 @@
-"""Train the paper's network on CIFAR-10: cross-entropy, AdamW, one cycle of the learning rate, averaged weights.
+"""Train the paper's network, or ResNet-8, on CIFAR-10: cross-entropy, AdamW, one cycle of the learning rate, averaged
+weights.
 
 On two cores of a Zen 4 an epoch of the default network takes about four minutes: the depthwise layers run in
 `tvmflow.models.depthwise`, the pointwise ones in bfloat16 where the CPU multiplies that. A run leaves its state in a
@@ -14,7 +15,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tvmflow.models import CIFAR10_PREPROCESSING
 from tvmflow.models.data import DataSet, Split
 from tvmflow.models.depthwise import use_fast_depthwise
 from tvmflow.models.dilated_net import DilatedNet, DilatedNetConfig, load_weights
+from tvmflow.models.resnet8 import ResNet8
 from tvmflow.spec import Preprocessing, UserError
 from tvmflow.system import scratch, untrusted
 from tvmflow.system.host import cpu_name
@@ -42,8 +44,9 @@ def multiplies_bfloat16() -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Recipe of a run. Learning rates are per step of AdamW, times in epochs."""
+    """Recipe of a run. Learning rates are per step of AdamW, times in epochs. `network` is for the paper's alone."""
 
+    model: str = "dilated-net"  # a name of NETWORKS
     network: DilatedNetConfig = field(default_factory=DilatedNetConfig)
     epochs: int = 16
     batch: int = 128
@@ -72,12 +75,25 @@ class Epoch:
 class Run:
     """A run that has reached its last epoch: the averaged network in eval mode, and its curve."""
 
-    network: DilatedNet
+    network: nn.Module
     config: TrainConfig
     curve: tuple[Epoch, ...]
 
 
 CHECKPOINT_SECONDS = 120.0
+
+NETWORKS: dict[str, Callable[[DilatedNetConfig], nn.Module]] = {
+    "dilated-net": DilatedNet,
+    "resnet-8": lambda config: ResNet8(config.classes),
+}
+"""What can be trained. The classes are in the paper's network's configuration, which others take nothing else from."""
+
+
+def new_network(config: TrainConfig) -> nn.Module:
+    """The network of a recipe, not yet initialised for training. Raises UserError."""
+    if config.model not in NETWORKS:
+        raise UserError(f"There is no recipe for {shortened(config.model)}; there are {', '.join(NETWORKS)}.")
+    return NETWORKS[config.model](config.network)
 
 
 def train(
@@ -123,7 +139,7 @@ def train(
         if progress:
             row = state.curve[-1]
             print(f"epoch {row.epoch}: loss {row.loss:.4f}, test accuracy {row.test_accuracy:.2%}", file=sys.stderr)
-    network = DilatedNet(config.network).eval()
+    network = new_network(config).eval()
     network.load_state_dict(state.averaged.state_dict())
     return Run(network=network, config=config, curve=tuple(state.curve))
 
@@ -137,8 +153,8 @@ class _State:
         self.loss = self.seconds = 0.0
         self.curve: list[Epoch] = []
         torch.manual_seed(config.seed)
-        self.network = initialise(DilatedNet(config.network)).train()
-        self.averaged = DilatedNet(config.network).eval()
+        self.network = initialise(new_network(config)).train()
+        self.averaged = new_network(config).eval()
         self.averaged.load_state_dict(self.network.state_dict())
         for network in (self.network, self.averaged):
             use_fast_depthwise(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
@@ -239,8 +255,13 @@ def damaged(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is no intact checkpoint ({reason(error)}); delete it to start anew.")
 
 
-def initialise(network: DilatedNet) -> DilatedNet:
-    """Start depthwise filters near the identity, so that three linear layers in a row pass the signal on."""
+def initialise(network: nn.Module) -> nn.Module:
+    """Start depthwise filters near the identity, so that three linear layers in a row pass the signal on.
+
+    Other networks start as PyTorch has them.
+    """
+    if not isinstance(network, DilatedNet):
+        return network
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d) and layer.groups > 1:
             nn.init.normal_(layer.weight, std=0.2)
@@ -343,14 +364,14 @@ def export(run: Run, data: DataSet, folder: Path, name: str, command: str) -> No
     write_text(folder / f"{name}.md", model_card(name, facts))
 
 
-def exported(path: Path) -> DilatedNet:
+def exported(path: Path) -> nn.Module:
     """The network of a .safetensors file that `export` wrote, beside its .json, in eval mode. Raises UserError."""
     card = path.with_suffix(".json")
     try:
         found = untrusted.read_json(card, what="card of weights", schema=CARD)
-        config = _network_config(found["config"]["network"])
+        config = config_of(found["config"])
         with torch.device("meta"):  # what a file says is allocated only if the weights are there
-            elements = sum(parameter.numel() for parameter in DilatedNet(config).parameters())
+            elements = sum(parameter.numel() for parameter in new_network(config).parameters())
         if path.exists() and 2 * elements > path.stat().st_size:
             raise MalformedError(f"it has {elements:,} parameters, for which {path.name} is too small")
     except (UnusableFileError, MalformedError) as error:
@@ -360,7 +381,7 @@ def exported(path: Path) -> DilatedNet:
             f"doesn't say which network {path.name} is: it {problem.removeprefix('it ')}",
             "`tvmflow train` writes both",
         ) from error
-    return load_weights(DilatedNet(config), path)
+    return load_weights(new_network(config), path)
 
 
 def _card() -> dict[str, Any]:
@@ -379,7 +400,11 @@ def _card() -> dict[str, Any]:
         "type": "object",
         "required": ["config"],
         "properties": {
-            "config": {"type": "object", "required": ["network"], "properties": {"network": network}},
+            "config": {
+                "type": "object",
+                "required": ["network"],
+                "properties": {"network": network, "model": {"enum": list(NETWORKS)}},
+            },
         },
     }
 
@@ -390,7 +415,10 @@ CARD = untrusted.Schema(_card)
 def model_card(name: str, facts: dict[str, Any]) -> str:
     """The card, made from what `export` recorded."""
     config = facts["config"]
-    parameters = sum(parameter.numel() for parameter in DilatedNet(_network_config(config["network"])).parameters())
+    parameters = sum(parameter.numel() for parameter in new_network(config_of(config)).parameters())
+    described = f'δ = {config["network"]["delta"]}, joint module "{config["network"]["joint"]}"'
+    if config.get("model", "dilated-net") != "dilated-net":
+        described = config["model"]
     rows = "\n".join(
         f"| {row['epoch']} | {row['loss']:.3f} | {row['test_accuracy']:.2%} | {row['seconds'] / 60:.1f} |"
         for row in facts["curve"]
@@ -399,12 +427,11 @@ def model_card(name: str, facts: dict[str, Any]) -> str:
     return f"""# {name}
 
 Accuracy on the {facts["images"]:,} test images of {facts["data_set"]}: **{facts["accuracy"]:.2%}** ({facts["data"]}).\
-{paper if facts["data_set"] == "CIFAR-10" else ""}
+{paper if facts["data_set"] == "CIFAR-10" and described.startswith("δ") else ""}
 
 | | |
 |---|---|
-| Network | δ = {config["network"]["delta"]}, joint module "{config["network"]["joint"]}", {parameters:,} parameters, \
-float32 |
+| Network | {described}, {parameters:,} parameters, float32 |
 | Input | 1×3×{"×".join(map(str, facts["image"]))}, RGB, (pixel / 255 − mean) / std with mean {tuple(facts["mean"])}, \
 std {tuple(facts["std"])} |
 | Trained with | `{facts["command"]}` |
@@ -432,6 +459,8 @@ def _network_config(fields: dict[str, Any]) -> DilatedNetConfig:
 
 def config_of(fields: dict[str, Any]) -> TrainConfig:
     """The recipe that was written down with `dataclasses.asdict`; what was added to recipes since has its default."""
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    fields = {key: value for key, value in fields.items() if key in known}
     return TrainConfig(**fields | {"network": _network_config(fields["network"])})
 
 

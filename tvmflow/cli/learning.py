@@ -25,9 +25,13 @@ DataSet = Annotated[
 
 def train(
     data: DataSet,
-    work_dir: Annotated[Path, typer.Option("--work-dir", help="Checkpoints; started again, the run goes on.")] = Path(
-        "runs/dilated-net"
-    ),
+    model: Annotated[
+        Literal["dilated-net", "resnet-8"], typer.Option("--model", help="What to train.")
+    ] = "dilated-net",
+    work_dir: Annotated[
+        Path | None,
+        typer.Option("--work-dir", help="Checkpoints; started again, the run goes on. [default: runs/MODEL]"),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -47,25 +51,26 @@ def train(
         Literal["separate", "merged"], typer.Option("--joint", help="Reading of the joint module.")
     ] = "separate",
 ) -> None:
-    """Train the paper's network on CIFAR-10 or Tiny ImageNet. A run that was stopped goes on where it was."""
+    """Train the paper's network, or ResNet-8, on CIFAR-10 or Tiny ImageNet. Stopped, a run goes on where it was."""
     import shlex
 
     from tvmflow.models import train as trainer
     from tvmflow.models.dilated_net import DilatedNetConfig
     from tvmflow.models.tiny_imagenet import load_data_set
 
+    work_dir = work_dir or Path("runs") / model
     check_folder(out or work_dir)
     check_folder(work_dir)
     log.info(f"Reading {data}")
     images = load_data_set(data)
     network = DilatedNetConfig(delta=delta, joint=joint, classes=len(images.labels))
-    config = trainer.TrainConfig(network=network, epochs=epochs, batch=batch, peak_rate=rate, seed=seed)
+    config = trainer.TrainConfig(model=model, network=network, epochs=epochs, batch=batch, peak_rate=rate, seed=seed)
     try:
         finished = trainer.train(config, images, work_dir)
     except KeyboardInterrupt:
         log.info(f"\nThe same command goes on from the last checkpoint in {work_dir}.")
         raise
-    name = "dilated-net" if joint == "separate" else "dilated-net-merged"
+    name = model + "-merged" * (model == "dilated-net" and joint == "merged")
     trainer.export(finished, images, out or work_dir, name, shlex.join(["tvmflow", *sys.argv[1:]]))
     print(f"{(out or work_dir) / name}.safetensors: accuracy {finished.curve[-1].test_accuracy:.2%} ({images.note})")
 

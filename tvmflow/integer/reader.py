@@ -505,9 +505,16 @@ class _Reader:
     _nn_conv1d_transpose = _nn_conv2d_transpose
 
     def _matmul(self, call: Any, reads: Sequence[Any]) -> View | None:
-        weight = _constant(call.args[1])
-        if weight is None or weight.ndim != 2:
+        first, weight = (_constant(value) for value in call.args)
+        if first is not None and math.prod(first.shape[:-2]) == 1 and len(_shape(call)) == 3:
+            # what mixes rows of 1×rows×columns: rows are the channels inside
+            first = first.reshape(first.shape[-2:])
+            read = self.laid(self.view(reads[0]))
+            name = self.append_weighted(read, kind="conv2d", weight=first[:, :, None, None])
+            return View(layer=name, shape=_shape(call))
+        if weight is None or math.prod(weight.shape[:-2]) != 1:
             return None
+        weight = weight.reshape(weight.shape[-2:])
         view = self.view(reads[0])
         shape = view.shape
         if math.prod(shape) == shape[-1]:

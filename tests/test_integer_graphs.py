@@ -1,0 +1,396 @@
+"""Quantised graphs: read exactly, quantised near the original, and the same to the bit on every kind of CPU and GPU."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from compiling import compiled
+from conftest import needs_emulator
+from integer_graphs import KINDS as DRAWN
+from integer_graphs import random_graph, random_inputs, together
+from strangers import STRANGERS
+from torch import nn
+from torch.nn import functional
+
+from tvmflow.bundles.build import build
+from tvmflow.integer import graph as float_graphs
+from tvmflow.integer.file import load, save
+from tvmflow.integer.fine_tune import FakeQuantised
+from tvmflow.integer.frontend import integer_program
+from tvmflow.integer.graph import FloatGraph
+from tvmflow.integer.layers import SCHEMES, IntegerNode
+from tvmflow.integer.network import IntegerNetwork
+from tvmflow.integer.operators import OPERATORS, OUTSIDE, Concat, Gather, MaxPool, Product, Resample, Softmax, Sum
+from tvmflow.integer.post_training import Method, quantize
+from tvmflow.integer.reader import float_graph
+from tvmflow.integer.reference import REFERENCES, run_layer
+from tvmflow.models import int8
+from tvmflow.network.frontend import from_module
+from tvmflow.schedules.nodes import VALUES
+from tvmflow.spec import UnsupportedOperatorError, UserError
+from tvmflow.targets import TARGETS, compute_in
+from tvmflow.targets.kind import verify_library
+
+HOST = TARGETS["host"]
+METHOD = Method(count=24)
+GRAPHS = int(os.environ.get("TVMFLOW_GRAPHS", "100"))
+"""Random graphs of each scheme that this computer's code is compared on; boards get a quarter."""
+TOGETHER = 50
+"""Graphs that are compiled at once."""
+
+
+# ------------------------------------------------------------------------------------------------- operators
+
+
+def test_every_operator_has_every_meaning():
+    """Real and exact numbers, loops, a name in files, and a way to be drawn at random."""
+    operators = set(OPERATORS.values())
+    assert operators == set(float_graphs.REAL) == set(REFERENCES) == set(VALUES)
+    assert set(OPERATORS) < set(DRAWN)
+
+
+def node(operator, *shapes: tuple[int, ...], **fields) -> IntegerNode:
+    given = {"minimum": -128, "maximum": 127, "dtype": "int8"} | fields
+    return IntegerNode(
+        name="node",
+        modules=(),
+        operator=operator,
+        inputs=tuple(f"x{number}" for number in range(len(shapes))),
+        scale=1.0,
+        input_shapes=shapes,
+        output_shape=operator.out_shape(*shapes),
+        **given,
+    )
+
+
+def array(shape: tuple[int, ...], seed: int = 0, low: int = -128, high: int = 128) -> np.ndarray:
+    return np.random.default_rng(seed).integers(low, high, shape).astype(np.int8 if low < 0 else np.uint8)
+
+
+def test_sums_and_products_round_halves_up_and_saturate():
+    a, b = array((1, 5, 3, 4)), array((1, 5, 1, 1), 1)
+    added = run_layer(node(Sum(signs=(1, -1)), a.shape, b.shape, factors=np.array([3, -5], np.int32), shift=3), a, b)
+    multiplied = run_layer(node(Product(), a.shape, b.shape, factors=np.array([9], np.int32), shift=10), a, b)
+    for place in np.ndindex(a.shape):
+        x, y = int(a[place]), int(b[place[0], place[1], 0, 0])
+        assert added[place] == min(127, max(-128, math.floor((3 * x - 5 * y) / 8 + 0.5)))
+        assert multiplied[place] == min(127, max(-128, math.floor(9 * x * y / 1024 + 0.5)))
+
+
+def test_pools_shuffles_tables_and_probabilities():
+    x = array((1, 6, 5, 4))
+    shuffled = np.arange(x.size).reshape(2, 3, 5, 4).transpose(1, 0, 2, 3).reshape(x.shape).astype(np.int32)
+    given = torch.nn.functional.channel_shuffle(torch.from_numpy(x.astype(np.int32)), 2).numpy()
+    assert np.array_equal(run_layer(node(Gather(places=shuffled), x.shape), x), given)
+    bordered = np.pad(shuffled, ((0, 0), (1, 0), (0, 2), (1, 1)), constant_values=OUTSIDE)
+    wanted = np.pad(given, ((0, 0), (1, 0), (0, 2), (1, 1)))
+    assert np.array_equal(run_layer(node(Gather(places=bordered), x.shape), x), wanted)
+    window = float_graphs.Window(kernel=(2, 3), stride=(2, 1), padding=(1, 0, 0, 2), size=(5, 4))
+    largest = functional.max_pool2d(
+        functional.pad(torch.from_numpy(x).float(), (0, 2, 1, 0), value=-math.inf), (2, 3), (2, 1)
+    )
+    assert np.array_equal(run_layer(node(MaxPool(window=window), x.shape), x), largest.numpy())
+    table = np.random.default_rng(1).integers(-128, 128, 256).astype(np.int32)
+    found = run_layer(node(OPERATORS["table"](), x.shape, table=table), x)
+    assert all(found[place] == table[int(x[place]) % 256] for place in np.ndindex(x.shape))
+    units = np.rint(np.exp(-np.arange(256) / 20) * 2**15).astype(np.int32)
+    softmax = node(Softmax(axis=1), x.shape, table=units, minimum=0, maximum=255, dtype="uint8")
+    real = np.exp(x / 20) / np.exp(x / 20).sum(1, keepdims=True)
+    assert np.abs(run_layer(softmax, x) - (real * 256).clip(0, 255)).max() <= 1
+
+
+def test_interpolation_is_within_a_step():
+    x = array((1, 3, 7, 5))
+    for mode, corners in (("bilinear", False), ("bilinear", True), ("bicubic", False)):
+        graph = read(nn.Upsample((12, 9), mode=mode, align_corners=corners), x.shape)
+        (layer,) = graph.layers
+        assert isinstance(layer.operator, Resample)
+        shift = 2 * layer.operator.bits
+        made = node(layer.operator, x.shape, shift=shift)
+        real = functional.interpolate(torch.from_numpy(x).float(), (12, 9), mode=mode, align_corners=corners).numpy()
+        assert np.abs(run_layer(made, x) - real.clip(-128, 127)).max() < 0.6
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"factors": np.array([1], np.int32)}, "needs 2 factors"),
+        ({"factors": np.array([2**24, 1], np.int32)}, "could overflow int32"),
+        ({"shift": 31}, "has a shift of 31"),
+        ({"output_shape": (1, 3, 2, 3)}, "makes"),
+        ({"inputs": ("input", "nothing")}, "doesn't read earlier layers"),
+        ({"maximum": 300}, "saturates at"),
+        ({"operator": Concat(axis=1)}, "makes"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, words):
+    added = node(Sum(signs=(1, 1)), (1, 3, 2, 2), (1, 3, 2, 2), factors=np.array([1, 1], np.int32))
+    added = replace(added, **({"inputs": ("input", "input")} | changes))
+    with pytest.raises(UserError, match=words):
+        IntegerNetwork.chain(
+            name="net", scheme="per-channel", input_shape=(1, 3, 2, 2), input_scale=1.0, layers=(added,)
+        )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_file_keeps_graphs(scheme, tmp_path):
+    rng = np.random.default_rng(7)
+    network = together([random_graph(rng, scheme, prefix=f"g{number}.") for number in range(20)])
+    assert {layer.kind for layer in network.layers} >= set(OPERATORS)
+    save(network, tmp_path / "net.safetensors")
+    loaded = load(tmp_path / "net.safetensors")
+    inputs = random_inputs(rng, network)
+    for given, kept in zip(network.run_all(inputs), loaded.run_all(inputs), strict=True):
+        assert np.array_equal(given, kept)
+    save(loaded, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "net.safetensors").read_bytes()
+
+
+# --------------------------------------------------------------------------------------------------- kernels
+
+
+def check(graphs: list[IntegerNetwork], board: str, folder: Path) -> None:
+    target = compute_in(TARGETS[board], "int8")
+    for first in range(0, len(graphs), TOGETHER):
+        program = integer_program(together(graphs[first : first + TOGETHER]))
+        (folder / str(first)).mkdir()
+        library = compiled(program, target, folder / str(first)).library
+        verdict = verify_library(library, target, program.vectors, program.outputs)
+        assert verdict["passed"], verdict
+        assert verdict["max_abs_error"] == 0
+
+
+def drawn(seed: int, scheme: str, count: int) -> list[IntegerNetwork]:
+    rng = np.random.default_rng(seed)
+    return [random_graph(rng, scheme, prefix=f"g{number}.") for number in range(count)]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_random_graphs_on_this_computer(scheme, tmp_path):
+    check(drawn(11, scheme, GRAPHS), "host", tmp_path)
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize(
+    ("board", "scheme"), [("raspberry-pi-4b", "per-channel"), ("raspberry-pi-3b-32bit", "power-of-two")]
+)
+def test_random_graphs_on_boards(board, scheme, tmp_path):
+    needs_emulator(TARGETS[board])
+    check(drawn(12, scheme, -(-GRAPHS // 4)), board, tmp_path)
+
+
+def test_random_graphs_on_the_stand_in(tmp_path):
+    program = integer_program(together(drawn(13, "per-channel", -(-GRAPHS // 4))))
+    bundle = build(program, compute_in(TARGETS["jetson-orin-nano"], "int8"), tmp_path / "bundle")
+    assert bundle.manifest["verify"]["max_abs_error"] == 0
+
+
+# ----------------------------------------------------------------------------------------------- quantising
+
+
+def read(network: nn.Module, *shapes: tuple[int, ...]) -> FloatGraph:
+    return float_graph(from_module(network.eval(), "net", "net", list(shapes)))
+
+
+class _Function(nn.Module):
+    """A network of one function and of layers of its own."""
+
+    def __init__(self, function, **layers: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, *inputs: torch.Tensor):
+        return self.function(self, *inputs)
+
+
+def excited(s, x):
+    return x * s.gate(x.mean((2, 3), keepdim=True))
+
+
+def detect(s, x):
+    x = s.stem(x)
+    boxes = s.boxes(x).permute(0, 2, 3, 1).reshape(1, -1, 4)
+    return boxes, s.classes(x).permute(0, 2, 3, 1).reshape(1, -1, 2).softmax(-1)
+
+
+def shuffle(s, x):
+    first, second = s.stem(x).chunk(2, 1)
+    return functional.channel_shuffle(torch.cat((first, s.branch(second)), 1), 2)
+
+
+CASES = {
+    "residual": (lambda s, x: torch.relu(s.body(x) + x), {"body": nn.Conv2d(4, 4, 3, padding=1)}),
+    "difference": (lambda s, x: x - s.body(x), {"body": nn.Conv2d(4, 4, 3, padding=1)}),
+    "relu6": (lambda s, x: functional.relu6(3 * s.body(x)), {"body": nn.Conv2d(4, 6, 1)}),
+    "same borders": (lambda s, x: s.body(functional.pad(x, (0, 1, 0, 1))), {"body": nn.Conv2d(4, 6, 2)}),
+    "ceil": (lambda s, x: functional.max_pool2d(s.body(x), 3, 2, ceil_mode=True), {"body": nn.Conv2d(4, 6, 2)}),
+    "averages": (
+        lambda s, x: functional.avg_pool2d(s.body(x), 3, 2, 1, ceil_mode=True, count_include_pad=False),
+        {"body": nn.Conv2d(4, 6, 1)},
+    ),
+    "transposed": (
+        lambda s, x: torch.relu(s.up(x)),
+        {"up": nn.ConvTranspose2d(4, 6, 3, 2, padding=1, output_padding=1, groups=2)},
+    ),
+    "dilated transposed": (lambda s, x: s.up(x), {"up": nn.ConvTranspose2d(4, 3, 3, (1, 2), dilation=2)}),
+    "squeeze-excite": (excited, {"gate": nn.Sequential(nn.Conv2d(4, 4, 1), nn.Hardsigmoid())}),
+    "hard-swish": (lambda s, x: functional.hardswish(s.body(x)), {"body": nn.Conv2d(4, 6, 1)}),
+    "silu and gelu": (
+        lambda s, x: functional.gelu(s.last(functional.silu(s.body(x)))),
+        {"body": nn.Conv2d(4, 6, 1), "last": nn.Conv2d(6, 6, 1)},
+    ),
+    "prelu": (lambda s, x: s.act(s.body(x)), {"body": nn.Conv2d(4, 6, 1), "act": nn.PReLU(6, 0.3)}),
+    "shuffle": (shuffle, {"stem": nn.Conv2d(4, 8, 1), "branch": nn.Conv2d(4, 4, 3, padding=1, groups=4)}),
+    "normalised sum": (
+        lambda s, x: torch.relu(s.bn(x + s.body(x))),
+        {"body": nn.Conv2d(4, 4, 1), "bn": nn.BatchNorm2d(4)},
+    ),
+    "pixel shuffle": (lambda s, x: functional.pixel_shuffle(s.body(x), 2), {"body": nn.Conv2d(4, 12, 1)}),
+    "two outputs": (
+        detect,
+        {"stem": nn.Conv2d(4, 6, 3), "boxes": nn.Conv2d(6, 8, 1), "classes": nn.Conv2d(6, 4, 1)},
+    ),
+    "reflected": (lambda s, x: s.body(functional.pad(x, (1, 2, 2, 1), "reflect")), {"body": nn.Conv2d(4, 3, 3)}),
+    "by pixels": (lambda s, x: s.last(x.flatten(2).transpose(1, 2)), {"last": nn.Linear(4, 5)}),
+    "by rows": (
+        lambda s, x: s.last(x.flatten(2).transpose(1, 2)).transpose(1, 2) + s.weight @ x.flatten(2),
+        {"last": nn.Linear(4, 5), "weight": nn.Parameter(torch.randn(5, 4))},
+    ),
+    "channel mean": (
+        lambda s, x: s.body(torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)),
+        {"body": nn.Conv2d(2, 3, 3)},
+    ),
+}
+"""What networks are made of: as PyTorch has it, on 1×4×9×8."""
+
+
+def quantised(network: nn.Module, scheme: str, *shapes: tuple[int, ...]) -> tuple[FloatGraph, IntegerNetwork]:
+    rng = np.random.default_rng(0)
+    program = from_module(network.eval(), "net", "net", list(shapes))
+    examples = int8.Examples(
+        calibration=tuple(rng.standard_normal((24, *shape[1:]), np.float32) for shape in shapes),
+        others=tuple(rng.standard_normal((8, *shape[1:]), np.float32) for shape in shapes),
+        facts={},
+    )
+    return float_graph(program), int8.make(program, examples, scheme, METHOD)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", CASES)
+def test_networks_are_read_and_quantised(name, scheme):
+    torch.manual_seed(1)
+    function, layers = CASES[name]
+    graph, network = quantised(_Function(function, **layers), scheme, (1, 4, 9, 8))
+    assert network.facts["output_sqnr_db"] > 22
+    named = {path.partition(".")[0] for layer in network.layers for path in layer.modules}
+    assert {name for name, layer in layers.items() if isinstance(layer, nn.Module)} <= named
+    assert {layer.name for layer in graph.layers} <= {layer.name for layer in network.layers}
+
+
+def test_a_border_belongs_to_the_layer_behind_it():
+    function, layers = CASES["same borders"]
+    (layer,) = read(_Function(function, **layers), (1, 4, 9, 8)).layers
+    assert layer.padding == (0, 0, 1, 1)
+
+
+def test_a_causal_convolution_is_one_layer():
+    network = _Function(lambda s, x: s.body(functional.pad(x, (4, 0))), body=nn.Conv1d(3, 5, 3, dilation=2))
+    (layer,) = read(network, (1, 3, 20)).layers
+    assert (layer.padding, layer.weight.shape) == ((0, 4, 0, 0), (5, 3, 1, 3))
+
+
+def test_what_is_only_moved_costs_nothing():
+    """A flattened map in another order is read by a dense layer in its own."""
+    torch.manual_seed(0)
+    network = _Function(
+        lambda s, x: s.last(s.body(x).permute(0, 2, 3, 1).flatten(1)), body=nn.Conv2d(3, 4, 1), last=nn.Linear(80, 5)
+    )
+    graph = read(network, (1, 3, 5, 4))
+    x = torch.randn(1, 3, 5, 4)
+    assert [layer.kind for layer in graph.layers] == ["conv2d", "conv2d"]
+    np.testing.assert_allclose(graph.outputs_of((x.numpy(),))[0], network(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_relu_behind_what_others_read_is_its_own():
+    function = lambda s, x: torch.cat((torch.relu(y := s.body(x)), y), 1)  # noqa: E731 (a network in a line)
+    graph = read(_Function(function, body=nn.Conv2d(3, 4, 1)), (1, 3, 5, 4))
+    assert [layer.kind for layer in graph.layers] == ["conv2d", "conv2d", "concat"]
+    x = np.random.default_rng(0).standard_normal((1, 3, 5, 4), np.float32)
+    whole = graph.outputs_of((x,))[0]
+    assert np.array_equal(whole[:, :4], np.maximum(whole[:, 4:], 0))
+
+
+def test_all_that_stands_in_the_way_is_named():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1), nn.LogSoftmax(1))
+    with pytest.raises(UnsupportedOperatorError, match="no integer form of") as caught:
+        read(network, (1, 3, 6, 6))
+    assert {path for paths in caught.value.operators.values() for path in paths} == {"1", "3"}
+
+
+def test_tied_tensors_have_one_scale():
+    torch.manual_seed(2)
+    function = lambda s, x: torch.cat((s.loud(x), s.quiet(x)), 1)  # noqa: E731
+    for scheme in SCHEMES:
+        layers = {"loud": nn.Conv2d(3, 4, 1), "quiet": nn.Conv2d(3, 4, 1)}
+        with torch.no_grad():
+            layers["quiet"].weight *= 0.01
+        _, network = quantised(_Function(function, **layers), scheme, (1, 3, 6, 6))
+        joined = network.by_name[network.outputs[0].source]
+        assert {network.by_name[name].scale for name in joined.inputs} == {joined.scale}
+
+
+def test_powers_of_two_add_up_by_shifts():
+    torch.manual_seed(2)
+    function, layers = CASES["residual"]
+    _, network = quantised(_Function(function, **layers), "power-of-two", (1, 4, 6, 6))
+    (added,) = (layer for layer in network.layers if layer.kind == "add")
+    assert all(factor & (factor - 1) == 0 for factor in added.factors.tolist())
+
+
+@pytest.mark.parametrize("name", ["residual", "squeeze-excite", "silu and gelu", "shuffle", "averages"])
+def test_what_is_trained_is_the_reference(name):
+    torch.manual_seed(3)
+    function, layers = CASES[name]
+    network = _Function(lambda s, x: function(s, x).flatten(1), **layers)
+    images = np.random.default_rng(0).standard_normal((24, 4, 9, 8), np.float32)
+    made = quantize(read(network, (1, 4, 9, 8)), (images,), "per-channel", METHOD)
+    trained = FakeQuantised(made)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter += torch.randn_like(parameter)
+    layers = trained.integer()
+    reference = IntegerNetwork(
+        name="net", scheme="per-channel", inputs=made.inputs, outputs=made.outputs, layers=layers
+    )
+    q = reference.quantize_input(images)
+    given = trained(torch.from_numpy(q).float())
+    assert np.array_equal(given.detach().numpy(), reference.run(q).reshape(len(q), -1))
+    given.square().sum().backward()
+    assert all(bool(parameter.grad.abs().max() > 0) for parameter in trained.weights if parameter.grad is not None)
+
+
+BARS = (
+    *("resnet8", "autoencoder", "mobilenet_v2", "mobilenet_v3", "efficientnet", "resnet_bottleneck"),
+    *("shufflenet_v2", "squeezenet", "inception", "vgg_bn", "unet", "deeplab", "ssd", "yolo", "tcn", "fusion"),
+)
+"""Networks of each kind that users bring, narrow."""
+
+
+@pytest.mark.parametrize("name", BARS)
+def test_strangers_are_exact(name, tmp_path):
+    stranger = STRANGERS[name]
+    _, network = quantised(stranger.make(), "per-channel", *stranger.shapes)
+    assert network.facts["output_sqnr_db"] > 25
+    program = integer_program(network)
+    library = compiled(program, HOST, tmp_path).library
+    verdict = verify_library(library, HOST, program.vectors, program.outputs)
+    assert verdict["passed"], verdict
+    assert verdict["max_abs_error"] == 0
