@@ -38,7 +38,27 @@ Place = tuple[Expr, Expr, Expr]
 
 LEAST = -(1 << 31)
 SUMS = 2
-"""Elements of int32 that `value_of` needs to work in."""
+"""Elements of int32 that `value_of` needs to work in, for each lane."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Where `value_of` works: a buffer of SUMS int32, or as many vectors of them."""
+
+    buffer: Any
+    lanes: int = 1
+
+    def _place(self, number: int) -> Expr:
+        return number if self.lanes == 1 else T.ramp(number * self.lanes, 1, self.lanes)
+
+    def load(self, number: int) -> Expr:
+        return self.buffer[self._place(number)]
+
+    def store(self, number: int, value: Expr) -> None:
+        T.buffer_store(self.buffer, value, [self._place(number)])
+
+    def constant(self, value: int) -> Expr:
+        return T.int32(value) if self.lanes == 1 else T.broadcast(T.int32(value), self.lanes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,26 +111,26 @@ def _narrow(table: np.ndarray) -> np.ndarray:
 
 
 def value_of(
-    node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, place: Place, source: int | None = None
+    node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place, source: int | None = None
 ) -> Expr:
     """Emit what an element needs; the element itself, clipped, as int32.
 
-    `constants` are buffers of `constants_of`, `sums` one of SUMS int32. With `source`, `place` counts from where
-    Concat's part begins.
+    `constants` are buffers of `constants_of`. With `source`, `place` counts from where
+    Concat's part begins. Of `sums` with lanes, the channel is the first of that many, and `read` gives vectors.
     """
     if isinstance(node.operator, Concat) and source is not None:
-        return _clipped(node, read(source, *place))
-    return _clipped(node, VALUES[type(node.operator)](node, read, constants, sums, place))
+        return _clipped(node, read(source, *place), sums)
+    return _clipped(node, VALUES[type(node.operator)](node, read, constants, sums, place), sums)
 
 
-def _clipped(node: IntegerNode, value: Expr) -> Expr:
-    return tirx.max(tirx.min(value, T.int32(node.maximum)), T.int32(node.minimum))
+def _clipped(node: IntegerNode, value: Expr, sums: Sums) -> Expr:
+    return tirx.max(tirx.min(value, sums.constant(node.maximum)), sums.constant(node.minimum))
 
 
-def _shifted(node: IntegerNode, total: Expr) -> Expr:
+def _shifted(node: IntegerNode, total: Expr, sums: Sums) -> Expr:
     if not node.shift:
         return total
-    return (total + T.int32((1 << node.shift) >> 1)) >> T.int32(node.shift)
+    return (total + sums.constant((1 << node.shift) >> 1)) >> sums.constant(node.shift)
 
 
 def _broadcast(node: IntegerNode, number: int, place: Place) -> Place:
@@ -120,26 +140,26 @@ def _broadcast(node: IntegerNode, number: int, place: Place) -> Place:
     return first, second, third
 
 
-def _sum(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, place: Place) -> Expr:
+def _sum(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
     assert node.factors is not None
     total: Expr = None
     for number, factor in enumerate(node.factors.tolist()):
-        product = read(number, *_broadcast(node, number, place)) * T.int32(factor)
+        product = read(number, *_broadcast(node, number, place)) * sums.constant(factor)
         total = product if total is None else total + product
-    return _shifted(node, total)
+    return _shifted(node, total, sums)
 
 
-def _product(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, place: Place) -> Expr:
+def _product(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
     assert node.factors is not None
     a, b = (read(number, *_broadcast(node, number, place)) for number in (0, 1))
-    return _shifted(node, a * b * T.int32(int(node.factors[0])))
+    return _shifted(node, a * b * sums.constant(int(node.factors[0])), sums)
 
 
-def _max_pool(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, place: Place) -> Expr:
+def _max_pool(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
     operator = node.operator
     assert isinstance(operator, MaxPool)
     window, (c, y, x) = operator.window, place
-    T.buffer_store(sums, T.int32(LEAST), [0])
+    sums.store(0, sums.constant(LEAST))
     with T.serial(0, window.kernel[0]) as r, T.serial(0, window.kernel[1]) as s:
         row = y * window.stride[0] + r * window.dilation[0] - window.padding[0]
         column = x * window.stride[1] + s * window.dilation[1] - window.padding[1]
@@ -149,17 +169,17 @@ def _max_pool(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any
                 conditions += [at >= 0, at < window.size[axis]]
 
         def compare(row: Expr = row, column: Expr = column) -> None:
-            T.buffer_store(sums, tirx.max(sums[0], read(0, c, row, column)), [0])
+            sums.store(0, tirx.max(sums.load(0), read(0, c, row, column)))
 
         if conditions:
             with T.If(tirx.all(*conditions)), T.Then():
                 compare()
         else:
             compare()
-    return sums[0]
+    return sums.load(0)
 
 
-def _concat(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, place: Place) -> Expr:
+def _concat(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
     """Which input an element is from is asked; `parts_of` is for those who'd rather not."""
     assert isinstance(node.operator, Concat)
     axis = node.operator.axis - 1
@@ -174,7 +194,7 @@ def _concat(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, 
     return value
 
 
-def _gather(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, place: Place) -> Expr:
+def _gather(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
     operator, shape = node.operator, node.input_shapes[0]
     assert isinstance(operator, Gather)
     left = list(constants)
@@ -196,7 +216,7 @@ def _gather(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, 
             if last < len(table):
                 conditions.append(index < last)
         value = read(0, at[0], at[1], at[2])
-        return T.if_then_else(tirx.all(*conditions), value, T.int32(0)) if conditions else value
+        return T.if_then_else(tirx.all(*conditions), value, sums.constant(0)) if conditions else value
     offsets = _offsets(operator)
     if offsets is not None:
         flat: Expr = 0
@@ -252,26 +272,28 @@ def _offsets(operator: Gather) -> tuple[np.ndarray, np.ndarray, np.ndarray] | No
     return (first, second, third) if min(second.min(), third.min()) >= 0 else None
 
 
-def _resample(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, place: Place) -> Expr:
+def _resample(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
     operator = node.operator
     assert isinstance(operator, Resample)
     rows, down, columns, along = constants
     vertical, horizontal = (table.shape[1] for table, _ in operator.axes)
     c, y, x = place
-    T.buffer_store(sums, T.int32(0), [0])
+    sums.store(0, sums.constant(0))
     with T.serial(0, vertical) as r, T.serial(0, horizontal) as s:
-        product = read(0, c, rows[y, r], columns[x, s]) * (down[y, r] * along[x, s])
-        T.buffer_store(sums, sums[0] + product, [0])
-    return _shifted(node, sums[0])
+        weight = down[y, r] * along[x, s]
+        if sums.lanes > 1:
+            weight = T.broadcast(weight, sums.lanes)
+        sums.store(0, sums.load(0) + read(0, c, rows[y, r], columns[x, s]) * weight)
+    return _shifted(node, sums.load(0), sums)
 
 
-def _function(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, place: Place) -> Expr:
+def _function(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
     (table,), index = constants, read(0, *place) & T.int32(255)
     assert node.table is not None
     return T.cast(table[(place[0], index) if node.table.ndim > 1 else index], "int32")
 
 
-def _softmax(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any, place: Place) -> Expr:
+def _softmax(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
     assert isinstance(node.operator, Softmax)
     (table,), axis = constants, node.operator.axis - 1
     length = node.output_shape[axis + 1]
@@ -281,14 +303,14 @@ def _softmax(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Any,
         moved[axis] = index
         return read(0, moved[0], moved[1], moved[2])
 
-    T.buffer_store(sums, T.int32(LEAST), [0])
+    sums.store(0, sums.constant(LEAST))
     with T.serial(0, length) as index:
-        T.buffer_store(sums, tirx.max(sums[0], at(index)), [0])
-    T.buffer_store(sums, T.int32(0), [1])
+        sums.store(0, tirx.max(sums.load(0), at(index)))
+    sums.store(1, T.int32(0))
     with T.serial(0, length) as index:
-        T.buffer_store(sums, sums[1] + T.cast(table[sums[0] - at(index)], "int32"), [1])
-    own = T.cast(table[sums[0] - read(0, *place)], "int32")
-    return tirx.floordiv(own * T.int32(512) + sums[1], sums[1] * T.int32(2))
+        sums.store(1, sums.load(1) + T.cast(table[sums.load(0) - at(index)], "int32"))
+    own = T.cast(table[sums.load(0) - read(0, *place)], "int32")
+    return tirx.floordiv(own * T.int32(512) + sums.load(1), sums.load(1) * T.int32(2))
 
 
 VALUES: dict[type, Callable[[IntegerNode, Read, Sequence[Any], Any, Place], Expr]] = {
@@ -301,6 +323,18 @@ VALUES: dict[type, Callable[[IntegerNode, Read, Sequence[Any], Any, Place], Expr
     Function: _function,
     Softmax: _softmax,
 }
+
+
+def in_vectors(node: IntegerNode) -> bool:
+    """Whether neighbouring channels are computed alike, from neighbouring channels of what is read."""
+    operator = node.operator
+    if isinstance(operator, Gather):
+        axes = operator.axes(node.input_shapes[0])
+        line = None if axes is None else _line(axes[0])
+        return line is not None and line[1:] == (1, 0, node.output_shape[1])
+    if isinstance(operator, Softmax):
+        return False
+    return not isinstance(operator, Function)
 
 
 def work_of(node: IntegerNode) -> int:

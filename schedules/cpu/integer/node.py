@@ -1,4 +1,10 @@
-"""Any layer without weights: pixel by pixel, its channels innermost, so that LLVM makes vectors of the plain ones."""
+"""Any layer without weights, pixel by pixel, its channels innermost.
+
+1. Where neighbouring channels are computed alike they are the lanes of a vector, those that nobody has included. LLVM
+   makes vectors of a plain loop over channels too, but not of one of 16 turns, which it unrolls first.
+2. Of a concatenation each input is copied by loops of its own.
+3. Rows are shared among threads where there is enough to do.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +12,63 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
+from tvmflow.integer.operators import Gather
 from tvmflow.schedules.convolutions import worth_threads
 from tvmflow.schedules.cpu.integer import Kernel, Task
-from tvmflow.schedules.integers import element, kernel_of_many, plain_place
-from tvmflow.schedules.nodes import SUMS, Expr, constants_of, parts_of, value_of, work_of
+from tvmflow.schedules.instructions import instructions_of
+from tvmflow.schedules.integers import element, kernel_of_many, plain_place, store_vector, vector
+from tvmflow.schedules.nodes import SUMS, Expr, Part, Sums, constants_of, in_vectors, parts_of, value_of, work_of
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target
 
 
 def node(task: Task, target: Target | None) -> Kernel | None:
-    """Without a target, for one thread."""
+    """Without a target, for one thread and without vectors."""
     layer = task.node
     if layer is None:
         return None
     constants, result = constants_of(layer), task.result
     parallel = target is not None and worth_threads(work_of(layer), target)
+    lanes = 1
+    if target is not None and in_vectors(layer) and not any(tensor.is_plain for tensor in (*task.sources, result)):
+        lanes = instructions_of(target).lanes
     with kernel_of_many(task, constants) as (builder, given, tables, out):
 
         def read(number: int, c: Expr, y: Expr, x: Expr) -> Expr:
             return element(task.sources[number], given[number], c, y, x)
 
+        def read_vector(number: int, c: Expr, y: Expr, x: Expr) -> Expr:
+            if isinstance(c, int):  # one channel for all
+                return T.broadcast(read(number, c, y, x), lanes)
+            tensor = task.sources[number]
+            value = T.cast(vector(given[number], y * tensor.size[1] + x, c, lanes=lanes), f"int32x{lanes}")
+            return value - T.broadcast(T.int32(tensor.offset), lanes) if tensor.offset else value
+
+        def compute(part: Part, sums: Sums, c: Expr, y: Expr, x: Expr) -> None:
+            value = value_of(layer, read if sums.lanes == 1 else read_vector, tables, sums, (c, y, x), part.source)
+            first, top, left = part.start
+            pixel, channel = (y + top) * result.size[1] + x + left, c + first
+            if sums.lanes > 1:
+                value = T.cast(value + T.broadcast(T.int32(result.offset), lanes), f"{result.dtype}x{lanes}")
+                store_vector(out, value, pixel, channel, lanes=lanes)
+                return
+            place = plain_place(result, channel, pixel) if result.is_plain else [pixel, channel]
+            T.buffer_store(out, T.cast(value + result.offset, result.dtype), place)
+
         for part in parts_of(layer):
             channels, height, width = part.lengths
+            if lanes > 1 and channels == result.channels and not isinstance(layer.operator, Gather):
+                channels = result.stored
+            whole = channels // lanes * lanes if lanes > 1 else 0
             with (T.parallel if parallel else T.serial)(0, height) as y:
-                sums = T.sblock_alloc_buffer((SUMS,), "int32")
-                with T.serial(0, width) as x, T.serial(0, channels) as c:
-                    value = value_of(layer, read, tables, sums, (c, y, x), part.source)
-                    first, top, left = part.start
-                    pixel = (y + top) * result.size[1] + x + left
-                    channel = c + first
-                    place = plain_place(result, channel, pixel) if result.is_plain else [pixel, channel]
-                    T.buffer_store(out, T.cast(value + result.offset, result.dtype), place)
+                one = Sums(T.sblock_alloc_buffer((SUMS,), "int32"))
+                several = Sums(T.sblock_alloc_buffer((SUMS * lanes,), "int32"), lanes)
+                with T.serial(0, width) as x:
+                    if whole:
+                        with T.serial(0, whole // lanes) as number:
+                            compute(part, several, number * lanes, y, x)
+                    if whole < channels:
+                        with T.serial(0, channels - whole) as c:
+                            compute(part, one, c + whole, y, x)
     return Kernel(func=builder.get(), constants=constants)

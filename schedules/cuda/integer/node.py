@@ -14,7 +14,7 @@ from tvmflow.schedules.cuda._grid import local, when
 from tvmflow.schedules.cuda.integer import BYTES
 from tvmflow.schedules.cuda.integer._words import launch_of_many, store, words_out
 from tvmflow.schedules.integers import element
-from tvmflow.schedules.nodes import SUMS, Expr, constants_of, value_of
+from tvmflow.schedules.nodes import SUMS, Expr, Sums, constants_of, value_of
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target
@@ -43,6 +43,6 @@ def node(task: Task, target: Target) -> Kernel | None:
             y, x, place = unfuse(index, height, width, words)
             for lane in range(BYTES):
                 channel = tirx.min(place * BYTES + lane, outputs - 1)
-                T.buffer_store(values, value_of(layer, read, tables, sums, (channel, y, x)), [lane])
+                T.buffer_store(values, value_of(layer, read, tables, Sums(sums), (channel, y, x)), [lane])
             store(task.result, out, [values[lane] for lane in range(BYTES)], y * width + x, place)
     return Kernel(func=builder.get(), constants=constants)
