@@ -316,10 +316,14 @@ def augment(images: np.ndarray, config: TrainConfig, rng: np.random.Generator) -
 def predict(
     network: nn.Module,
     images: np.ndarray,
-    batch: int = 500,
+    batch: int = 50,
     preprocessing: Preprocessing = CIFAR10_PREPROCESSING,
 ) -> np.ndarray:
-    """Logits float32 N×classes of uint8 images N×H×W×3."""
+    """Logits float32 N×classes of uint8 images N×H×W×3.
+
+    Tensors of larger batches are given back to the system after each layer, which then clears their memory anew: with
+    500 images at a time that took as much of the processor as the network itself.
+    """
     with torch.no_grad():
         return np.concatenate(
             [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -29,10 +30,14 @@ skipped: list[str] = []
 ON_THE_EMULATED_BOARD = ("test_emulated_board.py", "test_walkthrough.py", "test_on_an_emulated_board")
 """What the names of tests that ask for `emulated` have in them: it takes a minute or two to install."""
 SECONDS = {
+    "test_schedules": 160,
+    "test_passes": 150,
+    "test_operators": 150,
+    "test_evaluate": 120,
     "emulated": 110,
     "test_deploy": 100,
-    "test_serve": 100,
-    "test_tune": 100,
+    "test_serve": 120,
+    "test_tune": 110,
     "test_cli": 80,
     "test_tune_remote": 50,
     "test_bundle": 50,
@@ -64,6 +69,12 @@ def needs_commands(*commands: str) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the texts in tests/goldens anew")
     parser.addoption("--deploys", type=int, default=5, help="how many in a row leave nothing behind")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported by now stays: Python needn't look through these millions of objects for garbage again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -36,6 +36,13 @@ def server(tmp_path) -> Iterator[Server]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory) -> Iterator[Server]:
+    """A server for peers that reach no session, as which it can be shared: a new one imports TVM for its first."""
+    with running(tmp_path_factory.mktemp("untouched")) as found:
+        yield found
+
+
 def deploy(server: Server, bundle: Path, token_file: Path):
     address = f"127.0.0.1:{server.port}"
     return rpc.deploy(bundle, address=address, token_file=token_file, threads=1, seconds=0.1)
@@ -157,19 +164,19 @@ def hello(key: bytes) -> bytes:
     ],
     ids=range(12),
 )
-def test_who_has_no_token_executes_nothing(server, said):
+def test_who_has_no_token_executes_nothing(untouched, said):
     """Whatever follows a refused greeting, such as a call of TVM's protocol, reaches no session."""
-    spare = server.spare
-    with connect(server) as peer:
+    spare = untouched.spare
+    with connect(untouched) as peer:
         with contextlib.suppress(OSError):
             peer.sendall(said + b"\0" * 64)
         with contextlib.suppress(ConnectionResetError):
             answer = peer.recv(64)
             assert answer in (b"", struct.pack("<i", MAGIC + 2))
             assert peer.recv(64) == b""
-    assert server.spare is spare, "no session was touched"
-    assert server.counts["served"] == server.counts["failed"] == 0
-    assert health(server)["status"] == "ok"
+    assert untouched.spare is spare, "no session was touched"
+    assert untouched.counts["served"] == untouched.counts["failed"] == 0
+    assert health(untouched)["status"] == "ok"
 
 
 def test_peers_that_say_nothing_or_too_slowly_are_sent_away(server, monkeypatch):

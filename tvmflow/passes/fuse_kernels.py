@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -36,13 +37,15 @@ Pairs = dict[relax.Var, relax.VarBinding]
 
 def _pairs(module: tvm.IRModule, pays: Pays) -> Pairs:
     pairs: Pairs = {}
-    bindings = [binding for block in module["main"].body.blocks for binding in block.bindings]
-    calls = kernel_calls(module)
-    for first, second in itertools.pairwise(calls):
-        readers = [binding for binding in bindings if _reads(binding.value, first.var)]
-        if len(readers) != 1 or not readers[0].var.same_as(second.var) or first.var in pairs:
-            continue
-        if _reads(module["main"].body.body, first.var):
+    body = module["main"].body
+    readers: dict[relax.Var, list[relax.Var]] = defaultdict(list)
+    for binding in (binding for block in body.blocks for binding in block.bindings):
+        for var in _read_by(binding.value):
+            readers[var].append(binding.var)
+    returned = _read_by(body.body)
+    for first, second in itertools.pairwise(kernel_calls(module)):
+        found = readers[first.var]
+        if len(found) != 1 or not found[0].same_as(second.var) or first.var in pairs or first.var in returned:
             continue
         func = module[second.value.args[0]]
         places = [place for place, value in enumerate(second.value.args[1].fields) if value.same_as(first.var)]
@@ -51,10 +54,10 @@ def _pairs(module: tvm.IRModule, pays: Pays) -> Pairs:
     return pairs
 
 
-def _reads(value: relax.Expr, var: relax.Var) -> bool:
-    found: list[relax.Var] = []
-    relax.analysis.post_order_visit(value, lambda e: found.append(e) if isinstance(e, relax.Var) else None)
-    return any(other.same_as(var) for other in found)
+def _read_by(value: relax.Expr) -> set[relax.Var]:
+    found: set[relax.Var] = set()
+    relax.analysis.post_order_visit(value, lambda e: found.add(e) if isinstance(e, relax.Var) else None)
+    return found
 
 
 def _layers(program: Program, pairs: Pairs, module: tvm.IRModule) -> tuple[Layer, ...]:
