@@ -6,6 +6,7 @@ Format 2 has layers of every operator, inputs and outputs. Format 1, whose netwo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -121,14 +122,15 @@ def _schema(version: int) -> dict[str, Any]:
     return record(network, "labels", "facts")
 
 
-SCHEMAS = {version: untrusted.Schema(lambda version=version: _schema(version)) for version in (1, FORMAT)}
+SCHEMAS = {version: untrusted.Schema(functools.partial(_schema, version)) for version in (1, FORMAT)}
 
 
 def save(network: IntegerNetwork, path: Path) -> None:
     """Write a safetensors file: the arrays as LAYER.weight, …, all else as JSON in its metadata. Atomic."""
     from safetensors.numpy import save as to_bytes
 
-    layers, arrays = [], {}
+    layers: list[dict[str, Any]] = []
+    arrays: dict[str, np.ndarray] = {}
     for layer in network.layers:
         fields, own = _parts(layer)
         layers.append(fields)

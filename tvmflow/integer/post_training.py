@@ -301,6 +301,7 @@ class _Quantiser:
         group = self.steps.find(layer.name)
         dtype = "int8" if self.signs.find(layer.name) in self.signed else "uint8"
         self.powers[layer.name] = np.square(self.observed[layer.name].values, dtype=np.float64).mean(1)
+        made: AnyIntegerLayer
         if isinstance(layer, FloatLayer):
             made, x = self._weighted(layer, group, dtype)
         else:

@@ -14,7 +14,7 @@ import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,22 @@ from tvmflow.integer.operators import (
     Softmax,
     Sum,
 )
+from tvmflow.integer.views import (
+    BINARY,
+    UNARY,
+    View,
+    added,
+    constant_of,
+    covers,
+    is_injection,
+    is_permutation,
+    limits_of,
+    order_of,
+    places_of_view,
+    read_by,
+    shape_of,
+    unless_ordered,
+)
 from tvmflow.integer.window import Window
 from tvmflow.network.names import module_path
 from tvmflow.spec import Program, UnsupportedOperatorError, UserError
@@ -42,76 +58,6 @@ from tvmflow.spec import Program, UnsupportedOperatorError, UserError
 if TYPE_CHECKING:
     pass
 
-UNARY = frozenset(
-    [
-        "abs",
-        "acos",
-        "acosh",
-        "asin",
-        "asinh",
-        "astype",
-        "atan",
-        "atanh",
-        "ceil",
-        "clip",
-        "cos",
-        "cosh",
-        "erf",
-        "exp",
-        "floor",
-        "isfinite",
-        "isinf",
-        "isnan",
-        "log",
-        "logical_not",
-        "negative",
-        "nn.gelu",
-        "nn.gelu_tanh",
-        "nn.leakyrelu",
-        "nn.relu",
-        "nn.relu6",
-        "nn.selu",
-        "nn.silu",
-        "nn.softplus",
-        "round",
-        "rsqrt",
-        "sigmoid",
-        "sign",
-        "sin",
-        "sinh",
-        "sqrt",
-        "square",
-        "tan",
-        "tanh",
-        "trunc",
-    ]
-)
-"""Relax's operators on one tensor, element by element."""
-BINARY = frozenset(
-    [
-        "add",
-        "atan2",
-        "divide",
-        "equal",
-        "floor_divide",
-        "floor_mod",
-        "greater",
-        "greater_equal",
-        "less",
-        "less_equal",
-        "logical_and",
-        "logical_or",
-        "maximum",
-        "minimum",
-        "mod",
-        "multiply",
-        "not_equal",
-        "power",
-        "subtract",
-        "where",
-    ]
-)
-"""Those on several, which are broadcast."""
 MOST_CONSTANTS = 1 << 16
 """Elements of a constant that an element-wise operator may have, as it is laid out once for each element."""
 
@@ -123,21 +69,6 @@ REFUSED = {
     "mean": "over these axes",
 }
 """Of operators that can be taken: how those are that can't."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """Where the elements of a Relax variable lie: in the result of a layer, in its order or at `places` of it.
-
-    `shape` is the variable's. `sole`: nobody but those who read this variable reads the layer's result. `outside` is
-    what elements are that lie nowhere.
-    """
-
-    layer: str
-    shape: Shape
-    places: np.ndarray | None = None
-    sole: bool = True
-    outside: float = 0.0
 
 
 def float_graph(program: Program, purpose: str = "quantised") -> FloatGraph:
@@ -192,7 +123,7 @@ class _Reader:
                 self.same[binding.var] = self.resolved(binding.value)
         for binding in bindings:
             if not isinstance(binding.value, relax.Var):
-                self.uses.update(self.resolved(var) for var in _read(binding.value))
+                self.uses.update(self.resolved(var) for var in read_by(binding.value))
         given = self.tuple_of(self.resolved(result), bindings)
         self.uses.update(self.resolved(var) for var in given)
         for binding in bindings:
@@ -205,7 +136,7 @@ class _Reader:
             view = self.view(self.resolved(var))
             source = self.laid(view, canonical(tuple(spec.shape)))
             if source in (port.name for port in inputs):
-                source = self.append("identity", Gather(places=_order(self.shapes[source])), (source,))
+                source = self.append("identity", Gather(places=order_of(self.shapes[source])), (source,))
             outputs.append(Port(name=spec.name, shape=tuple(spec.shape), scale=1.0, source=source))
         if self.missing:
             self.refuse()
@@ -264,7 +195,7 @@ class _Reader:
         kernel = name == "call_tir"
         if kernel:
             name = value.args[0].name_hint.rstrip("0123456789")
-        reads = [self.resolved(v) for v in _read(value)]
+        reads = [self.resolved(v) for v in read_by(value)]
         if any(v not in self.views and v not in self.waiting for v in reads):
             self.skip(binding)
             return
@@ -288,7 +219,7 @@ class _Reader:
         fields = getattr(binding.var.ty, "fields", None)
         if fields is not None:
             return
-        shape = _shape(binding.var)
+        shape = shape_of(binding.var)
         name = f"skipped {len(self.layers)}"
         self.shapes[name] = canonical(shape)
         self.views[binding.var] = View(layer=name, shape=shape)
@@ -364,7 +295,7 @@ class _Reader:
 
     def shape_of(self, var: Any) -> Shape:
         """Of a variable; a normalisation's is of three tensors, the first of which is meant."""
-        return _shape(var) if hasattr(var.ty, "shape") else tuple(int(dim) for dim in var.ty.fields[0].shape.values)
+        return shape_of(var) if hasattr(var.ty, "shape") else tuple(int(dim) for dim in var.ty.fields[0].shape.values)
 
     def laid(self, view: View, shape: Shape | None = None) -> str:
         """The name of a tensor that has the view's elements in order, in `shape`, else the canonical one."""
@@ -402,7 +333,7 @@ class _Reader:
         same = places.size == count and np.array_equal(places.reshape(-1), np.arange(count))
         return View(
             layer=view.layer,
-            shape=_shape(var),
+            shape=shape_of(var),
             places=None if same else places,
             sole=view.sole and self.uses[read] == 1,
         )
@@ -420,7 +351,7 @@ class _Reader:
                 border = (top, left, shape[2] - top - height, shape[3] - left - width)
                 if min(border) >= 0:
                     wanted = np.full(shape, OUTSIDE)
-                    wanted[:, :, top : top + height, left : left + width] = _order(own)
+                    wanted[:, :, top : top + height, left : left + width] = order_of(own)
                     if np.array_equal(places, wanted):
                         return view.layer, border
         return self.laid(view), (0, 0, 0, 0)
@@ -428,7 +359,7 @@ class _Reader:
     # ------------------------------------------------------------------------------------------------ convolutions
 
     def _nn_conv2d(self, call: Any, reads: Sequence[Any]) -> View | None:
-        options, weight = call.attrs, _constant(call.args[1])
+        options, weight = call.attrs, constant_of(call.args[1])
         plain = (options.data_layout, options.kernel_layout) in (("NCHW", "OIHW"), ("NCW", "OIW"))
         if not plain or weight is None:
             return None
@@ -438,17 +369,16 @@ class _Reader:
             weight, strides, dilation = weight[:, :, None], [1, *strides], [1, *dilation]
             padding = [0, padding[0], 0, padding[-1]]
         read, border = self.bordered(self.view(reads[0]))
-        padding = [first + second for first, second in zip(padding, border, strict=True)]
         name = self.append_weighted(
             read,
             kind="conv2d",
             weight=weight,
             stride=tuple(strides),
-            padding=tuple(padding),
+            padding=added(padding, border),
             dilation=tuple(dilation),
             groups=int(options.groups),
         )
-        return View(layer=name, shape=_shape(call))
+        return View(layer=name, shape=shape_of(call))
 
     _nn_conv1d = _nn_conv2d
 
@@ -458,7 +388,7 @@ class _Reader:
         Output `s·q + p` sums the inputs `q − t` with the taps `p + border + s·t`; the outputs that lie in the border
         are left out when the phases are interleaved.
         """
-        options, weight = call.attrs, _constant(call.args[1])
+        options, weight = call.attrs, constant_of(call.args[1])
         if weight is None or (options.data_layout, options.kernel_layout) not in (("NCHW", "IOHW"), ("NCW", "IOW")):
             return None
         strides, dilation = ([int(size) for size in sizes] for sizes in (options.strides, options.dilation))
@@ -483,7 +413,7 @@ class _Reader:
         count = len(spread) * math.prod(strides)
         read = self.laid(self.view(reads[0]))
         # output_padding may ask for rows beyond the last that reads an input, which are the bias alone
-        size = canonical(_shape(call))[2:]
+        size = canonical(shape_of(call))[2:]
         missing = [
             max(0, padding[axis] + size[axis] - (self.shapes[read][2 + axis] + taps[axis] - 1) * strides[axis])
             for axis in (0, 1)
@@ -497,42 +427,42 @@ class _Reader:
             groups=groups,
         )
         _, _, height, width = self.shapes[name]
-        order = _order(self.shapes[name]).reshape(len(spread), *strides, height, width).transpose(0, 3, 1, 4, 2)
+        order = order_of(self.shapes[name]).reshape(len(spread), *strides, height, width).transpose(0, 3, 1, 4, 2)
         order = order.reshape(1, len(spread), height * strides[0], width * strides[1])
         order = order[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
-        return View(layer=name, shape=_shape(call), places=order)
+        return View(layer=name, shape=shape_of(call), places=order)
 
     _nn_conv1d_transpose = _nn_conv2d_transpose
 
     def _matmul(self, call: Any, reads: Sequence[Any]) -> View | None:
-        first, weight = (_constant(value) for value in call.args)
-        if first is not None and math.prod(first.shape[:-2]) == 1 and len(_shape(call)) == 3:
+        first, weight = (constant_of(value) for value in call.args)
+        if first is not None and math.prod(first.shape[:-2]) == 1 and len(shape_of(call)) == 3:
             # what mixes rows of 1×rows×columns: rows are the channels inside
             first = first.reshape(first.shape[-2:])
             read = self.laid(self.view(reads[0]))
             name = self.append_weighted(read, kind="conv2d", weight=first[:, :, None, None])
-            return View(layer=name, shape=_shape(call))
+            return View(layer=name, shape=shape_of(call))
         if weight is None or math.prod(weight.shape[:-2]) != 1:
             return None
         weight = weight.reshape(weight.shape[-2:])
         view = self.view(reads[0])
         shape = view.shape
         if math.prod(shape) == shape[-1]:
-            return self._dense(view, weight, _shape(call))
+            return self._dense(view, weight, shape_of(call))
         # pixel by pixel: channels come first inside
         pixels = math.prod(shape[:-1])
-        places = _places(view, self.shapes[view.layer]).reshape(pixels, shape[-1]).T
-        own = _unless_ordered(places, self.shapes[view.layer])
+        places = places_of_view(view, self.shapes[view.layer]).reshape(pixels, shape[-1]).T
+        own = unless_ordered(places, self.shapes[view.layer])
         turned = View(layer=view.layer, shape=(1, shape[-1], 1, pixels), places=own)
-        name = self.append_weighted(self.laid(turned), kind="conv2d", weight=weight.T[:, :, None, None])
+        name = self.append_weighted(self.laid(turned), kind="conv2d", weight=np.expand_dims(weight.T, (2, 3)))
         order = np.arange(weight.shape[1] * pixels).reshape(weight.shape[1], pixels).T
-        return View(layer=name, shape=_shape(call), places=order)
+        return View(layer=name, shape=shape_of(call), places=order)
 
     def _dense(self, view: View, weight: np.ndarray, shape: Shape) -> View:
         """Over the whole map that lies beneath, wherever its elements went."""
-        own = self.shapes[view.layer]
-        places = _places(view, own).reshape(-1)
-        if not _is_permutation(places, math.prod(own)):
+        own: Shape = self.shapes[view.layer]
+        places = places_of_view(view, own).reshape(-1)
+        if not is_permutation(places, math.prod(own)):
             read = self.laid(replace(view, shape=(1, places.size)))
             own, places = self.shapes[read], np.arange(places.size)
         else:
@@ -547,10 +477,10 @@ class _Reader:
     # ------------------------------------------------------------------------------------------------ pools
 
     def _nn_adaptive_avg_pool2d(self, call: Any, reads: Sequence[Any]) -> View | None:
-        return self._average(call, reads, (2, 3)) if _shape(call)[2:] == (1, 1) else None
+        return self._average(call, reads, (2, 3)) if shape_of(call)[2:] == (1, 1) else None
 
     def _mean(self, call: Any, reads: Sequence[Any]) -> View | None:
-        rank = len(_shape(call.args[0]))
+        rank = len(shape_of(call.args[0]))
         axes = {int(axis) % rank for axis in call.attrs.axis} if call.attrs.axis is not None else set(range(1, rank))
         inside = {4: {0: 0, 1: 1, 2: 2, 3: 3}, 3: {0: 0, 1: 1, 2: 3}, 2: {0: 0, 1: 1}}.get(rank)
         if inside is None:
@@ -564,7 +494,7 @@ class _Reader:
         read = self.laid(self.view(reads[0]))
         channels = self.shapes[read][1]
         name = self.append_weighted(read, kind="conv2d", weight=np.full((1, channels, 1, 1), 1 / channels))
-        return View(layer=name, shape=_shape(call))
+        return View(layer=name, shape=shape_of(call))
 
     def _average(self, call: Any, reads: Sequence[Any], axes: Sequence[int]) -> View:
         """Over whole rows, columns or both."""
@@ -572,7 +502,7 @@ class _Reader:
         _, channels, *size = self.shapes[read]
         window = [size[axis - 2] if axis in axes or size[axis - 2] == 1 else 1 for axis in (2, 3)]
         if window == [1, 1]:
-            return View(layer=read, shape=_shape(call), sole=self.views[reads[0]].sole and self.uses[reads[0]] == 1)
+            return View(layer=read, shape=shape_of(call), sole=self.views[reads[0]].sole and self.uses[reads[0]] == 1)
         whole = window == size
         name = self.append_weighted(
             read,
@@ -581,7 +511,7 @@ class _Reader:
             stride=(1, 1) if whole else tuple(window),
             groups=channels,
         )
-        return View(layer=name, shape=_shape(call))
+        return View(layer=name, shape=shape_of(call))
 
     def _nn_avg_pool2d(self, call: Any, reads: Sequence[Any]) -> View | None:
         view = self.view(reads[0])
@@ -592,13 +522,13 @@ class _Reader:
         if not counted or not _within(window):
             axes = [_average_taps(window, axis, include=counted) for axis in (0, 1)]
             name = self.append("resample", Resample(rows=axes[0], columns=axes[1]), (self.laid(view),))
-            return View(layer=name, shape=_shape(call))
+            return View(layer=name, shape=shape_of(call))
         read, border = self.bordered(view)
         channels, size = self.shapes[read][1], self.shapes[read][2:]
-        padding = tuple(first + second for first, second in zip(window.padding, border, strict=True))
+        padding = added(window.padding, border)
         whole = not any(padding) and window.kernel == size
         if whole and size == (1, 1):
-            return View(layer=read, shape=_shape(call), sole=view.sole and self.uses[reads[0]] == 1)
+            return View(layer=read, shape=shape_of(call), sole=view.sole and self.uses[reads[0]] == 1)
         name = self.append_weighted(
             read,
             kind="pool" if whole else "conv2d",
@@ -608,19 +538,19 @@ class _Reader:
             dilation=window.dilation,
             groups=channels,
         )
-        return View(layer=name, shape=_shape(call))
+        return View(layer=name, shape=shape_of(call))
 
     _nn_avg_pool1d = _nn_avg_pool2d
 
     def _kernel_max(self, call: Any, reads: Sequence[Any]) -> View | None:
         """The largest of each channel, or of each pixel."""
-        shape = _shape(call)
+        shape = shape_of(call)
         read = self.laid(self.view(reads[0]))
         _, channels, height, width = self.shapes[read]
         if math.prod(shape) == channels:
             size = (height, width)
         elif math.prod(shape) == height * width:
-            order = _order(self.shapes[read]).reshape(channels, -1).T.reshape(1, height * width, channels, 1)
+            order = order_of(self.shapes[read]).reshape(channels, -1).T.reshape(1, height * width, channels, 1)
             read, size = self.append("gather", Gather(places=order), (read,)), (channels, 1)
         else:
             return None
@@ -639,13 +569,13 @@ class _Reader:
         if any(border):
             window = replace(
                 window,
-                padding=tuple(first + second for first, second in zip(window.padding, border, strict=True)),
-                size=self.shapes[read][2:],
+                padding=added(window.padding, border),
+                size=(self.shapes[read][2], self.shapes[read][3]),
             )
         operator = MaxPool(window=window)
         if not operator.out_shape(self.shapes[read]):
             return None
-        return View(layer=self.append("max_pool", operator, (read,)), shape=_shape(call))
+        return View(layer=self.append("max_pool", operator, (read,)), shape=shape_of(call))
 
     _nn_max_pool1d = _nn_max_pool2d
 
@@ -661,7 +591,7 @@ class _Reader:
         if len(kernel) == 1:
             kernel, stride, dilation = [1, *kernel], [1, *stride], [1, *dilation]
             padding = [0, padding[0], 0, padding[-1]]
-        out = canonical(_shape(call))[2:]
+        out = canonical(shape_of(call))[2:]
         for axis in (0, 1):
             reach = (out[axis] - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
             padding[axis + 2] = max(padding[axis + 2], reach - size[axis] - padding[axis])
@@ -689,28 +619,28 @@ class _Reader:
             axes.append(table or (np.arange(shape[axis], dtype=np.int32)[:, None], np.ones((shape[axis], 1))))
         if all(places.shape[1] == 1 and (weights == 1).all() for places, weights in axes):
             rows, columns = (places[:, 0] for places, _ in axes)
-            chosen = _places(view, self.shapes[view.layer]).reshape(shape)[:, :, rows][..., columns]
+            chosen = places_of_view(view, self.shapes[view.layer]).reshape(shape)[:, :, rows][..., columns]
             sole = view.sole and self.uses[reads[0]] == 1
-            return View(layer=view.layer, shape=_shape(call), places=chosen, sole=sole)
+            return View(layer=view.layer, shape=shape_of(call), places=chosen, sole=sole)
         operator = Resample(rows=axes[0], columns=axes[1])
-        return View(layer=self.append("resample", operator, (self.laid(view),)), shape=_shape(call))
+        return View(layer=self.append("resample", operator, (self.laid(view),)), shape=shape_of(call))
 
     # ------------------------------------------------------------------------------------------------ several inputs
 
     def _concat(self, call: Any, reads: Sequence[Any]) -> View | None:
-        rank = len(_shape(call))
+        rank = len(shape_of(call))
         axis = int(call.attrs.axis) % rank if call.attrs.axis is not None else 0
         inside = {4: axis, 3: {0: 0, 1: 1, 2: 3}.get(axis), 2: axis if axis < 2 else None}.get(rank)
         fields = getattr(call.args[0], "fields", None)
-        if not inside or fields is None or any(_constant(field) is not None for field in fields):
+        if not inside or fields is None or any(constant_of(field) is not None for field in fields):
             return None
         inputs = tuple(self.laid(self.view(read)) for read in reads)
         if len(inputs) == 1:
-            return View(layer=inputs[0], shape=_shape(call))
-        return View(layer=self.append("concat", Concat(axis=inside), inputs), shape=_shape(call))
+            return View(layer=inputs[0], shape=shape_of(call))
+        return View(layer=self.append("concat", Concat(axis=inside), inputs), shape=shape_of(call))
 
     def _nn_softmax(self, call: Any, reads: Sequence[Any]) -> View | None:
-        shape = _shape(call)
+        shape = shape_of(call)
         axis = int(call.attrs.axis) % len(shape)
         inside = {4: axis, 3: {1: 1, 2: 3}.get(axis), 2: {1: 1}.get(axis)}.get(len(shape))
         if not inside:
@@ -724,7 +654,7 @@ class _Reader:
     # -------------------------------------------------------------------------------------- element by element
 
     def elementwise(self, name: str, var: Any, call: Any, reads: Sequence[Any]) -> bool:
-        if any(_constant(arg) is not None and _constant(arg).size > MOST_CONSTANTS for arg in call.args):
+        if any(array is not None and array.size > MOST_CONSTANTS for array in map(constant_of, call.args)):
             return False
         roots = {root for read in reads for root in self.roots(read)}
         if len(roots) > 1:
@@ -746,16 +676,16 @@ class _Reader:
         """The variables with views that a waiting one is computed from."""
         if var in self.views:
             return {var}
-        return {root for read in _read(self.waiting[var][1]) for root in self.roots(self.resolved(read))}
+        return {root for read in read_by(self.waiting[var][1]) for root in self.roots(self.resolved(read))}
 
     def fits(self, call: Any, root: Any) -> bool:
         """Whether constants are numbers, or numbers of channels, of a tensor of the root's shape."""
         view = self.views[root]
-        if hasattr(call.ty, "shape") and _shape(call) != view.shape:
+        if hasattr(call.ty, "shape") and shape_of(call) != view.shape:
             return False
         return all(
             self.by_channel(view, array) is not None
-            for array in map(_constant, call.args)
+            for array in map(constant_of, call.args)
             if array is not None and array.size > 1 and not call.op.name.endswith("batch_norm")
         )
 
@@ -768,8 +698,8 @@ class _Reader:
             whole = np.broadcast_to(array, view.shape).reshape(-1)
         except ValueError:
             return None
-        places = _places(view, own).reshape(-1)
-        if not _is_injection(places):
+        places = places_of_view(view, own).reshape(-1)
+        if not is_injection(places):
             return None
         laid = np.full(math.prod(own), np.nan)
         laid[places] = whole
@@ -782,11 +712,11 @@ class _Reader:
     def absorbed(self, name: str, call: Any, view: View, sole: bool) -> bool:
         """Whether the layer beneath could take the operator over."""
         layer = self.layers.get(view.layer)
-        if layer is None or not sole or not _is_injection(_places(view, self.shapes[view.layer]).reshape(-1)):
+        if layer is None or not sole or not is_injection(places_of_view(view, self.shapes[view.layer]).reshape(-1)):
             return False
         if any(view.layer in other.inputs for other in self.layers.values()):
             return False
-        limits = _limits(name, call)
+        limits = limits_of(name, call)
         if limits is not None:
             low, high = max(layer.low, limits[0]), min(layer.high, limits[1])
             if isinstance(layer, FloatLayer) and layer.kind == "pool":
@@ -812,7 +742,7 @@ class _Reader:
     def affine(self, name: str, call: Any, view: View) -> tuple[np.ndarray, np.ndarray] | None:
         """x·factor + moved, for each channel of the layer beneath."""
         if name == "nn.batch_norm":
-            gamma, beta, mean, variance = (_constant(value) for value in call.args[1:5])
+            gamma, beta, mean, variance = (constant_of(value) for value in call.args[1:5])
             if gamma is None or beta is None or mean is None or variance is None or view.places is not None:
                 return None
             rank = len(view.shape)
@@ -822,10 +752,10 @@ class _Reader:
             return factor, beta - mean * factor
         if name not in ("add", "subtract", "multiply", "divide") or len(call.args) != 2:
             return None
-        given = [_constant(value) for value in call.args]
+        given = [constant_of(value) for value in call.args]
         place = 1 if given[1] is not None else 0
         array = given[place]
-        if array is None or _shape(call) != view.shape:
+        if array is None or shape_of(call) != view.shape:
             return None
         found = self.by_channel(view, array)
         if found is None:
@@ -845,7 +775,7 @@ class _Reader:
             self.reason = "of several tensors"
             return False
         views = [self.view(read) for read in reads]
-        shape = _shape(var)
+        shape = shape_of(var)
         operator: Operator = Product() if name == "multiply" else Sum(signs=(1, 1 if name == "add" else -1))
         first, second = views
         equal = first.shape == second.shape == shape and self.shapes[first.layer] == self.shapes[second.layer]
@@ -856,7 +786,7 @@ class _Reader:
                 first.places is not None
                 and second.places is not None
                 and np.array_equal(first.places, second.places)
-                and _covers(first, self.shapes[first.layer])
+                and covers(first, self.shapes[first.layer])
             )
         ):
             layer = self.append(operator.kind, operator, (first.layer, second.layer))
@@ -876,7 +806,7 @@ class _Reader:
         """What waited for `var`, from the one variable that it is computed from, as a layer."""
         (root,) = self.roots(var)
         view = self.views[root]
-        if not _covers(view, self.shapes[view.layer]):
+        if not covers(view, self.shapes[view.layer]):
             view = View(layer=self.laid(view), shape=view.shape)
             if self.shapes[view.layer] != canonical(view.shape):
                 raise AssertionError(view)
@@ -906,7 +836,7 @@ class _Reader:
             if at == root or at in wanted:
                 continue
             wanted.add(at)
-            stack += [self.resolved(read) for read in _read(self.waiting[at][1])]
+            stack += [self.resolved(read) for read in read_by(self.waiting[at][1])]
         return [(at, *self.waiting[at]) for at in self.waiting if at in wanted]
 
     def plain(self, steps: Sequence[tuple[Any, str, Any, str]], root: Any, view: View) -> str | None:
@@ -915,10 +845,10 @@ class _Reader:
         factor, moved, low, high = np.ones(own[1]), np.zeros(own[1]), -math.inf, math.inf
         before = root
         for var, name, call, _ in steps:
-            if [self.resolved(read) for read in _read(call)] != [before]:
+            if [self.resolved(read) for read in read_by(call)] != [before]:
                 return None
             before = var
-            limits = _limits(name, call)
+            limits = limits_of(name, call)
             if limits is not None:
                 low, high = max(low, limits[0]), min(high, limits[1])
                 continue
@@ -952,14 +882,14 @@ def _live(bindings: Sequence[Any], result: Any) -> list[Any]:
             if isinstance(whole, relax.Tuple):
                 stack.append(whole.fields[int(at.index)])
                 continue
-        for var in _read(at):
+        for var in read_by(at):
             if var in by_var and var not in wanted:
                 wanted.add(var)
                 stack.append(by_var[var])
     return [
         binding
         for binding in bindings
-        if binding.var in wanted or (isinstance(binding.value, relax.Tuple) and _read(binding.value))
+        if binding.var in wanted or (isinstance(binding.value, relax.Tuple) and read_by(binding.value))
     ]
 
 
@@ -974,23 +904,6 @@ def _needed(graph: FloatGraph) -> Iterator[AnyFloatLayer]:
                 wanted.add(name)
                 stack.append(name)
     return (layer for layer in graph.layers if layer.name in wanted)
-
-
-def _limits(name: str, call: Any) -> tuple[float, float] | None:
-    """Between which numbers an operator clamps."""
-    if name == "nn.relu":
-        return 0.0, math.inf
-    if name == "nn.relu6":
-        return 0.0, 6.0
-    if name == "clip":
-        low, high = (float(getattr(arg, "value", arg)) for arg in call.args[1:3])
-        return low, high
-    if name in ("maximum", "minimum"):
-        (number,) = [array for array in map(_constant, call.args) if array is not None] or [None]
-        if number is not None and number.size == 1:
-            value = float(number.reshape(-1)[0])
-            return (value, math.inf) if name == "maximum" else (-math.inf, value)
-    return None
 
 
 def _in_order(
@@ -1028,52 +941,3 @@ def _average_taps(window: Window, axis: int, *, include: bool) -> tuple[np.ndarr
 def _within(window: Window) -> bool:
     """Whether the borders are what the network says, and not longer for the last windows."""
     return window.padding[0] >= window.padding[2] and window.padding[1] >= window.padding[3]
-
-
-def _order(shape: Shape) -> np.ndarray:
-    return np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
-
-
-def _places(view: View, own: Shape) -> np.ndarray:
-    return np.arange(math.prod(own)) if view.places is None else view.places
-
-
-def _unless_ordered(places: np.ndarray, own: Shape) -> np.ndarray | None:
-    count = math.prod(own)
-    return None if places.size == count and np.array_equal(places.reshape(-1), np.arange(count)) else places
-
-
-def _is_permutation(places: np.ndarray, count: int) -> bool:
-    flat = places.reshape(-1)
-    return flat.size == count and flat.min() >= 0 and len(np.unique(flat)) == count
-
-
-def _is_injection(places: np.ndarray) -> bool:
-    return places.min() >= 0 and len(np.unique(places)) == places.size
-
-
-def _covers(view: View, own: Shape) -> bool:
-    """Whether every element of the layer is in the view, once."""
-    return view.places is None or _is_permutation(view.places, math.prod(own))
-
-
-def _read(value: Any) -> list[Any]:
-    """The variables that an expression reads, each as often as it does."""
-    from tvm import relax
-
-    if isinstance(value, relax.Var):
-        return [value]
-    if isinstance(value, relax.TupleGetItem):
-        return _read(value.tuple_value)
-    fields = value.args if isinstance(value, relax.Call) else getattr(value, "fields", ())
-    return [var for field in fields for var in _read(field)]
-
-
-def _constant(value: Any) -> np.ndarray | None:
-    """The array of a constant, float64; None if it is computed from the input."""
-    held: Any = getattr(value, "value", None)
-    return np.asarray(held.numpy(), np.float64) if hasattr(held, "numpy") else None
-
-
-def _shape(value: Any) -> Shape:
-    return tuple(int(dim) for dim in value.ty.shape.values)

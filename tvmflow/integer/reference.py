@@ -135,9 +135,11 @@ def _resample(node: IntegerNode, x: np.ndarray) -> np.ndarray:
     assert isinstance(operator, Resample)
     rows, columns = (table for table, _ in operator.axes)
     vertical, horizontal = operator.integers
-    down = sum(x[:, :, rows[:, tap]] * vertical[:, tap, None].astype(np.int64) for tap in range(rows.shape[1]))
-    both = sum(down[..., columns[:, tap]] * horizontal[:, tap].astype(np.int64) for tap in range(columns.shape[1]))
-    return _shifted(node, np.asarray(both))
+    nothing = np.zeros((), np.int64)
+    parts = (x[:, :, rows[:, tap]] * vertical[:, tap, None].astype(np.int64) for tap in range(rows.shape[1]))
+    down = np.asarray(sum(parts, start=nothing))
+    parts = (down[..., columns[:, tap]] * horizontal[:, tap].astype(np.int64) for tap in range(columns.shape[1]))
+    return _shifted(node, np.asarray(sum(parts, start=nothing)))
 
 
 def _function(node: IntegerNode, x: np.ndarray) -> np.ndarray:
