@@ -224,11 +224,12 @@ def test_merge_of_a_database_of_metaschedule(folder, tmp_path):
                 json.dumps([1, record]),
                 json.dumps([5, record]),
                 json.dumps([0, [*record[:2], {**TARGET, "mcpu": "another"}, []]]),
+                json.dumps([0, [record[0], [1e300], *record[2:]]]),
                 '[0, [[["torn',
             ]
         )
     )
-    assert "1 trials added, 5 unusable" in database.merge(folder, [foreign])
+    assert "1 trials added, 6 unusable" in database.merge(folder, [foreign])
     assert Store(folder).best(f"{8:016x}").ms == pytest.approx(0.125)
 
 

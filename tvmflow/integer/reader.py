@@ -454,7 +454,7 @@ class _Reader:
         places = places_of_view(view, self.shapes[view.layer]).reshape(pixels, shape[-1]).T
         own = unless_ordered(places, self.shapes[view.layer])
         turned = View(layer=view.layer, shape=(1, shape[-1], 1, pixels), places=own)
-        name = self.append_weighted(self.laid(turned), kind="conv2d", weight=np.expand_dims(weight.T, (2, 3)))
+        name = self.append_weighted(self.laid(turned), kind="conv2d", weight=weight.T.reshape(*weight.T.shape, 1, 1))
         order = np.arange(weight.shape[1] * pixels).reshape(weight.shape[1], pixels).T
         return View(layer=name, shape=shape_of(call), places=order)
 

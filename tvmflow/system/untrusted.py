@@ -107,11 +107,19 @@ def reason(error: BaseException) -> str:
 # ------------------------------------------------------------------------------------------------------------ bytes
 
 
+PART = 1 << 20
+"""Bytes that are read at once."""
+
+
 def read_bytes(path: Path, limits: Limits = limited.DOCUMENT) -> bytes:
     """All of a file, or of a pipe. Raises UnusableFileError, also where it is longer than `limits.bytes`."""
     try:
         with path.open("rb") as file:
-            content = file.read(limits.bytes + 1)
+            # in parts, for Python allocates all that it is asked to read
+            parts = []
+            while (left := limits.bytes + 1 - sum(map(len, parts))) and (part := file.read(min(left, PART))):
+                parts.append(part)
+            content = b"".join(parts)
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise UnusableFileError(path, f"can't be read: {reason(error)}") from error
     if len(content) > limits.bytes:

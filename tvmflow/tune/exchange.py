@@ -19,6 +19,7 @@ from tvmflow.tune.store import (
     WORKLOADS,
     Entry,
     Store,
+    are_latencies,
     check_record,
     check_workload,
     read_lines,
@@ -70,6 +71,9 @@ def _read_database(folder: Path, target: Mapping[str, Any]) -> tuple[list[Entry]
             if task is None:
                 raise ValueError("its workload is unusable")
             check_record(record, target)
+            ms = [1e3 * seconds for seconds in record[1]]
+            if not are_latencies(ms):
+                raise ValueError("its times aren't times")
         except (ValueError, TypeError, IndexError):
             refused += 1
             continue
@@ -81,7 +85,7 @@ def _read_database(folder: Path, target: Mapping[str, Any]) -> tuple[list[Entry]
                 "task": task["task"],
                 "candidate": f"foreign-{digest[:16]}",
                 "outcome": "ok",
-                "ms": [1e3 * seconds for seconds in record[1]],
+                "ms": ms,
                 "message": "",
                 "record": record,
             }
