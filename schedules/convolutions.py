@@ -23,6 +23,7 @@ from tvm.ir import TensorLoad
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from tvmflow.integer.window import Window
 from tvmflow.system.toolchain import tvm_target_dict
 
 if TYPE_CHECKING:
@@ -79,6 +80,24 @@ class Convolution:
     @property
     def out_block(self) -> int:
         return _block_length(self.output)
+
+    @property
+    def window(self) -> Window:
+        bottom, right = (
+            (self.out_size[axis] - 1) * self.stride[axis]
+            + self.dilation[axis] * (self.kernel[axis] - 1)
+            + 1
+            - self.size[axis]
+            - self.pad[axis]
+            for axis in (0, 1)
+        )
+        return Window(
+            kernel=self.kernel,
+            stride=self.stride,
+            dilation=self.dilation,
+            padding=(*self.pad, bottom, right),
+            size=self.size,
+        )
 
     @property
     def macs(self) -> int:

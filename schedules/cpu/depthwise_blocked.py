@@ -25,6 +25,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
+from tvmflow.integer.window import Cut
 from tvmflow.schedules.convolutions import (
     Convolution,
     Expr,
@@ -43,9 +44,6 @@ MOST_PRODUCTS = 400
 """Products in the code of one convolution: 5×5 taps have 361, as each cut has code of its own."""
 
 BUFFER_BYTES = 64 << 10  # in the L2 cache, with the input and the output
-
-Cut = tuple[int, int, tuple[int, ...]]
-"""First output, how many, and the taps that meet the input there."""
 
 
 def depthwise_blocked(func: tirx.PrimFunc, target: Target, tile: int | None = None) -> Schedule | None:
@@ -78,28 +76,13 @@ def tiles(func: tirx.PrimFunc, target: Target) -> list[int]:
 
 def fits(conv: Convolution) -> bool:
     """Whether the rule can serve this kernel once its tensors have their channels in blocks."""
-    vertical, horizontal = (sum(len(taps) for _, _, taps in cuts(conv, axis)) for axis in (0, 1))
+    vertical, horizontal = (sum(len(taps) for _, _, taps in conv.window.cuts(axis)) for axis in (0, 1))
     return conv.depthwise and vertical * horizontal <= MOST_PRODUCTS
 
 
 def fuses(first: Convolution, channels: int) -> bool:
     """Whether some channels of the result of the first of two convolutions fit into the buffer between them."""
     return 4 * channels * math.prod(first.out_size) <= BUFFER_BYTES
-
-
-def cuts(conv: Convolution, axis: int) -> list[Cut]:
-    """The outputs along an axis, cut where the set of taps that meet the input changes."""
-    found: list[Cut] = []
-    for out in range(conv.out_size[axis]):
-        first = out * conv.stride[axis] - conv.pad[axis]
-        taps = tuple(
-            tap for tap in range(conv.kernel[axis]) if 0 <= first + tap * conv.dilation[axis] < conv.size[axis]
-        )
-        if found and found[-1][2] == taps:
-            found[-1] = (found[-1][0], found[-1][1] + 1, taps)
-        else:
-            found.append((out, 1, taps))
-    return found
 
 
 def _loops(convs: Sequence[Convolution], channels: int, lanes: int, parallel: bool) -> tirx.PrimFunc:
@@ -124,8 +107,8 @@ def _loops(convs: Sequence[Convolution], channels: int, lanes: int, parallel: bo
                     T.buffer_store(between, conv.finish(value, place), [y, x, c])
 
             for conv in convs:
-                for rows in cuts(conv, 0):
-                    for columns in cuts(conv, 1):
+                for rows in conv.window.cuts(0):
+                    for columns in conv.window.cuts(1):
                         _cut(conv, rows, columns, (group * channels, channels, lanes), load(conv), store)
     return builder.get()
 

@@ -37,7 +37,7 @@ from tvmflow.schedules.convolutions import (
     vectors_of,
     worth_threads,
 )
-from tvmflow.schedules.windows import Window
+from tvmflow.schedules.patches import Patch
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target
@@ -69,15 +69,15 @@ def tiles(func: tirx.PrimFunc, target: Target) -> list[int]:
     return list(dict.fromkeys(math.ceil(height / parts) for parts in range(math.ceil(height / fit[-1]), height + 1)))
 
 
-def _read(func: tirx.PrimFunc) -> Window | None:
+def _read(func: tirx.PrimFunc) -> Patch | None:
     conv = read_convolution(func)
     if conv is None or not conv.depthwise or math.prod(conv.kernel) > MOST_TAPS:
         return None
-    window = Window(conv)
+    window = Patch(conv)
     return window if window.taps and 4 * window.height(1) * window.pitch <= WIDEST_WINDOW_BYTES else None
 
 
-def _is_scale(window: Window) -> bool:
+def _is_scale(window: Patch) -> bool:
     conv = window.conv
     return len(window.taps) == 1 and conv.stride == (1, 1) and conv.size == conv.out_size and not window.bordered
 
@@ -97,7 +97,7 @@ def _scale(conv: Convolution, tap: tuple[int, int], lanes: int, parallel: bool) 
     return builder.get()
 
 
-def _loops(window: Window, rows: int, native: int, parallel: bool) -> tirx.PrimFunc:
+def _loops(window: Patch, rows: int, native: int, parallel: bool) -> tirx.PrimFunc:
     conv, height = window.conv, window.height(rows)
     lanes = fitting(native, conv.out_size[1])
     row_tiles, row_start = starts(conv.out_size[0], rows)

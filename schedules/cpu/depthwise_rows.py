@@ -31,6 +31,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script.ir_builder import tirx as T
 
+from tvmflow.integer.window import Cut
 from tvmflow.schedules.convolutions import (
     Convolution,
     Expr,
@@ -42,7 +43,6 @@ from tvmflow.schedules.convolutions import (
     vectors_of,
     worth_threads,
 )
-from tvmflow.schedules.cpu.depthwise_blocked import Cut, cuts
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target
@@ -88,7 +88,7 @@ def _lanes(conv: Convolution, target: Target) -> int:
 
 def _products(conv: Convolution, together: int, lanes: int) -> int:
     """Products of vectors in the code."""
-    down = sum(len(taps) * rows_together(conv, cut, together)[0] for cut in cuts(conv, 0) for taps in [cut[2]])
+    down = sum(len(taps) * rows_together(conv, cut, together)[0] for cut in conv.window.cuts(0) for taps in [cut[2]])
     return down * conv.kernel[1] * len(_columns(conv, lanes))
 
 
@@ -131,7 +131,7 @@ def _loops(conv: Convolution, most: int, lanes: int, parallel: bool) -> tirx.Pri
         sums = [T.sblock_alloc_buffer((lanes,), "float32") for _ in range(most)]
         with (T.parallel if parallel else T.serial)(0, conv.batch * conv.channels) as index:
             n, c = unfuse(index, conv.batch, conv.channels)
-            for cut in cuts(conv, 0):
+            for cut in conv.window.cuts(0):
                 together, step = rows_together(conv, cut, most)
                 groups, start = starts(cut[1], together * step)
                 with T.serial(0, groups * step) as group:

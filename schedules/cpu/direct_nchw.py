@@ -37,7 +37,7 @@ from tvmflow.schedules.convolutions import (
     vectors_of,
     worth_threads,
 )
-from tvmflow.schedules.windows import Window
+from tvmflow.schedules.patches import Patch
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target
@@ -51,7 +51,7 @@ def direct_nchw(func: tirx.PrimFunc, target: Target, tile: tuple[int, int] | Non
     conv = read_convolution(func)
     if conv is None or conv.depthwise:
         return None
-    window = Window(conv)
+    window = Patch(conv)
     registers = vectors_of(target)
     lanes = fitting(registers.lanes, conv.out_size[1])
     if lanes < 4 or not window.taps or len(window.taps) > MOST_PRODUCTS // 4:
@@ -67,13 +67,13 @@ def direct_nchw(func: tirx.PrimFunc, target: Target, tile: tuple[int, int] | Non
 def tiles(func: tirx.PrimFunc, target: Target) -> list[tuple[int, int]]:
     """What `tile` may be for this kernel."""
     conv, registers = read_convolution(func), vectors_of(target)
-    if conv is None or conv.depthwise or not (taps := Window(conv).taps):
+    if conv is None or conv.depthwise or not (taps := Patch(conv).taps):
         return []
     lanes = fitting(registers.lanes, conv.out_size[1])
     return every_tile(conv.channels, conv.out_size[1], lanes, registers, MOST_PRODUCTS // len(taps))
 
 
-def _loops(window: Window, rows: int, vectors: int, lanes: int, native: int, parallel: bool) -> tirx.PrimFunc:
+def _loops(window: Patch, rows: int, vectors: int, lanes: int, native: int, parallel: bool) -> tirx.PrimFunc:
     conv = window.conv
     shared = T.parallel if parallel else T.serial
     height = window.height(conv.out_size[0])

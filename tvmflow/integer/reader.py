@@ -444,7 +444,7 @@ class _Reader:
             return View(layer=name, shape=shape_of(call))
         if weight is None or math.prod(weight.shape[:-2]) != 1:
             return None
-        weight = weight.reshape(weight.shape[-2:])
+        weight = weight.reshape(weight.shape[-2], weight.shape[-1])
         view = self.view(reads[0])
         shape = view.shape
         if math.prod(shape) == shape[-1]:

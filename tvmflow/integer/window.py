@@ -59,6 +59,10 @@ class Window:
         vertical, horizontal = (sum(count * len(taps) for _, count, taps in self.cuts(axis)) for axis in (0, 1))
         return vertical * horizontal
 
+    def live(self, axis: int) -> list[int]:
+        """The taps along an axis that meet the map, not only its border, for at least one output."""
+        return sorted({tap for _, _, taps in self.cuts(axis) for tap in taps})
+
     def meets(self, axis: int, tap: int) -> list[bool]:
         """Of each output along an axis, whether this tap meets the map."""
         first = tap * self.dilation[axis] - self.padding[axis]

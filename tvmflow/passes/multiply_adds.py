@@ -7,7 +7,6 @@ import math
 from tvm import relax, tirx
 
 from tvmflow.schedules.convolutions import read_convolutions
-from tvmflow.schedules.cpu.depthwise_blocked import cuts
 
 
 def multiply_adds(value: relax.Expr) -> int:
@@ -31,9 +30,8 @@ def live_macs(func: tirx.PrimFunc, macs: int) -> int:
     found = read_convolutions(func)
     total = 0
     for conv in found:
-        taps = [sum(count * len(live) for _, count, live in cuts(conv, axis)) for axis in (0, 1)]
-        every = [conv.out_size[axis] * conv.kernel[axis] for axis in (0, 1)]
-        total += conv.macs * taps[0] * taps[1] // (every[0] * every[1])
+        every = math.prod(conv.out_size) * math.prod(conv.kernel)
+        total += conv.macs * conv.window.live_taps() // every
     return total if found else macs
 
 

@@ -90,7 +90,7 @@ def words_out(task: Task) -> int:
 
 def live(layer: IntegerLayer, axis: int) -> range:
     """The taps along an axis that meet the input itself, not only its border, for at least one output."""
-    taps = [tap for tap in range(layer.weight.shape[2 + axis]) if any(_meets(layer, axis, tap))]
+    taps = [tap for tap in range(layer.weight.shape[2 + axis]) if any(layer.window.meets(axis, tap))]
     return range(taps[0], taps[-1] + 1) if taps else range(0)
 
 
@@ -98,16 +98,6 @@ def inside(layer: IntegerLayer, y: Expr, x: Expr) -> Expr | None:
     """Whether an input that a live tap reads lies on the map; None if all do."""
     conditions = []
     for axis, place in enumerate((y, x)):
-        if not all(all(_meets(layer, axis, tap)) for tap in live(layer, axis)):
+        if not all(all(layer.window.meets(axis, tap)) for tap in live(layer, axis)):
             conditions += [place >= 0, place < layer.input_shape[2 + axis]]
     return tirx.all(*conditions) if conditions else None
-
-
-def _meets(layer: IntegerLayer, axis: int, tap: int) -> Iterator[bool]:
-    """For each output along an axis, whether this tap meets the input."""
-    for out in range(layer.output_shape[2 + axis]):
-        yield (
-            0
-            <= out * layer.stride[axis] + tap * layer.dilation[axis] - layer.padding[axis]
-            < (layer.input_shape[2 + axis])
-        )

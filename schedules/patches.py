@@ -13,7 +13,7 @@ Store = Callable[[Expr, Expr], None]
 """Emits the store of a value at a place in the window."""
 
 
-class Window:
+class Patch:
     """Rows and columns of one bordered channel from the first to the last that a live tap meets.
 
     A tap is live if it meets the input itself, not only its border, for at least one output. Columns are parted by
@@ -22,7 +22,7 @@ class Window:
     """
 
     def __init__(self, conv: Convolution) -> None:
-        vertical, horizontal = _live_taps(conv, 0), _live_taps(conv, 1)
+        vertical, horizontal = conv.window.live(0), conv.window.live(1)
         self.conv = conv
         self.taps = [(r, s) for r in vertical for s in horizontal]
         if not self.taps:
@@ -99,14 +99,3 @@ class Window:
         low, high = max(0, -self.before), min(self.columns, self.conv.size[1] - self.before)
         first, last = (max(0, math.ceil((edge - phase) / self.conv.stride[1])) for edge in (low, high))
         return first, last
-
-
-def _live_taps(conv: Convolution, axis: int) -> list[int]:
-    return [
-        tap
-        for tap in range(conv.kernel[axis])
-        if any(
-            0 <= out * conv.stride[axis] + tap * conv.dilation[axis] - conv.pad[axis] < conv.size[axis]
-            for out in range(conv.out_size[axis])
-        )
-    ]
