@@ -37,13 +37,13 @@ def convert(program: Program, folder: Path, litert_python: str = sys.executable)
     import numpy as np
     import torch
 
-    from tvmflow.models import MODELS
+    from benchmarks.networks import NETWORKS
 
     example = torch.from_numpy(program.vectors[0].inputs[0])
     np.save(folder / "input.npy", program.vectors[0].inputs[0])
     np.save(folder / "expected.npy", program.vectors[0].outputs[0])
     (folder / "model").write_text(program.name)
-    network = MODELS[program.name]()
+    network = NETWORKS[program.name]()
     torch.onnx.export(network, (example,), folder / "model.onnx", dynamo=True, verbose=False)
     reasons = {
         "ncnn": to_ncnn(network, example, folder),

@@ -45,7 +45,9 @@ RESULTS = Path(__file__).parent / "results" / "peers.json"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=["dilated-net"], help="networks of the registry")
+    parser.add_argument(
+        "--models", nargs="+", default=["dilated-net"], help="networks of the registry, or mobilenet-v2-224"
+    )
     parser.add_argument("--libraries", nargs="+", choices=RUNNERS, help="beside tvmflow")
     parser.add_argument("--dtype", choices=OURS, default="float32", help="of tvmflow and the like")
     parser.add_argument("--rounds", type=int, default=5, help="how often each takes its turn")
@@ -69,7 +71,7 @@ def main() -> None:
     if options.cpu and (options.dtype != "int8" or options.libraries):
         parser.error("--cpu goes with --dtype int8 and without --libraries: others choose their code themselves")
 
-    from tvmflow.models import MODELS
+    from benchmarks.networks import NETWORKS
     from tvmflow.report import write_json
 
     kept = json.loads(options.output.read_text())["networks"] if options.append and options.output.exists() else []
@@ -81,7 +83,7 @@ def main() -> None:
         networks[model, options.batch] = measure(model, limits, libraries, options)
     if len({network["environment"]["cpu"] for network in networks.values()}) > 1:
         raise SystemExit("What --append keeps was measured on another CPU: these can't stand in one table.")
-    ordered = [networks[key] for key in sorted(networks, key=lambda key: (list(MODELS).index(key[0]), key[1]))]
+    ordered = [networks[key] for key in sorted(networks, key=lambda key: (list(NETWORKS).index(key[0]), key[1]))]
     document = {"basis": "measured", "unit": "ms", "networks": ordered}
     options.output.parent.mkdir(exist_ok=True)
     write_json(options.output, document)
@@ -94,17 +96,15 @@ def main() -> None:
 
 def measure(model: str, limits: dict[str, float], libraries: list[str], options: argparse.Namespace) -> dict[str, Any]:
     """One network: rows of latencies by threads, its layers on one thread, and when and where this was measured."""
-    from tvmflow.models import MODELS, quantized
-    from tvmflow.network.frontend import InputShape, import_model
+    from benchmarks.networks import int8_of, program_of
     from tvmflow.report import environment
 
-    shape = InputShape(name=None, shape=(options.batch, *MODELS[model].input_shape[1:]))
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
-        folder, program = Path(name), import_model(model, [shape])
+        folder, program = Path(name), program_of(model, options.batch)
         absent = convert(program, folder, options.litert_python)
         bundle = build_bundles(program, folder, options.cpu)
         if options.dtype == "int8":
-            bundle = convert_int8(quantized(model), folder, options.cpu)
+            bundle = convert_int8(int8_of(model, program), folder, options.cpu)
         found = [library for library in libraries if library not in absent]
         versions: dict[str, str] = {}
         rows = []

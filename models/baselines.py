@@ -47,6 +47,51 @@ class MobileNetV1(nn.Module):
         return self.classifier(self.flatten(self.pool(self.blocks(self.stem(x)))))
 
 
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block: 1×1 to more channels, depthwise 3×3, 1×1 to few, added to what was read if it is alike."""
+
+    def __init__(self, before: int, after: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        width = before * expansion
+        layers = [conv_bn(before, width, 1)] if expansion > 1 else []
+        layers += [conv_bn(width, width, 3, stride, width), conv_bn(width, after, 1)[:2]]
+        for layer in layers[:-1]:
+            layer[2] = nn.ReLU6()
+        self.layers = nn.Sequential(*layers)
+        self.added = stride == 1 and before == after
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.layers(x) if self.added else self.layers(x)
+
+
+class MobileNetV2(nn.Module):
+    """Sandler et al. (2018), table 2; small, without the first two halvings of the map."""
+
+    STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    """Expansion, channels, blocks and stride of the first block."""
+
+    def __init__(self, classes: int = 10, *, small: bool = True) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 32, 3, 1 if small else 2)
+        self.stem[2] = nn.ReLU6()
+        blocks: list[nn.Module] = []
+        before = 32
+        for stage, (expansion, after, count, stride) in enumerate(self.STAGES):
+            for number in range(count):
+                step = stride if number == 0 and not (small and stage == 1) else 1
+                blocks.append(InvertedResidual(before, after, step, expansion))
+                before = after
+        self.blocks = nn.Sequential(*blocks)
+        self.last = conv_bn(320, 1280, 1)
+        self.last[2] = nn.ReLU6()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.classifier = nn.Linear(1280, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.flatten(self.pool(self.last(self.blocks(self.stem(x))))))
+
+
 class Fire(nn.Module):
     """SqueezeNet's module: 1×1 to few channels, then 1×1 and 3×3 side by side."""
 
@@ -232,6 +277,16 @@ def untrained(network: Callable[[], nn.Module]) -> nn.Module:
 def mobilenet_v1() -> nn.Module:
     """MobileNetV1, untrained."""
     return untrained(MobileNetV1)
+
+
+def mobilenet_v2() -> nn.Module:
+    """MobileNetV2, untrained."""
+    return untrained(MobileNetV2)
+
+
+def mobilenet_v2_224() -> nn.Module:
+    """MobileNetV2 as it was published, for 3×224×224 and a thousand classes, untrained."""
+    return untrained(lambda: MobileNetV2(1000, small=False))
 
 
 def squeezenet() -> nn.Module:

@@ -89,6 +89,13 @@ NETWORKS: dict[str, Callable[[DilatedNetConfig], nn.Module]] = {
 """What can be trained. The classes are in the paper's network's configuration, which others take nothing else from."""
 
 
+RECIPES: dict[str, dict[str, Any]] = {
+    "dilated-net": {},
+    "resnet-8": {"label_smoothing": 0.0, "cutout": 0, "weight_decay": 0.01},
+}
+"""What differs from TrainConfig's defaults: so few weights as ResNet-8's don't learn the training images by heart."""
+
+
 def new_network(config: TrainConfig) -> nn.Module:
     """The network of a recipe, not yet initialised for training. Raises UserError."""
     if config.model not in NETWORKS:

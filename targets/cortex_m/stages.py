@@ -46,7 +46,9 @@ def chain_of(program: Program) -> tuple[FloatLayer, ...]:
     graph = float_graph(program, "compiled for a microcontroller in float32")
     layers = tuple(layer for layer in graph.layers if isinstance(layer, FloatLayer))
     names = [graph.inputs[0].name, *(layer.name for layer in layers)]
-    if len(layers) < len(graph.layers) or any(layer.inputs != (name,) for layer, name in zip(layers, names, strict=False)):
+    if len(layers) < len(graph.layers) or any(
+        layer.inputs != (name,) for layer, name in zip(layers, names, strict=False)
+    ):
         raise UserError(f"{program.name} can't be compiled for a microcontroller: it is no chain.")
     return layers
 

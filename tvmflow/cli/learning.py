@@ -64,7 +64,15 @@ def train(
     log.info(f"Reading {data}")
     images = load_data_set(data)
     network = DilatedNetConfig(delta=delta, joint=joint, classes=len(images.labels))
-    config = trainer.TrainConfig(model=model, network=network, epochs=epochs, batch=batch, peak_rate=rate, seed=seed)
+    config = trainer.TrainConfig(
+        model=model,
+        network=network,
+        epochs=epochs,
+        batch=batch,
+        peak_rate=rate,
+        seed=seed,
+        **trainer.RECIPES[model],
+    )
     try:
         finished = trainer.train(config, images, work_dir)
     except KeyboardInterrupt:

@@ -117,7 +117,9 @@ def read_bytes(path: Path, limits: Limits = limited.DOCUMENT) -> bytes:
         with path.open("rb") as file:
             # in parts, for Python allocates all that it is asked to read
             parts: list[bytes] = []
-            while (left := limits.bytes + 1 - sum(len(part) for part in parts)) and (part := file.read(min(left, PART))):
+            while (left := limits.bytes + 1 - sum(len(part) for part in parts)) and (
+                part := file.read(min(left, PART))
+            ):
                 parts.append(part)
             content = b"".join(parts)
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
