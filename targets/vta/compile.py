@@ -24,7 +24,7 @@ from tvmflow.targets.vta.layout import TENSORS, Tensor, ones_tile
 from tvmflow.targets.vta.nodes import NodeWork
 from tvmflow.targets.vta.places import place_tensors, placed_inputs
 from tvmflow.targets.vta.program import Executable, Mark, Region
-from tvmflow.targets.vta.tiles import Tiling, Weights, Work, emit, input_rows
+from tvmflow.targets.vta.tiles import Tiling, Weights, Work, emit, input_rows, parts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,19 +80,23 @@ def prepare(network: IntegerNetwork, config: Config) -> tuple[AnyWork, ...]:
     tensors = place_tensors(network, config.block)
     ranges = {port.name: RANGES["int8"] for port in network.inputs}
     works: list[AnyWork] = []
+    read_before: set[str] = set()
     for layer in network.layers:
         sources = tuple(tensors[name] for name in layer.inputs)
         read = tuple(ranges[name] for name in layer.inputs)
         ranges[layer.name] = layer.minimum, layer.maximum
         target = tensors[layer.name]
+        again = {source.name: source.tiles for source in sources if source.name in read_before}
+        kept = min(config.inp_depth, sum(again.values()))
+        read_before |= set(layer.inputs)
         if isinstance(layer, IntegerLayer):
             ((lowest, highest),) = read
-            work = Work(layer=layer, source=sources[0], target=target, lowest=lowest, highest=highest)
+            work = Work(layer=layer, source=sources[0], target=target, lowest=lowest, highest=highest, kept=kept)
             _ = work.shifts  # raises what can't be done
             works.append(work)
         else:
             placed = placed_inputs(layer, sources, target)
-            works.append(NodeWork(layer=layer, sources=sources, target=target, ranges=read, placed=placed))
+            works.append(NodeWork(layer=layer, sources=sources, target=target, ranges=read, placed=placed, kept=kept))
     return tuple(works)
 
 
@@ -195,10 +199,10 @@ def default_tiling(work: AnyWork, config: Config) -> Tiling:
     rows = max((rows for rows in parts(height) if fits(rows, 1)), default=1)
     if work.diagonal:
         room = max((n for n in range(1, blocks + 1) if fits(rows, n)), default=1)
-        out_blocks = max(1, min(room, blocks, acc // (rows * width), wgt // (taps + bias), -(-blocks // 2)))
+        out_blocks = max(1, min(room, blocks, acc // (rows * width), wgt // max(1, taps + bias), -(-blocks // 2)))
         return Tiling(out_blocks=out_blocks, rows=rows, in_blocks=out_blocks, pieces=_pieces(out_blocks * rows * width))
     in_blocks = max((n for n in range(1, inputs + 1) if fits(rows, n)), default=1)
-    out_blocks = max(1, min(blocks, acc // (rows * width), wgt // (inputs * taps + bias) or 1))
+    out_blocks = max(1, min(blocks, acc // (rows * width), wgt // max(1, inputs * taps + bias) or 1))
     return Tiling(out_blocks=out_blocks, rows=rows, in_blocks=in_blocks, pieces=_pieces(out_blocks * rows * width))
 
 
@@ -224,8 +228,3 @@ def untiled(work: AnyWork, config: Config) -> Tiling:
 
 def _pieces(tiles: int) -> int:
     return max(1, tiles // 256)
-
-
-def parts(size: int) -> list[int]:
-    """Sizes of parts that cut `size` into equal parts, but for the last."""
-    return sorted({-(-size // count) for count in range(1, size + 1)})

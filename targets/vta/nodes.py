@@ -9,6 +9,7 @@ value of a window is what the ALU's MAX of two tiles leaves, one instruction for
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ from tvmflow.targets.vta.config import Config
 from tvmflow.targets.vta.emit import Loop, Stream
 from tvmflow.targets.vta.isa import Memory, Operation, Uop
 from tvmflow.targets.vta.layout import Tensor
-from tvmflow.targets.vta.tiles import MAX_SHIFT, ONCE, OutputTile, Tiling, Weights, moved_start
+from tvmflow.targets.vta.tiles import MAX_SHIFT, ONCE, OutputTile, Tiling, Weights, moved_start, parts
 
 KERNELS: dict[type, str] = {Sum: "vta_add", MaxPool: "vta_max_pool", Concat: "vta_concat", Gather: "vta_gather"}
 """The operators that the accelerator computes, and what a report calls them."""
@@ -33,6 +34,9 @@ DIGIT = 7
 LARGEST_FACTOR = 127
 LARGEST_STEP = 16
 """How far apart the outputs of a run may lie."""
+
+LEAST_TILES, MOST_TILES, PIECE = 32, 256, 64
+"""Of the output: how many are computed at once by default, and how many of the last are finished and stored at once."""
 
 RESIDUES = ((1, 2, 3, 4, 9, 16), (1, 2, 3, 4), (1, 2, 3, 4))
 """Channels, rows and columns are looked at together if their numbers are the same modulo one of these."""
@@ -96,7 +100,8 @@ class NodeWork:
     """A layer without weights as the accelerator sees it.
 
     `ranges` are the least and the most of each input. `placed` are the inputs that lie in memory where the output has
-    them, so that nothing has to be moved; a work that has all of them `placed` is no work.
+    them, so that nothing has to be moved; a work that has all of them `placed` is no work. `kept` are the tiles of
+    inputs that may be on chip already, as an earlier layer reads them, too.
     """
 
     layer: IntegerNode
@@ -104,6 +109,7 @@ class NodeWork:
     target: Tensor
     ranges: tuple[tuple[int, int], ...]
     placed: frozenset[int] = frozenset()
+    kept: int = 0
 
     @property
     def block(self) -> int:
@@ -154,6 +160,12 @@ class NodeWork:
     def weights(self) -> np.ndarray:
         """int8 count × block × block: the tiles that pairs name; of a pool the unit matrix alone."""
         return self._made[1]
+
+    @cached_property
+    def tiles_of_a_block(self) -> int:
+        """Weight tiles that a block of the output takes at most, at a time."""
+        counts = (Counter(pair.target for part in level for pair in part.pairs) for level in self.levels)
+        return max((max(count.values()) for count in counts if count), default=1)
 
     def _sum(self, tiles: _Tiles) -> list[list[Part]]:
         assert self.layer.factors is not None
@@ -285,7 +297,11 @@ class NodeWork:
 
     @cached_property
     def read_tiles(self) -> int:
-        """Tiles of the inputs that are read, each once."""
+        """Tiles of the inputs that have to be read, each once."""
+        return max(0, self._tiles_read - self.kept)
+
+    @property
+    def _tiles_read(self) -> int:
         if isinstance(self.operator, MaxPool):
             rows = {
                 vertical.start for row in range(self.target.shape[1]) for vertical, _ in self.taps(range(row, row + 1))
@@ -300,8 +316,8 @@ class NodeWork:
 
     @property
     def weight_count(self) -> int:
-        """Tiles of weights, each once."""
-        return len(self.weights) if self.blocks else 0
+        """Tiles of weights that have to be read: none, as another layer's may be the same."""
+        return 0
 
     @cached_property
     def steps(self) -> int:
@@ -365,8 +381,10 @@ def separated(operator: Gather, shape: Shape) -> tuple[tuple[Axis, Axis, Axis], 
 
     The parts are channels, rows and columns whose numbers are the same modulo something; None if there are none such.
     """
-    places = operator.places
-    for residues in sorted(itertools.product(*RESIDUES), key=np.prod):
+    places, (channels, rows, columns) = operator.places, RESIDUES
+    # maps that become channels
+    residues_of = (sorted({*channels, shape[3], shape[2] * shape[3]}), rows, columns)
+    for residues in sorted(itertools.product(*residues_of), key=np.prod):
         if any(residue > length for residue, length in zip(residues, places.shape[1:], strict=True)):
             continue
         found = []
@@ -399,21 +417,21 @@ def emit(stream: Stream, memory: Weights, work: NodeWork, tiling: Tiling) -> Non
 
 
 def default_tiling(work: NodeWork, config: Config) -> Tiling:
-    """As many rows as half of each buffer holds, then as many blocks, so that the other half is being filled."""
-    blocks = max(map(len, work.blocks), default=1)
+    """Four parts or so, of which half of each buffer holds one while the other half is being filled."""
+    blocks, width = max(map(len, work.blocks), default=1), work.target.shape[2]
+    wanted = max(LEAST_TILES, min(MOST_TILES, work.tiles // 4))
     for halves in (2, 1):
         acc, inp = config.acc_depth // halves, config.inp_depth // halves
-        for rows in range(work.target.shape[1], 0, -1):
+        for rows in reversed(parts(work.target.shape[1])):
             planes = _planes(work, rows)
-            if planes.inp <= inp and planes.acc <= acc:
-                several = -(-blocks // 2)
-                out_blocks = max(1, min(acc // planes.acc, several))
-                if isinstance(work.operator, MaxPool):
-                    out_blocks = max(1, min(out_blocks, inp // planes.inp))
-                pieces = max(1, out_blocks * rows * work.target.shape[2] // 256)
-                return Tiling(
-                    out_blocks=out_blocks, rows=rows, in_blocks=max(1, inp // max(1, planes.inp)), pieces=pieces
-                )
+            if planes.inp > inp or planes.acc > acc or (rows > 1 and rows * width > wanted):
+                continue
+            weights = config.wgt_depth // halves // max(1, work.tiles_of_a_block)
+            out_blocks = max(1, min(blocks, acc // planes.acc, weights, wanted // (rows * width)))
+            if isinstance(work.operator, MaxPool):
+                out_blocks = max(1, min(out_blocks, inp // max(1, planes.inp)))
+            pieces = max(1, out_blocks * rows * width // PIECE)
+            return Tiling(out_blocks=out_blocks, rows=rows, in_blocks=max(1, inp // max(1, planes.inp)), pieces=pieces)
     return Tiling(out_blocks=1, rows=1, in_blocks=1)
 
 

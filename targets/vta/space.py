@@ -13,10 +13,10 @@ import numpy as np
 from tvmflow.schedules import ReplayError
 from tvmflow.targets.search import typical
 from tvmflow.targets.vta.bounds import AnyWork, Bounds
-from tvmflow.targets.vta.compile import default_tiling, parts
+from tvmflow.targets.vta.compile import default_tiling
 from tvmflow.targets.vta.config import Config
 from tvmflow.targets.vta.records import candidate_of, record_of, task_key_of, workload_of
-from tvmflow.targets.vta.tiles import Tiling, Work, input_rows
+from tvmflow.targets.vta.tiles import Tiling, Work, input_rows, parts
 
 EXPLORED = 0.25
 """Share of a batch that is drawn by lot rather than by the cost model."""

@@ -68,6 +68,8 @@ class Work:
     """The least of what it reads."""
     highest: int
     """The most of it."""
+    kept: int = 0
+    """Tiles of what it reads that may be on chip already, as an earlier layer reads them, too."""
 
     @property
     def block(self) -> int:
@@ -180,8 +182,8 @@ class Work:
 
     @property
     def read_tiles(self) -> int:
-        """Tiles of the input."""
-        return self.source.tiles
+        """Tiles of the input that have to be read."""
+        return max(0, self.source.tiles - self.kept)
 
     @property
     def weight_count(self) -> int:
@@ -216,6 +218,11 @@ def input_rows(work: Work, start: int, stop: int) -> tuple[int, int]:
             first = min(first, rows.start + (low - rows.first) * stride)
             last = max(last, rows.start + (high - 1 - rows.first) * stride + 1)
     return (first, last) if first < last else (0, 1)
+
+
+def parts(size: int) -> list[int]:
+    """Sizes of parts that cut `size` into equal parts, but for the last."""
+    return sorted({-(-size // count) for count in range(1, size + 1)})
 
 
 class Weights:
@@ -398,6 +405,8 @@ class _Tile(OutputTile):
         work, inputs, taps = self.work, self.work.source.blocks, len(self.work.taps)
         chosen = slice(self.blocks.start, self.blocks.stop)
         biases = (work.bias_weights[chosen],) if work.bias_count else ()
+        if not taps and not biases:  # what reads its border alone
+            return []
         if work.diagonal:
             parts = (work.weights if work.pool else work.weights[chosen], *biases)
             return [_Chunk(key=(work.layer.name, self.blocks), inputs=self.blocks, bias=bool(biases), parts=parts)]
