@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
+from conftest import ROOT
 from vta_graphs import (
     MOVES,
     Drawing,
@@ -20,11 +25,21 @@ from vta_graphs import (
     shuffled,
     space_to_depth,
 )
+from strangers import STRANGERS
 
+from tvmflow.bundles.build import build
+from tvmflow.integer.frontend import graphless_program
 from tvmflow.integer.layers import IntegerNode
 from tvmflow.integer.network import IntegerNetwork
 from tvmflow.integer.operators import Function, Gather, Product, Softmax
+from tvmflow.integer.post_training import Method
+from tvmflow.models import int8
+from tvmflow.network.frontend import import_model, parse_input_shape
+from tvmflow.report import collect
+from tvmflow.report.survey import survey
 from tvmflow.spec import UnsupportedOperatorError
+from tvmflow.system.text import to_json
+from tvmflow.targets import TARGETS
 from tvmflow.targets.vta import nodes, semantics, simulate, timing
 from tvmflow.targets.vta.bounds import Bounds
 from tvmflow.targets.vta.check import check
@@ -279,6 +294,50 @@ def test_maps_larger_than_the_buffers_are_cut() -> None:
     tilings = [default_tiling(work, CONFIG) for work in prepare(network, CONFIG)]
     assert [tiling.rows < work.target.shape[1] for tiling, work in zip(tilings, prepare(network, CONFIG), strict=True)]
     compiled_exactly(network)
+
+
+def quantised(name: str) -> IntegerNetwork:
+    """A network of tests/strangers.py in the scheme of powers of two, on inputs that are noise."""
+    shapes = STRANGERS[name].shapes
+    program = import_model(f"strangers:{name}", [parse_input_shape("x".join(map(str, shape))) for shape in shapes])
+    rng = np.random.default_rng(0)
+    calibration, others = (
+        tuple(rng.standard_normal((count, *shape[1:])).astype(np.float32) for shape in shapes) for count in (8, 4)
+    )
+    examples = int8.Examples(calibration=calibration, others=others, facts={})
+    return int8.make(program, examples, "power-of-two", Method(count=8))
+
+
+KERNELS = {
+    "resnet8": {"vta_add": 3, "vta_convolution": 9, "vta_pool": 1, "vta_dense": 1},
+    "squeezenet": {"vta_concat": 2, "vta_max_pool": 2, "vta_convolution": 8, "vta_pool": 1},
+    "inception": {"vta_concat": 1, "vta_max_pool": 2, "vta_convolution": 7, "vta_pool": 1, "vta_dense": 1},
+    "densenet": {"vta_concat": 3, "vta_convolution": 8, "vta_depthwise": 6, "vta_pool": 1, "vta_dense": 1},
+    "vgg_bn": {"vta_max_pool": 3, "vta_convolution": 4, "vta_dense": 1},
+    "mobilenet_v2": {"vta_add": 1, "vta_convolution": 6, "vta_depthwise": 2, "vta_pool": 1, "vta_dense": 1},
+    "shufflenet_v2": {
+        "vta_concat": 2,
+        "vta_gather": 5,
+        "vta_max_pool": 1,
+        "vta_convolution": 6,
+        "vta_depthwise": 2,
+        "vta_pool": 1,
+        "vta_dense": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_networks(name: str, tmp_path: Path) -> None:
+    """Quantised, built for a board, and verified on the simulator: all of their layers run on the accelerator."""
+    made = build(graphless_program(quantised(name)), TARGETS["pynq-z1"], tmp_path / name)
+    report = survey(tmp_path / name)
+    assert report["verify"]["passed"] is True
+    assert report["latency"]["basis"] == "simulated"
+    assert report["latency"]["simulation"]["accelerator_share"] == 1
+    assert Counter(layer.kernel for layer in made.layers) == KERNELS[name]
+    document = json.loads(to_json(collect([report])))
+    jsonschema.validate(document, json.loads((ROOT / "docs" / "report.schema.json").read_text()))
 
 
 def unsupported(operator, source: str, shape: tuple[int, ...], name: str, **values) -> IntegerNode:
