@@ -28,6 +28,7 @@ from vta_graphs import (
 from strangers import STRANGERS
 
 from tvmflow.bundles.build import build
+from tvmflow.integer import file
 from tvmflow.integer.frontend import graphless_program
 from tvmflow.integer.layers import IntegerNode
 from tvmflow.integer.network import IntegerNetwork
@@ -50,6 +51,8 @@ from tvmflow.targets.vta.isa import Alu, Operation
 from tvmflow.targets.vta.nodes import NodeWork
 from tvmflow.targets.vta.semantics import State
 from tvmflow.targets.vta.tiles import Tiling
+from tvmflow.tune import command as tuning
+from tvmflow.tune.apply import find_records
 
 CONFIG = Config()
 SMALL = Config(log_block=3, log_inp_buffer=11, log_wgt_buffer=13, log_acc_buffer=12, log_uop_buffer=10)
@@ -338,6 +341,27 @@ def test_networks(name: str, tmp_path: Path) -> None:
     assert Counter(layer.kernel for layer in made.layers) == KERNELS[name]
     document = json.loads(to_json(collect([report])))
     jsonschema.validate(document, json.loads((ROOT / "docs" / "report.schema.json").read_text()))
+
+
+def test_search_on_a_graph(tmp_path: Path) -> None:
+    """Layers with weights are searched, each after what comes before it in the program; others keep their tilings."""
+    drawn, (source,) = drawing((16, 8, 8))
+    left, right = drawn.conv(source, 16, (3, 3), padding=(1, 1, 1, 1)), drawn.conv(source, 20)
+    joined = drawn.concat(right, left)
+    network = drawn.network(drawn.conv(drawn.max_pool(joined, (2, 2), (2, 2)), 8))
+    file.save(network, tmp_path / "graph.safetensors")
+    board = TARGETS["pynq-z1"]
+    plan = tuning.prepare(
+        board, str(tmp_path / "graph.safetensors"), [], trials=12, time_budget="5m", runner="auto", seed=0,
+        work_dir=tmp_path / "db", min_gain=0.0, builders=None, transfer=True,
+    )  # fmt: skip
+    _, content = tuning.tune(plan, None)
+    assert content["trials"] == 12
+    assert len(content["tasks"]) == 3
+    records = find_records(board, tmp_path / "db")
+    built = build(graphless_program(network), board, tmp_path / "out", records=records)
+    assert [layer.schedule.endswith(", searched") for layer in built.layers] == [True, True, False, False, True]
+    assert survey(tmp_path / "out")["latency"]["p50"] == pytest.approx(content["network_ms"])
 
 
 def unsupported(operator, source: str, shape: tuple[int, ...], name: str, **values) -> IntegerNode:

@@ -27,19 +27,15 @@ class _Home:
 
 def place_tensors(network: IntegerNetwork, block: int) -> dict[str, Tensor]:
     """A place for every input and every layer's output."""
-    shapes, homes = network.shapes, _homes(network, block)
-    own: dict[str, tuple[int, int, int]] = {
-        name: shape[1:]
-        for name, shape in shapes.items()
-        if name not in homes  # type: ignore[misc]
-    }
-    tensors, _ = place(own, block)
+    shapes = {name: (channels, height, width) for name, (_, channels, height, width) in network.shapes.items()}
+    homes = _homes(network, block)
+    tensors, _ = place({name: shape for name, shape in shapes.items() if name not in homes}, block)
 
     def find(name: str) -> Tensor:
         if name not in tensors:
             home, shape = homes[name], shapes[name]
-            first = find(home.name).tile + home.block * shape[2] * shape[3]
-            tensors[name] = Tensor(name=name, tile=first, shape=shape[1:], block=block)  # type: ignore[arg-type]
+            first = find(home.name).tile + home.block * shape[1] * shape[2]
+            tensors[name] = Tensor(name=name, tile=first, shape=shape, block=block)
         return tensors[name]
 
     return {name: find(name) for name in shapes}
