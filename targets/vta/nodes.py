@@ -274,6 +274,32 @@ class NodeWork:
                 found.append((part, columns))
         return found
 
+    @cached_property
+    def separable(self) -> bool:
+        """Whether the largest of each row, and then of these in each column, takes fewer cycles than all taps do."""
+        return self._separate_cycles < self._together_cycles
+
+    @cached_property
+    def _along(self) -> tuple[int, int, int]:
+        """Of a block of a pool: rows that are read, and of all its rows, and columns, how often a tap meets the map."""
+        assert isinstance(self.operator, MaxPool)
+        window = self.operator.window
+        rows, columns = (sum(count * len(taps) for _, count, taps in window.cuts(axis)) for axis in (0, 1))
+        return self.copied // self.target.blocks // self.sources[0].shape[2], rows, columns
+
+    @property
+    def _together_cycles(self) -> int:
+        """Of a block's comparisons: a first tap that covers the map is multiplied, a cycle a tile; others take two."""
+        _, rows, columns = self._along
+        return self.target.pixels + 2 * (rows * columns - self.target.pixels)
+
+    @property
+    def _separate_cycles(self) -> int:
+        """The same of one axis after the other: the first tap of a row is multiplied into a tile that is begun."""
+        read, rows, columns = self._along
+        width = self.target.shape[2]
+        return 2 * read * width + 2 * read * (columns - width) + 2 * rows * width
+
     # -------------------------------------------------------------------------------------------------------- figures
 
     def rows_read(self, source: int, outputs: range) -> range:
@@ -323,7 +349,8 @@ class NodeWork:
     def steps(self) -> int:
         """Micro-ops of GEMM, without those that only begin an accumulator."""
         if isinstance(self.operator, MaxPool):
-            return self.copied + self.tiles
+            first = self._along[0] * self.target.shape[2] * self.target.blocks if self.separable else self.tiles
+            return self.copied + first
         return sum(len(part.pairs) * part.pixels for level in self.levels for part in level)
 
     @cached_property
@@ -331,10 +358,8 @@ class NodeWork:
         """Cycles of the compute queue without any overhead."""
         begun = self.tiles * (1 + self.passes)
         if isinstance(self.operator, MaxPool):
-            taps = sum(rows.count * columns.count for rows, columns in self.taps(range(self.target.shape[1])))
-            # a first tap that covers the map is multiplied, a cycle a tile; a comparison takes two
-            compared = 2 * self.target.blocks * (taps - self.target.pixels)
-            return begun + self.copied + self.steps + compared
+            compared = self._separate_cycles if self.separable else self._together_cycles
+            return begun + 2 * self.copied + self.target.blocks * compared
         return begun + self.steps + self.tiles * max(0, len(self.levels) - 1)
 
 
@@ -410,7 +435,9 @@ def emit(stream: Stream, memory: Weights, work: NodeWork, tiling: Tiling) -> Non
     """The instructions of a layer without weights. Raises Infeasible if the tiling's parts don't fit."""
     for buffer in (stream.inp, stream.wgt, stream.acc):
         buffer.single = tiling.buffers == 1
-    made = _Pooled if isinstance(work.operator, MaxPool) else _Moved
+    made: type[_NodeTile] = _Moved
+    if isinstance(work.operator, MaxPool):
+        made = _PooledByAxis if work.separable else _Pooled
     tiles = [made(stream, memory, work, tiling, blocks, rows) for blocks, rows in _tiles(work, tiling)]
     for tile in tiles:
         tile.emit(tiling.pieces if tile is tiles[-1] else 1)
@@ -420,6 +447,8 @@ def default_tiling(work: NodeWork, config: Config) -> Tiling:
     """Four parts or so, of which half of each buffer holds one while the other half is being filled."""
     blocks, width = max(map(len, work.blocks), default=1), work.target.shape[2]
     wanted = max(LEAST_TILES, min(MOST_TILES, work.tiles // 4))
+    if isinstance(work.operator, MaxPool) and work.separable:
+        wanted = MOST_TILES  # rows that two parts read are compared twice
     for halves in (2, 1):
         acc, inp = config.acc_depth // halves, config.inp_depth // halves
         for rows in reversed(parts(work.target.shape[1])):
@@ -446,15 +475,12 @@ class _Planes:
 def _planes(work: NodeWork, rows: int) -> _Planes:
     height, width = work.target.shape[1:]
     cuts = [range(first, min(first + rows, height)) for first in range(0, height, rows)]
-    inp = max(
-        (
-            len(work.rows_read(number, cut)) * source.shape[2]
-            for number, source in enumerate(work.sources)
-            for cut in cuts
-        ),
-        default=0,
-    )
-    return _Planes(acc=rows * width + (inp if isinstance(work.operator, MaxPool) else 0), inp=inp)
+    read = [max(len(work.rows_read(number, cut)) for cut in cuts) for number in range(len(work.sources))]
+    inp = max((count * source.shape[2] for count, source in zip(read, work.sources, strict=True)), default=0)
+    acc = rows * width
+    if isinstance(work.operator, MaxPool):
+        acc += inp + (read[0] * width if work.separable else 0)
+    return _Planes(acc=acc, inp=inp)
 
 
 def _tiles(work: NodeWork, tiling: Tiling) -> Iterator[tuple[range, range]]:
@@ -476,6 +502,10 @@ class _NodeTile(OutputTile):
     ) -> None:
         super().__init__(stream, memory, work, blocks, rows)
         self.work, self.tiling = work, tiling
+
+    def emit(self, pieces: int) -> None:
+        """The tile's instructions."""
+        raise NotImplementedError
 
     def load_tiles(self, numbers: Sequence[int]) -> int:
         """Where these weight tiles are on chip, one behind the other. Equal tiles are the same for all layers."""
@@ -591,6 +621,53 @@ class _Pooled(_NodeTile):
             for block in range(len(self.blocks))
         ]
         return outer, inner, uops
+
+
+class _PooledByAxis(_NodeTile):
+    """The same in two steps: in ACC behind each other lie outputs, the largest of each row's windows, and the input."""
+
+    def emit(self, pieces: int) -> None:
+        (source,), blocks, width = self.work.sources, len(self.blocks), self.width
+        operator, in_width = self.work.operator, self.work.sources[0].shape[2]
+        assert isinstance(operator, MaxPool)
+        read = self.work.rows_read(0, self.rows)
+        plane, between, count = len(read) * in_width, len(read) * width, blocks * self.pixels
+        self.acc = self.stream.acc.take(count + blocks * (between + plane))
+        largest = self.acc + count
+        copies = largest + blocks * between
+        unit = self.load_tiles([0])
+        inp = self.load_planes(source, self.blocks, read)
+        self.stream.constant(copies, blocks * plane, 0)
+        self.stream.gemm(ONCE, Loop(blocks * plane, 1, 1), [Uop(copies, inp, unit)])
+        self.stream.known(copies, blocks * plane, -128, 127)
+
+        columns = [_spanned(*operator.window.span(1, tap)) for tap in range(operator.window.kernel[1])]
+        columns = [run for run in columns if run.count]
+        first = next((run for run in columns if run.count == width), None)
+        every = Loop(len(read) * blocks, width, in_width)  # rows of all blocks lie behind each other
+        self.stream.constant(largest, blocks * between, -128 if first is None else 0)
+        if first is not None:
+            begin = Uop(largest + first.first, inp + first.start, unit)
+            self.stream.gemm(every, Loop(first.count, 1, first.stride), [begin])
+            self.stream.known(largest, blocks * between, -128, 127)
+        for run in columns:
+            if run is not first:
+                begin = Uop(largest + run.first, copies + run.start)
+                self.stream.combine(Operation.MAX, every, Loop(run.count, 1, run.stride), [begin])
+
+        self.stream.constant(self.acc, count, -128)
+        for tap in range(operator.window.kernel[0]):
+            span = _spanned(*operator.window.span(0, tap))
+            rows = span.within(self.rows) if span.count else None
+            if rows is None:
+                continue
+            outer = Loop(rows.count, width, rows.stride * width)
+            dst, src = (rows.first - self.rows.start) * width, (rows.start - read.start) * width
+            uops = [
+                Uop(self.acc + block * self.pixels + dst, largest + block * between + src) for block in range(blocks)
+            ]
+            self.stream.combine(Operation.MAX, outer, Loop(width, 1, 1), uops)
+        self.finish(pieces)
 
 
 class _Tiles:
