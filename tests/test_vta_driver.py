@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vta_graphs import Drawing
 from vta_examples import pointwise, reference
+from vta_graphs import Drawing
 
 from tvmflow.system.toolchain import link, select_linker
 from tvmflow.targets import TARGETS

@@ -15,6 +15,7 @@ import jsonschema
 import numpy as np
 import pytest
 from conftest import ROOT
+from strangers import STRANGERS
 from vta_graphs import (
     MOVES,
     Drawing,
@@ -25,7 +26,6 @@ from vta_graphs import (
     shuffled,
     space_to_depth,
 )
-from strangers import STRANGERS
 
 from tvmflow.bundles.build import build
 from tvmflow.integer import file

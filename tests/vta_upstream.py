@@ -21,8 +21,8 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
-from vta_graphs import random_graph  # noqa: E402
 from vta_examples import pointwise  # noqa: E402
+from vta_graphs import random_graph  # noqa: E402
 from vta_programs import DRAM_BYTES, SMALL, in_series, program  # noqa: E402
 
 from tvmflow.targets.vta import isa, selftest, simulate  # noqa: E402
