@@ -75,19 +75,33 @@ def compiled(network: Any, board: Any, db: Path | None) -> dict[str, Any]:
     from tvmflow.integer.frontend import graphless_program
     from tvmflow.pipeline import run_stages
     from tvmflow.targets.vta.check import check
-    from tvmflow.targets.vta.compile import compile_works, prepare, untiled
+    from tvmflow.targets.vta.compile import compile_works, ports_of, prepare, untiled
     from tvmflow.targets.vta.stages import compiled_of, configuration
     from tvmflow.tune.apply import find_records
 
     config, program = configuration(board), graphless_program(network)
     works = prepare(network, config)
-    plain = compile_works(works, config, {work.layer.name: untiled(work, config) for work in works})
+    tilings = {work.layer.name: untiled(work, config) for work in works}
+    plain = compile_works(works, config, tilings, ports_of(network, config))
     check(plain.executable)
     return {
         "untiled": plain,
         "default": compiled_of(run_stages(program, board)),
         "tuned": compiled_of(run_stages(replace(program, records=find_records(board, db)), board)),
     }
+
+
+def kind_of(work: Any) -> str:
+    """What the page calls a layer: a kind of convolution, or its operator."""
+    from tvmflow.targets.vta.nodes import NodeWork
+
+    if isinstance(work, NodeWork):
+        return work.layer.kind
+    if work.pool:
+        return "pool"
+    if work.diagonal:
+        return "depthwise"
+    return "pointwise" if work.layer.weight[0, 0].size == 1 else "dense"
 
 
 def measure(network: Any, board: Any, db: Path | None) -> dict[str, Any]:
@@ -103,27 +117,20 @@ def measure(network: Any, board: Any, db: Path | None) -> dict[str, Any]:
     rows = []
     for layer, work in zip(timings["tuned"].layers, tuned.works, strict=True):
         bounds = Bounds.of(work, board.vta.bus_bytes)
-        kind = (
-            "pool"
-            if work.pool
-            else "depthwise"
-            if work.diagonal
-            else "pointwise"
-            if work.layer.weight[0, 0].size == 1
-            else "dense"
-        )
+        kind = kind_of(work)
+        weight = getattr(work.layer, "weight", np.zeros(0))
         rows.append(
             {
                 "name": layer.name,
                 "kind": kind,
-                "weight": list(work.layer.weight.shape),
+                "weight": list(weight.shape) if weight.size else [],
                 "map": list(work.layer.output_shape[2:]),
-                "macs": 0 if work.pool else work.layer.macs,
+                "macs": 0 if kind == "pool" else work.layer.macs,
                 "cycles": layer.cycles,
                 **bounds.details(),
                 "read_bytes": layer.read_bytes,
                 "written_bytes": layer.written_bytes,
-                "all_taps_cycles": work.target.tiles * work.layer.weight[0, 0].size if work.diagonal else None,
+                "all_taps_cycles": work.target.tiles * weight[0, 0].size if kind == "depthwise" else None,
                 "tiling": candidate_of(tuned.schedule[layer.name]),
             }
         )
@@ -151,7 +158,7 @@ def count_equal(network: Any, board: Any, db: Path | None, images: np.ndarray) -
     expected = network.run(images)
     equal = 0
     for image, logits in zip(tqdm(images, disable=None), expected, strict=True):
-        (found,) = machine.run({"input": image[None]}).values()
+        (found,) = machine.run({network.inputs[0].name: image[None]}).values()
         equal += bool(np.array_equal(found.ravel(), logits.ravel()))
     return equal
 
@@ -169,6 +176,11 @@ def bars(layers: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
             times = row["cycles"] / max(row["gemm_cycles"], row["read_cycles"])
             found["depthwise" if times <= NEAR_TAPS else "depthwise missed"].append(f"{row['name']} ({times:.2f} ×)")
     return found
+
+
+def _ratio(value: int, whole: int, form: str) -> str:
+    """Nothing of a layer that takes nothing, since what it makes lies in its place already."""
+    return format(value / whole, form) if whole else ""
 
 
 def _of_taps(row: Mapping[str, Any]) -> str:
@@ -239,7 +251,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         lines.append(
             f"| {row['name']} | {'×'.join(map(str, row['weight']))} | {'×'.join(map(str, row['map']))} "
             f"| {row['macs'] / 1e6:.2f} | {row['bound']} | {row['bound_cycles']:,} | {row['cycles']:,} "
-            f"| {row['cycles'] / row['bound_cycles']:.2f} | {_of_taps(row)} | {row['gemm_cycles'] / row['cycles']:.0%} "
+            f"| {_ratio(row['cycles'], row['bound_cycles'], '.2f')} | {_of_taps(row)} "
+            f"| {_ratio(row['gemm_cycles'], row['cycles'], '.0%')} "
             f"| {row['read_bytes'] / 1024:.0f} | {row['tiling']} |"
         )
     lines += [

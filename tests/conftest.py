@@ -38,6 +38,7 @@ SECONDS = {
     "test_deploy": 100,
     "test_serve": 120,
     "test_tune": 110,
+    "test_vta_graphs": 100,
     "test_cli": 80,
     "test_tune_remote": 50,
     "test_bundle": 50,

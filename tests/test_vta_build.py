@@ -19,6 +19,7 @@ from tvmflow.bundles.build import build
 from tvmflow.bundles.bundle import open_bundle
 from tvmflow.bundles.evaluate import evaluate_quantised
 from tvmflow.integer import file
+from tvmflow.integer.network import IntegerNetwork
 from tvmflow.report import collect
 from tvmflow.report.render import render_html, report_text
 from tvmflow.report.search import search_of
@@ -170,7 +171,13 @@ def test_bounds_hold():
 
     for work in prepare(NETWORK, Config()):
         layer = work.layer
-        alone = replace(NETWORK, layers=(replace(layer, inputs=("input",)),), input_shape=layer.input_shape)
+        alone = IntegerNetwork.chain(
+            name="alone",
+            scheme="power-of-two",
+            input_shape=layer.input_shape,
+            input_scale=1.0,
+            layers=(replace(layer, inputs=("input",)),),
+        )
         cycles = timing.simulate(compile_network(alone, Config()).executable, timing.Hardware()).cycles
         bounds = Bounds.of(work, 8)
         assert bounds.gemm <= bounds.compute <= bounds.least <= cycles

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import time
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -12,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from vta_examples import pointwise, reference
+from vta_graphs import Drawing
 
 from tvmflow.system.toolchain import link, select_linker
 from tvmflow.targets import TARGETS
 from tvmflow.targets.vta import check, program, selftest, simulate
+from tvmflow.targets.vta.compile import compile_network
 from tvmflow.targets.vta.config import SAMPLES, Config
 from tvmflow.targets.vta.driver import make_runner, vta_driver
 from tvmflow.targets.vta.driver.fake import FakeBoard
@@ -108,6 +111,17 @@ class InC:
         self.struct = _Board(None, *(kind(functions[name]) for name, kind in _FUNCTIONS))
 
     def run(self, folder, images, timeout_s=10.0):
+        return self._run(folder, images, (1, 32, 8, 6), timeout_s)
+
+    def run_several(self, folder, arrays, shapes):
+        """Several inputs and outputs, which lie one behind the other."""
+        inputs = np.concatenate([array.ravel() for array in arrays])
+        sizes = [math.prod(shape) for shape in shapes]
+        ((found,), _) = self._run(folder, [inputs], (sum(sizes),), 10.0)
+        parts = np.split(found, np.cumsum(sizes)[:-1])
+        return tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+
+    def _run(self, folder, images, shape, timeout_s):
         core = ("hls", "chisel").index(self.board.core)
         device = self.library.vta_open(ctypes.byref(self.struct), str(folder).encode(), core, BASE, timeout_s)
         if not device:
@@ -115,7 +129,7 @@ class InC:
         try:
             outputs = []
             for image in images:
-                output = np.empty((1, 32, 8, 6), np.int8)
+                output = np.empty(shape, np.int8)
                 if self.library.vta_run(device, image.ctypes.data, output.ctypes.data):
                     raise VtaError(self.library.vta_error().decode())
                 outputs.append(output)
@@ -141,6 +155,10 @@ class InPython:
     def run(self, folder, images, timeout_s=10.0):
         with vta_driver.Device(str(folder), self.board.core, BASE, timeout_s=timeout_s, **self.hardware) as device:
             return [device.run(image) for image in images], device.cycles
+
+    def run_several(self, folder, arrays, shapes):
+        with vta_driver.Device(str(folder), self.board.core, BASE, **self.hardware) as device:
+            return device.run(*arrays)
 
     def self_test(self, folder):
         vta_driver.self_test(str(folder / "runner" / "selftest"), self.board.core, BASE, **self.hardware)
@@ -169,6 +187,20 @@ def test_the_driver_runs_programs(driver, folders, core, config):
         assert (output == reference(image, weight, bias)).all()
     assert board.launches == launches + 3
     assert cycles == (board.cycles if core == "chisel" else None)
+
+
+def test_several_inputs_and_outputs(driver, tmp_path):
+    """Of a graph, from files; what one of them is given twice, the other has two names for."""
+    drawn = Drawing(rng=np.random.default_rng(0))
+    names = drawn.input(20, 4, 3), drawn.input(20, 4, 3)
+    total = drawn.add(*names, factors=(1, 2), shift=1)
+    network = drawn.network(total, drawn.max_pool(total, (2, 2)), total)
+    program.save(compile_network(network, NEW).executable, tmp_path)
+    rng = np.random.default_rng(1)
+    arrays = tuple(rng.integers(-128, 128, (1, 20, 4, 3)).astype(np.int8) for _ in names)
+    expected = network.run_all(arrays)
+    found = driver(FakeBoard(NEW, "hls", BASE)).run_several(tmp_path, arrays, [array.shape for array in expected])
+    assert [np.array_equal(*pair) for pair in zip(found, expected, strict=True)] == [True, True, True]
 
 
 def test_another_instruction_set_is_found_out_before_anything_is_stored(driver, folders):

@@ -1,8 +1,9 @@
 """Programs on upstream's own simulator and HLS design: `python tests/vta_upstream.py CHECKOUT [--programs N]`.
 
 CHECKOUT is one of apache/tvm-vta. Both are compiled as C++, with stand-ins for the headers of TVM and Xilinx, for two
-configurations, and run random legal programs, the self-test and, if its weights are there, the paper's network. What
-they leave in memory has to be what tvmflow's simulator leaves. C++ shows neither an HLS pipeline's hazards nor timing.
+configurations, and run random legal programs, random graphs, the self-test and, if its weights are there, the paper's
+network. What they leave in memory has to be what tvmflow's simulator leaves. C++ shows neither an HLS pipeline's
+hazards nor timing.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 from vta_examples import pointwise  # noqa: E402
+from vta_graphs import random_graph  # noqa: E402
 from vta_programs import DRAM_BYTES, SMALL, in_series, program  # noqa: E402
 
 from tvmflow.targets.vta import isa, selftest, simulate  # noqa: E402
+from tvmflow.targets.vta.compile import compile_network  # noqa: E402
 from tvmflow.targets.vta.config import SAMPLES, Config  # noqa: E402
 from tvmflow.targets.vta.isa import Alu, Finish, Instruction, Load, Memory, Operation, Store, Uop  # noqa: E402
 from tvmflow.targets.vta.program import Executable, relocate  # noqa: E402
@@ -82,6 +85,8 @@ def run_hls(library: ctypes.CDLL, config: Config, instructions: Sequence[Instruc
     aligned[:] = code
     library.run(len(instructions), ctypes.c_void_p(aligned.ctypes.data), ctypes.c_void_p(memory.ctypes.data))
 
+
+GRAPHS = 100
 
 UPSTREAM = {"fsim": run_fsim, "hls": run_hls}
 
@@ -149,10 +154,11 @@ def main() -> int:
                 programs = [random_executable(seed, config) for seed in range(given.programs)]
                 wrong += compare("random programs", libraries, [(made, made.image) for made in programs])
                 continue
+            graphs = [compile_network(random_graph(seed, config.block), config).executable for seed in range(GRAPHS)]
+            wrong += compare("random graphs", libraries, [(made, filled(made)) for made in graphs])
             executables = {"layer": pointwise(config)[0], "self-test": selftest.compute(config)[0]}
             try:
                 from tvmflow.models import quantized
-                from tvmflow.targets.vta.compile import compile_network
 
                 network = quantized("dilated-net", "power-of-two")
                 executables["dilated-net"] = compile_network(network, config).executable

@@ -19,12 +19,12 @@ from tvmflow.targets.kind import (
     Parts,
     RunStages,
     Timing,
-    check_graph,
     verify_by_running,
     whole_memory,
 )
+from tvmflow.targets.vta import nodes, timing
 from tvmflow.targets.vta import program as programs
-from tvmflow.targets.vta import timing
+from tvmflow.targets.vta.compile import prepare
 from tvmflow.targets.vta.driver import make_runner, vta_driver
 from tvmflow.targets.vta.simulate import Machine
 from tvmflow.targets.vta.stages import compiled_of, configuration
@@ -42,8 +42,23 @@ def check(target: Target, linker: str = "auto", *, runner: bool = False) -> None
         raise UserError("A bundle for VTA has its driver, in Python and in C, already: leave --runner out.")
 
 
-check_network = check_graph
 verify = verify_by_running
+
+
+def check_network(program: Program, target: Target) -> None:
+    """What `check_graph` raises, and UnsupportedOperatorError for operators that VTA can't compute."""
+    if program.integer is not None:
+        prepare(program.integer, configuration(target))
+        return
+    from tvmflow.integer.graph import FloatNode
+    from tvmflow.integer.reader import float_graph
+
+    graph = float_graph(program)
+    found: dict[str, list[str]] = {}
+    for layer in graph.layers:
+        if isinstance(layer, FloatNode) and not nodes.computes(layer.operator, layer.input_shape):
+            found.setdefault(layer.kind, []).extend(layer.modules)
+    nodes.refuse(program.name, found)
 
 
 def compile(  # noqa: A001 (a kind's functions are called by its name)
@@ -137,14 +152,16 @@ def parts(memory: Mapping[str, int], target: Target, tiles: Sequence[Tile]) -> P
 def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
     """ "simulated": the functional simulator, bit for bit what the instructions mean."""
     machine = Machine(programs.read(library.parent))
-    (source,), (result,) = machine.executable.inputs, machine.executable.outputs
+    sources, results = machine.executable.inputs, machine.executable.outputs
 
     def run(inputs: Sequence[tuple[np.ndarray, ...]]) -> list[tuple[np.ndarray, ...]]:
         answers: list[tuple[np.ndarray, ...]] = []
-        for (array,) in inputs:
+        for arrays in inputs:
             interrupt.check()
-            answer = machine.run({source.name: array.reshape(source.shape)})[result.name]
-            answers.append((answer.reshape(outputs[0].shape),))
+            given = zip(sources, arrays, strict=True)
+            found = machine.run({source.name: array.reshape(source.shape) for source, array in given})
+            shaped = zip(results, outputs, strict=True)
+            answers.append(tuple(found[result.name].reshape(output.shape) for result, output in shaped))
         return answers
 
     return "simulated", run
@@ -204,11 +221,14 @@ def _details(layer: timing.LayerTiming, known: Mapping[str, Any]) -> dict[str, A
     `cycles` add up to the whole, as those in which the layer before is still at work count for that one. The bound
     is of all that a layer does, so it is held against `span_cycles`, which overlap.
     """
-    return {
+    span = max(0, layer.end - layer.begin)
+    told = {
         "cycles": layer.cycles,
-        "span_cycles": layer.end - layer.begin,
+        "span_cycles": span,
         "busy_cycles": dict(layer.busy),
         "read_bytes": layer.read_bytes,
         "written_bytes": layer.written_bytes,
-        "times_bound": (layer.end - layer.begin) / known["bound_cycles"],
     }
+    if known["bound_cycles"]:  # what lies in its place already takes nothing
+        told["times_bound"] = span / known["bound_cycles"]
+    return told

@@ -10,7 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tvmflow.targets.vta.nodes import NodeWork
 from tvmflow.targets.vta.tiles import Work
+
+AnyWork = Work | NodeWork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +26,11 @@ class Bounds:
     write: int
 
     @staticmethod
-    def of(work: Work, bus_bytes: int) -> Bounds:
+    def of(work: AnyWork, bus_bytes: int) -> Bounds:
         """Weights, biases and inputs are read once, a tile is written in one cycle more than it has bus words."""
         block = work.block
-        weight_tiles = work.weights.size // block**2 + work.target.blocks * work.bias_count
-        read = -(-(weight_tiles * block**2 + work.source.tiles * block) // bus_bytes)
-        write = work.target.tiles * (-(-block // bus_bytes) + 1)
+        read = -(-(work.weight_count * block**2 + work.read_tiles * block) // bus_bytes)
+        write = work.tiles * (-(-block // bus_bytes) + 1)
         return Bounds(gemm=work.steps, compute=work.compute_cycles, read=read, write=write)
 
     @property

@@ -1,6 +1,6 @@
 """An integer network of scheme "power-of-two" → a static VTA program: instructions, micro-ops, memory image, layout.
 
-The whole network runs on the accelerator; the host only puts the input's channels into tiles and takes the output out.
+The whole network runs on the accelerator; the host only puts inputs' channels into tiles and takes the outputs out.
 There is no way on chip from the accelerator's results back to its inputs, so every activation passes memory; layers
 follow each other without a stop all the same, since each load waits only for the stores that it reads.
 """
@@ -15,13 +15,16 @@ import numpy as np
 from tvmflow.integer.layers import RANGES, IntegerLayer
 from tvmflow.integer.network import IntegerNetwork
 from tvmflow.spec import UserError
-from tvmflow.targets.vta import isa
+from tvmflow.targets.vta import isa, nodes
+from tvmflow.targets.vta.bounds import AnyWork
 from tvmflow.targets.vta.config import Config
 from tvmflow.targets.vta.emit import Infeasible, Stream
 from tvmflow.targets.vta.isa import Instruction, Load, Memory, Store
-from tvmflow.targets.vta.layout import TENSORS, ones_tile, place
+from tvmflow.targets.vta.layout import TENSORS, Tensor, ones_tile
+from tvmflow.targets.vta.nodes import NodeWork
+from tvmflow.targets.vta.places import place_tensors, placed_inputs
 from tvmflow.targets.vta.program import Executable, Mark, Region
-from tvmflow.targets.vta.tiles import Tiling, Weights, Work, emit, input_rows
+from tvmflow.targets.vta.tiles import Tiling, Weights, Work, emit, input_rows, parts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,7 +32,7 @@ class Compiled:
     """A program, the layers that it computes in their order, their tilings, and where each activation is in memory."""
 
     executable: Executable
-    works: tuple[Work, ...]
+    works: tuple[AnyWork, ...]
     schedule: Mapping[str, Tiling]
     regions: Mapping[str, Region]
     uops: int
@@ -42,44 +45,81 @@ def compile_network(network: IntegerNetwork, config: Config, schedule: Mapping[s
     """
     works = prepare(network, config)
     tilings = {work.layer.name: (schedule or {}).get(work.layer.name) or default_tiling(work, config) for work in works}
-    return compile_works(works, config, tilings)
+    return compile_works(works, config, tilings, ports_of(network, config))
 
 
-def prepare(network: IntegerNetwork, config: Config) -> tuple[Work, ...]:
-    """The layers, with a place in memory for every activation. Raises UserError for what VTA can't compute."""
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """The tensors that a network takes and gives, in its order."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+def ports_of(network: IntegerNetwork, config: Config) -> Ports:
+    """Where inputs and outputs lie."""
+    tensors = place_tensors(network, config.block)
+    return Ports(
+        inputs=tuple(tensors[port.name] for port in network.inputs),
+        outputs=tuple(tensors[port.source] for port in network.outputs),
+    )
+
+
+def prepare(network: IntegerNetwork, config: Config) -> tuple[AnyWork, ...]:
+    """The layers, with a place in memory for every activation.
+
+    Raises UnsupportedOperatorError for operators that VTA can't compute, and UserError for other networks.
+    """
     if network.scheme != "power-of-two":
         raise UserError(f"VTA only shifts: it takes the scheme power-of-two, and {network.name} has {network.scheme}.")
     if config.batch != 1:
         raise UserError(
             f"Networks are compiled for VTAs with LOG_BATCH 0; {config.bitstream} has a batch of {config.batch}."
         )
-    if not network.is_chain or not all(isinstance(layer, IntegerLayer) for layer in network.layers):
-        raise UserError(f"VTA takes chains of layers with weights, and {network.name} is none.")
-    shapes = {"input": network.input_shape[1:], **{layer.name: layer.output_shape[1:] for layer in network.layers}}
-    tensors, _ = place(shapes, config.block)  # type: ignore[arg-type]
-    ranges = {"input": RANGES["int8"], **{layer.name: (layer.minimum, layer.maximum) for layer in network.layers}}
-    works = []
+    nodes.require_supported(network.name, network.layers)
+    tensors = place_tensors(network, config.block)
+    ranges = {port.name: RANGES["int8"] for port in network.inputs}
+    works: list[AnyWork] = []
+    read_before: set[str] = set()
     for layer in network.layers:
-        lowest, highest = ranges[layer.inputs[0]]
-        works.append(
-            Work(
-                layer=layer, source=tensors[layer.inputs[0]], target=tensors[layer.name], lowest=lowest, highest=highest
-            )
-        )
-        _ = works[-1].shifts  # raises what can't be done
+        sources = tuple(tensors[name] for name in layer.inputs)
+        read = tuple(ranges[name] for name in layer.inputs)
+        ranges[layer.name] = layer.minimum, layer.maximum
+        target = tensors[layer.name]
+        again = {source.name: source.tiles for source in sources if source.name in read_before}
+        kept = min(config.inp_depth, sum(again.values()))
+        read_before |= set(layer.inputs)
+        if isinstance(layer, IntegerLayer):
+            ((lowest, highest),) = read
+            work = Work(layer=layer, source=sources[0], target=target, lowest=lowest, highest=highest, kept=kept)
+            _ = work.shifts  # raises what can't be done
+            works.append(work)
+        else:
+            placed = placed_inputs(layer, sources, target)
+            works.append(NodeWork(layer=layer, sources=sources, target=target, ranges=read, placed=placed, kept=kept))
     return tuple(works)
 
 
-def compile_works(works: Sequence[Work], config: Config, schedule: Mapping[str, Tiling]) -> Compiled:
-    """Compile layers that follow each other, which need not be all of a network. Raises Infeasible."""
-    tensors = {tensor.name: tensor for work in works for tensor in (work.source, work.target)}
+def compile_works(
+    works: Sequence[AnyWork], config: Config, schedule: Mapping[str, Tiling], ports: Ports | None = None
+) -> Compiled:
+    """Compile layers that follow each other, which need not be all of a network. Raises Infeasible.
+
+    Without `ports` the inputs are what none of them makes, and the output is that of the last.
+    """
+    tensors = {tensor.name: tensor for work in works for tensor in (*work.sources, work.target)}
+    ports = ports or _ports(works)
+    tensors |= {tensor.name: tensor for tensor in (*ports.inputs, *ports.outputs)}
     tiles = max(tensor.tile + tensor.tiles for tensor in tensors.values())
     stream, weights = Stream(config, tiles), Weights()
     marks = []
     for work in works:
         first, tiling = len(stream.drafts), schedule[work.layer.name]
         try:
-            emit(stream, weights, work, tiling)
+            if isinstance(work, NodeWork):
+                nodes.emit(stream, weights, work, tiling)
+            else:
+                emit(stream, weights, work, tiling)
         except Infeasible as error:
             raise Infeasible(f"{work.layer.name} can't be cut into {tiling}: {error}") from error
         marks.append(Mark(name=work.layer.name, first=first, last=len(stream.drafts)))
@@ -103,8 +143,8 @@ def compile_works(works: Sequence[Work], config: Config, schedule: Mapping[str, 
             instructions=tuple(_moved(instruction, offsets, config) for instruction in stream.instructions()),
             image=image,
             memory_bytes=_up(behind + tiles * config.inp_bytes, config.alignment),
-            inputs=(regions[works[0].source.name],),
-            outputs=(regions[works[-1].target.name],),
+            inputs=tuple(regions[tensor.name] for tensor in ports.inputs),
+            outputs=tuple(regions[tensor.name] for tensor in ports.outputs),
             layers=tuple(marks),
         ),
         works=tuple(works),
@@ -112,6 +152,15 @@ def compile_works(works: Sequence[Work], config: Config, schedule: Mapping[str, 
         regions=regions,
         uops=len(stream.uops),
     )
+
+
+def _ports(works: Sequence[AnyWork]) -> Ports:
+    made: set[str] = set()
+    inputs: dict[str, Tensor] = {}
+    for work in works:
+        inputs |= {source.name: source for source in work.sources if source.name not in made}
+        made.add(work.target.name)
+    return Ports(inputs=tuple(inputs.values()), outputs=(works[-1].target,))
 
 
 def _moved(instruction: Instruction, offsets: Mapping[Memory, int], config: Config) -> Instruction:
@@ -128,11 +177,13 @@ def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def default_tiling(work: Work, config: Config) -> Tiling:
+def default_tiling(work: AnyWork, config: Config) -> Tiling:
     """A tiling that fits and keeps the queues busy: half of each buffer at most, whole planes where they fit.
 
     The search of `tvmflow tune` begins with it.
     """
+    if isinstance(work, NodeWork):
+        return nodes.default_tiling(work, config)
     height, width = work.target.shape[1:]
     blocks, inputs = work.target.blocks, work.source.blocks
     taps, bias = len(work.taps), work.bias_count
@@ -148,16 +199,18 @@ def default_tiling(work: Work, config: Config) -> Tiling:
     rows = max((rows for rows in parts(height) if fits(rows, 1)), default=1)
     if work.diagonal:
         room = max((n for n in range(1, blocks + 1) if fits(rows, n)), default=1)
-        out_blocks = max(1, min(room, blocks, acc // (rows * width), wgt // (taps + bias), -(-blocks // 2)))
+        out_blocks = max(1, min(room, blocks, acc // (rows * width), wgt // max(1, taps + bias), -(-blocks // 2)))
         return Tiling(out_blocks=out_blocks, rows=rows, in_blocks=out_blocks, pieces=_pieces(out_blocks * rows * width))
     in_blocks = max((n for n in range(1, inputs + 1) if fits(rows, n)), default=1)
-    out_blocks = max(1, min(blocks, acc // (rows * width), wgt // (inputs * taps + bias) or 1))
+    out_blocks = max(1, min(blocks, acc // (rows * width), wgt // max(1, inputs * taps + bias) or 1))
     return Tiling(out_blocks=out_blocks, rows=rows, in_blocks=in_blocks, pieces=_pieces(out_blocks * rows * width))
 
 
-def untiled(work: Work, config: Config) -> Tiling:
+def untiled(work: AnyWork, config: Config) -> Tiling:
     """What a compiler does that doesn't tile: one block of outputs after the other, as much of the map as fits at once,
     and one buffer of each kind, so that loading, computing and storing take turns."""
+    if isinstance(work, NodeWork):
+        return replace(nodes.default_tiling(work, config), out_blocks=1, pieces=1, buffers=1)
     height, width = work.target.shape[1:]
     if work.pool:
         return Tiling(out_blocks=1, rows=1, in_blocks=1, buffers=1)
@@ -175,8 +228,3 @@ def untiled(work: Work, config: Config) -> Tiling:
 
 def _pieces(tiles: int) -> int:
     return max(1, tiles // 256)
-
-
-def parts(size: int) -> list[int]:
-    """Sizes of parts that cut `size` into equal parts, but for the last."""
-    return sorted({-(-size // count) for count in range(1, size + 1)})

@@ -189,10 +189,38 @@ class Stream:
             self._low[span], self._high[span] = (np.maximum(part[span], imm) for part in (self._low, self._high))
         elif operation == Operation.MIN:
             self._low[span], self._high[span] = (np.minimum(part[span], imm) for part in (self._low, self._high))
-        elif operation == Operation.SHR:
+        elif operation == Operation.SHR and imm >= 0:
             self._low[span], self._high[span] = (part[span] >> imm for part in (self._low, self._high))
         else:
             self._low[span], self._high[span] = LEAST, MOST
+
+    def combine(self, operation: Operation, outer: Loop, inner: Loop, uops: Sequence[Uop]) -> None:
+        """`operation` of two ACC tiles, MAX or ADD; `outer` and `inner` are loops around the micro-ops."""
+        _check_loops(outer, inner)
+        dst, src = (_span(part, outer, inner, uops) for part in range(2))
+        begin = self._place_uops(tuple(uops))
+        instruction = Alu(
+            operation=operation,
+            uop_bgn=begin,
+            uop_end=begin + len(uops),
+            iter_out=outer.times,
+            iter_in=inner.times,
+            dst_factor_out=outer.dst,
+            dst_factor_in=inner.dst,
+            src_factor_out=outer.src,
+            src_factor_in=inner.src,
+        )
+        self._computed[dst] = self._emit(COMPUTE, instruction, {STORE: self._last_store(dst)})
+        self.acc.touch(src)
+        if operation == Operation.MAX:
+            self._high[dst] = np.maximum(self._high[dst], self._high[src].max())
+        else:
+            self._low[dst], self._high[dst] = LEAST, MOST
+
+    def known(self, start: int, count: int, low: int, high: int) -> None:
+        """What the caller knows of these ACC tiles: their values lie between `low` and `high`."""
+        span = slice(start, start + count)
+        self._low[span], self._high[span] = low, high
 
     def constant(self, start: int, count: int, value: int) -> None:
         """ACC tiles become `value`, by one instruction where all that they can hold is on one side of it."""
@@ -331,7 +359,7 @@ def _cycles(instruction: Instruction) -> int:
     if isinstance(instruction, Gemm):
         return instruction.steps + 7
     if isinstance(instruction, Alu):
-        return instruction.steps + 7
+        return instruction.steps * (1 if instruction.use_imm else 2) + 7
     if isinstance(instruction, Store):
         return 3 * instruction.y_size * instruction.x_size + 50
     return 2

@@ -29,10 +29,12 @@ FILES = ("program.bin", "memory.bin", "layout.json")
 MAX_MEMORY_BYTES = 1 << 32
 """What a VTA's addresses of 32 bits reach."""
 
+MAX_PORTS = 64
+"""Inputs, and outputs, that a program in files has at most."""
+
 
 def _schema() -> dict[str, Any]:
     count = {"type": "integer", "minimum": 0, "maximum": MAX_MEMORY_BYTES}
-    size = {"type": "integer", "minimum": 1, "maximum": MAX_MEMORY_BYTES}
     text = {"type": "string", "maxLength": 1000}
     properties: dict[str, Any] = {
         "instruction_count": count,
@@ -49,17 +51,35 @@ def _schema() -> dict[str, Any]:
             },
         },
     }
-    tiled = []
-    for prefix in ("input", "output"):
-        properties |= {f"{prefix}_name": text, f"{prefix}_offset": count, f"{prefix}_order": {"enum": list(ORDERS)}}
-        properties[f"{prefix}_shape"] = {"type": "array", "items": size, "minItems": 1, "maxItems": 8}
-        tiled.append(
-            {
-                "if": {"properties": {f"{prefix}_order": {"const": "tiles"}}},
-                "then": {"properties": {f"{prefix}_shape": {"minItems": 4, "maxItems": 4}}},
-            }
-        )
-    return {"type": "object", "required": list(properties), "properties": properties, "allOf": tiled}
+    for kind in ("input", "output"):
+        properties |= _port_schema(kind)
+    several = {f"{kind}_count": {"type": "integer", "minimum": 1, "maximum": MAX_PORTS} for kind in ("input", "output")}
+    return {"type": "object", "required": list(properties), "properties": {**properties, **several}}
+
+
+def _port_schema(prefix: str) -> dict[str, Any]:
+    size = {"type": "integer", "minimum": 1, "maximum": MAX_MEMORY_BYTES}
+    return {
+        f"{prefix}_name": {"type": "string", "maxLength": 1000},
+        f"{prefix}_offset": {"type": "integer", "minimum": 0, "maximum": MAX_MEMORY_BYTES},
+        f"{prefix}_order": {"enum": list(ORDERS)},
+        f"{prefix}_shape": {"type": "array", "items": size, "minItems": 1, "maxItems": 8},
+    }
+
+
+def _port_of(prefix: str) -> dict[str, Any]:
+    """What the keys of one input or output are held to."""
+    properties = _port_schema(prefix)
+    tiled = {
+        "if": {"properties": {f"{prefix}_order": {"const": "tiles"}}},
+        "then": {"properties": {f"{prefix}_shape": {"minItems": 4, "maxItems": 4}}},
+    }
+    return {"type": "object", "required": list(properties), "properties": properties, "allOf": [tiled]}
+
+
+def prefixes(kind: str, count: int) -> list[str]:
+    """How the keys of the inputs begin, if `kind` is "input": those of the second with "input_2"."""
+    return [kind, *(f"{kind}_{number}" for number in range(2, count + 1))]
 
 
 ORDERS = ("dense", "tiles")
@@ -182,14 +202,18 @@ def layout(executable: Executable, facts: Mapping[str, Any] | None = None) -> di
         "alignment_bytes": config.alignment,
         "block": config.block,
     }
-    if len(executable.inputs) != 1 or len(executable.outputs) != 1 or config.batch != 1:
-        raise UserError("A VTA program that is kept as files has one input, one output, and batch 1.")
-    for prefix, (region,) in (("input", executable.inputs), ("output", executable.outputs)):
-        values[f"{prefix}_name"] = region.name
-        values[f"{prefix}_order"] = region.order
-        values[f"{prefix}_offset"] = region.offset
-        values[f"{prefix}_bytes"] = region.bytes(config)
-        values[f"{prefix}_shape"] = list(region.shape)
+    ports = {"input": executable.inputs, "output": executable.outputs}
+    if not all(1 <= len(regions) <= MAX_PORTS for regions in ports.values()) or config.batch != 1:
+        raise UserError(f"A VTA program that is kept as files has 1 to {MAX_PORTS} inputs and outputs, and batch 1.")
+    for kind, regions in ports.items():
+        if len(regions) > 1:
+            values[f"{kind}_count"] = len(regions)
+        for prefix, region in zip(prefixes(kind, len(regions)), regions, strict=True):
+            values[f"{prefix}_name"] = region.name
+            values[f"{prefix}_order"] = region.order
+            values[f"{prefix}_offset"] = region.offset
+            values[f"{prefix}_bytes"] = region.bytes(config)
+            values[f"{prefix}_shape"] = list(region.shape)
     values["configuration"] = config.to_json()
     values["layers"] = [asdict(mark) for mark in executable.layers]
     values["facts"] = dict(facts or {})
@@ -206,6 +230,22 @@ def save(executable: Executable, folder: Path, facts: Mapping[str, Any] | None =
     (folder / "layout.json").write_text(json.dumps(described, indent=1) + "\n")
 
 
+def _ports(described: Mapping[str, Any], kind: str) -> tuple[Region, ...]:
+    """The inputs or the outputs. Raises MalformedError."""
+    regions = []
+    for prefix in prefixes(kind, described.get(f"{kind}_count", 1)):
+        untrusted.Schema(_port_of(prefix)).check(described)
+        regions.append(
+            Region(
+                name=described[f"{prefix}_name"],
+                offset=described[f"{prefix}_offset"],
+                shape=tuple(described[f"{prefix}_shape"]),
+                order=described[f"{prefix}_order"],
+            )
+        )
+    return tuple(regions)
+
+
 def read(folder: Path) -> Executable:
     """Read the three files. Raises UserError for what is missing, damaged or of another version."""
     what, path = "layout of a VTA program", folder / "layout.json"
@@ -217,15 +257,7 @@ def read(folder: Path) -> Executable:
     try:
         LAYOUT.check(described)
         config = configuration.from_json(described["configuration"], untrusted.printable(str(path)))
-        regions = [
-            Region(
-                name=described[f"{prefix}_name"],
-                offset=described[f"{prefix}_offset"],
-                shape=tuple(described[f"{prefix}_shape"]),
-                order=described[f"{prefix}_order"],
-            )
-            for prefix in ("input", "output")
-        ]
+        inputs, outputs = (_ports(described, kind) for kind in ("input", "output"))
         instructions = isa.decode_program(code, config)
         if (len(instructions), len(image)) != (described["instruction_count"], described["image_bytes"]):
             raise UnusableFileError(folder, "has a program.bin or memory.bin that is not as long as layout.json says")
@@ -237,8 +269,8 @@ def read(folder: Path) -> Executable:
             instructions=instructions,
             image=np.frombuffer(image, np.uint8),
             memory_bytes=described["memory_bytes"],
-            inputs=(regions[0],),
-            outputs=(regions[1],),
+            inputs=inputs,
+            outputs=outputs,
             layers=tuple(Mark(**mark) for mark in described["layers"]),
         )
     except MalformedError as error:

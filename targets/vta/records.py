@@ -14,8 +14,10 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from tvmflow.schedules import task_key
+from tvmflow.targets.vta.bounds import AnyWork
 from tvmflow.targets.vta.config import Config
-from tvmflow.targets.vta.tiles import Tiling, Work
+from tvmflow.targets.vta.nodes import NodeWork
+from tvmflow.targets.vta.tiles import Tiling
 
 if TYPE_CHECKING:
     from tvmflow.spec import Best
@@ -24,10 +26,17 @@ FORMAT = 1
 """Of what tilings mean and how they are timed. Another one retires all records, of which any stays a right program."""
 
 
-def describe(work: Work | None) -> dict[str, Any]:
+def describe(work: AnyWork | None) -> dict[str, Any]:
     """What decides how a tiling of a layer fares."""
     if work is None:
         return {}
+    if isinstance(work, NodeWork):
+        return {
+            "kind": work.layer.kind,
+            "inputs": [list(shape) for shape in work.layer.input_shapes],
+            "output": list(work.layer.output_shape),
+            "in_place": not work.blocks,
+        }
     layer = work.layer
     return {
         "kind": layer.kind,
@@ -42,7 +51,7 @@ def describe(work: Work | None) -> dict[str, Any]:
     }
 
 
-def workload_of(before: Work | None, work: Work, config: Config) -> tuple[str, str]:
+def workload_of(before: AnyWork | None, work: AnyWork, config: Config) -> tuple[str, str]:
     """A task in the form that ledgers have workloads in: a hash in digits, and a description in base 64."""
     content = {"format": FORMAT, "vta": config.to_json(), "before": describe(before), "layer": describe(work)}
     text = json.dumps(content, sort_keys=True).encode()
@@ -50,7 +59,7 @@ def workload_of(before: Work | None, work: Work, config: Config) -> tuple[str, s
     return str(digest), base64.b64encode(text).decode()
 
 
-def task_key_of(before: Work | None, work: Work, config: Config) -> str:
+def task_key_of(before: AnyWork | None, work: AnyWork, config: Config) -> str:
     """A task's name in a ledger."""
     return task_key(workload_of(before, work, config))
 

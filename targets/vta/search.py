@@ -31,6 +31,7 @@ from tvmflow.targets.search import (
 )
 from tvmflow.targets.vta import timing
 from tvmflow.targets.vta.backend import hardware, import_network
+from tvmflow.targets.vta.bounds import AnyWork
 from tvmflow.targets.vta.check import check as check_program
 from tvmflow.targets.vta.compile import Compiled, compile_works, default_tiling, prepare
 from tvmflow.targets.vta.config import Config
@@ -68,7 +69,7 @@ class SimulatedMeasurer:
 
     name = "simulated"
 
-    def __init__(self, works: Sequence[Work], config: Config, board: timing.Hardware) -> None:
+    def __init__(self, works: Sequence[AnyWork], config: Config, board: timing.Hardware) -> None:
         self.works, self.config, self.board = tuple(works), config, board
         self.defaults = {work.layer.name: default_tiling(work, config) for work in works}
         self.chosen: dict[str, Tiling] = {}
@@ -78,7 +79,8 @@ class SimulatedMeasurer:
         self._whole: dict[tuple[tuple[str, Tiling], ...], int] = {}
         self._layers: dict[str, list[str]] = {}
         for before, work in zip((None, *works), works, strict=False):
-            self._layers.setdefault(task_key_of(before, work, config), []).append(work.layer.name)
+            if isinstance(work, Work):
+                self._layers.setdefault(task_key_of(before, work, config), []).append(work.layer.name)
 
     def measure(self, task: Task, candidates: Sequence[Candidate], best_ms: float | None) -> Iterator[Result]:
         """What each adds to the program that ends with the layer before, in ms."""
@@ -134,7 +136,7 @@ class SimulatedMeasurer:
                 self._whole[asked] = sys.maxsize
         return self._whole[asked]
 
-    def _compile(self, works: Sequence[Work], schedule: Mapping[str, Tiling]) -> Compiled:
+    def _compile(self, works: Sequence[AnyWork], schedule: Mapping[str, Tiling]) -> Compiled:
         interrupt.check()
         started = time.perf_counter()
         try:
@@ -149,7 +151,7 @@ class SimulatedMeasurer:
         finally:
             self.seconds["run"] += time.perf_counter() - started
 
-    def _before(self, task: Task) -> list[Work]:
+    def _before(self, task: Task) -> list[AnyWork]:
         return [] if task.before is None else [task.before]
 
     def _cycles_before(self, task: Task) -> int:
@@ -260,7 +262,7 @@ def opened(plan: Plan, names: str | None) -> Iterator[Opened]:
     yield Opened(identity=identity(plan.target), search=search)
 
 
-def _works(model: str, config: Config) -> tuple[Work, ...]:
+def _works(model: str, config: Config) -> tuple[AnyWork, ...]:
     program = import_network(model)
     assert program.integer is not None
     return prepare(program.integer, config)

@@ -12,11 +12,11 @@ import numpy as np
 
 from tvmflow.schedules import ReplayError
 from tvmflow.targets.search import typical
-from tvmflow.targets.vta.bounds import Bounds
-from tvmflow.targets.vta.compile import default_tiling, parts
+from tvmflow.targets.vta.bounds import AnyWork, Bounds
+from tvmflow.targets.vta.compile import default_tiling
 from tvmflow.targets.vta.config import Config
 from tvmflow.targets.vta.records import candidate_of, record_of, task_key_of, workload_of
-from tvmflow.targets.vta.tiles import Tiling, Work, input_rows
+from tvmflow.targets.vta.tiles import Tiling, Work, input_rows, parts
 
 EXPLORED = 0.25
 """Share of a batch that is drawn by lot rather than by the cost model."""
@@ -33,14 +33,19 @@ class Task:
     workload: tuple[str, str]
     calls: int
     modules: tuple[str, ...]
-    before: Work | None
+    before: AnyWork | None
     work: Work
 
 
-def tasks_of(works: Sequence[Work], config: Config) -> tuple[Task, ...]:
-    """The tasks of a network in the order of their first layer; layers that are alike are one."""
-    found: dict[str, list[tuple[Work | None, Work]]] = {}
+def tasks_of(works: Sequence[AnyWork], config: Config) -> tuple[Task, ...]:
+    """The tasks of a network in the order of their first layer; layers that are alike are one.
+
+    Layers without weights are none: there is little to choose from.
+    """
+    found: dict[str, list[tuple[AnyWork | None, Work]]] = {}
     for before, work in zip((None, *works), works, strict=False):
+        if not isinstance(work, Work):
+            continue
         found.setdefault(task_key_of(before, work, config), []).append((before, work))
     return tuple(
         Task(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
 from tvmflow.passes.lifetimes import Tensor, live_bytes
 from tvmflow.spec import Layer, Program, Target, UserError
 from tvmflow.targets.vta import isa
-from tvmflow.targets.vta.bounds import Bounds
+from tvmflow.targets.vta.bounds import AnyWork, Bounds
 from tvmflow.targets.vta.check import check
-from tvmflow.targets.vta.compile import Compiled, compile_works, default_tiling, prepare
+from tvmflow.targets.vta.compile import Compiled, compile_works, default_tiling, ports_of, prepare
 from tvmflow.targets.vta.config import Config, from_json
+from tvmflow.targets.vta.layout import Tensor as Placed
+from tvmflow.targets.vta.nodes import KERNELS as NODE_KERNELS
+from tvmflow.targets.vta.nodes import NodeWork
 from tvmflow.targets.vta.records import candidate_of, recorded, task_key_of
 from tvmflow.targets.vta.tiles import Tiling, Work
 
@@ -23,7 +26,7 @@ KERNELS = {"pool": "vta_pool", "dense": "vta_dense", "conv2d": "vta_convolution"
 class Made:
     """What the stages have made so far."""
 
-    works: tuple[Work, ...]
+    works: tuple[AnyWork, ...]
     schedule: Mapping[str, Tiling]
     searched: frozenset[str] = frozenset()
     """Names of the layers whose tiling a search found."""
@@ -51,7 +54,7 @@ def cut_layers(program: Program, target: Target) -> Program:
     schedule, searched, used = {}, set(), {}
     for before, work in zip((None, *works), works, strict=False):
         key = task_key_of(before, work, config)
-        best = program.records.get(key)
+        best = program.records.get(key) if isinstance(work, Work) else None
         tiling = recorded(best)
         if best is not None and tiling is not None:
             used[key] = best
@@ -62,8 +65,9 @@ def cut_layers(program: Program, target: Target) -> Program:
 
 def emit_program(program: Program, target: Target) -> Program:
     """Instructions with their tokens, micro-ops and the memory image."""
-    made = _made(program)
-    compiled = compile_works(made.works, configuration(target), made.schedule)
+    assert program.integer is not None
+    made, config = _made(program), configuration(target)
+    compiled = compile_works(made.works, config, made.schedule, ports_of(program.integer, config))
     return replace(program, made=replace(made, compiled=compiled))
 
 
@@ -78,7 +82,9 @@ def describe_layers(program: Program, target: Target) -> Program:
     made, compiled = _made(program), compiled_of(program)
     executable = compiled.executable
     assert target.vta is not None
-    live = live_bytes(_lifetimes(made.works), len(made.works))
+    assert program.integer is not None
+    kept = {port.source for port in program.integer.outputs}
+    live = live_bytes(_lifetimes(made.works, kept), len(made.works))
     layers = tuple(
         _layer(work, made, target.vta.bus_bytes, count) for work, count in zip(made.works, live, strict=True)
     )
@@ -107,23 +113,44 @@ def _made(program: Program) -> Made:
     return program.made
 
 
-def _lifetimes(works: Sequence[Work]) -> list[Tensor]:
-    """The input and each layer's output, in bytes of their tiles; each has a place of its own in memory."""
-    last = {work.source.name: step for step, work in enumerate(works)}
-    first = {work.target.name: step for step, work in enumerate(works)}
-    tensors = {tensor.name: tensor for work in works for tensor in (work.source, work.target)}
+def _lifetimes(works: Sequence[AnyWork], kept: Collection[str]) -> list[Tensor]:
+    """Inputs and each layer's output, in bytes of their tiles. The `kept` are outputs, needed to the end.
+
+    What is a part of another tensor lives as that does, and takes no bytes of its own.
+    """
+    tensors = {tensor.name: tensor for work in works for tensor in (*work.sources, work.target)}
+    wholes = {name: _whole(tensor, tensors.values()) for name, tensor in tensors.items()}
+    first, last = dict.fromkeys(tensors, len(works)), dict.fromkeys(tensors, 0)
+    made = {work.target.name for work in works}
+    for name in tensors:
+        if name not in made:
+            first[wholes[name]] = 0
+        if name in kept:
+            last[wholes[name]] = len(works) - 1
+    for step, work in enumerate(works):
+        for tensor in (*work.sources, work.target):
+            whole = wholes[tensor.name]
+            first[whole], last[whole] = min(first[whole], step), max(last[whole], step)
     return [
-        Tensor(
-            name=name,
-            bytes=tensor.tiles * tensor.block,
-            first=first.get(name, 0),
-            last=last.get(name, len(works) - 1),
-        )
+        Tensor(name=name, bytes=tensor.tiles * tensor.block, first=first[name], last=last[name])
         for name, tensor in tensors.items()
+        if wholes[name] == name
     ]
 
 
-def _layer(work: Work, made: Made, bus_bytes: int, live: int) -> Layer:
+def _whole(tensor: Placed, others: Iterable[Placed]) -> str:
+    """The largest of the tensors in whose place it lies."""
+    around = (
+        other
+        for other in others
+        if other.tile <= tensor.tile and tensor.tile + tensor.tiles <= other.tile + other.tiles
+    )
+    return max(around, key=lambda other: other.tiles).name
+
+
+def _layer(work: AnyWork, made: Made, bus_bytes: int, live: int) -> Layer:
+    if isinstance(work, NodeWork):
+        return _node(work, made, bus_bytes, live)
     layer = work.layer
     weights = 0 if work.pool else layer.weight.nbytes + layer.bias.nbytes
     return Layer(
@@ -135,5 +162,21 @@ def _layer(work: Work, made: Made, bus_bytes: int, live: int) -> Layer:
         weight_bytes=weights,
         live_bytes=live,
         schedule=f"tiles({candidate_of(made.schedule[layer.name])})" + ", searched" * (layer.name in made.searched),
+        details=Bounds.of(work, bus_bytes).details(),
+    )
+
+
+def _node(work: NodeWork, made: Made, bus_bytes: int, live: int) -> Layer:
+    layer = work.layer
+    cut = f"tiles({candidate_of(made.schedule[layer.name])})"
+    return Layer(
+        kernel=NODE_KERNELS[type(layer.operator)],
+        modules=layer.modules,
+        macs=0,
+        bytes=sum(map(prod, layer.input_shapes)) + prod(layer.output_shape) if work.blocks else 0,
+        live_macs=0,
+        weight_bytes=0,
+        live_bytes=live,
+        schedule=cut if work.blocks else "in place",
         details=Bounds.of(work, bus_bytes).details(),
     )

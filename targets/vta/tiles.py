@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
-from tvmflow.integer.network import IntegerLayer, accumulator_range
+from tvmflow.integer.layers import AnyIntegerLayer, IntegerLayer, accumulator_range
 from tvmflow.targets.vta.check import HLS_DISTANCE
 from tvmflow.targets.vta.emit import Infeasible, Loop, Stream
 from tvmflow.targets.vta.isa import Memory, Operation, Uop
@@ -68,10 +68,16 @@ class Work:
     """The least of what it reads."""
     highest: int
     """The most of it."""
+    kept: int = 0
+    """Tiles of what it reads that may be on chip already, as an earlier layer reads them, too."""
 
     @property
     def block(self) -> int:
         return self.source.block
+
+    @property
+    def sources(self) -> tuple[Tensor, ...]:
+        return (self.source,)
 
     @property
     def pool(self) -> bool:
@@ -143,11 +149,7 @@ class Work:
         """
         if self.constant is None:
             return 0, 0
-        shift = self.shifts[0]
-        moved = self.constant - (256 << shift)
-        if -128 < self.constant < 127 and -(2**15) <= moved <= -256 - 128 and len(set(self.shifts)) == 1:
-            return moved, -256
-        return self.constant, 0
+        return moved_start(self.constant, self.shifts[0]) if len(set(self.shifts)) == 1 else (self.constant, 0)
 
     @cached_property
     def bias_weights(self) -> np.ndarray:
@@ -173,6 +175,21 @@ class Work:
         shifts = min(-(-shift // MAX_SHIFT) for shift in self.shifts)
         return max(1, shifts + sum(self.saturates))
 
+    @property
+    def tiles(self) -> int:
+        """Tiles of the output."""
+        return self.target.tiles
+
+    @property
+    def read_tiles(self) -> int:
+        """Tiles of the input that have to be read."""
+        return max(0, self.source.tiles - self.kept)
+
+    @property
+    def weight_count(self) -> int:
+        """Tiles of weights and biases."""
+        return self.weights.size // self.block**2 + self.target.blocks * self.bias_count
+
     @cached_property
     def compute_cycles(self) -> int:
         """Cycles of the compute queue without any overhead: products, biases and the ALU's passes over each tile."""
@@ -185,6 +202,12 @@ class Work:
         return outputs * sum(rows.count * columns.count for _, rows, columns in self.taps)
 
 
+def moved_start(constant: int, shift: int) -> tuple[int, int]:
+    """`Work.start` of outputs that all have this shift."""
+    moved = constant - (256 << shift)
+    return (moved, -256) if -128 < constant < 127 and -(2**15) <= moved <= -256 - 128 else (constant, 0)
+
+
 def input_rows(work: Work, start: int, stop: int) -> tuple[int, int]:
     """The rows of the input that rows `start` … `stop` of the output read."""
     stride = work.layer.stride[0]
@@ -195,6 +218,11 @@ def input_rows(work: Work, start: int, stop: int) -> tuple[int, int]:
             first = min(first, rows.start + (low - rows.first) * stride)
             last = max(last, rows.start + (high - 1 - rows.first) * stride + 1)
     return (first, last) if first < last else (0, 1)
+
+
+def parts(size: int) -> list[int]:
+    """Sizes of parts that cut `size` into equal parts, but for the last."""
+    return sorted({-(-size // count) for count in range(1, size + 1)})
 
 
 class Weights:
@@ -254,15 +282,105 @@ class _Chunk:
         return sum(part.size // part.shape[-1] // part.shape[-2] for part in self.parts)
 
 
-class _Tile:
-    """Some blocks and rows of a layer's output."""
+class Finished(Protocol):
+    """What finishing an output has to know of its layer, whether it has weights or none."""
 
-    def __init__(self, stream: Stream, memory: Weights, work: Work, tiling: Tiling, blocks: range, rows: range) -> None:
-        self.stream, self.memory, self.work, self.tiling = stream, memory, work, tiling
+    @property
+    def layer(self) -> AnyIntegerLayer: ...
+
+    @property
+    def target(self) -> Tensor: ...
+
+    @property
+    def shifts(self) -> tuple[int, ...]: ...
+
+    @property
+    def start(self) -> tuple[int, int]: ...
+
+    @property
+    def saturates(self) -> tuple[bool, bool]: ...
+
+
+class OutputTile:
+    """Some blocks and rows of a layer's output, in ACC from `acc` on: how they are finished, and planes loaded."""
+
+    def __init__(self, stream: Stream, memory: Weights, finished: Finished, blocks: range, rows: range) -> None:
+        self.stream, self.memory, self.finished = stream, memory, finished
         self.blocks, self.rows = blocks, rows
-        self.width = work.target.shape[2]
+        self.width = finished.target.shape[2]
         self.pixels = len(rows) * self.width
         self.acc = 0
+
+    def load_planes(self, source: Tensor, channels: range, rows: range) -> int:
+        """Where these blocks of these rows of a tensor are on chip, planes one behind the other."""
+        key = (source.name, channels, rows)
+        found = self.stream.inp.find(key)
+        if found is not None:
+            return found
+        _, height, width = source.shape
+        count, row = len(channels), len(rows) * width
+        inp = self.stream.inp.take(count * row, key)
+        dram = source.tile + (channels.start * height + rows.start) * width
+        if len(rows) == height:  # the planes lie one behind the other
+            self.stream.load(Memory.INP, inp, dram, 1, count * row, count * row)
+        else:
+            self.stream.load(Memory.INP, inp, dram, count, row, height * width)
+        return inp
+
+    def finish(self, pieces: int) -> None:
+        """Shift, saturate and store, piece by piece."""
+        target, layer, moved = self.finished.target, self.finished.layer, self.finished.start[1]
+        for blocks, pixels in self._pieces(pieces):
+            start = self.acc + blocks.start * self.pixels + pixels.start
+            self.shift(start, blocks, len(pixels))
+            count = len(blocks) * len(pixels)
+            under, over = self.finished.saturates
+            shifted = any(self.finished.shifts[self.blocks.start + block] for block in blocks)
+            if under or not (over or shifted):  # OUT holds what the ALU wrote last
+                self.stream.alu(Operation.MAX, start, count, layer.minimum + moved)
+            if over:
+                self.stream.alu(Operation.MIN, start, count, layer.maximum + moved)
+            dram = target.tile + (self.blocks.start + blocks.start) * target.pixels
+            dram += self.rows.start * self.width + pixels.start
+            if len(pixels) == target.pixels:
+                self.stream.store(start, dram, 1, count, count)
+            else:
+                self.stream.store(start, dram, len(blocks), len(pixels), target.pixels)
+
+    def shift(self, start: int, blocks: range, pixels: int) -> None:
+        """Shift each run of blocks that have the same shift."""
+        shifts = [self.finished.shifts[self.blocks.start + block] for block in blocks]
+        first = 0
+        for last in range(1, len(shifts) + 1):
+            if last < len(shifts) and shifts[last] == shifts[first]:
+                continue
+            left = shifts[first]
+            while left:
+                amount = min(left, MAX_SHIFT)
+                self.stream.alu(Operation.SHR, start + first * pixels, (last - first) * pixels, amount)
+                left -= amount
+            first = last
+
+    def _pieces(self, wanted: int) -> Iterator[tuple[range, range]]:
+        """Blocks and pixels of the tile that are finished together: whole blocks, or parts of one."""
+        count = len(self.blocks)
+        if count >= wanted:
+            size = -(-count // wanted)
+            for block in range(0, count, size):
+                yield range(block, min(block + size, count)), range(self.pixels)
+            return
+        size = -(-self.pixels // -(-wanted // count))
+        for block in range(count):
+            for pixel in range(0, self.pixels, size):
+                yield range(block, block + 1), range(pixel, min(pixel + size, self.pixels))
+
+
+class _Tile(OutputTile):
+    """The same of a layer with weights."""
+
+    def __init__(self, stream: Stream, memory: Weights, work: Work, tiling: Tiling, blocks: range, rows: range) -> None:
+        super().__init__(stream, memory, work, blocks, rows)
+        self.work, self.tiling = work, tiling
 
     def emit(self, pieces: int) -> None:
         count = len(self.blocks) * self.pixels
@@ -278,7 +396,7 @@ class _Tile:
                 self._diagonal(wgt)
             else:
                 self._dense(wgt, chunk.inputs)
-        self._finish(pieces)
+        self.finish(pieces)
 
     # ----------------------------------------------------------------------------------------------------- products
 
@@ -287,6 +405,8 @@ class _Tile:
         work, inputs, taps = self.work, self.work.source.blocks, len(self.work.taps)
         chosen = slice(self.blocks.start, self.blocks.stop)
         biases = (work.bias_weights[chosen],) if work.bias_count else ()
+        if not taps and not biases:  # what reads its border alone
+            return []
         if work.diagonal:
             parts = (work.weights if work.pool else work.weights[chosen], *biases)
             return [_Chunk(key=(work.layer.name, self.blocks), inputs=self.blocks, bias=bool(biases), parts=parts)]
@@ -393,65 +513,4 @@ class _Tile:
         """Where these blocks of the rows that the tile reads are on chip, and the rows."""
         source = self.work.source
         rows = range(*input_rows(self.work, self.rows.start, self.rows.stop))
-        key = (source.name, channels, rows)
-        found = self.stream.inp.find(key)
-        if found is not None:
-            return found, rows
-        _, height, width = source.shape
-        count, row = len(channels), len(rows) * width
-        inp = self.stream.inp.take(count * row, key)
-        dram = source.tile + (channels.start * height + rows.start) * width
-        if len(rows) == height:  # the planes lie one behind the other
-            self.stream.load(Memory.INP, inp, dram, 1, count * row, count * row)
-        else:
-            self.stream.load(Memory.INP, inp, dram, count, row, height * width)
-        return inp, rows
-
-    # ------------------------------------------------------------------------------------------------------ finishing
-
-    def _finish(self, pieces: int) -> None:
-        """Shift, saturate and store, piece by piece."""
-        target, layer, moved = self.work.target, self.work.layer, self.work.start[1]
-        for blocks, pixels in self._pieces(pieces):
-            start = self.acc + blocks.start * self.pixels + pixels.start
-            self._shift(start, blocks, len(pixels))
-            count = len(blocks) * len(pixels)
-            under, over = self.work.saturates
-            shifted = any(self.work.shifts[self.blocks.start + block] for block in blocks)
-            if under or not (over or shifted):  # OUT holds what the ALU wrote last
-                self.stream.alu(Operation.MAX, start, count, layer.minimum + moved)
-            if over:
-                self.stream.alu(Operation.MIN, start, count, layer.maximum + moved)
-            dram = target.tile + (self.blocks.start + blocks.start) * target.pixels
-            dram += self.rows.start * self.width + pixels.start
-            if len(pixels) == target.pixels:
-                self.stream.store(start, dram, 1, count, count)
-            else:
-                self.stream.store(start, dram, len(blocks), len(pixels), target.pixels)
-
-    def _shift(self, start: int, blocks: range, pixels: int) -> None:
-        """Shift each run of blocks that have the same shift."""
-        shifts = [self.work.shifts[self.blocks.start + block] for block in blocks]
-        first = 0
-        for last in range(1, len(shifts) + 1):
-            if last < len(shifts) and shifts[last] == shifts[first]:
-                continue
-            left = shifts[first]
-            while left:
-                amount = min(left, MAX_SHIFT)
-                self.stream.alu(Operation.SHR, start + first * pixels, (last - first) * pixels, amount)
-                left -= amount
-            first = last
-
-    def _pieces(self, wanted: int) -> Iterator[tuple[range, range]]:
-        """Blocks and pixels of the tile that are finished together: whole blocks, or parts of one."""
-        count = len(self.blocks)
-        if count >= wanted:
-            size = -(-count // wanted)
-            for block in range(0, count, size):
-                yield range(block, min(block + size, count)), range(self.pixels)
-            return
-        size = -(-self.pixels // -(-wanted // count))
-        for block in range(count):
-            for pixel in range(0, self.pixels, size):
-                yield range(block, block + 1), range(pixel, min(pixel + size, self.pixels))
+        return self.load_planes(source, channels, rows), rows

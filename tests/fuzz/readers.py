@@ -9,7 +9,7 @@ import json
 import tarfile
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -458,7 +458,9 @@ def _vta_programs() -> list[Files]:
 
     from tvmflow.targets.vta import program
 
-    return [_made(lambda folder: program.save(pointwise()[0], folder))]
+    (one, *_) = pointwise()
+    several = replace(one, inputs=one.inputs * 2, outputs=one.outputs * 3)
+    return [_made(lambda folder, made=made: program.save(made, folder)) for made in (one, several)]
 
 
 def _read_vta_program(path: Path) -> None:

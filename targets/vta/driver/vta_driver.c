@@ -21,6 +21,8 @@ int vta_fail(const char *format, ...) {
   return -1;
 }
 
+enum { MAX_PORTS = 64 };
+
 /* An input or output in memory: 1×C×H×W, dense or in tiles of `block` channels. */
 typedef struct {
   size_t offset, bytes, elements;
@@ -36,7 +38,8 @@ struct vta_device {
   uint32_t cycles;
   vta_memory image, code;
   size_t count, block;
-  region input, output;
+  region inputs[MAX_PORTS], outputs[MAX_PORTS];
+  size_t input_count, output_count;
   int new_version; /* of the instruction set: 0.0.2 */
 };
 
@@ -128,6 +131,27 @@ static int find_region(const char *layout, const char *prefix, size_t memory_byt
   return vta_fail("The %s has another size than its shape.", prefix);
 }
 
+/* All inputs or outputs: keys of the second begin with input_2. `count` is 1 where layout.json doesn't say. */
+static int find_regions(const char *layout, const char *kind, size_t memory_bytes, size_t block, region *found,
+                        size_t *count) {
+  char key[32], prefix[32];
+  *count = 1;
+  snprintf(key, sizeof key, "\"%s_count\":", kind);
+  if (strstr(layout, key)) {
+    snprintf(key, sizeof key, "%s_count", kind);
+    if (number(layout, key, count)) return -1;
+  }
+  if (*count < 1 || *count > MAX_PORTS) return vta_fail("layout.json has %zu of %s.", *count, kind);
+  for (size_t n = 0; n < *count; n++) {
+    if (n)
+      snprintf(prefix, sizeof prefix, "%s_%zu", kind, n + 1);
+    else
+      snprintf(prefix, sizeof prefix, "%s", kind);
+    if (find_region(layout, prefix, memory_bytes, block, &found[n])) return -1;
+  }
+  return 0;
+}
+
 /* Instructions */
 
 /* Each dram_base grows by base / element: hardware multiplies it with the size of the element. */
@@ -168,8 +192,8 @@ static int prepare(vta_device *device, const char *layout, const uint8_t *image,
     return -1;
   if (stated != image_bytes || code_bytes != device->count * INSTRUCTION_BYTES || image_bytes > memory_bytes)
     return vta_fail("program.bin or memory.bin is not as long as layout.json says.");
-  if (find_region(layout, "input", memory_bytes, device->block, &device->input) ||
-      find_region(layout, "output", memory_bytes, device->block, &device->output))
+  if (find_regions(layout, "input", memory_bytes, device->block, device->inputs, &device->input_count) ||
+      find_regions(layout, "output", memory_bytes, device->block, device->outputs, &device->output_count))
     return -1;
   const vta_board *board = device->board;
   if (board->allocate(board->context, memory_bytes, &device->image) ||
@@ -218,8 +242,14 @@ void vta_close(vta_device *device) {
   free(device);
 }
 
-size_t vta_input_elements(const vta_device *device) { return device->input.elements; }
-size_t vta_output_elements(const vta_device *device) { return device->output.elements; }
+static size_t elements(const region *regions, size_t count) {
+  size_t total = 0;
+  for (size_t n = 0; n < count; n++) total += regions[n].elements;
+  return total;
+}
+
+size_t vta_input_elements(const vta_device *device) { return elements(device->inputs, device->input_count); }
+size_t vta_output_elements(const vta_device *device) { return elements(device->outputs, device->output_count); }
 double vta_seconds(const vta_device *device) { return device->seconds; }
 uint32_t vta_cycles(const vta_device *device) { return device->cycles; }
 
@@ -282,26 +312,39 @@ static int launch(vta_device *device) {
   return 0;
 }
 
-int vta_run(vta_device *device, const int8_t *input, int8_t *output) {
-  const region *in = &device->input, *out = &device->output;
-  size_t block = device->block;
-  int8_t *to = (int8_t *)device->image.data + in->offset;
-  if (in->tiles) {
-    memset(to, 0, in->bytes);
-    for (size_t c = 0; c < in->channels; c++)
-      for (size_t p = 0; p < in->pixels; p++)
-        to[(c / block * in->pixels + p) * block + c % block] = input[c * in->pixels + p];
-  } else {
+static void pack(const region *in, size_t block, const int8_t *input, int8_t *to) {
+  if (!in->tiles) {
     memcpy(to, input, in->bytes);
+    return;
+  }
+  memset(to, 0, in->bytes);
+  for (size_t c = 0; c < in->channels; c++)
+    for (size_t p = 0; p < in->pixels; p++)
+      to[(c / block * in->pixels + p) * block + c % block] = input[c * in->pixels + p];
+}
+
+static void unpack(const region *out, size_t block, const int8_t *from, int8_t *output) {
+  if (!out->tiles) {
+    memcpy(output, from, out->bytes);
+    return;
+  }
+  for (size_t c = 0; c < out->channels; c++)
+    for (size_t p = 0; p < out->pixels; p++)
+      output[c * out->pixels + p] = from[(c / block * out->pixels + p) * block + c % block];
+}
+
+int vta_run(vta_device *device, const int8_t *input, int8_t *output) {
+  int8_t *memory = (int8_t *)device->image.data;
+  for (size_t n = 0; n < device->input_count; n++) {
+    const region *in = &device->inputs[n];
+    pack(in, device->block, input, memory + in->offset);
+    input += in->elements;
   }
   if (launch(device)) return -1;
-  const int8_t *from = (const int8_t *)device->image.data + out->offset;
-  if (out->tiles) {
-    for (size_t c = 0; c < out->channels; c++)
-      for (size_t p = 0; p < out->pixels; p++)
-        output[c * out->pixels + p] = from[(c / block * out->pixels + p) * block + c % block];
-  } else {
-    memcpy(output, from, out->bytes);
+  for (size_t n = 0; n < device->output_count; n++) {
+    const region *out = &device->outputs[n];
+    unpack(out, device->block, memory + out->offset, output);
+    output += out->elements;
   }
   return 0;
 }
@@ -338,11 +381,11 @@ int vta_self_test(const vta_board *board, const char *place, vta_core core, uint
   }
   if (!(device = vta_open(board, place, core, base, 1.0))) return -1;
   uint8_t *files[2] = {NULL, NULL};
-  int8_t *input = read_npy(place, "input.npy", device->input.elements, &files[0]);
-  int8_t *expected = input ? read_npy(place, "expected.npy", device->output.elements, &files[1]) : NULL;
-  int8_t *output = expected ? malloc(device->output.elements) : NULL;
+  int8_t *input = read_npy(place, "input.npy", vta_input_elements(device), &files[0]);
+  int8_t *expected = input ? read_npy(place, "expected.npy", vta_output_elements(device), &files[1]) : NULL;
+  int8_t *output = expected ? malloc(vta_output_elements(device)) : NULL;
   int failed = !output || vta_run(device, input, output);
-  if (!failed && memcmp(output, expected, device->output.elements))
+  if (!failed && memcmp(output, expected, vta_output_elements(device)))
     failed = wrong_set("the self-test gave other values.");
   free(output);
   free(files[0]);

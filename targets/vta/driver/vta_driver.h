@@ -39,7 +39,7 @@ typedef struct vta_device vta_device;
 /* Load the program in `folder`. NULL if that fails; vta_error() says why. `board` has to outlive the device. */
 vta_device *vta_open(const vta_board *board, const char *folder, vta_core core, uint64_t base, double timeout_s);
 
-/* Elements of the input and the output, int8 in C order, 1×C×H×W. */
+/* Elements of all inputs and of all outputs, int8 in C order, 1×C×H×W, one behind the other. */
 size_t vta_input_elements(const vta_device *device);
 size_t vta_output_elements(const vta_device *device);
 

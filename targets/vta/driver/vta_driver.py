@@ -4,7 +4,7 @@
 This file, Python 3.6 or newer and NumPy are enough on the board. In a bundle it is runner/run; as root:
 
     runner/run --self-test                  the golden vectors; exit code 3 if one is off
-    runner/run input.npy                    one inference
+    runner/run input.npy                    one inference; a file for each input
     runner/run --bench [SECONDS]            latency
 
 What it says on standard output is JSON. Hardware is written through the two functions of a register window and those of
@@ -199,6 +199,14 @@ class Files:
             raise VtaError("program.bin or memory.bin is not as long as layout.json says.")
 
 
+def ports(layout, kind):
+    """The inputs, or outputs, as layout.json has them: keys of the second begin with input_2."""
+    count = layout.get(kind + "_count", 1)
+    prefixes = [kind] + [f"{kind}_{number}" for number in range(2, count + 1)]
+    keys = ("name", "offset", "bytes", "order", "shape")
+    return [{key: layout[f"{prefix}_{key}"] for key in keys} for prefix in prefixes]
+
+
 def relocated(code, base, layout):
     """The instructions for an image at the physical address `base`: each dram_base grows by base / element."""
     if base % layout["alignment_bytes"]:
@@ -240,7 +248,9 @@ class Device:
             raise VtaError(f"The instructions are at {self._code.physical:#x}, where fetch can't read them.")
         self._code.data[: code.size] = code
         self._code.flush()
-        self.input_shape, self.output_name = tuple(layout["input_shape"]), layout["output_name"]
+        self._inputs, self._outputs = ports(layout, "input"), ports(layout, "output")
+        self.input_shapes = [tuple(port["shape"]) for port in self._inputs]
+        self.output_names = [port["name"] for port in self._outputs]
         self.seconds = None
         self.cycles = None
 
@@ -251,17 +261,25 @@ class Device:
         self._image.close()
         self._code.close()
 
-    def run(self, values):
-        """One inference: int8 of the input's shape to int8 of the output's. Raises VtaError."""
-        layout = self._files.layout
-        values = np.asarray(values)
-        if values.dtype != np.int8 or list(values.shape) != layout["input_shape"]:
-            raise VtaError(f"The input is int8 of shape {tuple(layout['input_shape'])}.")
-        begin = layout["input_offset"]
-        self._image.data[begin : begin + layout["input_bytes"]] = self._pack(values)
+    def run(self, *arrays):
+        """One inference: int8 of the inputs' shapes to int8 of the output's, a tuple if there are several.
+
+        Lengths of 1 may be left out of a shape. Raises VtaError.
+        """
+        if len(arrays) != len(self._inputs):
+            raise VtaError(f"The program takes {len(self._inputs)} inputs, not {len(arrays)}.")
+        for number, port in enumerate(self._inputs):
+            values = np.asarray(arrays[number])
+            if values.dtype != np.int8 or _without_ones(values.shape) != _without_ones(port["shape"]):
+                raise VtaError(f"The input is int8 of shape {tuple(port['shape'])}.")
+            begin = port["offset"]
+            self._image.data[begin : begin + port["bytes"]] = self._pack(port, values.reshape(port["shape"]))
         self.launch()
-        begin = layout["output_offset"]
-        return self._unpack(self._image.data[begin : begin + layout["output_bytes"]].copy())
+        found = tuple(
+            self._unpack(port, self._image.data[port["offset"] : port["offset"] + port["bytes"]].copy())
+            for port in self._outputs
+        )
+        return found if len(found) > 1 else found[0]
 
     def launch(self):
         """Run the program on what is in memory. `seconds`, and `cycles` where the core counts them, tell how long."""
@@ -281,24 +299,26 @@ class Device:
         self.cycles = self._core.cycles()
         self._image.invalidate()
 
-    def _pack(self, values):
-        layout = self._files.layout
-        if layout["input_order"] == "tiles":
-            block, (_, channels, height, width) = layout["block"], values.shape
+    def _pack(self, port, values):
+        if port["order"] == "tiles":
+            block, (_, channels, height, width) = self._files.layout["block"], values.shape
             blocks = -(-channels // block)
             padded = np.zeros((blocks * block, height, width), np.int8)
             padded[:channels] = values[0]
             values = padded.reshape(blocks, block, height, width).transpose(0, 2, 3, 1)
         return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
-    def _unpack(self, found):
-        layout = self._files.layout
-        values, shape = found.view(np.int8), layout["output_shape"]
-        if layout["output_order"] == "tiles":
+    def _unpack(self, port, found):
+        values, shape = found.view(np.int8), port["shape"]
+        if port["order"] == "tiles":
             _, channels, height, width = shape
-            tiles = values.reshape(-1, height, width, layout["block"]).transpose(0, 3, 1, 2)
+            tiles = values.reshape(-1, height, width, self._files.layout["block"]).transpose(0, 3, 1, 2)
             values = tiles.reshape(-1, height, width)[:channels]
         return np.ascontiguousarray(values).reshape(shape)
+
+
+def _without_ones(shape):
+    return [length for length in shape if length != 1]
 
 
 def check_bitstream(state=FPGA_STATE):
@@ -348,20 +368,18 @@ def vectors(device, folder):
     """The golden vectors of a bundle: for each its name, and whether the outputs are the same to the bit."""
     rows, place = [], os.path.join(folder, "vectors")
     for name in sorted(os.listdir(place)):
-        expected = np.load(os.path.join(place, name, "output-0.npy"))
-        found = device.run(np.load(os.path.join(place, name, "input-0.npy"))).reshape(expected.shape)
-        error = float(np.max(np.abs(found.astype(np.int32) - expected.astype(np.int32))))
-        rows.append(
-            {
-                "name": name,
-                "passed": error == 0,
-                "abs_errors": [error],
-            }
-        )
+        inputs = (f"input-{number}.npy" for number in range(len(device.input_shapes)))
+        found = device.run(*(np.load(os.path.join(place, name, file)) for file in inputs))
+        errors = []
+        for number, values in enumerate(found if isinstance(found, tuple) else (found,)):
+            expected = np.load(os.path.join(place, name, f"output-{number}.npy"))
+            off = values.reshape(expected.shape).astype(np.int32) - expected.astype(np.int32)
+            errors.append(float(np.max(np.abs(off))))
+        rows.append({"name": name, "passed": not any(errors), "abs_errors": errors})
     return {"vectors": rows, "passed": bool(rows) and all(row["passed"] for row in rows)}
 
 
-def measure(device, values, seconds, window, setup_ms):
+def measure(device, arrays, seconds, window, setup_ms):
     """Latency of inferences, in ms, from writing the input to reading the output; of the first, and of `samples`.
 
     With `window` seconds, there are also figures for each such part of the time.
@@ -369,7 +387,7 @@ def measure(device, values, seconds, window, setup_ms):
 
     def once():
         begin = time.perf_counter()
-        device.run(values)
+        device.run(*arrays)
         return 1e3 * (time.perf_counter() - begin)
 
     first = once()
@@ -410,7 +428,7 @@ def main(arguments=None):
     """The command. Returns the exit code: 0, 3 for a vector that is off, or 7 with a sentence on stderr."""
     here = os.path.dirname(os.path.abspath(__file__))
     parser = argparse.ArgumentParser(prog="runner/run", description="Run a VTA program on a board with PYNQ.")
-    parser.add_argument("input", nargs="?", help="int8, .npy: one inference")
+    parser.add_argument("input", nargs="*", help="int8, .npy, one for each input: one inference")
     parser.add_argument("--self-test", action="store_true", help="the golden vectors")
     parser.add_argument("--bench", nargs="?", type=float, const=3.0, metavar="SECONDS", help="latency")
     parser.add_argument("--samples", nargs="+", type=float, metavar="SECONDS", help="latency of each inference")
@@ -459,15 +477,17 @@ def answer(given, device, setup_ms):
     if given.self_test:
         return vectors(device, given.folder)
     if given.input:
-        found = device.run(load_input(given.input))
+        found = device.run(*map(load_input, given.input))
         latency = {"unit": "ms", "first": 1e3 * device.seconds}
         if device.cycles is not None:
             latency["cycles"] = device.cycles
-        return {"outputs": {device.output_name: found.reshape(-1).tolist()}, "latency": latency}
-    shape = device.input_shape
-    values = np.random.RandomState(0).randint(-128, 128, shape).astype(np.int8)
+        found = found if isinstance(found, tuple) else (found,)
+        outputs = {name: found[number].reshape(-1).tolist() for number, name in enumerate(device.output_names)}
+        return {"outputs": outputs, "latency": latency}
+    random = np.random.RandomState(0)
+    arrays = [random.randint(-128, 128, shape).astype(np.int8) for shape in device.input_shapes]
     seconds, window = (given.bench, 0.0) if given.bench else (*given.samples, 0.0)[:2]
-    said = measure(device, values, seconds, window, setup_ms)
+    said = measure(device, arrays, seconds, window, setup_ms)
     if given.bench:
         samples = said.pop("samples")
         del said["warmup"]

@@ -1,5 +1,7 @@
 /* vta_run BUNDLE INPUT OUTPUT [hls|chisel] [BASE]: one inference on a PYNQ board, from files of int8, 1×C×H×W.
  *
+ * Several inputs or outputs are one behind the other in one file.
+ *
  * In a bundle's folder runner: cc -O2 vta_run.c vta_driver.c vta_linux.c -ldl -o vta_run
  */
 #include <stdio.h>
