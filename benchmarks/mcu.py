@@ -91,12 +91,15 @@ def measure_int8(options: argparse.Namespace) -> dict[str, Any]:
         board = targets.find("cortex_m", name)
         with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
             bundle = build(program, board, Path(folder, "bundle"))
-            library, output = bundle.library, program.outputs[0]
-            ran = machine.run(library, board, network_name(library), images, output, expected=expected)
+            name, given = network_name(bundle.library), [(image[None],) for image in images]
+            wanted = [(row[None],) for row in expected]
+            ran = machine.run(bundle.library, board, name, given, program.outputs, expected=wanted)
             boards.append(
                 {
-                    **counts(bundle, images[:1]),
-                    "exact": int((ran.outputs == expected).all(1).sum()),
+                    **counts(bundle, given[0]),
+                    "exact": sum(
+                        np.array_equal(one, other) for (one,), (other,) in zip(ran.outputs, wanted, strict=True)
+                    ),
                     "wrong_on_the_device": ran.wrong,
                     "largest_pair_bytes": pair,
                     "stack_used_bytes": ran.stack_bytes,
@@ -119,8 +122,8 @@ def measure_float32(options: argparse.Namespace) -> dict[str, Any]:
         board = replace(targets.find("cortex_m", name), arithmetic="float32")
         with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
             bundle = build(program, board, Path(folder, "bundle"))
-            inputs = bundle.vectors()[0].inputs[0]
-            ran = machine.run(bundle.library, board, network_name(bundle.library), inputs, program.outputs[0])
+            inputs = bundle.vectors()[0].inputs
+            ran = machine.run(bundle.library, board, network_name(bundle.library), [inputs], program.outputs)
             boards.append(
                 {
                     **counts(bundle, inputs),
@@ -131,11 +134,11 @@ def measure_float32(options: argparse.Namespace) -> dict[str, Any]:
     return {"vectors": len(program.vectors), "boards": boards}
 
 
-def counts(bundle: Any, inputs: np.ndarray) -> dict[str, Any]:
+def counts(bundle: Any, inputs: tuple[np.ndarray, ...]) -> dict[str, Any]:
     """Memory, and the instructions of one inference: of all, and of each layer."""
     from tvmflow.targets.cortex_m.backend import count
 
-    counted = count(bundle.library, bundle.target, bundle.layers, inputs, bundle.outputs[0])
+    counted = count(bundle.library, bundle.target, bundle.layers, inputs, bundle.outputs)
     return {
         "board": bundle.target.name,
         "core": bundle.target.cpu.model,

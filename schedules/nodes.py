@@ -1,7 +1,11 @@
 """What a layer without weights computes, as loops for every kind of target: one function an operator.
 
-`value_of` emits what a single element needs and gives it as an int32. How elements are read, where results go and which
-loops are around is the kind's own affair, so that an operator is written once.
+`value_of` emits what a single element needs and gives it as an int32, or, of a float32 network, as a float32. How
+elements are read, where results go and which loops are around is the kind's own affair, so that an operator is written
+once. What differs between integers and real numbers is their `Arithmetic`.
+
+NaN and infinities of a float32 network go on as in PyTorch: a comparison with NaN never holds, so that limits keep it
+and a maximum takes it once it has met it. What is outside of a map or has a weight of 0 isn't touched at all.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import tirx
@@ -29,24 +33,105 @@ from tvmflow.integer.operators import (
     Sum,
 )
 
+if TYPE_CHECKING:
+    from tvmflow.integer.graph import FloatNode
+
+    AnyNode = IntegerNode | FloatNode  # of a quantised network or of a float32 one
+
 Expr = Any
 """A tvm.ir.Expr or a Python number."""
 Read = Callable[[int, Expr, Expr, Expr], Expr]
-"""(number of the input, channel, row, column) → the network's value there, as int32."""
+"""(number of the input, channel, row, column) → the network's value there, in the dtype of the arithmetic."""
 Place = tuple[Expr, Expr, Expr]
 """Channel, row, column."""
 
-LEAST = -(1 << 31)
 SUMS = 2
-"""Elements of int32 that `value_of` needs to work in, for each lane."""
+"""Elements that `value_of` needs to work in, of the dtype of the arithmetic, for each lane."""
+SUMMING = (MaxPool, Resample, Softmax)
+"""Operators that need them."""
+
+
+class Arithmetic:
+    """Numbers of a quantised network: int32, and tables and factors of the node's own."""
+
+    dtype = "int32"
+    least: float = -(1 << 31)
+
+    def number(self, value: float) -> Expr:
+        return T.int32(int(value))
+
+    def larger(self, known: Expr, new: Expr) -> Expr:
+        return tirx.max(known, new)
+
+    def limited(self, node: Any, value: Expr, sums: Sums) -> Expr:
+        return tirx.max(tirx.min(value, sums.constant(node.maximum)), sums.constant(node.minimum))
+
+    def shifted(self, node: Any, total: Expr, sums: Sums) -> Expr:
+        """Divided by a power of two, and halves rounded up."""
+        if not node.shift:
+            return total
+        return (total + sums.constant((1 << node.shift) >> 1)) >> sums.constant(node.shift)
+
+    def factors(self, node: Any) -> list[float | None]:
+        """By what inputs, or their product, are multiplied; None for 1."""
+        return node.factors.tolist()
+
+    def weights(self, operator: Resample) -> tuple[np.ndarray, np.ndarray]:
+        return operator.integers
+
+
+class FloatArithmetic(Arithmetic):
+    """Numbers of a float32 network, without lanes."""
+
+    dtype = "float32"
+    least = -math.inf
+
+    def number(self, value: float) -> Expr:
+        return T.float32(value)
+
+    def larger(self, known: Expr, new: Expr) -> Expr:
+        """NaN if either is. TVM takes `x ≠ x` for false, so that NaN is what neither comparison holds for."""
+        return tirx.Select(known > new, known, tirx.Select(known <= new, new, known + new))
+
+    def limited(self, node: Any, value: Expr, sums: Sums | None = None) -> Expr:
+        if node.low > -math.inf:
+            value = tirx.Select(self.below(value, node.low), T.float32(node.low), value)
+        if node.high < math.inf:
+            value = tirx.Select(self.above(value, node.high), T.float32(node.high), value)
+        return value
+
+    def below(self, value: Expr, limit: float) -> Expr:
+        return value < T.float32(limit)
+
+    def above(self, value: Expr, limit: float) -> Expr:
+        return value > T.float32(limit)
+
+    def shifted(self, node: Any, total: Expr, sums: Sums) -> Expr:
+        return total
+
+    def factors(self, node: Any) -> list[float | None]:
+        signs = node.operator.signs if isinstance(node.operator, Sum) else (1,)
+        return [None if sign == 1 else sign for sign in signs]
+
+    def weights(self, operator: Resample) -> tuple[np.ndarray, np.ndarray]:
+        first, second = (weights.astype(np.float32) for _, weights in operator.axes)
+        return first, second
+
+
+INTEGERS, FLOATS = Arithmetic(), FloatArithmetic()
+
+
+def arithmetic_of(node: AnyNode) -> Arithmetic:
+    return INTEGERS if isinstance(node, IntegerNode) else FLOATS
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Where `value_of` works: a buffer of SUMS int32, or as many vectors of them."""
+    """Where `value_of` works, and in which arithmetic: a buffer of SUMS numbers, or as many vectors of them."""
 
     buffer: Any
     lanes: int = 1
+    numbers: Arithmetic = INTEGERS
 
     def _place(self, number: int) -> Expr:
         return number if self.lanes == 1 else T.ramp(number * self.lanes, 1, self.lanes)
@@ -57,8 +142,9 @@ class Sums:
     def store(self, number: int, value: Expr) -> None:
         T.buffer_store(self.buffer, value, [self._place(number)])
 
-    def constant(self, value: int) -> Expr:
-        return T.int32(value) if self.lanes == 1 else T.broadcast(T.int32(value), self.lanes)
+    def constant(self, value: float) -> Expr:
+        number = self.numbers.number(value)
+        return number if self.lanes == 1 else T.broadcast(number, self.lanes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +156,7 @@ class Part:
     source: int | None = None
 
 
-def parts_of(node: IntegerNode) -> list[Part]:
+def parts_of(node: AnyNode) -> list[Part]:
     """The whole result, or, of Concat, what each input gives."""
     if not isinstance(node.operator, Concat):
         return [Part(start=(0, 0, 0), lengths=_three(node.output_shape))]
@@ -87,16 +173,17 @@ def _three(shape: Shape) -> tuple[int, int, int]:
     return shape[1], shape[2], shape[3]
 
 
-def constants_of(node: IntegerNode) -> tuple[np.ndarray, ...]:
+def constants_of(node: AnyNode) -> tuple[np.ndarray, ...]:
     """The arrays that `value_of` reads."""
     operator = node.operator
     if isinstance(operator, Function | Softmax):
+        assert isinstance(node, IntegerNode)
         assert node.table is not None
         return (_narrow(node.table),)
     if isinstance(operator, Resample):
-        weights = operator.integers
+        weights = arithmetic_of(node).weights(operator)
         pairs = zip(operator.axes, weights, strict=True)
-        return tuple(array.astype(np.int32) for (places, _), factors in pairs for array in (places, factors))
+        return tuple(array for (places, _), factors in pairs for array in (places.astype(np.int32), factors))
     if isinstance(operator, Gather):
         return _tables(operator, node.input_shapes[0])
     return ()
@@ -111,55 +198,50 @@ def _narrow(table: np.ndarray) -> np.ndarray:
 
 
 def value_of(
-    node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place, source: int | None = None
+    node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place, source: int | None = None
 ) -> Expr:
-    """Emit what an element needs; the element itself, clipped, as int32.
+    """Emit what an element needs; the element itself, clipped, in the dtype of the arithmetic.
 
-    `constants` are buffers of `constants_of`. With `source`, `place` counts from where
-    Concat's part begins. Of `sums` with lanes, the channel is the first of that many, and `read` gives vectors.
+    `constants` are buffers of `constants_of`; `sums` needs no buffer unless the operator is SUMMING. With `source`,
+    `place` counts from where Concat's part begins. Of `sums` with lanes, the channel is the first of that many, and
+    `read` gives vectors.
     """
     if isinstance(node.operator, Concat) and source is not None:
-        return _clipped(node, read(source, *place), sums)
-    return _clipped(node, VALUES[type(node.operator)](node, read, constants, sums, place), sums)
+        return sums.numbers.limited(node, read(source, *place), sums)
+    value = VALUES[type(node.operator)](node, read, constants, sums, place)
+    return sums.numbers.limited(node, value, sums)
 
 
-def _clipped(node: IntegerNode, value: Expr, sums: Sums) -> Expr:
-    return tirx.max(tirx.min(value, sums.constant(node.maximum)), sums.constant(node.minimum))
+def _times(value: Expr, factor: float | None, sums: Sums) -> Expr:
+    return value if factor is None else value * sums.constant(factor)
 
 
-def _shifted(node: IntegerNode, total: Expr, sums: Sums) -> Expr:
-    if not node.shift:
-        return total
-    return (total + sums.constant((1 << node.shift) >> 1)) >> sums.constant(node.shift)
-
-
-def _broadcast(node: IntegerNode, number: int, place: Place) -> Place:
+def _broadcast(node: AnyNode, number: int, place: Place) -> Place:
     """Where an input is read that has a length of 1 where the result has more."""
     lengths = _three(node.input_shapes[number])
     first, second, third = (0 if length == 1 else at for length, at in zip(lengths, place, strict=True))
     return first, second, third
 
 
-def _sum(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
-    assert node.factors is not None
+def _sum(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
     total: Expr = None
-    for number, factor in enumerate(node.factors.tolist()):
-        product = read(number, *_broadcast(node, number, place)) * sums.constant(factor)
+    for number, factor in enumerate(sums.numbers.factors(node)):
+        product = _times(read(number, *_broadcast(node, number, place)), factor, sums)
         total = product if total is None else total + product
-    return _shifted(node, total, sums)
+    return sums.numbers.shifted(node, total, sums)
 
 
-def _product(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
-    assert node.factors is not None
+def _product(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
     a, b = (read(number, *_broadcast(node, number, place)) for number in (0, 1))
-    return _shifted(node, a * b * sums.constant(int(node.factors[0])), sums)
+    (factor,) = sums.numbers.factors(node)
+    return sums.numbers.shifted(node, _times(a * b, factor, sums), sums)
 
 
-def _max_pool(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
+def _max_pool(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
     operator = node.operator
     assert isinstance(operator, MaxPool)
     window, (c, y, x) = operator.window, place
-    sums.store(0, sums.constant(LEAST))
+    sums.store(0, sums.constant(sums.numbers.least))
     with T.serial(0, window.kernel[0]) as r, T.serial(0, window.kernel[1]) as s:
         row = y * window.stride[0] + r * window.dilation[0] - window.padding[0]
         column = x * window.stride[1] + s * window.dilation[1] - window.padding[1]
@@ -169,7 +251,7 @@ def _max_pool(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sum
                 conditions += [at >= 0, at < window.size[axis]]
 
         def compare(row: Expr = row, column: Expr = column) -> None:
-            sums.store(0, tirx.max(sums.load(0), read(0, c, row, column)))
+            sums.store(0, sums.numbers.larger(sums.load(0), read(0, c, row, column)))
 
         if conditions:
             with T.If(tirx.all(*conditions)), T.Then():
@@ -179,7 +261,7 @@ def _max_pool(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sum
     return sums.load(0)
 
 
-def _concat(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
+def _concat(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
     """Which input an element is from is asked; `parts_of` is for those who'd rather not."""
     assert isinstance(node.operator, Concat)
     axis = node.operator.axis - 1
@@ -194,7 +276,7 @@ def _concat(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums,
     return value
 
 
-def _gather(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
+def _gather(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
     operator, shape = node.operator, node.input_shapes[0]
     assert isinstance(operator, Gather)
     left = list(constants)
@@ -272,7 +354,7 @@ def _offsets(operator: Gather) -> tuple[np.ndarray, np.ndarray, np.ndarray] | No
     return (first, second, third) if min(second.min(), third.min()) >= 0 else None
 
 
-def _resample(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
+def _resample(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
     operator = node.operator
     assert isinstance(operator, Resample)
     rows, down, columns, along = constants
@@ -283,17 +365,22 @@ def _resample(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sum
         weight = down[y, r] * along[x, s]
         if sums.lanes > 1:
             weight = T.broadcast(weight, sums.lanes)
-        sums.store(0, sums.load(0) + read(0, c, rows[y, r], columns[x, s]) * weight)
-    return _shifted(node, sums.load(0), sums)
+        product = read(0, c, rows[y, r], columns[x, s]) * weight
+        if sums.numbers is not INTEGERS and any((table == 0).any() for _, table in operator.axes):
+            # of fewer places than others have, the weights are filled up with 0, which infinity mustn't meet
+            product = T.if_then_else(weight != sums.constant(0), product, sums.constant(0))
+        sums.store(0, sums.load(0) + product)
+    return sums.numbers.shifted(node, sums.load(0), sums)
 
 
-def _function(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
+def _function(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
     (table,), index = constants, read(0, *place) & T.int32(255)
+    assert isinstance(node, IntegerNode)
     assert node.table is not None
     return T.cast(table[(place[0], index) if node.table.ndim > 1 else index], "int32")
 
 
-def _softmax(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
+def _softmax(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
     assert isinstance(node.operator, Softmax)
     (table,), axis = constants, node.operator.axis - 1
     length = node.output_shape[axis + 1]
@@ -303,7 +390,7 @@ def _softmax(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums
         moved[axis] = index
         return read(0, moved[0], moved[1], moved[2])
 
-    sums.store(0, sums.constant(LEAST))
+    sums.store(0, sums.constant(sums.numbers.least))
     with T.serial(0, length) as index:
         sums.store(0, tirx.max(sums.load(0), at(index)))
     sums.store(1, T.int32(0))
@@ -313,7 +400,7 @@ def _softmax(node: IntegerNode, read: Read, constants: Sequence[Any], sums: Sums
     return tirx.floordiv(own * T.int32(512) + sums.load(1), sums.load(1) * T.int32(2))
 
 
-VALUES: dict[type, Callable[[IntegerNode, Read, Sequence[Any], Any, Place], Expr]] = {
+VALUES: dict[type, Callable[[AnyNode, Read, Sequence[Any], Any, Place], Expr]] = {
     Sum: _sum,
     Product: _product,
     MaxPool: _max_pool,
@@ -325,7 +412,11 @@ VALUES: dict[type, Callable[[IntegerNode, Read, Sequence[Any], Any, Place], Expr
 }
 
 
-def in_vectors(node: IntegerNode) -> bool:
+VALUES_OF_FLOATS = {operator: value for operator, value in VALUES.items() if operator not in (Function, Softmax)}
+"""Those that are the same of real numbers. The others have tables."""
+
+
+def in_vectors(node: AnyNode) -> bool:
     """Whether neighbouring channels are computed alike, from neighbouring channels of what is read."""
     operator = node.operator
     if isinstance(operator, Gather):
@@ -337,7 +428,7 @@ def in_vectors(node: IntegerNode) -> bool:
     return not isinstance(operator, Function)
 
 
-def work_of(node: IntegerNode) -> int:
+def work_of(node: AnyNode) -> int:
     """Elements that are read, by which it is weighed whether threads pay."""
     count, operator = math.prod(node.output_shape), node.operator
     if isinstance(operator, MaxPool):

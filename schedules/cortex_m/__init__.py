@@ -1,7 +1,8 @@
 """Kernels for Cortex-M, of integer and of float32 layers: functions over plain pointers.
 
-Each takes a chain of layers and gives its loops, or None. Tensors are C×H×W without a batch, as the network's own input
-is. `choose` tries the kernels in order, first match wins. A new one is a file here and a line in KERNELS.
+Each takes a layer, or a chain of them, and gives its loops, or None. Tensors are C×H×W without a batch, as the
+network's own inputs are. `choose` tries the kernels in order, first match wins. A new one is a file here and a line in
+KERNELS.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from tvmflow.schedules.cortex_m._kernel import AnyLayer, Kernel
+from tvmflow.schedules.cortex_m._kernel import AnyLayer, Kernel, Node
+
+__all__ = ["CORES", "KERNELS", "LONGEST_CHAIN", "AnyLayer", "Kernel", "Node", "choose"]
 
 KERNELS: dict[str, str] = {
     "pointwise": "a whole convolution of integers, 1×1 above all: four pixels at a time, by SMLAD or VMLADAV",
     "convolution_float": "a whole convolution or dense layer of float32: tiles of sums in floating-point registers",
     "depthwise": "one or two depthwise convolutions, plane by plane, in place if there are two",
-    "direct": "any layer, by the loops of its definition",
+    "direct": "any layer with weights, by the loops of its definition",
+    "node": "any layer without weights, element by element",
 }
 """The files of this folder and what they are for."""
 
@@ -24,18 +28,19 @@ CORES = ("plain", "dsp", "mve")
 
 LONGEST_CHAIN = 2
 
-Make = Callable[[Sequence[AnyLayer], str, str, bool], Kernel | None]
-"""A kernel for just these layers, or None: (layers, dtype of the input, core, whether it may be overwritten)."""
+Make = Callable[[Sequence[AnyLayer], Sequence[str], str, Sequence[bool]], Kernel | None]
+"""A kernel for just these layers, or None: (layers, dtypes of what is read, core, which of that may be overwritten)."""
 
 
-def choose(layers: Sequence[AnyLayer], dtype: str, core: str, *, writable: bool = True) -> Kernel:
-    """The kernel of the first of `layers`, which reads `dtype`, or of more of them.
+def choose(layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable: Sequence[bool]) -> Kernel:
+    """The kernel of the first of `layers`, or of more of them.
 
-    Each of `layers` has to read the one before and nobody else may; with `writable`, the input may be overwritten.
+    `dtypes` and `writable` are of the tensors that the first reads, each of them once; those that are writable may be
+    overwritten. Of the others, each has to read the one before, and nobody else may.
     """
     for name in KERNELS:
         make: Make = getattr(import_module(f"tvmflow.schedules.cortex_m.{name}"), name)
         for count in range(min(len(layers), LONGEST_CHAIN), 0, -1):
-            if kernel := make(layers[:count], dtype, core, writable):
+            if kernel := make(layers[:count], dtypes, core, writable):
                 return kernel
-    raise AssertionError("direct serves every layer")
+    raise AssertionError("direct and node serve every layer")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,25 +14,30 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.integer.graph import FloatLayer
-from tvmflow.integer.layers import IntegerLayer
+from tvmflow.integer.graph import FloatLayer, FloatNode
+from tvmflow.integer.layers import IntegerLayer, IntegerNode
+from tvmflow.schedules.nodes import FLOATS, FloatArithmetic
 
-MINUS_INFINITY = -0x800000
-"""The bits of −∞ in float32, read as an int32."""
+LEAST = -(1 << 31)
+"""Of an int32: the bits of −0 in float32."""
 
 Expr = Any
 """A tvm.ir.Expr or a Python number."""
 
-AnyLayer = FloatLayer | IntegerLayer
-"""A layer of a float32 network, or of an integer one."""
+WeightedLayer = FloatLayer | IntegerLayer
+"""A layer with weights, of a float32 network or of an integer one."""
+Node = FloatNode | IntegerNode
+"""A layer without."""
+AnyLayer = WeightedLayer | Node
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """A function `(source, destination, scratch…, constants…)`, or `(data, scratch…, constants…)` if `in_place`.
+    """A function `(sources…, destination, scratch…, constants…)`, or without the destination if it works in place.
 
-    All are plain pointers. The result of a kernel in place begins where its input began. `scratch` has the bytes of
-    each scratch buffer. `schedule` is the file that made the function; `layers` are those whose work it does.
+    All are plain pointers. There is a source for each tensor that is read, once if it is read twice. `in_place` is the
+    number of the one that the result overwrites, from its beginning on. `scratch` has the bytes of each scratch
+    buffer. `schedule` is the file that made the function; `layers` are those whose work it does.
     """
 
     schedule: str
@@ -38,11 +45,11 @@ class Kernel:
     func: tirx.PrimFunc
     constants: Mapping[str, np.ndarray]
     scratch: Mapping[str, int] = field(default_factory=dict)
-    in_place: bool = False
+    in_place: int | None = None
 
 
-Pointer = tuple[str, int]
-"""dtype and number of elements of what a parameter points to."""
+Pointer = tuple[str, int | tuple[int, ...]]
+"""dtype and number of elements, or lengths, of what a parameter points to."""
 
 
 @contextmanager
@@ -53,7 +60,8 @@ def function(pointers: Mapping[str, Pointer]) -> Iterator[tuple[IRBuilder, dict[
         T.func_attr({"tirx.noalias": True})
         arguments = {name: T.arg(name, T.handle(dtype)) for name, (dtype, _) in pointers.items()}
         buffers = {
-            name: T.decl_buffer((count,), dtype, data=arguments[name]) for name, (dtype, count) in pointers.items()
+            name: T.decl_buffer((count,) if isinstance(count, int) else count, dtype, data=arguments[name])
+            for name, (dtype, count) in pointers.items()
         }
         yield builder, buffers
 
@@ -62,12 +70,12 @@ def constant_pointers(constants: Mapping[str, np.ndarray]) -> dict[str, Pointer]
     return {name: (str(array.dtype), array.size) for name, array in constants.items()}
 
 
-def accumulator(layer: AnyLayer) -> str:
+def accumulator(layer: WeightedLayer) -> str:
     """The dtype of a layer's sums."""
     return "float32" if layer.dtype == "float32" else "int32"
 
 
-def parameters(layer: AnyLayer) -> np.ndarray:
+def parameters(layer: WeightedLayer) -> np.ndarray:
     """What each channel's sum begins with, float32 O×1; of integers int32 O×2, with multiplier or shift.
 
     Half a step of a shift is added from the start.
@@ -80,12 +88,12 @@ def parameters(layer: AnyLayer) -> np.ndarray:
     return layer.bias.astype(np.float32)[:, None]
 
 
-def weights_of(layer: AnyLayer) -> np.ndarray:
+def weights_of(layer: WeightedLayer) -> np.ndarray:
     """As they lie in flash: int8 or float32."""
     return layer.weight if isinstance(layer, IntegerLayer) else layer.weight.astype(np.float32)
 
 
-def parameters_at(layer: AnyLayer, table: tirx.Buffer, c: Expr) -> tuple[Expr, Expr]:
+def parameters_at(layer: WeightedLayer, table: tirx.Buffer, c: Expr) -> tuple[Expr, Expr]:
     """What the sum of channel `c` begins with, and the second parameter or None."""
     if isinstance(layer, IntegerLayer):
         return table[2 * c], table[2 * c + 1]
@@ -99,25 +107,78 @@ def multiply_add(core: str, total: Expr, a: Expr, b: Expr, lanes: int = 1) -> Ex
     return tirx.call_llvm_pure_intrin(vector_of("float32", lanes), "llvm.fma", a, b, total)
 
 
-def finish(layer: AnyLayer, total: Expr, by: Expr) -> Expr:
+def finish(layer: WeightedLayer, total: Expr, by: Expr) -> Expr:
     """A sum → the layer's output, in the dtype of the sum. `by` is the channel's second parameter."""
     if isinstance(layer, IntegerLayer):
         return requantize(layer, total, by)
     if layer.kind == "pool":
         total = total * T.float32(layer.weight.flat[0])
-    return tirx.Select(total < T.float32(0), T.float32(0), total) if layer.relu else total  # NaN stays
+    return FLOATS.limited(layer, total)
 
 
-def finish_vector(layer: AnyLayer, total: Expr, by: Expr) -> Expr:
-    """`finish` of four sums of one channel, by MVE.
-
-    Its comparison "less than" holds for NaN too, so numbers are compared as integers: those from −0 to −∞ are the ones
-    up to the bits of −∞, and NaN of either sign lies above.
-    """
+def finish_vector(layer: WeightedLayer, total: Expr, by: Expr) -> Expr:
+    """`finish` of four sums of one channel, by MVE."""
     if isinstance(layer, IntegerLayer):
         return requantize_vector(layer, total, by)
-    zeros, lowest = T.Broadcast(T.float32(0), 4), T.Broadcast(T.int32(MINUS_INFINITY), 4)
-    return tirx.Select(tirx.reinterpret("int32x4", total) <= lowest, zeros, total) if layer.relu else total
+    return limited_vector(layer, total)
+
+
+def limited_vector(layer: FloatLayer, total: Expr) -> Expr:
+    """Four numbers between a layer's limits, by MVE; NaN stays.
+
+    Its comparison "less than" holds for NaN too, so numbers are compared as integers. Those from −0 to −∞ are the ones
+    from the least integer up to the bits of −∞, those from 0 to ∞ the ones from 0 up to the bits of ∞, and NaN of
+    either sign lies above the infinity of its sign.
+    """
+    bits = tirx.reinterpret("int32x4", total)
+    found = total
+    for limit, spans in ((layer.low, _below(layer.low)), (layer.high, _above(layer.high))):
+        if spans:
+            found = tirx.Select(_within(bits, spans), T.Broadcast(T.float32(limit), 4), found)
+    return found
+
+
+def _within(bits: Expr, spans: Sequence[tuple[int, int]]) -> Expr:
+    """Whether an int32, or each of a vector of four, is in one of the spans, whose first and last these are."""
+    lanes = 4 if str(bits.ty.dtype).endswith("x4") else 1
+
+    def number(value: int) -> Expr:
+        return T.Broadcast(T.int32(value), lanes) if lanes > 1 else T.int32(value)
+
+    conditions = [
+        bits <= number(last) if first == LEAST else tirx.And(bits >= number(first), bits <= number(last))
+        for first, last in spans
+    ]
+    return functools.reduce(tirx.Or, conditions)
+
+
+class MveFloats(FloatArithmetic):
+    """Numbers of float32 in loops of which LLVM may make vectors of MVE, for which "less than" isn't to be trusted."""
+
+    def below(self, value: Expr, limit: float) -> Expr:
+        return _within(tirx.reinterpret("int32", value), _below(limit))
+
+
+def _bits(value: float) -> int:
+    return int(np.float32(value).view(np.int32))
+
+
+def _below(low: float) -> list[tuple[int, int]]:
+    """The first and the last of the bits, as int32, of the numbers that are less than `low`."""
+    if low == -math.inf:
+        return []
+    if low < 0:
+        return [(_bits(low) + 1, _bits(-math.inf))]
+    return [(LEAST, _bits(-math.inf)), *([(0, _bits(low) - 1)] if low > 0 else [])]
+
+
+def _above(high: float) -> list[tuple[int, int]]:
+    """The first and the last of the bits of the numbers that are more than `high`."""
+    if high == math.inf:
+        return []
+    if high < 0:
+        return [(LEAST, _bits(high) - 1), (0, _bits(math.inf))]
+    return [(_bits(high) + 1 if high > 0 else 1, _bits(math.inf))]
 
 
 def requantize(layer: IntegerLayer, total: Expr, by: Expr) -> Expr:
@@ -155,7 +216,7 @@ def lanes_at(first: Expr, lanes: int) -> Expr:
     return T.ramp(first, 1, lanes) if lanes > 1 else first
 
 
-def is_pointwise(layer: AnyLayer) -> bool:
+def is_pointwise(layer: WeightedLayer) -> bool:
     """Whether a layer is a product of matrices: each output pixel reads the channels of its own input pixel."""
     return layer.kind != "pool" and (*layer.weight.shape[2:], *layer.stride, layer.groups, *layer.padding) == (
         *(1, 1, 1, 1, 1),
@@ -163,14 +224,14 @@ def is_pointwise(layer: AnyLayer) -> bool:
     )
 
 
-def tap_of(layer: AnyLayer, number: Expr) -> tuple[Expr, Expr, Expr]:
+def tap_of(layer: WeightedLayer, number: Expr) -> tuple[Expr, Expr, Expr]:
     """Channel, row and column of the value of that number among those that a pixel of a whole convolution meets."""
     rows, columns = layer.weight.shape[2:]
     tap = tirx.truncmod(number, rows * columns)
     return tirx.truncdiv(number, rows * columns), tirx.truncdiv(tap, columns), tirx.truncmod(tap, columns)
 
 
-def met_by(layer: AnyLayer, source: tirx.Buffer, tap: tuple[Expr, Expr, Expr], pixel: Expr) -> Expr:
+def met_by(layer: WeightedLayer, source: tirx.Buffer, tap: tuple[Expr, Expr, Expr], pixel: Expr) -> Expr:
     """What an output pixel meets at a channel, row and column of the weights; 0 beyond the border."""
     channel, row, column = tap
     if is_pointwise(layer):
@@ -186,12 +247,12 @@ def met_by(layer: AnyLayer, source: tirx.Buffer, tap: tuple[Expr, Expr, Expr], p
     return tirx.if_then_else(inside, value, tirx.const(0, source.dtype))
 
 
-def sizes(layer: AnyLayer) -> tuple[int, int]:
+def sizes(layer: WeightedLayer) -> tuple[int, int]:
     """Elements of a layer's input and output."""
     return int(np.prod(layer.input_shape)), int(np.prod(layer.output_shape))
 
 
-def pixels_of(layer: AnyLayer) -> int:
+def pixels_of(layer: WeightedLayer) -> int:
     return layer.output_shape[2] * layer.output_shape[3]
 
 

@@ -52,13 +52,16 @@ class Tile:
 TILES = {"dsp": Tile(lanes=1, vectors=4, outputs=6, unroll=8), "mve": Tile(lanes=4, vectors=2, outputs=3, unroll=4)}
 
 
-def convolution_float(layers: Sequence[AnyLayer], dtype: str, core: str, writable: bool) -> Kernel | None:
+def convolution_float(
+    layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable: Sequence[bool]
+) -> Kernel | None:
     if len(layers) != 1 or core not in TILES:
         return None
     layer, tile = layers[0], TILES[core]
     if not isinstance(layer, FloatLayer) or layer.kind == "pool" or layer.groups != 1 or pixels_of(layer) < tile.lanes:
         return None
     before, after = sizes(layer)
+    (dtype,) = dtypes
     inputs, outputs, pixels = layer.weight[0].size, layer.output_shape[1], pixels_of(layer)
     lanes, vectors, together = tile.lanes, min(tile.vectors, pixels // tile.lanes), min(tile.outputs, outputs)
     width = vectors * lanes

@@ -28,6 +28,7 @@ from tvmflow.schedules.cortex_m._kernel import (
     AnyLayer,
     Expr,
     Kernel,
+    WeightedLayer,
     accumulator,
     constant_pointers,
     finish,
@@ -83,13 +84,16 @@ class Room:
         return -(-self.rows * self.pitch // COPY_LANES[0]) * COPY_LANES[0]
 
 
-def depthwise(layers: Sequence[AnyLayer], dtype: str, core: str, writable: bool) -> Kernel | None:
-    if len(layers) > 2 or not all(_fits(layer) for layer in layers):
+def depthwise(layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable: Sequence[bool]) -> Kernel | None:
+    fitting = [layer for layer in layers if isinstance(layer, WeightedLayer) and _fits(layer)]
+    if len(layers) > 2 or len(fitting) < len(layers):
         return None
+    layers = fitting
     vectors = [core == "mve" and layer.output_shape[3] >= LANES <= layer.input_shape[3] for layer in layers]
+    dtype = dtypes[0]
     dtypes = [dtype, *(layer.dtype for layer in layers)]
     before, after = sizes(layers[0])[0], sizes(layers[-1])[1]
-    in_place = writable and len(layers) == 2 and after <= before
+    in_place = writable[0] and len(layers) == 2 and after <= before
     rooms = {
         f"plane{number}": _room(layer, dtypes[number], vectors[number])
         for number, layer in enumerate(layers)
@@ -130,23 +134,23 @@ def depthwise(layers: Sequence[AnyLayer], dtype: str, core: str, writable: bool)
         func=builder.get(),
         constants=constants,
         scratch={name: room.bytes for name, room in rooms.items()},
-        in_place=in_place,
+        in_place=0 if in_place else None,
     )
 
 
-def _fits(layer: AnyLayer) -> bool:
+def _fits(layer: WeightedLayer) -> bool:
     if layer.kind != "conv2d" or not layer.groups == layer.input_shape[1] == layer.output_shape[1]:
         return False
     vertical, horizontal = (sum(len(taps) for _, _, taps in layer.window.cuts(axis)) for axis in (0, 1))
     return vertical * horizontal <= MOST_PRODUCTS
 
 
-def met(layer: AnyLayer, axis: int) -> list[int]:
+def met(layer: WeightedLayer, axis: int) -> list[int]:
     """The taps along an axis that meet the input for any output."""
     return sorted({tap for _, _, taps in layer.window.cuts(axis) for tap in taps})
 
 
-def _room(layer: AnyLayer, dtype: str, bordered: bool) -> Room:
+def _room(layer: WeightedLayer, dtype: str, bordered: bool) -> Room:
     """What the input of a layer lies in: with `bordered`, as many columns of zeros as its taps reach."""
     _, _, rows, columns = layer.input_shape
     reached = [0, columns - 1]
@@ -182,12 +186,12 @@ def _copy(source: Plane, destination: Plane, shape: tuple[int, ...]) -> None:
             T.buffer_store(destination.buffer, value, [T.ramp(destination.at(y, x), 1, lanes)])
 
 
-def _begin(layer: AnyLayer, table: tirx.Buffer, c: Expr) -> tuple[Expr, Expr]:
+def _begin(layer: WeightedLayer, table: tirx.Buffer, c: Expr) -> tuple[Expr, Expr]:
     begin, by = parameters_at(layer, table, c)
     return T.bind(begin), None if by is None else T.bind(by)
 
 
-def _weights(layer: AnyLayer, weight: tirx.Buffer, c: Expr) -> dict[tuple[int, int], Expr]:
+def _weights(layer: WeightedLayer, weight: tirx.Buffer, c: Expr) -> dict[tuple[int, int], Expr]:
     """The channel's weights of the taps that meet the input, in the dtype of the sums."""
     height, width = layer.weight.shape[2:]
     return {
@@ -198,7 +202,7 @@ def _weights(layer: AnyLayer, weight: tirx.Buffer, c: Expr) -> dict[tuple[int, i
 
 
 def _scalars(
-    layer: AnyLayer,
+    layer: WeightedLayer,
     core: str,
     constants: tuple[tirx.Buffer, tirx.Buffer],
     here: Plane,
@@ -235,7 +239,7 @@ def _scalars(
 
 
 def _vectors(
-    layer: AnyLayer,
+    layer: WeightedLayer,
     core: str,
     constants: tuple[tirx.Buffer, tirx.Buffer],
     here: Plane,
@@ -264,7 +268,7 @@ def _vectors(
                 four(top + row, width - LANES, vertical)
 
 
-def _met_by(layer: AnyLayer, y: Expr, x: Expr, r: int, s: int) -> tuple[Expr, Expr]:
+def _met_by(layer: WeightedLayer, y: Expr, x: Expr, r: int, s: int) -> tuple[Expr, Expr]:
     """The pixel of the input that a tap meets."""
     return (
         y * layer.stride[0] + r * layer.dilation[0] - layer.padding[0],

@@ -1,4 +1,4 @@
-"""Any layer, by the loops of its definition.
+"""Any layer with weights, by the loops of its definition.
 
 1. Output after output, the sum in a register.
 2. Where the border can be met, each tap asks whether it is on the map; without padding nobody asks.
@@ -17,6 +17,7 @@ from tvm.script.ir_builder import tirx as T
 from tvmflow.schedules.cortex_m._kernel import (
     AnyLayer,
     Kernel,
+    WeightedLayer,
     accumulator,
     constant_pointers,
     finish,
@@ -29,10 +30,10 @@ from tvmflow.schedules.cortex_m._kernel import (
 )
 
 
-def direct(layers: Sequence[AnyLayer], dtype: str, core: str, writable: bool) -> Kernel | None:
-    if len(layers) != 1:
+def direct(layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable: Sequence[bool]) -> Kernel | None:
+    if len(layers) != 1 or not isinstance(layers[0], WeightedLayer):
         return None
-    layer = layers[0]
+    layer, (dtype,) = layers[0], dtypes
     before, after = sizes(layer)
     constants = {"parameters": parameters(layer)}
     if layer.kind != "pool":

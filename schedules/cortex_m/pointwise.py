@@ -54,13 +54,13 @@ LANES = 16
 MVE_UNROLL = 4
 
 
-def pointwise(layers: Sequence[AnyLayer], dtype: str, core: str, writable: bool) -> Kernel | None:
+def pointwise(layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable: Sequence[bool]) -> Kernel | None:
     if len(layers) != 1 or core not in ("dsp", "mve"):
         return None
     layer = layers[0]
     if not isinstance(layer, IntegerLayer) or layer.kind == "pool" or layer.groups != 1 or pixels_of(layer) < PIXELS:
         return None
-    return _dsp(layer, dtype) if core == "dsp" else _mve(layer, dtype)
+    return (_dsp if core == "dsp" else _mve)(layer, dtypes[0])
 
 
 def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:

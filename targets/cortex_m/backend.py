@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tvmflow.measure.cycles import Traced
 from tvmflow.network.agreement import Runner, compare, tolerances, unverified
 from tvmflow.spec import (
@@ -55,11 +53,11 @@ def check(target: Target, linker: str = "auto", *, runner: bool = False) -> Link
 
 
 def check_network(program: Program, target: Target) -> None:
-    """Chains are taken, whatever they are computed in; else UserError is raised."""
-    from tvmflow.targets.cortex_m.stages import chain_of
+    """What has an integer form, or needs no C library. Raises UserError, UnsupportedOperatorError."""
+    from tvmflow.targets.cortex_m.stages import graph_of
 
     if target.arithmetic == "float32":
-        chain_of(program)
+        graph_of(program)
     else:
         check_graph(program, target)
 
@@ -116,15 +114,14 @@ def verify(made: Artifacts, target: Target, vectors: Sequence[Vector]) -> tuple[
 
     Raises VerificationError.
     """
-    inputs = np.concatenate([vector.inputs[0] for vector in vectors])
-    expected = np.concatenate([vector.outputs[0] for vector in vectors])
-    name, allowed = network_name(made.library), [limit for (limit,) in tolerances(vectors)]
+    inputs, expected = ([getattr(vector, side) for vector in vectors] for side in ("inputs", "outputs"))
+    name, allowed = network_name(made.library), tolerances(vectors)
     program = made.program
     try:
-        done = machine.run(made.library, target, name, inputs, program.outputs[0], expected=expected, allowed=allowed)
+        done = machine.run(made.library, target, name, inputs, program.outputs, expected=expected, allowed=allowed)
     except MissingDependencyError as error:
         return unverified(error), made
-    verdict = {"method": "emulated", **compare(vectors, [(row[None],) for row in done.outputs])}
+    verdict = {"method": "emulated", **compare(vectors, done.outputs)}
     if not verdict["passed"]:
         return verdict, made
     if done.wrong:
@@ -138,7 +135,7 @@ def verify(made: Artifacts, target: Target, vectors: Sequence[Vector]) -> tuple[
         )
     made = replace(made, memory={**made.memory, "stack_used_bytes": done.stack_bytes})
     try:
-        details = count(made.library, target, program.layers, inputs, program.outputs[0]).details
+        details = count(made.library, target, program.layers, inputs[0], program.outputs).details
     except MissingDependencyError as error:
         log.info(str(error))
         return verdict, made
@@ -155,10 +152,12 @@ class Count:
     details: Sequence[Mapping[str, Any]]
 
 
-def count(library: Path, target: Target, layers: Sequence[Layer], inputs: np.ndarray, output: TensorSpec) -> Count:
+def count(
+    library: Path, target: Target, layers: Sequence[Layer], inputs: machine.Arrays, outputs: Sequence[TensorSpec]
+) -> Count:
     """Instructions of one inference, exactly, under emulation. Raises MissingDependencyError, VerificationError."""
     name = network_name(library)
-    found = machine.run(library, target, name, inputs[:1], output, counted=True).instructions
+    found = machine.run(library, target, name, [inputs], outputs, counted=True).instructions
     return Count(
         total=sum(
             count for function, count in found.items() if function.startswith(f"{name}_") or function in machine.HELPERS
@@ -172,10 +171,8 @@ def count(library: Path, target: Target, layers: Sequence[Layer], inputs: np.nda
 
 def trace_calls(bundle: Built) -> Traced:
     """What one inference executes, layer by layer, for `tvmflow.measure.cycles`. Raises as `count` does."""
-    kernels, inputs = [layer.kernel for layer in bundle.layers], bundle.vectors()[0].inputs[0]
-    return machine.trace(
-        bundle.library, bundle.target, network_name(bundle.library), inputs, bundle.outputs[0], kernels
-    )
+    kernels, inputs = [layer.kernel for layer in bundle.layers], bundle.vectors()[0].inputs
+    return machine.trace(bundle.library, bundle.target, network_name(bundle.library), inputs, bundle.outputs, kernels)
 
 
 def network_name(library: Path) -> str:
@@ -223,9 +220,8 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
     machine.find_qemu()
     name = network_name(library)
 
-    def run(inputs: Sequence[tuple[np.ndarray, ...]]) -> list[tuple[np.ndarray, ...]]:
-        done = machine.run(library, target, name, np.concatenate([arrays[0] for arrays in inputs]), outputs[0])
-        return [(row[None],) for row in done.outputs]
+    def run(inputs: Sequence[machine.Arrays]) -> list[machine.Arrays]:
+        return machine.run(library, target, name, inputs, outputs).outputs
 
     return "emulated", run
 
@@ -237,10 +233,11 @@ def time(
     if not layers:
         return Timing(note=NO_LATENCY)
     try:
-        counted = count(bundle.library, bundle.target, bundle.layers, bundle.vectors()[0].inputs[0], bundle.outputs[0])
+        counted = count(bundle.library, bundle.target, bundle.layers, bundle.vectors()[0].inputs, bundle.outputs)
     except MissingDependencyError as error:
         gap = Gap(what="instructions", reason=str(error), packages=error.packages)
         return Timing(note=f"{NO_LATENCY} {error}", gaps=[gap])
     macs = sum(layer.macs for layer in bundle.layers)
-    note = f"{NO_LATENCY} It takes {counted.total:,}, {counted.total / macs:.3f} for each multiply-add."
+    each = f", {counted.total / macs:.3f} for each multiply-add" if macs else ""
+    note = f"{NO_LATENCY} It takes {counted.total:,}{each}."
     return Timing(note=note, details=counted.details)

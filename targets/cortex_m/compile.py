@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from tvm import tirx
 
 from tvmflow import __version__
 from tvmflow.integer.network import IntegerNetwork
-from tvmflow.spec import Program, Target
+from tvmflow.spec import Program, Target, TensorSpec
 from tvmflow.system import toolchain
 from tvmflow.system.toolchain import Linker
 from tvmflow.targets.cortex_m.options import STACK_BYTES, compiler_options
@@ -29,12 +31,16 @@ GENERATED_FOR: dict[str, dict[str, Any]] = {
         "mcpu": "cortex-m7",
         "mattr": ["-fp64", "-fp-armv8d16sp", "+vfp4d16sp"],
     },
+    "mve": {"cl-opt": ["-enable-arm-maskedgatscat=0"]},
 }
 """What LLVM is told instead of the board's own core, by what the core can.
 
 All cores with DSP execute Armv7E-M and FPv4's single precision, but with its models of Cortex-M4 and M33 LLVM orders
 instructions so that more values live at once than there are registers: 1.08 instructions for each multiply-add of the
 paper's integer network instead of 0.92.
+
+With MVE it mustn't make vectors of loops over elements that lie apart: of a maximum over a window it makes a loop that
+never ends, as it loses the end of a loop whose masks and counter it has to keep on the stack (LLVM 22).
 """
 
 _LINKAGE = '#ifdef __cplusplus\nextern "C"\n#endif\n'
@@ -47,12 +53,12 @@ C_TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int32": "int32_t", "float32": 
 class Image:
     """What a network is in memory: tensors in flash by their C names, the arena, and the calls of the kernels.
 
-    `element` is the C type of input and output. Calls are written for tensors that are one block of bytes, `weights`,
-    or, in `source_calls`, arrays of their own.
+    `parameters` are those of NAME_run, with their types. Calls are written for tensors that are one block of
+    bytes, `weights`, or, in `source_calls`, arrays of their own.
     """
 
     name: str
-    element: str
+    parameters: Sequence[str]
     tensors: Mapping[str, np.ndarray]
     weights: bytes
     arena_bytes: int
@@ -67,9 +73,54 @@ def c_name(name: str) -> str:
     return found if found and not found[0].isdigit() else f"network_{found}".rstrip("_")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CPort:
+    """An input or output in C: the parameter of NAME_run, what begins its macros behind NAME_, and what it is."""
+
+    parameter: str
+    macro: str
+    spec: TensorSpec
+
+
+WORDS = """
+alignas alignof and arena asm auto bitand bitor bool break case catch char class compl const constexpr continue
+decltype default delete do double else enum explicit export extern false float for friend goto if inline int long
+mutable namespace new noexcept not nullptr operator or private protected public register restrict return short
+signed sizeof static struct switch template this thread_local throw true try typedef typeid typename union unsigned
+using virtual void volatile while xor int8_t uint8_t int16_t uint16_t int32_t uint32_t int64_t uint64_t
+"""
+RESERVED = frozenset(WORDS.split())
+"""What no parameter is called: words of C and C++, and what generated code calls something else."""
+
+
+def ports(program: Program) -> tuple[Sequence[CPort], Sequence[CPort]]:
+    """The inputs and outputs in C. One alone is `input` or `output`; several have their own names."""
+    sides = {"input": program.inputs, "output": program.outputs}
+    taken = {kind for kind, specs in sides.items() if len(specs) == 1}
+    found: dict[str, list[CPort]] = {"input": [], "output": []}
+    for kind, specs in sides.items():
+        if len(specs) == 1:
+            found[kind].append(CPort(parameter=kind, macro=kind.upper(), spec=specs[0]))
+            continue
+        for number, spec in enumerate(specs):
+            plain = re.sub(r"\W+", "_", spec.name, flags=re.ASCII).strip("_").lower()
+            if not plain or plain[0].isdigit() or plain in RESERVED or plain.startswith(f"{c_name(program.name)}_"):
+                plain = f"{kind}_{plain or number}"
+            for name in itertools.chain([plain], (f"{plain}_{again}" for again in itertools.count(2))):
+                macro = f"{kind}_{name.removeprefix(f'{kind}_')}".upper()
+                if taken.isdisjoint((name, macro)):
+                    break
+            taken |= {name, macro}
+            found[kind].append(CPort(parameter=name, macro=macro, spec=spec))
+    return found["input"], found["output"]
+
+
 def lay_out(program: Program) -> Image:
     """Give every tensor its place in flash, and write every call as C."""
     name = c_name(program.name)
+    inputs, outputs = ports(program)
+    lie = {f"input {number}": port.parameter for number, port in enumerate(inputs)}
+    lie |= {f"output {number}": port.parameter for number, port in enumerate(outputs)}
     tensors: dict[str, np.ndarray] = {}
     weights = bytearray()
     calls: list[str] = []
@@ -86,7 +137,7 @@ def lay_out(program: Program) -> Image:
             weights += tensors[source_places[constant]].tobytes()
         types = [C_TYPES[str(param.ty.element_type.dtype)] for param in func.params]
         for lines, found in ((calls, places), (source_calls, source_places)):
-            found |= {"input": "input", "output": "output"}
+            found |= lie
             arguments = [
                 f"({kind} *)({found.get(str(where), f'arena + {where}')})"
                 for kind, where in zip(types, func.attrs[ARGUMENTS], strict=True)
@@ -95,7 +146,10 @@ def lay_out(program: Program) -> Image:
         prototypes.append(f"void {symbol}({', '.join(f'{kind} *' for kind in types)});")
     return Image(
         name=name,
-        element=C_TYPES[program.inputs[0].dtype],
+        parameters=[
+            *(f"const {C_TYPES[port.spec.dtype]} *{port.parameter}" for port in inputs),
+            *(f"{C_TYPES[port.spec.dtype]} *{port.parameter}" for port in outputs),
+        ],
         tensors=tensors,
         weights=bytes(weights),
         arena_bytes=program.memory["activations_bytes"],
@@ -158,6 +212,7 @@ def write_source(program: Program, target: Target, folder: Path) -> None:
     kernels = "\n".join(definitions).strip().removesuffix(_LINKAGE.strip()).strip()
     kernels = re.sub(r"^void ", "static void ", kernels, flags=re.MULTILINE)
     kernels = re.sub(r"(\w+_t|float)\* (\w+)(?=[,)])", r"\1 *restrict \2", kernels)
+    kernels = re.sub(r"\binff\b", "(1.0f / 0.0f)", kernels)  # TVM's name of infinity is none of C's
     (folder / f"{name}.h").write_text(header(program, target, image))
     (folder / f"{name}.c").write_text(portable_source(image, kernels))
     (folder / f"{name}_weights.c").write_text(weights_source(image))
@@ -176,7 +231,7 @@ def weights_source(image: Image) -> str:
     """All tensors as arrays of C."""
     lines = ["#include <stdint.h>", ""]
     for symbol, array in image.tensors.items():
-        kind, values = C_TYPES[str(array.dtype)], [f"{value:.9g}" for value in array.ravel().tolist()]
+        kind, values = C_TYPES[str(array.dtype)], list(map(literal, array.ravel().tolist()))
         lines += [f"extern const {kind} {symbol}[];", f"const {kind} {symbol}[{len(values)}] = {{"]
         for start in range(0, len(values), _VALUES_IN_A_ROW):
             lines.append(",".join(values[start : start + _VALUES_IN_A_ROW]) + ",")
@@ -184,35 +239,45 @@ def weights_source(image: Image) -> str:
     return "\n".join(lines)
 
 
+def literal(value: float) -> str:
+    """A number in C: an integer with all of its digits, of a float32 as many as tell it from its neighbours."""
+    if isinstance(value, int):
+        return str(value)
+    if math.isfinite(value):
+        return f"{value:.9g}"
+    return '__builtin_nanf("")' if math.isnan(value) else f"{'-' * (value < 0)}__builtin_inff()"
+
+
 def header(program: Program, target: Target, image: Image) -> str:
     """The C99 header of the library."""
     network: IntegerNetwork | None = program.integer
     memory = program.memory
     prefix = image.name.upper()
-    specs = (program.inputs[0], program.outputs[0])
-    sizes = [int(np.prod(spec.shape)) for spec in specs]
-    kinds = [f"{spec.dtype}, {'×'.join(map(str, spec.shape[1:]))}" for spec in specs]
-    scales = ["", ""]
-    if network is not None:
-        scales = [
-            f"\n#define {prefix}_INPUT_SCALE {network.input_scale!r} /* real = scale * int8; the zero point is 0 */",
-            f"\n#define {prefix}_OUTPUT_SCALE {network.output_scale!r}",
-        ]
+    constants: list[str] = []
+    for number, (port, scale) in enumerate(_with_scales(program)):
+        order, meaning = (
+            (": channel, row, column", " /* real = scale * int8; the zero point is 0 */") if not number else ("", "")
+        )
+        kind = f"{port.spec.dtype}, {'×'.join(map(str, port.spec.shape[1:]))}{order}"
+        constants.append(f"#define {prefix}_{port.macro}_SIZE {math.prod(port.spec.shape)} /* {kind} */")
+        if scale is not None:
+            constants.append(f"#define {prefix}_{port.macro}_SCALE {scale!r}{meaning}")
+    sizes = "\n".join(constants)
+    apart = "\n * Inputs and outputs must not overlap." if len(image.parameters) > 2 else ""
     arithmetic = "a float32" if network is None else "an integer"
     assert target.mcu is not None
     form = "in portable C99" if target.mcu.core == "plain" else f"for {target.cpu.model}"
     return f"""/* {program.name}: {arithmetic} network {form}, made by tvmflow {__version__}.
  *
  * No allocation, no state between calls, nothing of a C library but memcpy and memset. Calls must not overlap: they
- * share one arena. The bytes in flash and RAM are those of the network alone; the stack is an upper bound.
+ * share one arena. The bytes in flash and RAM are those of the network alone; the stack is an upper bound.{apart}
  */
 #ifndef {prefix}_H
 #define {prefix}_H
 
 #include <stdint.h>
 
-#define {prefix}_INPUT_SIZE {sizes[0]} /* {kinds[0]}: channel, row, column */{scales[0]}
-#define {prefix}_OUTPUT_SIZE {sizes[1]} /* {kinds[1]} */{scales[1]}
+{sizes}
 #define {prefix}_WEIGHTS_BYTES {len(image.weights)} /* in flash */
 #define {prefix}_ARENA_BYTES {memory["activations_bytes"]} /* in RAM */
 #define {prefix}_STACK_BYTES {STACK_BYTES}
@@ -221,7 +286,7 @@ def header(program: Program, target: Target, image: Image) -> str:
 extern "C" {{
 #endif
 
-void {image.name}_run(const {image.element} *input, {image.element} *output);
+void {image.name}_run({", ".join(image.parameters)});
 
 #ifdef __cplusplus
 }}
@@ -229,6 +294,16 @@ void {image.name}_run(const {image.element} *input, {image.element} *output);
 
 #endif
 """
+
+
+def _with_scales(program: Program) -> list[tuple[CPort, float | None]]:
+    """The inputs and outputs in order; those of an integer network with the real value of one step."""
+    inputs, outputs = ports(program)
+    network: IntegerNetwork | None = program.integer
+    if network is None:
+        return [(port, None) for port in (*inputs, *outputs)]
+    scales = [port.scale for port in (*network.inputs, *network.outputs)]
+    return list(zip((*inputs, *outputs), scales, strict=True))
 
 
 def _preprocessing(program: Program, prefix: str) -> str:
@@ -277,7 +352,7 @@ def network_source(image: Image) -> str:
 
 
 def _run(image: Image, calls: Sequence[str]) -> list[str]:
-    head = f"void {image.name}_run(const {image.element} *input, {image.element} *output) {{"
+    head = f"void {image.name}_run({', '.join(image.parameters)}) {{"
     return [head, *(f"  {call}" for call in calls), "}", ""]
 
 

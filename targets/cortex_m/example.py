@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import numpy as np
 from tvmflow.network.agreement import tolerances
 from tvmflow.spec import Program, Target
 from tvmflow.system.toolchain import Linker
-from tvmflow.targets.cortex_m.machine import ELEMENTS, HERE, MACHINES, linker_script
+from tvmflow.targets.cortex_m.compile import CPort, literal, ports
+from tvmflow.targets.cortex_m.machine import ELEMENTS, HERE, KINDS, MACHINES, linker_script
 from tvmflow.targets.cortex_m.options import compiler_options
 
 SHIPPED = ("agrees.h", "startup.c", "startup.h")
@@ -27,8 +27,7 @@ def write(folder: Path, program: Program, target: Target, name: str) -> None:
     gcc = Linker(name="arm-none-eabi-gcc", command=(), version="")
     flags = " ".join(option for option in compiler_options(target, gcc) if option.startswith("-m"))
     (folder / "CMakeLists.txt").write_text(_CMAKE.format(name=name, flags=flags, machine=target.mcu.machine))
-    element = ELEMENTS[program.outputs[0].dtype]
-    (folder / "main.c").write_text(_MAIN.format(name=name, prefix=name.upper(), element=element))
+    (folder / "main.c").write_text(_main(program, name))
     (folder / "link.ld").write_text(_LINK_NOTE.format(name=name) + linker_script(MACHINES[target.mcu.machine]))
     (folder / "vectors.h").write_text(_vectors(program))
 
@@ -37,12 +36,19 @@ def usage(name: str, program: Program, target: Target) -> str:
     """For the bundle's README: what to do with the files."""
     assert target.mcu is not None
     where = "external flash" if target.mcu.external_flash else "flash"
+    inputs, outputs = ports(program)
+    # side by side where they are of one type
+    by_type: dict[str, list[str]] = {}
+    for port in (*inputs, *outputs):
+        by_type.setdefault(ELEMENTS[port.spec.dtype], []).append(f"{port.parameter}[{name.upper()}_{port.macro}_SIZE]")
+    buffers = "\n".join(f"    static {kind} {', '.join(arrays)};" for kind, arrays in by_type.items())
+    parameters = ", ".join(port.parameter for port in (*inputs, *outputs))
     return f"""In a program of yours:
 
     #include "{name}.h"
 
-    static {ELEMENTS[program.inputs[0].dtype]} input[{name.upper()}_INPUT_SIZE], output[{name.upper()}_OUTPUT_SIZE];
-    {name}_run(input, output);
+{buffers}
+    {name}_run({parameters});
 
 Link `model.o` with it. The constants are in the section `.rodata.{name}_weights`: put it into the {where}. The arena is
 in `.bss.{name}_arena`: put it into the fastest RAM that has room. `example/link.ld` shows both for qemu's machine
@@ -58,22 +64,39 @@ def _vectors(program: Program) -> str:
     def array(name: str, rows: list[np.ndarray]) -> list[str]:
         lines = [f"static const {ELEMENTS[str(rows[0].dtype)]} {name}[{len(rows)}][{rows[0].size}] = {{"]
         for row in rows:
-            values = [_literal(value) for value in row.ravel().tolist()]
+            values = [literal(value) for value in row.ravel().tolist()]
             parts = [values[start : start + VALUES_IN_A_ROW] for start in range(0, len(values), VALUES_IN_A_ROW)]
             lines += ["    {", *("     " + ",".join(part) + "," for part in parts), "    },"]
         return [*lines, "};", ""]
 
-    inputs, outputs = zip(*((vector.inputs[0], vector.outputs[0]) for vector in program.vectors), strict=True)
-    arrays = [*array("golden_inputs", list(inputs)), *array("golden_outputs", list(outputs))]
-    allowed = [f"{limit:.9e}f" for (limit,) in tolerances(program.vectors)]
-    arrays.append(f"static const float golden_tolerances[{len(allowed)}] = {{{', '.join(allowed)}}};\n")
-    return "\n".join(["#include <stdint.h>", "", f"#define VECTORS {len(inputs)}", "", *arrays])
+    inputs, outputs = ports(program)
+    arrays: list[str] = []
+    for number, port in enumerate(inputs):
+        arrays += array(_golden(port), [vector.inputs[number] for vector in program.vectors])
+    limits = tolerances(program.vectors)
+    for number, port in enumerate(outputs):
+        arrays += array(_golden(port), [vector.outputs[number] for vector in program.vectors])
+        allowed = ", ".join(f"{row[number]:.9e}f" for row in limits)
+        arrays.append(f"static const float {_golden(port)}_tolerances[{len(limits)}] = {{{allowed}}};\n")
+    return "\n".join(["#include <stdint.h>", "", f"#define VECTORS {len(limits)}", "", *arrays])
 
 
-def _literal(value: float) -> str:
-    if math.isfinite(value):
-        return f"{value:.9g}"
-    return '__builtin_nanf("")' if math.isnan(value) else f"{'-' * (value < 0)}__builtin_inff()"
+def _golden(port: CPort) -> str:
+    return f"golden_{port.macro.lower()}"
+
+
+def _main(program: Program, name: str) -> str:
+    inputs, outputs = ports(program)
+    prefix = name.upper()
+    buffers = [f"static {ELEMENTS[port.spec.dtype]} {port.parameter}[{prefix}_{port.macro}_SIZE];" for port in outputs]
+    arguments = [*(f"{_golden(port)}[vector]" for port in inputs), *(port.parameter for port in outputs)]
+    checks = [
+        f"agrees({port.parameter}, {_golden(port)}[vector], {KINDS[port.spec.dtype]}, {prefix}_{port.macro}_SIZE, "
+        f"{_golden(port)}_tolerances[vector])"
+        for port in outputs
+    ]
+    joined = " &&\n                        ".join(checks)
+    return _MAIN.format(name=name, buffers="\n".join(buffers), arguments=", ".join(arguments), checks=joined)
 
 
 _CMAKE = """# Built by a cross compiler, run by qemu-system-arm:
@@ -110,20 +133,17 @@ add_test(NAME golden_vectors COMMAND qemu-system-arm -machine {machine} -nograph
 
 _MAIN = """/* Compares the network with its golden vectors, on the device. Exit code 0 if all agree. */
 #include "{name}.h"
+#include "agrees.h"
 #include "startup.h"
 #include "vectors.h"
 
-#define ELEMENT {element}
-#define OUTPUT_SIZE {prefix}_OUTPUT_SIZE
-#include "agrees.h"
-
-static ELEMENT output[OUTPUT_SIZE];
+{buffers}
 
 int main(void) {{
   uint32_t wrong = 0;
   for (uint32_t vector = 0; vector < VECTORS; vector++) {{
-    {name}_run(golden_inputs[vector], output);
-    wrong += (uint32_t)!agrees(output, golden_outputs[vector], golden_tolerances[vector]);
+    {name}_run({arguments});
+    wrong += (uint32_t)!({checks});
   }}
   say_number(VECTORS - wrong);
   say(" of ");

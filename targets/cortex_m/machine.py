@@ -6,6 +6,7 @@ by function. Neither says anything of time.
 
 from __future__ import annotations
 
+import math
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,11 @@ COUNTING_PLUGIN = HERE / "count_symbols.c"
 QEMU = "qemu-system-arm"
 PACKAGE = "qemu-system-arm"
 SECONDS_PER_INFERENCE = 60
-ELEMENTS = {"int8": "int8_t", "float32": "float"}
+ELEMENTS = {"int8": "int8_t", "uint8": "uint8_t", "float32": "float"}
 """What networks read and write, in C."""
+KINDS = {"int8": "INT8", "uint8": "UINT8", "float32": "FLOAT32"}
+"""What agrees.h calls these."""
+Arrays = tuple[np.ndarray, ...]
 MIB = 1 << 20
 HELPERS = ("memcpy", "memset")
 """What kernels call that is no part of the library."""
@@ -77,9 +81,9 @@ MACHINES: dict[str, Machine] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Outputs, in the order of the inputs; how deep the stack became; instructions by function, if counted."""
+    """Outputs of each vector, how many of them were wrong, how deep the stack became, instructions by function."""
 
-    outputs: np.ndarray
+    outputs: list[Arrays]
     wrong: int
     stack_bytes: int
     instructions: Mapping[str, int]
@@ -96,42 +100,59 @@ def run(
     library: Path,
     target: Target,
     name: str,
-    inputs: np.ndarray,
-    outputs: TensorSpec,
+    inputs: Sequence[Arrays],
+    outputs: Sequence[TensorSpec],
     *,
-    expected: np.ndarray | None = None,
-    allowed: Sequence[float] = (),
+    expected: Sequence[Arrays] | None = None,
+    allowed: Sequence[Sequence[float]] = (),
     counted: bool = False,
 ) -> Run:
-    """Run the network `name` of `library` on inputs N×…, with `counted` under the plugin that counts.
+    """Run the network `name` of `library` on the inputs of each vector, with `counted` under the plugin that counts.
 
-    Inputs are of the outputs' dtype. Where outputs are `expected`, each vector's may differ by as much as is `allowed`
-    of it, by default by nothing. Raises MissingDependencyError, and VerificationError if the firmware doesn't come
-    to its end.
+    Where outputs are `expected`, each may differ by as much as is `allowed` of it, by default by nothing. Raises
+    MissingDependencyError, and VerificationError if the firmware doesn't come to its end.
     """
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as scratch:
         folder = Path(scratch)
         if expected is not None:
-            expected.tofile(folder / "expected.raw")
-            np.array(allowed or [0.0] * len(expected), np.float32).tofile(folder / "allowed.raw")
+            (folder / "expected.raw").write_bytes(_bytes(expected))
+            np.array(allowed or [[0.0] * len(outputs)] * len(expected), np.float32).tofile(folder / "allowed.raw")
         plugin = (COUNTING_PLUGIN, folder / "counts") if counted else None
         _, said = _run_vectors(folder, library, target, name, inputs, outputs, plugin)
         return Run(
-            outputs=np.fromfile(folder / "output.raw", outputs.dtype).reshape(-1, *outputs.shape[1:]),
+            outputs=_arrays((folder / "output.raw").read_bytes(), outputs),
             wrong=said["wrong"],
             stack_bytes=said["stack"],
             instructions=_read_counts(folder / "counts") if counted else {},
         )
 
 
+def _bytes(vectors: Sequence[Arrays]) -> bytes:
+    """One tensor of one vector after the other."""
+    return b"".join(array.tobytes() for arrays in vectors for array in arrays)
+
+
+def _arrays(found: bytes, specs: Sequence[TensorSpec]) -> list[Arrays]:
+    """The tensors of each vector, written one after the other."""
+    vectors, at = [], 0
+    while at < len(found):
+        arrays = []
+        for spec in specs:
+            count = math.prod(spec.shape)
+            arrays.append(np.frombuffer(found, spec.dtype, count, at).reshape(spec.shape))
+            at += arrays[-1].nbytes
+        vectors.append(tuple(arrays))
+    return vectors
+
+
 def trace(
-    library: Path, target: Target, name: str, inputs: np.ndarray, output: TensorSpec, kernels: Sequence[str]
+    library: Path, target: Target, name: str, inputs: Arrays, outputs: Sequence[TensorSpec], kernels: Sequence[str]
 ) -> Traced:
-    """What one inference of the network `name` executes, kernel by kernel; `inputs` is 1×…. Raises as `run` does."""
+    """What one inference of the network `name` executes, kernel by kernel. Raises as `run` does."""
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as scratch:
         folder = Path(scratch)
         plugin = (emulate.TRACING_PLUGIN, folder / "run")
-        firmware, _ = _run_vectors(folder, library, target, name, inputs, output, plugin)
+        firmware, _ = _run_vectors(folder, library, target, name, [inputs], outputs, plugin)
         text = disassemble(firmware, f"--triple={target.tvm['mtriple']}", f"--mcpu={target.tvm['mcpu']}")
         found = read_trace(folder / "run")
         functions = _functions(firmware)
@@ -163,8 +184,8 @@ def _run_vectors(
     library: Path,
     target: Target,
     name: str,
-    inputs: np.ndarray,
-    outputs: TensorSpec,
+    inputs: Sequence[Arrays],
+    outputs: Sequence[TensorSpec],
     plugin: tuple[Path, Path] | None,
 ) -> tuple[Path, dict[str, int]]:
     """Link the firmware in `folder` and run it there, under a plugin that writes to a path. What it is and says.
@@ -173,16 +194,10 @@ def _run_vectors(
     """
     assert target.mcu is not None
     qemu = find_qemu()
-    defines = {
-        "NETWORK": name,
-        "ELEMENT": ELEMENTS[outputs.dtype],
-        "INPUT_SIZE": inputs[0].size,
-        "OUTPUT_SIZE": int(np.prod(outputs.shape)),
-        "STACK_BYTES": STACK_BYTES,
-    }
+    (folder / "tensors.h").write_text(_tensors(name, inputs[0], outputs))
     sources = [HERE / "run_vectors.c", library]
-    firmware = link_firmware(folder, target, sources, [f"-D{macro}={value}" for macro, value in defines.items()])
-    inputs.tofile(folder / "input.raw")
+    firmware = link_firmware(folder, target, sources, [f"-I{folder}", f"-DSTACK_BYTES={STACK_BYTES}"])
+    (folder / "input.raw").write_bytes(_bytes(inputs))
     options = ["-plugin", f"{emulate.compile_plugin(plugin[0])},out={plugin[1]}"] if plugin else []
     done = start(qemu, target.mcu.machine, firmware, folder, options, SECONDS_PER_INFERENCE * len(inputs))
     said = done.stdout.split() + done.stderr.split()
@@ -191,6 +206,31 @@ def _run_vectors(
         last = (done.stderr or done.stdout).strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise VerificationError(f"{library.name} for {target.name} failed under {QEMU}: {last[0]}.")
     return firmware, {key: int(number) for key, number in numbers.items()}
+
+
+def _tensors(name: str, inputs: Arrays, outputs: Sequence[TensorSpec]) -> str:
+    """For run_vectors.c: a buffer for each tensor, their tables, and the call of the network."""
+    types = [(ELEMENTS[str(array.dtype)], array.size) for array in inputs]
+    given = [f"const {kind} *" for kind, _ in types] + [f"{ELEMENTS[spec.dtype]} *" for spec in outputs]
+    lines = [f"void {name}_run({', '.join(given)});", ""]
+    lines += [f"static {kind} input{number}[{count}];" for number, (kind, count) in enumerate(types)]
+    for number, spec in enumerate(outputs):
+        kind, count = ELEMENTS[spec.dtype], math.prod(spec.shape)
+        lines.append(f"static {kind} output{number}[{count}], expected{number}[{count}];")
+    inside = [f"{{input{number}, 0, sizeof input{number}, 0, 0}}" for number in range(len(inputs))]
+    outside = [
+        f"{{output{number}, expected{number}, sizeof output{number}, {KINDS[spec.dtype]}, {math.prod(spec.shape)}}}"
+        for number, spec in enumerate(outputs)
+    ]
+    names = [*(f"input{number}" for number in range(len(inputs))), *(f"output{n}" for n in range(len(outputs)))]
+    lines += [
+        f"static const struct tensor input_tensors[{len(inside)}] = {{{', '.join(inside)}}};",
+        f"static const struct tensor output_tensors[{len(outside)}] = {{{', '.join(outside)}}};",
+        f"#define RUN_NETWORK() {name}_run({', '.join(names)})",
+        f"enum {{ INPUTS = {len(inside)}, OUTPUTS = {len(outside)} }};",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def link_firmware(folder: Path, target: Target, sources: Sequence[Path], options: Sequence[str] = ()) -> Path:

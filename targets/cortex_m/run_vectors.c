@@ -1,16 +1,31 @@
-/* Runs the network NETWORK on every input in the host's input.raw and writes output.raw; as long as expected.raw has an
- * output, it is compared here, on the device, by that vector's number in allowed.raw. Says how many inputs there were, how many outputs differed, and how deep
- * the stack became. */
+/* Runs the network of tensors.h on every vector in the host's input.raw and writes output.raw; as long as expected.raw
+ * has outputs, they are compared here, on the device, each by its number in allowed.raw. Says how many vectors there
+ * were, how many outputs differed, and how deep the stack became. In the files a vector's tensors follow each other. */
 #include "agrees.h"
 #include "startup.h"
 
-#define JOIN2(a, b) a##b
-#define JOIN(a, b) JOIN2(a, b)
+struct tensor {
+  void *bytes, *expected;
+  uint32_t size;
+  int kind;
+  uint32_t elements;
+};
 
-void JOIN(NETWORK, _run)(const ELEMENT *input, ELEMENT *output);
+#include "tensors.h"
 
-static ELEMENT input[INPUT_SIZE], output[OUTPUT_SIZE], expected[OUTPUT_SIZE];
-static float allowed;
+static float allowed[OUTPUTS];
+
+static int read_inputs(int32_t file) {
+  for (uint32_t number = 0; number < INPUTS; number++)
+    if (!read_file(file, input_tensors[number].bytes, input_tensors[number].size)) return 0;
+  return 1;
+}
+
+static int read_expected(int32_t file) {
+  for (uint32_t number = 0; number < OUTPUTS; number++)
+    if (!read_file(file, output_tensors[number].expected, output_tensors[number].size)) return 0;
+  return 1;
+}
 
 int main(void) {
   const int32_t inputs = open_file("input.raw", READ_BINARY), outputs = open_file("output.raw", WRITE_BINARY);
@@ -20,17 +35,21 @@ int main(void) {
     return 3;
   }
   uint32_t count = 0, compared = 0, wrong = 0, depth = 0;
-  while (read_file(inputs, input, sizeof input)) {
+  while (read_inputs(inputs)) {
     paint_stack(STACK_BYTES);
-    JOIN(NETWORK, _run)(input, output);
+    RUN_NETWORK();
     const uint32_t used = painted_over(STACK_BYTES);
     if (used > depth) depth = used;
-    if (!write_file(outputs, output, sizeof output)) return 3;
+    for (uint32_t number = 0; number < OUTPUTS; number++)
+      if (!write_file(outputs, output_tensors[number].bytes, output_tensors[number].size)) return 3;
     count++;
-    if (golden >= 0 && read_file(golden, expected, sizeof expected)) {
-      if (limits < 0 || !read_file(limits, &allowed, sizeof allowed)) return 3;
+    if (golden >= 0 && read_expected(golden)) {
+      if (limits < 0 || !read_file(limits, allowed, sizeof allowed)) return 3;
       compared++;
-      wrong += (uint32_t)!agrees(output, expected, allowed);
+      for (uint32_t number = 0; number < OUTPUTS; number++) {
+        const struct tensor *tensor = &output_tensors[number];
+        wrong += (uint32_t)!agrees(tensor->bytes, tensor->expected, tensor->kind, tensor->elements, allowed[number]);
+      }
     }
   }
   say("inputs ");

@@ -1,114 +1,166 @@
 """The stages of a microcontroller: layers become functions over plain pointers and one static arena.
 
-A function of the module carries what its call needs in its attributes: READS, the function whose result it reads;
-RESULT, bytes of its own; CONSTANTS, name → tensor in flash; SCRATCH, name → bytes; IN_PLACE; and, once placed,
-ARGUMENTS: where each pointer points, "input", "output", an offset in the arena or the name of a constant.
+A function of the module carries what its call needs in its attributes: READS, the functions and inputs whose tensors it
+reads; RESULT, bytes of its own; OUTPUT, which output of the network that is, or −1; CONSTANTS, name → tensor in flash;
+SCRATCH, name → bytes; IN_PLACE, which of what it reads it overwrites, or −1; and, once placed, ARGUMENTS: where each
+pointer points, an input or an output, an offset in the arena or the name of a constant. An input or an output is
+"input 0", "output 1", as no constant is called.
+
+A tensor that is an output of the network lies where the caller wants it from the beginning, also for the layers that
+read it, and nothing but its own kernel writes to it.
 """
 
 from __future__ import annotations
 
+import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from types import MappingProxyType
 
 import numpy as np
 import tvm
 from tvm import tirx
 
-from tvmflow.integer.graph import FloatLayer
-from tvmflow.integer.layers import IntegerLayer
+from tvmflow.integer.graph import FloatGraph, FloatLayer, FloatNode
+from tvmflow.integer.layers import IntegerNode
 from tvmflow.integer.network import IntegerNetwork
+from tvmflow.integer.operators import Gather
 from tvmflow.integer.reader import float_graph
 from tvmflow.network.names import module_path
 from tvmflow.passes.lifetimes import Tensor, live_bytes
-from tvmflow.schedules.cortex_m import LONGEST_CHAIN, AnyLayer, Kernel, choose
-from tvmflow.spec import Layer, Program, Target, UserError
+from tvmflow.schedules.cortex_m import LONGEST_CHAIN, AnyLayer, Kernel, Node, choose
+from tvmflow.schedules.nodes import VALUES_OF_FLOATS
+from tvmflow.spec import Layer, Program, Target, UnsupportedOperatorError
 from tvmflow.targets.cortex_m.arena import pack
 
-READS, RESULT, CONSTANTS, SCRATCH, IN_PLACE, ARGUMENTS = (
-    f"tvmflow.{name}" for name in ("reads", "result", "constants", "scratch", "in_place", "arguments")
+READS, RESULT, OUTPUT, CONSTANTS, SCRATCH, IN_PLACE, ARGUMENTS = (
+    f"tvmflow.{name}" for name in ("reads", "result", "output", "constants", "scratch", "in_place", "arguments")
 )
+PURPOSE = "compiled for a microcontroller in float32"
+NOTHING = -1
+"""In place of a number: none."""
+
+Graph = FloatGraph | IntegerNetwork
 
 
 def choose_kernels(program: Program, target: Target) -> Program:
     """The integer network becomes functions in execution order, each of one layer or of a chain of them."""
     network: IntegerNetwork | None = program.integer
     assert network is not None
-    if not network.is_chain or not all(isinstance(layer, IntegerLayer) for layer in network.layers):
-        raise UserError(f"A microcontroller takes chains of layers with weights, and {network.name} is none.")
-    return _choose(program, network.layers, {layer.name: layer.inputs[0] for layer in network.layers}, target)
+    return _choose(program, network, network.layers, target)
 
 
-def chain_of(program: Program) -> tuple[FloatLayer, ...]:
-    """The layers of a float32 network. Raises UnsupportedOperatorError, UserError for what is no chain."""
-    graph = float_graph(program, "compiled for a microcontroller in float32")
-    layers = tuple(layer for layer in graph.layers if isinstance(layer, FloatLayer))
-    names = [graph.inputs[0].name, *(layer.name for layer in layers)]
-    if len(layers) < len(graph.layers) or any(
-        layer.inputs != (name,) for layer, name in zip(layers, names, strict=False)
-    ):
-        raise UserError(f"{program.name} can't be compiled for a microcontroller: it is no chain.")
-    return layers
+def graph_of(program: Program) -> FloatGraph:
+    """The layers of a float32 network. Raises UnsupportedOperatorError, UserError."""
+    graph = float_graph(program, PURPOSE)
+    missing: dict[str, list[str]] = defaultdict(list)
+    for layer in graph.layers:
+        if isinstance(layer, FloatNode) and type(layer.operator) not in VALUES_OF_FLOATS:
+            missing[layer.kind].append(layer.modules[0] if layer.modules else layer.name)
+    if missing:
+        shown = ", ".join(f"{kind} ({', '.join(paths[:3])})" for kind, paths in missing.items())
+        raise UnsupportedOperatorError(
+            f"{program.name} can't be {PURPOSE}: without a C library there is no {shown}.",
+            {kind: tuple(paths) for kind, paths in missing.items()},
+        )
+    return graph
 
 
 def choose_float_kernels(program: Program, target: Target) -> Program:
     """`choose_kernels` for the float32 network in `main`. Raises UnsupportedOperatorError, UserError."""
     folded = {module_path(name): works for name, works in program.folded.items()}
+    graph = graph_of(program)
     layers = tuple(
         replace(layer, modules=(*map(module_path, folded.get(layer.name, {})), *layer.modules))
-        for layer in chain_of(program)
+        for layer in graph.layers
     )
-    reads = dict(zip((layer.name for layer in layers), ("input", *(layer.name for layer in layers)), strict=False))
-    return _choose(program, layers, reads, target, folded)
+    return _choose(program, graph, layers, target, folded)
 
 
 def _choose(
     program: Program,
+    graph: Graph,
     network: Sequence[AnyLayer],
-    reads: Mapping[str, str],
     target: Target,
     folded: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
 ) -> Program:
-    """`reads` has for each layer the name of the one that it reads, or "input"; `folded` is by layers' names, too."""
+    """`network` are the graph's layers; `folded` is by their names, too."""
     assert target.mcu is not None
-    readers = list(reads.values())
-    dtypes = {"input": program.inputs[0].dtype, **{layer.name: layer.dtype for layer in network}}
-    made_by = {"input": "input"}
+    network, outputs = _with_copies(network, [port.source for port in graph.outputs])
+    made_by = {port.name: f"input {number}" for number, port in enumerate(graph.inputs)}
+    dtypes = {port.name: spec.dtype for port, spec in zip(graph.inputs, program.inputs, strict=True)}
+    dtypes |= {layer.name: layer.dtype for layer in network}
+    last_read = {name: step for step, layer in enumerate(network) for name in layer.inputs}
+    kept = {*outputs, *made_by}  # the caller's inputs are read only, and what he gets is left as it is
     functions: dict[str, tirx.PrimFunc] = {}
     layers: list[Layer] = []
-    left = list(network)
-    while left:
-        read = reads[left[0].name]
-        # the caller's input is read only, and the last kernel writes to where the caller wants it
-        writable = read != "input" and readers.count(read) == 1 and len(left) > LONGEST_CHAIN
-        kernel = choose(_chain(left, reads), dtypes[read], target.mcu.core, writable=writable)
+    step = 0
+    while step < len(network):
+        chain = _chain(network[step:], outputs)
+        read = list(dict.fromkeys(chain[0].inputs))
+        # the result of any of these may become the kernel's, and an output has a place of its own
+        inside = not any(layer.name in outputs for layer in chain)
+        writable = [inside and name not in kept and last_read[name] == step for name in read]
+        kernel = choose(chain, [dtypes[name] for name in read], target.mcu.core, writable)
         name = f"{len(layers):02}_{re.sub(r'[^0-9A-Za-z]+', '_', kernel.layers[0].name)}"
-        functions[name] = _annotate(kernel, made_by[read])
+        last = kernel.layers[-1].name
+        output = outputs.index(last) if last in outputs else NOTHING
+        functions[name] = _annotate(kernel, [made_by[source] for source in read], output)
         layers.append(_describe(kernel, name, folded))
-        made_by[kernel.layers[-1].name] = name
-        left = left[len(kernel.layers) :]
+        made_by[last] = name
+        step += len(kernel.layers)
     return replace(program, module=tvm.IRModule(functions), layers=tuple(layers))
 
 
-def _chain(layers: Sequence[AnyLayer], reads: Mapping[str, str]) -> Sequence[AnyLayer]:
-    """The first layers, as far as each is read by the next and by nobody else."""
-    readers = list(reads.values())
-    for count, (earlier, later) in enumerate(pairwise(layers), 1):
-        if reads[later.name] != earlier.name or readers.count(earlier.name) != 1:
-            return layers[:count]
-    return layers
+def _with_copies(network: Sequence[AnyLayer], outputs: Sequence[str]) -> tuple[Sequence[AnyLayer], Sequence[str]]:
+    """The layers and the outputs' sources, where each output has a layer of its own.
+
+    A layer that gives several outputs is followed by copies.
+    """
+    layers, sources = list(network), list(outputs)
+    by_name = {layer.name: layer for layer in network}
+    for number, source in enumerate(outputs):
+        if source in sources[:number]:
+            given = by_name[source]
+            shape, count = given.output_shape, math.prod(given.output_shape)
+            places = np.arange(count, dtype=np.int32).reshape(shape)
+            name = f"{source} output {number}"
+            common = {"name": name, "modules": given.modules, "inputs": (source,), "operator": Gather(places=places)}
+            common |= {"input_shapes": (shape,), "output_shape": shape}
+            if isinstance(given, FloatLayer | FloatNode):
+                layers.append(FloatNode(**common))
+            else:
+                limits = {"minimum": given.minimum, "maximum": given.maximum}
+                layers.append(IntegerNode(**common, **limits, dtype=given.dtype, scale=given.scale))
+            sources[number] = name
+    return layers, sources
 
 
-def _annotate(kernel: Kernel, reads: str) -> tirx.PrimFunc:
+def _chain(layers: Sequence[AnyLayer], outputs: Sequence[str]) -> Sequence[AnyLayer]:
+    """The first layers, as far as a kernel may take them: with weights, each read by the next and by nobody else."""
+    count = 1
+    while count < min(len(layers), LONGEST_CHAIN):
+        earlier, later = layers[count - 1 : count + 1]
+        if isinstance(earlier, Node) or isinstance(later, Node):
+            break
+        readers = sum(earlier.name in layer.inputs for layer in layers[count:])
+        if later.inputs != (earlier.name,) or readers != 1 or earlier.name in outputs:
+            break
+        count += 1
+    return layers[:count]
+
+
+def _annotate(kernel: Kernel, reads: Sequence[str], output: int) -> tirx.PrimFunc:
     constants = {name: tvm.runtime.tensor(np.ascontiguousarray(array)) for name, array in kernel.constants.items()}
     attributes = {
-        READS: reads,
+        READS: list(reads),
         RESULT: _bytes(kernel.layers[-1].output_shape, kernel.layers[-1].dtype),
+        OUTPUT: output,
         CONSTANTS: constants,
         SCRATCH: dict(kernel.scratch),
-        IN_PLACE: kernel.in_place,
+        IN_PLACE: NOTHING if kernel.in_place is None else kernel.in_place,
     }
     func = kernel.func
     for name, value in attributes.items():
@@ -118,7 +170,7 @@ def _annotate(kernel: Kernel, reads: str) -> tirx.PrimFunc:
 
 def _describe(kernel: Kernel, name: str, folded: Mapping[str, Mapping[str, int]]) -> Layer:
     first, last = kernel.layers[0], kernel.layers[-1]
-    touched = sum(_bytes(shape, last.dtype) for shape in (first.input_shape, last.output_shape))
+    touched = sum(_bytes(shape, last.dtype) for shape in (*first.input_shapes, last.output_shape))
     return Layer(
         kernel=name,
         modules=tuple(module for layer in kernel.layers for module in layer.modules),
@@ -140,25 +192,29 @@ def _bytes(shape: Sequence[int], dtype: str) -> int:
 def place_tensors(program: Program, target: Target) -> Program:
     """Every pointer gets its place: activations and scratch share one arena, packed by lifetime."""
     functions = functions_of(program)
-    last_read = {func.attrs[READS]: step for step, func in enumerate(functions.values())}
-    lies_in = {"input": "input"}
+    last_read = {str(read): step for step, func in enumerate(functions.values()) for read in func.attrs[READS]}
+    lies_in: dict[str, str] = {f"input {number}": f"input {number}" for number in range(len(program.inputs))}
     tensors: dict[str, Tensor] = {}
     for step, (name, func) in enumerate(functions.items()):
         for scratch, size in func.attrs[SCRATCH].items():
             key = f"{name} {scratch}"
             tensors[key] = Tensor(name=key, bytes=int(size), first=step, last=step)
-        if name not in last_read:
-            lies_in[name] = "output"
-        elif func.attrs[IN_PLACE]:
-            lies_in[name] = lies_in[func.attrs[READS]]
-            tensors[lies_in[name]] = replace(tensors[lies_in[name]], last=last_read[name])
+        overwritten, output = int(func.attrs[IN_PLACE]), int(func.attrs[OUTPUT])
+        last = last_read.get(name, step)
+        if output != NOTHING:
+            lies_in[name] = f"output {output}"
+        elif overwritten != NOTHING:
+            lies_in[name] = lies_in[func.attrs[READS][overwritten]]
+            tensors[lies_in[name]] = replace(tensors[lies_in[name]], last=last)
         else:
             lies_in[name] = name
-            tensors[name] = Tensor(name=name, bytes=int(func.attrs[RESULT]), first=step, last=last_read[name])
+            tensors[name] = Tensor(name=name, bytes=int(func.attrs[RESULT]), first=step, last=last)
     offsets, size = pack(list(tensors.values()))
     placed = {}
     for name, func in functions.items():
-        pointed = [lies_in[func.attrs[READS]], *([] if func.attrs[IN_PLACE] else [lies_in[name]])]
+        pointed = [lies_in[read] for read in func.attrs[READS]]
+        if int(func.attrs[IN_PLACE]) == NOTHING:
+            pointed.append(lies_in[name])
         pointed += [f"{name} {scratch}" for scratch in func.attrs[SCRATCH]]
         arguments = [str(offsets.get(key, key)) for key in pointed]
         placed[name] = func.with_attr(ARGUMENTS, [*arguments, *func.attrs[CONSTANTS]])

@@ -1,0 +1,97 @@
+"""Any layer without weights, element by element.
+
+1. Loops over channels, rows and columns, as the tensors lie in memory; of concatenated ones, loops for each part. Where
+   elements are computed alike whatever their place, axes are taken together: one long loop for a sum of two tensors.
+2. Sums, products and functions overwrite an input that nobody reads any more, so that a residual block needs no third
+   tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tvm.script.ir_builder import tirx as T
+
+from tvmflow.integer.operators import Function, Product, Shape, Sum
+from tvmflow.schedules.cortex_m._kernel import AnyLayer, Expr, Kernel, MveFloats, Node, function
+from tvmflow.schedules.nodes import (
+    SUMMING,
+    SUMS,
+    FloatArithmetic,
+    Sums,
+    arithmetic_of,
+    constants_of,
+    parts_of,
+    value_of,
+)
+
+
+def node(layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable: Sequence[bool]) -> Kernel | None:
+    if len(layers) != 1 or not isinstance(layers[0], Node):
+        return None
+    layer = layers[0]
+    flat, numbers = _merged(layer), arithmetic_of(layer)
+    if core == "mve" and isinstance(numbers, FloatArithmetic):
+        numbers = MveFloats()
+    read_by = list(dict.fromkeys(layer.inputs))
+    shapes = dict(zip(layer.inputs, flat.input_shapes, strict=True))
+    sources = {f"source{number}": (dtypes[number], shapes[name][1:]) for number, name in enumerate(read_by)}
+    tables = {f"table{number}": array for number, array in enumerate(constants_of(flat))}
+    in_place = _overwritten(layer, dtypes, writable)
+    pointers = {
+        **sources,
+        **({"destination": (layer.dtype, flat.output_shape[1:])} if in_place is None else {}),
+        **{name: (str(array.dtype), array.shape) for name, array in tables.items()},
+    }
+    with function(pointers) as (builder, given):
+        result = given["destination" if in_place is None else f"source{in_place}"]
+
+        def read(number: int, c: Expr, y: Expr, x: Expr) -> Expr:
+            source = given[f"source{read_by.index(layer.inputs[number])}"]
+            return T.Cast(numbers.dtype, source[c, y, x])
+
+        # TVM's code generator for C knows no scope but the global one
+        scope = "global" if core == "plain" else "local"
+        summing = isinstance(layer.operator, SUMMING)
+        sums = Sums(T.alloc_buffer((SUMS,), numbers.dtype, scope=scope) if summing else None, numbers=numbers)
+        for part in parts_of(flat):
+            channels, height, width = part.lengths
+            first, top, left = part.start
+            with T.serial(0, channels) as c, T.serial(0, height) as y, T.serial(0, width) as x:
+                value = value_of(flat, read, [given[name] for name in tables], sums, (c, y, x), part.source)
+                T.buffer_store(result, T.Cast(layer.dtype, value), [c + first, y + top, x + left])
+    return Kernel(schedule="node", layers=(layer,), func=builder.get(), constants=tables, in_place=in_place)
+
+
+def _overwritten(layer: Node, dtypes: Sequence[str], writable: Sequence[bool]) -> int | None:
+    """The number of the tensor in whose place the result can come: each of its elements is read just before."""
+    if not isinstance(layer.operator, Sum | Product | Function):
+        return None
+    names = list(dict.fromkeys(layer.inputs))
+    for name, shape in zip(layer.inputs, layer.input_shapes, strict=True):
+        number = names.index(name)
+        if writable[number] and dtypes[number] == layer.dtype and shape == layer.output_shape:
+            return number
+    return None
+
+
+def _merged(layer: Node) -> Node:
+    """The same layer with axes taken together, where it doesn't matter in which an element lies."""
+    shapes = (*layer.input_shapes, layer.output_shape)
+    if isinstance(layer.operator, Function):
+        of_channels = getattr(layer, "table", None) is not None and layer.table.ndim > 1
+        kept = 2 if of_channels else 0
+    elif isinstance(layer.operator, Sum | Product):
+        kept = 0 if len(set(shapes)) == 1 else 2 if len({_pixels(shape) for shape in shapes} - {(1, 1)}) <= 1 else 4
+    else:
+        kept = 4
+    if kept == 4:
+        return layer
+    merged = [(*shape[:kept], *[1] * (3 - kept), math.prod(shape[kept:])) for shape in shapes]
+    return replace(layer, input_shapes=tuple(merged[:-1]), output_shape=merged[-1])
+
+
+def _pixels(shape: Shape) -> Shape:
+    return shape[2:]
