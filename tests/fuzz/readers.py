@@ -153,9 +153,10 @@ def _arrays() -> list[Files]:
 
 
 def _read_array(path: Path) -> None:
-    from tvmflow.models.data import load_inputs
+    from tvmflow.models.examples import load_inputs
+    from tvmflow.spec import TensorSpec
 
-    inputs = load_inputs(path, (1, 3, 4, 4), None)
+    inputs = load_inputs(path, (TensorSpec(name="x", shape=(1, 3, 4, 4), dtype="float32"),), None)
     inputs.take(np.arange(inputs.count))
 
 
