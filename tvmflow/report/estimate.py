@@ -256,7 +256,7 @@ def can_build(program: Program, target: Target) -> dict[str, Any]:
 
 
 def can_build_in_int8(program: Program, target: Target) -> dict[str, Any]:
-    """`can_build` of the network's int8 form, after `tvmflow quantize`: whether the board has int8 and the operators."""
+    """`can_build` of the network's int8 form, after `tvmflow quantize`."""
     if "int8" not in target.arithmetics:
         return {"possible": False, "reason": f"{target.name} doesn't compute in int8."}
     return can_build(program, replace(target, arithmetic="int8"))
