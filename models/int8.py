@@ -106,6 +106,7 @@ def make(
     _require_faithful(graph, program)
     quantised = quantize(graph, examples.calibration, scheme, method)
     facts: dict[str, Any] = {
+        "channel_factors": _factors_of(quantised),
         **examples.facts,
         "method": dataclasses.asdict(method),
         "torch": torch.__version__,
@@ -139,6 +140,15 @@ def make(
             f"it was checked on {_largest(examples.others):.3g}; give inputs like those that it will meet."
         )
     return replace(network, facts={**facts, **dataclasses.asdict(found)})
+
+
+def _factors_of(quantised: Quantised) -> dict[str, list[float]]:
+    """By what real values of channels were divided when they were equalised, of layers where that was done."""
+    return {
+        name: [float(f"{value:.8g}") for value in factor]
+        for name, factor in quantised.factors.items()
+        if (factor != 1).any()
+    }
 
 
 def _largest(arrays: Arrays) -> float:

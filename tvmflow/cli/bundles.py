@@ -123,7 +123,7 @@ def build(
     from tvmflow.models.examples import check_described, parse_labels, parse_preprocessing
     from tvmflow.network.frontend import import_model, parse_input_shape
     from tvmflow.report import assemble
-    from tvmflow.report.render import memory_text, schedules_text, verdict_text
+    from tvmflow.report.render import memory_text, rules_text, schedules_text, verdict_text
     from tvmflow.targets.kind import Timing
     from tvmflow.tune import apply
 
@@ -168,6 +168,7 @@ def build(
         f"verify   {verdict_text(report['verify'])}",
         f"memory   {memory_text(report['memory'])}",
         f"layers   {schedules_text(report['layers'])}",
+        *([f"rules    {rules_text(report['layers'])}"] if dtype == "int8" else []),
     ]
     show("\n".join(lines), report, json)
 
@@ -235,6 +236,44 @@ def verify(bundle: BundlePath, json: Json = None) -> None:
     show(f"{table}\n\n{what}: {verdict_text(verdict)}", verdict, json)
     if not verdict["passed"]:
         raise VerificationError(failure_sentence(verdict, what))
+
+
+def compare(
+    bundle: BundlePath,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="The float network, in any form that `build` takes; the registry's by default."),
+    ] = None,
+    input_shape: InputShapes = None,
+    quantised: Annotated[
+        str | None,
+        typer.Option("--quantised", help="The .safetensors file that the bundle was built from, if it was moved."),
+    ] = None,
+    inputs: Annotated[
+        str | None,
+        typer.Option("--inputs", help="Inputs as the float network takes them: .npz, .npy, or as `evaluate --data`."),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, max=1000, help="Take the first so many of --inputs.")] = 8,
+    json: Json = None,
+) -> None:
+    """Say where an int8 bundle goes wrong: tensor by tensor against exact integers and against the float network.
+
+    The tensors are the deployed library's own, natively or, of ARM boards, kernel by kernel under qemu-user. By default
+    the golden vectors are computed; --inputs says more of signal and noise.
+    """
+    from tvmflow.bundles import compare as tensors
+    from tvmflow.bundles.bundle import open_bundle
+    from tvmflow.network.frontend import parse_input_shape
+    from tvmflow.spec import VerificationError
+
+    log.info(f"Comparing {bundle}")
+    with open_bundle(bundle) as opened:
+        shapes = [parse_input_shape(text) for text in input_shape or []]
+        sources = tensors.find_sources(opened, quantised, model, shapes)
+        found = tensors.compare_tensors(opened, sources, inputs, count)
+    show(tensors.text(found), found, json)
+    if not found["identical"]:
+        raise VerificationError(f"{bundle} differs from its exact integers from {found['first_difference']} on.")
 
 
 def bench(

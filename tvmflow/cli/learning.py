@@ -142,7 +142,11 @@ def evaluate(
             labels=named,
             count=count,
         )
-    show(_text(result, f"in exact int8 arithmetic, {result.get('scheme', scheme)}" if dtype == "int8" else "in PyTorch"), result, json)
+    show(
+        _text(result, f"in exact int8 arithmetic, {result.get('scheme', scheme)}" if dtype == "int8" else "in PyTorch"),
+        result,
+        json,
+    )
 
 
 def _text(result: dict[str, Any], where: str) -> str:
