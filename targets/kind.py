@@ -27,7 +27,6 @@ from tvmflow.spec import (
     TensorSpec,
     Tile,
     UnsupportedOperatorError,
-    UserError,
     Vector,
 )
 from tvmflow.system import toolchain
@@ -216,7 +215,7 @@ def versions(linker: toolchain.Linker) -> dict[str, str]:
     }
 
 
-INTEGER_OPERATORS: dict[str, frozenset[str]] = {"vta": frozenset(), "cortex_m": frozenset()}
+INTEGER_OPERATORS: dict[str, frozenset[str]] = {"vta": frozenset({"add", "max_pool", "concat", "gather"})}
 """Of kinds whose kernels or instructions aren't written for every operator of quantised networks: the operators without
 weights that they have, by their names in `tvmflow.integer.operators.OPERATORS`. Layers with weights all kinds have."""
 
@@ -250,18 +249,6 @@ def check_graph(program: Program, target: Target) -> None:
             f"{shown}.",
             {kind: tuple(paths) for kind, paths in missing.items()},
         )
-    if not integer_operators(target.kind) and not _is_chain(network):
-        raise UserError(
-            f"{program.name} can't be had in int8 on {target.name}: boards of target {target.kind} take chains of "
-            "layers, each of which reads the one before, with one input and one output."
-        )
-
-
-def _is_chain(network: Any) -> bool:
-    """Whether each layer of a float or an integer network reads the one before alone."""
-    names = [network.inputs[0].name, *(layer.name for layer in network.layers)]
-    ends = len(network.inputs) == 1 and [port.source for port in network.outputs] == names[-1:]
-    return ends and all(layer.inputs == (name,) for layer, name in zip(network.layers, names, strict=False))
 
 
 def whole_memory(memory: Mapping[str, int], target: Target, tiles: Sequence[Tile]) -> Parts:

@@ -142,7 +142,7 @@ def rules_text(layers: Sequence[Mapping[str, Any]]) -> str:
     total = sum(layer["macs"] for layer in layers)
     by_rule: dict[str, list[Mapping[str, Any]]] = {}
     for layer in layers:
-        name = layer["schedule"].partition(",")[0].removeprefix("integer ")
+        name = layer["schedule"].partition(",")[0].partition("(")[0].removeprefix("integer ")
         by_rule.setdefault("TVM's default" if name == "default" else name, []).append(layer)
     words = []
     for name, served in sorted(by_rule.items(), key=lambda item: -sum(layer["macs"] for layer in item[1])):
