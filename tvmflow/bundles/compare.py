@@ -103,7 +103,7 @@ def compare_tensors(bundle: Bundle, sources: Sources, inputs: str | None = None,
     ratios = _ratios(network, sources.original, likely) if sources.original is not None else None
     groups = zip(_groups(bundle, network), bundle.layers, strict=True)
     kernels = {name: layer for names, layer in groups for name in names}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for layer in network.layers:
         found = captured.get(layer.name)
         difference = None if found is None else int(np.abs(found - reference[layer.name].astype(np.int64)).max())
@@ -250,9 +250,9 @@ def _ratios(network: IntegerNetwork, original: Program, real: Arrays) -> _Ratios
         snr[port.name] = _snr(wanted.reshape(q.shape), q)
     for layer in network.layers:
         name = layer.name.removesuffix(RESCALED)
-        wanted = floats.get(name)
-        if wanted is None:
+        if name not in floats:
             continue
+        wanted = floats[name]
         if wanted.shape != kept[layer.name].shape:
             raise UserError(
                 f"{name} of the float network has another shape than in {network.name}; give the right --model."
