@@ -220,6 +220,68 @@ def _names(operators: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in sorted(operators))
 
 
+WEIGHTED = {
+    "conv2d": "convolution of any stride, dilation, groups and borders; of one dimension as well",
+    "dense": "product with weights",
+    "pool": "average of the whole map",
+}
+"""Layers of quantised networks that have weights, which every kind computes."""
+
+NODES = {
+    "add": "sum and difference of two tensors, broadcast",
+    "multiply": "product of two tensors, broadcast",
+    "max_pool": "largest of a window",
+    "concat": "tensors one after the other",
+    "gather": "moved elements: slices, borders, transposes, shuffled channels, repeated pixels",
+    "resample": "interpolation, averages of windows",
+    "table": "any function of single elements: sigmoid, hard-swish, GELU, …",
+    "softmax": "softmax along an axis",
+}
+"""What an operator without weights does, in words."""
+
+EVERYTHING = "all else that can be [imported](networks.md#operators)"
+
+COLUMNS: dict[str, str] = {
+    "llvm": "`llvm`, `arm_cpu`",
+    "cuda": "`cuda`",
+    "vta": "`vta`",
+    "cortex_m": "`cortex_m`",
+}
+"""Kinds that differ, each with those that it stands for."""
+
+
+def integer_operators() -> str:
+    """Which operators each kind of target computes, in which arithmetic: the table of docs/int8.md.
+
+    Of int8 the rules stand there that make kernels of the operator, where the kind has several; the lists are those
+    that builds and estimates refuse by.
+    """
+    from tvmflow.integer.operators import OPERATORS
+
+    if set(OPERATORS) != set(NODES):
+        raise ValueError(f"NODES of docs/generate.py has to name {', '.join(OPERATORS)}.")
+    rows = []
+    for name, what in (WEIGHTED | NODES).items():
+        cells = [_in_int8(kind, name) for kind in COLUMNS]
+        rows.append([f"`{name}`", what, "yes", *cells])
+    rows.append(["", EVERYTHING, "yes", *["no"] * len(COLUMNS)])
+    floats = "float32, float16 on `llvm`, `arm_cpu`, `cuda`"
+    return _table(["operator", "what it does", floats, *(f"int8 on {kinds}" for kinds in COLUMNS.values())], rows)
+
+
+def _in_int8(kind: str, operator: str) -> str:
+    """The rules by which a kind computes an operator in int8, yes, or no."""
+    from tvmflow.schedules.cpu.integer import RULES
+    from tvmflow.schedules.cuda.integer import RULES as GPU_RULES
+
+    if operator in NODES and operator not in backends.integer_operators(kind):
+        return "no"
+    names = {"llvm": RULES, "cuda": GPU_RULES}.get(kind)
+    if names is None:
+        return "yes"
+    return _names(name for name in names if (name == "node") == (operator in NODES))
+
+
 # ------------------------------------------------------------------------------------------------------------ boards
 
 

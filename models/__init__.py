@@ -73,11 +73,18 @@ MODELS: dict[str, Model] = {
 }
 
 WEIGHTS = Path(__file__).parent / "weights"
+SCHEMES: tuple[Scheme, ...] = ("per-channel", "power-of-two")
+"""How weights of networks that come quantised may be."""
 
 
 def quantized_name(name: str, scheme: Scheme) -> str:
     """How the files of a quantised network are called, without their suffix."""
     return f"{name}-int8" if scheme == "per-channel" else f"{name}-int8-pow2"
+
+
+def comes_quantised(name: str) -> bool:
+    """Whether int8 weights of a network of the registry come with tvmflow."""
+    return any((WEIGHTS / f"{quantized_name(name, scheme)}.safetensors").exists() for scheme in SCHEMES)
 
 
 def accuracy(name: str, scheme: Scheme | None = None) -> dict[str, Any] | None:

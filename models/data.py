@@ -1,5 +1,4 @@
-"""CIFAR-10 from the forms it comes in, an image folder or an archive of one, or the standard `cifar-10-batches-py`;
-and inputs of other networks, images or arrays.
+"""CIFAR-10 from the forms it comes in, an image folder or an archive of one, or the standard `cifar-10-batches-py`.
 
 CIFAR-10's images are decoded once and kept as arrays in the user's cache, under the checksum of what they came from.
 """
@@ -9,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +15,12 @@ import numpy as np
 
 from tvmflow.models import CIFAR10_LABELS, CIFAR10_PREPROCESSING
 from tvmflow.models.archives import files_below, read_files
-from tvmflow.models.arrays import ARRAY_SUFFIXES, FloatArray
+from tvmflow.models.arrays import ARRAY_SUFFIXES
 from tvmflow.models.batches import read_batch
 from tvmflow.models.images import read_pixels
 from tvmflow.spec import Preprocessing, UserError
 from tvmflow.system import scratch
-from tvmflow.system.limits import ARCHIVE, ARRAY, BATCH, IMAGE, Limits
+from tvmflow.system.limits import ARCHIVE, BATCH, IMAGE, Limits
 from tvmflow.system.toolchain import cache_folder
 from tvmflow.system.untrusted import shortened
 
@@ -34,6 +32,8 @@ DAMAGED = (
 )
 """What numpy raises of a cached file that something has damaged."""
 FORMS = "train/<class>/*.jpg and test/<class>/*.jpg (a folder, .tar, .tar.xz or .tar.gz), or cifar-10-batches-py"
+
+TAKEN = f"images, arrays, package.module:function, or CIFAR-10: {FORMS}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +69,9 @@ class Cifar10(DataSet):
 def load_cifar10(path: Path | str, *, counts: dict[str, int] | None = None) -> Cifar10:
     """Read CIFAR-10 from `path`. Raises UserError. `counts` (images per split) is for smaller sets of the same form."""
     path, counts = Path(path), counts or COUNTS
-    _check_path(path, ARCHIVE)
-    checksum = _checksum(path)
-    cached = cache_folder() / f"cifar10-{checksum[:16]}.npz"
+    check_path(path, ARCHIVE)
+    digest = checksum(path)
+    cached = cache_folder() / f"cifar10-{digest[:16]}.npz"
     found = _from_cache(cached)
     splits, note = found or _read(path)
     for name, split in splits.items():
@@ -87,7 +87,7 @@ def load_cifar10(path: Path | str, *, counts: dict[str, int] | None = None) -> C
             | {f"{name}_y": split.labels for name, split in splits.items()}
             | {"note": np.array(note)},
         )
-    return Cifar10(train=splits["train"], test=splits["test"], sha256=checksum, note=note)
+    return Cifar10(train=splits["train"], test=splits["test"], sha256=digest, note=note)
 
 
 def is_cifar10(path: Path) -> bool:
@@ -98,51 +98,6 @@ def is_cifar10(path: Path) -> bool:
     return any(next(path.glob(f"{above}{mark}"), None) for mark in marks for above in ("", "*/"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """Inputs of a network from files of the user's own, read when they are asked for."""
-
-    count: int
-    note: str
-    sha256: str
-    take: Callable[[np.ndarray], np.ndarray]
-    """Numbers of inputs → float32 N×C×H×W, as the network takes them."""
-
-
-def load_inputs(path: Path, shape: tuple[int, ...], preprocessing: Preprocessing | None) -> Inputs:
-    """A folder of images, of whatever size and in whatever folders, or a .npy or .npz file with an array N×C×H×W.
-
-    `shape` is 1×C×H×W; images are resized to it and preprocessed, arrays are taken as they are. Raises UserError.
-    """
-    _check_path(path, ARRAY)
-    if not path.is_dir():
-        found = FloatArray(path)
-        wanted = f"the network takes finite float32 N×{'×'.join(map(str, shape[1:]))}"
-        if found.dtype.kind != "f" or not found.shape or found.shape[1:] != tuple(shape[1:]):
-            raise UserError(f"{path} holds {found}; {wanted}.")
-        with np.errstate(over="ignore"):
-            array = found.read().astype(np.float32, copy=False)
-        if not np.isfinite(array).all():
-            raise UserError(f"{path} holds {found}, of which some are infinite or no numbers; {wanted}.")
-        note = f"inputs of {path.name}"
-        return Inputs(count=len(array), note=note, sha256=_checksum(path), take=lambda which: array[which])
-    files = [file for file in files_below(path) if file.suffix.lower() in IMAGE_SUFFIXES]
-    if not files:
-        raise UserError(f"{path} has no images ({', '.join(IMAGE_SUFFIXES)}).")
-    if preprocessing is None:
-        raise UserError(
-            "The network doesn't say how it sees images: give --mean and --std, or arrays in a .npz file as --data."
-        )
-    if len(preprocessing.mean) != shape[1] or shape[1] not in (1, 3):
-        raise UserError(f"The network takes {shape[1]} channels, for which {path} and its preprocessing don't fit.")
-    seen = preprocessing
-
-    def take(which: np.ndarray) -> np.ndarray:
-        return seen.apply(np.stack([read_image(files[number], shape) for number in which]))
-
-    return Inputs(count=len(files), note=f"images of {path.name}", sha256=_checksum(path), take=take)
-
-
 def read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """uint8 H×W×C of an image, resized to `shape`, 1×C×H×W; grey for one channel, else RGB. Raises UserError."""
     _, channels, height, width = shape
@@ -150,12 +105,12 @@ def read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return pixels.reshape(height, width, channels)
 
 
-def _check_path(path: Path, limits: Limits) -> None:
+def check_path(path: Path, limits: Limits) -> None:
     """Raises UserError for what is neither a folder nor a file within the limits."""
     if not path.exists():
-        raise UserError(f"There is nothing at {path}; --data takes images, an array, or CIFAR-10: {FORMS}.")
+        raise UserError(f"There is nothing at {path}; --data takes {TAKEN}.")
     if not path.is_dir() and not path.is_file():
-        raise UserError(f"{path} is neither a file nor a folder; --data takes images, an array, or CIFAR-10: {FORMS}.")
+        raise UserError(f"{path} is neither a file nor a folder; --data takes {TAKEN}.")
     if path.is_file() and path.stat().st_size > limits.bytes:
         raise UserError(
             f"{path} has {path.stat().st_size:,} bytes; {limits.bytes:,} are the most that is read as data "
@@ -231,7 +186,7 @@ def _most_bytes(name: str) -> int:
     return IMAGE.bytes if is_image else 0
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
     """Of an archive's bytes; of a folder's file names, sizes and times, since reading 60,000 files takes a minute."""
     digest = hashlib.sha256()
     if path.is_file():

@@ -21,7 +21,8 @@ from tvmflow.integer.network import quantize as to_integers
 from tvmflow.integer.post_training import Method, Quantised, quantize
 from tvmflow.integer.reader import float_graph
 from tvmflow.models import CIFAR10_PREPROCESSING, quantized_name
-from tvmflow.models.data import Cifar10, Inputs, Split
+from tvmflow.models.data import Cifar10, Split
+from tvmflow.models.examples import Inputs
 from tvmflow.models.train import write_text
 from tvmflow.network.agreement import compare, failure_sentence
 from tvmflow.spec import Preprocessing, Program, UserError, VerificationError
@@ -73,7 +74,7 @@ def of_inputs(data: Inputs, method: Method) -> Examples:
     """Images or arrays of the user's own. Raises UserError."""
     first, rest = _drawn(data.count, method)
     facts = {"inputs": data.note, "data_sha256": data.sha256}
-    return Examples(calibration=(data.take(first),), others=(data.take(rest),), facts=facts)
+    return Examples(calibration=data.take(first), others=data.take(rest), facts=facts)
 
 
 def _drawn(count: int, method: Method) -> tuple[np.ndarray, np.ndarray]:
@@ -105,6 +106,7 @@ def make(
     _require_faithful(graph, program)
     quantised = quantize(graph, examples.calibration, scheme, method)
     facts: dict[str, Any] = {
+        "channel_factors": _factors_of(quantised),
         **examples.facts,
         "method": dataclasses.asdict(method),
         "torch": torch.__version__,
@@ -138,6 +140,15 @@ def make(
             f"it was checked on {_largest(examples.others):.3g}; give inputs like those that it will meet."
         )
     return replace(network, facts={**facts, **dataclasses.asdict(found)})
+
+
+def _factors_of(quantised: Quantised) -> dict[str, list[float]]:
+    """By what real values of channels were divided when they were equalised, of layers where that was done."""
+    return {
+        name: [float(f"{value:.8g}") for value in factor]
+        for name, factor in quantised.factors.items()
+        if (factor != 1).any()
+    }
 
 
 def _largest(arrays: Arrays) -> float:

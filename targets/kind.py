@@ -17,7 +17,18 @@ from typing import Any, Literal, Protocol, cast
 from tvmflow import __version__
 from tvmflow.measure.noise import median_interval
 from tvmflow.network.agreement import Runner, compare, unverified
-from tvmflow.spec import Built, Measurement, MissingDependencyError, Program, Roof, Target, TensorSpec, Tile, Vector
+from tvmflow.spec import (
+    Built,
+    Measurement,
+    MissingDependencyError,
+    Program,
+    Roof,
+    Target,
+    TensorSpec,
+    Tile,
+    UnsupportedOperatorError,
+    Vector,
+)
 from tvmflow.system import toolchain
 
 
@@ -204,15 +215,40 @@ def versions(linker: toolchain.Linker) -> dict[str, str]:
     }
 
 
+INTEGER_OPERATORS: dict[str, frozenset[str]] = {"vta": frozenset({"add", "max_pool", "concat", "gather"})}
+"""Of kinds whose kernels or instructions aren't written for every operator of quantised networks: the operators without
+weights that they have, by their names in `tvmflow.integer.operators.OPERATORS`. Layers with weights all kinds have."""
+
+
+def integer_operators(kind: str) -> frozenset[str]:
+    """The operators without weights that a kind computes in int8: all, unless INTEGER_OPERATORS says otherwise."""
+    from tvmflow.integer.operators import OPERATORS
+
+    return INTEGER_OPERATORS.get(kind, frozenset(OPERATORS))
+
+
 def check_graph(program: Program, target: Target) -> None:
     """In float32 and float16 everything is taken that can be imported, in int8 what has an integer form.
 
-    Raises UserError, UnsupportedOperatorError.
+    Of a float network and of a quantised one alike, whatever stands in the way is named at once, before anything is
+    compiled. Raises UserError, UnsupportedOperatorError.
     """
-    if target.arithmetic == "int8":
-        from tvmflow.integer.reader import float_graph
+    if target.arithmetic != "int8":
+        return
+    from tvmflow.integer.reader import float_graph
 
-        float_graph(program)
+    network = program.integer if program.integer is not None else float_graph(program)
+    missing: dict[str, list[str]] = {}
+    for layer in network.layers:
+        if hasattr(layer, "operator") and layer.kind not in integer_operators(target.kind):
+            missing.setdefault(layer.kind, []).append((layer.modules or (layer.name,))[0])
+    if missing:
+        shown = ", ".join(f"{kind} ({', '.join(dict.fromkeys(paths))})" for kind, paths in missing.items())
+        raise UnsupportedOperatorError(
+            f"{program.name} can't be had in int8 on {target.name}: boards of target {target.kind} don't compute "
+            f"{shown}.",
+            {kind: tuple(paths) for kind, paths in missing.items()},
+        )
 
 
 def whole_memory(memory: Mapping[str, int], target: Target, tiles: Sequence[Tile]) -> Parts:

@@ -22,6 +22,7 @@ COMMANDS = [
     "build",
     "run",
     "verify",
+    "compare",
     "bench",
     "profile",
     "deploy",

@@ -12,14 +12,13 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from tvmflow.integer.chain import float_chain
 from tvmflow.measure.roof import measure_roof
-from tvmflow.network.frontend import import_model, parse_input_shape
-from tvmflow.pipeline import run_stages
+from tvmflow.network.frontend import from_module, import_model, parse_input_shape
 from tvmflow.report import networks as networks_report
 from tvmflow.report.estimate import analyse, describe, describe_model, estimate, roof_of, text
 from tvmflow.spec import Roof, UnsupportedOperatorError
-from tvmflow.targets import TARGETS, compute_in
+from tvmflow.targets import TARGETS, kind
+from tvmflow.targets.kind import integer_operators
 
 PI = TARGETS["raspberry-pi-4b"]
 
@@ -125,21 +124,52 @@ def test_without_a_clock_there_is_no_time(network):
     assert describe(roof_of(board)) is None
 
 
-def test_what_a_build_would_refuse_is_said():
-    """By the code that refuses it: a network with a branch is no chain, which int8 and microcontrollers need."""
+@pytest.fixture(scope="module")
+def odd():
+    """A network with a branch, an addition and two operators that have no integer form, of which one is used twice."""
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.first, self.second = nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.GroupNorm(2, 4)
+            self.last = nn.LogSoftmax(1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.last((self.second(self.first(x)) + x).mean((2, 3)))
+
+    return analyse(from_module(Odd().eval(), "odd", "odd", [(1, 3, 8, 8)]))
+
+
+def test_every_operator_in_the_way_is_named(odd):
+    row = estimate(odd, TARGETS["raspberry-pi-4b"])
+    assert row["build"]["possible"]
+    for word in ("variance (first, second)", "nn.log_softmax (last)"):
+        assert word in row["int8"]["reason"]
+    shown = text(odd.program, [row, estimate(odd, TARGETS["pynq-z1"])])
+    assert f"Not in int8 for raspberry-pi-4b: {row['int8']['reason']}" in shown
+    assert f"Not built for pynq-z1: {row['int8']['reason']}" in shown
+
+
+def test_graphs_can_be_built_in_int8():
+    """Where the board's kind has the operators, by the same list that builds and the documentation have."""
     branched = analyse(import_model("networks:residual", [parse_input_shape("1x3x8x8")]))
-    rows = {name: estimate(branched, TARGETS[name]) for name in ("host", "raspberry-pi-4b", "jetson-nano", "pynq-z1")}
-    rows["float"] = estimate(branched, compute_in(TARGETS["mps3-an547"], "float32"))
-    assert {name: row["build"]["possible"] for name, row in rows.items()} == {
-        **dict.fromkeys(("host", "raspberry-pi-4b", "jetson-nano"), True),
-        **dict.fromkeys(("pynq-z1", "float"), False),
-    }
+    for name in ("host", "raspberry-pi-4b", "jetson-nano", "pynq-z1", "mps3-an547"):
+        found = estimate(branched, TARGETS[name])["int8"]
+        assert found["possible"] == ("add" in integer_operators(TARGETS[name].kind)), name
+        assert ("add (" in found["reason"]) != found["possible"]
+
+
+def test_what_a_build_would_refuse_is_said():
+    """By the code that refuses it."""
+    branched = analyse(import_model("networks:residual", [parse_input_shape("1x3x8x8")]))
+    rows = {name: estimate(branched, TARGETS[name]) for name in ("host", "raspberry-pi-4b", "jetson-nano")}
+    assert all(row["build"]["possible"] for row in rows.values())
+    tables = analyse(from_module(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid()), "net", "net", [(1, 3, 8, 8)]))
+    rows["pynq-z1"] = estimate(tables, TARGETS["pynq-z1"])
     with pytest.raises(UnsupportedOperatorError) as refused:
-        float_chain(branched.imported)
-    assert rows["pynq-z1"]["build"]["reason"] == str(refused.value)
-    with pytest.raises(UnsupportedOperatorError) as refused:
-        run_stages(branched.imported, compute_in(TARGETS["mps3-an547"], "float32"))
-    assert rows["float"]["build"]["reason"] == str(refused.value)
+        kind.of(TARGETS["pynq-z1"]).check_network(tables.imported, TARGETS["pynq-z1"])
+    assert rows["pynq-z1"]["build"] == {"possible": False, "reason": str(refused.value)}
     shown = text(branched.program, list(rows.values()))
     assert f"Not built for pynq-z1: {rows['pynq-z1']['build']['reason']}" in shown
     document = {

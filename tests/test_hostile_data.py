@@ -20,9 +20,10 @@ import pytest
 from PIL import Image
 
 from tvmflow.models.batches import read_batch
-from tvmflow.models.data import load_cifar10, load_inputs, read_image
+from tvmflow.models.data import load_cifar10, read_image
+from tvmflow.models.examples import load_inputs
 from tvmflow.models.tiny_imagenet import load_tiny_imagenet
-from tvmflow.spec import UserError
+from tvmflow.spec import TensorSpec, UserError
 from tvmflow.system import limits
 from tvmflow.system.untrusted import shortened
 
@@ -35,14 +36,15 @@ resource.setrlimit(resource.RLIMIT_AS, ({MEMORY_BYTES}, {MEMORY_BYTES}))
 from pathlib import Path
 from PIL import Image
 from tvmflow.cli import outcome
-from tvmflow.models import data
+from tvmflow.models import data, examples
+from tvmflow.spec import TensorSpec
 import typer
 
 def read(kind, path):
     if kind == "cifar10":
         data.load_cifar10(path)
     elif kind == "array":
-        data.load_inputs(path, (1, 3, 4, 4), None)
+        examples.load_inputs(path, (TensorSpec(name="x", shape=(1, 3, 4, 4), dtype="float32"),), None)
     else:
         data.read_image(path, (1, 3, 32, 32))
 
@@ -164,8 +166,8 @@ def test_arrays_are_read_in_every_order(name, dtype, tmp_path):
     values = np.random.default_rng(0).standard_normal((5, 3, 4, 4)).astype(dtype)
     for array in (values, np.asfortranarray(values), values.astype(values.dtype.newbyteorder())):
         (np.save if name.endswith("npy") else np.savez_compressed)(tmp_path / name, array)
-        inputs = load_inputs(tmp_path / name, (1, 3, 4, 4), None)
-        taken = inputs.take(np.array([4, 0]))
+        inputs = load_inputs(tmp_path / name, (TensorSpec(name="x", shape=(1, 3, 4, 4), dtype="float32"),), None)
+        (taken,) = inputs.take(np.array([4, 0]))
         assert taken.dtype == np.float32
         np.testing.assert_array_equal(taken, values[[4, 0]].astype(np.float32))
 

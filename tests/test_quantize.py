@@ -367,7 +367,7 @@ def test_what_does_not_fit_a_network(grey, tmp_path):
 
     refused("give --mean and --std", "images")
     refused("go together", "images", mean="0.5")
-    refused("takes 1 channels", "images", mean="0.5,0.5,0.5", std="1,1,1")
+    refused("give 3 channels of an image", "images", mean="0.5,0.5,0.5", std="1,1,1")
     refused("leave none to check on", "arrays.npz", count=30)
     refused("fine-tunes on CIFAR-10", "arrays.npz", count=20, qat=True)
     refused("takes 1×17×20, no image of CIFAR-10", "grey.onnx")

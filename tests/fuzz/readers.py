@@ -153,10 +153,39 @@ def _arrays() -> list[Files]:
 
 
 def _read_array(path: Path) -> None:
-    from tvmflow.models.data import load_inputs
+    from tvmflow.models.examples import load_inputs
+    from tvmflow.spec import TensorSpec
 
-    inputs = load_inputs(path, (1, 3, 4, 4), None)
+    inputs = load_inputs(path, (TensorSpec(name="x", shape=(1, 3, 4, 4), dtype="float32"),), None)
     inputs.take(np.arange(inputs.count))
+
+
+def _several() -> list[Files]:
+    """Arrays by name, with labels."""
+    rng, made = np.random.default_rng(0), []
+    for write in (np.savez, np.savez_compressed):
+        file = io.BytesIO()
+        a, b = (rng.standard_normal((3, 5)).astype(np.float32) for _ in range(2))
+        write(file, a=a, b=b, labels=np.arange(3))
+        made.append(file.getvalue())
+    return _named("inputs.npz", made)
+
+
+def _read_several(path: Path) -> None:
+    from tvmflow.models.examples import load_inputs
+    from tvmflow.spec import TensorSpec
+
+    inputs = load_inputs(path, [TensorSpec(name=name, shape=(1, 5), dtype="float32") for name in "ab"], None)
+    inputs.take(np.arange(inputs.count))
+
+
+LABELS = (b"cat\ndog\n", b"a,b")
+
+
+def _read_labels(path: Path) -> None:
+    from tvmflow.models.examples import parse_labels
+
+    parse_labels(str(path))
 
 
 def _read_input(path: Path) -> None:
@@ -515,6 +544,13 @@ READERS: dict[str, Reader] = {
         Reader(name="tiny-imagenet", read=_read_tiny_imagenet, corpus=_tiny_imagenet),
         Reader(name="image", read=_read_image, corpus=_images, path="image.png"),
         Reader(name="array", read=_read_array, corpus=_arrays, path="inputs.npy"),
+        Reader(name="arrays", read=_read_several, corpus=_several, path="inputs.npz"),
+        Reader(
+            name="labels",
+            read=_read_labels,
+            corpus=lambda: _named("labels.txt", [b"cat\ndog\n", b"a,b"]),
+            path="labels.txt",
+        ),
         Reader(name="input", read=_read_input, corpus=_arrays, path="inputs.npy"),
         Reader(name="bundle", read=_read_bundle, corpus=_bundles, path="bundle", repaired=_bundle_repaired),
         Reader(name="bundle-tar", read=_read_bundle, corpus=_bundle_archives, path="bundle.tar"),

@@ -45,6 +45,8 @@ def build(
     """
     program = replace(program, vectors=in_arithmetic(program.vectors, target.arithmetic))
     chosen = check(target, out, linker, runner=runner)
+    if program.integer is not None:
+        kind.of(target).check_network(program, target)
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
         folder = Path(name)
         _require_space(folder, program)

@@ -45,7 +45,7 @@ from tvmflow.system.text import to_json
 from tvmflow.system.untrusted import MalformedError, UnusableFileError, printable, reason, shown
 from tvmflow.targets.kind import MODULES
 
-FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.2"
+FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.3"
 MANIFEST, LIBRARY = "manifest.json", "model.so"
 
 FACTS: dict[str, type] = {"cpu": Cpu, "gpu": Gpu, "mcu": Mcu, "vta": Vta}
@@ -131,7 +131,13 @@ def _schema() -> dict[str, Any]:
                     {
                         "type": "object",
                         "required": ["scheme", "input_scale", "output_scale"],
-                        "properties": {"scheme": text, "input_scale": positive, "output_scale": positive},
+                        "properties": {
+                            "scheme": text,
+                            "input_scale": positive,
+                            "output_scale": positive,
+                            "input_scales": {"type": "array", "items": positive},
+                            "output_scales": {"type": "array", "items": positive},
+                        },
                     },
                 ]
             },
@@ -217,6 +223,18 @@ class Bundle:
     def quantization(self) -> Mapping[str, Any] | None:
         """Of a quantised network `scheme`, `input_scale` and `output_scale`: real = stored · scale."""
         return self.manifest.get("quantization")
+
+    @property
+    def scales(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Of a quantised network the real values of one step of each input and of each output.
+
+        Bundles of format 1.2 and older say it of the first ones alone.
+        """
+        given = self.quantization
+        if given is None:
+            return None
+        found = tuple(tuple(given.get(f"{side}_scales") or [given[f"{side}_scale"]]) for side in ("input", "output"))
+        return found[0], found[1]
 
     def vectors(self) -> tuple[Vector, ...]:
         """The golden vectors, read from disk. Raises UserError if one isn't what the manifest says."""
@@ -524,6 +542,8 @@ def _describe(
             "scheme": program.integer.scheme,
             "input_scale": program.integer.input_scale,
             "output_scale": program.integer.output_scale,
+            "input_scales": [port.scale for port in program.integer.inputs],
+            "output_scales": [port.scale for port in program.integer.outputs],
         },
         "layers": [
             {**asdict(layer), "modules": list(layer.modules), "details": _details(layer, program)}
@@ -778,6 +798,10 @@ def _check_sense(manifest: Mapping[str, Any]) -> None:
     given = manifest["preprocessing"]
     if given and not len(given["mean"]) == len(given["std"]) > 0:
         raise MalformedError("preprocessing.mean and preprocessing.std aren't as long as each other")
+    scales = manifest.get("quantization") or {}
+    for side in ("input", "output"):
+        if f"{side}_scales" in scales and len(scales[f"{side}_scales"]) != len(manifest[f"{side}s"]):
+            raise MalformedError(f"quantization.{side}_scales aren't one for each {side}")
     allowed = manifest.get("tolerances")
     if allowed is not None and [len(row) for row in allowed] != [len(manifest["outputs"])] * len(manifest["vectors"]):
         raise MalformedError("tolerances aren't one for each output of each vector")

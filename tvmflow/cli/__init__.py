@@ -29,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tune": tuning.tune,
     "run": bundles.run,
     "verify": bundles.verify,
+    "compare": bundles.compare,
     "bench": bundles.bench,
     "profile": bundles.profile,
     "deploy": devices.deploy,

@@ -9,7 +9,21 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-from tvmflow.cli.options import Board, BundlePath, Cycles, InputShapes, Json, ModelName, Target, Threads, output_path
+from tvmflow import spec
+from tvmflow.cli.options import (
+    Board,
+    BundlePath,
+    Cycles,
+    InputShapes,
+    Json,
+    Labels,
+    Mean,
+    ModelName,
+    Std,
+    Target,
+    Threads,
+    output_path,
+)
 from tvmflow.cli.outcome import show, show_report
 from tvmflow.spec import UserError
 
@@ -67,6 +81,9 @@ def build(
         Literal["per-channel", "power-of-two"] | None,
         typer.Option("--scheme", help="With --dtype int8: how the network was quantised."),
     ] = None,
+    mean: Mean = None,
+    std: Std = None,
+    labels: Labels = None,
     arch: Annotated[
         list[str] | None,
         typer.Option("--arch", help="Also compile for this GPU architecture: sm_90, or compute_90 for PTX."),
@@ -95,15 +112,18 @@ def build(
     """Compile a network for a board into a bundle, verified against PyTorch wherever its code can run.
 
     With --dtype int8, --model names a network that comes quantised, or a file of `tvmflow quantize`, and the bundle has
-    to match exact integer arithmetic bit for bit.
+    to match exact integer arithmetic bit for bit. --mean, --std and --labels go into the bundle, for `tvmflow run` on
+    images, in place of what the network says of itself.
     """
+    from dataclasses import replace
+
     from tvmflow import targets
     from tvmflow.bundles.build import build as build_bundle
     from tvmflow.bundles.build import check
-    from tvmflow.integer.frontend import import_quantized
+    from tvmflow.models.examples import check_described, parse_labels, parse_preprocessing
     from tvmflow.network.frontend import import_model, parse_input_shape
     from tvmflow.report import assemble
-    from tvmflow.report.render import memory_text, schedules_text, verdict_text
+    from tvmflow.report.render import memory_text, rules_text, schedules_text, verdict_text
     from tvmflow.targets.kind import Timing
     from tvmflow.tune import apply
 
@@ -123,10 +143,14 @@ def build(
     if cuda_graph:
         found = targets.capture_graph(found)
     shapes = [parse_input_shape(text) for text in input_shape or []]
+    seen, named = parse_preprocessing(mean, std), parse_labels(labels) if labels is not None else ()
     check(found, out, linker, runner=runner is not None)  # before the import, which takes its time
     records = apply.find_records(found, db) if tuned and (dtype == "float32" or found.kind == "vta") else {}
     log.info(f"Importing {model}")
-    program = import_quantized(model, found.kind, scheme) if dtype == "int8" else import_model(model, shapes)
+    program = _quantised(model, found, scheme) if dtype == "int8" else import_model(model, shapes)
+    check_described(program.inputs, program.outputs, seen, named)
+    seen, named = seen or program.preprocessing, named or program.labels
+    program = replace(program, preprocessing=seen, labels=named)
     built = build_bundle(
         program,
         found,
@@ -144,8 +168,27 @@ def build(
         f"verify   {verdict_text(report['verify'])}",
         f"memory   {memory_text(report['memory'])}",
         f"layers   {schedules_text(report['layers'])}",
+        *([f"rules    {rules_text(report['layers'])}"] if dtype == "int8" else []),
     ]
     show("\n".join(lines), report, json)
+
+
+def _quantised(model: str, target: spec.Target, scheme: Literal["per-channel", "power-of-two"] | None) -> spec.Program:
+    """A quantised network, or what stands in the way: all such operators of a float one, and that it is one."""
+    from tvmflow.integer.frontend import DEFAULT_SCHEME, import_quantized
+    from tvmflow.models import MODELS, comes_quantised
+    from tvmflow.network.frontend import import_model
+    from tvmflow.targets import kind
+
+    if model.endswith((".pt2", ".onnx")) or (model in MODELS and not comes_quantised(model)):
+        kind.of(target).check_network(import_model(model), target)
+        wanted = scheme or DEFAULT_SCHEME.get(target.kind)
+        how = f" --scheme {wanted}" if wanted else ""
+        raise UserError(
+            f"{model} isn't quantised yet: `tvmflow quantize --data … --model {model}{how}` makes a .safetensors file "
+            "of it, to be given as --model."
+        )
+    return import_quantized(model, target.kind, scheme)
 
 
 def run(
@@ -193,6 +236,44 @@ def verify(bundle: BundlePath, json: Json = None) -> None:
     show(f"{table}\n\n{what}: {verdict_text(verdict)}", verdict, json)
     if not verdict["passed"]:
         raise VerificationError(failure_sentence(verdict, what))
+
+
+def compare(
+    bundle: BundlePath,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="The float network, in any form that `build` takes; the registry's by default."),
+    ] = None,
+    input_shape: InputShapes = None,
+    quantised: Annotated[
+        str | None,
+        typer.Option("--quantised", help="The .safetensors file that the bundle was built from, if it was moved."),
+    ] = None,
+    inputs: Annotated[
+        str | None,
+        typer.Option("--inputs", help="Inputs as the float network takes them: .npz, .npy, or as `evaluate --data`."),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, max=1000, help="Take the first so many of --inputs.")] = 8,
+    json: Json = None,
+) -> None:
+    """Say where an int8 bundle goes wrong: tensor by tensor against exact integers and against the float network.
+
+    The tensors are the deployed library's own, natively or, of ARM boards, kernel by kernel under qemu-user. By default
+    the golden vectors are computed; --inputs says more of signal and noise.
+    """
+    from tvmflow.bundles import compare as tensors
+    from tvmflow.bundles.bundle import open_bundle
+    from tvmflow.network.frontend import parse_input_shape
+    from tvmflow.spec import VerificationError
+
+    log.info(f"Comparing {bundle}")
+    with open_bundle(bundle) as opened:
+        shapes = [parse_input_shape(text) for text in input_shape or []]
+        sources = tensors.find_sources(opened, quantised, model, shapes)
+        found = tensors.compare_tensors(opened, sources, inputs, count)
+    show(tensors.text(found), found, json)
+    if not found["identical"]:
+        raise VerificationError(f"{bundle} differs from its exact integers from {found['first_difference']} on.")
 
 
 def bench(

@@ -1,15 +1,15 @@
-"""Commands that need CIFAR-10 or Tiny ImageNet: training and evaluating."""
+"""Training on CIFAR-10 or Tiny ImageNet, and evaluating on these or on data of a user's own."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from tvmflow.cli.options import Json, Scheme, check_folder, output_path
+from tvmflow.cli.options import InputShapes, Json, Labels, Mean, Scheme, Std, check_folder, output_path
 from tvmflow.cli.outcome import show
 
 log = logging.getLogger("tvmflow.cli")
@@ -84,35 +84,106 @@ def train(
 
 
 def evaluate(
-    data: DataSet,
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            help="CIFAR-10 or Tiny ImageNet, a folder with one of images for each class, a .npy or .npz file, or "
+            "package.module:function that yields batches.",
+        ),
+    ],
     model: Annotated[
         str,
         typer.Option(
-            "--model", help="A network of the registry, or a .safetensors file of `tvmflow train` or, int8, `quantize`."
+            "--model",
+            help="A network in any form that `build` takes, or a .safetensors file of `tvmflow train` or `quantize`.",
         ),
     ] = "dilated-net",
+    input_shape: InputShapes = None,
     dtype: Annotated[
-        Literal["float32", "int8"], typer.Option("--dtype", help="The network in PyTorch, or its exact int8 form.")
-    ] = "float32",
+        Literal["float32", "int8"] | None,
+        typer.Option("--dtype", help="The float network, or its exact int8 form; by default what --model is."),
+    ] = None,
     scheme: Scheme = "per-channel",
+    float_model: Annotated[
+        str | None, typer.Option("--float", help="The float network to compare a quantised one with.")
+    ] = None,
     bundle: Annotated[Path | None, typer.Option("--bundle", help="Also evaluate this bundle and compare.")] = None,
+    mean: Mean = None,
+    std: Std = None,
+    labels: Labels = None,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="Take the first so many inputs.")] = None,
     json: Json = None,
 ) -> None:
-    """Accuracy on the 10,000 test images of CIFAR-10, and with --bundle that of the compiled network.
+    """How many inputs a network classes right, or how near its outputs are to the float network's; a bundle's beside.
 
-    Of Tiny ImageNet, the images for validation are taken. A float32 bundle has to agree with PyTorch on nearly every
-    image; an int8 one has to match the integer reference bit for bit.
+    Of CIFAR-10 the 10,000 test images are taken, of Tiny ImageNet those for validation. Without labels, and for
+    networks that choose no class, cosine similarity and signal to noise are given. A float bundle has to agree with
+    --model on nearly every input; an int8 one has to match the quantised network bit for bit, and is compared with a
+    float one.
     """
     from tvmflow.bundles import evaluate as evaluation
+    from tvmflow.models import MODELS
+    from tvmflow.models.examples import parse_labels, parse_preprocessing
+    from tvmflow.network.shapes import parse_input_shape
 
+    seen = parse_preprocessing(mean, std)
+    named = parse_labels(labels) if labels is not None else ()
     log.info(f"Evaluating {model} on {data}")
-    if dtype == "int8":
-        result = evaluation.evaluate_quantised(data, model, scheme, bundle)
-        where, agreement = f"in exact int8 arithmetic, {scheme}", "bit for bit the same on all"
+    dtype = dtype or ("int8" if evaluation.is_quantised(model) else "float32")
+    plain = not (seen or named or count or float_model or input_shape)
+    if plain and evaluation.is_data_set(data) and (model in MODELS or model.endswith(".safetensors")):
+        if dtype == "int8":
+            result = evaluation.evaluate_quantised(Path(data), model, scheme, bundle)
+        else:
+            result = evaluation.evaluate(Path(data), model, bundle)
     else:
-        result = evaluation.evaluate(data, model, bundle)
-        where, agreement = "in PyTorch", f"agreeing on {result.get('compiled', {}).get('agreement', 0):.2%}"
-    lines = [f"{result['accuracy']:.2%} of {result['images']:,} images {where} ({result['data']})"]
+        result = evaluation.evaluate_on(
+            data,
+            model,
+            shapes=[parse_input_shape(text) for text in input_shape or []],
+            dtype=dtype,
+            scheme=scheme,
+            bundle_path=bundle,
+            float_model=float_model,
+            preprocessing=seen,
+            labels=named,
+            count=count,
+        )
+    show(
+        _text(result, f"in exact int8 arithmetic, {result.get('scheme', scheme)}" if dtype == "int8" else "in PyTorch"),
+        result,
+        json,
+    )
+
+
+def _text(result: dict[str, Any], where: str) -> str:
+    lines = []
+    if "accuracy" in result:
+        lines.append(f"{_share(result)} of {result['images']:,} images {where} ({result['data']})")
+    else:
+        lines.append(f"{result['images']:,} inputs without classes ({result['data']})")
+    if original := result.get("float"):
+        right = f"{_share(original)} in float, by {original['model']}; " if "accuracy" in original else ""
+        lines.append(f"{right}against it {_near(original)}")
     if compiled := result.get("compiled"):
-        lines.append(f"{compiled['accuracy']:.2%} compiled for {compiled['target']}, {agreement}")
-    show("\n".join(lines), result, json)
+        right = f"{_share(compiled)} " if "accuracy" in compiled else ""
+        if "identical" in compiled:
+            like = "bit for bit the same on all"
+        elif "cosine" in compiled:
+            like = _near(compiled)
+        else:
+            like = f"agreeing on {compiled['agreement']:.2%}"
+        lines.append(f"{right}compiled for {compiled['target']}, {like}")
+    return "\n".join(lines)
+
+
+def _share(facts: dict[str, Any]) -> str:
+    return f"{facts['accuracy']:.2%}" + (f" (top five {facts['top5']:.2%})" if "top5" in facts else "")
+
+
+def _near(facts: dict[str, Any]) -> str:
+    """How near one is to another, in words."""
+    noise = "no noise" if facts["snr_db"] >= 300 else f"signal to noise {facts['snr_db']:.1f} dB"
+    same = f", agreeing on {facts['agreement']:.2%}" if "agreement" in facts else ""
+    return f"cosine similarity {facts['cosine']:.6f}, {noise}{same}"

@@ -65,3 +65,10 @@ Scheme = Annotated[
     Literal["per-channel", "power-of-two"],
     typer.Option("--scheme", help="How int8 is scaled: by multipliers per channel, or by shifts alone."),
 ]
+Mean = Annotated[
+    str | None, typer.Option("--mean", help="How the network sees images: 0.49,0.48,0.45, of pixels from 0 to 1.")
+]
+Std = Annotated[str | None, typer.Option("--std", help="By what they are divided then: 0.25,0.24,0.26.")]
+Labels = Annotated[
+    str | None, typer.Option("--labels", help="The classes in the order of the outputs: cat,dog, or a file of lines.")
+]

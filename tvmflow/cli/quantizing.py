@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tvmflow.cli.options import InputShapes, Json, ModelName, Scheme, check_folder, output_path
+from tvmflow.cli.options import InputShapes, Json, Labels, Mean, ModelName, Scheme, Std, check_folder, output_path
 from tvmflow.cli.outcome import show
 from tvmflow.models import CIFAR10_PREPROCESSING
-from tvmflow.spec import Preprocessing, Program, UserError
+from tvmflow.spec import Program, UserError
 
 log = logging.getLogger("tvmflow.cli")
 
@@ -22,17 +23,18 @@ NOISY_DB = 10.0
 
 def quantize(
     data: Annotated[
-        Path,
+        str,
         typer.Option(
-            "--data", help="CIFAR-10 (archive, folder or batches), a folder of images, or a .npy or .npz file."
+            "--data",
+            help="CIFAR-10 (archive, folder or batches), a folder of images, a .npy or .npz file, or "
+            "package.module:function that yields batches.",
         ),
     ],
     model: ModelName = "dilated-net",
     input_shape: InputShapes = None,
-    mean: Annotated[
-        str | None, typer.Option("--mean", help="How the network sees images: 0.49,0.48,0.45, of pixels from 0 to 1.")
-    ] = None,
-    std: Annotated[str | None, typer.Option("--std", help="By what they are divided then: 0.25,0.24,0.26.")] = None,
+    mean: Mean = None,
+    std: Std = None,
+    labels: Labels = None,
     scheme: Scheme = "per-channel",
     out: Annotated[
         Path,
@@ -57,26 +59,35 @@ def quantize(
 
     from tvmflow.integer.fine_tune import TuneConfig
     from tvmflow.integer.post_training import Method
+    from tvmflow.integer.reader import float_graph
+    from tvmflow.models import examples as given
     from tvmflow.models import int8
-    from tvmflow.models.data import is_cifar10, load_cifar10, load_inputs
+    from tvmflow.models.data import is_cifar10, load_cifar10
 
     check_folder(out)
-    seen = _preprocessing(mean, std)
+    seen = given.parse_preprocessing(mean, std)
+    named = given.parse_labels(labels) if labels is not None else ()
     method = Method(count=count, seed=seed)
     tuning = TuneConfig(epochs=epochs, batch=batch, peak_rate=rate, seed=seed) if qat else None
     program = _imported(model, input_shape or [])
+    float_graph(program)  # what has no integer form is said before data are read
+    given.check_described(program.inputs, program.outputs, seen, named)
     shape, seen, cifar = program.inputs[0].shape, seen or program.preprocessing, None
+    program = replace(program, labels=named or program.labels)
     log.info(f"Reading {data}")
-    if is_cifar10(data):
-        if shape[1:] != (3, 32, 32):
-            wanted = "×".join(map(str, shape[1:]))
+    if not given.is_function(data) and is_cifar10(Path(data)):
+        if len(program.inputs) > 1 or shape[1:] != (3, 32, 32):
+            wanted = ", ".join("×".join(map(str, spec.shape[1:])) for spec in program.inputs)
             raise UserError(
                 f"{program.name} takes {wanted}, no image of CIFAR-10: give a folder of images or a .npz file."
             )
-        cifar, seen = load_cifar10(data), seen or CIFAR10_PREPROCESSING
+        cifar, seen = load_cifar10(Path(data)), seen or CIFAR10_PREPROCESSING
         examples = int8.of_cifar10(cifar, seen, method)
     else:
-        examples = int8.of_inputs(load_inputs(data, shape, seen), method)
+        found = given.load_inputs(data, program.inputs, seen, program.labels, most=count + int8.CHECKED)
+        if found.names and len(found.names) == given.classes_of(program.outputs[0].shape):
+            program = replace(program, labels=found.names)
+        examples = int8.of_inputs(found, method)
     log.info(f"Quantising {program.name} {scheme} on {count} {examples.facts.get('inputs', 'training images')}")
     try:
         network = int8.make(program, examples, scheme, method, seen, tuning, work_dir or out / "qat")
@@ -104,18 +115,6 @@ def _imported(model: str, shapes: list[str]) -> Program:
         given = [parse_input_shape("1x3x32x32")]
     log.info(f"Importing {model}")
     return import_model(model, given)
-
-
-def _preprocessing(mean: str | None, std: str | None) -> Preprocessing | None:
-    if mean is None and std is None:
-        return None
-    try:
-        found = [tuple(float(part) for part in text.split(",")) for text in (mean or "", std or "")]
-    except ValueError as error:
-        raise UserError("--mean and --std go together and take a number for each channel: 0.49,0.48,0.45.") from error
-    if len(found[0]) != len(found[1]) or not all(part > 0 for part in found[1]):
-        raise UserError("--mean and --std take as many numbers, and a deviation is positive.")
-    return Preprocessing(mean=found[0], std=found[1])
 
 
 def _text(path: Path, facts: Any) -> str:

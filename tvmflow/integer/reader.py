@@ -15,7 +15,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -53,10 +53,7 @@ from tvmflow.integer.views import (
 )
 from tvmflow.integer.window import Window
 from tvmflow.network.names import module_path
-from tvmflow.spec import Program, UnsupportedOperatorError, UserError
-
-if TYPE_CHECKING:
-    pass
+from tvmflow.spec import Program, TensorSpec, TvmflowError, UnsupportedOperatorError, UserError
 
 MOST_CONSTANTS = 1 << 16
 """Elements of a constant that an element-wise operator may have, as it is laid out once for each element."""
@@ -72,16 +69,32 @@ REFUSED = {
 
 
 def float_graph(program: Program, purpose: str = "quantised") -> FloatGraph:
-    """The layers of an imported network. Raises UnsupportedOperatorError, UserError: why it can't be `purpose`."""
+    """The layers of an imported network. Raises UnsupportedOperatorError, UserError: why it can't be `purpose`.
+
+    What was found of the last network is kept: quantising and estimates ask several times.
+    """
+    for known, words, found in _LAST:
+        if known.module is program.module and (known.name, words) == (program.name, purpose):
+            if isinstance(found, TvmflowError):
+                raise found.with_traceback(None)
+            return found
+    made: FloatGraph | TvmflowError
+    try:
+        made = _read_graph(program, purpose)
+    except TvmflowError as error:
+        made = error
+    _LAST[:] = [*(last for last in _LAST if last[0].module is program.module), (program, purpose, made)]
+    return float_graph(program, purpose)
+
+
+_LAST: list[tuple[Program, str, FloatGraph | TvmflowError]] = []
+
+
+def _read_graph(program: Program, purpose: str) -> FloatGraph:
     import tvm
     from tvm import relax
 
-    for spec in program.inputs:
-        if spec.dtype != "float32" or (len(spec.shape) > 1 and spec.shape[0] != 1) or not 0 < len(spec.shape) <= 4:
-            raise UserError(
-                f"{program.name} can't be {purpose}: its inputs have to be float32 with a batch of 1 and up to four "
-                f"dimensions, and {spec.name} is {spec.dtype} {'×'.join(map(str, spec.shape))}."
-            )
+    _check_inputs(program, purpose)
     clean = [
         relax.transform.FoldConstant(),
         relax.transform.CanonicalizeBindings(),
@@ -90,6 +103,33 @@ def float_graph(program: Program, purpose: str = "quantised") -> FloatGraph:
     module = tvm.ir.transform.Sequential(clean)(program.module)
     reader = _Reader(module, program, purpose)
     return reader.graph()
+
+
+def _check_inputs(program: Program, purpose: str) -> None:
+    """Raises UserError, with every input that is in the way."""
+
+    def shown(specs: Sequence[TensorSpec]) -> str:
+        return ", ".join(f"{spec.name} is {spec.dtype} {'×'.join(map(str, spec.shape)) or 'scalar'}" for spec in specs)
+
+    other = [spec for spec in program.inputs if spec.dtype != "float32"]
+    if other:
+        raise UserError(
+            f"{program.name} can't be {purpose}: its inputs have to be float32, and {shown(other)}; feed what is "
+            "looked up by such numbers, an embedding for one, as an input of its own."
+        )
+    odd = [spec for spec in program.inputs if not 0 < len(spec.shape) <= 4]
+    if odd:
+        raise UserError(
+            f"{program.name} can't be {purpose}: its inputs have to be float32 of one to four dimensions, the first of "
+            f"them a batch of 1, and {shown(odd)}."
+        )
+    batches = [spec for spec in program.inputs if len(spec.shape) > 1 and spec.shape[0] != 1]
+    if batches:
+        single = "x".join(map(str, (1, *batches[0].shape[1:])))
+        raise UserError(
+            f"{program.name} can't be {purpose}: its inputs have to be float32 with a batch of 1, and {shown(batches)}"
+            f"; give --input-shape {single}, or export it for that."
+        )
 
 
 class _Reader:
@@ -148,7 +188,7 @@ class _Reader:
         return replace(graph, layers=tuple(_needed(graph)))
 
     def refuse(self) -> None:
-        shown = ", ".join(f"{what} ({', '.join(dict.fromkeys(paths[:3]))})" for what, paths in self.missing.items())
+        shown = ", ".join(f"{what} ({', '.join(dict.fromkeys(paths))})" for what, paths in self.missing.items())
         raise UnsupportedOperatorError(
             f"{self.program.name} can't be {self.purpose}: there is no integer form of {shown}.",
             {what: tuple(paths) for what, paths in self.missing.items()},

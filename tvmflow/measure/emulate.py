@@ -148,6 +148,36 @@ def run_vectors(
     return [tuple(result[index] for result in results) for index in range(len(inputs))]
 
 
+def capture_kernels(
+    library: Path, target: Target, inputs: Sequence[tuple[np.ndarray, ...]], kernels: Sequence[str]
+) -> list[np.ndarray]:
+    """What each kernel call of a library for `target` leaves in its last argument, for all inputs, in order.
+
+    The kernels are emulated one by one, for 64-bit ARM as well, and TVM's virtual machine for this computer calls
+    them. `kernels` are the calls that there should be. Raises what `run_vectors` does.
+    """
+    from tvmflow.measure.local import check_calls
+
+    emulator = replace(_find_emulator(target), sources=ARM.sources, whole=False)
+    emulated = [*command(target), str(_build_program(target, emulator))]
+    stacks = [np.stack(arrays) for arrays in zip(*inputs, strict=True)]
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
+        folder = Path(name)
+        for index, stack in enumerate(stacks):
+            stack.tofile(folder / f"input-{index}.raw")
+        by_kernels = children.python("tvmflow.measure.emulated_kernels", json.dumps(emulated))
+        arguments = [str(library.resolve()), str(len(inputs)), "keep", *(describe(stack[0]) for stack in stacks)]
+        what = f"{library.name} for {target.name}"
+        said = _run([*by_kernels, *arguments], folder, what, STALL_SECONDS, environment=children.environment())
+        calls = [line.split() for line in said if " " in line]
+        check_calls([kernel for kernel, _ in calls], kernels)
+        shapes = [parse_description(described) for _, described in calls]
+        return [
+            np.fromfile(folder / f"call-{index}.raw", dtype).reshape(-1, *shape)
+            for index, (dtype, shape) in enumerate(shapes)
+        ]
+
+
 def trace_calls(bundle: Built, emulator: Emulator | None = None) -> Traced:
     """What one inference of a bundle executes, kernel call by kernel call, on one thread.
 

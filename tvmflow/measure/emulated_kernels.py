@@ -1,9 +1,9 @@
 """The process that runs a network whose board has no TVM runtime here: the kernels emulated, the rest on this computer.
 
-`python -m tvmflow.measure.emulated_kernels COMMAND LIBRARY RUNS INPUT…` reads and writes what `emulated_runner.c` does.
-TVM's virtual machine for this computer executes the plan inside LIBRARY, whose bytecode is the same for every board,
-and hands each kernel call to COMMAND (JSON: `emulated_kernels.c` under its emulator), which makes it with the board's
-code.
+`python -m tvmflow.measure.emulated_kernels COMMAND LIBRARY RUNS [keep] INPUT…` reads and writes what
+`emulated_runner.c` does. TVM's virtual machine for this computer executes the plan inside LIBRARY, whose bytecode is
+the same for every board, and hands each kernel call to COMMAND (JSON: `emulated_kernels.c` under its emulator), which
+makes it with the board's code.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from tvmflow.spec import MissingDependencyError
 from tvmflow.system import children
 
 PLAN = "relax.VMExecutable"
+KEEP = "keep"
+"""Before the inputs: what each kernel call leaves is written to call-NUMBER.raw, and said after the outputs."""
 
 
 def read_library(path: Path) -> tuple[list[str], bytes]:
@@ -69,6 +71,8 @@ class Kernels:
     """The emulated process. `kernels[name](*tensors)` runs a kernel and changes the tensors that it changed."""
 
     def __init__(self, command: list[str]) -> None:
+        self.keep = False
+        self.calls: list[str] = []
         self.process = subprocess.Popen(
             children.ending_with_us(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={}
         )
@@ -99,8 +103,16 @@ class Kernels:
                 result = np.frombuffer(self.read(array.nbytes, name), array.dtype).reshape(array.shape)
                 if result.tobytes() != array.tobytes():
                     tensor.copyfrom(result)
+            if self.keep:
+                self.kept(name, tensors[-1].numpy())
 
         return call
+
+    def kept(self, name: str, array: np.ndarray) -> None:
+        """Add what a call has left to the file of that call of each run."""
+        with open(f"call-{len(self.calls)}.raw", "ab") as file:
+            file.write(array.tobytes())
+        self.calls.append(f"{name} {describe(array)}")
 
     def read(self, count: int, name: str) -> bytes:
         content = self.answers.read(count)
@@ -140,6 +152,8 @@ def main(command: str, library: str, runs: str, *inputs: str) -> None:
     except Exception as error:  # pyelftools, struct and TVM each have their own on a damaged file
         leave(1, f"it can't be read as a library of TVM: {error}")
     kernels = Kernels([*json.loads(command), library])
+    if inputs[:1] == (KEEP,):
+        kernels.keep, inputs = True, inputs[1:]
     for name in names:
         tvm.register_global_func(name, kernels[name], override=True)
     network = VirtualMachine(module, tvm.cpu())["main"]
@@ -149,6 +163,7 @@ def main(command: str, library: str, runs: str, *inputs: str) -> None:
         dtype, shape = parse_description(description)
         stacks.append(np.fromfile(f"input-{index}.raw", dtype).reshape(-1, *shape))
     for run in range(int(runs)):
+        kernels.calls.clear()
         try:
             result = network(*(tvm.runtime.tensor(np.asarray(stack[run])) for stack in stacks))
         except Exception as error:  # whatever TVM says of inputs that don't fit
@@ -160,6 +175,8 @@ def main(command: str, library: str, runs: str, *inputs: str) -> None:
                 file.write(array.tobytes())
             if run == 0:
                 print(describe(array))
+        if run == 0 and kernels.keep:
+            print(*kernels.calls, sep="\n")
 
 
 if __name__ == "__main__":

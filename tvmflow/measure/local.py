@@ -128,6 +128,29 @@ def layer_times(calls: Sequence[tuple[str, Sequence[float]]], layers: Sequence[L
     return tuple(tuple(times) for _, times in calls)
 
 
+def capture_library(
+    library: Path, inputs: Sequence[tuple[np.ndarray, ...]], kernels: Sequence[str]
+) -> list[np.ndarray]:
+    """What each kernel call of a library leaves in its last argument, for all inputs, in the order of the calls.
+
+    `kernels` are the calls that there should be. Raises VerificationError, also for a library that makes others.
+    """
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
+        stacks = [np.stack(arrays) for arrays in zip(*inputs, strict=True)]
+        job = {"mode": "capture", "inputs": _save(stacks, folder), "kernels": sorted(set(kernels)), "folder": folder}
+        calls = _run_worker(library, job, Path(folder))["calls"]
+        check_calls(calls, kernels)
+        return [load(Path(folder, f"call-{place}.npy")) for place in range(len(calls))]
+
+
+def check_calls(found: Sequence[str], kernels: Sequence[str]) -> None:
+    """Raises VerificationError unless a library called the kernels that its manifest names."""
+    if list(found) != list(kernels):
+        raise VerificationError(
+            f"The library ran {len(found)} kernels where its manifest names {len(kernels)}; build the bundle again."
+        )
+
+
 def _check_threads(threads: int | None) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if threads is not None and not 1 <= threads <= cores:

@@ -1,7 +1,8 @@
 """The process that runs a compiled library: `python -m tvmflow.measure.worker JOB.json RESULT.json`.
 
 A library that crashes takes this process with it and nothing else; thread count, memory and warm-up start from
-nothing. Jobs are {"mode": "run" | "time" | "profile", "library": path, "inputs": [.npy files], …}; see `local`.
+nothing. Jobs are {"mode": "run" | "time" | "profile" | "capture", "library": path, "inputs": [.npy files], …}; see
+`local`.
 """
 
 from __future__ import annotations
@@ -136,11 +137,34 @@ def profile(job: dict[str, Any]) -> dict[str, Any]:
     return {"calls": [[call[0][0], [microseconds for _, microseconds in call]] for call in calls]}
 
 
+def capture(job: dict[str, Any]) -> dict[str, Any]:
+    """Run every input and save what each kernel call leaves: `calls` are the kernels' names, in order."""
+    network = Network(job["library"])
+    stacks = [load(path, mmap_mode="r") for path in job["inputs"]]
+    kernels = set(job["kernels"])
+    left: list[tuple[str, np.ndarray]] = []
+
+    def instrument(func: Any, name: str, before_run: bool, result: Any, *args: Any) -> int:
+        if name in kernels and not before_run:
+            left.append((name, args[-1].numpy().copy()))
+        return 0
+
+    network.vm.set_instrument(instrument)
+    runs = []
+    for index in range(len(stacks[0])):
+        left.clear()
+        network([tvm.runtime.tensor(np.asarray(stack[index], order="C"), network.device) for stack in stacks])
+        runs.append(list(left))
+    for place, found in enumerate(zip(*runs, strict=True)):
+        np.save(Path(job["folder"], f"call-{place}.npy"), np.stack([array for _, array in found]))
+    return {"calls": [name for name, _ in runs[0]]}
+
+
 def _ms_since(started_ns: int) -> float:
     return (time.perf_counter_ns() - started_ns) / 1e6
 
 
-MODES = {"run": run, "time": measure, "profile": profile}
+MODES = {"run": run, "time": measure, "profile": profile, "capture": capture}
 
 if __name__ == "__main__":
     job = json.loads(Path(sys.argv[1]).read_text())

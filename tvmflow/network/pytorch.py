@@ -9,7 +9,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -61,29 +61,39 @@ def call_factory(text: str) -> torch.nn.Module:
     """The network, in eval mode, that `package.module:function` returns. Raises UserError."""
     import torch
 
-    module_name, _, attribute = text.partition(":")
-    with _importable_from_here(module_name.partition(".")[0]):
-        try:
-            factory = getattr(importlib.import_module(module_name), attribute)
-            if inspect.isbuiltin(factory):  # os.abort ends any program
-                raise UserError(
-                    f"--model {text} is built into Python; a factory is a function that returns a torch.nn.Module."
-                )
-            with contained():
-                network = factory()
-                if isinstance(network, torch.nn.Module):
-                    network = network.eval()
-        except UserError:
-            raise
-        except ModuleNotFoundError as error:
-            raise UserError(f"--model {text}: no module named {error.name!r} on the Python path.") from error
-        except AttributeError as error:
-            raise UserError(f"--model {text}: {error}.") from error
-        except Exception as error:  # the user's code may raise anything
-            raise UserError(f"--model {text} failed with {type(error).__name__}: {first_line(error)}.") from error
+    what = "a function that returns a torch.nn.Module"
+    with imported_function(text, "--model", f"a factory is {what}") as factory:
+        network = factory()
+        if isinstance(network, torch.nn.Module):
+            network = network.eval()
     if not isinstance(network, torch.nn.Module):
         raise UserError(f"--model {text} gave a {type(network).__name__}; a factory returns a torch.nn.Module.")
     return network
+
+
+@contextlib.contextmanager
+def imported_function(text: str, option: str, wanted: str) -> Iterator[Callable[[], Any]]:
+    """What `package.module:function` names, for a block that calls it, whose errors become UserError.
+
+    `option` gave it, and `wanted` says in a sentence what it has to be.
+    """
+    module_name, _, attribute = text.partition(":")
+    with _importable_from_here(module_name.partition(".")[0]):
+        try:
+            with contained():
+                function = getattr(importlib.import_module(module_name), attribute)
+            if inspect.isbuiltin(function) or module_name == "builtins":  # os.abort ends any program
+                raise UserError(f"{option} {text} is built into Python; {wanted}.")
+            with contained():
+                yield function
+        except UserError:
+            raise
+        except ModuleNotFoundError as error:
+            raise UserError(f"{option} {text}: no module named {error.name!r} on the Python path.") from error
+        except AttributeError as error:
+            raise UserError(f"{option} {text}: {error}.") from error
+        except Exception as error:  # the user's code may raise anything
+            raise UserError(f"{option} {text} failed with {type(error).__name__}: {first_line(error)}.") from error
 
 
 def from_module(

@@ -69,6 +69,11 @@ def integer_kernels(program: Program, target: Target) -> Program:
     return replace(program, module=module, layers=described)
 
 
+def tensors_between(network: IntegerNetwork, target: Target) -> list[tuple[tuple[AnyIntegerLayer, ...], Tensor]]:
+    """The layers of each kernel that a build for that board makes, in order, and how its result lies in memory."""
+    return [(layers, _form(layers[-1], network, target)) for layers in _groups(network, target)]
+
+
 def _make(task: Task, target: Target) -> tuple[str, Kernel]:
     """The first rule that fits, and its kernel."""
     rules = RULES if target.gpu is None else cuda.RULES

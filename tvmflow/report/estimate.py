@@ -147,6 +147,7 @@ def estimate(network: Network, target: Target, roof: Roof | None = None) -> dict
         "memory": memory,
         "fits": fits(memory, target, network),
         **({"build": can_build(network.imported, target)} if network.imported else {}),
+        **({"int8": can_build_in_int8(network.imported, target)} if network.imported else {}),
         "basis": "modelled",
         "meaning": "lower bound",
         "latency_ms": total / 1e3 if roof is not None else None,
@@ -254,6 +255,13 @@ def can_build(program: Program, target: Target) -> dict[str, Any]:
     return {"possible": True, "reason": ""}
 
 
+def can_build_in_int8(program: Program, target: Target) -> dict[str, Any]:
+    """`can_build` of the network's int8 form, after `tvmflow quantize`."""
+    if "int8" not in target.arithmetics:
+        return {"possible": False, "reason": f"{target.name} doesn't compute in int8."}
+    return can_build(program, replace(target, arithmetic="int8"))
+
+
 def describe(roof: Roof | None) -> dict[str, Any] | None:
     """A roof as reports have it: operations (a multiply-add is two) and bytes, 10⁹ a second. None where it has gaps."""
     if roof is None or roof.bytes_per_s is None:
@@ -305,11 +313,22 @@ def text(program: Program, rows: Sequence[Mapping[str, Any]]) -> str:
                 f"{memory['activations_bytes'] / 1024:,.0f}",
                 _fits_text(row["fits"]),
                 "yes" if row["build"]["possible"] else "no",
+                "yes" if row["int8"]["possible"] else "no",
                 f"{row['latency_ms']:.3f}" if row["latency_ms"] is not None else "?",
                 row["figures"],
             ]
         )
-    header = ["board", "arithmetic", "weights KiB", "activations KiB", "fits", "can be built", "ms at least", "figures"]
+    header = [
+        "board",
+        "arithmetic",
+        "weights KiB",
+        "activations KiB",
+        "fits",
+        "can be built",
+        "in int8",
+        "ms at least",
+        "figures",
+    ]
     lines += [text_table(header, table), ""]
     if len(rows) == 1:
         parts = rows[0]["fits"]["parts"].items()
@@ -333,6 +352,10 @@ def text(program: Program, rows: Sequence[Mapping[str, Any]]) -> str:
     for reason in dict.fromkeys(row["build"]["reason"] for row in refused):
         boards = ", ".join(row["target"] for row in refused if row["build"]["reason"] == reason)
         lines.append(f"Not built for {boards}: {reason}")
+    refused = [row for row in rows if row["build"]["possible"] and not row["int8"]["possible"]]
+    for reason in dict.fromkeys(row["int8"]["reason"] for row in refused):
+        boards = ", ".join(row["target"] for row in refused if row["int8"]["reason"] == reason)
+        lines.append(f"Not in int8 for {boards}: {reason}")
     return "\n".join(lines)
 
 

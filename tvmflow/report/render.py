@@ -134,6 +134,26 @@ def schedules_text(layers: Sequence[Mapping[str, Any]]) -> str:
     return f"{', '.join(words)} of {len(layers)} layers"
 
 
+def rules_text(layers: Sequence[Mapping[str, Any]]) -> str:
+    """Of an int8 network: how many layers and what share of the multiply-adds each rule serves, the most first.
+
+    Layers that only the rule for everything serves, or none of ours, are named.
+    """
+    total = sum(layer["macs"] for layer in layers)
+    by_rule: dict[str, list[Mapping[str, Any]]] = {}
+    for layer in layers:
+        name = layer["schedule"].partition(",")[0].partition("(")[0].removeprefix("integer ")
+        by_rule.setdefault("TVM's default" if name == "default" else name, []).append(layer)
+    words = []
+    for name, served in sorted(by_rule.items(), key=lambda item: -sum(layer["macs"] for layer in item[1])):
+        macs = sum(layer["macs"] for layer in served)
+        share = f"{macs / total:.1%}" if total else "0%"
+        counted = f"{name} {len(served)} layer{'s' * (len(served) > 1)} ({share} of multiply-adds)"
+        named = [(layer["modules"] or [layer["kernel"]])[0] for layer in served]
+        words.append(counted + (f": {', '.join(named)}" if name in ("plain", "TVM's default") else ""))
+    return "; ".join(words) + ("" if "TVM's default" in by_rule else "; TVM's default schedules none")
+
+
 def _by_whom(schedule: str) -> str:
     if schedule == "default":
         return "default"

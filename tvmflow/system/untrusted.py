@@ -129,6 +129,14 @@ def read_bytes(path: Path, limits: Limits = limited.DOCUMENT) -> bytes:
     return content
 
 
+def read_text(path: Path, limits: Limits = limited.DOCUMENT) -> str:
+    """All of a text file in UTF-8. Raises UnusableFileError."""
+    try:
+        return _decoded(read_bytes(path, limits)).removeprefix("\ufeff")
+    except MalformedError as error:
+        raise UnusableFileError(path, f"is no text: {error}") from error
+
+
 def _decoded(content: bytes) -> str:
     try:
         return content.decode("utf-8")
