@@ -53,11 +53,12 @@ class InvertedResidual(nn.Module):
     def __init__(self, before: int, after: int, stride: int, expansion: int) -> None:
         super().__init__()
         width = before * expansion
-        layers = [conv_bn(before, width, 1)] if expansion > 1 else []
-        layers += [conv_bn(width, width, 3, stride, width), conv_bn(width, after, 1)[:2]]
-        for layer in layers[:-1]:
+        expanded = [conv_bn(before, width, 1)] if expansion > 1 else []
+        layers = [*expanded, conv_bn(width, width, 3, stride, width)]
+        for layer in layers:
             layer[2] = nn.ReLU6()
-        self.layers = nn.Sequential(*layers)
+        last = nn.Sequential(nn.Conv2d(width, after, 1, bias=False), nn.BatchNorm2d(after))
+        self.layers = nn.Sequential(*layers, last)
         self.added = stride == 1 and before == after
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

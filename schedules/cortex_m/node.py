@@ -81,7 +81,8 @@ def _merged(layer: Node) -> Node:
     """The same layer with axes taken together, where it doesn't matter in which an element lies."""
     shapes = (*layer.input_shapes, layer.output_shape)
     if isinstance(layer.operator, Function):
-        of_channels = getattr(layer, "table", None) is not None and layer.table.ndim > 1
+        table = getattr(layer, "table", None)
+        of_channels = table is not None and table.ndim > 1
         kept = 2 if of_channels else 0
     elif isinstance(layer.operator, Sum | Product):
         kept = 0 if len(set(shapes)) == 1 else 2 if len({_pixels(shape) for shape in shapes} - {(1, 1)}) <= 1 else 4

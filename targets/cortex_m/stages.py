@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import tvm
@@ -127,12 +128,17 @@ def _with_copies(network: Sequence[AnyLayer], outputs: Sequence[str]) -> tuple[S
             shape, count = given.output_shape, math.prod(given.output_shape)
             places = np.arange(count, dtype=np.int32).reshape(shape)
             name = f"{source} output {number}"
-            common = {"name": name, "modules": given.modules, "inputs": (source,), "operator": Gather(places=places)}
+            common: dict[str, Any] = {
+                "name": name,
+                "modules": given.modules,
+                "inputs": (source,),
+                "operator": Gather(places=places),
+            }
             common |= {"input_shapes": (shape,), "output_shape": shape}
             if isinstance(given, FloatLayer | FloatNode):
                 layers.append(FloatNode(**common))
             else:
-                limits = {"minimum": given.minimum, "maximum": given.maximum}
+                limits: dict[str, Any] = {"minimum": given.minimum, "maximum": given.maximum}
                 layers.append(IntegerNode(**common, **limits, dtype=given.dtype, scale=given.scale))
             sources[number] = name
     return layers, sources
