@@ -61,17 +61,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help="networks; all of them by default")
     parser.add_argument("--keep", action="store_true", help="build only what the results don't have")
+    parser.add_argument(
+        "--ways", default="", help="only ways with this in their names, such as int8; others keep their rows"
+    )
     parser.add_argument("--page", action="store_true", help="write the page only")
     parser.add_argument("--in-process", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.in_process:
-        print(json.dumps(take(options.in_process)))
+        print(json.dumps(take(options.in_process, options.ways)))
         return
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"networks": {}}
     for name in () if options.page else options.names or zoo():
         if options.keep and name in results["networks"]:
             continue
-        results["networks"][name] = apart(name)
+        results["networks"].setdefault(name, {}).update(apart(name, options.ways))
         results["environment"] = environment({name: version(name) for name in ("apache-tvm", "torch", "onnxruntime")})
         RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
         print(name, {way: row["state"] for way, row in results["networks"][name].items()}, flush=True)
@@ -86,21 +89,25 @@ def zoo() -> dict[str, Any]:
     return STRANGERS
 
 
-def apart(name: str) -> dict[str, Any]:
+def apart(name: str, ways: str) -> dict[str, Any]:
     """`take` in a process of its own: what one network breaks, the next one doesn't meet."""
-    command = [sys.executable, "-m", "benchmarks.strangers", "--in-process", name]
+    command = [sys.executable, "-m", "benchmarks.strangers", "--in-process", name, "--ways", ways]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
         return json.loads(done.stdout.splitlines()[-1])
     except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
-        return {way.name: {"state": "fault", "said": f"{type(error).__name__} outside tvmflow"} for way in WAYS}
+        fault = {"state": "fault", "said": f"{type(error).__name__} outside tvmflow"}
+        return {way.name: fault for way in WAYS if ways in way.name}
 
 
-def take(name: str) -> dict[str, Any]:
-    """A network in all ways: for each, `state` ("right", "refused", "wrong", "fault"), what was said, and the error."""
+def take(name: str, ways: str = "") -> dict[str, Any]:
+    """A network in all ways that have `ways` in their names.
+
+    For each: `state` ("right", "refused", "wrong", "fault"), what was said, and the error.
+    """
     rows = {}
     with tempfile.TemporaryDirectory(prefix="strangers-") as folder:
-        for way in WAYS:
+        for way in (way for way in WAYS if ways in way.name):
             with contextlib.redirect_stdout(sys.stderr):
                 rows[way.name] = _take(name, way, Path(folder))
     return rows
@@ -180,8 +187,11 @@ def _quantised(name: str, way: Way, folder: Path) -> dict[str, Any]:
     shapes = zoo()[name].shapes
     program = import_model(f"strangers:{name}", [parse_input_shape("x".join(map(str, shape))) for shape in shapes])
     target = targets.compute_in(targets.find(None, way.board), way.arithmetic)
-    images = np.random.default_rng(1).standard_normal((48, *shapes[0][1:])).astype(np.float32)
-    examples = Examples(calibration=images[:32], others=images[32:], facts={"inputs": "noise", "data_sha256": ""})
+    rng = np.random.default_rng(1)
+    given, others = (
+        tuple(rng.standard_normal((count, *shape[1:]), np.float32) for shape in shapes) for count in (32, 16)
+    )
+    examples = Examples(calibration=given, others=others, facts={"inputs": "noise", "data_sha256": ""})
     scheme = DEFAULT_SCHEME.get(target.kind, "per-channel")
     network = make(program, examples, scheme, Method(count=32))
     bundle = build(integer_program(network, name), target, folder / f"{name} {way.name}")
