@@ -76,6 +76,9 @@ class Observed:
 TOGETHER = 64
 """Images that a layer's sums are computed of at once."""
 
+KEPT_BYTES = 1 << 29
+"""Of a layer's sums on all inputs: more are computed twice rather than kept."""
+
 SAMPLES = 4096
 """Values of a channel that are looked at."""
 
@@ -350,17 +353,25 @@ class _Quantiser:
         scales = _weight_scales(layer, self.powers[read], self.scheme, x_scale, y_scale, self.method.block)
         made, unrounded = _layer(layer, scales, self.scheme, x_scale, y_scale, dtype)
         # in parts, as what the reference works with is far larger than what comes out
-        sums = [accumulate(made, part) for part in np.array_split(x, -(-len(x) // TOGETHER))]
+        parts = np.array_split(x, -(-len(x) // TOGETHER))
+        few = 4 * len(x) * math.prod(layer.output_shape) <= KEPT_BYTES
+        kept: list[np.ndarray] = []
         if self.method.correct_bias and layer.kind != "pool":
-            totals = sum(part.sum((0, 2, 3), dtype=np.float64) for part in sums)
+            totals = np.zeros(len(layer.weight))
+            for part in parts:
+                sums = accumulate(made, part)
+                totals += sums.sum((0, 2, 3), dtype=np.float64)
+                if few:
+                    kept.append(sums)
             means = totals / (len(x) * np.prod(layer.output_shape[2:]))
             missing = self.observed[layer.name].means / (x_scale * scales) - means
             bias = _int32(made.bias + missing)
-            for part in sums:
-                part += (bias - made.bias)[:, None, None]
+            for sums in kept:
+                sums += (bias - made.bias)[:, None, None]
             made = replace(made, bias=bias)
         self.unrounded[layer.name] = unrounded
-        return made, np.concatenate([requantize(made, part) for part in sums])
+        found = kept or (accumulate(made, part) for part in parts)
+        return made, np.concatenate([requantize(made, sums) for sums in found])
 
     def _scale(self, layer: AnyFloatLayer, group: str, dtype: str, least: float) -> float:
         """The scale that the layer's result is tied to, if it can have it, else the best that it can have."""
