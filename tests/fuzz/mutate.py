@@ -325,7 +325,8 @@ def _safetensors(whole: bytes, rng: Random, other: bytes) -> bytes | None:
     length = int.from_bytes(whole[:8], "little")
     header = json.loads(whole[8 : 8 + length])
     about = header.get("__metadata__", {})
-    inner = next((name for name, text in about.items() if text.startswith("{")), None)
+    told = about.items() if isinstance(about, dict) else ()
+    inner = next((name for name, text in told if isinstance(text, str) and text.startswith("{")), None)
     if inner is not None and rng.random() < 0.7:
         about[inner] = json.dumps(tree(json.loads(about[inner]), rng, other))
     else:

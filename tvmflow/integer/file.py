@@ -48,7 +48,8 @@ def _schema(version: int) -> dict[str, Any]:
     shape: dict[str, Any] = {"type": "array", "prefixItems": [{"const": 1}], "items": size}
     inside = shape | {"minItems": 4, "maxItems": 4}
     pair: dict[str, Any] = {"type": "array", "items": size, "minItems": 2, "maxItems": 2}
-    borders: dict[str, Any] = {"type": "array", "items": border, "minItems": 2, "maxItems": 4}
+    sides = 2 if version == 1 else 4
+    borders: dict[str, Any] = {"type": "array", "items": border, "minItems": sides, "maxItems": sides}
     every: dict[str, Any] = {
         "name": text,
         "modules": texts,
@@ -73,7 +74,7 @@ def _schema(version: int) -> dict[str, Any]:
         "input_shape": inside,
     }
     optional = ("stride", "padding", "dilation", "groups")
-    window = {"kernel": pair, "stride": pair, "padding": borders | {"minItems": 4}, "dilation": pair, "size": pair}
+    window = {"kernel": pair, "stride": pair, "padding": borders, "dilation": pair, "size": pair}
     axis = {"type": "integer", "minimum": 1, "maximum": 3}
     kinds: dict[str, dict[str, Any]] = {
         "add": {"signs": {"type": "array", "items": {"enum": [-1, 1]}, "minItems": 2, "maxItems": 2}},
@@ -172,7 +173,7 @@ def load(path: Path) -> IntegerNetwork:
     try:
         content = untrusted.parse_json(metadata.get("tvmflow", "{}"), limits.MANIFEST, non_finite=True)
         version = content.pop("format", None) if isinstance(content, dict) else None
-        if version not in SCHEMAS or isinstance(version, bool | float):
+        if type(version) is not int or version not in SCHEMAS:
             raise UnusableFileError(path, "is no quantised network of this version of tvmflow")
         SCHEMAS[version].check(content)
         layers = tuple(_layer(fields, arrays) for fields in content.pop("layers"))
