@@ -127,7 +127,7 @@ class FloatNode:
 
     @property
     def macs(self) -> int:
-        """None, as elsewhere: what isn't multiplied by weights isn't counted."""
+        """What isn't multiplied by weights isn't counted."""
         return 0
 
     live_macs = macs

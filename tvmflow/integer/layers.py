@@ -143,7 +143,7 @@ class IntegerNode:
 
     @property
     def macs(self) -> int:
-        """None: what isn't multiplied by weights isn't counted, as in float."""
+        """What isn't multiplied by weights isn't counted, as in float."""
         return 0
 
     live_macs = macs
