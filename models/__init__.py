@@ -64,6 +64,7 @@ MODELS: dict[str, Model] = {
             "its other reading, the dilated filter as the only 3×3; untrained, a hard case for compilers",
             "tvmflow.models.dilated_net:dilated_net_merged",
         ),
+        _cifar10("resnet-8", "MLPerf Tiny's network of residual blocks, trained", "tvmflow.models.resnet8:resnet_8"),
         _cifar10("mobilenet-v1", "MobileNetV1 for small images, untrained", "tvmflow.models.baselines:mobilenet_v1"),
         _cifar10("googlenet", "GoogLeNet for small images, untrained", "tvmflow.models.baselines:googlenet"),
         _cifar10("squeezenet", "SqueezeNet 1.1 for small images, untrained", "tvmflow.models.baselines:squeezenet"),
