@@ -65,7 +65,7 @@ def test_sums_that_could_leave_int32_are_made_without_an_offset():
     def rule_of(bias: int) -> str:
         layer = replace(last, weight=np.full_like(last.weight, 100), bias=np.full_like(last.bias, bias))
         plain = Tensor(channels=8, size=(5, 5), dtype="int8", shape=(1, 8, 5, 5))
-        task = Task(layers=(layer,), source=form(first, [layer]), result=plain)
+        task = Task(layers=(layer,), sources=(form(first, [layer]),), result=plain)
         return next(name for name, rule in RULES.items() if rule(task, board) is not None)
 
     assert form(first, [last]).offset == -128
