@@ -184,6 +184,8 @@ def test_command_line_from_file_to_classes(tvmflow, tmp_path):
             "scheme": "power-of-two",
             "input_scale": network.input_scale,
             "output_scale": network.output_scale,
+            "input_scales": [network.input_scale],
+            "output_scales": [network.output_scale],
         }
         for name in ("image.png", "tensor.npy"):
             result = infer(bundle, [tmp_path / name])
