@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from tvmflow.integer.post_training import Method, quantize
 from tvmflow.integer.reader import float_graph
 from tvmflow.integer.reference import REFERENCES, run_layer
 from tvmflow.models import int8
-from tvmflow.network.frontend import from_module
+from tvmflow.network.frontend import from_module, import_model
 from tvmflow.schedules.nodes import VALUES
 from tvmflow.spec import UnsupportedOperatorError, UserError
 from tvmflow.targets import TARGETS, compute_in
@@ -292,6 +293,20 @@ def test_networks_are_read_and_quantised(name, scheme):
     assert network.facts["output_sqnr_db"] > 22
     named = {path.partition(".")[0] for layer in network.layers for path in layer.modules}
     assert {name for name, layer in layers.items() if isinstance(layer, nn.Module)} <= named
+
+
+@pytest.mark.parametrize("name", ["shufflenet_v2", "erfnet"])
+def test_onnx_files_are_read_alike(name, tmp_path):
+    """Their converters say slices, borders, PReLU and transposed convolutions in other operators of Relax."""
+    stranger = STRANGERS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inputs = tuple(torch.zeros(shape) for shape in stranger.shapes)
+        torch.onnx.export(stranger.make(), inputs, tmp_path / "net.onnx", dynamo=False, opset_version=13)
+    program = import_model(str(tmp_path / "net.onnx"))
+    vector = program.vectors[0]
+    for given, wanted in zip(float_graph(program).outputs_of(vector.inputs), vector.outputs, strict=True):
+        np.testing.assert_allclose(given, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_a_border_belongs_to_the_layer_behind_it():

@@ -688,9 +688,6 @@ class _Reader:
         read = self.laid(self.view(reads[0]))
         return View(layer=self.append("softmax", Softmax(axis=inside), (read,)), shape=shape)
 
-    def _split(self, call: Any, reads: Sequence[Any]) -> View | None:
-        return None
-
     # -------------------------------------------------------------------------------------- element by element
 
     def elementwise(self, name: str, var: Any, call: Any, reads: Sequence[Any]) -> bool:
