@@ -55,16 +55,18 @@ def test_the_commands_page_has_every_option_and_exit_code():
 
 
 def test_the_page_of_security_has_every_limit():
-    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \|([^|]*)\|([^|]*)\|([^|]*)\|$", PAGES["security.md"], re.MULTILINE)
+    row = r"^\| `(\w+)` \| [^|]+ \|([^|]*)\|([^|]*)\|([^|]*)\|([^|]*)\|$"
+    rows = re.findall(row, PAGES["security.md"], re.MULTILINE)
     factors = {"KiB": limits.KIB, "MiB": limits.MIB, "GiB": limits.GIB}
     assert [name for name, *_ in rows] == list(limits.KINDS)
-    for name, size, elements, depth in rows:
+    for name, size, elements, depth, seconds in rows:
         known = limits.KINDS[name]
         if size.strip():
             number, unit = size.split()
             assert int(number) * factors[unit] == known.bytes
         assert int(elements.replace(",", "").strip() or known.elements) == known.elements
         assert int(depth.strip() or known.depth) == known.depth
+        assert int(seconds.replace(",", "").strip() or known.seconds) == known.seconds
 
 
 def test_every_board_says_where_its_figures_are_from():

@@ -9,7 +9,7 @@ import pytest
 
 from tvmflow.bundles.build import build
 from tvmflow.spec import MissingDependencyError, UserError
-from tvmflow.system import toolchain
+from tvmflow.system import limits, toolchain
 from tvmflow.targets import TARGETS
 
 PI = TARGETS["raspberry-pi-4b"]
@@ -57,6 +57,13 @@ def test_linker_that_fails(tiny, tmp_path):
     with pytest.raises(UserError, match=r"exit code 7.*no space for you"):
         build(tiny, PI, tmp_path / "out", linker=str(compiler))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_linker_that_never_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits.TOOL, "seconds", 1)
+    linker = toolchain.Linker(name="slow", command=("sh", "-c", "exec sleep 30"), version="1")
+    with pytest.raises(UserError, match=r"^The linker slow was stopped: it wasn't done in 1 s \(--limit tool.seconds"):
+        toolchain.link(linker, tmp_path / "library.so", [])
 
 
 def test_linker_for_another_machine(tiny, tmp_path):

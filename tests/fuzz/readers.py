@@ -8,6 +8,7 @@ import io
 import json
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -441,7 +442,34 @@ def _pt2() -> list[Files]:
 
     made = io.BytesIO()
     torch.export.save(torch.export.export(tiny(), (torch.zeros(1, 3, 9, 7),)), made)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "network.pt2")
+        path.write_bytes(made.getvalue())
+        _read_archive(path)  # what is spoiled where nothing is read needs no second reading
     return _named("network.pt2", (made.getvalue(),))
+
+
+_CLEAN: set[str] = set()
+"""Hashes of what PyTorch was given of archives that were read."""
+
+
+def _read_archive(path: Path) -> None:
+    """What is hostile in a .pt2 file ends here, in a thirtieth of the time that making a network of the rest takes.
+
+    Three quarters are refused by our own reading. PyTorch reads what is left of the others, the same content once.
+    """
+    from tvmflow.network import pt2_archive
+
+    try:
+        with zipfile.ZipFile(pt2_archive._clean(path)) as clean:
+            content = hashlib.sha256(repr([(entry.filename, clean.read(entry)) for entry in clean.infolist()]).encode())
+    except (ValueError, KeyError, RecursionError):
+        pass  # which `load` makes a sentence of
+    else:
+        if content.hexdigest() in _CLEAN:
+            return
+        _CLEAN.add(content.hexdigest())
+    pt2_archive.load(path)
 
 
 def _onnx() -> list[Files]:
@@ -564,7 +592,8 @@ READERS: dict[str, Reader] = {
         Reader(name="int8", read=_read_int8, corpus=_int8, path="network.safetensors"),
         Reader(name="weights", read=_read_weights, corpus=_weights, path="net.safetensors"),
         Reader(name="checkpoint", read=_read_checkpoint, corpus=_checkpoints, path="state.pt"),
-        Reader(name="pt2", read=_read_network, corpus=_pt2, path="network.pt2"),
+        Reader(name="pt2", read=_read_archive, corpus=_pt2, path="network.pt2"),
+        Reader(name="pt2-network", read=_read_network, corpus=_pt2, path="network.pt2"),
         Reader(name="onnx", read=_read_network, corpus=_onnx, path="network.onnx"),
         Reader(name="vta-program", read=_read_vta_program, corpus=_vta_programs),
         Reader(name="vta-configuration", read=_read_vta_configuration, corpus=_vta_configurations, path="vta.json"),
@@ -578,5 +607,5 @@ READERS: dict[str, Reader] = {
     )
 }
 
-SLOW = ("pt2", "onnx")
+SLOW = ("pt2", "pt2-network", "onnx")
 """Readers that the tests leave to the command, for an input may take a second."""

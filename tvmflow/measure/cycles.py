@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvmflow.spec import MissingDependencyError, Target, UserError, VerificationError
-from tvmflow.system import children
+from tvmflow.system import children, limits
 
 if TYPE_CHECKING:
     from tvmflow.spec import Built
@@ -269,7 +268,7 @@ def find(command: str) -> str:
 
 
 def _call(command: Sequence[str], text: str = "") -> str:
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    done = children.finished(command, limits.TOOL, Path(command[0]).name, input=text)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or ["no message"]
         raise MissingDependencyError(f"{Path(command[0]).name} failed: {said[0]}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from tvmflow.measure.noise import disturbances
 from tvmflow.spec import Layer, Measurement, TensorSpec, UserError, VerificationError
-from tvmflow.system import children
+from tvmflow.system import children, limits
 from tvmflow.system.tensors import load
 
 
@@ -171,13 +170,8 @@ def _run_worker(library: Path, job: Mapping[str, Any], folder: Path, threads: in
     environment = children.environment()
     if threads is not None:
         environment["TVM_NUM_THREADS"] = str(threads)
-    finished = subprocess.run(
-        children.python("tvmflow.measure.worker", job_file, result_file),
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = children.python("tvmflow.measure.worker", job_file, result_file)
+    finished = children.finished(command, limits.WORKER, f"The process that ran {library}", env=environment)
     if finished.returncode == -signal.SIGINT:
         raise KeyboardInterrupt
     if finished.returncode < 0:

@@ -12,10 +12,15 @@ import json
 import os
 import shutil
 import site
+import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from tvmflow.spec import UserError
+from tvmflow.system.limits import Limits
 
 START = Path(__file__).with_name("start_child.py")
 
@@ -75,6 +80,19 @@ def ending_with_us(command: Sequence[str]) -> list[str]:
     """
     setpriv = which("setpriv") if sys.platform == "linux" else None
     return [setpriv, "--pdeathsig", "KILL", "--", *command] if setpriv else [*command]
+
+
+def finished(command: Sequence[str], limits: Limits, what: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with `options` of subprocess.run; both its streams are kept as text.
+
+    `what` begins the sentence if it takes longer than `limits` has seconds. Raises UserError then, and OSError.
+    """
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=limits.seconds, **options)
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"{what} was stopped: it wasn't done in {limits.seconds:,} s ({limits.remedy('seconds')})."
+        ) from None
 
 
 def find_package(name: str) -> Path | None:

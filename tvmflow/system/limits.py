@@ -1,6 +1,7 @@
 """How much is read of what others made: the bytes, elements and levels of every kind of file, stated in one place.
 
-Each limit is compared before the memory is taken, and lies well above what good files have. Who has a larger one lifts
+So are the seconds that other programs may work on it. Each limit of size is compared before the memory is taken, and
+lies well above what good files have. Who has a larger one lifts
 it: `tvmflow --limit tensor.elements=1G …`, or the variable TVMFLOW_LIMITS, by which child processes know of it too.
 The constants at the end can't be lifted: what is beyond them is no file of its format.
 """
@@ -25,13 +26,15 @@ VARIABLE = "TVMFLOW_LIMITS"
 class Limits:
     """What one kind of file may have at most. There is one object a kind, which `lift` changes for all readers.
 
-    `elements` are what the kind is made of: values, members, nodes, pixels; `depth` are levels of nesting.
+    `elements` are what the kind is made of: values, members, nodes, pixels; `depth` are levels of nesting; `seconds`
+    are of time as a clock on the wall shows it.
     """
 
     name: str
-    bytes: int
+    bytes: int = 1 << 62
     elements: int = 1 << 62
     depth: int = 64
+    seconds: int = 1 << 30
 
     def remedy(self, what: str) -> str:
         """How `what`, the name of a field, is lifted: the end of a sentence that refuses."""
@@ -42,9 +45,9 @@ NETWORK = Limits(name="network", bytes=8 * GIB)
 """A network's file, and an ONNX file together with its external data."""
 GRAPH = Limits(name="graph", bytes=256 * MIB, elements=1_000_000, depth=100)
 """The text of a .pt2 file's graph; an ONNX graph's nodes, with functions in place of the nodes that call them."""
-INPUTS = Limits(name="inputs", bytes=1 << 62, elements=1 << 25)
+INPUTS = Limits(name="inputs", elements=1 << 25)
 """All inputs of a run together: 128 MiB of float32, more than an image of 4K in colour; a dozen vectors are made."""
-TENSOR = Limits(name="tensor", bytes=1 << 62, elements=1 << 28)
+TENSOR = Limits(name="tensor", elements=1 << 28)
 """One weight, and one result of an operator: 1 GiB of float32."""
 WEIGHTS = Limits(name="weights", bytes=2 * GIB)
 """A safetensors file."""
@@ -78,6 +81,10 @@ RESULT = Limits(name="result", bytes=256 * MIB, elements=32_000_000)
 """What a program of ours on a board may print: a million samples, and the windows of days."""
 SESSION = Limits(name="session", bytes=4 * GIB)
 """What a process of this computer that talks to a board over RPC may allocate beyond what it began with."""
+TOOL = Limits(name="tool", seconds=600)
+"""One run of a linker, a disassembler or llvm-mca: a network's library is linked in seconds."""
+WORKER = Limits(name="worker", seconds=3600)
+"""One run of a process that executes a network on this computer, with all its vectors."""
 
 KINDS: dict[str, Limits] = {
     limits.name: limits
@@ -103,6 +110,8 @@ KINDS: dict[str, Limits] = {
         PEER,
         RESULT,
         SESSION,
+        TOOL,
+        WORKER,
     )
 }
 
@@ -134,7 +143,7 @@ SHOWN_CHARACTERS = 160
 
 # ------------------------------------------------------------------------------------------------------- lifting them
 
-_ASSIGNMENT = re.compile(r"(\w+)\.(bytes|elements|depth)=([1-9]\d{0,17})([KMGT]?)")
+_ASSIGNMENT = re.compile(r"(\w+)\.(bytes|elements|depth|seconds)=([1-9]\d{0,17})([KMGT]?)")
 _FACTORS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1 << 40}
 
 
@@ -157,8 +166,9 @@ def _parsed(assignment: str) -> tuple[Limits, str, int]:
     found = _ASSIGNMENT.fullmatch(assignment)
     if found is None or found[1] not in KINDS:
         raise UserError(
-            f"{assignment[:SHOWN_CHARACTERS]!r} is no limit: NAME.bytes, NAME.elements or NAME.depth, an equals sign "
-            f"and a whole number, also with K, M, G or T, belong there; the names are {', '.join(KINDS)}."
+            f"{assignment[:SHOWN_CHARACTERS]!r} is no limit: NAME.bytes, NAME.elements, NAME.depth or NAME.seconds, "
+            "an equals sign and a whole number, also with K, M, G or T, belong there; the names are "
+            f"{', '.join(KINDS)}."
         )
     return KINDS[found[1]], found[2], int(found[3]) * _FACTORS[found[4]]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmflow.spec import MissingDependencyError, Target, UserError
-from tvmflow.system import cache, children
+from tvmflow.system import cache, children, limits
 from tvmflow.system.cache import cache_folder as cache_folder
 
 CROSS_COMPILERS: dict[tuple[int, str], str] = {
@@ -112,7 +112,7 @@ def link(
         environment.setdefault("ZIG_LOCAL_CACHE_DIR", kept)
     command = [*linker.command, *options, "-o", str(output), *map(str, files)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        done = children.finished(command, limits.TOOL, f"The linker {linker.name}", env=environment)
     except OSError as error:
         raise UserError(f"The linker {linker.name} can't be run: {error}.") from error
     if done.returncode != 0 or not output.exists():

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tvmflow.spec import MissingDependencyError, TvmflowError, VerificationError
-from tvmflow.system import cache, children, toolchain
+from tvmflow.system import cache, children, limits, toolchain
 from tvmflow.targets.cuda import codegen, nvrtc
 
 HERE = Path(__file__).parent
@@ -80,7 +80,7 @@ def call(
         job.write_bytes(pickle.dumps(sys.path) + pickle.dumps((function, arguments, keywords)))
         command = children.python("tvmflow.targets.cuda.standin", job, answer)
         variables = environment(architecture, kernels, order, sanitized=sanitized)
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+        done = children.finished(command, limits.WORKER, "A process with the stand-in for CUDA", env=variables)
         if not answer.exists():
             raise VerificationError(f"A process with the stand-in for CUDA {_ending(done)}.")
         failed, value = pickle.loads(answer.read_bytes())
