@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 
 from abacus import backend as abacus
+from abacus import boards
 from abacus.boards import ABACUS
 from conftest import ROOT
 
@@ -18,28 +19,11 @@ from tvmflow.bundles.bundle import open_bundle
 from tvmflow.bundles.verify import verify_bundle
 from tvmflow.report.survey import survey
 from tvmflow.system import moved
-from tvmflow.targets import kind
 
 FOLDERS = ("tvmflow", "schedules", "targets", "models")
-KINDS = {"vta", "cuda", "cortex_m"}
+KINDS = {"arm_cpu", "cuda", "vta", "cortex_m"}
 ROOMS = ("targets/", "schedules/", "tvmflow/pipeline.py")
 """Where kinds are at home."""
-
-STILL_NAMED = {
-    "tvmflow/bundles/bundle.py",  # which facts a board of a kind must have, and TVM's name of a GPU
-    "tvmflow/cli/__init__.py",  # `tvmflow vta`
-    "tvmflow/cli/bundles.py",  # records of int8 networks
-    "tvmflow/cli/doctor.py",  # what the tools are for
-    "tvmflow/cli/vta.py",  # `tvmflow vta`
-    "tvmflow/integer/frontend.py",  # which scheme is the default
-    "tvmflow/measure/cycles.py",  # who traces what
-    "tvmflow/remote/rpc.py",  # TVM's name of a GPU
-    "tvmflow/report/networks.py",  # whose weights lie in flash
-    "tvmflow/tune/measure.py",  # TVM's name of a GPU
-    "tvmflow/tune/space.py",  # TVM's name of a GPU
-    "tvmflow/tune/worker.py",  # TVM's name of a GPU
-}
-"""Files elsewhere that name a kind, and why. None may come in; who takes a name out takes the line out, too."""
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
@@ -85,12 +69,12 @@ def test_kinds_of_target_are_named_in_their_rooms():
         if not name.startswith(ROOMS)
         and any(isinstance(node, ast.Constant) and node.value in KINDS for node in ast.walk(tree))
     }
-    assert naming == STILL_NAMED
+    assert not naming
 
 
 def test_a_kind_is_one_folder_and_two_lines(tiny, tmp_path, monkeypatch):
     """The third line is its list of stages; the commands ask for no more."""
-    monkeypatch.setitem(kind.MODULES, ABACUS.kind, "abacus.backend")
+    monkeypatch.setitem(targets.KINDS, ABACUS.kind, boards.KIND)
     monkeypatch.setitem(targets.TARGETS, ABACUS.name, ABACUS)
     monkeypatch.setitem(pipeline.STAGES, ABACUS.kind, (*pipeline.CPU, abacus.count_beads))
     built = build(tiny, targets.find(None, ABACUS.name), tmp_path / "tiny")

@@ -16,7 +16,8 @@ from tvmflow import __version__
 from tvmflow.schedules import UNSCHEDULED
 from tvmflow.spec import DeviceError, MissingDependencyError, Target, UserError, VerificationError
 from tvmflow.system import children, toolchain
-from tvmflow.targets.search import Result
+from tvmflow.targets import KINDS
+from tvmflow.targets.search import Result, candidates_of
 from tvmflow.tune.processes import CHECK_S, Worker, WorkerError
 
 BUILD_LIMIT_S = 20.0
@@ -95,16 +96,14 @@ def settings_for(target: Target, tvm_target: Mapping[str, Any]) -> dict[str, Any
         "target": dict(tvm_target),
         "linker": toolchain.select_linker(target).command,
         "triple": target.tvm.get("mtriple", target.triple),
+        "candidates": KINDS[target.kind].candidates,
     }
 
 
 def environment_for(target: Target) -> dict[str, str]:
-    """A builder's variables. Where candidates are for a GPU, TVM needs a driver to embed machine code: the stand-in."""
-    if target.gpu is None:
-        return children.environment()
-    from tvmflow.targets.cuda import standin
-
-    return standin.environment(target.gpu.architecture)
+    """A builder's variables."""
+    own = candidates_of(target)
+    return children.environment() if own is None else own.environment(target)
 
 
 def start_process(kind: str, settings: Mapping[str, Any], environment: dict[str, str], limit_s: float) -> Worker:

@@ -80,7 +80,7 @@ def prepare(
     if chosen in ("local", "rpc") and calibration:
         raise UserError(f"--calibration is for the model of a GPU; the {chosen} runner measures.")
     load = os.getloadavg()[0]
-    if chosen == "local" and target.gpu is None and load > BUSY * target.cpu.cores:
+    if chosen == "local" and target.facts.DEVICE == "cpu" and load > BUSY * target.cpu.cores:
         log.info(f"This computer is busy (load {load:.1f} on {target.cpu.cores} cores), which spoils what is measured")
     return Plan(
         target=target,

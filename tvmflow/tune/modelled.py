@@ -16,9 +16,11 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from tvmflow.schedules.cuda.gpu import Gpu
 from tvmflow.spec import Target, UserError, VerificationError
 from tvmflow.system import children, interrupt
 from tvmflow.system.text import text_table
+from tvmflow.targets import KINDS
 from tvmflow.targets.search import Opened, Plan, Result, Standing, Winner, select
 from tvmflow.tune.builders import json_of, side_by_side, start_process
 from tvmflow.tune.kernels import Kernels, fastest, tasks
@@ -58,20 +60,18 @@ class ModelledMeasurer:
         *,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        assert target.gpu is not None
         self.check = check  # asked several times a second while it waits; what it raises passes
         self._seconds = {"build": 0.0, "run": 0.0}
         self._results: dict[tuple[str, str], Result] = {}
         settings = {
             "target": tvm_target,
-            "gpu": asdict(target.gpu),
+            "candidates": KINDS[target.kind].candidates,
+            "gpu": asdict(Gpu.of(target)),
             "constants": asdict(constants),
         }
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         environment = children.environment()
-        self.processes: list[Worker] = [
-            start_process("cuda-model", settings, environment, LIMIT_S) for _ in range(cores)
-        ]
+        self.processes: list[Worker] = [start_process("model", settings, environment, LIMIT_S) for _ in range(cores)]
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -171,8 +171,7 @@ def check(found: Sequence[tuple[Any, Candidate]], target: Target) -> list[str]:
     from tvmflow.targets.cuda import standin
     from tvmflow.targets.cuda.rank import check_kernels
 
-    assert target.gpu is not None
-    architecture = target.gpu.architecture
+    architecture = Gpu.of(target).architecture
     tvm_target = {**target.tvm, "host": {"kind": "llvm", "mtriple": COMPUTER.triple}}
 
     def run(part: Sequence[tuple[Any, Candidate]]) -> list[str]:
@@ -232,15 +231,13 @@ def _text(state: State, store: Store, plan: Plan) -> str:
         rows.append(
             [row.task.name, str(row.task.calls), str(row.trials), str(row.failed), best.candidate if best else ""]
         )
-    gpu = plan.target.gpu
-    assert gpu is not None
     return "\n".join(
         [
             text_table(["task", "calls", "compiled", "failed", "modelled choice"], rows),
             "",
             f"{state.spent} candidates ({state.tried} in this run) in {sum(state.seconds.values()):.0f} s, failed: "
             f"{failure_text(state.failures)}. It ended because {REASONS[state.reason]}.",
-            NOTE.format(architecture=gpu.architecture, board=plan.target.name),
+            NOTE.format(architecture=Gpu.of(plan.target).architecture, board=plan.target.name),
             f"{store.folder}: `tvmflow build --db {plan.work_dir}` uses these choices; without --db no build does.",
         ]
     )

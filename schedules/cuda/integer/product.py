@@ -27,6 +27,7 @@ from tvm.script.ir_builder import tirx as T
 from tvmflow.integer.network import RANGES, accumulator_range
 from tvmflow.schedules.cpu.integer import Kernel, Task
 from tvmflow.schedules.cuda._grid import local, multiprocessors, shared, when
+from tvmflow.schedules.cuda.gpu import Gpu
 from tvmflow.schedules.cuda.integer import BYTES, VECTOR
 from tvmflow.schedules.cuda.integer._words import (
     Expr,
@@ -217,8 +218,7 @@ def _load(into: Any, first: int, count: int, value: Callable[[Expr], Expr]) -> N
 
 def _dot(target: Target) -> Callable[[Expr, Expr, Expr], Expr]:
     """(inputs, weights, sum) → the sum with four products of signed bytes added."""
-    assert target.gpu is not None
-    if target.gpu.has_dp4a:
+    if Gpu.of(target).has_dp4a:
         return lambda data, weight, total: T.call_pure_extern("int32", "__dp4a", data, weight, total)
 
     def multiply(data: Expr, weight: Expr, total: Expr) -> Expr:
