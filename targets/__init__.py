@@ -13,7 +13,7 @@ from tvmflow.schedules.cuda.gpu import Gpu
 from tvmflow.spec import Cpu, Facts, Target, UserError
 from tvmflow.system import untrusted
 from tvmflow.system.untrusted import MalformedError, UnusableFileError
-from tvmflow.targets.about import Kind
+from tvmflow.targets.about import KINDS, facts_types
 from tvmflow.targets.cortex_m import boards as cortex_m_boards
 from tvmflow.targets.cpu import boards as cpu_boards
 from tvmflow.targets.cuda import boards as cuda_boards
@@ -22,17 +22,12 @@ from tvmflow.targets.vta import boards as vta_boards
 FAMILIES = (cpu_boards, cuda_boards, vta_boards, cortex_m_boards)
 """The modules that state boards and the kinds that these are of."""
 
-KINDS: dict[str, Kind] = {kind.name: kind for family in FAMILIES for kind in family.KINDS}
+KINDS.update({kind.name: kind for family in FAMILIES for kind in family.KINDS})
 
 TARGETS: dict[str, Target] = {board.name: board for family in FAMILIES for board in family.BOARDS}
 
 DEFAULT_BOARD: dict[str, str] = {name: kind.default_board for name, kind in KINDS.items()}
 """The board of a kind (`--target`) when none is named."""
-
-
-def facts_types() -> dict[str, type[Facts]]:
-    """The types of facts that only some boards have, by what .toml files and manifests call them."""
-    return {kind.facts.NAME: kind.facts for kind in KINDS.values() if kind.facts.NAME}
 
 
 def find(kind: str | None, board: str | None) -> Target:

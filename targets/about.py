@@ -87,3 +87,12 @@ class Kind:
     tracer: Tracer | None = None
     disassembly: Disassembly | None = None
     tools: Sequence[Tool] = field(default=())
+
+
+KINDS: dict[str, Kind] = {}
+"""All kinds by name. `tvmflow.targets` enters them: what kinds say of themselves lies below them, for all to read."""
+
+
+def facts_types() -> dict[str, type[Facts]]:
+    """The types of facts that only some boards have, by what .toml files and manifests call them."""
+    return {kind.facts.NAME: kind.facts for kind in KINDS.values() if kind.facts.NAME}

@@ -9,7 +9,7 @@ from typing import Any
 from tvmflow.spec import Cpu, Facts, Target
 from tvmflow.system import tensors, untrusted
 from tvmflow.system.untrusted import MalformedError, shown
-from tvmflow.targets import KINDS, facts_types
+from tvmflow.targets.about import KINDS, facts_types
 
 
 def figures(target: Target) -> dict[str, Any]:

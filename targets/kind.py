@@ -32,7 +32,7 @@ from tvmflow.spec import (
     Vector,
 )
 from tvmflow.system import toolchain
-from tvmflow.targets import KINDS
+from tvmflow.targets.about import KINDS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from tvmflow.spec import Basis, Best, Target, UserError
 from tvmflow.system import untrusted
-from tvmflow.targets import KINDS
-from tvmflow.targets.about import OwnSearch
+from tvmflow.targets.about import KINDS, OwnSearch
 
 if TYPE_CHECKING:
     import tvm
