@@ -34,7 +34,6 @@ from tvmflow.targets.cuda.counts import SECTOR_BYTES, WARP, Counts
 from tvmflow.targets.cuda.nvrtc import Resources
 from tvmflow.targets.cuda.occupancy import occupancy
 
-STATEMENT = "modelled, not calibrated on any GPU"
 SCHEDULERS = 4
 OVERLAP = 0.1
 
