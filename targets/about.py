@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvmflow.spec import Basis, Facts
@@ -69,6 +69,8 @@ class Kind:
     - `search`: its own, where that of schedules for TVM's kernels isn't for it.
     - `candidates`: a module with the functions of `tvmflow.targets.search.Candidates`, where compiling and running a
       kernel takes more than a CPU.
+    - `tracer` and `disassembly`: whether its cycles can be modelled, and its libraries read.
+    - `tools`: what `tvmflow doctor` looks for on its behalf.
     """
 
     name: str
@@ -86,7 +88,7 @@ class Kind:
     candidates: str | None = None
     tracer: Tracer | None = None
     disassembly: Disassembly | None = None
-    tools: Sequence[Tool] = field(default=())
+    tools: Sequence[Tool] = ()
 
 
 KINDS: dict[str, Kind] = {}

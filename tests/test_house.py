@@ -79,12 +79,17 @@ def test_a_kind_is_one_folder_and_two_lines(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(pipeline.STAGES, ABACUS.kind, (*pipeline.CPU, abacus.count_beads))
     built = build(tiny, targets.find(None, ABACUS.name), tmp_path / "tiny")
     assert built.manifest["verify"]["method"] == "by hand"
+    assert (built.manifest["target"]["frame"], built.manifest["target"]["gpu"]) == ({"rods": 13}, None)
     with open_bundle(tmp_path / "tiny") as bundle:
         assert (bundle.target.name, bundle.target.kind) == ("abacus-1", "abacus")
+        assert boards.Rods.of(bundle.target).rods == 13
         assert [layer.details["beads"] for layer in bundle.layers] == [9 * layer.macs for layer in bundle.layers]
         assert verify_bundle(bundle)["passed"] is True
     report = survey(tmp_path / "tiny", seconds=0.1)
     assert report["latency"] is None
+    own = tmp_path / "small.toml"
+    own.write_text('extends = "abacus-1"\n[frame]\nrods = 9\n')
+    assert targets.load_toml(own).facts == boards.Rods(rods=9)
     assert "counted so long" in json.dumps(report)
 
 

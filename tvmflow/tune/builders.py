@@ -120,7 +120,7 @@ class LocalPool:
         self.processes = [start_process("build", settings, environment, BUILD_LIMIT_S) for _ in range(count or cores)]
 
     def compile(self, jobs: Sequence[Job], check: Callable[[], None]) -> list[Result]:
-        return side_by_side(self.processes, [_message(job) for job in jobs], _outcome, check)
+        return side_by_side(self.processes, [_message(job) for job in jobs], outcome_of, check)
 
     def close(self) -> None:
         for process in self.processes:
@@ -166,15 +166,17 @@ def _message(job: Job) -> dict[str, str]:
     return {"module": job[0], "output": str(job[1])}
 
 
-def _outcome(answer_of: Callable[[], dict[str, Any] | None]) -> Result | None:
-    """A builder's answer as a result, None if there is none yet."""
+def outcome_of(answer_of: Callable[[], dict[str, Any] | None]) -> Result | None:
+    """A process's answer on a candidate as a result, None if there is none yet; a model's "us" are its time."""
     try:
         answer = answer_of()
     except WorkerError as error:
         return Result(outcome="build hung" if error.outcome == "hung" else "build failed", message=str(error))
     if answer is None:
         return None
-    return Result(outcome="ok") if answer["outcome"] == "ok" else _failed(answer["message"])
+    if answer["outcome"] != "ok":
+        return _failed(answer["message"])
+    return Result(outcome="ok", ms=(answer["us"] / 1e3,) if "us" in answer else ())
 
 
 def _failed(message: str) -> Result:
@@ -275,6 +277,6 @@ def compile_on_worker(target: Target, tvm_target: Mapping[str, Any], module: str
     with tempfile.TemporaryDirectory(prefix="tvmflow-tune-") as folder:
         output = Path(folder, "kernel.so")
         process.send(_message((module, output)))
-        result = _outcome(lambda: process.receive(lambda: None))
+        result = outcome_of(lambda: process.receive(lambda: None))
         assert result is not None
         return result, output.read_bytes() if result.outcome == "ok" else b""
