@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow.schedules.cuda.gpu import Gpu
+from tvmflow.schedules.gpu import Gpu
 from tvmflow.spec import MissingDependencyError, Program, Target
 from tvmflow.targets.cuda import nvrtc
 from tvmflow.targets.cuda.counts import Counts

@@ -19,7 +19,7 @@ from tvmflow import cli, spec, targets
 from tvmflow.measure import emulate
 from tvmflow.report import estimate
 from tvmflow.schedules import registry as rules
-from tvmflow.schedules.cuda.gpu import Gpu
+from tvmflow.schedules.gpu import Gpu
 from tvmflow.spec import Target
 from tvmflow.system import runtime
 from tvmflow.targets import DEFAULT_BOARD, TARGETS

@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from tvmflow.schedules.cuda.gpu import Gpu
+from tvmflow.schedules.gpu import Gpu
 from tvmflow.spec import Cpu, Facts, Target, UserError
 from tvmflow.system import untrusted
 from tvmflow.system.untrusted import MalformedError, UnusableFileError

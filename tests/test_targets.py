@@ -8,7 +8,7 @@ import pytest
 
 from tvmflow import targets
 from tvmflow.schedules import registry as rules
-from tvmflow.schedules.cuda.gpu import Gpu
+from tvmflow.schedules.gpu import Gpu
 from tvmflow.spec import UserError
 from tvmflow.targets import DEFAULT_BOARD, TARGETS
 

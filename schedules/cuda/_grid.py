@@ -12,7 +12,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvmflow.schedules import convolutions
 from tvmflow.schedules.convolutions import Convolution, kernel
-from tvmflow.schedules.cuda.gpu import Gpu
+from tvmflow.schedules.gpu import Gpu
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target

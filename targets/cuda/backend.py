@@ -11,7 +11,7 @@ import numpy as np
 
 from tvmflow.measure import local as measure
 from tvmflow.network.agreement import Runner
-from tvmflow.schedules.cuda.gpu import IN_A_GRAPH, Gpu
+from tvmflow.schedules.gpu import IN_A_GRAPH, Gpu
 from tvmflow.spec import (
     Built,
     MissingDependencyError,

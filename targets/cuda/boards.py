@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from tvmflow.schedules.cuda import RULES
-from tvmflow.schedules.cuda.gpu import Gpu
+from tvmflow.schedules.gpu import Gpu
 from tvmflow.spec import Cpu, Target
 from tvmflow.targets.about import Kind
 

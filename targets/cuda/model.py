@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tvmflow.schedules.cuda.gpu import Gpu
+from tvmflow.schedules.gpu import Gpu
 from tvmflow.system import scratch, untrusted
 from tvmflow.targets.cuda.counts import SECTOR_BYTES, WARP, Counts
 from tvmflow.targets.cuda.nvrtc import Resources

@@ -13,7 +13,7 @@ import numpy as np
 import tvm
 from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 
-from tvmflow.schedules.cuda.gpu import Gpu
+from tvmflow.schedules.gpu import Gpu
 from tvmflow.spec import TvmflowError
 from tvmflow.targets.cuda import codegen, counts, model, nvrtc
 from tvmflow.targets.cuda.passes.bind_threads import launches

@@ -16,7 +16,7 @@ from tvmflow.passes.fuse_operators import call_bytes, constant_bytes, kernel_cal
 from tvmflow.schedules.cpu.integer import RULES, Kernel, Task, Tensor
 from tvmflow.schedules.cpu.integer.depthwise import fuses
 from tvmflow.schedules.cuda import integer as cuda
-from tvmflow.schedules.cuda.gpu import Gpu
+from tvmflow.schedules.gpu import Gpu
 from tvmflow.schedules.instructions import instructions_of
 from tvmflow.schedules.integers import round_up
 from tvmflow.spec import Layer, Program, Target

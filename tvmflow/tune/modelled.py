@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tvmflow.schedules.cuda.gpu import Gpu
+from tvmflow.schedules.gpu import Gpu
 from tvmflow.spec import Target, UserError, VerificationError
 from tvmflow.system import children, interrupt
 from tvmflow.system.text import text_table

@@ -27,7 +27,6 @@ from tvm.script.ir_builder import tirx as T
 from tvmflow.integer.network import RANGES, accumulator_range
 from tvmflow.schedules.cpu.integer import Kernel, Task
 from tvmflow.schedules.cuda._grid import local, multiprocessors, shared, when
-from tvmflow.schedules.cuda.gpu import Gpu
 from tvmflow.schedules.cuda.integer import BYTES, VECTOR
 from tvmflow.schedules.cuda.integer._words import (
     Expr,
@@ -40,6 +39,7 @@ from tvmflow.schedules.cuda.integer._words import (
     words_out,
     zero_word,
 )
+from tvmflow.schedules.gpu import Gpu
 from tvmflow.schedules.integers import byte_of, fill, first_sums
 
 if TYPE_CHECKING:

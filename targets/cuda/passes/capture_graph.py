@@ -7,7 +7,7 @@ from dataclasses import replace
 import tvm
 from tvm import relax
 
-from tvmflow.schedules.cuda.gpu import Gpu
+from tvmflow.schedules.gpu import Gpu
 from tvmflow.spec import Program, Target
 
 
