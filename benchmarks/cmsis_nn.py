@@ -20,6 +20,7 @@ import numpy as np
 
 from tvmflow.integer.network import IntegerLayer, IntegerNetwork
 from tvmflow.spec import MissingDependencyError, Target, UserError
+from tvmflow.targets.cortex_m.facts import Mcu
 
 COMPILER = "arm-none-eabi-gcc"
 FOLDERS = ("Convolution", "FullyConnected", "Pooling", "NNSupport", "Transpose")
@@ -41,7 +42,6 @@ class Peer:
 
         if not (checkout / "Include" / "arm_nnfunctions.h").is_file():
             raise UserError(f"{checkout} is no checkout of CMSIS-NN: it has no Include/arm_nnfunctions.h.")
-        assert target.mcu is not None
         self.network, self.target, self.folder = network, target, folder
         self.layers = list(layers_for(network))
         write_tables(self.layers, folder)
@@ -49,7 +49,7 @@ class Peer:
         (folder / "string.h").write_text(
             "#include <stddef.h>\nvoid *memcpy(void *, const void *, size_t);\nvoid *memset(void *, int, size_t);\n"
         )
-        (folder / "link.ld").write_text(linker_script(MACHINES[target.mcu.machine]))
+        (folder / "link.ld").write_text(linker_script(MACHINES[Mcu.of(target).machine]))
         core = (f"-mcpu={target.cpu.model.lower()}", "-mthumb", "-mfloat-abi=hard")
         own = OPTIONS_OF_CORE.get(target.cpu.model, ())
         kernels = [path for name in FOLDERS for path in sorted((checkout / "Source" / f"{name}Functions").glob("*.c"))]
@@ -83,13 +83,12 @@ class Peer:
         from tvmflow.measure import emulate
         from tvmflow.targets.cortex_m import machine
 
-        assert self.target.mcu is not None
         signed = (inputs.astype(np.int16) - OFFSETS[str(inputs.dtype)]).astype(np.int8)
         np.ascontiguousarray(signed.transpose(0, 2, 3, 1)).tofile(self.folder / "input.raw")
         (self.folder / "layers.raw").write_bytes(struct.pack("<2i", first, count))
         plugin = ["-plugin", f"{emulate.compile_plugin(machine.COUNTING_PLUGIN)},out={self.folder / 'counts'}"]
         done = machine.start(
-            machine.find_qemu(), self.target.mcu.machine, self.folder / "peer.elf", self.folder, plugin, 600
+            machine.find_qemu(), Mcu.of(self.target).machine, self.folder / "peer.elf", self.folder, plugin, 600
         )
         if done.returncode:
             raise UserError(f"CMSIS-NN's firmware for {self.target.name} failed: {done.stderr or done.stdout}")

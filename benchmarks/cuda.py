@@ -31,7 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow.spec import Gpu, MissingDependencyError, Program, Target
+from tvmflow.schedules.gpu import Gpu
+from tvmflow.spec import MissingDependencyError, Program, Target
 from tvmflow.targets.cuda import nvrtc
 from tvmflow.targets.cuda.counts import Counts
 from tvmflow.targets.cuda.model import Constants, modelled_us, save_constants
@@ -66,7 +67,6 @@ def main() -> None:
     from tvmflow.targets.cuda.backend import missing_device
 
     target = find("cuda", options.board)
-    assert target.gpu is not None
     if options.rehearse:
         raise SystemExit(rehearse(target, options.model))
     if (missing := missing_device(target)) and not REHEARSAL:
@@ -78,7 +78,7 @@ def main() -> None:
     kernels = list(dict.fromkeys(row.kernel for row in samples))
     held_out = [row for row in samples if row.kernel in kernels[1::2]]
     fitted = [row for row in samples if row.kernel in kernels[::2]]
-    constants = fit(target.gpu, fitted, f"{options.model} on {target.name}")
+    constants = fit(Gpu.of(target), fitted, f"{options.model} on {target.name}")
     document = {
         "environment": environment({}),
         "board": target.name,
@@ -88,8 +88,8 @@ def main() -> None:
         "candidates": [
             {"kernel": row.kernel, "candidate": row.candidate, "measured_us": row.measured_us} for row in samples
         ],
-        "model_error": error(target.gpu, held_out, Constants()),
-        "calibrated_model_error": error(target.gpu, held_out, constants),
+        "model_error": error(Gpu.of(target), held_out, Constants()),
+        "calibrated_model_error": error(Gpu.of(target), held_out, constants),
         "calibration": asdict(constants),
     }
     if REHEARSAL:
@@ -109,9 +109,8 @@ def rehearse(board: Target, model: str) -> int:
     """This script again where the stand-in takes the GPU's place; its exit code."""
     from tvmflow.targets.cuda import standin
 
-    assert board.gpu is not None
     with tempfile.TemporaryDirectory(prefix="tvmflow-rehearsal-") as folder:
-        variables = standin.environment(board.gpu.architecture) | {"TVMFLOW_STANDIN_IMAGES": folder}
+        variables = standin.environment(Gpu.of(board).architecture) | {"TVMFLOW_STANDIN_IMAGES": folder}
         command = [sys.executable, "-m", "benchmarks.cuda", "--board", board.name, "--model", model]
         return subprocess.run(command, env=variables, check=False).returncode
 
@@ -247,8 +246,7 @@ def sample(program: Program, target: Target) -> list[Sample]:
     from tvmflow.tune.space import CostModel, Space
     from tvmflow.tune.tasks import as_plain, extract, tvm_target
 
-    assert target.gpu is not None
-    described, architecture = as_plain(tvm_target(target).export()), target.gpu.architecture
+    described, architecture = as_plain(tvm_target(target).export()), Gpu.of(target).architecture
     most = REHEARSED if REHEARSAL else CANDIDATES
     found = []
     with (

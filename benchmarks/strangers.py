@@ -179,7 +179,7 @@ def _quantised(name: str, way: Way, folder: Path) -> dict[str, Any]:
     """The network in int8, calibrated on noise: what is shown is that it is built and exact, not how good it is."""
     from tvmflow import targets
     from tvmflow.bundles.build import build
-    from tvmflow.integer.frontend import DEFAULT_SCHEME, integer_program
+    from tvmflow.integer.frontend import integer_program
     from tvmflow.integer.post_training import Method
     from tvmflow.models.int8 import Examples, make
     from tvmflow.network.frontend import import_model, parse_input_shape
@@ -192,7 +192,7 @@ def _quantised(name: str, way: Way, folder: Path) -> dict[str, Any]:
         tuple(rng.standard_normal((count, *shape[1:]), np.float32) for shape in shapes) for count in (32, 16)
     )
     examples = Examples(calibration=given, others=others, facts={"inputs": "noise", "data_sha256": ""})
-    scheme = DEFAULT_SCHEME.get(target.kind, "per-channel")
+    scheme = targets.KINDS[target.kind].scheme
     network = make(program, examples, scheme, Method(count=32))
     bundle = build(integer_program(network, name), target, folder / f"{name} {way.name}")
     verdict = bundle.manifest["verify"]

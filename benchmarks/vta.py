@@ -43,7 +43,7 @@ def main() -> None:
         "board": board.name,
         "model": network.name,
         "environment": environment({}),
-        "vta": asdict(board.vta) if board.vta else {},
+        "vta": asdict(board.facts),
         **measure(network, board, options.db),
     }
     images, source = read_images(network, options.data, options.images)
@@ -116,7 +116,7 @@ def measure(network: Any, board: Any, db: Path | None) -> dict[str, Any]:
     tuned = programs["tuned"]
     rows = []
     for layer, work in zip(timings["tuned"].layers, tuned.works, strict=True):
-        bounds = Bounds.of(work, board.vta.bus_bytes)
+        bounds = Bounds.of(work, board.facts.bus_bytes)
         kind = kind_of(work)
         weight = getattr(work.layer, "weight", np.zeros(0))
         rows.append(
@@ -134,7 +134,7 @@ def measure(network: Any, board: Any, db: Path | None) -> dict[str, Any]:
                 "tiling": candidate_of(tuned.schedule[layer.name]),
             }
         )
-    low, high = board.vta.latency_band
+    low, high = board.facts.latency_band
     hls = replace(machine, core="hls")
     return {
         "cycles": {name: found.cycles for name, found in timings.items()},

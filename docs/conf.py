@@ -36,7 +36,8 @@ autodoc_preserve_defaults = True
 nitpick_ignore_regex = [
     ("py:.*", r"(np|numpy|pathlib|collections|subprocess|torch|tvm|tirx)\..*|Path|PrimFunc|Module"),
     ("py:.*", r"tvmflow\.(integer\.chain|system\.toolchain|tune|schedules\.cortex_m\._kernel)\..*"),
-    ("py:.*", "Best|FloatLayer|Made|Rule|Runner|Scheme|Shape"),
+    ("py:.*", r"tvmflow\.(measure\.cycles|targets\.vta\.config)\..*"),
+    ("py:.*", r"Best|tvmflow\.spec\.OfKind|FloatLayer|Made|Rule|Runner|Scheme|Shape"),
 ]
 
 html_theme = "furo"

@@ -10,19 +10,21 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tvmflow import cli, spec
+from tvmflow import cli, spec, targets
 from tvmflow.measure import emulate
 from tvmflow.report import estimate
 from tvmflow.schedules import registry as rules
+from tvmflow.schedules.gpu import Gpu
 from tvmflow.spec import Target
 from tvmflow.system import runtime
 from tvmflow.targets import DEFAULT_BOARD, TARGETS
 from tvmflow.targets import kind as backends
+from tvmflow.targets.cortex_m.facts import Mcu
 
 ROOT = Path(__file__).parents[1]
 NETWORK = "dilated-net"
@@ -32,7 +34,7 @@ Words = str | Callable[[Target], str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class Said:
     """What the commands do for boards of a kind, in words, and how they are called; `pages` are those of docs/."""
 
     pages: tuple[str, ...]
@@ -55,24 +57,21 @@ def _on_the_board(what: str) -> Words:
 
 
 def _gpu_native(target: Target) -> str:
-    assert target.gpu is not None
     cpu = "x86-64" if target.elf[1] == "x64" else target.elf[1]
-    return f"with a GPU of {target.gpu.architecture} and its driver in this computer, whose CPU has to be {cpu}"
+    return f"with a GPU of {Gpu.of(target).architecture} and its driver in this computer, whose CPU has to be {cpu}"
 
 
 def _gpu_deploy(target: Target) -> str:
-    assert target.gpu is not None
-    note = f" {target.gpu.runtime_note}" if target.gpu.runtime_note else ""
+    note = f" {Gpu.of(target).runtime_note}" if Gpu.of(target).runtime_note else ""
     return f"`measured`, by `deploy --rpc` where `tvmflow serve --memory-mib 0` runs. Never tried on a GPU.{note}"
 
 
 def _mcu_machine(target: Target) -> str:
-    assert target.mcu is not None
-    return f"`emulated`: under qemu-system-arm, on its machine `{target.mcu.machine}`, which has the same core"
+    return f"`emulated`: under qemu-system-arm, on its machine `{Mcu.of(target).machine}`, which has the same core"
 
 
-KINDS: dict[str, Kind] = {
-    "llvm": Kind(
+KINDS: dict[str, Said] = {
+    "llvm": Said(
         pages=("tutorial.md", "int8.md", "tune.md"),
         verify="`native`: it runs here",
         time="`measured`",
@@ -87,7 +86,7 @@ KINDS: dict[str, Kind] = {
             "tvmflow report {name} {name}-int8 -o .",
         ),
     ),
-    "arm_cpu": Kind(
+    "arm_cpu": Said(
         pages=("walkthrough.md", "deploy.md", "device.md", "serve.md", "int8.md", "tune.md"),
         verify=_emulated,
         time=_on_the_board(
@@ -105,7 +104,7 @@ KINDS: dict[str, Kind] = {
             "tvmflow report {name}.json -o .",
         ),
     ),
-    "cuda": Kind(
+    "cuda": Said(
         pages=("cuda.md", "cuda-tuning.md", "int8.md", "serve.md"),
         verify=lambda target: (
             f"`stand-in`: TVM's CUDA module and every kernel run on this CPU; `native` {_gpu_native(target)}"
@@ -125,7 +124,7 @@ KINDS: dict[str, Kind] = {
             "tvmflow tune --target cuda --board {name} --trials 64",
         ),
     ),
-    "vta": Kind(
+    "vta": Said(
         pages=("vta.md", "vta-compiler.md", "int8.md"),
         verify="`simulated`: every instruction, to the bit",
         time="`simulated`: cycle by cycle, with a band for what is assumed of the board's memory",
@@ -143,7 +142,7 @@ KINDS: dict[str, Kind] = {
             "tvmflow deploy {name} --ssh root@board --json {name}.json",
         ),
     ),
-    "cortex_m": Kind(
+    "cortex_m": Said(
         pages=("mcu.md", "int8.md"),
         verify=_mcu_machine,
         time="no latency; `profile` counts executed instructions (`emulated`), and with `--cycles` models cycles",
@@ -291,7 +290,7 @@ def board_index() -> str:
         [
             f"[{target.name}](boards/{target.name}.md)" + (" *" if _is_default(target) else ""),
             f"`{target.kind}`",
-            target.gpu.model if target.gpu else "this computer's" if target.name == "host" else target.cpu.model,
+            "this computer's" if target.name == "host" else target.processor.model,
             ", ".join(target.arithmetics),
             target.description,
         ]
@@ -327,7 +326,7 @@ def _is_default(target: Target) -> bool:
     return DEFAULT_BOARD[target.kind] == target.name
 
 
-def _what_works(target: Target, kind: Kind) -> str:
+def _what_works(target: Target, kind: Said) -> str:
     rows = [
         ["`build`", f"in {', '.join(target.arithmetics)}" + (" by default" if len(target.arithmetics) == 1 else "")],
         ["`verify`", _said(kind.verify, target)],
@@ -343,7 +342,7 @@ def _said(words: Words, target: Target) -> str:
     return words if isinstance(words, str) else words(target)
 
 
-def _commands(target: Target, kind: Kind) -> str:
+def _commands(target: Target, kind: Said) -> str:
     served = runtime.why_none(target) is None or target.kind != "arm_cpu"
     lines = [
         line.format(name=target.name, runner=" --runner c" if served else "")
@@ -383,7 +382,7 @@ def _at_best(target: Target, network: estimate.Network) -> str:
 def _figures(target: Target) -> str:
     if target.name == "host":
         return f"Source: {target.datasheet}. `tvmflow boards --json -` prints them."
-    boards = import_module(f"{backends.MODULES[target.kind].rpartition('.')[0]}.boards")
+    boards = import_module(f"{targets.KINDS[target.kind].backend.rpartition('.')[0]}.boards")
     notes = inspect.getdoc(boards).partition("\n\n")[2]
     rows = list(_figure_rows(target))
     words = [
@@ -392,17 +391,16 @@ def _figures(target: Target) -> str:
         notes,
         _table(["figure", "value", "unit", "source"], rows),
         "What each figure means: "
-        + ", ".join(f"{{py:class}}`~tvmflow.spec.{type(value).__name__}`" for _, value in _parts(target))
+        + ", ".join(f"{{py:class}}`~{type(value).__module__}.{type(value).__name__}`" for _, value in _parts(target))
         + ".",
     ]
     return "\n\n".join(filter(None, words))
 
 
 def _parts(target: Target) -> Iterator[tuple[str, Any]]:
-    for name in ("cpu", "gpu", "mcu", "vta"):
-        value = getattr(target, name)
-        if is_dataclass(value):
-            yield name, value
+    yield "cpu", target.cpu
+    if target.facts.NAME:
+        yield target.facts.NAME, target.facts
 
 
 def _figure_rows(target: Target) -> Iterator[list[str]]:
@@ -423,9 +421,9 @@ def _figure_rows(target: Target) -> Iterator[list[str]]:
 def _not_looked_up(target: Target) -> set[str]:
     """Figures, by their full names, that are not from the data sheet that the board cites."""
     found = {f"{part}.{name}" for part, owner in _parts(target) for name in getattr(owner, "unverified", ())}
-    if target.mcu:  # its clock is its CPU's, its RAM its memory
-        found |= {f"cpu.{name}" for name in target.mcu.unverified}
-        found |= {"memory_bytes"} if "ram_bytes" in target.mcu.unverified else set()
+    if isinstance(target.facts, Mcu):  # its clock is its CPU's, its RAM its memory
+        found |= {f"cpu.{name}" for name in target.facts.unverified}
+        found |= {"memory_bytes"} if "ram_bytes" in target.facts.unverified else set()
     return found
 
 

@@ -5,36 +5,28 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from tvmflow.spec import Cpu, Gpu, Mcu, Target, UserError, Vta
+from tvmflow.schedules.gpu import Gpu
+from tvmflow.spec import Cpu, Facts, Target, UserError
 from tvmflow.system import untrusted
 from tvmflow.system.untrusted import MalformedError, UnusableFileError
+from tvmflow.targets.about import KINDS, facts_types
 from tvmflow.targets.cortex_m import boards as cortex_m_boards
 from tvmflow.targets.cpu import boards as cpu_boards
 from tvmflow.targets.cuda import boards as cuda_boards
 from tvmflow.targets.vta import boards as vta_boards
-from tvmflow.targets.vta import config as configuration
 
-TARGETS: dict[str, Target] = {
-    board.name: board
-    for board in (
-        *cpu_boards.BOARDS,
-        *cuda_boards.BOARDS,
-        *vta_boards.BOARDS,
-        *cortex_m_boards.BOARDS,
-    )
-}
+FAMILIES = (cpu_boards, cuda_boards, vta_boards, cortex_m_boards)
+"""The modules that state boards and the kinds that these are of."""
 
-DEFAULT_BOARD: dict[str, str] = {
-    "llvm": "host",
-    "arm_cpu": "raspberry-pi-4b",
-    "cuda": "jetson-agx-orin",
-    "vta": "pynq-z1",
-    "cortex_m": "mps3-an547",
-}
+KINDS.update({kind.name: kind for family in FAMILIES for kind in family.KINDS})
+
+TARGETS: dict[str, Target] = {board.name: board for family in FAMILIES for board in family.BOARDS}
+
+DEFAULT_BOARD: dict[str, str] = {name: kind.default_board for name, kind in KINDS.items()}
 """The board of a kind (`--target`) when none is named."""
 
 
@@ -61,7 +53,7 @@ def compute_in(target: Target, dtype: str) -> Target:
     """The board, told to compute networks in `dtype`. Raises UserError if it can't do that well."""
     if dtype not in target.arithmetics:
         others = ", ".join(board.name for board in TARGETS.values() if dtype in board.arithmetics)
-        processor = target.gpu.model if target.gpu else target.cpu.model
+        processor = target.processor.model
         raise UserError(f"The {processor} of {target.name} has no {dtype} arithmetic; boards that do: {others}.")
     return replace(target, arithmetic=dtype)
 
@@ -70,27 +62,28 @@ def compile_also(target: Target, architectures: Sequence[str]) -> Target:
     """The board, whose builds are for other GPUs as well: "sm_90", or "compute_90" for PTX. Raises UserError."""
     if not architectures:
         return target
-    if target.gpu is None:
+    if not isinstance(target.facts, Gpu):
         raise UserError(f"--arch names architectures of NVIDIA GPUs, and {target.name} has none.")
     for name in architectures:
         if not re.fullmatch(r"(sm|compute)_\d{2,3}", name):
             raise UserError(
                 f"--arch {name} is no architecture of a GPU: they are called sm_90 or, for PTX, compute_90."
             )
-    return replace(target, gpu=replace(target.gpu, also=tuple(architectures)))
+    return replace(target, facts=replace(target.facts, also=tuple(architectures)))
 
 
 def capture_graph(target: Target) -> Target:
     """The board, whose builds launch a network's inner kernels as one CUDA graph. Raises UserError."""
-    if target.gpu is None:
+    if not isinstance(target.facts, Gpu):
         raise UserError(f"--cuda-graph is about launches on NVIDIA GPUs, and {target.name} has none.")
-    return replace(target, gpu=replace(target.gpu, cuda_graph=True))
+    return replace(target, facts=replace(target.facts, cuda_graph=True))
 
 
 def load_toml(path: Path) -> Target:
     """A board of the user's own. It says which known board it `extends` and what differs. Raises UserError.
 
-    Keys are the fields of Target; `tvm` and `cpu` are tables whose entries replace those of the extended board.
+    Keys are the fields of Target; `tvm`, `cpu` and the facts that only its kind has (`gpu`, …) are tables, whose
+    entries replace those of the extended board.
     """
     content = untrusted.read_toml(path, what="TOML of a board")
     base = content.pop("extends", None)
@@ -108,8 +101,7 @@ def load_toml(path: Path) -> Target:
         raise UnusableFileError(
             path, f"gives arithmetic as {untrusted.shown(target.arithmetic)}, which isn't among arithmetics"
         )
-    if target.vta is not None:
-        configuration.from_json(dict(target.vta.configuration), untrusted.printable(f"The VTA of {path}"))
+    target.facts.check(untrusted.printable(str(path)))
     return target
 
 
@@ -119,16 +111,20 @@ NAME = r"\w[\w.+ -]{0,99}"
 
 def _override(base: Any, content: dict[str, Any], path: Path, table: str) -> Any:
     changes: dict[str, Any] = {}
-    known = {field.name: field for field in fields(base)}
+    known = {field.name: (getattr(base, field.name), field.default) for field in fields(base)}
+    fact = base.facts.NAME if isinstance(base, Target) else ""
+    if isinstance(base, Target):
+        facts, _ = known.pop("facts")
+        known |= {name: (facts if name == fact else None, MISSING) for name in facts_types()}
     hints = get_type_hints(type(base))
     for key, value in content.items():
         where = f"{table}{untrusted.printable(key)}"
         if key not in known or key == "kind":
             names = ", ".join(sorted(known.keys() - {"kind"}))
             raise UnusableFileError(path, f"has an unknown key {untrusted.shown(table + key)}", f"known are {names}")
-        old = getattr(base, key)
-        if isinstance(old, Cpu | Gpu | Mcu | Vta) and isinstance(value, dict):
-            changes[key] = _override(old, value, path, f"{key}.")
+        old, default = known[key]
+        if isinstance(old, Cpu | Facts) and isinstance(value, dict):
+            changes["facts" if key == fact else key] = _override(old, value, path, f"{key}.")
             continue
         if isinstance(old, dict) and isinstance(value, dict):
             changes[key] = {**old, **value}
@@ -138,7 +134,7 @@ def _override(base: Any, content: dict[str, Any], path: Path, table: str) -> Any
             changes[key] = float(value)
         elif type(old) is type(value):
             changes[key] = value
-        if key not in changes or not _is_sensible(value, zero=isinstance(old, dict) or known[key].default == 0):
+        if key not in changes or not _is_sensible(value, zero=isinstance(old, dict) or default == 0):
             wanted = {int: "a positive whole number", float: "a positive number"}.get(type(old), _WORDS.get(type(old)))
             raise UnusableFileError(
                 path, f"gives {where} as {untrusted.shown(value)}, where {wanted or 'nothing'} belongs"

@@ -1,20 +1,21 @@
 """What a kind of target is to the commands: how a network is built for it, run on this computer, and timed there.
 
-A new kind is one folder with the functions of Backend in its `backend` and one line in MODULES, besides its list of
-stages in `tvmflow.pipeline`.
+A new kind is one folder, with the functions of Backend in its `backend` and what it says of itself beside its boards
+(`tvmflow.targets.about`), one line in FAMILIES of `tvmflow.targets`, and its list of stages in `tvmflow.pipeline`.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 from tvmflow import __version__
+from tvmflow.measure.cycles import Traced
 from tvmflow.measure.noise import median_interval
 from tvmflow.network.agreement import Runner, compare, unverified
 from tvmflow.spec import (
@@ -27,9 +28,11 @@ from tvmflow.spec import (
     TensorSpec,
     Tile,
     UnsupportedOperatorError,
+    UserError,
     Vector,
 )
 from tvmflow.system import toolchain
+from tvmflow.targets.about import KINDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,22 +153,23 @@ class Backend(Protocol):
         """What this computer can say of the latency of the `whole` and of the `layers` of a bundle that is right."""
 
 
-MODULES: dict[str, str] = {
-    "llvm": "tvmflow.targets.cpu.backend",
-    "arm_cpu": "tvmflow.targets.cpu.backend",
-    "cuda": "tvmflow.targets.cuda.backend",
-    "vta": "tvmflow.targets.vta.backend",
-    "cortex_m": "tvmflow.targets.cortex_m.backend",
-}
-"""The module of each kind of target."""
-
-NEED_NO_DEVICE = ("vta", "cortex_m")
-"""Kinds whose `time` needs no device: their latency is simulated, or there is none and instructions are counted."""
-
-
 def of(target: Target) -> Backend:
     """The backend of a board's kind."""
-    return cast(Backend, import_module(MODULES[target.kind]))
+    return cast(Backend, import_module(KINDS[target.kind].backend))
+
+
+def tracing(target: Target) -> tuple[Callable[[Built], Traced], tuple[str, str]]:
+    """What `tvmflow.measure.cycles.profile` asks of a kind: how an inference is traced, and by which emulator.
+
+    Raises UserError for kinds whose cycles nobody models, MissingDependencyError for code that they can't trace.
+    """
+    tracer, bits = KINDS[target.kind].tracer, target.elf[0]
+    if tracer is None:
+        traced = " and ".join(kind.name for kind in KINDS.values() if kind.tracer is not None)
+        raise UserError(f"Cycles are modelled for boards of {traced}; {target.name} is none.")
+    if bits not in tracer.emulators:
+        raise MissingDependencyError(f"Cycles of {bits}-bit code of {target.kind} boards can't be modelled.")
+    return import_module(tracer.module).trace_calls, tracer.emulators[bits]
 
 
 def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
@@ -215,16 +219,12 @@ def versions(linker: toolchain.Linker) -> dict[str, str]:
     }
 
 
-INTEGER_OPERATORS: dict[str, frozenset[str]] = {"vta": frozenset({"add", "max_pool", "concat", "gather"})}
-"""Of kinds whose kernels or instructions aren't written for every operator of quantised networks: the operators without
-weights that they have, by their names in `tvmflow.integer.operators.OPERATORS`. Layers with weights all kinds have."""
-
-
 def integer_operators(kind: str) -> frozenset[str]:
-    """The operators without weights that a kind computes in int8: all, unless INTEGER_OPERATORS says otherwise."""
+    """The operators without weights that a kind computes in int8: all, unless it says otherwise (`Kind`)."""
     from tvmflow.integer.operators import OPERATORS
 
-    return INTEGER_OPERATORS.get(kind, frozenset(OPERATORS))
+    written = KINDS[kind].integer_operators
+    return frozenset(OPERATORS if written is None else written)
 
 
 def check_graph(program: Program, target: Target) -> None:

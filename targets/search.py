@@ -17,10 +17,14 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from tvmflow.spec import Basis, Best, Target, UserError
 from tvmflow.system import untrusted
+from tvmflow.targets.about import KINDS, OwnSearch
+
+if TYPE_CHECKING:
+    import tvm
 
 # ------------------------------------------------------------------------------------------------------ whose records
 
@@ -152,6 +156,22 @@ class Candidate(Protocol):
     def text(self) -> str: ...
     @property
     def record(self) -> list[Any]: ...
+
+
+class Candidates(Protocol):
+    """The functions of a kind's module on candidates that a CPU alone can neither compile nor run."""
+
+    def choose_runner(self, choice: str, target: Target) -> tuple[str, str]:
+        """The runner, no other computer being named, and the reason for it. Raises MissingDependencyError."""
+
+    def environment(self, target: Target) -> dict[str, str]:
+        """The variables of a process that compiles them."""
+
+    def compile_kernel(self, module: tvm.IRModule, target: tvm.target.Target) -> Any:
+        """A candidate, or the unscheduled kernel for the CPU, as what `export_library` has."""
+
+    def model(self, settings: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        """What compiles {"module"} and answers with its modelled time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,30 +371,28 @@ class RecordKind(Protocol):
         """Raise ValueError if a record's trace, which is two lists, isn't one of this kind."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Own:
-    """The search of a kind of its own: its modules, and what the latencies rest on."""
-
-    module: str
-    records: str
-    basis: Basis
-
-
-SEARCHES: dict[str, Own] = {
-    "vta": Own(module="tvmflow.targets.vta.search", records="tvmflow.targets.vta.records", basis="simulated"),
-}
-"""The kinds with a search of their own; what the others search are schedules of TVM's kernels."""
-
-
 def of(target: Target) -> SearchKind | None:
-    """The search of a board's kind, if it has one of its own."""
-    own = SEARCHES.get(target.kind)
+    """The search of a board's kind, if it has one of its own; what the others search are schedules of TVM's kernels."""
+    own = KINDS[target.kind].search
     return None if own is None else cast(SearchKind, import_module(own.module))
 
 
-def own_search(described: Mapping[str, Any]) -> Own | None:
+def candidates_of(target: Target) -> Candidates | None:
+    """The kind's own ways with candidates, if it has some."""
+    module = KINDS[target.kind].candidates
+    return None if module is None else cast(Candidates, import_module(module))
+
+
+def tuned_in(target: Target) -> str:
+    """The arithmetic of the kernels that there are records of for a board."""
+    own = KINDS[target.kind].search
+    return "float32" if own is None else own.arithmetic
+
+
+def own_search(described: Mapping[str, Any]) -> OwnSearch | None:
     """The kind's own search for a target as records describe it."""
-    return SEARCHES.get(str(described.get("kind")))
+    kind = KINDS.get(str(described.get("kind")))
+    return None if kind is None else kind.search
 
 
 def records_of(described: Mapping[str, Any]) -> RecordKind | None:

@@ -31,6 +31,7 @@ from tvmflow.targets import TARGETS
 from tvmflow.targets.cortex_m import arena, machine
 from tvmflow.targets.cortex_m import compile as compiling
 from tvmflow.targets.cortex_m.backend import network_name
+from tvmflow.targets.cortex_m.boards import EMULATOR
 from tvmflow.targets.cortex_m.compile import c_name, compile_object
 
 pytestmark = pytest.mark.packages
@@ -205,7 +206,7 @@ def test_report_has_instructions_and_no_latency(bundle):
 @pytest.mark.usefixtures("qemu")
 def test_modelled_cycles_are_of_the_counted_instructions(bundle):
     """Two plugins, one that counts by function and one that keeps every block, agree on each layer."""
-    needs_commands(*cycles.TOOLS["cortex_m", 32])
+    needs_commands(*cycles.tools(EMULATOR))
     with open_bundle(bundle) as opened:
         counted = [layer.details["instructions"] for layer in opened.layers]
         found = cycles.profile(opened)
@@ -223,7 +224,7 @@ def test_modelled_cycles_are_of_the_counted_instructions(bundle):
 )
 def test_too_big_is_said_before_compiling(tmp_path, monkeypatch, memory, words):
     monkeypatch.setattr(compiling, "compile_object", None)
-    board = replace(M7, mcu=replace(M7.mcu, **memory))
+    board = replace(M7, facts=replace(M7.facts, **memory))
     with pytest.raises(UserError, match=words):
         build(integer_program(network("joint-modules")), board, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -296,8 +297,8 @@ def test_arithmetic_of_network_and_board_must_agree(tiny, tmp_path):
 @pytest.mark.parametrize("board", BOARDS)
 def test_boards_say_what_they_are(board):
     target = TARGETS[board]
-    assert target.mcu.machine in machine.MACHINES
-    assert target.mcu.core in ("dsp", "mve")
+    assert target.facts.machine in machine.MACHINES
+    assert target.facts.core in ("dsp", "mve")
 
 
 @pytest.mark.usefixtures("qemu")

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.packages
 
 EMULATED = ["mps2-an500", "mps3-an547"]
 M7 = TARGETS["mps2-an500"]
-PLAIN = replace(M7, mcu=replace(M7.mcu, core="plain"))
+PLAIN = replace(M7, facts=replace(M7.facts, core="plain"))
 GRAPHS = int(os.environ.get("TVMFLOW_GRAPHS", "120"))
 """Random graphs of each scheme that are compared as C on this computer; under emulation a quarter of them."""
 TOGETHER = 30
@@ -56,7 +56,7 @@ def qemu():
 def compiled(program, board):
     import tvm
 
-    with tvm.target.Target("c" if board.mcu.core == "plain" else tvm_target_dict(board)):
+    with tvm.target.Target("c" if board.facts.core == "plain" else tvm_target_dict(board)):
         return run_stages(program, board)
 
 

@@ -38,7 +38,7 @@ COPY = 'extern "C" __global__ void __launch_bounds__(64) copy_kernel(float* a, f
 
 @pytest.mark.parametrize("name", GPUS)
 def test_machine_code_for_every_board(name):
-    architecture = backend.gpu_of(TARGETS[name]).architecture
+    architecture = TARGETS[name].facts.architecture
     code = compile_cuda(COPY, [architecture])
     assert [found for found, _ in cubin.cubins(code.image)] == [architecture]
     assert list(code.resources[architecture]) == ["copy_kernel"]
@@ -69,7 +69,7 @@ def test_what_does_not_compile(body, words):
 
 
 def test_occupancy():
-    orin, pascal = (backend.gpu_of(TARGETS[name]) for name in ("jetson-agx-orin", "gtx-1080ti"))
+    orin, pascal = (TARGETS[name].facts for name in ("jetson-agx-orin", "gtx-1080ti"))
     full = occupancy(pascal, threads=256, registers=32, shared_bytes=0)
     assert (full.blocks_per_sm, full.fraction) == (8, 1.0)
     held = occupancy(pascal, threads=256, registers=33, shared_bytes=0)  # 40 registers, in pieces: 48 warps
@@ -103,7 +103,7 @@ def pascal(tiny, tmp_path_factory) -> tuple[Path, str]:
 
 def test_bundle_of_a_jetson(jetson):
     with open_bundle(jetson) as bundle:
-        assert bundle.target.gpu.also == ("sm_90", "compute_90")
+        assert bundle.target.facts.also == ("sm_90", "compute_90")
         assert bundle.manifest["verify"]["passed"] is True
         assert bundle.manifest["verify"]["method"] == "stand-in"
         assert cubin.architectures(bundle.library) == ("sm_87", "sm_90")

@@ -222,7 +222,7 @@ def test_each_is_one_launch_within_the_gpus_limits(kernels):
         if case.rule != "dlight":
             (axes,) = launches(func)
             assert set(axes) == {"blockIdx.x", "threadIdx.x"}
-            assert 1 <= axes["threadIdx.x"] <= BOARD.gpu.threads_per_block, (case.name, tile)
+            assert 1 <= axes["threadIdx.x"] <= BOARD.facts.threads_per_block, (case.name, tile)
 
 
 def test_every_kernel_gets_threads():

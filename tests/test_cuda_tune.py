@@ -51,8 +51,8 @@ def scheduled(rule: str, func, tile=None) -> tvm.IRModule:
 def ranked(module: tvm.IRModule) -> float:
     """A kernel's modelled time, its resources those of real machine code."""
     source, found = counts.lower(module, dict(BOARD.tvm))
-    taken = nvrtc.compile_cuda(source, (BOARD.gpu.architecture,)).resources[BOARD.gpu.architecture]
-    return modelled_us(BOARD.gpu, found, taken)
+    taken = nvrtc.compile_cuda(source, (BOARD.facts.architecture,)).resources[BOARD.facts.architecture]
+    return modelled_us(BOARD.facts, found, taken)
 
 
 # --------------------------------------------------------------------------------------------------------------- model
@@ -99,15 +99,15 @@ def test_what_cannot_be_good_sinks():
         sectors=80, shared_accesses=60, turns=60, barriers=4, rounds=4, argument_bytes=1 << 16,
     )  # fmt: skip
     taken = nvrtc.Resources(registers=40, shared_bytes=4096, stack_bytes=0, spill_bytes=0, barriers=1)
-    time = parts(BOARD.gpu, one, taken)["total"]
+    time = parts(BOARD.facts, one, taken)["total"]
     alone = replace(one, blocks=1, multiplies=one.multiplies * 64, sectors=one.sectors * 64)
-    assert parts(BOARD.gpu, alone, taken)["total"] > 2 * time
-    assert parts(BOARD.gpu, one, replace(taken, spill_bytes=4096))["total"] > time
-    assert parts(BOARD.gpu, replace(one, turns=32 * one.turns), taken)["total"] > 2 * time
-    assert parts(BOARD.gpu, one, replace(taken, shared_bytes=BOARD.gpu.shared_bytes_per_sm + 1))["total"] == float(
+    assert parts(BOARD.facts, alone, taken)["total"] > 2 * time
+    assert parts(BOARD.facts, one, replace(taken, spill_bytes=4096))["total"] > time
+    assert parts(BOARD.facts, replace(one, turns=32 * one.turns), taken)["total"] > 2 * time
+    assert parts(BOARD.facts, one, replace(taken, shared_bytes=BOARD.facts.shared_bytes_per_sm + 1))["total"] == float(
         "inf"
     )
-    assert parts(TARGETS["h100"].gpu, one, taken)["total"] < time
+    assert parts(TARGETS["h100"].facts, one, taken)["total"] < time
 
 
 def test_a_kernel_of_one_thread_ranks_behind():
@@ -140,14 +140,14 @@ def test_a_calibration_finds_the_constants_that_measured_times_follow():
             others=20, global_accesses=20, sectors=40 * (1 + number % 7), shared_accesses=60, turns=60,
             barriers=number % 4, rounds=1 + number % 6, argument_bytes=1 << 16,
         )  # fmt: skip
-        time_us = modelled_us(BOARD.gpu, [one], {"k": taken}, true)
+        time_us = modelled_us(BOARD.facts, [one], {"k": taken}, true)
         samples.append(
             benchmark.Sample(
                 kernel=f"k{number % 8}", candidate="", measured_us=time_us, launches=[one], resources={"k": taken}
             )
         )
-    found = benchmark.fit(BOARD.gpu, samples[::2], "a test")
-    before, after = (benchmark.error(BOARD.gpu, samples[1::2], constants) for constants in (Constants(), found))
+    found = benchmark.fit(BOARD.facts, samples[::2], "a test")
+    before, after = (benchmark.error(BOARD.facts, samples[1::2], constants) for constants in (Constants(), found))
     assert after["spread"] < 1.1 < before["spread"]
     assert after["median_ratio"] == pytest.approx(1, abs=0.05)
     assert found.source == "24 candidates of a test"
@@ -253,7 +253,7 @@ def test_over_rpc(tvmflow, token_file, tmp_path, monkeypatch):
     """
     board = TARGETS["t4"]
     monkeypatch.setenv("TVMFLOW_STANDIN_IMAGES", str(tmp_path / "images"))
-    for name, value in standin.environment(board.gpu.architecture).items():
+    for name, value in standin.environment(board.facts.architecture).items():
         monkeypatch.setenv(name, value)
     (tmp_path / "serve").mkdir()
     with running(tmp_path / "serve") as server:

@@ -19,7 +19,7 @@ from tvmflow.report.render import render_html, report_text
 from tvmflow.report.survey import survey
 from tvmflow.spec import MissingDependencyError, VerificationError
 from tvmflow.system.text import to_json
-from tvmflow.targets import TARGETS
+from tvmflow.targets import TARGETS, kind
 
 BOARD = TARGETS["raspberry-pi-4b"]
 AARCH64 = "aarch64-linux-gnu"
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.packages
 
 @pytest.fixture(scope="module")
 def needs_llvm():
-    needs_commands(*cycles.TOOLS["arm_cpu", 64])
+    needs_commands(*cycles.tools(kind.tracing(BOARD)[1]))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_what_is_missing_is_said(bundle, monkeypatch, tvmflow):
     which = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name, *rest: None if name == cycles.MCA else which(name, *rest))
     with open_bundle(bundle) as opened, pytest.raises(MissingDependencyError, match=r"apt-get install .* llvm-22"):
-        cycles.profile(opened)
+        cycles.profile(opened, *kind.tracing(BOARD))
     report = survey(bundle, timed=False, must_run=False, cycles=True)
     assert "cycles" not in report
     assert cycles.MCA in report["latency_note"]

@@ -84,7 +84,7 @@ def test_weights_come_from_memory_if_no_cache_holds_them(network):
 
 def test_what_does_not_fit_is_said(network):
     board = TARGETS["mps3-an547"]
-    small = replace(board, mcu=replace(board.mcu, flash_bytes=1024))
+    small = replace(board, facts=replace(board.facts, flash_bytes=1024))
     found = estimate(network, small)
     assert found["fits"]["fits"] is False
     assert "of 1 KiB flash" in text(network.program, [found])
@@ -100,8 +100,8 @@ def test_buffers_of_a_vta_hold_the_smallest_tiles(network):
         "needed_bytes": 256 * max(work.tile.taps for work in network.works),
         "available_bytes": 256 << 10,
     }
-    small = {**board.vta.configuration, "LOG_INP_BUFF_SIZE": 9}
-    found = estimate(network, replace(board, vta=replace(board.vta, configuration=small)))
+    small = {**board.facts.configuration, "LOG_INP_BUFF_SIZE": 9}
+    found = estimate(network, replace(board, facts=replace(board.facts, configuration=small)))
     assert found["fits"]["fits"] is False
     assert "KiB input buffer" in text(network.program, [found])
 

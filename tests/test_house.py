@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 
 from abacus import backend as abacus
+from abacus import boards
 from abacus.boards import ABACUS
 from conftest import ROOT
 
@@ -18,28 +19,18 @@ from tvmflow.bundles.bundle import open_bundle
 from tvmflow.bundles.verify import verify_bundle
 from tvmflow.report.survey import survey
 from tvmflow.system import moved
-from tvmflow.targets import kind
 
 FOLDERS = ("tvmflow", "schedules", "targets", "models")
-KINDS = {"vta", "cuda", "cortex_m"}
+KINDS = {"arm_cpu", "cuda", "vta", "cortex_m"}
 ROOMS = ("targets/", "schedules/", "tvmflow/pipeline.py")
 """Where kinds are at home."""
 
-STILL_NAMED = {
-    "tvmflow/bundles/bundle.py",  # which facts a board of a kind must have, and TVM's name of a GPU
-    "tvmflow/cli/__init__.py",  # `tvmflow vta`
-    "tvmflow/cli/bundles.py",  # records of int8 networks
-    "tvmflow/cli/doctor.py",  # what the tools are for
-    "tvmflow/cli/vta.py",  # `tvmflow vta`
-    "tvmflow/integer/frontend.py",  # which scheme is the default
-    "tvmflow/measure/cycles.py",  # who traces what
-    "tvmflow/remote/rpc.py",  # TVM's name of a GPU
-    "tvmflow/report/networks.py",  # whose weights lie in flash
-    "tvmflow/tune/measure.py",  # TVM's name of a GPU
-    "tvmflow/tune/space.py",  # TVM's name of a GPU
-    "tvmflow/tune/worker.py",  # TVM's name of a GPU
+STILL_IMPORTING = {
+    "tvmflow/cli/doctor.py",  # which packages NVIDIA's compiler comes in
+    "tvmflow/passes/integer_kernels.py",  # one pass for the integer rules of CPUs and GPUs
+    "tvmflow/tune/modelled.py",  # the model of a GPU's time, and the stand-in that checks its choices
 }
-"""Files elsewhere that name a kind, and why. None may come in; who takes a name out takes the line out, too."""
+"""Files elsewhere that import from a kind's rooms, and why. None may come in."""
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
@@ -85,22 +76,34 @@ def test_kinds_of_target_are_named_in_their_rooms():
         if not name.startswith(ROOMS)
         and any(isinstance(node, ast.Constant) and node.value in KINDS for node in ast.walk(tree))
     }
-    assert naming == STILL_NAMED
+    assert not naming
+    own = [f"tvmflow.{room}.{kind}." for room in ("targets", "schedules") for kind in KINDS]
+    importing = {
+        name
+        for name, tree in sources()
+        if not name.startswith(ROOMS) and any(imported.startswith(tuple(own)) for imported in imports(tree))
+    }
+    assert importing == STILL_IMPORTING
 
 
 def test_a_kind_is_one_folder_and_two_lines(tiny, tmp_path, monkeypatch):
     """The third line is its list of stages; the commands ask for no more."""
-    monkeypatch.setitem(kind.MODULES, ABACUS.kind, "abacus.backend")
+    monkeypatch.setitem(targets.KINDS, ABACUS.kind, boards.KIND)
     monkeypatch.setitem(targets.TARGETS, ABACUS.name, ABACUS)
     monkeypatch.setitem(pipeline.STAGES, ABACUS.kind, (*pipeline.CPU, abacus.count_beads))
     built = build(tiny, targets.find(None, ABACUS.name), tmp_path / "tiny")
     assert built.manifest["verify"]["method"] == "by hand"
+    assert (built.manifest["target"]["frame"], built.manifest["target"]["gpu"]) == ({"rods": 13}, None)
     with open_bundle(tmp_path / "tiny") as bundle:
         assert (bundle.target.name, bundle.target.kind) == ("abacus-1", "abacus")
+        assert boards.Rods.of(bundle.target).rods == 13
         assert [layer.details["beads"] for layer in bundle.layers] == [9 * layer.macs for layer in bundle.layers]
         assert verify_bundle(bundle)["passed"] is True
     report = survey(tmp_path / "tiny", seconds=0.1)
     assert report["latency"] is None
+    own = tmp_path / "small.toml"
+    own.write_text('extends = "abacus-1"\n[frame]\nrods = 9\n')
+    assert targets.load_toml(own).facts == boards.Rods(rods=9)
     assert "counted so long" in json.dumps(report)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from tvmflow import targets
 from tvmflow.schedules import registry as rules
+from tvmflow.schedules.gpu import Gpu
 from tvmflow.spec import UserError
 from tvmflow.targets import DEFAULT_BOARD, TARGETS
 
@@ -19,11 +20,11 @@ def test_board_is_complete(target):
     from tvmflow.system.toolchain import tvm_target_dict
 
     made = tvm.target.Target(tvm_target_dict(target))
-    if target.gpu is None:
+    if not isinstance(target.facts, Gpu):
         assert made.attrs["num-cores"] == target.cpu.cores
     else:
-        assert made.attrs["arch"] == target.gpu.architecture
-        assert set(target.gpu.unverified) < {field.name for field in fields(target.gpu)}
+        assert made.attrs["arch"] == target.facts.architecture
+        assert set(target.facts.unverified) < {field.name for field in fields(target.facts)}
     assert target.datasheet
     assert target.description
     assert target.memory_bytes >= 2**19
@@ -116,4 +117,4 @@ def test_own_board_with_figures_that_may_be_unknown_or_whole(tmp_path):
     board = targets.load_toml(path)
     assert (board.cpu.l3_bytes, board.cpu.memory_gbps) == (0, 4.0)
     path.write_text('extends = "pynq-z1"\n[vta.configuration]\nLOG_BATCH = 0\n')
-    assert targets.load_toml(path).vta.configuration["LOG_BATCH"] == 0
+    assert targets.load_toml(path).facts.configuration["LOG_BATCH"] == 0

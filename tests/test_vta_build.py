@@ -77,7 +77,7 @@ def test_every_board(name, model, tmp_path):
     latency = report["latency"]
     assert latency["basis"] == "simulated"
     assumed = latency["simulation"]
-    assert assumed["clock_mhz"] == TARGETS[name].vta.clock_mhz
+    assert assumed["clock_mhz"] == TARGETS[name].facts.clock_mhz
     assert latency["p50"] == pytest.approx(assumed["cycles"] / assumed["clock_mhz"] / 1e3)
     assert sum(layer["details"]["cycles"] for layer in report["layers"]) == assumed["cycles"]
     assert all(layer["details"]["times_bound"] >= 1 for layer in report["layers"])
@@ -88,7 +88,7 @@ def test_every_board(name, model, tmp_path):
     jsonschema.validate(json.loads(to_json(document)), json.loads((ROOT / "docs" / "report.schema.json").read_text()))
     assert "simulated" in render_html(document)
     text = report_text(report)
-    assert f"{TARGETS[name].vta.latency_cycles} cycles of memory latency" in text
+    assert f"{TARGETS[name].facts.latency_cycles} cycles of memory latency" in text
     assert "µs (simulated)" in text
 
 
@@ -287,7 +287,7 @@ def test_benchmark_page(monkeypatch, tmp_path):
         "board": BOARD.name,
         "model": NETWORK.name,
         "environment": {"date": "2026-01-01"},
-        "vta": asdict(BOARD.vta),
+        "vta": asdict(BOARD.facts),
         **benchmark.measure(NETWORK, BOARD, None),
     }
     assert document["cycles"]["untiled"] > document["cycles"]["default"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:  # importing the nouns must cost nothing: tvm takes 4 s to import, torch 2 s
     import numpy as np
@@ -144,70 +144,52 @@ class Cpu:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """What a schedule or a model may know of an NVIDIA GPU.
-
-    `architecture` is as NVIDIA's compilers call it ("sm_87"); an SM is a multiprocessor. `clock_mhz` is the highest
-    that the datasheet promises, `dram_gbps` are 10⁹ bytes a second. `unverified` names the fields that no datasheet was
-    at hand for. `runtime_note` says what a bundle needs on this board if TVM's published runtime doesn't serve it.
-    `also` are other architectures that a build compiles for, "compute_90" standing for PTX. `cuda_graph` has a build
-    make one launch of all that touch neither the network's input nor its output.
-    """
+class Processor:
+    """What computes networks on a board: a CPU with its cores, or a GPU with its multiprocessors."""
 
     model: str
-    architecture: str
-    sms: int
-    lanes_per_sm: int
+    cores: int
     clock_mhz: int
-    dram_gbps: float
-    l2_bytes: int
-    shared_bytes_per_sm: int
-    shared_bytes_per_block: int
-    threads_per_sm: int
-    blocks_per_sm: int
-    registers_per_sm: int = 65536
-    registers_per_block: int = 65536
-    threads_per_block: int = 1024
-    unverified: tuple[str, ...] = ()
-    runtime_note: str = ""
-    also: tuple[str, ...] = ()
-    cuda_graph: bool = False
 
-    @property
-    def has_dp4a(self) -> bool:
-        """Whether all that a build compiles for multiplies four bytes at a time: sm_61 and newer."""
-        return all(int(name.partition("_")[2]) >= 61 for name in (self.architecture, *self.also))
+
+OfKind = TypeVar("OfKind", bound="Facts")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mcu:
-    """What a microcontroller has: `ram_bytes` in one piece, `flash_bytes` that it executes from, inside or outside.
+class Facts:
+    """What only the boards of one kind have. Boards that are a CPU with memory have nothing more.
 
-    `core` is what its instructions can, of `tvmflow.schedules.cortex_m.CORES`. `machine` is the model of
-    qemu-system-arm with the same core. `unverified` names figures that were not looked up in the data sheet.
+    A kind with facts of its own has a class of its own, which is named beside its boards. `NAME` is what these facts
+    are called in .toml files and manifests. `DEVICE` is TVM's name of what kernels run on.
     """
 
-    core: str
-    flash_bytes: int
-    ram_bytes: int
-    machine: str
-    external_flash: bool = False
-    unverified: tuple[str, ...] = ()
+    NAME: ClassVar[str] = ""
+    DEVICE: ClassVar[str] = "cpu"
 
+    @classmethod
+    def of(cls: type[OfKind], target: Target) -> OfKind:
+        """Those of a board that is of their kind."""
+        assert isinstance(target.facts, cls), f"{target.name} is of kind {target.kind}"
+        return target.facts
 
-@dataclass(frozen=True, kw_only=True)
-class Vta:
-    """The VTA in a board's FPGA: `configuration` has upstream's names, as its JSON files.
+    def check(self, board: str) -> None:
+        """Raise UserError for figures that no board of the kind can have; `board` is whose they are, for people."""
 
-    The port to memory carries `bus_bytes` a cycle; `latency_cycles`, from a request to its first data, is an assumption
-    for which `latency_band` has what is likely.
-    """
+    def processor(self, cpu: Cpu) -> Processor:
+        """What computes networks on a board with that CPU."""
+        return Processor(model=cpu.model, cores=cpu.cores, clock_mhz=cpu.clock_mhz)
 
-    configuration: Mapping[str, Any]
-    clock_mhz: int
-    bus_bytes: int
-    latency_cycles: int
-    latency_band: tuple[int, int]
+    def in_words(self, cpu: Cpu) -> str:
+        """The same for a bundle's README."""
+        return cpu.model
+
+    def note(self) -> str:
+        """What else whoever runs a bundle on the board has to know, as sentences."""
+        return ""
+
+    def why_whole(self) -> str:
+        """Why the kernels of a network can't be timed one by one, as a sentence; "" where they can."""
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +200,8 @@ class Target:
     `datasheet` cites the figures' source; `schedules` names the rules of `tvmflow.schedules.RULES` to try, first match
     wins. `identity` is how the board's name in its device tree begins, by which it is known when it is measured.
     `arithmetic` is what networks are computed in: float32 ones in float32 or float16, quantised ones in int8. It is one
-    of `arithmetics`, those that the board has instructions for. `cpu` and `elf` are those of the computer that holds
-    the `gpu`, where the kernels run on one.
+    of `arithmetics`, those that the board has instructions for. `facts` are those that only its kind has. Where kernels
+    run on something beside a CPU, `cpu` and `elf` are those of the computer that it belongs to.
     """
 
     name: str
@@ -235,9 +217,12 @@ class Target:
     identity: str = ""
     arithmetic: str = "float32"
     arithmetics: tuple[str, ...] = ("float32",)
-    gpu: Gpu | None = None
-    mcu: Mcu | None = None
-    vta: Vta | None = None
+    facts: Facts = Facts()
+
+    @property
+    def processor(self) -> Processor:
+        """What computes networks."""
+        return self.facts.processor(self.cpu)
 
 
 class Built(Protocol):

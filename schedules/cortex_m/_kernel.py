@@ -16,6 +16,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvmflow.integer.graph import FloatLayer, FloatNode
 from tvmflow.integer.layers import IntegerLayer, IntegerNode
+from tvmflow.schedules.integers import first_sums, requantised
 from tvmflow.schedules.nodes import FLOATS, FloatArithmetic
 
 LEAST = -(1 << 31)
@@ -84,7 +85,7 @@ def parameters(layer: WeightedLayer) -> np.ndarray:
         if layer.multiplier is not None:
             return np.stack([layer.bias, layer.multiplier], 1)
         assert layer.shift is not None
-        return np.stack([layer.bias + ((1 << layer.shift) >> 1).astype(np.int32), layer.shift], 1)
+        return np.stack([first_sums(layer).astype(np.int32), layer.shift], 1)
     return layer.bias.astype(np.float32)[:, None]
 
 
@@ -110,7 +111,7 @@ def multiply_add(core: str, total: Expr, a: Expr, b: Expr, lanes: int = 1) -> Ex
 def finish(layer: WeightedLayer, total: Expr, by: Expr) -> Expr:
     """A sum → the layer's output, in the dtype of the sum. `by` is the channel's second parameter."""
     if isinstance(layer, IntegerLayer):
-        return requantize(layer, total, by)
+        return requantised(layer, total, by)
     if layer.kind == "pool":
         total = total * T.float32(layer.weight.flat[0])
     return FLOATS.limited(layer, total)
@@ -181,18 +182,8 @@ def _above(high: float) -> list[tuple[int, int]]:
     return [(_bits(high) + 1 if high > 0 else 1, _bits(math.inf))]
 
 
-def requantize(layer: IntegerLayer, total: Expr, by: Expr) -> Expr:
-    """A sum in int32 → the layer's output as int32, saturated. `by` is the channel's second parameter."""
-    if layer.multiplier is not None:
-        wide = T.Cast("int64", total) * T.Cast("int64", by) + T.int64(1 << 31)
-        scaled = T.Cast("int32", tirx.shift_right(wide, T.int64(32)))
-    else:
-        scaled = tirx.shift_right(total, by)
-    return tirx.max(tirx.min(scaled, T.int32(layer.maximum)), T.int32(layer.minimum))
-
-
 def requantize_vector(layer: IntegerLayer, total: Expr, by: Expr) -> Expr:
-    """`requantize` of four sums of one channel by MVE: VRMULH is the formula, VSHL by less than 0 shifts right."""
+    """`requantised` of four sums of one channel by MVE: VRMULH is the formula, VSHL by less than 0 shifts right."""
     lanes = 4
     if layer.multiplier is not None:
         scaled = intrinsic("mve.vrmulh", total, T.Broadcast(by, lanes), T.uint32(0), dtype="int32x4")

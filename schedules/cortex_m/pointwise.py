@@ -37,11 +37,11 @@ from tvmflow.schedules.cortex_m._kernel import (
     met_by,
     parameters,
     pixels_of,
-    requantize,
     requantize_vector,
     sizes,
     tap_of,
 )
+from tvmflow.schedules.integers import requantised
 
 PIXELS = 4
 DSP_UNROLL = 16
@@ -105,7 +105,7 @@ def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:
                                 if number
                                 else wrapping(operator.sub, both[j], tirx.shift_left(second[j], T.int32(8)))
                             )
-                            value = requantize(layer, total, stream[base + 2 + number])
+                            value = requantised(layer, total, stream[base + 2 + number])
                             at = (2 * pair + number) * pixels + first + j
                             T.buffer_store(given["destination"], T.Cast(layer.dtype, value), [at])
 

@@ -12,6 +12,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvmflow.schedules import convolutions
 from tvmflow.schedules.convolutions import Convolution, kernel
+from tvmflow.schedules.gpu import Gpu
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target
@@ -66,7 +67,7 @@ def tvm_target_of(target: Target) -> tvm.target.Target:
 
 
 def multiprocessors(target: Target) -> int:
-    return target.gpu.sms if target.gpu is not None else 1
+    return Gpu.of(target).sms
 
 
 def pieces(count: int, threads: int, thread: Expr) -> Iterator[tuple[Expr, Expr | None]]:

@@ -26,6 +26,7 @@ from tvmflow.spec import (
 from tvmflow.system import toolchain
 from tvmflow.system.toolchain import Linker
 from tvmflow.targets.cortex_m import example, machine
+from tvmflow.targets.cortex_m.facts import Mcu
 from tvmflow.targets.cortex_m.fit import CODE_BYTES_OF_A_KERNEL, check_fit
 from tvmflow.targets.cortex_m.options import STACK_BYTES
 from tvmflow.targets.kind import (
@@ -95,8 +96,7 @@ def compile(  # noqa: A001 (a kind's functions are called by its name)
     if source:
         extras[SOURCE] = folder / SOURCE
         extras[SOURCE].mkdir()
-        assert target.mcu is not None
-        plain = replace(target, mcu=replace(target.mcu, core="plain"))
+        plain = replace(target, facts=replace(Mcu.of(target), core="plain"))
         with tvm.target.Target("c"):
             write_source(run_stages(program, plain), plain, extras[SOURCE])
     return Artifacts(
@@ -194,8 +194,7 @@ MACS_PER_CYCLE = {"dsp": {"int8": 2, "float32": 1}, "mve": {"int8": 8, "float32"
 
 
 def roof(target: Target) -> Roof | None:
-    mcu = target.mcu
-    assert mcu is not None
+    mcu = Mcu.of(target)
     return Roof(
         macs_per_s=MACS_PER_CYCLE[mcu.core][target.arithmetic] * target.cpu.clock_mhz * 1e6,
         bytes_per_s=None,
@@ -207,11 +206,10 @@ def roof(target: Target) -> Roof | None:
 
 def parts(memory: Mapping[str, int], target: Target, tiles: Sequence[Tile]) -> Parts:
     """Flash also holds code, by a guess, and RAM the stack."""
-    assert target.mcu is not None
     code = CODE_BYTES_OF_A_KERNEL * len(tiles)
     return {
-        "flash": (memory["weights_bytes"] + code, target.mcu.flash_bytes),
-        "RAM": (memory["activations_bytes"] + STACK_BYTES, target.mcu.ram_bytes),
+        "flash": (memory["weights_bytes"] + code, Mcu.of(target).flash_bytes),
+        "RAM": (memory["activations_bytes"] + STACK_BYTES, Mcu.of(target).ram_bytes),
     }
 
 

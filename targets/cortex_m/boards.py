@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tvmflow.spec import Cpu, Mcu, Target
+from tvmflow.spec import Cpu, Target
+from tvmflow.targets.about import Kind, Tool, Tracer
+from tvmflow.targets.cortex_m.facts import Mcu
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -52,7 +54,7 @@ def _board(
         datasheet=datasheet,
         arithmetic="int8",
         arithmetics=("int8", "float32"),
-        mcu=Mcu(core=core, flash_bytes=flash_bytes, ram_bytes=ram_bytes, machine=machine, **mcu),
+        facts=Mcu(core=core, flash_bytes=flash_bytes, ram_bytes=ram_bytes, machine=machine, **mcu),
     )
 
 
@@ -154,6 +156,31 @@ STM32H743 = _board(
     512 * KIB,
     "Zephyr, WeAct MiniSTM32H743 and stm32h743.dtsi (AXI SRAM); ST DS12110, STM32H743xI data sheet",
     external_flash=True,
+)
+
+EMULATOR = ("qemu-system-arm", "qemu-system-arm")
+"""The command, and Debian's package of it."""
+
+KINDS = (
+    Kind(
+        name="cortex_m",
+        backend="tvmflow.targets.cortex_m.backend",
+        boards="microcontrollers",
+        default_board="mps3-an547",
+        facts=Mcu,
+        needs_device=False,
+        writes_source=True,
+        weights_in_flash=True,
+        why_not_deployed="is for a microcontroller: link it with a program of yours, as its README says.",
+        tracer=Tracer(module="tvmflow.targets.cortex_m.backend", emulators={32: EMULATOR}),
+        tools=(
+            Tool(
+                command=EMULATOR[0],
+                packages=EMULATOR[1:],
+                purpose="verifying builds for microcontrollers on this computer",
+            ),
+        ),
+    ),
 )
 
 BOARDS = (MPS2_AN386, MPS2_AN500, MPS3_AN547, IMX_RT1062, IMX_RT1170, STM32U5A9, STM32N6, ALIF_E7, STM32H743)

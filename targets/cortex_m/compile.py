@@ -19,6 +19,7 @@ from tvmflow.integer.network import IntegerNetwork
 from tvmflow.spec import Program, Target, TensorSpec
 from tvmflow.system import toolchain
 from tvmflow.system.toolchain import Linker
+from tvmflow.targets.cortex_m.facts import Mcu
 from tvmflow.targets.cortex_m.options import STACK_BYTES, compiler_options
 from tvmflow.targets.cortex_m.stages import ARGUMENTS, CONSTANTS, functions_of
 
@@ -181,8 +182,7 @@ def compile_object(program: Program, target: Target, folder: Path, linker: Linke
 
 def _generate(program: Program, target: Target, name: str) -> Any:
     """Machine code of all kernels, by TVM's LLVM."""
-    assert target.mcu is not None
-    description = {**toolchain.tvm_target_dict(target), **GENERATED_FOR.get(target.mcu.core, {})}
+    description = {**toolchain.tvm_target_dict(target), **GENERATED_FOR.get(Mcu.of(target).core, {})}
     return _generated(program, "llvm", tvm.target.Target(description), name)
 
 
@@ -265,8 +265,7 @@ def header(program: Program, target: Target, image: Image) -> str:
     sizes = "\n".join(constants)
     apart = "\n * Inputs and outputs must not overlap." if len(image.parameters) > 2 else ""
     arithmetic = "a float32" if network is None else "an integer"
-    assert target.mcu is not None
-    form = "in portable C99" if target.mcu.core == "plain" else f"for {target.cpu.model}"
+    form = "in portable C99" if Mcu.of(target).core == "plain" else f"for {target.cpu.model}"
     return f"""/* {program.name}: {arithmetic} network {form}, made by tvmflow {__version__}.
  *
  * No allocation, no state between calls, nothing of a C library but memcpy and memset. Calls must not overlap: they

@@ -11,6 +11,7 @@ from tvmflow.network.agreement import tolerances
 from tvmflow.spec import Program, Target
 from tvmflow.system.toolchain import Linker
 from tvmflow.targets.cortex_m.compile import CPort, literal, ports
+from tvmflow.targets.cortex_m.facts import Mcu
 from tvmflow.targets.cortex_m.machine import ELEMENTS, HERE, KINDS, MACHINES, linker_script
 from tvmflow.targets.cortex_m.options import compiler_options
 
@@ -20,22 +21,20 @@ VALUES_IN_A_ROW = 32
 
 def write(folder: Path, program: Program, target: Target, name: str) -> None:
     """CMakeLists.txt, main.c, vectors.h, link.ld and the start-up code for qemu's machine."""
-    assert target.mcu is not None
     folder.mkdir()
     for file in SHIPPED:
         shutil.copyfile(HERE / file, folder / file)
     gcc = Linker(name="arm-none-eabi-gcc", command=(), version="")
     flags = " ".join(option for option in compiler_options(target, gcc) if option.startswith("-m"))
-    (folder / "CMakeLists.txt").write_text(_CMAKE.format(name=name, flags=flags, machine=target.mcu.machine))
+    (folder / "CMakeLists.txt").write_text(_CMAKE.format(name=name, flags=flags, machine=Mcu.of(target).machine))
     (folder / "main.c").write_text(_main(program, name))
-    (folder / "link.ld").write_text(_LINK_NOTE.format(name=name) + linker_script(MACHINES[target.mcu.machine]))
+    (folder / "link.ld").write_text(_LINK_NOTE.format(name=name) + linker_script(MACHINES[Mcu.of(target).machine]))
     (folder / "vectors.h").write_text(_vectors(program))
 
 
 def usage(name: str, program: Program, target: Target) -> str:
     """For the bundle's README: what to do with the files."""
-    assert target.mcu is not None
-    where = "external flash" if target.mcu.external_flash else "flash"
+    where = "external flash" if Mcu.of(target).external_flash else "flash"
     inputs, outputs = ports(program)
     # side by side where they are of one type
     by_type: dict[str, list[str]] = {}
@@ -52,7 +51,7 @@ def usage(name: str, program: Program, target: Target) -> str:
 
 Link `model.o` with it. The constants are in the section `.rodata.{name}_weights`: put it into the {where}. The arena is
 in `.bss.{name}_arena`: put it into the fastest RAM that has room. `example/link.ld` shows both for qemu's machine
-{target.mcu.machine}; `example/` is a whole project for it, which compares the golden vectors on the device:
+{Mcu.of(target).machine}; `example/` is a whole project for it, which compares the golden vectors on the device:
 
     cmake -S example -B build && cmake --build build && ctest --test-dir build
 """

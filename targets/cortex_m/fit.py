@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tvmflow.spec import Program, Target, UserError
 from tvmflow.system import toolchain
+from tvmflow.targets.cortex_m.facts import Mcu
 from tvmflow.targets.cortex_m.options import STACK_BYTES
 
 CODE_BYTES_OF_A_KERNEL = 4096
@@ -17,7 +18,7 @@ def check_fit(program: Program, target: Target, library: Path | None = None) -> 
 
     Raises UserError with all figures if there is less on the board.
     """
-    assert target.mcu is not None
+    board = Mcu.of(target)
     weights, arena = program.memory["weights_bytes"], program.memory["activations_bytes"]
     code = toolchain.section_bytes(library)["code_bytes"] if library else CODE_BYTES_OF_A_KERNEL * len(program.layers)
     memory = {
@@ -29,17 +30,17 @@ def check_fit(program: Program, target: Target, library: Path | None = None) -> 
         "library_bytes": library.stat().st_size if library else 0,
     }
     about = "" if library else "about "
-    if memory["flash_bytes"] > target.mcu.flash_bytes:
+    if memory["flash_bytes"] > board.flash_bytes:
         raise UserError(
             f"{program.name} doesn't fit the flash of {target.name}: it needs {_kib(weights)} for weights and "
             f"{about}{_kib(code)} for code, {_kib(memory['flash_bytes'])} in all, and there are "
-            f"{_kib(target.mcu.flash_bytes)}."
+            f"{_kib(board.flash_bytes)}."
         )
-    if memory["ram_bytes"] > target.mcu.ram_bytes:
+    if memory["ram_bytes"] > board.ram_bytes:
         raise UserError(
             f"{program.name} doesn't fit the RAM of {target.name}: it needs {_kib(arena)} for the arena of activations "
             f"and {_kib(STACK_BYTES)} of stack, {_kib(memory['ram_bytes'])} in all, and there are "
-            f"{_kib(target.mcu.ram_bytes)} in one piece."
+            f"{_kib(board.ram_bytes)} in one piece."
         )
     return memory
 

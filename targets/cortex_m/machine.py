@@ -21,12 +21,13 @@ from tvmflow.measure import emulate
 from tvmflow.measure.cycles import Traced, disassemble, read_trace, split
 from tvmflow.spec import MissingDependencyError, Target, TensorSpec, VerificationError
 from tvmflow.system import children, toolchain
+from tvmflow.targets.cortex_m.boards import EMULATOR
+from tvmflow.targets.cortex_m.facts import Mcu
 from tvmflow.targets.cortex_m.options import STACK_BYTES, compiler_options
 
 HERE = Path(__file__).parent
 COUNTING_PLUGIN = HERE / "count_symbols.c"
-QEMU = "qemu-system-arm"
-PACKAGE = "qemu-system-arm"
+QEMU, PACKAGE = EMULATOR
 SECONDS_PER_INFERENCE = 60
 ELEMENTS = {"int8": "int8_t", "uint8": "uint8_t", "float32": "float"}
 """What networks read and write, in C."""
@@ -192,14 +193,13 @@ def _run_vectors(
 
     Raises MissingDependencyError, and VerificationError if it doesn't come to its end.
     """
-    assert target.mcu is not None
     qemu = find_qemu()
     (folder / "tensors.h").write_text(_tensors(name, inputs[0], outputs))
     sources = [HERE / "run_vectors.c", library]
     firmware = link_firmware(folder, target, sources, [f"-I{folder}", f"-DSTACK_BYTES={STACK_BYTES}"])
     (folder / "input.raw").write_bytes(_bytes(inputs))
     options = ["-plugin", f"{emulate.compile_plugin(plugin[0])},out={plugin[1]}"] if plugin else []
-    done = start(qemu, target.mcu.machine, firmware, folder, options, SECONDS_PER_INFERENCE * len(inputs))
+    done = start(qemu, Mcu.of(target).machine, firmware, folder, options, SECONDS_PER_INFERENCE * len(inputs))
     said = done.stdout.split() + done.stderr.split()
     numbers = dict(zip(said[-8::2], said[-7::2], strict=False))
     if done.returncode not in (0, 1) or "wrong" not in numbers or int(numbers["inputs"]) != len(inputs):
@@ -235,10 +235,9 @@ def _tensors(name: str, inputs: Arrays, outputs: Sequence[TensorSpec]) -> str:
 
 def link_firmware(folder: Path, target: Target, sources: Sequence[Path], options: Sequence[str] = ()) -> Path:
     """A program for the machine of `target`, with startup.c. Raises UserError if it doesn't fit there."""
-    assert target.mcu is not None
     linker = toolchain.select_linker(target)
     script = folder / "link.ld"
-    script.write_text(linker_script(MACHINES[target.mcu.machine]))
+    script.write_text(linker_script(MACHINES[Mcu.of(target).machine]))
     firmware = folder / "firmware.elf"
     language = ("-std=gnu99", "-O2", "-g0", "-Wall", "-Wextra", f"-I{HERE}")
     linking = ("-nostdlib", f"-Wl,-T,{script}", "-Wl,--gc-sections")

@@ -35,6 +35,7 @@ from tvmflow.schedules.cortex_m import LONGEST_CHAIN, AnyLayer, Kernel, Node, ch
 from tvmflow.schedules.nodes import VALUES_OF_FLOATS
 from tvmflow.spec import Layer, Program, Target, UnsupportedOperatorError
 from tvmflow.targets.cortex_m.arena import pack
+from tvmflow.targets.cortex_m.facts import Mcu
 
 READS, RESULT, OUTPUT, CONSTANTS, SCRATCH, IN_PLACE, ARGUMENTS = (
     f"tvmflow.{name}" for name in ("reads", "result", "output", "constants", "scratch", "in_place", "arguments")
@@ -88,7 +89,6 @@ def _choose(
     folded: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
 ) -> Program:
     """`network` are the graph's layers; `folded` is by their names, too."""
-    assert target.mcu is not None
     network, outputs = _with_copies(network, [port.source for port in graph.outputs])
     made_by = {port.name: f"input {number}" for number, port in enumerate(graph.inputs)}
     dtypes = {port.name: spec.dtype for port, spec in zip(graph.inputs, program.inputs, strict=True)}
@@ -104,7 +104,7 @@ def _choose(
         # the result of any of these may become the kernel's, and an output has a place of its own
         inside = not any(layer.name in outputs for layer in chain)
         writable = [inside and name not in kept and last_read[name] == step for name in read]
-        kernel = choose(chain, [dtypes[name] for name in read], target.mcu.core, writable)
+        kernel = choose(chain, [dtypes[name] for name in read], Mcu.of(target).core, writable)
         name = f"{len(layers):02}_{re.sub(r'[^0-9A-Za-z]+', '_', kernel.layers[0].name)}"
         last = kernel.layers[-1].name
         output = outputs.index(last) if last in outputs else NOTHING

@@ -16,6 +16,7 @@ from dataclasses import replace
 from tvmflow.schedules.cpu import RULES
 from tvmflow.spec import Cpu, Target
 from tvmflow.system.host import COMPUTER
+from tvmflow.targets.about import Kind, Tool, Tracer
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -160,6 +161,27 @@ ANDROID_ARM64 = replace(
     memory_bytes=6 * GIB,
     identity="",
     datasheet="Arm 100798, Cortex-A76 TRM; Qualcomm Snapdragon 855 product brief",
+)
+
+BACKEND = "tvmflow.targets.cpu.backend"
+
+KINDS = (
+    Kind(name="llvm", backend=BACKEND, boards="computers like this one", default_board="host"),
+    Kind(
+        name="arm_cpu",
+        backend=BACKEND,
+        boards="ARM boards",
+        default_board="raspberry-pi-4b",
+        tracer=Tracer(module="tvmflow.measure.emulate", emulators={64: ("qemu-aarch64", "qemu-user")}),
+        tools=(
+            Tool(
+                command="qemu-aarch64",
+                packages=("qemu-user",),
+                purpose="modelling cycles of ARM boards",
+                name="qemu-aarch64 with plugins",  # the static one has none
+            ),
+        ),
+    ),
 )
 
 BOARDS = (HOST, RASPBERRY_PI_3B, RASPBERRY_PI_3B_32BIT, RASPBERRY_PI_4B, RASPBERRY_PI_5, ANDROID_ARM64)

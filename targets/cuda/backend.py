@@ -11,9 +11,9 @@ import numpy as np
 
 from tvmflow.measure import local as measure
 from tvmflow.network.agreement import Runner
+from tvmflow.schedules.gpu import IN_A_GRAPH, Gpu
 from tvmflow.spec import (
     Built,
-    Gpu,
     MissingDependencyError,
     Program,
     Roof,
@@ -66,15 +66,9 @@ check_network = check_graph
 verify = verify_by_running
 
 
-def gpu_of(target: Target) -> Gpu:
-    """The GPU of a board that has one."""
-    assert target.gpu is not None, f"{target.name} is of kind {target.kind}"
-    return target.gpu
-
-
 def architectures(target: Target) -> tuple[str, ...]:
     """What is compiled for: the board's own architecture first."""
-    gpu = gpu_of(target)
+    gpu = Gpu.of(target)
     return tuple(dict.fromkeys((gpu.architecture, *gpu.also)))
 
 
@@ -112,13 +106,13 @@ def compile(  # noqa: A001 (a kind's functions are called by its name)
         tuple(libraries),
         architectures(target),
         verify=verify,
-        architecture=gpu_of(target).architecture,
+        architecture=Gpu.of(target).architecture,
     )
     library.with_name(SOURCE).write_text(made.source, encoding="utf-8")
     if made.source:
         cubin.check(library, tuple(name for name in architectures(target) if name.startswith("sm_")), target.name)
     toolchain.check_elf(library, target.elf, target.name)
-    note = gpu_of(target).runtime_note
+    note = Gpu.of(target).runtime_note
     return Artifacts(
         program=_with_details(compiled, target, made),
         library=library,
@@ -134,7 +128,7 @@ def _with_details(program: Program, target: Target, made: Generated) -> Program:
     from tvmflow.passes.fuse_operators import kernels
     from tvmflow.targets.cuda.passes.bind_threads import launches
 
-    resources = made.resources.get(gpu_of(target).architecture, {})
+    resources = made.resources.get(Gpu.of(target).architecture, {})
     functions = kernels(program.module)
     layers = []
     for layer in program.layers:
@@ -142,7 +136,7 @@ def _with_details(program: Program, target: Target, made: Generated) -> Program:
         for number, axes in enumerate(launches(functions[layer.kernel])):
             name = f"{layer.kernel}_kernel" + (f"_{number}" if number else "")
             if name in resources:
-                rows.append(_kernel_row(gpu_of(target), name, axes, resources[name]))
+                rows.append(_kernel_row(Gpu.of(target), name, axes, resources[name]))
         layers.append(replace(layer, details={**layer.details, "kernels": rows}))
     return replace(program, layers=tuple(layers))
 
@@ -163,8 +157,7 @@ def _kernel_row(gpu: Gpu, name: str, axes: Mapping[str, int], taken: nvrtc.Resou
 
 
 def roof(target: Target) -> Roof | None:
-    gpu = target.gpu
-    assert gpu is not None
+    gpu = Gpu.of(target)
     each = 4 if target.arithmetic == "int8" and gpu.has_dp4a else 1
     return Roof(
         macs_per_s=gpu.sms * gpu.lanes_per_sm * gpu.clock_mhz * 1e6 * each,
@@ -194,11 +187,11 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
         )
     text = source.read_text(encoding="utf-8")
     if text:
-        cubin.check(library, (gpu_of(target).architecture,), target.name)
+        cubin.check(library, (Gpu.of(target).architecture,), target.name)
 
     def run(inputs: Sequence[tuple[np.ndarray, ...]]) -> list[tuple[np.ndarray, ...]]:
         kernels = standin.compile_kernels(text)
-        how: dict[str, Any] = {"architecture": gpu_of(target).architecture, "kernels": kernels}
+        how: dict[str, Any] = {"architecture": Gpu.of(target).architecture, "kernels": kernels}
         try:
             return standin.call(run_vectors, runnable, list(inputs), **how)
         except TvmflowError:
@@ -262,14 +255,14 @@ def time(
         return Timing(note=f"no {target.name} was at hand, and the stand-in checks answers, never speed.")
     if missing := missing_device(target):
         return Timing(note=f"{missing}; the stand-in checks answers, never speed.")
-    if layers and not whole and gpu_of(target).cuda_graph:
-        return Timing(note="the kernels in a CUDA graph can't be timed one by one; build it without --cuda-graph.")
+    if layers and not whole and Gpu.of(target).cuda_graph:
+        return Timing(note=IN_A_GRAPH)
     inputs = bundle.vectors()[0].inputs
     how: dict[str, Any] = {"threads": threads, "device": "cuda"}
     measurement = layer_us = None
     if whole:
         measurement = measure.time_library(bundle.library, inputs, repeats=repeats, seconds=seconds, **how)
-    if layers and not gpu_of(target).cuda_graph:
+    if layers and not Gpu.of(target).cuda_graph:
         runs = (None if whole else repeats) or 50
         layer_us = measure.profile_library(bundle.library, inputs, bundle.layers, repeats=runs, **how)
     return Timing(measurement=measurement, note="" if whole else "only profiled.", layers=layer_rows(layer_us or ()))

@@ -11,7 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from tvmflow.schedules.cuda import RULES
-from tvmflow.spec import Cpu, Gpu, Target
+from tvmflow.schedules.gpu import Gpu
+from tvmflow.spec import Cpu, Target
+from tvmflow.targets.about import Kind
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -87,7 +89,7 @@ def _board(name: str, description: str, architecture: str, *, cpu: Cpu, host: di
         triple="aarch64-linux-gnu.2.27" if aarch64 else "x86_64-linux-gnu.2.28",
         elf=(64, "AArch64" if aarch64 else "x64"),
         cpu=cpu,
-        gpu=gpu,
+        facts=gpu,
         schedules=tuple(RULES),
         # of float16, Pascal's cards do a sixty-fourth of what they do of float32
         arithmetics=("float32", "int8") if architecture == "sm_61" else ("float32", "float16", "int8"),
@@ -251,6 +253,17 @@ H100 = _card(
     l2_bytes=50 * MIB,
     memory_bytes=80 * GIB,
     datasheet="NVIDIA H100 Tensor Core GPU data sheet and architecture whitepaper; clock from deviceQuery",
+)
+
+KINDS = (
+    Kind(
+        name="cuda",
+        backend="tvmflow.targets.cuda.backend",
+        boards="boards with an NVIDIA GPU",
+        default_board="jetson-agx-orin",
+        facts=Gpu,
+        candidates="tvmflow.targets.cuda.candidates",
+    ),
 )
 
 BOARDS = (

@@ -11,7 +11,7 @@ A kernel's time is the largest of five, each for the SM with the most blocks, pl
 
 A tenth of the other four is added to the largest, since they overlap imperfectly. Spilled registers count as accesses
 to L2. Registers, shared memory and spills are those of the machine code (`nvrtc.Resources`), counts those of
-`counts.lower`; clocks, SMs, lanes and bandwidth those of the board's datasheet (`spec.Gpu`). The rest are assumptions
+`counts.lower`; clocks, SMs, lanes and bandwidth those of the board's datasheet (`Gpu`). The rest are assumptions
 and stand in `Constants`. So a design of one block sinks, as does one that spills or asks the same bank 32 times; which
 of two good designs is faster, the model can't be trusted with.
 
@@ -28,13 +28,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tvmflow.spec import Gpu
+from tvmflow.schedules.gpu import Gpu
 from tvmflow.system import scratch, untrusted
 from tvmflow.targets.cuda.counts import SECTOR_BYTES, WARP, Counts
 from tvmflow.targets.cuda.nvrtc import Resources
 from tvmflow.targets.cuda.occupancy import occupancy
 
-STATEMENT = "modelled, not calibrated on any GPU"
 SCHEDULERS = 4
 OVERLAP = 0.1
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvmflow.spec import Gpu
+from tvmflow.schedules.gpu import Gpu
 
 WARP, PARTITIONS, REGISTER_PIECE = 32, 4, 256
 

@@ -13,7 +13,8 @@ import numpy as np
 import tvm
 from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 
-from tvmflow.spec import Gpu, TvmflowError
+from tvmflow.schedules.gpu import Gpu
+from tvmflow.spec import TvmflowError
 from tvmflow.targets.cuda import codegen, counts, model, nvrtc
 from tvmflow.targets.cuda.passes.bind_threads import launches
 from tvmflow.targets.cuda.passes.plain_names import with_plain_names

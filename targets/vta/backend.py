@@ -26,6 +26,7 @@ from tvmflow.targets.vta import nodes, timing
 from tvmflow.targets.vta import program as programs
 from tvmflow.targets.vta.compile import prepare
 from tvmflow.targets.vta.driver import make_runner, vta_driver
+from tvmflow.targets.vta.facts import Vta
 from tvmflow.targets.vta.simulate import Machine
 from tvmflow.targets.vta.stages import compiled_of, configuration
 from tvmflow.targets.vta.timeline import occupancy
@@ -124,8 +125,7 @@ def import_network(model: str) -> Program:
 
 
 def roof(target: Target) -> Roof | None:
-    vta = target.vta
-    assert vta is not None
+    vta = Vta.of(target)
     block, batch = (1 << vta.configuration[key] for key in ("LOG_BLOCK", "LOG_BATCH"))
     return Roof(
         macs_per_s=block * block * batch * vta.clock_mhz * 1e6,
@@ -137,10 +137,7 @@ def roof(target: Target) -> Roof | None:
 
 def parts(memory: Mapping[str, int], target: Target, tiles: Sequence[Tile]) -> Parts:
     """Its buffers have to hold the smallest tile of each layer."""
-    from tvmflow.targets.vta.config import from_json
-
-    assert target.vta is not None
-    config = from_json(dict(target.vta.configuration), f"The VTA of {target.name}")
+    config = configuration(target)
     return {
         **whole_memory(memory, target, tiles),
         "input buffer": (config.inp_bytes * max(tile.inputs for tile in tiles), config.inp_bytes * config.inp_depth),
@@ -169,27 +166,25 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
 
 def hardware(target: Target) -> timing.Hardware:
     """The clock, bus and memory of a board's VTA."""
-    assert target.vta is not None
-    made = timing.Hardware(clock_mhz=target.vta.clock_mhz, bus_bytes=target.vta.bus_bytes)
-    return made.with_latency(target.vta.latency_cycles)
+    vta = Vta.of(target)
+    return timing.Hardware(clock_mhz=vta.clock_mhz, bus_bytes=vta.bus_bytes).with_latency(vta.latency_cycles)
 
 
 def time(
     bundle: Built, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
 ) -> Timing:
     """Simulated, cycle by cycle; every run takes the same, so one is enough."""
-    board, target = hardware(bundle.target), bundle.target
-    assert target.vta is not None
+    board, vta = hardware(bundle.target), Vta.of(bundle.target)
     executable = programs.read(bundle.library.parent)
     timed = timing.simulate(executable, board)
-    band = [timing.simulate(executable, board.with_latency(cycles)).latency_ms for cycles in target.vta.latency_band]
+    band = [timing.simulate(executable, board.with_latency(cycles)).latency_ms for cycles in vta.latency_band]
     modelled = replace(board, core="hls")  # what the published bitstreams are, with no RTL to hold the model against
     facts = {
         "core": board.core,
         "cycles": timed.cycles,
         "clock_mhz": board.clock_mhz,
         "memory_latency_cycles": board.read_latency,
-        "band_latency_cycles": list(target.vta.latency_band),
+        "band_latency_cycles": list(vta.latency_band),
         "band_ms": band,
         "hls_ms": timing.simulate(executable, modelled).latency_ms,
         "accelerator_share": 1.0,

@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tvmflow.spec import NO_ELF, Cpu, Target, Vta
+from tvmflow.spec import NO_ELF, Cpu, Target
+from tvmflow.targets.about import Disassembly, Kind, OwnSearch
+from tvmflow.targets.vta.facts import Vta
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -33,7 +35,7 @@ PYNQ_Z1 = Target(
     "apache/tvm-vta d4a15f6, config/pkg_config.py",
     arithmetic="int8",
     arithmetics=("int8",),
-    vta=Vta(
+    facts=Vta(
         configuration={
             "TARGET": "pynq",
             "HW_VER": "0.0.2",
@@ -55,12 +57,11 @@ PYNQ_Z1 = Target(
 )
 
 
-def _like_pynq(name: str, upstream: str, description: str, vta: dict[str, Any], **facts: Any) -> Target:
+def _like_pynq(name: str, upstream: str, description: str, facts: dict[str, Any], **others: Any) -> Target:
     """A board whose VTA differs from the PYNQ's in clock, bus and registers only, as upstream's samples do."""
-    pynq = PYNQ_Z1.vta
-    assert pynq is not None
-    made = replace(pynq, configuration={**pynq.configuration, "TARGET": upstream}, **vta)
-    return replace(PYNQ_Z1, name=name, description=description, vta=made, **facts)
+    pynq = Vta.of(PYNQ_Z1)
+    made = replace(pynq, configuration={**pynq.configuration, "TARGET": upstream}, **facts)
+    return replace(PYNQ_Z1, name=name, description=description, facts=made, **others)
 
 
 AT_333_MHZ = {"clock_mhz": 333, "bus_bytes": 16, "latency_cycles": 100, "latency_band": (67, 200)}
@@ -84,7 +85,7 @@ ULTRA96 = _like_pynq(
     memory_bytes=2 * GIB,
     datasheet="Avnet Ultra96 Hardware User's Guide; AMD DS925, ZU3EG speed grade -1; "
     "apache/tvm-vta d4a15f6, config/pkg_config.py",
-    vta=AT_333_MHZ,
+    facts=AT_333_MHZ,
 )
 
 ZCU104 = _like_pynq(
@@ -96,7 +97,7 @@ ZCU104 = _like_pynq(
     cpu=Cpu(model="Cortex-A53", cores=4, clock_mhz=1333, l1d_bytes=32 * KIB, l2_bytes=1 * MIB, cache_note="L2 shared"),
     memory_bytes=2 * GIB,
     datasheet="AMD UG1267, ZCU104; AMD DS925, ZU7EV speed grade -2; apache/tvm-vta d4a15f6, config/pkg_config.py",
-    vta=AT_333_MHZ,
+    facts=AT_333_MHZ,
 )
 
 DE10_NANO = _like_pynq(
@@ -106,7 +107,27 @@ DE10_NANO = _like_pynq(
     cpu=Cpu(model="Cortex-A9", cores=2, clock_mhz=800, l1d_bytes=32 * KIB, l2_bytes=512 * KIB, cache_note="L2 shared"),
     memory_bytes=1 * GIB,
     datasheet="Terasic DE10-Nano User Manual; apache/tvm-vta d4a15f6, config/pkg_config.py",
-    vta={"clock_mhz": 100, "bus_bytes": 8},
+    facts={"clock_mhz": 100, "bus_bytes": 8},
+)
+
+KINDS = (
+    Kind(
+        name="vta",
+        backend="tvmflow.targets.vta.backend",
+        boards="FPGA boards with a VTA",
+        default_board="pynq-z1",
+        facts=Vta,
+        needs_device=False,
+        scheme="power-of-two",
+        integer_operators=("add", "max_pool", "concat", "gather"),
+        search=OwnSearch(
+            module="tvmflow.targets.vta.search",
+            records="tvmflow.targets.vta.records",
+            arithmetic="int8",
+            basis="simulated",
+        ),
+        disassembly=Disassembly(module="tvmflow.targets.vta.listing", of="VTA"),
+    ),
 )
 
 BOARDS = (PYNQ_Z1, ULTRA96, ZCU104, DE10_NANO)

@@ -36,6 +36,7 @@ from tvmflow.targets.vta.check import check as check_program
 from tvmflow.targets.vta.compile import Compiled, compile_works, default_tiling, prepare
 from tvmflow.targets.vta.config import Config
 from tvmflow.targets.vta.emit import Infeasible
+from tvmflow.targets.vta.facts import Vta
 from tvmflow.targets.vta.records import FORMAT, recorded, task_key_of
 from tvmflow.targets.vta.space import Candidate, CostModel, Space, Task, tasks_of
 from tvmflow.targets.vta.stages import configuration
@@ -47,8 +48,7 @@ FINALISTS, SWEEPS = 5, 2
 
 def identity(target: Target) -> Identity:
     """Whose records those of this board are."""
-    assert target.vta is not None
-    facts = target.vta
+    facts = Vta.of(target)
     return Identity(
         board=target.name,
         cpu=f"VTA {configuration(target).bitstream}",

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from tvmflow.passes.lifetimes import Tensor, live_bytes
-from tvmflow.spec import Layer, Program, Target, UserError
+from tvmflow.spec import Layer, Program, Target
 from tvmflow.targets.vta import isa
 from tvmflow.targets.vta.bounds import AnyWork, Bounds
 from tvmflow.targets.vta.check import check
 from tvmflow.targets.vta.compile import Compiled, compile_works, default_tiling, ports_of, prepare
-from tvmflow.targets.vta.config import Config, from_json
+from tvmflow.targets.vta.config import Config
+from tvmflow.targets.vta.facts import Vta
 from tvmflow.targets.vta.layout import Tensor as Placed
 from tvmflow.targets.vta.nodes import KERNELS as NODE_KERNELS
 from tvmflow.targets.vta.nodes import NodeWork
@@ -41,9 +42,7 @@ class Made:
 
 def configuration(target: Target) -> Config:
     """The hardware configuration of a board's VTA. Raises UserError."""
-    if target.vta is None:
-        raise UserError(f"The board {target.name} has no VTA.")
-    return from_json(dict(target.vta.configuration), f"The VTA of {target.name}")
+    return Vta.of(target).config(target.name)
 
 
 def cut_layers(program: Program, target: Target) -> Program:
@@ -81,12 +80,11 @@ def describe_layers(program: Program, target: Target) -> Program:
     """What the report says of each layer, and of memory."""
     made, compiled = _made(program), compiled_of(program)
     executable = compiled.executable
-    assert target.vta is not None
     assert program.integer is not None
     kept = {port.source for port in program.integer.outputs}
     live = live_bytes(_lifetimes(made.works, kept), len(made.works))
     layers = tuple(
-        _layer(work, made, target.vta.bus_bytes, count) for work, count in zip(made.works, live, strict=True)
+        _layer(work, made, Vta.of(target).bus_bytes, count) for work, count in zip(made.works, live, strict=True)
     )
     instructions, uops = (
         isa.INSTRUCTION_BYTES * len(executable.instructions),

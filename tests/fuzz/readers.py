@@ -313,10 +313,9 @@ BOARDS = (
 
 
 def _read_board(path: Path) -> None:
-    from tvmflow.targets import find
-    from tvmflow.targets.kind import MODULES
+    from tvmflow.targets import KINDS, find
 
-    assert find(None, str(path)).kind in MODULES
+    assert find(None, str(path)).kind in KINDS
 
 
 def _stores() -> list[Files]:

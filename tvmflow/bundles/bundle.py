@@ -28,29 +28,21 @@ from tvmflow.network.agreement import tolerances
 from tvmflow.network.vectors import vector_names
 from tvmflow.spec import (
     NO_ELF,
-    Cpu,
-    Gpu,
     Layer,
-    Mcu,
     Preprocessing,
     Program,
     Target,
     TensorSpec,
     UserError,
     Vector,
-    Vta,
 )
 from tvmflow.system import interrupt, limits, scratch, tensors, toolchain, untrusted
 from tvmflow.system.text import to_json
 from tvmflow.system.untrusted import MalformedError, UnusableFileError, printable, reason, shown
-from tvmflow.targets.kind import MODULES
+from tvmflow.targets import form
 
 FORMAT, SCHEMA_VERSION = "tvmflow-bundle", "1.3"
 MANIFEST, LIBRARY = "manifest.json", "model.so"
-
-FACTS: dict[str, type] = {"cpu": Cpu, "gpu": Gpu, "mcu": Mcu, "vta": Vta}
-"""The parts of a board that are records of their own; those of other kinds are null or missing."""
-
 
 REQUIRED = (
     "model",
@@ -82,17 +74,6 @@ def _schema() -> dict[str, Any]:
         "shape": {"type": "array", "items": count, "maxItems": limits.ARRAY.depth},
         "dtype": {"enum": list(tensors.DTYPES)},
     }
-    target = untrusted.schema_of(Target)
-    target["properties"] |= {
-        "name": {"type": "string", "pattern": r"^[^/\s\x00-\x1f][^/\x00-\x1f]*\Z", "maxLength": 200},
-        "kind": {"type": "string", "maxLength": 100},
-        "elf": {
-            "type": "object",
-            "required": ["bits", "machine"],
-            "properties": {"bits": {"enum": [0, 32, 64]}, "machine": text},
-        },
-        "arithmetic": {"enum": list(tensors.ARITHMETICS)},
-    }
     layer = untrusted.schema_of(Layer)
     layer["properties"] |= {"macs": count, "bytes": count}
     return {
@@ -110,7 +91,7 @@ def _schema() -> dict[str, Any]:
                     "macs": count,
                 },
             },
-            "target": target,
+            "target": form.schema(),
             "versions": {"type": "object", "required": ["tvmflow"], "additionalProperties": text},
             "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 1000},
             "outputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 1000},
@@ -191,11 +172,7 @@ class Bundle:
     @property
     def target(self) -> Target:
         """The board as it was when the bundle was built."""
-        content = self.manifest["target"]
-        elf = (content["elf"]["bits"], content["elf"]["machine"])
-        lists = {key: tuple(content[key]) for key in ("schedules", "arithmetics") if key in content}
-        facts = {key: kind(**_known(kind, _tuples(content[key]))) for key, kind in FACTS.items() if content.get(key)}
-        return Target(**_known(Target, {**content, **lists, **facts, "elf": elf}))
+        return form.from_json(self.manifest["target"])
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -408,9 +385,9 @@ def write(
                 (shutil.copytree if path.is_dir() else shutil.copyfile)(path, root / name)
             _write_vectors(root, program)
             content = _describe(program, target, versions, memory, verify, library_name(library), runner is not None)
-            (root / "README.md").write_text(_readme(content, usage or _python_usage(content)), encoding="utf-8")
+            (root / "README.md").write_text(_readme(content, target, usage or _python_usage(content)), encoding="utf-8")
             if usage is None:
-                (root / "run.py").write_text(_runner(content), encoding="utf-8")
+                (root / "run.py").write_text(_runner(content, target), encoding="utf-8")
             members = sorted(path for path in root.rglob("*") if path.is_file())
             content["members"] = {
                 path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
@@ -519,9 +496,8 @@ def _describe(
             **({"accuracy": dict(program.accuracy)} if program.accuracy else {}),
         },
         "target": {
-            **asdict(target),
+            **form.to_json(target),
             "tvm": toolchain.tvm_target_dict(target),
-            "elf": {"bits": target.elf[0], "machine": target.elf[1]},
             "schedules": list(target.schedules),
             "arithmetics": list(target.arithmetics),
         },
@@ -604,26 +580,23 @@ apache-tvm-ffi=={content["versions"]["tvm_ffi"]}`:
 {runner}"""
 
 
-def _readme(content: Mapping[str, Any], usage: str) -> str:
+def _readme(content: Mapping[str, Any], target: Target, usage: str) -> str:
     def table(specs: list[dict[str, Any]]) -> str:
         return ", ".join(f"`{spec['name']}` {spec['dtype']} {_dims(spec['shape'])}" for spec in specs)
 
-    target, verdict = content["target"], content["verify"]
-    gpu = target["gpu"]
-    processor = (
-        f"{gpu['model']}, {gpu['architecture']}, beside {target['cpu']['model']}" if gpu else target["cpu"]["model"]
-    )
-    if target["elf"]["bits"]:
-        processor += f", {target['elf']['bits']}-bit {target['elf']['machine']}"
-    note = f"\n{gpu['runtime_note']}\n" if gpu and gpu["runtime_note"] else ""
+    verdict = content["verify"]
+    processor = target.facts.in_words(target.cpu)
+    if target.elf != NO_ELF:
+        processor += f", {target.elf[0]}-bit {target.elf[1]}"
+    note = f"\n{target.facts.note()}\n" if target.facts.note() else ""
     compiler = f" with Apache TVM {content['versions']['tvm']}" if "tvm" in content["versions"] else ""
     checked = {
         True: f"Verified ({verdict.get('method')}) on {len(content['vectors'])} golden vectors.",
         None: f"Not verified: {verdict.get('reason')}",
     }[verdict["passed"]]
-    return f"""# {content["model"]["name"]} for {target["name"]}
+    return f"""# {content["model"]["name"]} for {target.name}
 
-{target["description"]}: {processor}.
+{target.description}: {processor}.
 Made by tvmflow {content["versions"]["tvmflow"]}{compiler}. {checked}
 
 Inputs: {table(content["inputs"])}. Outputs: {table(content["outputs"])}.
@@ -633,12 +606,12 @@ Inputs: {table(content["inputs"])}. Outputs: {table(content["outputs"])}.
 """
 
 
-def _runner(content: Mapping[str, Any]) -> str:
+def _runner(content: Mapping[str, Any], target: Target) -> str:
     template = Path(__file__).with_name("run.py.in").read_text(encoding="utf-8")
     return template.format(
         tvm=content["versions"]["tvm"],
         library=content["library"],
-        device="cuda" if content["target"]["gpu"] else "cpu",
+        device=target.facts.DEVICE,
     )
 
 
@@ -787,14 +760,7 @@ def _read_manifest(path: Path, root: Path) -> dict[str, Any]:
 
 def _check_sense(manifest: Mapping[str, Any]) -> None:
     """What no schema says. Raises MalformedError."""
-    target = manifest["target"]
-    if target["kind"] not in MODULES:
-        raise MalformedError(f"target.kind is {shown(target['kind'])}, not {' or '.join(map(shown, MODULES))}")
-    facts = {"cuda": "gpu", "cortex_m": "mcu", "vta": "vta"}
-    if (needed := facts.get(target["kind"])) and not target.get(needed):
-        raise MalformedError(f"target is of kind {target['kind']} and lacks {needed!r}")
-    if target.get("gpu") and target["kind"] != "cuda":
-        raise MalformedError(f"target is of kind {target['kind']} and has a GPU")
+    form.check_json(manifest["target"])
     given = manifest["preprocessing"]
     if given and not len(given["mean"]) == len(given["std"]) > 0:
         raise MalformedError("preprocessing.mean and preprocessing.std aren't as long as each other")
@@ -809,11 +775,6 @@ def _check_sense(manifest: Mapping[str, Any]) -> None:
 
 def _tensor_specs(rows: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(name=row["name"], shape=tuple(row["shape"]), dtype=row["dtype"]) for row in rows)
-
-
-def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has lists where records have tuples."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
 
 
 def _known(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:

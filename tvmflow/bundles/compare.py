@@ -179,7 +179,7 @@ def capture(bundle: Bundle, network: IntegerNetwork, inputs: Arrays) -> tuple[st
     from tvmflow.targets.cpu.boards import HOST
 
     target = bundle.target
-    if kind.MODULES[target.kind] != kind.MODULES["llvm"]:
+    if kind.of(target) is not kind.of(HOST):
         raise UserError(
             f"The tensors of a bundle for {target.name} can't be looked at one by one: that is for CPUs under an "
             "operating system, natively or under qemu-user. Build the same network for the board host to see "

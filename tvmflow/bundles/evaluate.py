@@ -23,7 +23,7 @@ from tvmflow.models.data import Split, is_cifar10, load_cifar10
 from tvmflow.models.examples import Inputs, check_described, is_function, load_inputs, of_data_set
 from tvmflow.network.shapes import InputShape
 from tvmflow.spec import Preprocessing, TensorSpec, UserError, VerificationError
-from tvmflow.targets import kind as backends
+from tvmflow.targets import KINDS
 from tvmflow.targets.kind import find_runner
 
 MIN_AGREEMENT = 0.999
@@ -99,7 +99,7 @@ def _opened(path: Path | None, model: str, *, quantised: bool) -> Iterator[bundl
         yield None
         return
     with bundles.open_bundle(path) as bundle:
-        if bundle.target.kind not in backends.NEED_NO_DEVICE:
+        if KINDS[bundle.target.kind].needs_device:
             bundles.require_native(bundle)
         if bundle.name != model:
             raise UserError(f"{path} holds {bundle.name}, but --model says {model}; compare like with like.")

@@ -1,7 +1,7 @@
 """The command line: text into calls, results into text. No compiler logic lives here.
 
 Results go to stdout, progress and errors to stderr. tvm and torch are imported by the commands that need them, so
-that help comes at once. COMMANDS lists every command.
+that help comes at once. COMMANDS lists every command but those for programs of single kinds of target.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Annotated
 import typer
 
 from tvmflow import __version__
-from tvmflow.cli import bundles, devices, learning, outcome, quantizing, reporting, streams, tuning, vta
+from tvmflow.cli import bundles, devices, learning, listing, outcome, quantizing, reporting, streams, tuning
 from tvmflow.spec import UserError
 from tvmflow.system import children, limits
+from tvmflow.targets import KINDS
 
 HELP = "Take a trained network to the device where it has to run, and say honestly what it costs there."
 EPILOG = "Exit codes: 0 ok, 1 internal error, 2 usage, 3 verification failed, 4 unusable input, 5 missing dependency, \
@@ -48,8 +49,6 @@ DB_COMMANDS: dict[str, Callable[..., None]] = {
     "export": tuning.export,
     "prune": tuning.prune,
 }
-
-VTA_COMMANDS: dict[str, Callable[..., None]] = {"disasm": vta.disasm}
 
 
 def main() -> None:
@@ -105,10 +104,11 @@ def _app() -> typer.Typer:
     for name, function in DB_COMMANDS.items():
         db.command(name)(outcome.guarded(function))
     app.add_typer(db)
-    accelerator = _group("vta", "Look into programs for VTA.")
-    for name, function in VTA_COMMANDS.items():
-        accelerator.command(name)(outcome.guarded(function))
-    app.add_typer(accelerator)
+    for kind in KINDS.values():
+        if kind.disassembly is not None:
+            programs = _group(kind.name, f"Look into programs for {kind.disassembly.of}.")
+            programs.command("disasm")(outcome.guarded(listing.disassembler(kind)))
+            app.add_typer(programs)
     return app
 
 

@@ -36,15 +36,15 @@ NOT_TIMED = "It wasn't timed: `tvmflow bench` does that on the device itself."
 def boards(json: Json = None) -> None:
     """List the boards that can be built for."""
     from tvmflow.system.text import text_table
-    from tvmflow.targets import DEFAULT_BOARD, TARGETS
+    from tvmflow.targets import DEFAULT_BOARD, TARGETS, form
 
     rows = [
         [
             target.name + (" *" if target.name in DEFAULT_BOARD.values() else ""),
             target.kind,
-            target.gpu.model if target.gpu else target.cpu.model,
-            target.gpu.sms if target.gpu else target.cpu.cores,
-            (target.gpu.clock_mhz if target.gpu else target.cpu.clock_mhz) or "?",
+            target.processor.model,
+            target.processor.cores,
+            target.processor.clock_mhz or "?",
             f"{target.memory_bytes / 2**20:.{0 if target.memory_bytes >= 2**24 else 1}f}",
             target.description,
         ]
@@ -53,7 +53,7 @@ def boards(json: Json = None) -> None:
     table = text_table(["board", "target", "processor", "cores", "MHz", "MiB", "description"], rows)
     show(
         f"{table}\n\n* the default of its target; of a GPU, cores are its SMs",
-        {name: asdict(target) for name, target in TARGETS.items()},
+        {name: form.figures(target) for name, target in TARGETS.items()},
         json,
     )
 
@@ -125,19 +125,23 @@ def build(
     from tvmflow.report import assemble
     from tvmflow.report.render import memory_text, rules_text, schedules_text, verdict_text
     from tvmflow.targets.kind import Timing
+    from tvmflow.targets.search import tuned_in
     from tvmflow.tune import apply
 
     if db is not None and not tuned:
         raise UserError("--db names records to use and --no-tuned says to use none; give one of them.")
     found = targets.find(target, board)
     dtype = dtype or cast(Literal["float32", "float16", "int8"], found.arithmetic)
-    if db is not None and dtype != "float32" and found.kind != "vta":
-        raise UserError(f"--db names records of float32 kernels, which --dtype {dtype} has none of; give one of them.")
+    searched = tuned_in(found)
+    if db is not None and dtype != searched:
+        raise UserError(
+            f"--db names records of {searched} kernels, which --dtype {dtype} has none of; give one of them."
+        )
     if dtype == "int8" and input_shape:
         raise UserError("--input-shape can't be chosen for a quantised network, which has one.")
     if dtype != "int8" and scheme is not None:
         raise UserError(f"--scheme says how a network was quantised, and --dtype {dtype} has none; give one of them.")
-    if source and found.mcu is None:
+    if source and not targets.KINDS[found.kind].writes_source:
         raise UserError(f"--source writes the C of a network for microcontrollers, and {found.name} is none.")
     found = targets.compile_also(targets.compute_in(found, dtype), arch or [])
     if cuda_graph:
@@ -145,7 +149,7 @@ def build(
     shapes = [parse_input_shape(text) for text in input_shape or []]
     seen, named = parse_preprocessing(mean, std), parse_labels(labels) if labels is not None else ()
     check(found, out, linker, runner=runner is not None)  # before the import, which takes its time
-    records = apply.find_records(found, db) if tuned and (dtype == "float32" or found.kind == "vta") else {}
+    records = apply.find_records(found, db) if tuned and dtype == searched else {}
     log.info(f"Importing {model}")
     program = _quantised(model, found, scheme) if dtype == "int8" else import_model(model, shapes)
     check_described(program.inputs, program.outputs, seen, named)
@@ -175,20 +179,20 @@ def build(
 
 def _quantised(model: str, target: spec.Target, scheme: Literal["per-channel", "power-of-two"] | None) -> spec.Program:
     """A quantised network, or what stands in the way: all such operators of a float one, and that it is one."""
-    from tvmflow.integer.frontend import DEFAULT_SCHEME, import_quantized
+    from tvmflow.integer.frontend import import_quantized
     from tvmflow.models import MODELS, comes_quantised
     from tvmflow.network.frontend import import_model
-    from tvmflow.targets import kind
+    from tvmflow.targets import KINDS, kind
 
+    preferred = KINDS[target.kind].scheme
     if model.endswith((".pt2", ".onnx")) or (model in MODELS and not comes_quantised(model)):
         kind.of(target).check_network(import_model(model), target)
-        wanted = scheme or DEFAULT_SCHEME.get(target.kind)
-        how = f" --scheme {wanted}" if wanted else ""
+        how = f" --scheme {scheme or preferred}" if scheme or preferred != "per-channel" else ""
         raise UserError(
             f"{model} isn't quantised yet: `tvmflow quantize --data … --model {model}{how}` makes a .safetensors file "
             "of it, to be given as --model."
         )
-    return import_quantized(model, target.kind, scheme)
+    return import_quantized(model, scheme, preferred=preferred)
 
 
 def run(

@@ -17,11 +17,12 @@ from typing import Literal
 
 import tvmflow.models
 from tvmflow.measure import emulate
-from tvmflow.measure.cycles import TOOLS
+from tvmflow.measure.cycles import MCA, OBJDUMP
+from tvmflow.measure.cycles import PACKAGE as LLVM
 from tvmflow.measure.emulate import EMULATORS, Emulator
 from tvmflow.spec import MissingDependencyError, install_command
 from tvmflow.system import children, runtime, toolchain
-from tvmflow.targets.cortex_m.machine import PACKAGE, QEMU
+from tvmflow.targets import KINDS
 
 NEEDED_FREE_BYTES = 1 << 30
 """zig's C libraries, a download of the emulated runtime and a build's temporary files fit into it."""
@@ -73,7 +74,7 @@ def examine() -> tuple[Finding, ...]:
         *_packages(),
         *_linkers(),
         *(finding for elf, emulator in EMULATORS.items() for finding in _emulation(elf, emulator)),
-        _system_emulation(),
+        *_tools(),
         *_cycles(),
         _ssh(),
         _onnxruntime(),
@@ -239,18 +240,15 @@ def _emulation(elf: tuple[int, str], emulator: Emulator) -> Iterator[Finding]:
         yield _runtime(elf, emulator, purpose)
 
 
-def _system_emulation() -> Finding:
-    purpose = "verifying builds for microcontrollers on this computer"
-    return packaged(QEMU, children.which(QEMU), [PACKAGE], purpose)
+def _tools() -> Iterator[Finding]:
+    for tool in (tool for kind in KINDS.values() for tool in kind.tools):
+        yield packaged(tool.name or tool.command, children.which(tool.command), tool.packages, tool.purpose)
 
 
 def _cycles() -> Iterator[Finding]:
-    boards, microcontrollers = TOOLS["arm_cpu", 64], TOOLS["cortex_m", 32]
-    for command, package in boards.items():
-        shared = command in microcontrollers
-        name = command if shared else f"{command} with plugins"  # the static one has none
-        purpose = "modelling cycles of ARM boards" + " and microcontrollers" * shared
-        yield packaged(name, children.which(command), [package], purpose)
+    boards = " and ".join(kind.boards for kind in KINDS.values() if kind.tracer is not None)
+    for command in (MCA, OBJDUMP):
+        yield packaged(command, children.which(command), [LLVM], f"modelling cycles of {boards}")
 
 
 def _runtime(elf: tuple[int, str], emulator: Emulator, purpose: str) -> Finding:

@@ -92,19 +92,15 @@ def _plain_kernel(layer: IntegerNode, sources: Sequence[Tensor], result: Tensor)
     return made
 
 
-DEFAULT_SCHEME: dict[str, Scheme] = {"vta": "power-of-two"}
-"""Of kinds of targets that requantise by shifts; all others take the scheme per channel."""
-
-
-def import_quantized(model: str, kind: str, scheme: Scheme | None = None) -> Program:
+def import_quantized(model: str, scheme: Scheme | None = None, *, preferred: Scheme = "per-channel") -> Program:
     """A network of the registry that comes quantised, or a .safetensors file of `tvmflow quantize`.
 
-    The scheme is by default the one for that `kind` of target, or the file's. Raises UserError.
+    Without a `scheme` it is what the file was quantised by, else the one that is `preferred`, as a kind of target says
+    (`tvmflow.targets.KINDS`). Raises UserError.
     """
-    wanted = DEFAULT_SCHEME.get(kind, "per-channel")
     if not model.endswith(".safetensors"):
-        program = integer_program(quantized(model, scheme or wanted), f"tvmflow.models:{model}")
-        return replace(program, accuracy=accuracy(model, scheme or wanted))
+        program = integer_program(quantized(model, scheme or preferred), f"tvmflow.models:{model}")
+        return replace(program, accuracy=accuracy(model, scheme or preferred))
     network = load(Path(model))
     if scheme not in (None, network.scheme):
         raise UserError(f"{model} was quantised by the scheme {network.scheme}, not {scheme}.")

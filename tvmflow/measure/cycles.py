@@ -12,24 +12,20 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmflow.spec import MissingDependencyError, Target, UserError, VerificationError
+from tvmflow.spec import MissingDependencyError, VerificationError
 from tvmflow.system import children, limits
 
 if TYPE_CHECKING:
     from tvmflow.spec import Built
 
 MCA, OBJDUMP = "llvm-mca-22", "llvm-objdump-22"
-TOOLS: Mapping[tuple[str, int], Mapping[str, str]] = {
-    ("arm_cpu", 64): {MCA: "llvm-22", OBJDUMP: "llvm-22", "qemu-aarch64": "qemu-user"},
-    ("cortex_m", 32): {MCA: "llvm-22", OBJDUMP: "llvm-22", "qemu-system-arm": "qemu-system-arm"},
-}
-"""By kind of target and bits of its code: the commands that modelling takes, and Debian's packages of them."""
+PACKAGE = "llvm-22"
+"""Debian's package of both."""
 WINDOW = 4096
 """Instructions that llvm-mca sees at once, from empty pipelines to empty pipelines."""
 WINDOWS = 3
@@ -72,10 +68,6 @@ CORES: Mapping[str, Core] = {
 }
 """By LLVM's name of the CPU that code is compiled for."""
 
-TRACERS: Mapping[str, str] = {"arm_cpu": "tvmflow.measure.emulate", "cortex_m": "tvmflow.targets.cortex_m.backend"}
-"""Modules by kind of target whose `trace_calls(bundle)` gives the Traced of one inference."""
-
-
 VALIDATION: Mapping[str, Any] = {"cpu": "znver3", "kernels": 125, "spearman": 0.984, "band": (0.97, 2.46)}
 """How measured cycles of kernels were related to modelled ones, by `python -m benchmarks.cycles`."""
 
@@ -115,21 +107,19 @@ class Profile:
     layers: Sequence[Mapping[str, Any]]
 
 
-def profile(bundle: Built) -> Profile:
+def profile(bundle: Built, trace_calls: Callable[[Built], Traced], emulator: tuple[str, str]) -> Profile:
     """Modelled cycles of one inference of a bundle, on one thread.
 
-    Raises UserError for kinds of target that this isn't for, MissingDependencyError, VerificationError.
+    `trace_calls` is its kind's, and `emulator` the command that it takes, with Debian's package. Raises
+    MissingDependencyError, VerificationError.
     """
     target = bundle.target
-    if target.kind not in TRACERS:
-        raise UserError(f"Cycles are modelled for boards of {' and '.join(TRACERS)}; {target.name} is none.")
     core = CORES.get(target.tvm["mcpu"])
     if core is None:
         raise MissingDependencyError(
             f"Cycles of a {target.cpu.model} can't be modelled: there are models of {', '.join(CORES)}."
         )
-    require_tools(target)  # before what takes longer
-    trace_calls: Callable[[Built], Traced] = import_module(TRACERS[target.kind]).trace_calls
+    require_tools(emulator)  # before what takes longer
     costs = model(trace_calls(bundle), core, target.tvm["mtriple"])
     return Profile(
         facts={
@@ -248,12 +238,14 @@ def version() -> str:
     return f"llvm-mca, {next(line for line in lines if 'version' in line)}"
 
 
-def require_tools(target: Target) -> None:
+def tools(emulator: tuple[str, str]) -> dict[str, str]:
+    """The commands that modelling takes with that emulator, and Debian's packages of them."""
+    return {MCA: PACKAGE, OBJDUMP: PACKAGE, emulator[0]: emulator[1]}
+
+
+def require_tools(emulator: tuple[str, str]) -> None:
     """Raises MissingDependencyError that names all that isn't installed, so that one command brings it."""
-    tools = TOOLS.get((target.kind, target.elf[0]))
-    if tools is None:
-        raise MissingDependencyError(f"Cycles of {target.elf[0]}-bit code of {target.kind} boards can't be modelled.")
-    if absent := {command: package for command, package in tools.items() if children.which(command) is None}:
+    if absent := {command: package for command, package in tools(emulator).items() if children.which(command) is None}:
         raise MissingDependencyError(
             f"Modelling cycles needs {', '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} not installed",
             tuple(dict.fromkeys(absent.values())),
@@ -264,7 +256,7 @@ def find(command: str) -> str:
     """Raises MissingDependencyError."""
     if path := children.which(command):
         return path
-    raise MissingDependencyError(f"Modelling cycles needs {command}, which is not installed", ["llvm-22"])
+    raise MissingDependencyError(f"Modelling cycles needs {command}, which is not installed", [PACKAGE])
 
 
 def _call(command: Sequence[str], text: str = "") -> str:

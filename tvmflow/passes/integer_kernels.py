@@ -16,6 +16,7 @@ from tvmflow.passes.fuse_operators import call_bytes, constant_bytes, kernel_cal
 from tvmflow.schedules.cpu.integer import RULES, Kernel, Task, Tensor
 from tvmflow.schedules.cpu.integer.depthwise import fuses
 from tvmflow.schedules.cuda import integer as cuda
+from tvmflow.schedules.gpu import Gpu
 from tvmflow.schedules.instructions import instructions_of
 from tvmflow.schedules.integers import round_up
 from tvmflow.spec import Layer, Program, Target
@@ -76,7 +77,7 @@ def tensors_between(network: IntegerNetwork, target: Target) -> list[tuple[tuple
 
 def _make(task: Task, target: Target) -> tuple[str, Kernel]:
     """The first rule that fits, and its kernel."""
-    rules = RULES if target.gpu is None else cuda.RULES
+    rules = cuda.RULES if isinstance(target.facts, Gpu) else RULES
     made = ((name, rule(task, target)) for name, rule in rules.items())
     return next((name, kernel) for name, kernel in made if kernel is not None)
 
@@ -86,7 +87,7 @@ def _groups(network: IntegerNetwork, target: Target) -> list[tuple[AnyIntegerLay
     for layer in network.layers:
         before = groups[-1] if groups else ()
         if (
-            target.gpu is None
+            not isinstance(target.facts, Gpu)
             and isinstance(layer, IntegerLayer)
             and len(before) == 1
             and isinstance(before[0], IntegerLayer)
@@ -107,7 +108,7 @@ def _form(layer: AnyIntegerLayer, network: IntegerNetwork, target: Target) -> Te
         if port.source == layer.name:
             return plain_tensor(layer.output_shape, layer.dtype, port.shape)
     readers = network.readers(layer.name)
-    if target.gpu is not None:
+    if isinstance(target.facts, Gpu):
         return cuda.form(layer, readers)
     channels, *size = layer.output_shape[1:]
     instructions = instructions_of(target)

@@ -38,6 +38,7 @@ from tvmflow.report import Report, assemble
 from tvmflow.spec import NO_ELF, DeviceError, Measurement, MissingDependencyError, UserError, Vector, VerificationError
 from tvmflow.system.limits import MANIFEST, PEER, RESULT
 from tvmflow.system.untrusted import shortened
+from tvmflow.targets import KINDS
 from tvmflow.targets.kind import Timing, layer_rows
 
 log = logging.getLogger(__name__)
@@ -170,8 +171,8 @@ def deploy(
     VerificationError, MissingDependencyError.
     """
     with bundles.open_bundle(path) as bundle:
-        if bundle.target.mcu is not None:
-            raise UserError(f"{path} is for a microcontroller: link it with a program of yours, as its README says.")
+        if refused := KINDS[bundle.target.kind].why_not_deployed:
+            raise UserError(f"{path} {refused}")
         if not bundle.manifest.get("runner"):
             raise UserError(f"{path} has no runner for a device; build it with --runner c.")
         with connect(host, ssh_config) as connection:

@@ -108,8 +108,8 @@ def deploy(
     `profiled`, layers are timed too, in a session of their own. Raises UserError, DeviceError, VerificationError.
     """
     with bundles.open_bundle(path) as bundle, reach(**where) as place:
-        if profiled and bundle.target.gpu is not None and bundle.target.gpu.cuda_graph:
-            raise UserError("The kernels in a CUDA graph can't be timed one by one; build it without --cuda-graph.")
+        if profiled and (reason := bundle.target.facts.why_whole()):
+            raise UserError(reason)
         check_health(place)
         log.info(f"Verifying and measuring on {place.name} for {seconds:g} s")
         vectors = bundle.vectors()
@@ -127,7 +127,7 @@ def deploy(
                 "threads": threads,
                 "seconds": seconds,
                 "window_seconds": window_seconds(seconds) if sustained else None,
-                "device": "cuda" if bundle.target.gpu else "cpu",
+                "device": bundle.target.facts.DEVICE,
                 "profile": None,
             }
             result = _call(place, job, seconds + PATIENCE_SECONDS)

@@ -14,9 +14,7 @@ from typing import Any
 
 from tvmflow.models import MODELS
 from tvmflow.report.views import Column, Row, markdown_table, plain, show
-
-IN_FLASH = {"cortex_m"}
-"""Kinds of targets whose RAM needn't hold the weights."""
+from tvmflow.targets import KINDS
 
 ENTRIES = (
     "model",
@@ -206,7 +204,8 @@ def _of_model(model: Mapping[str, Any], macs: int, arithmetic: str) -> Row:
 def _planned(memory: Mapping[str, int], kind: str) -> int:
     """Bytes of RAM."""
     kept = memory["activations_bytes"] + memory.get("stack_bytes", 0)
-    return kept if kind in IN_FLASH else kept + memory["weights_bytes"]
+    in_flash = kind in KINDS and KINDS[kind].weights_in_flash  # a report may be of a newer version's kind
+    return kept if in_flash else kept + memory["weights_bytes"]
 
 
 def _title(row: Row) -> str:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from tvmflow.bundles import bundle as bundles
 from tvmflow.bundles.verify import verify_bundle
-from tvmflow.measure.cycles import TRACERS, profile, sentence
+from tvmflow.measure import cycles as modelling
 from tvmflow.network.agreement import failure_sentence
 from tvmflow.report import Report, assemble
 from tvmflow.spec import MissingDependencyError, VerificationError
+from tvmflow.targets import KINDS
 from tvmflow.targets import kind as backends
 from tvmflow.targets.kind import Gap, Timing
 
@@ -35,7 +36,8 @@ def survey(
     something isn't installed, `not_shown` of the report says what it lacks.
     """
     with bundles.open_bundle(path) as bundle:
-        if must_run and not cycles and bundle.target.kind not in backends.NEED_NO_DEVICE:
+        kind = KINDS[bundle.target.kind]
+        if must_run and not cycles and kind.needs_device:
             bundles.require_native(bundle)
         verdict = verify_bundle(bundle)
         if must_run and verdict["passed"] is None:
@@ -47,15 +49,17 @@ def survey(
         timing = backends.of(bundle.target).time(
             bundle, threads=threads, repeats=repeats, seconds=seconds, whole=timed, layers=profiled
         )
-        if cycles and (must_run or bundle.target.kind in TRACERS):
+        if cycles and (must_run or kind.tracer is not None):
             timing = _add_cycles(bundle, timing)
         return assemble(bundle, verdict, timing)
 
 
 def _add_cycles(bundle: bundles.Bundle, timing: Timing) -> Timing:
     try:
-        found = profile(bundle)
+        trace_calls, emulator = backends.tracing(bundle.target)
+        found = modelling.profile(bundle, trace_calls, emulator)
     except MissingDependencyError as error:
         gap = Gap(what="cycles", reason=str(error), packages=error.packages)
         return replace(timing, note=f"{timing.note} {error}", gaps=[*timing.gaps, gap])
-    return replace(timing, note=f"{timing.note} {sentence(found.facts)}", details=found.layers, cycles=found.facts)
+    note = f"{timing.note} {modelling.sentence(found.facts)}"
+    return replace(timing, note=note, details=found.layers, cycles=found.facts)

@@ -58,11 +58,6 @@ def _escaped(letter: str) -> str:
     return f"\\x{code:02x}" if (code := ord(letter)) < 0x100 else f"\\u{code:04x}"
 
 
-def printable_lines(text: str) -> str:
-    """`printable`, but for the ends of lines."""
-    return "\n".join(map(printable, text.split("\n")))
-
-
 def printable_document(content: Any) -> Any:
     """A copy of what JSON held, every string `printable`."""
     if isinstance(content, str):

@@ -16,7 +16,8 @@ from tvmflow import __version__
 from tvmflow.schedules import UNSCHEDULED
 from tvmflow.spec import DeviceError, MissingDependencyError, Target, UserError, VerificationError
 from tvmflow.system import children, toolchain
-from tvmflow.targets.search import Result
+from tvmflow.targets import KINDS
+from tvmflow.targets.search import Result, candidates_of
 from tvmflow.tune.processes import CHECK_S, Worker, WorkerError
 
 BUILD_LIMIT_S = 20.0
@@ -95,16 +96,14 @@ def settings_for(target: Target, tvm_target: Mapping[str, Any]) -> dict[str, Any
         "target": dict(tvm_target),
         "linker": toolchain.select_linker(target).command,
         "triple": target.tvm.get("mtriple", target.triple),
+        "candidates": KINDS[target.kind].candidates,
     }
 
 
 def environment_for(target: Target) -> dict[str, str]:
-    """A builder's variables. Where candidates are for a GPU, TVM needs a driver to embed machine code: the stand-in."""
-    if target.gpu is None:
-        return children.environment()
-    from tvmflow.targets.cuda import standin
-
-    return standin.environment(target.gpu.architecture)
+    """A builder's variables."""
+    own = candidates_of(target)
+    return children.environment() if own is None else own.environment(target)
 
 
 def start_process(kind: str, settings: Mapping[str, Any], environment: dict[str, str], limit_s: float) -> Worker:
@@ -121,7 +120,7 @@ class LocalPool:
         self.processes = [start_process("build", settings, environment, BUILD_LIMIT_S) for _ in range(count or cores)]
 
     def compile(self, jobs: Sequence[Job], check: Callable[[], None]) -> list[Result]:
-        return side_by_side(self.processes, [_message(job) for job in jobs], _outcome, check)
+        return side_by_side(self.processes, [_message(job) for job in jobs], outcome_of, check)
 
     def close(self) -> None:
         for process in self.processes:
@@ -167,15 +166,17 @@ def _message(job: Job) -> dict[str, str]:
     return {"module": job[0], "output": str(job[1])}
 
 
-def _outcome(answer_of: Callable[[], dict[str, Any] | None]) -> Result | None:
-    """A builder's answer as a result, None if there is none yet."""
+def outcome_of(answer_of: Callable[[], dict[str, Any] | None]) -> Result | None:
+    """A process's answer on a candidate as a result, None if there is none yet; a model's "us" are its time."""
     try:
         answer = answer_of()
     except WorkerError as error:
         return Result(outcome="build hung" if error.outcome == "hung" else "build failed", message=str(error))
     if answer is None:
         return None
-    return Result(outcome="ok") if answer["outcome"] == "ok" else _failed(answer["message"])
+    if answer["outcome"] != "ok":
+        return _failed(answer["message"])
+    return Result(outcome="ok", ms=(answer["us"] / 1e3,) if "us" in answer else ())
 
 
 def _failed(message: str) -> Result:
@@ -276,6 +277,6 @@ def compile_on_worker(target: Target, tvm_target: Mapping[str, Any], module: str
     with tempfile.TemporaryDirectory(prefix="tvmflow-tune-") as folder:
         output = Path(folder, "kernel.so")
         process.send(_message((module, output)))
-        result = _outcome(lambda: process.receive(lambda: None))
+        result = outcome_of(lambda: process.receive(lambda: None))
         assert result is not None
         return result, output.read_bytes() if result.outcome == "ok" else b""

@@ -20,7 +20,7 @@ from tvmflow.targets import search as searches
 from tvmflow.targets.search import Identity, Options, Plan, Search, SearchKind, Where
 from tvmflow.tune import kernels, progress
 from tvmflow.tune.apply import default_work_dir
-from tvmflow.tune.session import Session, State, failure_text
+from tvmflow.tune.session import Session, State, described, failure_text
 from tvmflow.tune.store import Store
 
 log = logging.getLogger("tvmflow.tune")
@@ -80,7 +80,7 @@ def prepare(
     if chosen in ("local", "rpc") and calibration:
         raise UserError(f"--calibration is for the model of a GPU; the {chosen} runner measures.")
     load = os.getloadavg()[0]
-    if chosen == "local" and target.gpu is None and load > BUSY * target.cpu.cores:
+    if chosen == "local" and target.facts.DEVICE == "cpu" and load > BUSY * target.cpu.cores:
         log.info(f"This computer is busy (load {load:.1f} on {target.cpu.cores} cores), which spoils what is measured")
     return Plan(
         target=target,
@@ -173,29 +173,18 @@ def summary(state: State, store: Store) -> dict[str, Any]:
     """A search as data."""
     hidden = store.identity.emulated
     before, after = (None, None) if hidden else state.compared_ms
+    known = described(state, store)
     return {
-        "folder": str(store.folder),
-        "reason": state.reason,
-        "trials": state.spent,
-        "trials_of_this_run": state.tried,
-        "failures": dict(state.failures),
-        "quarantined_lines": store.quarantined,
-        "seconds": dict(state.seconds),
-        "basis": store.identity.basis,
+        **known,
         "untuned_ms": before,
         "tuned_ms": after,
         "tasks": [
             {
-                "name": row.task.name,
-                "key": row.task.key,
-                "calls": row.task.calls,
-                "trials": row.trials,
-                "failed": row.failed,
+                **told,
                 "untuned_ms": None if hidden else row.default_ms,
                 "best_ms": None if hidden else row.best_ms,
                 "best": row.best,
-                "winner": best.candidate if (best := store.best(row.task.key)) else None,
             }
-            for row in state.rows
+            for told, row in zip(known["tasks"], state.rows, strict=True)
         ],
     }

@@ -10,7 +10,7 @@ from typing import Any
 from tvmflow.schedules import UNSCHEDULED
 from tvmflow.spec import MissingDependencyError, Target, UserError
 from tvmflow.system import children
-from tvmflow.targets.search import Result
+from tvmflow.targets.search import Result, candidates_of
 from tvmflow.tune.builders import Builders, start_process
 from tvmflow.tune.processes import WorkerError
 
@@ -99,8 +99,8 @@ class LocalMeasurer:
 
 
 def device(target: Target) -> str:
-    """What candidates for a board run on: "cpu" or "cuda"."""
-    return "cpu" if target.gpu is None else "cuda"
+    """TVM's name of what candidates for a board run on."""
+    return target.facts.DEVICE
 
 
 RUNNERS = ("auto", "local", "rpc", "modelled")
@@ -121,8 +121,8 @@ def choose_runner(choice: str, target: Target, boards: Sequence[str] = ()) -> tu
         raise UserError(f"--runner {choice} needs no board over the network; leave out --ssh and --host.")
     if choice == "rpc":
         raise UserError("--runner rpc needs a board: --ssh user@host, or --host 127.0.0.1:PORT with --token-file.")
-    if target.gpu is not None:
-        return _gpu_runner(choice, target)
+    if (own := candidates_of(target)) is not None:
+        return own.choose_runner(choice, target)
     native = target.kind == "llvm" and target.elf == COMPUTER.elf
     if choice in ("auto", "local") and native:
         return "local", f"{target.name} is this computer"
@@ -139,23 +139,4 @@ def choose_runner(choice: str, target: Target, boards: Sequence[str] = ()) -> tu
     raise MissingDependencyError(
         f"--runner {choice} ranks candidates for GPUs only; for {target.name}, `tvmflow profile --cycles` models the "
         "cycles of a bundle, where there is a model of its core."
-    )
-
-
-def _gpu_runner(choice: str, target: Target) -> tuple[str, str]:
-    """Of a board with a GPU and no other computer named: it is here, or a model ranks candidates."""
-    from tvmflow.targets.cuda import nvrtc
-    from tvmflow.targets.cuda.backend import missing_device
-
-    nvrtc.require()
-    if choice == "modelled":
-        return "modelled", "candidates are compiled and ranked by a model; nothing is measured"
-    missing = missing_device(target)
-    if missing is None:
-        return "local", "its GPU is in this computer"
-    if choice == "local":
-        raise MissingDependencyError(f"--runner local times on a GPU in this computer, and {missing}.")
-    return "modelled", (
-        f"{missing}. Candidates are compiled and ranked by a model; a GPU would let them be measured, and is the only "
-        "way to know which is fastest"
     )

@@ -16,14 +16,16 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from tvmflow.schedules.gpu import Gpu
 from tvmflow.spec import Target, UserError, VerificationError
 from tvmflow.system import children, interrupt
 from tvmflow.system.text import text_table
+from tvmflow.targets import KINDS
 from tvmflow.targets.search import Opened, Plan, Result, Standing, Winner, select
-from tvmflow.tune.builders import json_of, side_by_side, start_process
+from tvmflow.tune.builders import json_of, outcome_of, side_by_side, start_process
 from tvmflow.tune.kernels import Kernels, fastest, tasks
-from tvmflow.tune.processes import Worker, WorkerError
-from tvmflow.tune.session import REASONS, State, failure_text
+from tvmflow.tune.processes import Worker
+from tvmflow.tune.session import REASONS, State, described, failure_text
 from tvmflow.tune.store import Store
 
 if TYPE_CHECKING:
@@ -58,20 +60,18 @@ class ModelledMeasurer:
         *,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        assert target.gpu is not None
         self.check = check  # asked several times a second while it waits; what it raises passes
         self._seconds = {"build": 0.0, "run": 0.0}
         self._results: dict[tuple[str, str], Result] = {}
         settings = {
             "target": tvm_target,
-            "gpu": asdict(target.gpu),
+            "candidates": KINDS[target.kind].candidates,
+            "gpu": asdict(Gpu.of(target)),
             "constants": asdict(constants),
         }
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         environment = children.environment()
-        self.processes: list[Worker] = [
-            start_process("cuda-model", settings, environment, LIMIT_S) for _ in range(cores)
-        ]
+        self.processes: list[Worker] = [start_process("model", settings, environment, LIMIT_S) for _ in range(cores)]
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -84,7 +84,7 @@ class ModelledMeasurer:
         started = time.perf_counter()
         try:
             messages = [{"module": json_of(row.module)} for row in new]
-            results = side_by_side(self.processes, messages, _result, self.check)
+            results = side_by_side(self.processes, messages, outcome_of, self.check)
         finally:
             self._seconds["build"] += time.perf_counter() - started
         self._results |= {(row.task, row.text): result for row, result in zip(new, results, strict=True)}
@@ -102,18 +102,6 @@ class ModelledMeasurer:
     def close(self) -> None:
         for process in self.processes:
             process.close()
-
-
-def _result(answer_of: Callable[[], dict[str, Any] | None]) -> Result | None:
-    try:
-        answer = answer_of()
-    except WorkerError as error:
-        return Result(outcome="build hung" if error.outcome == "hung" else "build failed", message=str(error))
-    if answer is None:
-        return None
-    if answer["outcome"] != "ok":
-        return Result(outcome="build failed", message=answer["message"])
-    return Result(outcome="ok", ms=(answer["us"] / 1e3,))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -171,8 +159,7 @@ def check(found: Sequence[tuple[Any, Candidate]], target: Target) -> list[str]:
     from tvmflow.targets.cuda import standin
     from tvmflow.targets.cuda.rank import check_kernels
 
-    assert target.gpu is not None
-    architecture = target.gpu.architecture
+    architecture = Gpu.of(target).architecture
     tvm_target = {**target.tvm, "host": {"kind": "llvm", "mtriple": COMPUTER.triple}}
 
     def run(part: Sequence[tuple[Any, Candidate]]) -> list[str]:
@@ -210,7 +197,7 @@ def opened(plan: Plan, names: str | None) -> Opened:
 
 def report(state: State, store: Store, plan: Plan) -> tuple[str, Any]:
     """A search as text and as data, neither of them with times."""
-    return _text(state, store, plan), _summary(state, store)
+    return _text(state, store, plan), described(state, store)
 
 
 def keep_constants(path: Path, constants: Constants) -> None:
@@ -232,40 +219,13 @@ def _text(state: State, store: Store, plan: Plan) -> str:
         rows.append(
             [row.task.name, str(row.task.calls), str(row.trials), str(row.failed), best.candidate if best else ""]
         )
-    gpu = plan.target.gpu
-    assert gpu is not None
     return "\n".join(
         [
             text_table(["task", "calls", "compiled", "failed", "modelled choice"], rows),
             "",
             f"{state.spent} candidates ({state.tried} in this run) in {sum(state.seconds.values()):.0f} s, failed: "
             f"{failure_text(state.failures)}. It ended because {REASONS[state.reason]}.",
-            NOTE.format(architecture=gpu.architecture, board=plan.target.name),
+            NOTE.format(architecture=Gpu.of(plan.target).architecture, board=plan.target.name),
             f"{store.folder}: `tvmflow build --db {plan.work_dir}` uses these choices; without --db no build does.",
         ]
     )
-
-
-def _summary(state: State, store: Store) -> dict[str, Any]:
-    """A search as data, without times: they are a model's."""
-    return {
-        "folder": str(store.folder),
-        "reason": state.reason,
-        "trials": state.spent,
-        "trials_of_this_run": state.tried,
-        "failures": dict(state.failures),
-        "quarantined_lines": store.quarantined,
-        "seconds": dict(state.seconds),
-        "basis": "modelled",
-        "tasks": [
-            {
-                "name": row.task.name,
-                "key": row.task.key,
-                "calls": row.task.calls,
-                "trials": row.trials,
-                "failed": row.failed,
-                "winner": best.candidate if (best := store.best(row.task.key)) else None,
-            }
-            for row in state.rows
-        ],
-    }

@@ -359,3 +359,28 @@ class Session:
 def failure_text(failures: Mapping[str, int]) -> str:
     """Failures by class, the most frequent first."""
     return ", ".join(f"{count} {outcome}" for outcome, count in Counter(failures).most_common()) or "none"
+
+
+def described(state: State, store: Store) -> dict[str, Any]:
+    """A search as data, without times."""
+    return {
+        "folder": str(store.folder),
+        "reason": state.reason,
+        "trials": state.spent,
+        "trials_of_this_run": state.tried,
+        "failures": dict(state.failures),
+        "quarantined_lines": store.quarantined,
+        "seconds": dict(state.seconds),
+        "basis": store.identity.basis,
+        "tasks": [
+            {
+                "name": row.task.name,
+                "key": row.task.key,
+                "calls": row.task.calls,
+                "trials": row.trials,
+                "failed": row.failed,
+                "winner": best.candidate if (best := store.best(row.task.key)) else None,
+            }
+            for row in state.rows
+        ],
+    }

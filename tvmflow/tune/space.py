@@ -57,7 +57,7 @@ class _Context(meta_schedule.TuneContext):
     """A TuneContext without the import of tensor intrinsics, half a minute that nothing here has a use for."""
 
     def __init__(self, task: Task, target: tvm.target.Target, strategy: Any, seed: int) -> None:
-        kind = "cuda" if str(target.kind) == "cuda" else "llvm"
+        kind = str(target.kind)
         space = meta_schedule.space_generator.PostOrderApply(sch_rules=kind, postprocs=kind, mutator_probs=kind)
         SILENT.setLevel(logging.CRITICAL)
         # more than one thread would make the search depend on their pace

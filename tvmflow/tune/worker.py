@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 sys.modules["torch"] = None  # type: ignore[assignment]  # tvm_ffi would import it: 2 s and 250 MB for nothing
@@ -35,7 +36,7 @@ STEADY, MOST_ROUNDS = 1.1, 3
 class Builder:
     """Compiles {"module", "output"}: a TensorIR module as TVM's JSON, and where its library goes.
 
-    For a GPU, a module without threads is compiled for the CPU beside it: it is the reference.
+    Kinds of target may have a way of their own with it: `candidates` is a module with `compile_kernel`.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -43,16 +44,15 @@ class Builder:
 
         self.target = tvm.target.Target(settings["target"])
         linker = toolchain.Linker(name="", command=tuple(settings["linker"]), version="")
+        self.candidates = settings["candidates"]
         self.compiler = toolchain.fcompile(linker, settings["triple"])
 
     def __call__(self, job: dict[str, Any]) -> Answer:
         module = tvm.ir.load_json(job["module"])
-        if str(self.target.kind) == "cuda":
-            from tvmflow.targets.cuda.rank import compile_for_gpu
-
-            library = compile_for_gpu(module, self.target)
-        else:
+        if self.candidates is None:
             library = tvm.compile(module, target=self.target)
+        else:
+            library = import_module(self.candidates).compile_kernel(module, self.target)
         library.export_library(job["output"], fcompile=self.compiler)
         return {"outcome": "ok"}
 
@@ -66,7 +66,7 @@ class Runner:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.cpu = tvm.cpu()
-        self.device = tvm.cuda(0) if settings.get("device") == "cuda" else self.cpu
+        self.device = tvm.device(settings["device"], 0)
         self.shortest_ms = settings["shortest_ms"]
         self.reference: tuple[str, list[np.ndarray], list[np.ndarray]] = ("", [], [])
 
@@ -132,7 +132,7 @@ class RemoteRunner(Runner):
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)
-        self.threads, self.on_gpu = settings["threads"], settings.get("device") == "cuda"
+        self.threads, self.device_name = settings["threads"], settings["device"]
         self.session: Any = None
         self.sent: set[str] = set()
 
@@ -160,7 +160,7 @@ class RemoteRunner(Runner):
         facts = parse_facts(self.session.get_function("tvmflow.facts")())
         self.session.get_function("runtime.config_threadpool")(1, min(self.threads, int(facts.get("cores", 1))))
         self.cpu = self.session.cpu(0)
-        self.device = self.session.cuda(0) if self.on_gpu else self.cpu
+        self.device = self.session.device(self.device_name, 0)
         return {"outcome": "ok", "facts": facts}
 
     def load(self, path: str) -> Any:
@@ -196,13 +196,13 @@ def _stale(dtype: np.dtype) -> float:
     return float("nan") if dtype.kind == "f" else 77
 
 
-def _cuda_model(settings: dict[str, Any]) -> Callable[[dict[str, Any]], Answer]:
-    from tvmflow.targets.cuda.rank import Model
+def _model(settings: dict[str, Any]) -> Callable[[dict[str, Any]], Answer]:
+    """What a kind answers with where nothing runs."""
+    serve: Callable[[dict[str, Any]], Answer] = import_module(settings["candidates"]).model(settings)
+    return serve
 
-    return Model(settings)
 
-
-KINDS: dict[str, Any] = {"build": Builder, "run": Runner, "remote": RemoteRunner, "cuda-model": _cuda_model}
+KINDS: dict[str, Any] = {"build": Builder, "run": Runner, "remote": RemoteRunner, "model": _model}
 
 
 def main() -> None:

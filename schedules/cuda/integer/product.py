@@ -39,6 +39,7 @@ from tvmflow.schedules.cuda.integer._words import (
     words_out,
     zero_word,
 )
+from tvmflow.schedules.gpu import Gpu
 from tvmflow.schedules.integers import byte_of, fill, first_sums
 
 if TYPE_CHECKING:
@@ -217,8 +218,7 @@ def _load(into: Any, first: int, count: int, value: Callable[[Expr], Expr]) -> N
 
 def _dot(target: Target) -> Callable[[Expr, Expr, Expr], Expr]:
     """(inputs, weights, sum) → the sum with four products of signed bytes added."""
-    assert target.gpu is not None
-    if target.gpu.has_dp4a:
+    if Gpu.of(target).has_dp4a:
         return lambda data, weight, total: T.call_pure_extern("int32", "__dp4a", data, weight, total)
 
     def multiply(data: Expr, weight: Expr, total: Expr) -> Expr:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import tvm
 from tvm import relax
 
+from tvmflow.schedules.gpu import Gpu
 from tvmflow.spec import Program, Target
 
 
@@ -15,7 +16,7 @@ def capture_graph(program: Program, target: Target) -> Program:
 
     Inputs and outputs are other memory at each run, so that the kernels which touch them stay launches of their own.
     """
-    if target.gpu is None or not target.gpu.cuda_graph:
+    if not isinstance(target.facts, Gpu) or not target.facts.cuda_graph:
         return program
     with tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": True}):
         return replace(program, module=relax.transform.RewriteCUDAGraph()(program.module))
