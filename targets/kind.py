@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+import numpy as np
 
 from tvmflow import __version__
 from tvmflow.measure.noise import median_interval
@@ -27,9 +29,13 @@ from tvmflow.spec import (
     TensorSpec,
     Tile,
     UnsupportedOperatorError,
+    UserError,
     Vector,
 )
 from tvmflow.system import toolchain
+
+if TYPE_CHECKING:
+    from tvmflow.integer.network import IntegerNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +101,12 @@ class Artifacts:
     notes: Sequence[str] = ()
 
 
+Arrays = tuple[np.ndarray, ...]
+
+Left = list[tuple[tuple[str, ...], np.ndarray]]
+"""What each kernel of a quantised network's library has left, in their order: the names of its layers, and the tensor
+of the last of them, int64 N×C×H×W of the network's values."""
+
 Parts = dict[str, tuple[int, int]]
 """Of each memory of a board the bytes that are needed and that there are."""
 
@@ -137,6 +149,15 @@ class Backend(Protocol):
 
     def find_runner(self, library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
         """How `library` is run on this computer, in a word, and the function. Raises MissingDependencyError."""
+
+    def capture(
+        self, library: Path, target: Target, network: IntegerNetwork, runs: Sequence[Arrays], kernels: Sequence[str]
+    ) -> tuple[str, Left]:
+        """How `library` is run on this computer, in a word, and what its kernels leave for each tuple of inputs.
+
+        It was built from `network`, and `kernels` are the calls that there should be. Raises UserError,
+        MissingDependencyError, VerificationError.
+        """
 
     def roof(self, target: Target) -> Roof | None:
         """What a board can do at most, by its data sheet; None where its figures aren't known."""
@@ -199,6 +220,13 @@ def verify_library(
 def verify_by_running(made: Artifacts, target: Target, vectors: Sequence[Vector]) -> tuple[dict[str, Any], Artifacts]:
     """`Backend.verify` where running the library shows no more than its outputs."""
     return verify_library(made.library, target, vectors, made.program.outputs), made
+
+
+def other_kernels(library: Path, found: int, kernels: Sequence[str]) -> UserError:
+    """What is raised where a library was built by a version that made other kernels of its network."""
+    return UserError(
+        f"{library.name} has {len(kernels)} kernels where this version of tvmflow makes {found}; build it again."
+    )
 
 
 def versions(linker: toolchain.Linker) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,20 +15,26 @@ from tvmflow.network.vectors import vector_names
 from tvmflow.spec import Built, Measurement, Program, Roof, Target, TensorSpec, Tile, UserError
 from tvmflow.system import interrupt, toolchain
 from tvmflow.targets.kind import (
+    Arrays,
     Artifacts,
+    Left,
     Parts,
     RunStages,
     Timing,
+    other_kernels,
     verify_by_running,
     whole_memory,
 )
 from tvmflow.targets.vta import nodes, timing
 from tvmflow.targets.vta import program as programs
-from tvmflow.targets.vta.compile import prepare
+from tvmflow.targets.vta.compile import prepare, regions_of
 from tvmflow.targets.vta.driver import make_runner, vta_driver
 from tvmflow.targets.vta.simulate import Machine
 from tvmflow.targets.vta.stages import compiled_of, configuration
 from tvmflow.targets.vta.timeline import occupancy
+
+if TYPE_CHECKING:
+    from tvmflow.integer.network import IntegerNetwork
 
 PROGRAM, MEMORY, LAYOUT = programs.FILES
 
@@ -165,6 +171,30 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
         return answers
 
     return "simulated", run
+
+
+def capture(
+    library: Path, target: Target, network: IntegerNetwork, runs: Sequence[Arrays], kernels: Sequence[str]
+) -> tuple[str, Left]:
+    """ "simulated": a layer's instructions one after the other, and behind each layer what memory has in its place.
+
+    That is looked at before the next layer begins, so that it's right whatever is written there later.
+    """
+    executable = programs.read(library.parent)
+    marks, layers = executable.layers, network.layers
+    if [mark.name for mark in marks] != [layer.name for layer in layers] or len(marks) != len(kernels):
+        raise other_kernels(library, len(layers), kernels)
+    regions = regions_of(network, executable)
+    if any(regions[region.name] != region for region in (*executable.inputs, *executable.outputs)):
+        raise UserError(f"{library.name} has its tensors elsewhere than this version of tvmflow; build it again.")
+    found: dict[str, list[np.ndarray]] = {layer.name: [] for layer in layers}
+    for arrays in runs:
+        interrupt.check()
+        machine = Machine(executable)
+        given = zip(executable.inputs, arrays, strict=True)
+        for mark in machine.run_layers({port.name: array.reshape(port.shape) for port, array in given}):
+            found[mark.name].append(regions[mark.name].read(machine.state.dram, executable.config))
+    return "simulated", [((name,), np.concatenate(stack).astype(np.int64)) for name, stack in found.items()]
 
 
 def hardware(target: Target) -> timing.Hardware:

@@ -132,11 +132,8 @@ def compile_works(
     offsets[Memory.UOP] = config.alignment + weights.count * config.wgt_bytes
     parts.append(isa.encode_uops(stream.uops, config))
     image = np.concatenate([part.reshape(-1).view(np.uint8) for part in parts])
-    behind = offsets[Memory.INP] = _up(image.size, config.alignment) - TENSORS * config.inp_bytes
-    regions = {
-        name: Region(name=name, offset=behind + tensor.tile * config.inp_bytes, shape=(1, *tensor.shape))
-        for name, tensor in tensors.items()
-    }
+    behind = offsets[Memory.INP] = _behind(image, config)
+    regions = _regions(tensors, image, config)
     return Compiled(
         executable=Executable(
             config=config,
@@ -152,6 +149,25 @@ def compile_works(
         regions=regions,
         uops=len(stream.uops),
     )
+
+
+def regions_of(network: IntegerNetwork, executable: Executable) -> dict[str, Region]:
+    """Where every tensor of a network lies in the memory of its program."""
+    config = executable.config
+    return _regions(place_tensors(network, config.block), executable.image, config)
+
+
+def _regions(tensors: Mapping[str, Tensor], image: np.ndarray, config: Config) -> dict[str, Region]:
+    behind = _behind(image, config)
+    return {
+        name: Region(name=name, offset=behind + tensor.tile * config.inp_bytes, shape=(1, *tensor.shape))
+        for name, tensor in tensors.items()
+    }
+
+
+def _behind(image: np.ndarray, config: Config) -> int:
+    """Where the tile of ones would lie, if it were in front of the activations, which are behind the image."""
+    return _up(image.size, config.alignment) - TENSORS * config.inp_bytes
 
 
 def _ports(works: Sequence[AnyWork]) -> Ports:

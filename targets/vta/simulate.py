@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from tvmflow.spec import TvmflowError
 from tvmflow.targets.vta import semantics
 from tvmflow.targets.vta.isa import Alu, Finish, Gemm, Instruction, Load, Store
-from tvmflow.targets.vta.program import Executable
+from tvmflow.targets.vta.program import Executable, Mark
 from tvmflow.targets.vta.semantics import RefusedError, State
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -100,7 +100,18 @@ class Machine:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One launch. Arrays by their region's name, of its shape and dtype. Raises UserError, RefusedError."""
+        for _ in self.run_layers(inputs, ()):
+            pass
+        return {region.name: region.read(self.state.dram, self.executable.config) for region in self.executable.outputs}
+
+    def run_layers(self, inputs: Mapping[str, np.ndarray], layers: Sequence[Mark] | None = None) -> Iterator[Mark]:
+        """The same launch, in steps: behind the instructions of each of the `layers`, of all by default, `state` can be
+        looked at."""
         for region in self.executable.inputs:
             region.write(self.state.dram, inputs[region.name], self.executable.config)
-        run(self.executable.instructions, self.state, self._translated)
-        return {region.name: region.read(self.state.dram, self.executable.config) for region in self.executable.outputs}
+        begin, every = 0, self.executable.instructions
+        for mark in self.executable.layers if layers is None else layers:
+            run(every[begin : mark.last], self.state, self._translated[begin : mark.last])
+            begin = mark.last
+            yield mark
+        run(every[begin:], self.state, self._translated[begin:])
