@@ -253,8 +253,7 @@ COLUMNS: dict[str, str] = {
 def integer_operators() -> str:
     """Which operators each kind of target computes, in which arithmetic: the table of docs/int8.md.
 
-    Of int8 the rules stand there that make kernels of the operator, where the kind has several; the lists are those
-    that builds and estimates refuse by.
+    Of int8 the rules stand there that make kernels of the operator, where the kind has several.
     """
     from tvmflow.integer.operators import OPERATORS
 
@@ -270,12 +269,12 @@ def integer_operators() -> str:
 
 
 def _in_int8(kind: str, operator: str) -> str:
-    """The rules by which a kind computes an operator in int8, yes, or no."""
+    """The rules by which a kind computes an operator in int8, yes, or that an accelerator leaves it to others."""
     from tvmflow.schedules.cpu.integer import RULES
     from tvmflow.schedules.cuda.integer import RULES as GPU_RULES
 
-    if operator in NODES and operator not in backends.integer_operators(kind):
-        return "no"
+    if operator in backends.ON_THE_PROCESSOR.get(kind, ()):
+        return "processor"
     names = {"llvm": RULES, "cuda": GPU_RULES}.get(kind)
     if names is None:
         return "yes"

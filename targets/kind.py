@@ -28,7 +28,6 @@ from tvmflow.spec import (
     Target,
     TensorSpec,
     Tile,
-    UnsupportedOperatorError,
     UserError,
     Vector,
 )
@@ -243,40 +242,21 @@ def versions(linker: toolchain.Linker) -> dict[str, str]:
     }
 
 
-INTEGER_OPERATORS: dict[str, frozenset[str]] = {"vta": frozenset({"add", "max_pool", "concat", "gather"})}
-"""Of kinds whose kernels or instructions aren't written for every operator of quantised networks: the operators without
-weights that they have, by their names in `tvmflow.integer.operators.OPERATORS`. Layers with weights all kinds have."""
-
-
-def integer_operators(kind: str) -> frozenset[str]:
-    """The operators without weights that a kind computes in int8: all, unless INTEGER_OPERATORS says otherwise."""
-    from tvmflow.integer.operators import OPERATORS
-
-    return INTEGER_OPERATORS.get(kind, frozenset(OPERATORS))
+ON_THE_PROCESSOR: dict[str, frozenset[str]] = {"vta": frozenset({"multiply", "table", "softmax", "resample"})}
+"""Of kinds with an accelerator the operators of quantised networks that it leaves to the board's processor, by their
+names in `tvmflow.integer.operators.OPERATORS`."""
 
 
 def check_graph(program: Program, target: Target) -> None:
     """In float32 and float16 everything is taken that can be imported, in int8 what has an integer form.
 
-    Of a float network and of a quantised one alike, whatever stands in the way is named at once, before anything is
-    compiled. Raises UserError, UnsupportedOperatorError.
+    Of a float network whatever stands in the way is named at once, before anything is compiled. Raises UserError,
+    UnsupportedOperatorError.
     """
-    if target.arithmetic != "int8":
-        return
-    from tvmflow.integer.reader import float_graph
+    if target.arithmetic == "int8" and program.integer is None:
+        from tvmflow.integer.reader import float_graph
 
-    network = program.integer if program.integer is not None else float_graph(program)
-    missing: dict[str, list[str]] = {}
-    for layer in network.layers:
-        if hasattr(layer, "operator") and layer.kind not in integer_operators(target.kind):
-            missing.setdefault(layer.kind, []).append((layer.modules or (layer.name,))[0])
-    if missing:
-        shown = ", ".join(f"{kind} ({', '.join(dict.fromkeys(paths))})" for kind, paths in missing.items())
-        raise UnsupportedOperatorError(
-            f"{program.name} can't be had in int8 on {target.name}: boards of target {target.kind} don't compute "
-            f"{shown}.",
-            {kind: tuple(paths) for kind, paths in missing.items()},
-        )
+        float_graph(program)
 
 
 def whole_memory(memory: Mapping[str, int], target: Target, tiles: Sequence[Tile]) -> Parts:

@@ -31,6 +31,7 @@ from tvmflow.integer.operators import Gather
 from tvmflow.integer.reader import float_graph
 from tvmflow.network.names import module_path
 from tvmflow.passes.lifetimes import Tensor, live_bytes
+from tvmflow.passes.portable_c import lower_loops
 from tvmflow.schedules.cortex_m import LONGEST_CHAIN, AnyLayer, Kernel, Node, choose
 from tvmflow.schedules.nodes import VALUES_OF_FLOATS
 from tvmflow.spec import Layer, Program, Target, UnsupportedOperatorError
@@ -235,20 +236,7 @@ def place_tensors(program: Program, target: Target) -> Program:
 
 def lower_kernels(program: Program, target: Target) -> Program:
     """Loops become what a code generator takes. Without a packed interface the pointers stay plain arguments."""
-    transform = tirx.transform
-    passes = [
-        transform.BindTarget(tvm.target.Target.current().with_host(tvm.target.Target.current())),
-        transform.FlattenBuffer(),
-        transform.NarrowDataType(32),
-        transform.VectorizeLoop(True),
-        transform.UnrollLoop(),
-        transform.StmtSimplify(),
-        transform.RemoveNoOp(),
-        transform.LowerIntrin(),
-    ]
-    with tvm.transform.PassContext(opt_level=3):
-        module = tvm.transform.Sequential(passes)(program.module)
-    return replace(program, module=module)
+    return replace(program, module=lower_loops(program.module))
 
 
 def functions_of(program: Program) -> dict[str, tirx.PrimFunc]:

@@ -16,9 +16,8 @@ from functools import cached_property
 
 import numpy as np
 
-from tvmflow.integer.layers import AnyIntegerLayer, IntegerNode
+from tvmflow.integer.layers import IntegerNode
 from tvmflow.integer.operators import OUTSIDE, Concat, Gather, MaxPool, Operator, Shape, Sum
-from tvmflow.spec import UnsupportedOperatorError
 from tvmflow.targets.vta.config import Config
 from tvmflow.targets.vta.emit import Loop, Stream
 from tvmflow.targets.vta.isa import Memory, Operation, Uop
@@ -373,28 +372,6 @@ def computes(operator: Operator, shape: Shape) -> bool:
     if isinstance(operator, Gather):
         return separated(operator, shape) is not None
     return type(operator) in KERNELS
-
-
-def require_supported(name: str, layers: Sequence[AnyIntegerLayer]) -> None:
-    """Raise UnsupportedOperatorError, with all of them, if there are operators that the accelerator can't compute."""
-    found: dict[str, list[str]] = {}
-    for layer in layers:
-        if isinstance(layer, IntegerNode) and not supported(layer):
-            found.setdefault(layer.kind, []).extend(layer.modules)
-    refuse(name, found)
-
-
-def refuse(name: str, found: Mapping[str, Sequence[str]]) -> None:
-    """Raise UnsupportedOperatorError if modules with operators that the accelerator can't compute were `found`."""
-    if not found:
-        return
-    operators = {what: tuple(dict.fromkeys(modules)) for what, modules in found.items()}
-    shown = ", ".join(f"{what} ({', '.join(modules) or 'no module'})" for what, modules in operators.items())
-    raise UnsupportedOperatorError(
-        f"{name} can't run on VTA, which has no instructions for {shown}. Such layers belong on the board's ARM cores, "
-        "and networks aren't split between both.",
-        operators,
-    )
 
 
 Axis = tuple[np.ndarray, np.ndarray]

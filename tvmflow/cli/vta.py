@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated
 
 import typer
@@ -22,13 +23,16 @@ def disasm(
         if opened.target.kind != "vta":
             raise UserError(f"{bundle} is for {opened.target.name}, which has no VTA.")
         executable = program.read(opened.library.parent)
-    parts = {mark.name: range(mark.first, mark.last) for mark in executable.layers}
-    if layer is not None and layer not in parts:
-        raise UserError(f"There is no layer {layer!r}; the layers are {', '.join(parts)}.")
-    covered = max((part.stop for part in parts.values()), default=0)
-    parts["(end)"] = range(covered, len(executable.instructions))
-    for name, numbers in parts.items():
-        if layer in (None, name):
-            print(f"{name}:")
+    names = [mark.name for mark in executable.layers]
+    if layer is not None and layer not in names:
+        raise UserError(f"There is no layer {layer!r}; the layers are {', '.join(names)}.")
+    marks = iter(executable.layers)
+    for step in executable.sequence:
+        parts = {mark.name: range(mark.first, mark.last) for mark in itertools.islice(marks, step.layers)}
+        end = max((part.stop for part in parts.values()), default=step.first)
+        for name, numbers in {**parts, "(end)": range(end, step.last)}.items():
+            if layer not in (None, name) or (step.function and name == "(end)"):
+                continue
+            print(f"{name}:" + (f" {step.function} of the processor" if step.function and not numbers else ""))
             for number in numbers:
                 print(f"{number:6}  {isa.text(executable.instructions[number])}")
