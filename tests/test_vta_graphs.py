@@ -37,7 +37,7 @@ from tvmflow.report import collect
 from tvmflow.report.survey import survey
 from tvmflow.system.text import to_json
 from tvmflow.targets import TARGETS
-from tvmflow.targets.vta import nodes, semantics, simulate, timing
+from tvmflow.targets.vta import moves, semantics, simulate, timing
 from tvmflow.targets.vta.bounds import Bounds
 from tvmflow.targets.vta.check import check
 from tvmflow.targets.vta.compile import Compiled, compile_network, default_tiling, prepare, untiled
@@ -363,11 +363,11 @@ def test_search_on_a_graph(tmp_path: Path) -> None:
 def test_digits_add_up_to_the_factors() -> None:
     factors = [1, -1, 127, 128, -128, 4096, -(2**30), 12345, -54321]
     for first, second in itertools.product(factors, repeat=2):
-        levels = nodes._digits([first, second])
+        levels = moves.digits([first, second])
         assert all(abs(digit) <= 127 for level in levels for digit in level)
         totals = [0, 0]
         for level in levels:
-            totals = [(total << nodes.DIGIT) + digit for total, digit in zip(totals, level, strict=True)]
+            totals = [(total << moves.DIGIT) + digit for total, digit in zip(totals, level, strict=True)]
         assert totals == [first, second]
 
 

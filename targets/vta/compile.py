@@ -16,7 +16,7 @@ import numpy as np
 from tvmflow.integer.layers import RANGES, IntegerLayer
 from tvmflow.integer.network import IntegerNetwork
 from tvmflow.spec import UnsupportedOperatorError, UserError
-from tvmflow.targets.vta import isa, nodes
+from tvmflow.targets.vta import isa, node_tiles, nodes
 from tvmflow.targets.vta.bounds import AnyWork
 from tvmflow.targets.vta.config import Config
 from tvmflow.targets.vta.cpu import ALIGNMENT, CpuWork, Place, function_name, source_of
@@ -236,7 +236,7 @@ def compile_works(
 def _emit(stream: Stream, weights: Weights, work: Work | NodeWork, tiling: Tiling) -> None:
     try:
         if isinstance(work, NodeWork):
-            nodes.emit(stream, weights, work, tiling)
+            node_tiles.emit(stream, weights, work, tiling)
         else:
             emit(stream, weights, work, tiling)
     except Infeasible as error:
@@ -314,7 +314,7 @@ def default_tiling(work: Work | NodeWork, config: Config) -> Tiling:
     The search of `tvmflow tune` begins with it.
     """
     if isinstance(work, NodeWork):
-        return nodes.default_tiling(work, config)
+        return node_tiles.default_tiling(work, config)
     height, width = work.target.shape[1:]
     blocks, inputs = work.target.blocks, work.source.blocks
     taps, bias = len(work.taps), work.bias_count
@@ -341,7 +341,7 @@ def untiled(work: Work | NodeWork, config: Config) -> Tiling:
     """What a compiler does that doesn't tile: one block of outputs after the other, as much of the map as fits at once,
     and one buffer of each kind, so that loading, computing and storing take turns."""
     if isinstance(work, NodeWork):
-        return replace(nodes.default_tiling(work, config), out_blocks=1, pieces=1, buffers=1)
+        return replace(node_tiles.default_tiling(work, config), out_blocks=1, pieces=1, buffers=1)
     height, width = work.target.shape[1:]
     if work.pool:
         return Tiling(out_blocks=1, rows=1, in_blocks=1, buffers=1)
