@@ -69,7 +69,7 @@ def _step_schema(prefix: str) -> dict[str, Any]:
     """What the keys of a step are held to."""
     count = {"type": "integer", "minimum": 0, "maximum": MAX_MEMORY_BYTES}
     name = {"type": "string", "pattern": "^([a-z_][a-z0-9_]{0,63})?$"}
-    properties = {f"{prefix}_{key}": count for key in ("layers", "first", "last", "offset", "bytes")}
+    properties: dict[str, Any] = {f"{prefix}_{key}": count for key in ("layers", "first", "last", "offset", "bytes")}
     properties[f"{prefix}_function"] = name
     return {"type": "object", "required": list(properties), "properties": properties}
 
