@@ -23,7 +23,6 @@ from tvmflow.schedules.gpu import Gpu
 from tvmflow.spec import Target
 from tvmflow.system import runtime
 from tvmflow.targets import DEFAULT_BOARD, TARGETS
-from tvmflow.targets import kind as backends
 from tvmflow.targets.cortex_m.facts import Mcu
 
 ROOT = Path(__file__).parents[1]
@@ -252,8 +251,7 @@ COLUMNS: dict[str, str] = {
 def integer_operators() -> str:
     """Which operators each kind of target computes, in which arithmetic: the table of docs/int8.md.
 
-    Of int8 the rules stand there that make kernels of the operator, where the kind has several; the lists are those
-    that builds and estimates refuse by.
+    Of int8 the rules stand there that make kernels of the operator, where the kind has several.
     """
     from tvmflow.integer.operators import OPERATORS
 
@@ -269,12 +267,12 @@ def integer_operators() -> str:
 
 
 def _in_int8(kind: str, operator: str) -> str:
-    """The rules by which a kind computes an operator in int8, yes, or no."""
+    """The rules by which a kind computes an operator in int8, yes, or that an accelerator leaves it to others."""
     from tvmflow.schedules.cpu.integer import RULES
     from tvmflow.schedules.cuda.integer import RULES as GPU_RULES
 
-    if operator in NODES and operator not in backends.integer_operators(kind):
-        return "no"
+    if operator in targets.KINDS[kind].on_the_processor:
+        return "processor"
     names = {"llvm": RULES, "cuda": GPU_RULES}.get(kind)
     if names is None:
         return "yes"

@@ -64,8 +64,8 @@ class Kind:
     - `weights_in_flash`: whether RAM needn't hold them.
     - `why_not_deployed`: why no bundle is carried to its boards, in the words that come after its path.
     - `scheme`: how networks are quantised for it, if nobody says otherwise.
-    - `integer_operators`: the operators without weights that it computes in int8, by their names in
-      `tvmflow.integer.operators.OPERATORS`; None if all. Layers with weights all kinds have.
+    - `on_the_processor`: of a kind with an accelerator, the operators of quantised networks that it leaves to the
+      board's processor, by their names in `tvmflow.integer.operators.OPERATORS`.
     - `search`: its own, where that of schedules for TVM's kernels isn't for it.
     - `candidates`: a module with the functions of `tvmflow.targets.search.Candidates`, where compiling and running a
       kernel takes more than a CPU.
@@ -83,7 +83,7 @@ class Kind:
     weights_in_flash: bool = False
     why_not_deployed: str = ""
     scheme: Scheme = "per-channel"
-    integer_operators: Collection[str] | None = None
+    on_the_processor: Collection[str] = ()
     search: OwnSearch | None = None
     candidates: str | None = None
     tracer: Tracer | None = None

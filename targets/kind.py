@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+import numpy as np
 
 from tvmflow import __version__
 from tvmflow.measure.cycles import Traced
@@ -27,12 +29,14 @@ from tvmflow.spec import (
     Target,
     TensorSpec,
     Tile,
-    UnsupportedOperatorError,
     UserError,
     Vector,
 )
 from tvmflow.system import toolchain
 from tvmflow.targets.about import KINDS
+
+if TYPE_CHECKING:
+    from tvmflow.integer.network import IntegerNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,12 @@ class Artifacts:
     notes: Sequence[str] = ()
 
 
+Arrays = tuple[np.ndarray, ...]
+
+Left = list[tuple[tuple[str, ...], np.ndarray]]
+"""What each kernel of a quantised network's library has left, in their order: the names of its layers, and the tensor
+of the last of them, int64 N×C×H×W of the network's values."""
+
 Parts = dict[str, tuple[int, int]]
 """Of each memory of a board the bytes that are needed and that there are."""
 
@@ -140,6 +150,15 @@ class Backend(Protocol):
 
     def find_runner(self, library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
         """How `library` is run on this computer, in a word, and the function. Raises MissingDependencyError."""
+
+    def capture(
+        self, library: Path, target: Target, network: IntegerNetwork, runs: Sequence[Arrays], kernels: Sequence[str]
+    ) -> tuple[str, Left]:
+        """How `library` is run on this computer, in a word, and what its kernels leave for each tuple of inputs.
+
+        It was built from `network`, and `kernels` are the calls that there should be. Raises UserError,
+        MissingDependencyError, VerificationError.
+        """
 
     def roof(self, target: Target) -> Roof | None:
         """What a board can do at most, by its data sheet; None where its figures aren't known."""
@@ -205,6 +224,13 @@ def verify_by_running(made: Artifacts, target: Target, vectors: Sequence[Vector]
     return verify_library(made.library, target, vectors, made.program.outputs), made
 
 
+def other_kernels(library: Path, found: int, kernels: Sequence[str]) -> UserError:
+    """What is raised where a library was built by a version that made other kernels of its network."""
+    return UserError(
+        f"{library.name} has {len(kernels)} kernels where this version of tvmflow makes {found}; build it again."
+    )
+
+
 def versions(linker: toolchain.Linker) -> dict[str, str]:
     """What a library of TVM's was made with: enough to make it again."""
     import tvm
@@ -219,36 +245,16 @@ def versions(linker: toolchain.Linker) -> dict[str, str]:
     }
 
 
-def integer_operators(kind: str) -> frozenset[str]:
-    """The operators without weights that a kind computes in int8: all, unless it says otherwise (`Kind`)."""
-    from tvmflow.integer.operators import OPERATORS
-
-    written = KINDS[kind].integer_operators
-    return frozenset(OPERATORS if written is None else written)
-
-
 def check_graph(program: Program, target: Target) -> None:
     """In float32 and float16 everything is taken that can be imported, in int8 what has an integer form.
 
-    Of a float network and of a quantised one alike, whatever stands in the way is named at once, before anything is
-    compiled. Raises UserError, UnsupportedOperatorError.
+    Of a float network whatever stands in the way is named at once, before anything is compiled. Raises UserError,
+    UnsupportedOperatorError.
     """
-    if target.arithmetic != "int8":
-        return
-    from tvmflow.integer.reader import float_graph
+    if target.arithmetic == "int8" and program.integer is None:
+        from tvmflow.integer.reader import float_graph
 
-    network = program.integer if program.integer is not None else float_graph(program)
-    missing: dict[str, list[str]] = {}
-    for layer in network.layers:
-        if hasattr(layer, "operator") and layer.kind not in integer_operators(target.kind):
-            missing.setdefault(layer.kind, []).append((layer.modules or (layer.name,))[0])
-    if missing:
-        shown = ", ".join(f"{kind} ({', '.join(dict.fromkeys(paths))})" for kind, paths in missing.items())
-        raise UnsupportedOperatorError(
-            f"{program.name} can't be had in int8 on {target.name}: boards of target {target.kind} don't compute "
-            f"{shown}.",
-            {kind: tuple(paths) for kind, paths in missing.items()},
-        )
+        float_graph(program)
 
 
 def whole_memory(memory: Mapping[str, int], target: Target, tiles: Sequence[Tile]) -> Parts:

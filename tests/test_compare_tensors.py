@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, needs_emulator
+from conftest import ROOT, needs_commands, needs_emulator
 from torch import nn
 
 from tvmflow.bundles import compare
@@ -24,6 +24,7 @@ from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.report.render import rules_text
 from tvmflow.spec import UserError, VerificationError
 from tvmflow.targets import TARGETS, compute_in
+from tvmflow.targets.cortex_m import machine
 
 FACTORY, SHAPE = "test_compare_tensors:residual", (1, 3, 10, 12)
 SHAPES = [parse_input_shape("1x3x10x12")]
@@ -69,6 +70,8 @@ def made(tmp_path_factory) -> Path:
     file.save(network, root / "residual.safetensors")
     quantised = integer_program(network, str(root / "residual.safetensors"))
     build(quantised, compute_in(TARGETS["host"], "int8"), root / "int8")
+    shifts = int8.make(program, int8.of_inputs(data, method), "power-of-two", method)
+    file.save(shifts, root / "shifts.safetensors")
     build(program, TARGETS["host"], root / "float")
     return root
 
@@ -109,11 +112,9 @@ def test_the_first_tensor_that_differs(made, monkeypatch):
     capture = compare.capture
 
     def spoilt(*arguments):
-        method, tensors = capture(*arguments)
-        names = list(tensors)
-        tensors[names[2]] = tensors[names[2]] + 3
-        tensors[names[3]] = tensors[names[3]] - 9
-        return method, tensors
+        method, left = capture(*arguments)
+        left[2:4] = [(names, values + more) for (names, values), more in zip(left[2:4], (3, -9), strict=True)]
+        return method, left
 
     monkeypatch.setattr(compare, "capture", spoilt)
     found = compared(made / "int8", None, None)
@@ -148,11 +149,57 @@ def test_networks_that_a_bundle_was_not_built_from(made, tmp_path):
         compared(made / "int8", None, None, str(made / "missing.npz"))
 
 
-def test_other_kinds_are_refused_in_a_sentence(made):
+def built(made: Path, root: Path, name: str, network: str) -> Path:
+    """A bundle for a board."""
+    board = compute_in(TARGETS[name], "int8")
+    build(integer_program(file.load(made / network), str(made / network)), board, root / name, verify=False)
+    return root / name
+
+
+def test_the_layers_of_vta(made, tmp_path):
+    """On the simulator, each looked at before the next one begins; and what lies in place of a larger tensor."""
+    found = compared(built(made, tmp_path, "pynq-z1", "shifts.safetensors"), None, FACTORY, str(made / "inputs.npz"))
+    assert (found["identical"], found["method"]) == (True, "simulated")
+    assert all(row["max_difference"] == 0 for row in found["tensors"])
+    assert "run layer by layer on VTA's simulator" in compare.text(found)
+
+
+def test_a_vta_layer_with_another_weight(made, tmp_path):
+    path = built(made, tmp_path, "pynq-z1", "shifts.safetensors")
+    with open_bundle(path) as bundle:
+        memory = np.fromfile(path / "memory.bin", np.int8)
+        narrow = file.load(made / "shifts.safetensors").by_name["narrow"].weight[:, :, 0, 0]
+        tile = np.zeros((16, 16), np.int8)
+        tile[:12, :12] = narrow
+        at = memory.tobytes().find(tile.tobytes())
+        assert at > 0
+        memory[at] += 1
+        memory.tofile(path / "memory.bin")
+        sources = compare.find_sources(bundle, None, None, SHAPES)
+        found = compare.compare_tensors(bundle, sources)
+    assert (found["identical"], found["first_difference"]) == (False, "narrow")
+
+
+def test_the_kernels_of_microcontrollers(made, tmp_path):
+    """The firmware itself, whose arena keeps no tensor for long."""
+    for name in ("mps3-an547", "mps2-an500"):
+        needs_commands(machine.QEMU)
+        found = compared(built(made, tmp_path, name, "residual.safetensors"), None, None)
+        assert (found["identical"], found["method"]) == (True, "emulated"), name
+    assert "as firmware under qemu-system and stopped after each kernel" in compare.text(found)
+
+
+def test_the_kernels_of_gpus(made, tmp_path):
+    found = compared(built(made, tmp_path, "jetson-orin-nano", "residual.safetensors"), None, None)
+    assert (found["identical"], found["method"]) == (True, "stand-in")
+    assert {row["max_difference"] for row in found["tensors"]} == {0}
+
+
+def test_a_bundle_of_other_kernels_is_refused(made):
     with open_bundle(made / "int8") as bundle:
-        manifest = {**bundle.manifest, "target": {**bundle.manifest["target"], "kind": "cuda"}}
+        manifest = {**bundle.manifest, "layers": bundle.manifest["layers"][1:]}
         other = dataclasses.replace(bundle, manifest=manifest)
-        with pytest.raises(UserError, match="can't be looked at one by one"):
+        with pytest.raises(UserError, match="where this version of tvmflow makes"):
             compare.capture(other, file.load(made / "residual.safetensors"), (np.zeros(SHAPE, np.int8),))
 
 

@@ -18,7 +18,6 @@ from tvmflow.report import networks as networks_report
 from tvmflow.report.estimate import analyse, describe, describe_model, estimate, roof_of, text
 from tvmflow.spec import Roof, UnsupportedOperatorError
 from tvmflow.targets import TARGETS, kind
-from tvmflow.targets.kind import integer_operators
 
 PI = TARGETS["raspberry-pi-4b"]
 
@@ -152,12 +151,10 @@ def test_every_operator_in_the_way_is_named(odd):
 
 
 def test_graphs_can_be_built_in_int8():
-    """Where the board's kind has the operators, by the same list that builds and the documentation have."""
     branched = analyse(import_model("networks:residual", [parse_input_shape("1x3x8x8")]))
     for name in ("host", "raspberry-pi-4b", "jetson-nano", "pynq-z1", "mps3-an547"):
         found = estimate(branched, TARGETS[name])["int8"]
-        assert found["possible"] == ("add" in integer_operators(TARGETS[name].kind)), name
-        assert ("add (" in found["reason"]) != found["possible"]
+        assert (found["possible"], found["reason"]) == (True, ""), name
 
 
 def test_what_a_build_would_refuse_is_said():
@@ -165,10 +162,10 @@ def test_what_a_build_would_refuse_is_said():
     branched = analyse(import_model("networks:residual", [parse_input_shape("1x3x8x8")]))
     rows = {name: estimate(branched, TARGETS[name]) for name in ("host", "raspberry-pi-4b", "jetson-nano")}
     assert all(row["build"]["possible"] for row in rows.values())
-    tables = analyse(from_module(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid()), "net", "net", [(1, 3, 8, 8)]))
-    rows["pynq-z1"] = estimate(tables, TARGETS["pynq-z1"])
+    logs = analyse(from_module(nn.Sequential(nn.Conv2d(3, 4, 1), nn.LogSoftmax(1)), "net", "net", [(1, 3, 8, 8)]))
+    rows["pynq-z1"] = estimate(logs, TARGETS["pynq-z1"])
     with pytest.raises(UnsupportedOperatorError) as refused:
-        kind.of(TARGETS["pynq-z1"]).check_network(tables.imported, TARGETS["pynq-z1"])
+        kind.of(TARGETS["pynq-z1"]).check_network(logs.imported, TARGETS["pynq-z1"])
     assert rows["pynq-z1"]["build"] == {"possible": False, "reason": str(refused.value)}
     shown = text(branched.program, list(rows.values()))
     assert f"Not built for pynq-z1: {rows['pynq-z1']['build']['reason']}" in shown

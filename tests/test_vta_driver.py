@@ -17,7 +17,7 @@ from vta_graphs import Drawing
 
 from tvmflow.system.toolchain import link, select_linker
 from tvmflow.targets import TARGETS
-from tvmflow.targets.vta import check, program, selftest, simulate
+from tvmflow.targets.vta import check, cpu, program, selftest, simulate
 from tvmflow.targets.vta.compile import compile_network
 from tvmflow.targets.vta.config import SAMPLES, Config
 from tvmflow.targets.vta.driver import make_runner, vta_driver
@@ -203,6 +203,23 @@ def test_several_inputs_and_outputs(driver, tmp_path):
     assert [np.array_equal(*pair) for pair in zip(found, expected, strict=True)] == [True, True, True]
 
 
+def test_the_accelerator_and_the_processor_take_turns(driver, tmp_path):
+    """On one memory, whose functions the driver finds beside the program."""
+    drawn = Drawing(rng=np.random.default_rng(2))
+    wide = drawn.conv(drawn.input(7, 5, 4), 20)
+    network = drawn.network(drawn.softmax(drawn.conv(drawn.product(wide, drawn.table(wide)), 18)), wide)
+    program.save(compile_network(network, NEW).executable, tmp_path)
+    arrays = (np.random.default_rng(1).integers(-128, 128, (1, 7, 5, 4)).astype(np.int8),)
+    expected = network.run_all(arrays)
+    board = FakeBoard(NEW, "hls", BASE)
+    with pytest.raises(VtaError, match="can't be loaded"):
+        driver(board).run_several(tmp_path, arrays, [array.shape for array in expected])
+    link(select_linker(TARGETS["host"]), tmp_path / cpu.LIBRARY, [tmp_path / cpu.SOURCE], cpu.OPTIONS)
+    found = driver(board).run_several(tmp_path, arrays, [array.shape for array in expected])
+    assert [pair[0].tobytes() == pair[1].tobytes() for pair in zip(found, expected, strict=True)] == [True, True]
+    assert board.launches == 2
+
+
 def test_another_instruction_set_is_found_out_before_anything_is_stored(driver, folders):
     for config, other in ((NEW, OLD), (OLD, NEW)):
         board = FakeBoard(config, "hls", BASE)
@@ -238,7 +255,7 @@ def test_memory_that_no_instruction_can_name(driver, folders):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"schema_version": 2}, "layout.json is of version 2, not 1"),
+        ({"schema_version": 3}, "layout.json is of version 3, not 1 or 2"),
         ({"hw_ver": "0.0.9"}, "this driver knows 0.0.1 and 0.0.2"),
         ({"instruction_count": 1}, "not as long as layout.json says"),
     ],

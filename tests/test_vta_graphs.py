@@ -8,7 +8,6 @@ import os
 import random
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -30,18 +29,15 @@ from vta_graphs import (
 from tvmflow.bundles.build import build
 from tvmflow.integer import file
 from tvmflow.integer.frontend import graphless_program
-from tvmflow.integer.layers import IntegerNode
 from tvmflow.integer.network import IntegerNetwork
-from tvmflow.integer.operators import Function, Gather, Product, Softmax
 from tvmflow.integer.post_training import Method
 from tvmflow.models import int8
 from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.report import collect
 from tvmflow.report.survey import survey
-from tvmflow.spec import UnsupportedOperatorError
 from tvmflow.system.text import to_json
 from tvmflow.targets import TARGETS
-from tvmflow.targets.vta import nodes, semantics, simulate, timing
+from tvmflow.targets.vta import moves, semantics, simulate, timing
 from tvmflow.targets.vta.bounds import Bounds
 from tvmflow.targets.vta.check import check
 from tvmflow.targets.vta.compile import Compiled, compile_network, default_tiling, prepare, untiled
@@ -364,53 +360,14 @@ def test_search_on_a_graph(tmp_path: Path) -> None:
     assert survey(tmp_path / "out")["latency"]["p50"] == pytest.approx(content["network_ms"])
 
 
-def unsupported(operator, source: str, shape: tuple[int, ...], name: str, **values) -> IntegerNode:
-    more = {"minimum": -128, "maximum": 127, "dtype": "int8", **values}
-    return IntegerNode(
-        name=name,
-        modules=(f"module.{name}",),
-        operator=operator,
-        inputs=(source,) * (2 if isinstance(operator, Product) else 1),
-        scale=1.0,
-        input_shapes=(shape,) * (2 if isinstance(operator, Product) else 1),
-        output_shape=shape,
-        **more,
-    )
-
-
-def test_what_is_left_is_refused_at_once() -> None:
-    """With every operator and its modules, and before anything is compiled."""
-    drawn, (source,) = drawing((4, 7, 5))
-    layer, shape = drawn.conv(source, 4), (1, 4, 7, 5)
-    places = np.random.default_rng(0).permutation(140).reshape(shape).astype(np.int32)
-    odd = [
-        unsupported(Product(), layer, shape, "product", factors=np.array([1], np.int32), shift=7),
-        unsupported(Function(), layer, shape, "tanh", table=np.zeros(256, np.int32)),
-        unsupported(Function(), layer, shape, "sigmoid", table=np.zeros(256, np.int32)),
-        unsupported(Gather(places=places), layer, shape, "mixed"),
-        unsupported(
-            Softmax(axis=1), layer, shape, "softmax", table=np.full(256, 9, np.int32), dtype="uint8", minimum=0
-        ),
-    ]
-    network = replace(drawn.network(layer), layers=(*drawn.layers, *odd))
-    with pytest.raises(UnsupportedOperatorError, match="ARM cores") as raised:
-        prepare(network, CONFIG)
-    assert raised.value.operators == {
-        "multiply": ("module.product",),
-        "table": ("module.tanh", "module.sigmoid"),
-        "gather": ("module.mixed",),
-        "softmax": ("module.softmax",),
-    }
-
-
 def test_digits_add_up_to_the_factors() -> None:
     factors = [1, -1, 127, 128, -128, 4096, -(2**30), 12345, -54321]
     for first, second in itertools.product(factors, repeat=2):
-        levels = nodes._digits([first, second])
+        levels = moves.digits([first, second])
         assert all(abs(digit) <= 127 for level in levels for digit in level)
         totals = [0, 0]
         for level in levels:
-            totals = [(total << nodes.DIGIT) + digit for total, digit in zip(totals, level, strict=True)]
+            totals = [(total << moves.DIGIT) + digit for total, digit in zip(totals, level, strict=True)]
         assert totals == [first, second]
 
 

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from tvmflow.integer.layers import AnyIntegerLayer, IntegerLayer, IntegerNode
 from tvmflow.integer.network import IntegerNetwork, Port, accumulate, run_layer
-from tvmflow.integer.operators import OUTSIDE, Concat, Gather, MaxPool, Operator, Sum
+from tvmflow.integer.operators import (
+    OUTSIDE,
+    Concat,
+    Function,
+    Gather,
+    MaxPool,
+    Operator,
+    Product,
+    Resample,
+    Softmax,
+    Sum,
+)
 from tvmflow.integer.window import Window
 
 SAMPLES = 3
@@ -102,6 +114,29 @@ class Drawing:
         places = np.ascontiguousarray(choose(np.arange(np.prod(shape)).reshape(shape)), np.int32)
         return self._node(Gather(places=places), (source,), (-128, 127))
 
+    def table(self, source: str, by_channel: bool = False) -> str:
+        """A function, of random values."""
+        shape = (self.shape(source)[1], 256) if by_channel else (256,)
+        return self._node(Function(), (source,), (-128, 127), table=self._numbers(shape))
+
+    def product(self, *sources: str, shift: int = 7) -> str:
+        return self._node(Product(), sources, (-128, 127), factors=np.array([1], np.int32), shift=shift)
+
+    def softmax(self, source: str, axis: int = 1) -> str:
+        """From 0 to 255."""
+        table = np.rint(np.exp(-np.arange(256) / 9) * (1 << 15)).astype(np.int32)
+        return self._node(Softmax(axis=axis), (source,), (0, 255), table=table, dtype="uint8")
+
+    def resample(self, source: str) -> str:
+        """Rows and columns as sums of two random ones each."""
+        axes = []
+        for length in self.shape(source)[2:]:
+            weights = self.rng.random((int(self.rng.integers(1, 8)), 2))
+            places = self.rng.integers(0, length, weights.shape).astype(np.int32)
+            axes.append((places, weights / weights.sum(1, keepdims=True)))
+        operator = Resample(rows=axes[0], columns=axes[1])
+        return self._node(operator, (source,), (-128, 127), shift=2 * operator.bits)
+
     def network(self, *outputs: str) -> IntegerNetwork:
         """Of these outputs, or of all that nothing reads."""
         read = {name for layer in self.layers for name in layer.inputs}
@@ -120,13 +155,11 @@ class Drawing:
     def _name(self, kind: str) -> str:
         return f"{kind}-{len(self.layers)}"
 
+    def _numbers(self, shape: tuple[int, ...]) -> np.ndarray:
+        return self.rng.integers(-128, 128, shape).astype(np.int32)
+
     def _node(
-        self,
-        operator: Operator,
-        sources: Sequence[str],
-        limits: tuple[int, int],
-        factors: np.ndarray | None = None,
-        shift: int = 0,
+        self, operator: Operator, sources: Sequence[str], limits: tuple[int, int], dtype: str = "int8", **fields: Any
     ) -> str:
         shapes = tuple(self.shape(source) for source in sources)
         node = IntegerNode(
@@ -134,11 +167,10 @@ class Drawing:
             modules=(self._name(operator.kind),),
             operator=operator,
             inputs=tuple(sources),
-            factors=factors,
-            shift=shift,
+            **fields,
             minimum=limits[0],
             maximum=limits[1],
-            dtype="int8",
+            dtype=dtype,
             scale=1.0,
             input_shapes=shapes,
             output_shape=operator.out_shape(*shapes),
@@ -206,6 +238,35 @@ def random_graph(seed: int, block: int = 16) -> IntegerNetwork:
     for _ in range(rng.integers(3, 8)):
         tensors.append(_layer(drawing, rng, tensors, channels))
     outputs = {tensors[-1], *(name for name in tensors if name not in drawing.values or _unread(drawing, name))}
+    return drawing.network(*sorted(outputs - {port.name for port in drawing.inputs}))
+
+
+def split_graph(seed: int, block: int = 16) -> IntegerNetwork:
+    """The same with layers between that VTA has no instructions for; at the end one whose numbers have no sign."""
+    rng = np.random.default_rng(seed)
+    drawing = Drawing(rng=rng, block=block)
+    height, width = rng.integers(1, 7, 2)
+    channels = [1, 3, block, block + 3, 2 * block]
+    tensors = [drawing.input(int(rng.choice(channels)), int(height), int(width))]
+    for _ in range(rng.integers(3, 7)):
+        source = str(rng.choice(tensors[-3:]))
+        kind = rng.choice(["table", "product", "resample", "scattered", "accelerator", "accelerator", "accelerator"])
+        if kind == "table":
+            tensors.append(drawing.table(source, by_channel=bool(rng.integers(2))))
+        elif kind == "product":
+            gates = [name for name in tensors if drawing.shape(name) == drawing.shape(source)]
+            gates += [drawing.gather(source, lambda numbers: numbers[:, :, :1, :1])]
+            tensors.append(drawing.product(source, str(rng.choice(gates))))
+        elif kind == "resample":
+            tensors.append(drawing.resample(source))
+        elif kind == "scattered":
+            tensors.append(drawing.gather(source, lambda x: rng.permutation(x.ravel())[None, :, None, None]))
+        else:
+            tensors.append(_layer(drawing, rng, tensors, channels))
+    last = drawing.softmax(tensors[-1], axis=int(rng.integers(1, 4)))
+    positive = drawing.table(last)
+    outputs = {last, drawing.concat(last, last), positive, drawing.conv(positive, 5)}
+    outputs |= {name for name in tensors if _unread(drawing, name)}
     return drawing.network(*sorted(outputs - {port.name for port in drawing.inputs}))
 
 

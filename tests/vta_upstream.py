@@ -4,6 +4,9 @@ CHECKOUT is one of apache/tvm-vta. Both are compiled as C++, with stand-ins for 
 configurations, and run random legal programs, random graphs, the self-test and, if its weights are there, the paper's
 network. What they leave in memory has to be what tvmflow's simulator leaves. C++ shows neither an HLS pipeline's
 hazards nor timing.
+
+With `--network FILE --data cifar10.tar.xz [--images N]` a network quantised by powers of two runs on the first test
+images instead, on upstream's simulator and on tvmflow's: both have to give the integer reference's logits.
 """
 
 from __future__ import annotations
@@ -127,12 +130,50 @@ def agree(libraries: dict[str, ctypes.CDLL], executable: Executable, memory: np.
     return wrong
 
 
+def run_images(checkout: Path, name: str, data: Path, count: int) -> int:
+    """A network on the first test images: 0 if both simulators give the reference's logits for each."""
+    from tvmflow.models import quantized
+    from tvmflow.models.data import load_cifar10
+
+    config, network = SAMPLES["pynq"], quantized(name, "power-of-two")
+    executable = compile_network(network, config).executable
+    if executable.steps:
+        print(f"{network.name} has layers that run on the board's processor, of which upstream knows nothing.")
+        return 1
+    assert network.preprocessing is not None
+    test = load_cifar10(data).test
+    images = network.quantize_input(network.preprocessing.apply(test.images[:count]))
+    wanted = network.run(images)
+    machine, ((source,), (result,)) = simulate.Machine(executable), (executable.inputs, executable.outputs)
+    equal, agreeing = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        library = compile_library("fsim", checkout, config, Path(folder))
+        for image, logits in zip(images, wanted, strict=True):
+            (found,) = machine.run({source.name: image[None]}).values()
+            equal.append(np.array_equal(found.ravel(), logits.ravel()))
+            memory = np.full(executable.memory_bytes, simulate.POWER_UP, np.uint8)
+            memory[: executable.image.size] = executable.image
+            source.write(memory, image[None], config)
+            run_fsim(library, config, executable.instructions, memory)
+            agreeing.append(np.array_equal(result.read(memory, config).ravel(), logits.ravel()))
+    print(f"{network.name}: logits equal to the reference's on {sum(equal)} of {count} images (tvmflow's simulator)")
+    print(f"{network.name}: logits equal to the reference's on {sum(agreeing)} of {count} images (upstream's)")
+    right = float((wanted.argmax(1) == test.labels[:count]).mean())
+    print(f"{network.name}: {right:.1%} of these images are classed right")
+    return 0 if all(equal) and all(agreeing) else 1
+
+
 def main() -> int:
     """The command. 0 if all agree."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--programs", type=int, default=1000)
+    parser.add_argument("--network", help="a .safetensors file of `tvmflow quantize --scheme power-of-two`")
+    parser.add_argument("--data", type=Path, help="CIFAR-10, for --network")
+    parser.add_argument("--images", type=int, default=500)
     given = parser.parse_args()
+    if given.network:
+        return run_images(given.checkout, given.network, given.data, given.images)
     rng, wrong = np.random.default_rng(0), 0
 
     def compare(what: str, libraries: dict[str, ctypes.CDLL], cases: list[tuple[Executable, np.ndarray]]) -> int:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvmflow.measure.cycles import Traced
 from tvmflow.network.agreement import Runner, compare, tolerances, unverified
@@ -30,15 +30,21 @@ from tvmflow.targets.cortex_m.facts import Mcu
 from tvmflow.targets.cortex_m.fit import CODE_BYTES_OF_A_KERNEL, check_fit
 from tvmflow.targets.cortex_m.options import STACK_BYTES
 from tvmflow.targets.kind import (
+    Arrays,
     Artifacts,
     Gap,
+    Left,
     Parts,
     RunStages,
     Timing,
     check_graph,
+    other_kernels,
     stated_in,
     versions,
 )
+
+if TYPE_CHECKING:
+    from tvmflow.integer.network import IntegerNetwork
 
 log = logging.getLogger(__name__)
 
@@ -222,6 +228,29 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
         return machine.run(library, target, name, inputs, outputs).outputs
 
     return "emulated", run
+
+
+def capture(
+    library: Path, target: Target, network: IntegerNetwork, runs: Sequence[Arrays], kernels: Sequence[str]
+) -> tuple[str, Left]:
+    """ "emulated": the firmware that runs is stopped after each kernel, whose result is then looked at.
+
+    A copy of an output that is given twice is a kernel, too, and of no layer.
+    """
+    from tvmflow.integer.frontend import graphless_program
+    from tvmflow.targets.cortex_m import capture as looking
+
+    program = graphless_program(network)
+    calls = looking.calls_of(program, target)
+    if [call.kernel for call in calls] != list(kernels):
+        raise other_kernels(library, len(calls), kernels)
+    left = looking.capture(library, target, network_name(library), program, calls, runs)
+    shapes, dtypes = network.shapes, network.dtypes
+    return "emulated", [
+        (call.layers, looking.tensor_of(stack, shapes.get(last, ()), dtypes.get(last, "int8")))
+        for call, stack in zip(calls, left, strict=True)
+        for last in call.layers[-1:]
+    ]
 
 
 def time(

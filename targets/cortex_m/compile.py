@@ -16,6 +16,7 @@ from tvm import tirx
 
 from tvmflow import __version__
 from tvmflow.integer.network import IntegerNetwork
+from tvmflow.passes import portable_c
 from tvmflow.spec import Program, Target, TensorSpec
 from tvmflow.system import toolchain
 from tvmflow.system.toolchain import Linker
@@ -44,10 +45,9 @@ With MVE it mustn't make vectors of loops over elements that lie apart: of a max
 never ends, as it loses the end of a loop whose masks and counter it has to keep on the stack (LLVM 22).
 """
 
-_LINKAGE = '#ifdef __cplusplus\nextern "C"\n#endif\n'
 _VALUES_IN_A_ROW = 32
 
-C_TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int32": "int32_t", "float32": "float"}
+C_TYPES = portable_c.TYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,36 +183,21 @@ def compile_object(program: Program, target: Target, folder: Path, linker: Linke
 def _generate(program: Program, target: Target, name: str) -> Any:
     """Machine code of all kernels, by TVM's LLVM."""
     description = {**toolchain.tvm_target_dict(target), **GENERATED_FOR.get(Mcu.of(target).core, {})}
-    return _generated(program, "llvm", tvm.target.Target(description), name)
+    return portable_c.generate(_symbols(program, name), "llvm", tvm.target.Target(description))
 
 
-def _generated(program: Program, kind: str, target: tvm.target.Target, name: str) -> Any:
-    functions = {}
-    for kernel, func in functions_of(program).items():
-        # codegen needs none of the attributes that are ours
-        bare = tirx.PrimFunc(func.params, func.body, func.ret_type)
-        attributes = {"global_symbol": f"{name}_{kernel}", "tirx.noalias": True, "target": target}
-        for key, value in attributes.items():
-            bare = bare.with_attr(key, value)
-        functions[f"{name}_{kernel}"] = bare
-    return tvm.get_global_func(f"target.build.{kind}")(tvm.IRModule(functions), target)
+def _symbols(program: Program, name: str) -> dict[str, tirx.PrimFunc]:
+    return {f"{name}_{kernel}": func for kernel, func in functions_of(program).items()}
 
 
 def write_source(program: Program, target: Target, folder: Path) -> None:
     """The network as C99 for any compiler and processor: its header, NAME.c and NAME_weights.c.
 
-    `program` has been through the stages for a core that is "plain". What C leaves open is only that negative numbers
-    are shifted to the right arithmetically, as every compiler in use does it.
+    `program` has been through the stages for a core that is "plain".
     """
     image = lay_out(program)
     name = image.name
-    text = _generated(program, "c", tvm.target.Target("c"), name).inspect_source()
-    body = text[text.index("TVM_DLL") :].replace(_LINKAGE, "").replace("TVM_DLL ", "")
-    definitions = [line for line in body.splitlines() if not re.fullmatch(r"void \w+\(.*\);", line)]
-    kernels = "\n".join(definitions).strip().removesuffix(_LINKAGE.strip()).strip()
-    kernels = re.sub(r"^void ", "static void ", kernels, flags=re.MULTILINE)
-    kernels = re.sub(r"(\w+_t|float)\* (\w+)(?=[,)])", r"\1 *restrict \2", kernels)
-    kernels = re.sub(r"\binff\b", "(1.0f / 0.0f)", kernels)  # TVM's name of infinity is none of C's
+    kernels = portable_c.definitions(_symbols(program, name))
     (folder / f"{name}.h").write_text(header(program, target, image))
     (folder / f"{name}.c").write_text(portable_source(image, kernels))
     (folder / f"{name}_weights.c").write_text(weights_source(image))

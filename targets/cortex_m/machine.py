@@ -156,7 +156,7 @@ def trace(
         firmware, _ = _run_vectors(folder, library, target, name, [inputs], outputs, plugin)
         text = disassemble(firmware, f"--triple={target.tvm['mtriple']}", f"--mcpu={target.tvm['mcpu']}")
         found = read_trace(folder / "run")
-        functions = _functions(firmware)
+        functions = functions_of(firmware)
     network = [span for function, span in functions.items() if function.startswith(f"{name}_")]
     (inside,) = np.nonzero(np.isin(found.order, [n for n, start in enumerate(found.starts) if _in(network, start)]))
     found = replace(found, order=found.order[: inside[-1] + 1])  # what follows is the firmware's
@@ -171,7 +171,7 @@ def _in(spans: Sequence[range], address: int) -> bool:
     return any(address in span for span in spans)
 
 
-def _functions(firmware: Path) -> dict[str, range]:
+def functions_of(firmware: Path) -> dict[str, range]:
     """The addresses of each function. The lowest bit of a symbol's says that its code is Thumb."""
     with firmware.open("rb") as file:
         table: Any = ELFFile(file).get_section_by_name(".symtab")
@@ -194,10 +194,7 @@ def _run_vectors(
     Raises MissingDependencyError, and VerificationError if it doesn't come to its end.
     """
     qemu = find_qemu()
-    (folder / "tensors.h").write_text(_tensors(name, inputs[0], outputs))
-    sources = [HERE / "run_vectors.c", library]
-    firmware = link_firmware(folder, target, sources, [f"-I{folder}", f"-DSTACK_BYTES={STACK_BYTES}"])
-    (folder / "input.raw").write_bytes(_bytes(inputs))
+    firmware = prepare(folder, library, target, name, inputs, outputs)
     options = ["-plugin", f"{emulate.compile_plugin(plugin[0])},out={plugin[1]}"] if plugin else []
     done = start(qemu, Mcu.of(target).machine, firmware, folder, options, SECONDS_PER_INFERENCE * len(inputs))
     said = done.stdout.split() + done.stderr.split()
@@ -206,6 +203,16 @@ def _run_vectors(
         last = (done.stderr or done.stdout).strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise VerificationError(f"{library.name} for {target.name} failed under {QEMU}: {last[0]}.")
     return firmware, {key: int(number) for key, number in numbers.items()}
+
+
+def prepare(
+    folder: Path, library: Path, target: Target, name: str, inputs: Sequence[Arrays], outputs: Sequence[TensorSpec]
+) -> Path:
+    """The firmware that runs a network on these inputs, in `folder`, and what it reads there."""
+    (folder / "tensors.h").write_text(_tensors(name, inputs[0], outputs))
+    (folder / "input.raw").write_bytes(_bytes(inputs))
+    sources = [HERE / "run_vectors.c", library]
+    return link_firmware(folder, target, sources, [f"-I{folder}", f"-DSTACK_BYTES={STACK_BYTES}"])
 
 
 def _tensors(name: str, inputs: Arrays, outputs: Sequence[TensorSpec]) -> str:
@@ -250,11 +257,9 @@ def start(
     qemu: str, machine: str, firmware: Path, folder: Path, options: Sequence[str], seconds: float
 ) -> subprocess.CompletedProcess[str]:
     """Run a firmware to its end, in `folder`, where it finds its files. Raises VerificationError if it doesn't end."""
-    semihosting = ["-semihosting-config", "enable=on,target=native"]
-    command = [qemu, "-machine", machine, "-nographic", "-monitor", "none", "-serial", "none", *semihosting]
     try:
         return subprocess.run(
-            children.ending_with_us([*command, *options, "-kernel", str(firmware)]),
+            children.ending_with_us([*command(qemu, machine, firmware), *options]),
             capture_output=True,
             text=True,
             cwd=folder,
@@ -266,6 +271,13 @@ def start(
         raise VerificationError(f"The firmware for {machine} was stopped: it wasn't done in {seconds:g} s.") from None
     except OSError as error:
         raise MissingDependencyError(f"{qemu} can't be run: {error}.") from error
+
+
+def command(qemu: str, machine: str, firmware: Path) -> list[str]:
+    """Of a machine that starts a firmware, which finds the files of the folder that qemu is started in."""
+    semihosting = ["-semihosting-config", "enable=on,target=native"]
+    nothing = ["-nographic", "-monitor", "none", "-serial", "none"]
+    return [qemu, "-machine", machine, *nothing, *semihosting, "-kernel", str(firmware)]
 
 
 def linker_script(machine: Machine) -> str:

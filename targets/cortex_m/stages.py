@@ -1,10 +1,10 @@
 """The stages of a microcontroller: layers become functions over plain pointers and one static arena.
 
-A function of the module carries what its call needs in its attributes: READS, the functions and inputs whose tensors it
-reads; RESULT, bytes of its own; OUTPUT, which output of the network that is, or −1; CONSTANTS, name → tensor in flash;
-SCRATCH, name → bytes; IN_PLACE, which of what it reads it overwrites, or −1; and, once placed, ARGUMENTS: where each
-pointer points, an input or an output, an offset in the arena or the name of a constant. An input or an output is
-"input 0", "output 1", as no constant is called.
+A function of the module carries what its call needs in its attributes: LAYERS, the names of what it computes; READS,
+the functions and inputs whose tensors it reads; RESULT, bytes of its own; OUTPUT, which output of the network that is,
+or −1; CONSTANTS, name → tensor in flash; SCRATCH, name → bytes; IN_PLACE, which of what it reads it overwrites, or −1;
+and, once placed, ARGUMENTS: where each pointer points, an input or an output, an offset in the arena or the name of a
+constant. An input or an output is "input 0", "output 1", as no constant is called.
 
 A tensor that is an output of the network lies where the caller wants it from the beginning, also for the layers that
 read it, and nothing but its own kernel writes to it.
@@ -31,14 +31,16 @@ from tvmflow.integer.operators import Gather
 from tvmflow.integer.reader import float_graph
 from tvmflow.network.names import module_path
 from tvmflow.passes.lifetimes import Tensor, live_bytes
+from tvmflow.passes.portable_c import lower_loops
 from tvmflow.schedules.cortex_m import LONGEST_CHAIN, AnyLayer, Kernel, Node, choose
 from tvmflow.schedules.nodes import VALUES_OF_FLOATS
 from tvmflow.spec import Layer, Program, Target, UnsupportedOperatorError
 from tvmflow.targets.cortex_m.arena import pack
 from tvmflow.targets.cortex_m.facts import Mcu
 
-READS, RESULT, OUTPUT, CONSTANTS, SCRATCH, IN_PLACE, ARGUMENTS = (
-    f"tvmflow.{name}" for name in ("reads", "result", "output", "constants", "scratch", "in_place", "arguments")
+LAYERS, READS, RESULT, OUTPUT, CONSTANTS, SCRATCH, IN_PLACE, ARGUMENTS = (
+    f"tvmflow.{name}"
+    for name in ("layers", "reads", "result", "output", "constants", "scratch", "in_place", "arguments")
 )
 PURPOSE = "compiled for a microcontroller in float32"
 NOTHING = -1
@@ -161,6 +163,7 @@ def _chain(layers: Sequence[AnyLayer], outputs: Sequence[str]) -> Sequence[AnyLa
 def _annotate(kernel: Kernel, reads: Sequence[str], output: int) -> tirx.PrimFunc:
     constants = {name: tvm.runtime.tensor(np.ascontiguousarray(array)) for name, array in kernel.constants.items()}
     attributes = {
+        LAYERS: [layer.name for layer in kernel.layers],
         READS: list(reads),
         RESULT: _bytes(kernel.layers[-1].output_shape, kernel.layers[-1].dtype),
         OUTPUT: output,
@@ -233,20 +236,7 @@ def place_tensors(program: Program, target: Target) -> Program:
 
 def lower_kernels(program: Program, target: Target) -> Program:
     """Loops become what a code generator takes. Without a packed interface the pointers stay plain arguments."""
-    transform = tirx.transform
-    passes = [
-        transform.BindTarget(tvm.target.Target.current().with_host(tvm.target.Target.current())),
-        transform.FlattenBuffer(),
-        transform.NarrowDataType(32),
-        transform.VectorizeLoop(True),
-        transform.UnrollLoop(),
-        transform.StmtSimplify(),
-        transform.RemoveNoOp(),
-        transform.LowerIntrin(),
-    ]
-    with tvm.transform.PassContext(opt_level=3):
-        module = tvm.transform.Sequential(passes)(program.module)
-    return replace(program, module=module)
+    return replace(program, module=lower_loops(program.module))
 
 
 def functions_of(program: Program) -> dict[str, tirx.PrimFunc]:

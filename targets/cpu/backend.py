@@ -5,25 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tvmflow.measure import device
-from tvmflow.measure.local import profile_library, run_vectors, time_library
+from tvmflow.measure.local import capture_library, profile_library, run_vectors, time_library
 from tvmflow.measure.roof import measure_roof
 from tvmflow.network.agreement import Runner
 from tvmflow.spec import Built, Measurement, Program, Roof, Target, TensorSpec
 from tvmflow.system import toolchain
 from tvmflow.targets.cpu.boards import HOST
 from tvmflow.targets.kind import (
+    Arrays,
     Artifacts,
+    Left,
     RunStages,
     Timing,
     check_graph,
     layer_rows,
+    other_kernels,
     stated_in,
     verify_by_running,
     versions,
     whole_memory,
 )
+
+if TYPE_CHECKING:
+    from tvmflow.integer.network import IntegerNetwork
 
 check_network = check_graph
 verify = verify_by_running
@@ -95,6 +102,21 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
     from tvmflow.measure import emulate
 
     return emulate.method(target), lambda inputs: emulate.run_vectors(library, target, inputs, outputs)
+
+
+def capture(
+    library: Path, target: Target, network: IntegerNetwork, runs: Sequence[Arrays], kernels: Sequence[str]
+) -> tuple[str, Left]:
+    """ "native" by TVM's virtual machine, or "emulated kernels", one by one, under qemu."""
+    from tvmflow.measure import emulate
+    from tvmflow.passes.integer_kernels import tensors_between, tensors_of
+
+    made = len(tensors_between(network, target))
+    if made != len(kernels):
+        raise other_kernels(library, made, kernels)
+    if target.elf == HOST.elf:
+        return "native", tensors_of(network, target, capture_library(library, runs, kernels))
+    return "emulated kernels", tensors_of(network, target, emulate.capture_kernels(library, target, runs, kernels))
 
 
 def time(

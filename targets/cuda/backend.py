@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -29,16 +29,24 @@ from tvmflow.targets.cuda import cubin, nvrtc, standin
 from tvmflow.targets.cuda.generate import Generated, Library, generate
 from tvmflow.targets.cuda.occupancy import occupancy
 from tvmflow.targets.kind import (
+    Arrays,
     Artifacts,
+    Left,
     RunStages,
     Timing,
     check_graph,
     layer_rows,
+    other_kernels,
     stated_in,
     verify_by_running,
     versions,
     whole_memory,
 )
+
+if TYPE_CHECKING:
+    from tvmflow.integer.network import IntegerNetwork
+
+Result = TypeVar("Result")
 
 LIBRARY = "model.so"
 SOURCE = "kernels.cu"
@@ -178,6 +186,16 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
     """
     if target.elf == COMPUTER.elf and missing_device(target) is None:
         return "native", lambda inputs: measure.run_vectors(library, inputs, outputs, device="cuda")
+    _runnable(library, target)  # raises what is missing
+
+    def run(inputs: Sequence[Arrays]) -> list[Arrays]:
+        return _on_the_stand_in(library, target, run_vectors, inputs)
+
+    return "stand-in", run
+
+
+def _runnable(library: Path, target: Target) -> tuple[Path, str]:
+    """What this computer can run on the stand-in, and its kernels' source. Raises MissingDependencyError."""
     source = library.with_name(SOURCE)
     runnable = library if target.elf == COMPUTER.elf else library.with_name(CHECK) / library.name
     if not source.exists() or not runnable.exists():
@@ -188,23 +206,26 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
     text = source.read_text(encoding="utf-8")
     if text:
         cubin.check(library, (Gpu.of(target).architecture,), target.name)
-
-    def run(inputs: Sequence[tuple[np.ndarray, ...]]) -> list[tuple[np.ndarray, ...]]:
-        kernels = standin.compile_kernels(text)
-        how: dict[str, Any] = {"architecture": Gpu.of(target).architecture, "kernels": kernels}
-        try:
-            return standin.call(run_vectors, runnable, list(inputs), **how)
-        except TvmflowError:
-            raise
-        except Exception as error:  # TVM's own, many lines long
-            lines = str(error).splitlines() or [type(error).__name__]
-            said = next((line for line in lines if "stand-in: " in line), lines[0])
-            raise VerificationError(f"{library.name} for {target.name} can't be run: {said.strip()}.") from error
-
-    return "stand-in", run
+    return runnable, text
 
 
-def run_vectors(library: Path, inputs: Sequence[tuple[np.ndarray, ...]]) -> list[tuple[np.ndarray, ...]]:
+def _on_the_stand_in(
+    library: Path, target: Target, function: Callable[..., Result], inputs: Sequence[Arrays], *more: Any
+) -> Result:
+    """`function` of the library, of the inputs and of `more`, in a process with the stand-in."""
+    runnable, text = _runnable(library, target)
+    how: dict[str, Any] = {"architecture": Gpu.of(target).architecture, "kernels": standin.compile_kernels(text)}
+    try:
+        return standin.call(function, runnable, list(inputs), *more, **how)
+    except TvmflowError:
+        raise
+    except Exception as error:  # TVM's own, many lines long
+        lines = str(error).splitlines() or [type(error).__name__]
+        said = next((line for line in lines if "stand-in: " in line), lines[0])
+        raise VerificationError(f"{library.name} for {target.name} can't be run: {said.strip()}.") from error
+
+
+def run_vectors(library: Path, inputs: Sequence[Arrays]) -> list[Arrays]:
     """Run `library` on tvm.cuda(0), whatever that is in this process."""
     import tvm
     from tvm import relax
@@ -219,6 +240,37 @@ def run_vectors(library: Path, inputs: Sequence[tuple[np.ndarray, ...]]) -> list
         outputs = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
         results.append(tuple(output.numpy() for output in outputs))
     return results
+
+
+def capture(
+    library: Path, target: Target, network: IntegerNetwork, runs: Sequence[Arrays], kernels: Sequence[str]
+) -> tuple[str, Left]:
+    """ "native" where a GPU of the board's architecture answers, else "stand-in", each by TVM's virtual machine."""
+    from tvmflow.passes.integer_kernels import tensors_between, tensors_of
+
+    if Gpu.of(target).cuda_graph:
+        raise UserError("The kernels in a CUDA graph can't be looked at one by one; build it without --cuda-graph.")
+    made = len(tensors_between(network, target))
+    if made != len(kernels):
+        raise other_kernels(library, made, kernels)
+    if target.elf == COMPUTER.elf and missing_device(target) is None:
+        return "native", tensors_of(network, target, measure.capture_library(library, runs, kernels, device="cuda"))
+    found = _on_the_stand_in(library, target, capture_runs, runs, kernels)
+    measure.check_calls([name for name, _ in found[0]], kernels)
+    stacks = [np.stack([array for _, array in calls]) for calls in zip(*found, strict=True)]
+    return "stand-in", tensors_of(network, target, stacks)
+
+
+def capture_runs(library: Path, inputs: Sequence[Arrays], kernels: Sequence[str]) -> list[list[tuple[str, np.ndarray]]]:
+    """Of each run the calls of `kernels` and what they leave, on tvm.cuda(0), whatever that is in this process."""
+    import tvm
+    from tvm import relax
+
+    from tvmflow.measure import worker
+
+    device = tvm.cuda(0)
+    vm = relax.VirtualMachine(tvm.runtime.load_module(str(library)), device, memory_cfg="naive")
+    return worker.capture_runs(vm, device, [np.stack(arrays) for arrays in zip(*inputs, strict=True)], kernels)
 
 
 def missing_device(target: Target) -> str | None:

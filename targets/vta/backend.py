@@ -5,31 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tvmflow import __version__
 from tvmflow.network.agreement import Runner
 from tvmflow.network.vectors import vector_names
-from tvmflow.spec import Built, Measurement, Program, Roof, Target, TensorSpec, Tile, UserError
+from tvmflow.spec import Built, Layer, Measurement, Program, Roof, Target, TensorSpec, Tile, UserError
 from tvmflow.system import interrupt, toolchain
 from tvmflow.targets.kind import (
+    Arrays,
     Artifacts,
+    Left,
     Parts,
     RunStages,
     Timing,
+    check_graph,
+    other_kernels,
     verify_by_running,
     whole_memory,
 )
-from tvmflow.targets.vta import nodes, timing
+from tvmflow.targets.vta import cpu, timing
 from tvmflow.targets.vta import program as programs
-from tvmflow.targets.vta.compile import prepare
+from tvmflow.targets.vta.compile import prepare, regions_of
+from tvmflow.targets.vta.cpu import board_library
 from tvmflow.targets.vta.driver import make_runner, vta_driver
 from tvmflow.targets.vta.facts import Vta
 from tvmflow.targets.vta.simulate import Machine
-from tvmflow.targets.vta.stages import compiled_of, configuration
+from tvmflow.targets.vta.stages import PROCESSOR, compiled_of, configuration
 from tvmflow.targets.vta.timeline import occupancy
+
+if TYPE_CHECKING:
+    from tvmflow.integer.network import IntegerNetwork
 
 PROGRAM, MEMORY, LAYOUT = programs.FILES
 
@@ -47,19 +55,11 @@ verify = verify_by_running
 
 
 def check_network(program: Program, target: Target) -> None:
-    """What `check_graph` raises, and UnsupportedOperatorError for operators that VTA can't compute."""
+    """What `check_graph` raises, and of a quantised network what compiling it would."""
     if program.integer is not None:
         prepare(program.integer, configuration(target))
-        return
-    from tvmflow.integer.graph import FloatNode
-    from tvmflow.integer.reader import float_graph
-
-    graph = float_graph(program)
-    found: dict[str, list[str]] = {}
-    for layer in graph.layers:
-        if isinstance(layer, FloatNode) and not nodes.computes(layer.operator, layer.input_shape):
-            found.setdefault(layer.kind, []).extend(layer.modules)
-    nodes.refuse(program.name, found)
+    else:
+        check_graph(program, target)
 
 
 def compile(  # noqa: A001 (a kind's functions are called by its name)
@@ -82,14 +82,31 @@ def compile(  # noqa: A001 (a kind's functions are called by its name)
     compiled = run_stages(program, target, dump_dir)
     executable = compiled_of(compiled).executable
     programs.save(executable, folder, facts={"model": program.name, "board": target.name})
+    extras, notes = {name: folder / name for name in (MEMORY, LAYOUT)}, []
+    if executable.source:
+        board_library(folder / cpu.SOURCE, target, folder / cpu.LIBRARY)
+        extras |= {name: folder / name for name in (cpu.SOURCE, cpu.LIBRARY)}
+        notes.append(f"{program.name}: {_on_the_processor(compiled.layers, target)}")
     return Artifacts(
         program=compiled,
         library=folder / PROGRAM,
         memory=compiled.memory,
         versions={"tvmflow": __version__, "numpy": np.__version__},
-        extras={name: folder / name for name in (MEMORY, LAYOUT)},
+        extras=extras,
         runner=make_runner(folder, executable.config),
         usage=_usage(compiled, target),
+        notes=notes,
+    )
+
+
+def _on_the_processor(layers: Sequence[Layer], target: Target) -> str:
+    """Which layers the accelerator leaves to the board's processor, and how much they are, in a sentence."""
+    own = [layer for layer in layers if layer.schedule == PROCESSOR]
+    names = ", ".join((layer.modules or (layer.kernel,))[0] for layer in own)
+    share = sum(layer.details["share"] for layer in own)
+    return (
+        f"{len(own)} of {len(layers)} layers, which give {share:.1%} of the elements and do none of the multiply-adds, "
+        f"run on the {target.cpu.model}, for VTA has no instructions for them: {names}."
     )
 
 
@@ -103,10 +120,15 @@ On the board, as root, with the bitstream {config.bitstream} of HW_VER {config.v
     runner/run vectors/{first}/input-0.npy{base}
     cd runner && cc -O2 vta_run.c vta_driver.c vta_linux.c -ldl -o vta_run     # the same in C
 """
+    split = f"""- `{cpu.SOURCE}`: layers that the accelerator has no instructions for, as functions of the memory;
+  they run between parts of the program, on the {target.cpu.model}.
+- `{cpu.LIBRARY}`: the same, compiled.
+"""
+    with_cpu = split if compiled_of(program).executable.source else ""
     return f"""- `{PROGRAM}`: the instructions, 16 bytes each, little-endian.
 - `{MEMORY}`: the memory image that they work in: weights as tiles, micro-ops.
 - `{LAYOUT}`: how much memory is needed, its alignment, where input and output lie in it, and the configuration.
-- `runner`: the driver, in Python and in C, and programs that show whether a bitstream speaks this instruction set.
+{with_cpu}- `runner`: the driver, in Python and in C, and programs that show whether a bitstream speaks this set.
 - `vectors`: golden inputs and outputs.
 
 Addresses in instructions are relative to the image, in units of the element that is moved.
@@ -164,6 +186,30 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
     return "simulated", run
 
 
+def capture(
+    library: Path, target: Target, network: IntegerNetwork, runs: Sequence[Arrays], kernels: Sequence[str]
+) -> tuple[str, Left]:
+    """ "simulated": a layer's instructions one after the other, and behind each layer what memory has in its place.
+
+    That is looked at before the next layer begins, so that it's right whatever is written there later.
+    """
+    executable = programs.read(library.parent)
+    marks, layers = executable.layers, network.layers
+    if [mark.name for mark in marks] != [layer.name for layer in layers] or len(marks) != len(kernels):
+        raise other_kernels(library, len(layers), kernels)
+    regions = regions_of(network, executable)
+    if any(regions[region.name] != region for region in (*executable.inputs, *executable.outputs)):
+        raise UserError(f"{library.name} has its tensors elsewhere than this version of tvmflow; build it again.")
+    found: dict[str, list[np.ndarray]] = {layer.name: [] for layer in layers}
+    for arrays in runs:
+        interrupt.check()
+        machine = Machine(executable)
+        given = zip(executable.inputs, arrays, strict=True)
+        for mark in machine.run_layers({port.name: array.reshape(port.shape) for port, array in given}):
+            found[mark.name].append(regions[mark.name].read(machine.state.dram, executable.config))
+    return "simulated", [((name,), np.concatenate(stack).astype(np.int64)) for name, stack in found.items()]
+
+
 def hardware(target: Target) -> timing.Hardware:
     """The clock, bus and memory of a board's VTA."""
     vta = Vta.of(target)
@@ -177,6 +223,14 @@ def time(
     board, vta = hardware(bundle.target), Vta.of(bundle.target)
     executable = programs.read(bundle.library.parent)
     timed = timing.simulate(executable, board)
+    details = [_details(layer, known.details) for layer, known in zip(timed.layers, bundle.layers, strict=True)]
+    if executable.source:
+        target = bundle.target
+        note = (
+            f"no {target.name} was at hand: the accelerator's part takes {timed.latency_ms:.4g} ms (simulated); "
+            f"what the processor's takes, and so the sum, isn't known. {_on_the_processor(bundle.layers, target)}"
+        )
+        return Timing(note=note, details=details, timeline=occupancy(timed))
     band = [timing.simulate(executable, board.with_latency(cycles)).latency_ms for cycles in vta.latency_band]
     modelled = replace(board, core="hls")  # what the published bitstreams are, with no RTL to hold the model against
     facts = {
@@ -205,7 +259,7 @@ def time(
         measurement=measurement if whole else None,
         note="" if whole else "only profiled.",
         layers=rows if layers else (),
-        details=[_details(layer, known.details) for layer, known in zip(timed.layers, bundle.layers, strict=True)],
+        details=details,
         timeline=occupancy(timed),
     )
 
@@ -216,6 +270,8 @@ def _details(layer: timing.LayerTiming, known: Mapping[str, Any]) -> dict[str, A
     `cycles` add up to the whole, as those in which the layer before is still at work count for that one. The bound
     is of all that a layer does, so it is held against `span_cycles`, which overlap.
     """
+    if "bound_cycles" not in known:  # the processor's
+        return {}
     span = max(0, layer.end - layer.begin)
     told = {
         "cycles": layer.cycles,

@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tvmflow.targets.vta.cpu import CpuWork
 from tvmflow.targets.vta.nodes import NodeWork
 from tvmflow.targets.vta.tiles import Work
 
-AnyWork = Work | NodeWork
+AnyWork = Work | NodeWork | CpuWork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Bounds:
     write: int
 
     @staticmethod
-    def of(work: AnyWork, bus_bytes: int) -> Bounds:
+    def of(work: Work | NodeWork, bus_bytes: int) -> Bounds:
         """Weights, biases and inputs are read once, a tile is written in one cycle more than it has bus words."""
         block = work.block
         read = -(-(work.weight_count * block**2 + work.read_tiles * block) // bus_bytes)

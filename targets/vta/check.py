@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from tvmflow.spec import UserError
 from tvmflow.targets.vta import access, isa
 from tvmflow.targets.vta.config import CHISEL_UOP_DEPTH, Config
 from tvmflow.targets.vta.isa import MODULES, Alu, Finish, Gemm, Load, Memory, Store
-from tvmflow.targets.vta.program import Executable
+from tvmflow.targets.vta.program import Executable, Step
 from tvmflow.targets.vta.semantics import RefusedError, check_form
 
 Core = Literal["hls", "chisel"]
@@ -60,14 +60,35 @@ def check(executable: Executable, cores: Sequence[Core] = CORES) -> None:
 
 
 def findings(executable: Executable, cores: Sequence[Core] = CORES) -> tuple[Finding, ...]:
-    """All that is wrong with a program on any of `cores`, in the order of the instructions."""
-    checker = _Checker(executable=executable, cores=cores)
-    starts = checker.order()
-    if checker.forms() and starts:  # else it isn't known what instructions touch, or when
-        for number, start in enumerate(starts):
-            checker.touch(number, start)
-        checker.outputs()
-    return tuple(sorted(checker.found, key=lambda finding: finding.instruction))
+    """All that is wrong with a program on any of `cores`, in the order of the instructions.
+
+    Of steps each is a program by itself, in whose memory there is what the steps before have made.
+    """
+    found: list[Finding] = []
+    made: np.ndarray | None = None
+    parts = list(executable.parts())
+    for number, (step, part) in enumerate(parts, 1):
+        checker = _Checker(executable=part, cores=cores, before=made)
+        made = checker.made
+        if step.function:
+            made[step.offset // checker.unit : -(-(step.offset + step.bytes) // checker.unit)] = True
+        else:
+            starts = checker.order()
+            if not checker.forms() or not starts:  # then it isn't known what instructions touch, or when
+                return _sorted(found, checker, step)
+            for place, start in enumerate(starts):
+                checker.touch(place, start)
+            made |= checker.memory_written > 0
+        if number == len(parts):
+            checker.outputs()
+        found = list(_sorted(found, checker, step))
+    return tuple(found)
+
+
+def _sorted(found: Sequence[Finding], checker: _Checker, step: Step) -> tuple[Finding, ...]:
+    """What was found before, and what of this step, whose first instruction is another's 0."""
+    own = sorted(checker.found, key=lambda finding: finding.instruction)
+    return (*found, *(replace(finding, instruction=finding.instruction + step.first) for finding in own))
 
 
 # What wrote an ACC tile last.
@@ -81,6 +102,8 @@ class _Checker:
 
     executable: Executable
     cores: Sequence[Core]
+    before: np.ndarray | None = None
+    """Units of memory that earlier steps have filled, if there are any."""
     found: list[Finding] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -109,7 +132,8 @@ class _Checker:
         self.given = np.zeros(units, bool)
         for region in self.executable.inputs:
             self.given[region.offset // self.unit : -(-(region.offset + region.bytes(config)) // self.unit)] = True
-        self.filled |= self.given
+        self.made = np.zeros(units, bool) if self.before is None else self.before
+        self.filled |= self.given | self.made
 
     def say(self, number: int, sentence: str) -> None:
         self.found.append(Finding(instruction=number, sentence=sentence))
@@ -369,7 +393,7 @@ class _Checker:
         """The program has to make its outputs, but for what of them is an input as it is."""
         for region in self.executable.outputs:
             place = slice(region.offset // self.unit, -(-(region.offset + region.bytes(self.config)) // self.unit))
-            if not (self.given[place] | (self.memory_written[place] > 0)).all():
+            if not (self.given[place] | self.made[place] | (self.memory_written[place] > 0)).all():
                 self.say(max(len(self.instructions) - 1, 0), f"The program ends, and {region.name} isn't stored whole.")
 
 

@@ -1,29 +1,31 @@
 """An integer network of scheme "power-of-two" → a static VTA program: instructions, micro-ops, memory image, layout.
 
-The whole network runs on the accelerator; the host only puts inputs' channels into tiles and takes the outputs out.
-There is no way on chip from the accelerator's results back to its inputs, so every activation passes memory; layers
-follow each other without a stop all the same, since each load waits only for the stores that it reads.
+The host puts inputs' channels into tiles and takes the outputs out, and computes the layers that the accelerator has no
+instructions for; then the program has steps, in which both take turns on one memory. There is no way on chip from the
+accelerator's results back to its inputs, so every activation passes memory; its layers follow each other without a stop
+all the same, since each load waits only for the stores that it reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from tvmflow.integer.layers import RANGES, IntegerLayer
 from tvmflow.integer.network import IntegerNetwork
-from tvmflow.spec import UserError
-from tvmflow.targets.vta import isa, nodes
+from tvmflow.spec import UnsupportedOperatorError, UserError
+from tvmflow.targets.vta import isa, node_tiles, nodes
 from tvmflow.targets.vta.bounds import AnyWork
 from tvmflow.targets.vta.config import Config
+from tvmflow.targets.vta.cpu import ALIGNMENT, CpuWork, Place, function_name, source_of
 from tvmflow.targets.vta.emit import Infeasible, Stream
 from tvmflow.targets.vta.isa import Instruction, Load, Memory, Store
 from tvmflow.targets.vta.layout import TENSORS, Tensor, ones_tile
 from tvmflow.targets.vta.nodes import NodeWork
 from tvmflow.targets.vta.places import place_tensors, placed_inputs
-from tvmflow.targets.vta.program import Executable, Mark, Region
+from tvmflow.targets.vta.program import Executable, Mark, Region, Step
 from tvmflow.targets.vta.tiles import Tiling, Weights, Work, emit, input_rows, parts
 
 
@@ -44,7 +46,11 @@ def compile_network(network: IntegerNetwork, config: Config, schedule: Mapping[s
     Raises UserError for networks that the accelerator can't run, and Infeasible for a tiling that doesn't fit.
     """
     works = prepare(network, config)
-    tilings = {work.layer.name: (schedule or {}).get(work.layer.name) or default_tiling(work, config) for work in works}
+    tilings = {
+        work.layer.name: (schedule or {}).get(work.layer.name) or default_tiling(work, config)
+        for work in works
+        if not isinstance(work, CpuWork)
+    }
     return compile_works(works, config, tilings, ports_of(network, config))
 
 
@@ -68,7 +74,8 @@ def ports_of(network: IntegerNetwork, config: Config) -> Ports:
 def prepare(network: IntegerNetwork, config: Config) -> tuple[AnyWork, ...]:
     """The layers, with a place in memory for every activation.
 
-    Raises UnsupportedOperatorError for operators that VTA can't compute, and UserError for other networks.
+    Raises UnsupportedOperatorError for layers with weights that read what isn't signed, and UserError for networks of
+    another scheme.
     """
     if network.scheme != "power-of-two":
         raise UserError(f"VTA only shifts: it takes the scheme power-of-two, and {network.name} has {network.scheme}.")
@@ -76,9 +83,8 @@ def prepare(network: IntegerNetwork, config: Config) -> tuple[AnyWork, ...]:
         raise UserError(
             f"Networks are compiled for VTAs with LOG_BATCH 0; {config.bitstream} has a batch of {config.batch}."
         )
-    nodes.require_supported(network.name, network.layers)
     tensors = place_tensors(network, config.block)
-    ranges = {port.name: RANGES["int8"] for port in network.inputs}
+    ranges, dtypes = {port.name: RANGES["int8"] for port in network.inputs}, network.dtypes
     works: list[AnyWork] = []
     read_before: set[str] = set()
     for layer in network.layers:
@@ -88,16 +94,61 @@ def prepare(network: IntegerNetwork, config: Config) -> tuple[AnyWork, ...]:
         target = tensors[layer.name]
         again = {source.name: source.tiles for source in sources if source.name in read_before}
         kept = min(config.inp_depth, sum(again.values()))
-        read_before |= set(layer.inputs)
+        signed = all(high <= RANGES["int8"][1] for _, high in read)
         if isinstance(layer, IntegerLayer):
+            if not signed:
+                raise _unsigned(network.name, layer)
             ((lowest, highest),) = read
             work = Work(layer=layer, source=sources[0], target=target, lowest=lowest, highest=highest, kept=kept)
             _ = work.shifts  # raises what can't be done
             works.append(work)
-        else:
-            placed = placed_inputs(layer, sources, target)
-            works.append(NodeWork(layer=layer, sources=sources, target=target, ranges=read, placed=placed, kept=kept))
+            read_before |= set(layer.inputs)
+            continue
+        placed = placed_inputs(layer, sources, target)
+        node = NodeWork(layer=layer, sources=sources, target=target, ranges=read, placed=placed, kept=kept)
+        if not placed.issuperset(range(len(sources))) and not (signed and nodes.supported(layer)):
+            of = tuple(dtypes[name] for name in layer.inputs)
+            works.append(CpuWork(layer=layer, sources=sources, target=target, dtypes=of, placed=placed))
+            read_before.clear()  # the next program of the accelerator finds nothing on chip
+            continue
+        works.append(node)
+        read_before |= set(layer.inputs)
     return tuple(works)
+
+
+def _unsigned(name: str, layer: IntegerLayer) -> UnsupportedOperatorError:
+    return UnsupportedOperatorError(
+        f"{name} can't run on VTA, whose inputs are signed: {layer.name} ({layer.kind}) has weights and reads numbers "
+        "up to 255.",
+        {layer.kind: layer.modules or (layer.name,)},
+    )
+
+
+@dataclass(kw_only=True)
+class _StepDraft:
+    """A step while it is made, on the processor if it has no `stream`."""
+
+    stream: Stream | None
+    works: list[AnyWork] = field(default_factory=list)
+    function: str = ""
+
+
+def _steps_of(works: Sequence[AnyWork], config: Config, tiles: int) -> list[_StepDraft]:
+    """The works in steps. What lies in its place already, so that there is nothing to do, belongs to any."""
+    steps: list[_StepDraft] = []
+    waiting: list[AnyWork] = []
+    for number, work in enumerate(works):
+        if isinstance(work, NodeWork) and not work.blocks:
+            (steps[-1].works if steps else waiting).append(work)
+        elif isinstance(work, CpuWork):
+            steps.append(_StepDraft(stream=None, works=[*waiting, work], function=function_name(number)))
+            waiting.clear()
+        else:
+            if not steps or steps[-1].stream is None:
+                steps.append(_StepDraft(stream=Stream(config, tiles), works=[*waiting]))
+                waiting.clear()
+            steps[-1].works.append(work)
+    return steps or [_StepDraft(stream=Stream(config, tiles), works=waiting)]
 
 
 def compile_works(
@@ -111,47 +162,127 @@ def compile_works(
     ports = ports or _ports(works)
     tensors |= {tensor.name: tensor for tensor in (*ports.inputs, *ports.outputs)}
     tiles = max(tensor.tile + tensor.tiles for tensor in tensors.values())
-    stream, weights = Stream(config, tiles), Weights()
-    marks = []
-    for work in works:
-        first, tiling = len(stream.drafts), schedule[work.layer.name]
-        try:
-            if isinstance(work, NodeWork):
-                nodes.emit(stream, weights, work, tiling)
-            else:
-                emit(stream, weights, work, tiling)
-        except Infeasible as error:
-            raise Infeasible(f"{work.layer.name} can't be cut into {tiling}: {error}") from error
-        marks.append(Mark(name=work.layer.name, first=first, last=len(stream.drafts)))
-    stream.finish()
+    weights, drafts = Weights(), _steps_of(works, config, tiles)
+    marks: list[Mark] = []
+    steps: list[Step] = []
+    end = 0
+    for draft in drafts:
+        begin = end
+        for work in draft.works:
+            first = begin + len(draft.stream.drafts) if draft.stream else begin
+            if draft.stream and not isinstance(work, CpuWork):
+                _emit(draft.stream, weights, work, schedule[work.layer.name])
+            last = begin + len(draft.stream.drafts) if draft.stream else begin
+            marks.append(Mark(name=work.layer.name, first=first, last=last))
+        if draft.stream:
+            draft.stream.finish()
+            end += len(draft.stream.drafts)
+        steps.append(Step(layers=len(draft.works), first=begin, last=end, function=draft.function))
+    streams = [draft.stream for draft in drafts if draft.stream]
 
-    # the image: the tile of ones, weights, micro-ops; behind it the activations, which no one initialises
+    # the image: the tile of ones, weights, micro-ops, tables; behind it the activations, which no one initialises
     ones = ones_tile(config)
     parts = [ones, np.zeros(config.alignment - ones.nbytes % config.alignment, np.int8), *weights.tiles]
     offsets = {Memory.WGT: config.alignment}
     offsets[Memory.UOP] = config.alignment + weights.count * config.wgt_bytes
-    parts.append(isa.encode_uops(stream.uops, config))
+    parts += [isa.encode_uops(stream.uops, config) for stream in streams]
     image = np.concatenate([part.reshape(-1).view(np.uint8) for part in parts])
-    behind = offsets[Memory.INP] = _up(image.size, config.alignment) - TENSORS * config.inp_bytes
-    regions = {
-        name: Region(name=name, offset=behind + tensor.tile * config.inp_bytes, shape=(1, *tensor.shape))
-        for name, tensor in tensors.items()
+    on_cpu = {
+        draft.function: work for draft in drafts if draft.function for work in draft.works if isinstance(work, CpuWork)
     }
+    image, tables = _with_tables(image, on_cpu)
+    offsets[Memory.INP] = _behind(image, config)
+    dtypes = {work.target.name: work.layer.dtype for work in works}
+    regions = _regions(tensors, dtypes, image, config)
+    instructions: list[Instruction] = []
+    for stream in streams:
+        instructions += (_moved(instruction, offsets, config) for instruction in stream.instructions())
+        offsets[Memory.UOP] += len(stream.uops) * config.uop_bytes
+    places = {
+        name: Place(
+            sources=tuple(regions[source.name].offset for source in work.sources),
+            target=regions[work.target.name].offset,
+            constants=tables[name],
+        )
+        for name, work in on_cpu.items()
+    }
+    written = {name: regions[work.target.name] for name, work in on_cpu.items()}
     return Compiled(
         executable=Executable(
             config=config,
-            instructions=tuple(_moved(instruction, offsets, config) for instruction in stream.instructions()),
+            instructions=tuple(instructions),
             image=image,
-            memory_bytes=_up(behind + tiles * config.inp_bytes, config.alignment),
+            memory_bytes=_up(offsets[Memory.INP] + tiles * config.inp_bytes, config.alignment),
             inputs=tuple(regions[tensor.name] for tensor in ports.inputs),
             outputs=tuple(regions[tensor.name] for tensor in ports.outputs),
             layers=tuple(marks),
+            steps=tuple(
+                replace(step, offset=written[step.function].offset, bytes=written[step.function].bytes(config))
+                if step.function
+                else step
+                for step in steps
+            )
+            if on_cpu
+            else (),
+            source=source_of(on_cpu, places) if on_cpu else "",
         ),
         works=tuple(works),
-        schedule={work.layer.name: schedule[work.layer.name] for work in works},
+        schedule={name: schedule[name] for work in works if (name := work.layer.name) in schedule},
         regions=regions,
-        uops=len(stream.uops),
+        uops=sum(len(stream.uops) for stream in streams),
     )
+
+
+def _emit(stream: Stream, weights: Weights, work: Work | NodeWork, tiling: Tiling) -> None:
+    try:
+        if isinstance(work, NodeWork):
+            node_tiles.emit(stream, weights, work, tiling)
+        else:
+            emit(stream, weights, work, tiling)
+    except Infeasible as error:
+        raise Infeasible(f"{work.layer.name} can't be cut into {tiling}: {error}") from error
+
+
+def _with_tables(image: np.ndarray, works: Mapping[str, CpuWork]) -> tuple[np.ndarray, dict[str, tuple[int, ...]]]:
+    """The image with what functions of the processor read, and where that lies, by the functions' names."""
+    parts, size = [image], image.size
+    places: dict[str, tuple[int, ...]] = {}
+    for name, work in works.items():
+        found = []
+        for table in work.constants:
+            padding = -size % ALIGNMENT
+            parts += [np.zeros(padding, np.uint8), np.ascontiguousarray(table).reshape(-1).view(np.uint8)]
+            found.append(size + padding)
+            size += padding + table.nbytes
+        places[name] = tuple(found)
+    return np.concatenate(parts), places
+
+
+def regions_of(network: IntegerNetwork, executable: Executable) -> dict[str, Region]:
+    """Where every tensor of a network lies in the memory of its program."""
+    config = executable.config
+    return _regions(place_tensors(network, config.block), network.dtypes, executable.image, config)
+
+
+def _regions(
+    tensors: Mapping[str, Tensor], dtypes: Mapping[str, str], image: np.ndarray, config: Config
+) -> dict[str, Region]:
+    """`dtypes` are those that aren't int8, at least."""
+    behind = _behind(image, config)
+    return {
+        name: Region(
+            name=name,
+            offset=behind + tensor.tile * config.inp_bytes,
+            shape=(1, *tensor.shape),
+            dtype=dtypes.get(name, "int8"),
+        )
+        for name, tensor in tensors.items()
+    }
+
+
+def _behind(image: np.ndarray, config: Config) -> int:
+    """Where the tile of ones would lie, if it were in front of the activations, which are behind the image."""
+    return _up(image.size, config.alignment) - TENSORS * config.inp_bytes
 
 
 def _ports(works: Sequence[AnyWork]) -> Ports:
@@ -177,13 +308,13 @@ def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def default_tiling(work: AnyWork, config: Config) -> Tiling:
+def default_tiling(work: Work | NodeWork, config: Config) -> Tiling:
     """A tiling that fits and keeps the queues busy: half of each buffer at most, whole planes where they fit.
 
     The search of `tvmflow tune` begins with it.
     """
     if isinstance(work, NodeWork):
-        return nodes.default_tiling(work, config)
+        return node_tiles.default_tiling(work, config)
     height, width = work.target.shape[1:]
     blocks, inputs = work.target.blocks, work.source.blocks
     taps, bias = len(work.taps), work.bias_count
@@ -206,11 +337,11 @@ def default_tiling(work: AnyWork, config: Config) -> Tiling:
     return Tiling(out_blocks=out_blocks, rows=rows, in_blocks=in_blocks, pieces=_pieces(out_blocks * rows * width))
 
 
-def untiled(work: AnyWork, config: Config) -> Tiling:
+def untiled(work: Work | NodeWork, config: Config) -> Tiling:
     """What a compiler does that doesn't tile: one block of outputs after the other, as much of the map as fits at once,
     and one buffer of each kind, so that loading, computing and storing take turns."""
     if isinstance(work, NodeWork):
-        return replace(nodes.default_tiling(work, config), out_blocks=1, pieces=1, buffers=1)
+        return replace(node_tiles.default_tiling(work, config), out_blocks=1, pieces=1, buffers=1)
     height, width = work.target.shape[1:]
     if work.pool:
         return Tiling(out_blocks=1, rows=1, in_blocks=1, buffers=1)

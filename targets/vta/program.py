@@ -1,14 +1,15 @@
 """What runs on a VTA: instructions, the memory image they refer to, and where inputs, outputs and layers lie in them.
 
 Kept as three files that any VTA implementation can run, described in docs/vta.md: `program.bin`, `memory.bin` and
-`layout.json`.
+`layout.json`. Where layers run on the board's processor, there is `cpu.c` as well, and the program has steps.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -23,14 +24,18 @@ from tvmflow.targets.vta import isa
 from tvmflow.targets.vta.config import Config
 from tvmflow.targets.vta.isa import Instruction, Load, Store
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION, WITH_STEPS = 1, 2
+"""Of a layout without and with steps: who knows of none may not run the latter."""
 FILES = ("program.bin", "memory.bin", "layout.json")
+SOURCE = "cpu.c"
+"""Of what runs on the board's processor."""
 
 MAX_MEMORY_BYTES = 1 << 32
 """What a VTA's addresses of 32 bits reach."""
 
 MAX_PORTS = 64
 """Inputs, and outputs, that a program in files has at most."""
+MAX_STEPS = 10_000
 
 
 def _schema() -> dict[str, Any]:
@@ -53,8 +58,20 @@ def _schema() -> dict[str, Any]:
     }
     for kind in ("input", "output"):
         properties |= _port_schema(kind)
-    several = {f"{kind}_count": {"type": "integer", "minimum": 1, "maximum": MAX_PORTS} for kind in ("input", "output")}
-    return {"type": "object", "required": list(properties), "properties": {**properties, **several}}
+    several: dict[str, Any] = {
+        f"{kind}_count": {"type": "integer", "minimum": 1, "maximum": MAX_PORTS} for kind in ("input", "output")
+    }
+    several["step_count"] = {"type": "integer", "minimum": 1, "maximum": MAX_STEPS}
+    return {"type": "object", "required": _required(properties), "properties": {**properties, **several}}
+
+
+def _step_schema(prefix: str) -> dict[str, Any]:
+    """What the keys of a step are held to."""
+    count = {"type": "integer", "minimum": 0, "maximum": MAX_MEMORY_BYTES}
+    name = {"type": "string", "pattern": "^([a-z_][a-z0-9_]{0,63})?$"}
+    properties: dict[str, Any] = {f"{prefix}_{key}": count for key in ("layers", "first", "last", "offset", "bytes")}
+    properties[f"{prefix}_function"] = name
+    return {"type": "object", "required": list(properties), "properties": properties}
 
 
 def _port_schema(prefix: str) -> dict[str, Any]:
@@ -64,6 +81,7 @@ def _port_schema(prefix: str) -> dict[str, Any]:
         f"{prefix}_offset": {"type": "integer", "minimum": 0, "maximum": MAX_MEMORY_BYTES},
         f"{prefix}_order": {"enum": list(ORDERS)},
         f"{prefix}_shape": {"type": "array", "items": size, "minItems": 1, "maxItems": 8},
+        f"{prefix}_dtype": {"enum": list(DTYPES)},
     }
 
 
@@ -74,7 +92,12 @@ def _port_of(prefix: str) -> dict[str, Any]:
         "if": {"properties": {f"{prefix}_order": {"const": "tiles"}}},
         "then": {"properties": {f"{prefix}_shape": {"minItems": 4, "maxItems": 4}}},
     }
-    return {"type": "object", "required": list(properties), "properties": properties, "allOf": [tiled]}
+    return {"type": "object", "required": _required(properties), "properties": properties, "allOf": [tiled]}
+
+
+def _required(properties: Mapping[str, Any]) -> list[str]:
+    """All but the dtypes, which are there where they aren't int8."""
+    return [key for key in properties if not key.endswith("_dtype")]
 
 
 def prefixes(kind: str, count: int) -> list[str]:
@@ -83,12 +106,13 @@ def prefixes(kind: str, count: int) -> list[str]:
 
 
 ORDERS = ("dense", "tiles")
+DTYPES = ("int8", "uint8")
 LAYOUT = untrusted.Schema(_schema)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """An input or output in the memory image: int8 of `shape` at `offset` bytes.
+    """An input or output in the memory image: of `shape` and of `dtype`, int8 or uint8, at `offset` bytes.
 
     `order` "dense" is the array in C order. "tiles" is VTA's own order for a 1×C×H×W array: [C/16][H][W][16], with 16
     the block and zeros in the lanes beyond C; only for batch 1.
@@ -98,6 +122,7 @@ class Region:
     offset: int
     shape: tuple[int, ...]
     order: Literal["dense", "tiles"] = "tiles"
+    dtype: str = "int8"
 
     def bytes(self, config: Config) -> int:
         if self.order == "dense":
@@ -107,14 +132,14 @@ class Region:
 
     def write(self, memory: np.ndarray, values: np.ndarray, config: Config) -> None:
         """Put `values` into `memory`, uint8. Raises UserError for another shape or dtype."""
-        if values.shape != self.shape or values.dtype != np.int8:
-            raise UserError(f"{self.name} is int8 of shape {self.shape}, not {values.dtype} of {values.shape}.")
+        if values.shape != self.shape or values.dtype != self.dtype:
+            raise UserError(f"{self.name} is {self.dtype} of shape {self.shape}, not {values.dtype} of {values.shape}.")
         packed = to_tiles(values, config.block) if self.order == "tiles" else np.ascontiguousarray(values)
         memory[self.offset : self.offset + packed.nbytes] = packed.reshape(-1).view(np.uint8)
 
     def read(self, memory: np.ndarray, config: Config) -> np.ndarray:
-        """The values in `memory`, uint8, as int8 of `shape`."""
-        found = memory[self.offset : self.offset + self.bytes(config)].view(np.int8)
+        """The values in `memory`, uint8, in their own dtype and shape."""
+        found = memory[self.offset : self.offset + self.bytes(config)].view(self.dtype)
         return (
             from_tiles(found, self.shape, config.block) if self.order == "tiles" else found.reshape(self.shape).copy()
         )
@@ -146,11 +171,28 @@ class Mark:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Step:
+    """A part of a program that begins when the one before has ended, and does its next `layers` layers.
+
+    On the accelerator it is instructions first … last − 1, which end in a FINISH of their own; with a `function`, that
+    function of the program's source, on the board's processor, which writes `bytes` from `offset` on.
+    """
+
+    layers: int
+    first: int
+    last: int
+    function: str = ""
+    offset: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Executable:
     """A program with its memory. dram_base of all instructions is relative to the image, whose base is relocated.
 
     `image` is uint8, the first bytes of `memory_bytes`; the rest is scratch that no one initialises. `layers` follow
-    each other without gaps or overlaps but may leave out instructions at the beginning and at the end.
+    each other without gaps or overlaps but may leave out instructions at the beginning and at the end. Without `steps`
+    there is one, of all instructions; `source` is the C of what steps run on the board's processor.
     """
 
     config: Config
@@ -160,6 +202,8 @@ class Executable:
     inputs: tuple[Region, ...]
     outputs: tuple[Region, ...]
     layers: tuple[Mark, ...] = ()
+    steps: tuple[Step, ...] = ()
+    source: str = ""
 
     def __post_init__(self) -> None:
         if self.image.dtype != np.uint8 or self.image.ndim != 1 or self.image.size > self.memory_bytes:
@@ -167,6 +211,40 @@ class Executable:
         for region in (*self.inputs, *self.outputs):
             if region.offset < 0 or region.offset + region.bytes(self.config) > self.memory_bytes:
                 raise UserError(f"{region.name} lies outside the memory's {self.memory_bytes} bytes.")
+        if self.steps:
+            follow = [(step.first, step.last) for step in self.steps]
+            ends = [0, *(last for _, last in follow)]
+            whole = ends[-1] == len(self.instructions) and sum(step.layers for step in self.steps) == len(self.layers)
+            if not whole or any(first != end or last < first for (first, last), end in zip(follow, ends, strict=False)):
+                raise UserError("A program's steps follow each other, and do all of its layers.")
+            if any(step.function and step.first != step.last for step in self.steps):
+                raise UserError("A step is either on the accelerator or on the processor.")
+            if any(step.offset + step.bytes > self.memory_bytes for step in self.steps):
+                raise UserError("A step writes beyond the memory.")
+
+    @property
+    def sequence(self) -> tuple[Step, ...]:
+        """The steps; where there are none, the only one."""
+        return self.steps or (Step(layers=len(self.layers), first=0, last=len(self.instructions)),)
+
+    def parts(self) -> Iterator[tuple[Step, Executable]]:
+        """Each step, and what it is by itself: a program that begins with instruction 0, and has no steps."""
+        done = 0
+        for step in self.sequence:
+            marks = self.layers[done : done + step.layers]
+            done += step.layers
+            yield (
+                step,
+                replace(
+                    self,
+                    instructions=self.instructions[step.first : step.last],
+                    layers=tuple(
+                        replace(mark, first=mark.first - step.first, last=mark.last - step.first) for mark in marks
+                    ),
+                    steps=(),
+                    source="",
+                ),
+            )
 
     def with_instructions(self, instructions: Sequence[Instruction]) -> Executable:
         return replace(self, instructions=tuple(instructions))
@@ -194,7 +272,7 @@ def layout(executable: Executable, facts: Mapping[str, Any] | None = None) -> di
     """`layout.json`: flat, so that C reads it without a JSON library. `facts` are added under "facts"."""
     config = executable.config
     values: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": WITH_STEPS if executable.steps else SCHEMA_VERSION,
         "hw_ver": config.version,
         "instruction_count": len(executable.instructions),
         "image_bytes": executable.image.size,
@@ -214,6 +292,12 @@ def layout(executable: Executable, facts: Mapping[str, Any] | None = None) -> di
             values[f"{prefix}_offset"] = region.offset
             values[f"{prefix}_bytes"] = region.bytes(config)
             values[f"{prefix}_shape"] = list(region.shape)
+            if region.dtype != "int8":
+                values[f"{prefix}_dtype"] = region.dtype
+    if executable.steps:
+        values["step_count"] = len(executable.steps)
+        for number, step in enumerate(executable.steps, 1):
+            values |= {f"step_{number}_{key}": value for key, value in asdict(step).items()}
     values["configuration"] = config.to_json()
     values["layers"] = [asdict(mark) for mark in executable.layers]
     values["facts"] = dict(facts or {})
@@ -221,13 +305,15 @@ def layout(executable: Executable, facts: Mapping[str, Any] | None = None) -> di
 
 
 def save(executable: Executable, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
-    """Write the three files into `folder`. Raises UserError for instructions that can't be encoded."""
+    """Write the files into `folder`. Raises UserError for instructions that can't be encoded."""
     described = layout(executable, facts)
     code = isa.encode_program(executable.instructions, executable.config)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "program.bin").write_bytes(code)
     (folder / "memory.bin").write_bytes(executable.image.tobytes())
     (folder / "layout.json").write_text(json.dumps(described, indent=1) + "\n")
+    if executable.source:
+        (folder / SOURCE).write_text(executable.source, encoding="utf-8")
 
 
 def _ports(described: Mapping[str, Any], kind: str) -> tuple[Region, ...]:
@@ -241,18 +327,29 @@ def _ports(described: Mapping[str, Any], kind: str) -> tuple[Region, ...]:
                 offset=described[f"{prefix}_offset"],
                 shape=tuple(described[f"{prefix}_shape"]),
                 order=described[f"{prefix}_order"],
+                dtype=described.get(f"{prefix}_dtype", "int8"),
             )
         )
     return tuple(regions)
 
 
+def _steps(described: Mapping[str, Any]) -> tuple[Step, ...]:
+    """Raises MalformedError."""
+    found = []
+    for number in range(1, described.get("step_count", 0) + 1):
+        untrusted.Schema(functools.partial(_step_schema, f"step_{number}")).check(described)
+        found.append(Step(**{field.name: described[f"step_{number}_{field.name}"] for field in fields(Step)}))
+    return tuple(found)
+
+
 def read(folder: Path) -> Executable:
-    """Read the three files. Raises UserError for what is missing, damaged or of another version."""
+    """Read the files. Raises UserError for what is missing, damaged or of another version."""
     what, path = "layout of a VTA program", folder / "layout.json"
     described = untrusted.read_json(path, limits.MANIFEST, what=what)
     version = described.get("schema_version") if isinstance(described, dict) else None
-    if type(version) is not int or version != SCHEMA_VERSION:
-        raise UnusableFileError(path, f"has schema_version {untrusted.shown(version)}, where {SCHEMA_VERSION} belongs")
+    if type(version) is not int or version not in (SCHEMA_VERSION, WITH_STEPS):
+        wanted = f"{SCHEMA_VERSION} or {WITH_STEPS}"
+        raise UnusableFileError(path, f"has schema_version {untrusted.shown(version)}, where {wanted} belongs")
     code, image = (untrusted.read_bytes(folder / name, limits.MEMBER) for name in FILES[:2])
     try:
         LAYOUT.check(described)
@@ -264,6 +361,10 @@ def read(folder: Path) -> Executable:
         marks = [(mark["first"], mark["last"]) for mark in described["layers"]]
         if any(not first <= last <= len(instructions) for first, last in marks):
             raise UnusableFileError(path, "has a layer whose instructions the program doesn't have")
+        steps = _steps(described)
+        source = b""
+        if any(step.function for step in steps):
+            source = untrusted.read_bytes(folder / SOURCE, limits.MEMBER)
         return Executable(
             config=config,
             instructions=instructions,
@@ -272,6 +373,8 @@ def read(folder: Path) -> Executable:
             inputs=inputs,
             outputs=outputs,
             layers=tuple(Mark(**mark) for mark in described["layers"]),
+            steps=steps,
+            source=source.decode("utf-8", "replace"),
         )
     except MalformedError as error:
         raise UnusableFileError(path, f"is no {what} that can be read: {error}", "build it again") from error

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tvmflow.schedules import task_key
 from tvmflow.targets.vta.bounds import AnyWork
 from tvmflow.targets.vta.config import Config
+from tvmflow.targets.vta.cpu import CpuWork
 from tvmflow.targets.vta.nodes import NodeWork
 from tvmflow.targets.vta.tiles import Tiling
 
@@ -30,6 +31,8 @@ def describe(work: AnyWork | None) -> dict[str, Any]:
     """What decides how a tiling of a layer fares."""
     if work is None:
         return {}
+    if isinstance(work, CpuWork):
+        return {"kind": work.layer.kind, "on": "the processor"}  # after which nothing is on chip
     if isinstance(work, NodeWork):
         return {
             "kind": work.layer.kind,

@@ -35,6 +35,7 @@ from tvmflow.targets.vta.bounds import AnyWork
 from tvmflow.targets.vta.check import check as check_program
 from tvmflow.targets.vta.compile import Compiled, compile_works, default_tiling, prepare
 from tvmflow.targets.vta.config import Config
+from tvmflow.targets.vta.cpu import CpuWork
 from tvmflow.targets.vta.emit import Infeasible
 from tvmflow.targets.vta.facts import Vta
 from tvmflow.targets.vta.records import FORMAT, recorded, task_key_of
@@ -71,7 +72,9 @@ class SimulatedMeasurer:
 
     def __init__(self, works: Sequence[AnyWork], config: Config, board: timing.Hardware) -> None:
         self.works, self.config, self.board = tuple(works), config, board
-        self.defaults = {work.layer.name: default_tiling(work, config) for work in works}
+        self.defaults = {
+            work.layer.name: default_tiling(work, config) for work in works if not isinstance(work, CpuWork)
+        }
         self.chosen: dict[str, Tiling] = {}
         """Tilings by task that were decided, for the whole network."""
         self.seconds = {"build": 0.0, "run": 0.0}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tvmflow.spec import TvmflowError
 from tvmflow.targets.vta import semantics
+from tvmflow.targets.vta.cpu import functions_here
 from tvmflow.targets.vta.isa import Alu, Finish, Gemm, Instruction, Load, Store
-from tvmflow.targets.vta.program import Executable
+from tvmflow.targets.vta.program import Executable, Mark
 from tvmflow.targets.vta.semantics import RefusedError, State
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -83,7 +85,8 @@ def run(instructions: Sequence[Instruction], state: State, translated: np.ndarra
 
 
 class Machine:
-    """A VTA with a program in its memory: give it inputs, it gives outputs.
+    """A VTA with a program in its memory: give it inputs, it gives outputs. Steps of the board's processor are this
+    computer's, by the same C.
 
     Memory and buffers hold no zeros at first but `POWER_UP`, so that a program which reads what it never wrote is found
     out by its results.
@@ -100,7 +103,26 @@ class Machine:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One launch. Arrays by their region's name, of its shape and dtype. Raises UserError, RefusedError."""
+        for _ in self.run_layers(inputs):
+            pass
+        return {region.name: region.read(self.state.dram, self.executable.config) for region in self.executable.outputs}
+
+    def run_layers(self, inputs: Mapping[str, np.ndarray]) -> Iterator[Mark]:
+        """The same launch, in steps: behind what each layer does, `state` can be looked at."""
         for region in self.executable.inputs:
             region.write(self.state.dram, inputs[region.name], self.executable.config)
-        run(self.executable.instructions, self.state, self._translated)
-        return {region.name: region.read(self.state.dram, self.executable.config) for region in self.executable.outputs}
+        every, marks = self.executable.instructions, iter(self.executable.layers)
+        for step in self.executable.sequence:
+            begin = step.first
+            if step.function:
+                self._functions(step.function)(self.state.dram.ctypes.data)
+            for mark in itertools.islice(marks, step.layers):
+                run(every[begin : mark.last], self.state, self._translated[begin : mark.last])
+                begin = mark.last
+                yield mark
+            run(every[begin : step.last], self.state, self._translated[begin : step.last])
+
+    @functools.cached_property
+    def _functions(self) -> Callable[[str], Callable[[int], None]]:
+        """What steps run on the board's processor, for this computer's."""
+        return functions_here(self.executable.source)

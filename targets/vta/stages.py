@@ -13,6 +13,8 @@ from tvmflow.targets.vta.bounds import AnyWork, Bounds
 from tvmflow.targets.vta.check import check
 from tvmflow.targets.vta.compile import Compiled, compile_works, default_tiling, ports_of, prepare
 from tvmflow.targets.vta.config import Config
+from tvmflow.targets.vta.cpu import KERNEL as CPU_KERNEL
+from tvmflow.targets.vta.cpu import CpuWork
 from tvmflow.targets.vta.facts import Vta
 from tvmflow.targets.vta.layout import Tensor as Placed
 from tvmflow.targets.vta.nodes import KERNELS as NODE_KERNELS
@@ -20,6 +22,8 @@ from tvmflow.targets.vta.nodes import NodeWork
 from tvmflow.targets.vta.records import candidate_of, recorded, task_key_of
 from tvmflow.targets.vta.tiles import Tiling, Work
 
+PROCESSOR = "processor"
+"""In place of a schedule: the layer runs on the board's processor."""
 KERNELS = {"pool": "vta_pool", "dense": "vta_dense", "conv2d": "vta_convolution"}
 
 
@@ -37,7 +41,8 @@ class Made:
         """For --dump-dir: the tilings, or the program once there is one."""
         if self.compiled is None:
             return "".join(f"{name}: {tiling}\n" for name, tiling in self.schedule.items())
-        return isa.disassemble(self.compiled.executable.instructions)
+        executable = self.compiled.executable
+        return isa.disassemble(executable.instructions) + executable.source
 
 
 def configuration(target: Target) -> Config:
@@ -52,6 +57,8 @@ def cut_layers(program: Program, target: Target) -> Program:
     works = prepare(program.integer, config)
     schedule, searched, used = {}, set(), {}
     for before, work in zip((None, *works), works, strict=False):
+        if isinstance(work, CpuWork):
+            continue
         key = task_key_of(before, work, config)
         best = program.records.get(key) if isinstance(work, Work) else None
         tiling = recorded(best)
@@ -147,6 +154,8 @@ def _whole(tensor: Placed, others: Iterable[Placed]) -> str:
 
 
 def _layer(work: AnyWork, made: Made, bus_bytes: int, live: int) -> Layer:
+    if isinstance(work, CpuWork):
+        return _on_the_processor(work, live, sum(prod(it.layer.output_shape) for it in made.works))
     if isinstance(work, NodeWork):
         return _node(work, made, bus_bytes, live)
     layer = work.layer
@@ -177,4 +186,20 @@ def _node(work: NodeWork, made: Made, bus_bytes: int, live: int) -> Layer:
         live_bytes=live,
         schedule=cut if work.blocks else "in place",
         details=Bounds.of(work, bus_bytes).details(),
+    )
+
+
+def _on_the_processor(work: CpuWork, live: int, elements: int) -> Layer:
+    """Its share is of the `elements` that all layers give: it has no multiply-adds."""
+    layer = work.layer
+    return Layer(
+        kernel=f"{CPU_KERNEL}_{layer.kind}",
+        modules=layer.modules,
+        macs=0,
+        bytes=sum(map(prod, layer.input_shapes)) + prod(layer.output_shape),
+        live_macs=0,
+        weight_bytes=sum(table.nbytes for table in work.constants),
+        live_bytes=live,
+        schedule=PROCESSOR,
+        details={"share": work.elements / elements},
     )

@@ -116,8 +116,47 @@ class Timing:
 
 
 def simulate(executable: Executable, hardware: Hardware) -> Timing:
-    """Time a checked program. Raises TvmflowError for one that deadlocks."""
-    return time_instructions(executable.instructions, executable.config, hardware, executable.layers)
+    """Time a checked program. Raises TvmflowError for one that deadlocks.
+
+    Steps of the board's processor take no cycles here: nothing is known of them.
+    """
+    parts = [time_instructions(part.instructions, part.config, hardware, part.layers) for _, part in executable.parts()]
+    return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _joined(parts: Sequence[Timing]) -> Timing:
+    """What runs one after the other, without a pause between."""
+    begins = np.cumsum([0, *(part.cycles for part in parts)]).tolist()
+    firsts = np.cumsum([0, *(len(part.begin) for part in parts)]).tolist()
+    layers = tuple(
+        replace(
+            layer, first=layer.first + first, last=layer.last + first, begin=layer.begin + begin, end=layer.end + begin
+        )
+        for part, begin, first in zip(parts, begins, firsts, strict=False)
+        for layer in part.layers
+    )
+    return Timing(
+        hardware=parts[0].hardware,
+        cycles=begins[-1],
+        begin=np.concatenate([part.begin + begin for part, begin in zip(parts, begins, strict=False)]),
+        end=np.concatenate([part.end + begin for part, begin in zip(parts, begins, strict=False)]),
+        module=np.concatenate([part.module for part in parts]),
+        kind=np.concatenate([part.kind for part in parts]),
+        busy=_added([part.busy for part in parts]),
+        waits={module: _added([part.waits[module] for part in parts]) for module in MODULES},
+        contended=sum(part.contended for part in parts),
+        read_bytes=sum(part.read_bytes for part in parts),
+        written_bytes=sum(part.written_bytes for part in parts),
+        instruction_bytes=sum(part.instruction_bytes for part in parts),
+        layers=layers,
+    )
+
+
+def _added(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(total)
 
 
 def time_instructions(

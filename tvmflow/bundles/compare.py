@@ -1,7 +1,8 @@
 """Where an int8 bundle goes wrong: each of its tensors against the exact integers and against the float network.
 
-The tensors are those of the deployed library itself, taken after each of its kernels: by TVM's virtual machine where
-this computer runs the library, and with the kernels under qemu-user for ARM boards. Nothing is compiled for this.
+The tensors are those of the deployed library itself, taken after each of its kernels by the board's kind: TVM's virtual
+machine where this computer or the stand-in for CUDA runs the library, the kernels under qemu-user for ARM boards, VTA's
+simulator, and a microcontroller's firmware under qemu-system. No network is compiled for this.
 """
 
 from __future__ import annotations
@@ -26,6 +27,16 @@ Arrays = tuple[np.ndarray, ...]
 LIKELY = 8
 """Inputs of normally distributed noise on which signal and noise are taken where none are given: golden vectors are
 integers over the whole range, which saturate everything and say nothing of how much is lost on real inputs."""
+
+
+METHODS = {
+    "native": "on this computer",
+    "emulated kernels": "kernel by kernel under qemu-user",
+    "stand-in": "kernel by kernel on the stand-in for CUDA",
+    "simulated": "layer by layer on VTA's simulator",
+    "emulated": "as firmware under qemu-system and stopped after each kernel",
+}
+"""How a library is run for its tensors, in a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +109,11 @@ def compare_tensors(bundle: Bundle, sources: Sources, inputs: str | None = None,
     """
     network = sources.quantised
     note, whole, likely = _given(bundle, network, inputs, count, sources.original is not None)
-    method, captured = capture(bundle, network, whole)
+    method, left = capture(bundle, network, whole)
+    captured = {names[-1]: values for names, values in left}
     _, reference = network.run_kept(whole)
     ratios = _ratios(network, sources.original, likely) if sources.original is not None else None
-    groups = zip(_groups(bundle, network), bundle.layers, strict=True)
-    kernels = {name: layer for names, layer in groups for name in names}
+    kernels = {name: layer for (names, _), layer in zip(left, bundle.layers, strict=True) for name in names}
     rows: list[dict[str, Any]] = []
     for layer in network.layers:
         found = captured.get(layer.name)
@@ -169,52 +180,14 @@ def _given(
 # --------------------------------------------------------------------------------------------------- the deployed ones
 
 
-def capture(bundle: Bundle, network: IntegerNetwork, inputs: Arrays) -> tuple[str, dict[str, np.ndarray]]:
-    """How the bundle's library was run, and its tensors by name, N×C×H×W, as int64 of the network's values.
+def capture(bundle: Bundle, network: IntegerNetwork, inputs: Arrays) -> tuple[str, kind.Left]:
+    """How the bundle's library was run, in a word, and what its kernels leave.
 
-    A layer that shares its kernel with the next one has no tensor of its own. Raises UserError, MissingDependencyError.
+    Raises UserError, MissingDependencyError, VerificationError.
     """
-    from tvmflow.measure import emulate, local
-    from tvmflow.passes.integer_kernels import tensors_between
-    from tvmflow.targets.cpu.boards import HOST
-
-    target = bundle.target
-    if kind.of(target) is not kind.of(HOST):
-        raise UserError(
-            f"The tensors of a bundle for {target.name} can't be looked at one by one: that is for CPUs under an "
-            "operating system, natively or under qemu-user. Build the same network for the board host to see "
-            "its numbers."
-        )
     runs = [tuple(array[place : place + 1] for array in inputs) for place in range(len(inputs[0]))]
     calls = [layer.kernel for layer in bundle.layers]
-    if target.elf == HOST.elf:
-        method, found = "native", local.capture_library(bundle.library, runs, calls)
-    else:
-        method, found = "emulated kernels", emulate.capture_kernels(bundle.library, target, runs, calls)
-    tensors = {}
-    for (layers, form), stack in zip(tensors_between(network, target), found, strict=True):
-        last = layers[-1]
-        _, channels, height, width = last.output_shape
-        values = stack.astype(np.int64) - form.offset
-        if form.is_plain:
-            tensors[last.name] = values.reshape(-1, channels, height, width)
-        else:
-            pixels = values.reshape(-1, height * width, form.stored)[:, :, :channels]
-            tensors[last.name] = pixels.transpose(0, 2, 1).reshape(-1, channels, height, width)
-    return method, tensors
-
-
-def _groups(bundle: Bundle, network: IntegerNetwork) -> list[list[str]]:
-    """The layers' names, kernel by kernel. Raises UserError if the bundle has other kernels."""
-    from tvmflow.passes.integer_kernels import tensors_between
-
-    found = [[layer.name for layer in layers] for layers, _ in tensors_between(network, bundle.target)]
-    if len(found) != len(bundle.layers):
-        raise UserError(
-            f"{bundle.path} has {len(bundle.layers)} kernels where this version of tvmflow makes {len(found)}; build "
-            "it again."
-        )
-    return found
+    return kind.of(bundle.target).capture(bundle.library, bundle.target, network, runs, calls)
 
 
 # ----------------------------------------------------------------------------------------------------- signal and noise
@@ -286,9 +259,9 @@ def text(found: Mapping[str, Any]) -> str:
         rows.append([row["tensor"], row["operator"], row["schedule"], _dims(row["shape"][1:]), difference, snr, fall])
     header = ["tensor", "operator", "kernel", "shape", "off by", "dB", "falls by"]
     lines = [text_table(header, rows), ""]
-    where = {"native": "on this computer"}.get(found["method"], "kernel by kernel under qemu-user")
     lines.append(
-        f"{found['bundle']} ({found['model']} for {found['target']}), its own library, run {where}: {found['inputs']}."
+        f"{found['bundle']} ({found['model']} for {found['target']}), its own library, run {METHODS[found['method']]}: "
+        f"{found['inputs']}."
     )
     if found["first_difference"] is None:
         lines.append("Every tensor is that of the exact integers, bit for bit.")

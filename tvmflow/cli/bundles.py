@@ -262,8 +262,8 @@ def compare(
 ) -> None:
     """Say where an int8 bundle goes wrong: tensor by tensor against exact integers and against the float network.
 
-    The tensors are the deployed library's own, natively or, of ARM boards, kernel by kernel under qemu-user. By default
-    the golden vectors are computed; --inputs says more of signal and noise.
+    The tensors are the deployed library's own, after each of its kernels: natively, emulated, on the stand-in for CUDA
+    or on VTA's simulator. By default the golden vectors are computed; --inputs says more of signal and noise.
     """
     from tvmflow.bundles import compare as tensors
     from tvmflow.bundles.bundle import open_bundle

@@ -128,15 +128,17 @@ def layer_times(calls: Sequence[tuple[str, Sequence[float]]], layers: Sequence[L
 
 
 def capture_library(
-    library: Path, inputs: Sequence[tuple[np.ndarray, ...]], kernels: Sequence[str]
+    library: Path, inputs: Sequence[tuple[np.ndarray, ...]], kernels: Sequence[str], *, device: str = "cpu"
 ) -> list[np.ndarray]:
     """What each kernel call of a library leaves in its last argument, for all inputs, in the order of the calls.
 
-    `kernels` are the calls that there should be. Raises VerificationError, also for a library that makes others.
+    `kernels` are the calls that there should be, `device` is as for `run_vectors`. Raises VerificationError, also for a
+    library that makes other calls.
     """
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
         stacks = [np.stack(arrays) for arrays in zip(*inputs, strict=True)]
-        job = {"mode": "capture", "inputs": _save(stacks, folder), "kernels": sorted(set(kernels)), "folder": folder}
+        job = {"mode": "capture", "device": device, "inputs": _save(stacks, folder), "folder": folder}
+        job["kernels"] = sorted(set(kernels))
         calls = _run_worker(library, job, Path(folder))["calls"]
         check_calls(calls, kernels)
         return [load(Path(folder, f"call-{place}.npy")) for place in range(len(calls))]

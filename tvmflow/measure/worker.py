@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,24 +138,31 @@ def profile(job: dict[str, Any]) -> dict[str, Any]:
     return {"calls": [[call[0][0], [microseconds for _, microseconds in call]] for call in calls]}
 
 
-def capture(job: dict[str, Any]) -> dict[str, Any]:
-    """Run every input and save what each kernel call leaves: `calls` are the kernels' names, in order."""
-    network = Network(job["library"])
-    stacks = [load(path, mmap_mode="r") for path in job["inputs"]]
-    kernels = set(job["kernels"])
-    left: list[tuple[str, np.ndarray]] = []
+def capture_runs(
+    vm: VirtualMachine, device: tvm.runtime.Device, stacks: Sequence[np.ndarray], kernels: Iterable[str]
+) -> list[list[tuple[str, np.ndarray]]]:
+    """Of each run the calls of `kernels`, and what each leaves in its last argument. `stacks` have runs first."""
+    wanted, left = set(kernels), []
 
     def instrument(func: Any, name: str, before_run: bool, result: Any, *args: Any) -> int:
-        if name in kernels and not before_run:
+        if name in wanted and not before_run:
             left.append((name, args[-1].numpy().copy()))
         return 0
 
-    network.vm.set_instrument(instrument)
+    vm.set_instrument(instrument)
     runs = []
     for index in range(len(stacks[0])):
         left.clear()
-        network([tvm.runtime.tensor(np.asarray(stack[index], order="C"), network.device) for stack in stacks])
+        vm["main"](*(tvm.runtime.tensor(np.asarray(stack[index], order="C"), device) for stack in stacks))
         runs.append(list(left))
+    return runs
+
+
+def capture(job: dict[str, Any]) -> dict[str, Any]:
+    """Run every input and save what each kernel call leaves: `calls` are the kernels' names, in order."""
+    network = Network(job["library"], job.get("device", "cpu"))
+    stacks = [load(path, mmap_mode="r") for path in job["inputs"]]
+    runs = capture_runs(network.vm, network.device, stacks, job["kernels"])
     for place, found in enumerate(zip(*runs, strict=True)):
         np.save(Path(job["folder"], f"call-{place}.npy"), np.stack([array for _, array in found]))
     return {"calls": [name for name, _ in runs[0]]}

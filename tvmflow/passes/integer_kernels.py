@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 from tvm import relax
 
 from tvmflow.integer.frontend import plain_tensor
@@ -21,6 +23,7 @@ from tvmflow.schedules.instructions import instructions_of
 from tvmflow.schedules.integers import round_up
 from tvmflow.spec import Layer, Program, Target
 
+Names = tuple[str, ...]
 OFFSETS = {("int8", "uint8"): 128, ("uint8", "int8"): -128}
 """What is added to values of the first dtype to store them in the second."""
 
@@ -73,6 +76,26 @@ def integer_kernels(program: Program, target: Target) -> Program:
 def tensors_between(network: IntegerNetwork, target: Target) -> list[tuple[tuple[AnyIntegerLayer, ...], Tensor]]:
     """The layers of each kernel that a build for that board makes, in order, and how its result lies in memory."""
     return [(layers, _form(layers[-1], network, target)) for layers in _groups(network, target)]
+
+
+def tensors_of(network: IntegerNetwork, target: Target, found: Sequence[np.ndarray]) -> list[tuple[Names, np.ndarray]]:
+    """For each kernel that a build for that board makes, the names of its layers, and the last one's tensor.
+
+    `found` is what the kernels left, of all runs, as it lies in memory; the tensors are int64 N×C×H×W.
+    """
+    tensors = []
+    for (layers, form), stack in zip(tensors_between(network, target), found, strict=True):
+        last = layers[-1]
+        _, channels, height, width = last.output_shape
+        values = stack.view(form.dtype) if form.packed else stack
+        if form.is_plain:
+            values = values.reshape(-1, channels, height, width)
+        else:
+            pixels = values.reshape(-1, height * width, form.stored)[:, :, :channels]
+            values = pixels.transpose(0, 2, 1).reshape(-1, channels, height, width)
+        names = tuple(layer.name for layer in layers)
+        tensors.append((names, values.astype(np.int64) - form.offset))
+    return tensors
 
 
 def _make(task: Task, target: Target) -> tuple[str, Kernel]:

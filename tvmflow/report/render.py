@@ -134,10 +134,14 @@ def schedules_text(layers: Sequence[Mapping[str, Any]]) -> str:
     return f"{', '.join(words)} of {len(layers)} layers"
 
 
+NAMED = ("plain", "processor", "TVM's default")
+"""Rules whose layers are named: the one for everything, none of an accelerator's, and none of ours."""
+
+
 def rules_text(layers: Sequence[Mapping[str, Any]]) -> str:
     """Of an int8 network: how many layers and what share of the multiply-adds each rule serves, the most first.
 
-    Layers that only the rule for everything serves, or none of ours, are named.
+    Layers of some rules are named.
     """
     total = sum(layer["macs"] for layer in layers)
     by_rule: dict[str, list[Mapping[str, Any]]] = {}
@@ -150,7 +154,7 @@ def rules_text(layers: Sequence[Mapping[str, Any]]) -> str:
         share = f"{macs / total:.1%}" if total else "0%"
         counted = f"{name} {len(served)} layer{'s' * (len(served) > 1)} ({share} of multiply-adds)"
         named = [(layer["modules"] or [layer["kernel"]])[0] for layer in served]
-        words.append(counted + (f": {', '.join(named)}" if name in ("plain", "TVM's default") else ""))
+        words.append(counted + (f": {', '.join(named)}" if name in NAMED else ""))
     return "; ".join(words) + ("" if "TVM's default" in by_rule else "; TVM's default schedules none")
 
 

@@ -5,7 +5,8 @@ What real hardware does with a wrong program is done here as well, as far as a d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from tvmflow.spec import TvmflowError
 from tvmflow.targets.vta import isa, simulate
 from tvmflow.targets.vta.check import Core
 from tvmflow.targets.vta.config import INSTRUCTION_BYTES, Config, from_json
+from tvmflow.targets.vta.cpu import SOURCE, functions_here
 from tvmflow.targets.vta.program import relocate
 from tvmflow.targets.vta.semantics import State
 from tvmflow.targets.vta.timing import Hardware, time_instructions
@@ -166,5 +168,11 @@ class FakeWindow:
 
 def rehearsal(layout: Mapping[str, Any], core: Core, base: int) -> dict[str, Any]:
     """A board for which the program is: VTA_HARDWARE=tvmflow.targets.vta.driver.fake:rehearsal of the driver."""
-    board = FakeBoard(from_json(layout["configuration"]), core, base, memory_bytes=layout["memory_bytes"] + (1 << 20))
-    return {"window": board.window, "memory": board.allocate}
+    room = layout["memory_bytes"] + INSTRUCTION_BYTES * layout["instruction_count"] + (1 << 20)
+    board = FakeBoard(from_json(layout["configuration"]), core, base, memory_bytes=room)
+    return {"window": board.window, "memory": board.allocate, "functions": functions}
+
+
+def functions(folder: str) -> Callable[[str], Callable[[int], None]]:
+    """What a bundle's steps run on the board's processor, compiled for this computer's."""
+    return functions_here((Path(folder) / SOURCE).read_text(encoding="utf-8"))

@@ -1,13 +1,14 @@
-/* The driver of vta_driver.h: files, relocation, registers, and the start and wait of a run. */
+/* The driver of vta_driver.h: files, relocation, registers, steps, and the start and wait of a run. */
 #include "vta_driver.h"
 
 #include <ctype.h>
+#include <dlfcn.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { INSTRUCTION_BYTES = 16, WINDOW_BYTES = 0x1000, SCHEMA_VERSION = 1, LOOKS = 100 };
+enum { INSTRUCTION_BYTES = 16, WINDOW_BYTES = 0x1000, OLDEST_SCHEMA = 1, NEWEST_SCHEMA = 2, LOOKS = 100 };
 
 static char message[512];
 
@@ -21,7 +22,7 @@ int vta_fail(const char *format, ...) {
   return -1;
 }
 
-enum { MAX_PORTS = 64 };
+enum { MAX_PORTS = 64, MAX_STEPS = 10000 };
 
 /* An input or output in memory: 1×C×H×W, dense or in tiles of `block` channels. */
 typedef struct {
@@ -29,6 +30,12 @@ typedef struct {
   size_t channels, pixels;
   int tiles;
 } region;
+
+/* What runs by itself: instructions of the accelerator, or a function of the processor on the same memory. */
+typedef struct {
+  size_t first, count;
+  void (*function)(uint8_t *memory);
+} step;
 
 struct vta_device {
   const vta_board *board;
@@ -40,6 +47,9 @@ struct vta_device {
   size_t count, block;
   region inputs[MAX_PORTS], outputs[MAX_PORTS];
   size_t input_count, output_count;
+  step *steps;
+  size_t step_count;
+  void *functions; /* the library cpu.so */
   int new_version; /* of the instruction set: 0.0.2 */
 };
 
@@ -152,6 +162,44 @@ static int find_regions(const char *layout, const char *kind, size_t memory_byte
   return 0;
 }
 
+/* The steps; without any in layout.json, all instructions are one. */
+static int find_steps(vta_device *device, const char *layout, const char *folder) {
+  char key[64], name[64], path[4096];
+  device->step_count = 1;
+  const int several = strstr(layout, "\"step_count\":") != NULL;
+  if (several && number(layout, "step_count", &device->step_count)) return -1;
+  if (device->step_count < 1 || device->step_count > MAX_STEPS)
+    return vta_fail("layout.json has %zu steps.", device->step_count);
+  device->steps = calloc(device->step_count, sizeof *device->steps);
+  if (!device->steps) return vta_fail("There is no memory left.");
+  if (!several) {
+    device->steps[0].count = device->count;
+    return 0;
+  }
+  for (size_t n = 0; n < device->step_count; n++) {
+    step *made = &device->steps[n];
+    size_t last;
+    snprintf(key, sizeof key, "step_%zu_first", n + 1);
+    if (number(layout, key, &made->first)) return -1;
+    snprintf(key, sizeof key, "step_%zu_last", n + 1);
+    if (number(layout, key, &last)) return -1;
+    if (last < made->first || last > device->count) return vta_fail("Step %zu has no such instructions.", n + 1);
+    made->count = last - made->first;
+    snprintf(key, sizeof key, "step_%zu_function", n + 1);
+    const char *at = find(layout, key);
+    if (!at) return -1;
+    if (sscanf(at, "\"%63[a-z0-9_]\"", name) != 1) continue; /* of the accelerator */
+    if (snprintf(path, sizeof path, "%s/cpu.so", folder) >= (int)sizeof path)
+      return vta_fail("The path %s is too long.", folder);
+    if (!device->functions && !(device->functions = dlopen(path, RTLD_NOW)))
+      return vta_fail("%s can't be loaded: %s.", path, dlerror());
+    void *found = dlsym(device->functions, name);
+    if (!found) return vta_fail("%s has no function %s.", path, name);
+    memcpy(&made->function, &found, sizeof found);
+  }
+  return 0;
+}
+
 /* Instructions */
 
 /* Each dram_base grows by base / element: hardware multiplies it with the size of the element. */
@@ -176,11 +224,12 @@ static int relocate(vta_device *device, uint8_t *code) {
 
 /* Loading */
 
-static int prepare(vta_device *device, const char *layout, const uint8_t *image, size_t image_bytes, uint8_t *code,
-                   size_t code_bytes) {
+static int prepare(vta_device *device, const char *folder, const char *layout, const uint8_t *image, size_t image_bytes,
+                   uint8_t *code, size_t code_bytes) {
   size_t version, memory_bytes, stated, alignment;
   if (number(layout, "schema_version", &version)) return -1;
-  if (version != SCHEMA_VERSION) return vta_fail("layout.json is of version %zu, not %d.", version, SCHEMA_VERSION);
+  if (version < OLDEST_SCHEMA || version > NEWEST_SCHEMA)
+    return vta_fail("layout.json is of version %zu, not %d or %d.", version, OLDEST_SCHEMA, NEWEST_SCHEMA);
   const char *set = find(layout, "hw_ver");
   if (!set) return -1;
   device->new_version = strncmp(set, "\"0.0.2\"", 7) == 0;
@@ -193,7 +242,8 @@ static int prepare(vta_device *device, const char *layout, const uint8_t *image,
   if (stated != image_bytes || code_bytes != device->count * INSTRUCTION_BYTES || image_bytes > memory_bytes)
     return vta_fail("program.bin or memory.bin is not as long as layout.json says.");
   if (find_regions(layout, "input", memory_bytes, device->block, device->inputs, &device->input_count) ||
-      find_regions(layout, "output", memory_bytes, device->block, device->outputs, &device->output_count))
+      find_regions(layout, "output", memory_bytes, device->block, device->outputs, &device->output_count) ||
+      find_steps(device, layout, folder))
     return -1;
   const vta_board *board = device->board;
   if (board->allocate(board->context, memory_bytes, &device->image) ||
@@ -223,7 +273,7 @@ vta_device *vta_open(const vta_board *board, const char *folder, vta_core core, 
     device->core = core;
     device->base = base;
     device->timeout_s = timeout_s;
-    if (prepare(device, (char *)layout, image, image_bytes, code, code_bytes)) {
+    if (prepare(device, folder, (char *)layout, image, image_bytes, code, code_bytes)) {
       vta_close(device);
       device = NULL;
     }
@@ -239,6 +289,8 @@ void vta_close(vta_device *device) {
   const vta_board *board = device->board;
   if (device->image.data) board->release(board->context, &device->image);
   if (device->code.data) board->release(board->context, &device->code);
+  if (device->functions) dlclose(device->functions);
+  free(device->steps);
   free(device);
 }
 
@@ -263,8 +315,9 @@ static void set(const vta_device *device, uint64_t offset, uint32_t value) {
   device->board->write(device->board->context, device->base + offset, value);
 }
 
-static void start(const vta_device *device) {
-  uint32_t count = (uint32_t)device->count, address = (uint32_t)device->code.physical;
+static void start(const vta_device *device, const step *part) {
+  uint32_t count = (uint32_t)part->count;
+  uint32_t address = (uint32_t)(device->code.physical + part->first * INSTRUCTION_BYTES);
   if (device->core == VTA_CHISEL) {
     set(device, 0x08, count);
     set(device, 0x0C, address);
@@ -293,11 +346,11 @@ static int done(const vta_device *device) {
   return (get(device, 0x00) & 4) && get(device, 2 * WINDOW_BYTES + 0x18) == 1;
 }
 
-static int launch(vta_device *device) {
+static int run_instructions(vta_device *device, const step *part) {
   const vta_board *board = device->board;
   board->flush(board->context, &device->image);
   double begin = board->seconds(board->context);
-  start(device);
+  start(device, part);
   board->pause(board->context);
   for (int looks = 0; !done(device); looks++) {
     /* time alone may have passed while this process had to wait */
@@ -306,9 +359,23 @@ static int launch(vta_device *device) {
                       device->timeout_s);
     board->pause(board->context);
   }
-  device->seconds = board->seconds(board->context) - begin;
-  device->cycles = device->core == VTA_CHISEL ? get(device, 0x04) : 0;
+  device->cycles += device->core == VTA_CHISEL ? get(device, 0x04) : 0;
   board->invalidate(board->context, &device->image);
+  return 0;
+}
+
+static int launch(vta_device *device) {
+  const vta_board *board = device->board;
+  double begin = board->seconds(board->context);
+  device->cycles = 0;
+  for (size_t n = 0; n < device->step_count; n++) {
+    const step *part = &device->steps[n];
+    if (part->function)
+      part->function(device->image.data);
+    else if (run_instructions(device, part))
+      return -1;
+  }
+  device->seconds = board->seconds(board->context) - begin;
   return 0;
 }
 

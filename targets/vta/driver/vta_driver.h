@@ -39,14 +39,15 @@ typedef struct vta_device vta_device;
 /* Load the program in `folder`. NULL if that fails; vta_error() says why. `board` has to outlive the device. */
 vta_device *vta_open(const vta_board *board, const char *folder, vta_core core, uint64_t base, double timeout_s);
 
-/* Elements of all inputs and of all outputs, int8 in C order, 1×C×H×W, one behind the other. */
+/* Elements of all inputs and of all outputs in C order, 1×C×H×W, one behind the other: int8, or uint8 where layout.json
+ * says so. */
 size_t vta_input_elements(const vta_device *device);
 size_t vta_output_elements(const vta_device *device);
 
 /* One inference. 0, or -1 and vta_error(). */
 int vta_run(vta_device *device, const int8_t *input, int8_t *output);
 
-/* How long the last run took, and in cycles, where the core counts them; else 0. */
+/* How long the last run took, and in cycles of the accelerator, where the core counts them; else 0. */
 double vta_seconds(const vta_device *device);
 uint32_t vta_cycles(const vta_device *device);
 

@@ -24,7 +24,8 @@ import numpy as np
 
 WINDOW_BYTES = 0x1000
 INSTRUCTION_BYTES = 16
-SCHEMA_VERSION = 1
+SCHEMA_VERSIONS = (1, 2)
+LIBRARY = "cpu.so"
 TIMEOUT_S = 10.0
 PROBE_S = 0.2
 PAUSE_S = 1e-6
@@ -188,8 +189,9 @@ class Files:
         except (OSError, ValueError) as error:
             raise VtaError(f"{folder} holds no VTA program: {error}.") from error
         layout = self.layout
-        if layout.get("schema_version") != SCHEMA_VERSION:
-            raise VtaError(f"layout.json is of version {layout.get('schema_version')}, not {SCHEMA_VERSION}.")
+        if layout.get("schema_version") not in SCHEMA_VERSIONS:
+            known = " or ".join(map(str, SCHEMA_VERSIONS))
+            raise VtaError(f"layout.json is of version {layout.get('schema_version')}, not {known}.")
         if layout["hw_ver"] not in ("0.0.1", "0.0.2"):
             raise VtaError(f"The program is for HW_VER {layout['hw_ver']}; this driver knows 0.0.1 and 0.0.2.")
         if (
@@ -204,7 +206,37 @@ def ports(layout, kind):
     count = layout.get(kind + "_count", 1)
     prefixes = [kind] + [f"{kind}_{number}" for number in range(2, count + 1)]
     keys = ("name", "offset", "bytes", "order", "shape")
-    return [{key: layout[f"{prefix}_{key}"] for key in keys} for prefix in prefixes]
+    found = [{key: layout[f"{prefix}_{key}"] for key in keys} for prefix in prefixes]
+    for port, prefix in zip(found, prefixes):  # noqa: B905 (Python 3.6)
+        port["dtype"] = layout.get(prefix + "_dtype", "int8")
+    return found
+
+
+def steps(layout):
+    """What runs one after the other: the first instruction and how many there are, or the name of a function."""
+    if "step_count" not in layout:
+        return [(0, layout["instruction_count"], "")]
+    found = []
+    for number in range(1, layout["step_count"] + 1):
+        first, last, function = (layout[f"step_{number}_{key}"] for key in ("first", "last", "function"))
+        found.append((first, last - first, function))
+    return found
+
+
+def load_functions(folder):
+    """The functions of this board's processor that are beside the program, each by its name."""
+    path = os.path.join(folder, LIBRARY)
+    try:
+        library = ctypes.CDLL(path)
+    except OSError as error:
+        raise VtaError(f"{path} can't be loaded: {error}.") from error
+
+    def find(name):
+        function = getattr(library, name)
+        function.argtypes, function.restype = [ctypes.c_void_p], None
+        return function
+
+    return find
 
 
 def relocated(code, base, layout):
@@ -232,14 +264,20 @@ def relocated(code, base, layout):
 class Device:
     """A board with one program in its memory, which is given back at the end of a `with`.
 
-    `window(base)` gives registers, `memory(size)` contiguous memory; the defaults are the board's own.
+    `window(base)` gives registers, `memory(size)` contiguous memory, `functions(folder)` those of the processor; the
+    defaults are the board's own.
     """
 
-    def __init__(self, folder, core, base, window=DevMem, memory=allocate, timeout_s=TIMEOUT_S):
+    def __init__(
+        self, folder, core, base, window=DevMem, memory=allocate, functions=load_functions, timeout_s=TIMEOUT_S
+    ):
         self._files = Files(folder)
         self._core = HlsCore(window, base) if core == "hls" else ChiselCore(window, base)
         self._timeout_s = timeout_s
         layout = self._files.layout
+        self._steps = steps(layout)
+        names = [name for _, _, name in self._steps if name]
+        self._functions = dict(zip(names, map(functions(folder), names))) if names else {}  # noqa: B905 (Python 3.6)
         self._image = memory(layout["memory_bytes"])
         self._image.data[: self._files.image.size] = self._files.image
         code = relocated(self._files.code, self._image.physical, layout)
@@ -282,10 +320,24 @@ class Device:
         return found if len(found) > 1 else found[0]
 
     def launch(self):
-        """Run the program on what is in memory. `seconds`, and `cycles` where the core counts them, tell how long."""
+        """Run the program on what is in memory. `seconds`, and `cycles` where the core counts them, tell how long.
+
+        `seconds` are of all steps, `cycles` of the accelerator's.
+        """
+        begin, cycles = time.perf_counter(), []
+        for first, count, function in self._steps:
+            if function:
+                self._functions[function](self._image.data.ctypes.data)
+            else:
+                self._run(first, count)
+                cycles.append(self._core.cycles())
+        self.seconds = time.perf_counter() - begin
+        self.cycles = None if None in cycles or not cycles else sum(cycles)
+
+    def _run(self, first, count):
         self._image.flush()
         begin = time.perf_counter()
-        self._core.start(self._code.physical, self._files.layout["instruction_count"])
+        self._core.start(self._code.physical + first * INSTRUCTION_BYTES, count)
         time.sleep(PAUSE_S)
         looks = 0
         while not self._core.done():
@@ -295,8 +347,6 @@ class Device:
                     f"VTA did not finish within {self._timeout_s:g} s; load the bitstream again before the next try."
                 )
             time.sleep(PAUSE_S)
-        self.seconds = time.perf_counter() - begin
-        self.cycles = self._core.cycles()
         self._image.invalidate()
 
     def _pack(self, port, values):
@@ -309,7 +359,7 @@ class Device:
         return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
     def _unpack(self, port, found):
-        values, shape = found.view(np.int8), port["shape"]
+        values, shape = found.view(port["dtype"]), port["shape"]
         if port["order"] == "tiles":
             _, channels, height, width = shape
             tiles = values.reshape(-1, height, width, self._files.layout["block"]).transpose(0, 3, 1, 2)
