@@ -9,7 +9,8 @@
    their writer does for nothing, and the bias takes it back. For PMADDWD they are stored in 16 bits, so that two inputs
    are spread by one load; bytes would have to be widened anew for each block of weights.
 4. A border is made by a copy, whose channels are filled up to four; so is the user's NCHW.
-5. The last tile of pixels starts earlier and computes some again. Of weights that are the larger operand, all pixels
+5. Sums with other tensors that follow the layer are done in registers, before anything is stored.
+6. The last tile of pixels starts earlier and computes some again. Of weights that are the larger operand, all pixels
    meet one block before the next, which is meanwhile fetched into the L2 cache. Threads share the tiles.
 
 Registers: with AVX-512 24 sums, 4 of weights and one of data, of 32 (6 pixels × 4 vectors); with NEON 20 or 16 sums of
@@ -37,12 +38,13 @@ from tvmflow.schedules.integers import (
     Requantisation,
     element,
     fill,
-    kernel,
+    kernel_of_many,
     round_up,
     scratch_of,
     store_result,
     store_vector,
     vector,
+    with_tail,
 )
 
 if TYPE_CHECKING:
@@ -115,7 +117,7 @@ def _loops(task: Task, instructions: Instructions, tile: Tile, parallel: bool) -
     steps = math.prod(taps) * groups // unroll
     share = filled * math.prod(taps) * block // (pixel_tiles * steps)  # bytes of the next block due with each step
 
-    with kernel(task, constants) as (builder, given, (weight, bias, factor), result):
+    with kernel_of_many(task, constants) as (builder, (given, *others), (weight, bias, factor), result):
         data = given
         if copied:
             data = T.sblock_alloc_buffer((math.prod(size), filled), dtype)
@@ -158,9 +160,11 @@ def _loops(task: Task, instructions: Instructions, tile: Tile, parallel: bool) -
             for p in range(rows):
                 with T.unroll(0, vectors) as v:
                     channel = place * block + v * lanes
-                    value = requantisation.finish(
-                        vector(total[p], v, 0, lanes=lanes), vector(factor, channel, lanes=lanes), task.result
-                    )
+                    sums = vector(total[p], v, 0, lanes=lanes), vector(factor, channel, lanes=lanes)
+                    if task.tail:
+                        value = with_tail(task, requantisation.value(*sums), others, first + p, channel, lanes)
+                    else:
+                        value = requantisation.finish(*sums, task.result)
                     store_result(task.result, result, value, first + p, channel, lanes, scratch)
     return Kernel(func=builder.get(), constants=constants)
 
