@@ -14,7 +14,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tvmflow.schedules.cpu.integer import Task, Tensor
-from tvmflow.schedules.instructions import Expr, Instructions
+from tvmflow.schedules.instructions import Expr, Instructions, pack_bytes
 from tvmflow.schedules.nodes import Sums, value_of
 
 if TYPE_CHECKING:
@@ -111,19 +111,24 @@ class Requantisation:
 
     def value(self, total: Expr, factor: Expr, offset: int = 0) -> Expr:
         """A vector of sums as the layer gives them, plus `offset`, as int32."""
-        lanes = self.instructions.lanes
+        low, high = (self._number(end + offset) for end in (self.layer.minimum, self.layer.maximum))
+        return tirx.max(tirx.min(self.scaled(total, factor, offset), high), low)
 
-        def number(value: int) -> Expr:
-            return T.broadcast(T.int32(value), lanes)
-
+    def scaled(self, total: Expr, factor: Expr, offset: int = 0) -> Expr:
+        """`value` before it is clipped."""
         if self.layer.multiplier is not None:
-            value = self.instructions.high(total, factor, offset)
-        else:
-            value = total >> factor
-            if offset:
-                value = value + number(offset)
-        low, high = self.layer.minimum + offset, self.layer.maximum + offset
-        return tirx.max(tirx.min(value, number(high)), number(low))
+            return self.instructions.high(total, factor, offset)
+        value = total >> factor
+        return value + self._number(offset) if offset else value
+
+    def packed(self, sums: Sequence[tuple[Expr, Expr]], result: Tensor) -> Expr:
+        """Two or four vectors of sums, with their factors, in the form of `result`, in the order of `packing_order`."""
+        values = [self.scaled(total, factor, result.offset) for total, factor in sums]
+        low, high = self.layer.minimum + result.offset, self.layer.maximum + result.offset
+        return pack_bytes(values, low, high, result.dtype, self.instructions.lanes)
+
+    def _number(self, value: int) -> Expr:
+        return T.broadcast(T.int32(value), self.instructions.lanes)
 
 
 def with_tail(task: Task, value: Expr, others: Sequence[Any], pixel: Expr, channel: Expr, lanes: int) -> Expr:

@@ -42,7 +42,7 @@ from tvmflow.schedules.cpu.integer.depthwise import (
     is_depthwise,
     position,
 )
-from tvmflow.schedules.instructions import dot_products, instructions_of, intrinsic, wide_high
+from tvmflow.schedules.instructions import dot_products, instructions_of, pack_bytes, packing_order, wide_high
 from tvmflow.schedules.integers import Requantisation, fill, kernel, round_up, store_vector, vector
 
 if TYPE_CHECKING:
@@ -52,17 +52,8 @@ TAPS = 4
 WIDTHS = (64, 32, 16)
 """Bytes of a vector."""
 
-PACK = {
-    64: ("llvm.x86.avx512.packssdw.512", "llvm.x86.avx512.packuswb.512", "llvm.x86.avx512.packsswb.512"),
-    32: ("llvm.x86.avx2.packssdw", "llvm.x86.avx2.packuswb", "llvm.x86.avx2.packsswb"),
-    16: ("llvm.x86.sse2.packssdw.128", "llvm.x86.sse2.packuswb.128", "llvm.x86.sse2.packsswb.128"),
-}
-"""32 bits to 16, and those to unsigned and to signed bytes."""
-
 STRIPS = 8
 """Parts that the work is cut into for each core, at least."""
-
-RANGES = {"uint8": (0, 255), "int8": (-128, 127)}
 
 
 def depthwise_dots(task: Task, target: Target) -> Kernel | None:
@@ -154,17 +145,12 @@ def _groups(layer: IntegerLayer) -> list[list[tuple[int, int]]]:
     ]
 
 
-def _order(width: int) -> np.ndarray:
-    """The channels of a block as unpacking leaves them: four vectors, one after the other."""
-    return np.array([16 * lane + 4 * j + i for j in range(4) for lane in range(width // 16) for i in range(4)])
-
-
 def _packed(
     layer: IntegerLayer, arrays: Sequence[np.ndarray], stored: int, width: int, side: int = 1
 ) -> list[np.ndarray]:
     """Weights, and biases and factors, for vectors of `width` channels, or of `side` pixels of them."""
     begins = np.minimum(np.arange(-(-stored // width)) * width, stored - width)
-    channels = (begins[:, None] + np.tile(np.arange(width), side))[:, _order(width * side)]
+    channels = (begins[:, None] + np.tile(np.arange(width), side))[:, packing_order(4, width * side // 4)]
     return [_weights(layer, stored, channels), *(array[channels] for array in arrays)]
 
 
@@ -194,7 +180,7 @@ def _unpack(first: Any, second: Any, dtype: str, length: int, *, high: bool) -> 
 
 
 def _interleave(data: list[Any], width: int) -> list[Any]:
-    """Four vectors of bytes → four of their bytes side by side, channels in the order of `_order`."""
+    """Four vectors of bytes → four of their bytes side by side, channels in the order of `packing_order`."""
     pairs = [
         [
             T.reinterpret(f"int16x{width // 2}", _unpack(data[place], data[place + 1], "int8", width, high=high))
@@ -280,8 +266,7 @@ class _Loops:
 
     def _finish(self, totals: list[Any]) -> Any:
         """Requantised, and packed into bytes in the channels' order; saturation by packing does for clipping."""
-        lanes, (to_words, to_unsigned, to_signed) = self.width // 4, PACK[self.width]
-        layer, added = self.layer, self.result.offset
+        layer, lanes, added = self.layer, self.width // 4, self.result.offset
         scaled = []
         for j, total in enumerate(totals):
             factor = vector(self.arrays[2], self.block, j * lanes, lanes=lanes)
@@ -289,10 +274,4 @@ class _Loops:
                 scaled.append(wide_high(lanes)(total, factor, added))
             else:
                 scaled.append((total >> factor) + T.broadcast(T.int32(added), lanes))
-        words = [intrinsic(f"int16x{2 * lanes}", to_words, *scaled[place : place + 2]) for place in (0, 2)]
-        low, high = layer.minimum + added, layer.maximum + added
-        if (low, high) != RANGES[self.result.dtype]:
-            ends = [T.broadcast(T.int16(end), 2 * lanes) for end in (low, high)]
-            words = [tirx.max(tirx.min(word, ends[1]), ends[0]) for word in words]
-        packed = intrinsic(f"int8x{4 * lanes}", to_unsigned if self.result.dtype == "uint8" else to_signed, *words)
-        return T.reinterpret(f"{self.result.dtype}x{self.width}", packed)
+        return pack_bytes(scaled, layer.minimum + added, layer.maximum + added, self.result.dtype, lanes)
