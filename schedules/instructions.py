@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from tvmflow.system.toolchain import tvm_target_dict
@@ -122,6 +123,37 @@ def wide_high(lanes: int) -> Callable[[Expr, Expr, int], Expr]:
         return T.reinterpret(f"int32x{lanes}", T.reinterpret(wide, low) | odd)
 
     return high
+
+
+PACK = {
+    64: ("llvm.x86.avx512.packssdw.512", "llvm.x86.avx512.packuswb.512", "llvm.x86.avx512.packsswb.512"),
+    32: ("llvm.x86.avx2.packssdw", "llvm.x86.avx2.packuswb", "llvm.x86.avx2.packsswb"),
+    16: ("llvm.x86.sse2.packssdw.128", "llvm.x86.sse2.packuswb.128", "llvm.x86.sse2.packsswb.128"),
+}
+"""By bytes of a vector: 32 bits to 16, and those to unsigned and to signed bytes."""
+
+RANGES = {"uint8": (0, 255), "int8": (-128, 127)}
+
+
+def packing_order(vectors: int, lanes: int) -> np.ndarray:
+    """Which bytes that many vectors have to give, one after the other, for `pack_bytes` to put all in order."""
+    return np.array(
+        [4 * (vectors * part + j) + i for j in range(vectors) for part in range(lanes // 4) for i in range(4)]
+    )
+
+
+def pack_bytes(values: Sequence[Expr], low: int, high: int, dtype: str, lanes: int) -> Expr:
+    """Four or two vectors of int32 as bytes from `low` to `high`. Saturation, which packing has, does for clipping."""
+    to_words, to_unsigned, to_signed = PACK[4 * lanes]
+    count = 2 * lanes
+    words = [intrinsic(f"int16x{count}", to_words, *values[at : at + 2]) for at in range(0, len(values), 2)]
+    if (low, high) != RANGES[dtype] or len(words) == 1:
+        ends = [spread(T.int16(end), count) for end in (low, high)]
+        words = [tirx.max(tirx.min(word, ends[1]), ends[0]) for word in words]
+    if len(words) == 1:
+        return T.cast(words[0], f"{dtype}x{count}")
+    packed = intrinsic(f"int8x{4 * lanes}", to_unsigned if dtype == "uint8" else to_signed, *words)
+    return T.reinterpret(f"{dtype}x{4 * lanes}", packed)
 
 
 # --------------------------------------------------------------------------------------------------------------- ARM

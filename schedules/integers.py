@@ -14,7 +14,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tvmflow.schedules.cpu.integer import Task, Tensor
-from tvmflow.schedules.instructions import Expr, Instructions
+from tvmflow.schedules.instructions import Expr, Instructions, pack_bytes
+from tvmflow.schedules.nodes import Sums, value_of
 
 if TYPE_CHECKING:
     from tvmflow.integer.layers import IntegerLayer
@@ -106,19 +107,54 @@ class Requantisation:
 
     def finish(self, total: Expr, factor: Expr, result: Tensor) -> Expr:
         """A vector of sums as the layer gives them, in the form of `result`."""
-        lanes = self.instructions.lanes
+        return T.cast(self.value(total, factor, result.offset), f"{result.dtype}x{self.instructions.lanes}")
 
-        def number(value: int) -> Expr:
-            return T.broadcast(T.int32(value), lanes)
+    def value(self, total: Expr, factor: Expr, offset: int = 0) -> Expr:
+        """A vector of sums as the layer gives them, plus `offset`, as int32."""
+        low, high = (self._number(end + offset) for end in (self.layer.minimum, self.layer.maximum))
+        return tirx.max(tirx.min(self.scaled(total, factor, offset), high), low)
 
+    def scaled(self, total: Expr, factor: Expr, offset: int = 0) -> Expr:
+        """`value` before it is clipped."""
         if self.layer.multiplier is not None:
-            value = self.instructions.high(total, factor, result.offset)
-        else:
-            value = total >> factor
-            if result.offset:
-                value = value + number(result.offset)
+            return self.instructions.high(total, factor, offset)
+        value = total >> factor
+        return value + self._number(offset) if offset else value
+
+    def packed(self, sums: Sequence[tuple[Expr, Expr]], result: Tensor) -> Expr:
+        """Two or four vectors of sums, with their factors, in the form of `result`, in the order of `packing_order`."""
+        values = [self.scaled(total, factor, result.offset) for total, factor in sums]
         low, high = self.layer.minimum + result.offset, self.layer.maximum + result.offset
-        return T.cast(tirx.max(tirx.min(value, number(high)), number(low)), f"{result.dtype}x{lanes}")
+        return pack_bytes(values, low, high, result.dtype, self.instructions.lanes)
+
+    def _number(self, value: int) -> Expr:
+        return T.broadcast(T.int32(value), self.instructions.lanes)
+
+
+def with_tail(task: Task, value: Expr, others: Sequence[Any], pixel: Expr, channel: Expr, lanes: int) -> Expr:
+    """What the tail makes of an int32 vector of the layer's values there, in the form of the result.
+
+    `others` are the buffers of the sources behind the layer's own.
+    """
+    before, left = task.layers[-1].name, list(zip(task.sources[1:], others, strict=True))
+    for node in task.tail:
+        operands = [
+            value if name == before else _vector_of(*left.pop(0), pixel, channel, lanes) for name in node.inputs
+        ]
+
+        def read(number: int, *place: Expr, operands: list[Expr] = operands) -> Expr:
+            return operands[number]
+
+        value = value_of(node, read, (), Sums(None, lanes), (channel, 0, 0))
+        before = node.name
+    value = value + T.broadcast(T.int32(task.result.offset), lanes)
+    return T.cast(value, f"{task.result.dtype}x{lanes}")
+
+
+def _vector_of(tensor: Tensor, buffer: Any, pixel: Expr, channel: Expr, lanes: int) -> Expr:
+    """The network's values of neighbouring channels, as int32."""
+    value = T.cast(vector(buffer, pixel, channel, lanes=lanes), f"int32x{lanes}")
+    return value - T.broadcast(T.int32(tensor.offset), lanes) if tensor.offset else value
 
 
 def scratch_of(result: Tensor, lanes: int) -> Any:

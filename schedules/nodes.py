@@ -49,6 +49,8 @@ SUMS = 2
 """Elements that `value_of` needs to work in, of the dtype of the arithmetic, for each lane."""
 SUMMING = (MaxPool, Resample, Softmax)
 """Operators that need them."""
+PASSING = (MaxPool, Concat, Gather)
+"""Operators that pass values on and compute with none, so that `StoredArithmetic` will do."""
 
 
 class Arithmetic:
@@ -116,6 +118,22 @@ class FloatArithmetic(Arithmetic):
     def weights(self, operator: Resample) -> tuple[np.ndarray, np.ndarray]:
         first, second = (weights.astype(np.float32) for _, weights in operator.axes)
         return first, second
+
+
+class StoredArithmetic(Arithmetic):
+    """Numbers of a quantised network as they lie in memory, `offset` added: as many more as they are narrower."""
+
+    def __init__(self, dtype: str, offset: int) -> None:
+        self.dtype, self.offset = dtype, offset
+        limits = np.iinfo(dtype)
+        self.least, self.most = int(limits.min) - offset, int(limits.max) - offset
+
+    def number(self, value: float) -> Expr:
+        return tirx.const(int(value) + self.offset, self.dtype)
+
+    def limited(self, node: Any, value: Expr, sums: Sums) -> Expr:
+        low, high = max(node.minimum, self.least), min(node.maximum, self.most)
+        return tirx.max(tirx.min(value, sums.constant(high)), sums.constant(low))
 
 
 INTEGERS, FLOATS = Arithmetic(), FloatArithmetic()

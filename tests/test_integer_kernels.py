@@ -118,9 +118,9 @@ def test_other_instructions_of_this_computer_are_exact(kind, tmp_path):
 
 def test_threads_share_loops_without_harm(tmp_path, monkeypatch):
     """Networks this small are given one thread by default."""
-    from tvmflow.schedules.cpu.integer import convolution, depthwise
+    from tvmflow.schedules.cpu.integer import convolution, depthwise, depthwise_dots
 
-    for rule in (convolution, depthwise):
+    for rule in (convolution, depthwise, depthwise_dots):
         monkeypatch.setattr(rule, "worth_threads", lambda macs, target: True)
     check(NETWORKS["odd"], HOST, tmp_path)
 

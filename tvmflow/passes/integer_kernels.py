@@ -11,8 +11,9 @@ import numpy as np
 from tvm import relax
 
 from tvmflow.integer.frontend import plain_tensor
-from tvmflow.integer.layers import AnyIntegerLayer, IntegerLayer
+from tvmflow.integer.layers import AnyIntegerLayer, IntegerLayer, IntegerNode
 from tvmflow.integer.network import IntegerNetwork, canonical
+from tvmflow.integer.operators import Sum
 from tvmflow.network.names import PATH_SEPARATOR
 from tvmflow.passes.fuse_operators import call_bytes, constant_bytes, kernel_calls
 from tvmflow.schedules.cpu.integer import RULES, Kernel, Task, Tensor
@@ -27,9 +28,15 @@ Names = tuple[str, ...]
 OFFSETS = {("int8", "uint8"): 128, ("uint8", "int8"): -128}
 """What is added to values of the first dtype to store them in the second."""
 
+Group = tuple[AnyIntegerLayer, ...]
+"""Layers that share a kernel."""
+
 
 def integer_kernels(program: Program, target: Target) -> Program:
-    """`main` is made anew from `Program.integer`; two depthwise layers in a row share a kernel on CPUs."""
+    """`main` is made anew from `Program.integer`.
+
+    On CPUs two depthwise layers in a row share a kernel, and a sum is done in that of a layer that gives it an operand.
+    """
     network: IntegerNetwork | None = program.integer
     assert network is not None
     builder = relax.BlockBuilder()
@@ -41,13 +48,19 @@ def integer_kernels(program: Program, target: Target) -> Program:
     with builder.function("main", inputs):
         with builder.dataflow():
             for layers in groups:
-                last = layers[-1]
+                last, (linear, tail) = layers[-1], _parts(layers)
                 tensors[last.name] = _form(last, network, target)
-                sources = layers[0].inputs
-                task = Task(layers=layers, sources=tuple(tensors[name] for name in sources), result=tensors[last.name])
+                sources = [*linear[0].inputs, *_others(layers)]
+                task = Task(
+                    layers=linear,
+                    sources=tuple(tensors[name] for name in sources),
+                    result=tensors[last.name],
+                    tail=tail,
+                )
                 rule, kernel = _make(task, target)
                 names.append(rule)
-                func = builder.add_func(kernel.func, f"integer_{rule if rule != 'node' else last.kind}")
+                kinds = [rule if rule != "node" else last.kind, *(node.kind for node in tail)]
+                func = builder.add_func(kernel.func, f"integer_{'_'.join(kinds)}")
                 constants = [relax.const(array) for array in kernel.constants]
                 arguments = relax.Tuple([*(values[name] for name in sources), *constants])
                 form = tensors[last.name]
@@ -73,7 +86,7 @@ def integer_kernels(program: Program, target: Target) -> Program:
     return replace(program, module=module, layers=described)
 
 
-def tensors_between(network: IntegerNetwork, target: Target) -> list[tuple[tuple[AnyIntegerLayer, ...], Tensor]]:
+def tensors_between(network: IntegerNetwork, target: Target) -> list[tuple[Group, Tensor]]:
     """The layers of each kernel that a build for that board makes, in order, and how its result lies in memory."""
     return [(layers, _form(layers[-1], network, target)) for layers in _groups(network, target)]
 
@@ -105,24 +118,72 @@ def _make(task: Task, target: Target) -> tuple[str, Kernel]:
     return next((name, kernel) for name, kernel in made if kernel is not None)
 
 
-def _groups(network: IntegerNetwork, target: Target) -> list[tuple[AnyIntegerLayer, ...]]:
-    groups: list[tuple[AnyIntegerLayer, ...]] = []
+def _groups(network: IntegerNetwork, target: Target) -> list[Group]:
+    """The layers of each kernel. One that others follow in is computed where they are, as nothing else waits for it."""
+    groups: list[Group] = []
     for layer in network.layers:
-        before = groups[-1] if groups else ()
-        if (
-            not isinstance(target.facts, Gpu)
-            and isinstance(layer, IntegerLayer)
-            and len(before) == 1
-            and isinstance(before[0], IntegerLayer)
-            and layer.inputs == (before[0].name,)
-            and network.readers(before[0].name) == [layer]
-            and not network.is_output(before[0].name)
-            and fuses(before[0], layer, target)
-        ):
-            groups[-1] = (before[0], layer)
-        else:
-            groups.append((layer,))
+        place = _joined(groups, layer, network, target)
+        group = () if place is None else groups.pop(place)
+        groups.append((*group, layer))
     return groups
+
+
+def _joined(groups: list[Group], layer: AnyIntegerLayer, network: IntegerNetwork, target: Target) -> int | None:
+    """The last of the groups whose kernel the layer can share."""
+    if isinstance(target.facts, Gpu):
+        return None
+    joins = _is_pair if isinstance(layer, IntegerLayer) else _is_tail
+    for place in range(len(groups) - 1, -1, -1):
+        before = groups[place][-1]
+        if (
+            layer.inputs.count(before.name) == 1
+            and network.readers(before.name) == [layer]
+            and not network.is_output(before.name)
+            and joins(groups[place], layer, network, target)
+        ):
+            return place
+    return None
+
+
+def _is_pair(group: Group, layer: AnyIntegerLayer, network: IntegerNetwork, target: Target) -> bool:
+    """Whether two depthwise layers make a kernel."""
+    (first, *more), second = group, layer
+    return (
+        not more
+        and isinstance(first, IntegerLayer)
+        and isinstance(second, IntegerLayer)
+        and fuses(first, second, target)
+    )
+
+
+def _is_tail(group: Group, layer: AnyIntegerLayer, network: IntegerNetwork, target: Target) -> bool:
+    """Whether a sum can be done on the vectors that a layer gives, because all that it reads lies alike."""
+    linear, _ = _parts(group)
+    users = {port.name for port in network.inputs} | {port.source for port in network.outputs}
+    return (
+        isinstance(layer, IntegerNode)
+        and isinstance(layer.operator, Sum)
+        and [getattr(first, "groups", 0) for first in linear] == [1]
+        and set(layer.input_shapes) == {layer.output_shape}
+        and users.isdisjoint(layer.inputs)
+    )
+
+
+def _parts(group: Group) -> tuple[Group, tuple[IntegerNode, ...]]:
+    """The layers of a kernel that come first, and the nodes that follow in the same kernel."""
+    if isinstance(group[0], IntegerNode):
+        return group, ()
+    return (
+        tuple(layer for layer in group if isinstance(layer, IntegerLayer)),
+        tuple(layer for layer in group if isinstance(layer, IntegerNode)),
+    )
+
+
+def _others(group: Group) -> list[str]:
+    """What the nodes of a kernel's tail read, but for what is computed in it."""
+    _, tail = _parts(group)
+    known = {layer.name for layer in group}
+    return [name for node in tail for name in node.inputs if name not in known]
 
 
 def _form(layer: AnyIntegerLayer, network: IntegerNetwork, target: Target) -> Tensor:

@@ -61,11 +61,16 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a kernel has to do: one layer, or two depthwise ones of which the second alone reads the first."""
+    """What a kernel has to do: one layer, or two depthwise ones of which the second alone reads the first.
+
+    `tail` are sums that follow at once, each of which alone reads what is before it. They have the shape of the layer's
+    result, as all that they read has: the `sources` behind the layer's own, in this order.
+    """
 
     layers: tuple[Any, ...]
     sources: tuple[Tensor, ...]
     result: Tensor
+    tail: tuple[IntegerNode, ...] = ()
 
     @property
     def source(self) -> Tensor:

@@ -51,7 +51,7 @@ MOST_VECTORS = 4
 
 def depthwise(task: Task, target: Target) -> Kernel | None:
     instructions = instructions_of(target)
-    if not all(is_depthwise(layer) for layer in task.layers) or task.source.offset:
+    if task.tail or not all(is_depthwise(layer) for layer in task.layers) or task.source.offset:
         return None
     stored = round_up(task.source.channels, instructions.lanes)
     requantisations = [Requantisation.of(layer, instructions, stored) for layer in task.layers]

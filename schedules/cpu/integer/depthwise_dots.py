@@ -6,7 +6,10 @@
    and packing the requantised sums, which saturates as it has to, restores the first.
 3. Inputs are unsigned: signed ones have 128 added, by whoever writes them where that is free. Axes are cut where the
    set of taps that meet the input changes, as in `depthwise`; a tap that meets the border meets 128, or nothing.
-4. Two convolutions, one after the other, share a buffer as in `depthwise`. Threads share the vectors of channels.
+4. Two convolutions, one after the other, share a buffer as in `depthwise`. Threads share the vectors of channels, and
+   the rows too where it is one convolution, so that each has as much to do.
+5. The last vector of channels starts earlier and computes some again. Where a pixel has fewer channels than a vector
+   and the stride is 1, a vector takes neighbouring pixels, of outputs as of inputs.
 
 `depthwise` widens each byte to 32 bits and needs a load, a product and a sum for sixteen channels and one tap.
 Registers: 12 for the weights of a 3×3 filter, 4 for sums, 8 for biases and multipliers, and what is being unpacked.
@@ -18,6 +21,7 @@ AMD EPYC (Zen 4, 2 virtual cores), TVM 0.27.0, 2026-11-25.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +31,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvmflow.integer.layers import IntegerLayer
 from tvmflow.integer.window import Cut
-from tvmflow.schedules.convolutions import worth_threads
+from tvmflow.schedules.convolutions import starts, unfuse, worth_threads
 from tvmflow.schedules.cpu.integer import Kernel, Task, Tensor
 from tvmflow.schedules.cpu.integer.depthwise import (
     BUFFER_BYTES,
@@ -38,8 +42,8 @@ from tvmflow.schedules.cpu.integer.depthwise import (
     is_depthwise,
     position,
 )
-from tvmflow.schedules.instructions import dot_products, instructions_of, intrinsic, wide_high
-from tvmflow.schedules.integers import Requantisation, fill, kernel, round_up, vector
+from tvmflow.schedules.instructions import dot_products, instructions_of, pack_bytes, packing_order, wide_high
+from tvmflow.schedules.integers import Requantisation, fill, kernel, round_up, store_vector, vector
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target
@@ -48,19 +52,13 @@ TAPS = 4
 WIDTHS = (64, 32, 16)
 """Bytes of a vector."""
 
-PACK = {
-    64: ("llvm.x86.avx512.packssdw.512", "llvm.x86.avx512.packuswb.512", "llvm.x86.avx512.packsswb.512"),
-    32: ("llvm.x86.avx2.packssdw", "llvm.x86.avx2.packuswb", "llvm.x86.avx2.packsswb"),
-    16: ("llvm.x86.sse2.packssdw.128", "llvm.x86.sse2.packuswb.128", "llvm.x86.sse2.packsswb.128"),
-}
-"""32 bits to 16, and those to unsigned and to signed bytes."""
-
-RANGES = {"uint8": (0, 255), "int8": (-128, 127)}
+STRIPS = 8
+"""Parts that the work is cut into for each core, at least."""
 
 
 def depthwise_dots(task: Task, target: Target) -> Kernel | None:
     instructions = instructions_of(target)
-    if instructions.data != "uint8" or task.result.is_plain or task.source.offset:
+    if instructions.data != "uint8" or task.result.is_plain or task.source.offset or task.tail:
         return None
     if not all(is_depthwise(layer) and layer.kind == "conv2d" for layer in task.layers):
         return None
@@ -71,12 +69,13 @@ def depthwise_dots(task: Task, target: Target) -> Kernel | None:
         return None
     if len(task.layers) == 2 and not fuses(task.layers[0], task.layers[1], target):
         return None
-    stored = round_up(task.source.channels, instructions.lanes)
-    pixels = math.prod(task.layers[0].output_shape[2:]) if len(task.layers) == 2 else 1
-    possible = [width for width in WIDTHS if width <= TAPS * instructions.lanes and stored % width == 0]
-    if not possible:
+    stored, most = round_up(task.source.channels, instructions.lanes), TAPS * instructions.lanes
+    width, side = _width(task, stored, most), 1
+    if not width:
         return None
-    width = next((width for width in possible if width * pixels <= BUFFER_BYTES), possible[-1])
+    if len(task.layers) == 1 and not task.source.is_plain and task.layers[0].stride[1] == 1 and most % stored == 0:
+        side = most // stored
+    count, start = starts(stored, width)
 
     offset = 128 if task.source.dtype == "int8" else 0
     forms, offsets = [], [offset]
@@ -88,13 +87,22 @@ def depthwise_dots(task: Task, target: Target) -> Kernel | None:
     constants: list[np.ndarray] = []
     for layer, added in zip(task.layers, offsets, strict=True):
         arrays = Requantisation.of(layer, instructions, stored, added).arrays
-        constants += [_weights(layer, stored, width), *(array.reshape(-1, width)[:, _order(width)] for array in arrays)]
+        constants += _packed(layer, arrays, stored, width)
+    if side > 1:
+        constants += _packed(task.layers[0], arrays, stored, width, side)
 
     parallel = worth_threads(sum(layer.macs for layer in task.layers), target)
+    height = task.layers[-1].output_shape[2]
+    strips = 1
+    if parallel and len(task.layers) == 1:
+        strips = min(height, -(-STRIPS * target.cpu.cores // count))
+    strip = -(-height // strips)
+    strips = -(-height // strip)
     with kernel(task, constants) as (builder, given, buffers, result):
         data = copy_plain(task, given, stored, offsets[0], "uint8") if task.source.is_plain else given
-        with (T.parallel if parallel else T.serial)(0, stored // width) as block:
-            places = block * width
+        with (T.parallel if parallel else T.serial)(0, count * strips) as index:
+            block, number_of_strip = unfuse(index, count, strips) if strips > 1 else (index, 0)
+            places = start(block)
             for number, (layer, form) in enumerate(zip(task.layers, forms, strict=True)):
                 is_last = number == len(task.layers) - 1
                 out = result if is_last else T.sblock_alloc_buffer(form.shape, form.dtype, scope="local")
@@ -109,11 +117,22 @@ def depthwise_dots(task: Task, target: Target) -> Kernel | None:
                     block=block,
                     result=form,
                     out=out,
-                    written=block * width if is_last else 0,
+                    written=start(block) if is_last else 0,
+                    strip=(number_of_strip * strip, strip) if strips > 1 else None,
+                    wide=(side, tuple(buffers[3:])) if side > 1 else None,
                 )
                 loops.emit()
                 data, places = out, 0
     return Kernel(func=builder.get(), constants=tuple(constants))
+
+
+def _width(task: Task, stored: int, most: int) -> int:
+    """Bytes of a vector, 0 if there is none: of two convolutions, what the buffer between them has room for."""
+    if len(task.layers) == 1:
+        return next((width for width in WIDTHS if width <= min(most, stored)), 0)
+    pixels = math.prod(task.layers[0].output_shape[2:])
+    possible = [width for width in WIDTHS if width <= most and stored % width == 0]
+    return next((width for width in possible if width * pixels <= BUFFER_BYTES), possible[-1] if possible else 0)
 
 
 def _groups(layer: IntegerLayer) -> list[list[tuple[int, int]]]:
@@ -126,13 +145,17 @@ def _groups(layer: IntegerLayer) -> list[list[tuple[int, int]]]:
     ]
 
 
-def _order(width: int) -> np.ndarray:
-    """The channels of a block as unpacking leaves them: four vectors, one after the other."""
-    return np.array([16 * lane + 4 * j + i for j in range(4) for lane in range(width // 16) for i in range(4)])
+def _packed(
+    layer: IntegerLayer, arrays: Sequence[np.ndarray], stored: int, width: int, side: int = 1
+) -> list[np.ndarray]:
+    """Weights, and biases and factors, for vectors of `width` channels, or of `side` pixels of them."""
+    begins = np.minimum(np.arange(-(-stored // width)) * width, stored - width)
+    channels = (begins[:, None] + np.tile(np.arange(width), side))[:, packing_order(4, width * side // 4)]
+    return [_weights(layer, stored, channels), *(array[channels] for array in arrays)]
 
 
-def _weights(layer: IntegerLayer, stored: int, width: int) -> np.ndarray:
-    """int8 blocks × groups of taps × 4 × width: four taps of each channel, the channels in the order of `_order`."""
+def _weights(layer: IntegerLayer, stored: int, channels: np.ndarray) -> np.ndarray:
+    """int8 blocks × groups of taps × 4 × width: four taps of each of `channels`, a row of which a block has."""
     packed = [
         np.stack(
             [layer.weight[:, 0, r, s] for r, s in group] + [np.zeros(len(layer.weight), np.int8)] * (TAPS - len(group)),
@@ -140,8 +163,8 @@ def _weights(layer: IntegerLayer, stored: int, width: int) -> np.ndarray:
         )
         for group in _groups(layer)
     ]
-    blocks = fill(np.stack(packed, 1), stored).reshape(stored // width, width, len(packed), TAPS)[:, _order(width)]
-    return np.ascontiguousarray(blocks.transpose(0, 2, 1, 3)).reshape(stored // width, len(packed), 4, width)
+    blocks = fill(np.stack(packed, 1), stored)[channels]
+    return np.ascontiguousarray(blocks.transpose(0, 2, 1, 3)).reshape(len(channels), len(packed), 4, -1)
 
 
 def _unpack(first: Any, second: Any, dtype: str, length: int, *, high: bool) -> Any:
@@ -157,7 +180,7 @@ def _unpack(first: Any, second: Any, dtype: str, length: int, *, high: bool) -> 
 
 
 def _interleave(data: list[Any], width: int) -> list[Any]:
-    """Four vectors of bytes → four of their bytes side by side, channels in the order of `_order`."""
+    """Four vectors of bytes → four of their bytes side by side, channels in the order of `packing_order`."""
     pairs = [
         [
             T.reinterpret(f"int16x{width // 2}", _unpack(data[place], data[place + 1], "int8", width, high=high))
@@ -177,7 +200,9 @@ class _Loops:
     """One layer's loops over a block of `width` channels, which lie from `places` on in `data`.
 
     `flipped` says that these are signed and need 128 added, `border` what a zero is then. `arrays` are weights, bias
-    and multipliers or shifts. Results go into `out`, in the form of `result`, from channel `written` on.
+    and multipliers or shifts. Results go into `out`, in the form of `result`, from channel `written` on. With `strip`,
+    a row and a number of rows, only these are computed. With `wide`, there are other arrays for vectors of several
+    neighbouring pixels, each of which has `width` channels and no more.
     """
 
     layer: IntegerLayer
@@ -191,19 +216,30 @@ class _Loops:
     result: Tensor
     out: Any
     written: Any
+    strip: tuple[Any, int] | None
+    wide: tuple[int, tuple[Any, ...]] | None
 
     def emit(self) -> None:
         for rows in self.layer.window.cuts(0):
             for columns in self.layer.window.cuts(1):
-                self._cut(rows, columns)
+                if self.wide is None or columns[1] < self.wide[0]:
+                    self._cut(rows, columns)
+                else:
+                    side, arrays = self.wide
+                    replace(self, width=side * self.width, arrays=arrays)._cut(rows, columns, side)
 
-    def _cut(self, rows: Cut, columns: Cut) -> None:
-        """The outputs in these rows and columns."""
+    def _cut(self, rows: Cut, columns: Cut, side: int = 1) -> None:
+        """The outputs in these rows and columns, `side` neighbouring ones at once."""
         (top, height, vertical), (left, width, horizontal) = rows, columns
         lanes = self.width // 4
         weight, bias, _ = self.arrays
-        with T.serial(0, height) as row, T.serial(0, width) as column:
-            y, x = top + row, left + column
+        first, last = 0, height
+        if self.strip is not None:
+            first = tirx.max(self.strip[0] - top, 0)
+            last = tirx.max(tirx.min(self.strip[0] + self.strip[1] - top, height), first)
+        count, start = starts(width, side)
+        with T.serial(first, last) as row, T.serial(0, count) as column:
+            y, x = top + row, left + start(column)
             totals = [vector(bias, self.block, j * lanes, lanes=lanes) for j in range(4)]
             for number, group in enumerate(_groups(self.layer)):
                 alive = [r in vertical and s in horizontal for r, s in group]
@@ -217,8 +253,7 @@ class _Loops:
                     factors = vector(weight, self.block, number, j, 0, lanes=self.width)
                     totals[j] = dot_products(totals[j], four, factors, lanes)
             pixel = y * self.layer.output_shape[3] + x
-            place = [pixel, T.ramp(self.written, 1, self.width)]
-            T.buffer_store(self.out, self._finish(totals), place)
+            store_vector(self.out, self._finish(totals), pixel, self.written, lanes=self.width)
 
     def _load(self, y: Any, x: Any, r: int, s: int) -> Any:
         down, right = position(self.layer, y, x, r, s)
@@ -231,8 +266,7 @@ class _Loops:
 
     def _finish(self, totals: list[Any]) -> Any:
         """Requantised, and packed into bytes in the channels' order; saturation by packing does for clipping."""
-        lanes, (to_words, to_unsigned, to_signed) = self.width // 4, PACK[self.width]
-        layer, added = self.layer, self.result.offset
+        layer, lanes, added = self.layer, self.width // 4, self.result.offset
         scaled = []
         for j, total in enumerate(totals):
             factor = vector(self.arrays[2], self.block, j * lanes, lanes=lanes)
@@ -240,10 +274,4 @@ class _Loops:
                 scaled.append(wide_high(lanes)(total, factor, added))
             else:
                 scaled.append((total >> factor) + T.broadcast(T.int32(added), lanes))
-        words = [intrinsic(f"int16x{2 * lanes}", to_words, *scaled[place : place + 2]) for place in (0, 2)]
-        low, high = layer.minimum + added, layer.maximum + added
-        if (low, high) != RANGES[self.result.dtype]:
-            ends = [T.broadcast(T.int16(end), 2 * lanes) for end in (low, high)]
-            words = [tirx.max(tirx.min(word, ends[1]), ends[0]) for word in words]
-        packed = intrinsic(f"int8x{4 * lanes}", to_unsigned if self.result.dtype == "uint8" else to_signed, *words)
-        return T.reinterpret(f"{self.result.dtype}x{self.width}", packed)
+        return pack_bytes(scaled, layer.minimum + added, layer.maximum + added, self.result.dtype, lanes)

@@ -2,25 +2,43 @@
 
 1. Where neighbouring channels are computed alike they are the lanes of a vector, those that nobody has included. LLVM
    makes vectors of a plain loop over channels too, but not of one of 16 turns, which it unrolls first.
-2. Of a concatenation each input is copied by loops of its own.
-3. Rows are shared among threads where there is enough to do.
+2. Values that are passed on, of pools and concatenations, stay as they lie in memory: vectors of bytes. The last vector
+   of channels starts earlier.
+3. Of a concatenation each input is copied by loops of its own.
+4. Rows are shared among threads where there is enough to do.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from tvmflow.integer.operators import Gather
-from tvmflow.schedules.convolutions import worth_threads
+from tvmflow.schedules.convolutions import fitting, starts, worth_threads
 from tvmflow.schedules.cpu.integer import Kernel, Task
 from tvmflow.schedules.instructions import instructions_of
 from tvmflow.schedules.integers import element, kernel_of_many, plain_place, store_vector, vector
-from tvmflow.schedules.nodes import SUMS, Expr, Part, Sums, constants_of, in_vectors, parts_of, value_of, work_of
+from tvmflow.schedules.nodes import (
+    PASSING,
+    SUMS,
+    Expr,
+    Part,
+    StoredArithmetic,
+    Sums,
+    constants_of,
+    in_vectors,
+    parts_of,
+    value_of,
+    work_of,
+)
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target
+
+FEWEST = 4
+"""Channels from which on a vector is made of them."""
 
 
 def node(task: Task, target: Target | None) -> Kernel | None:
@@ -33,6 +51,7 @@ def node(task: Task, target: Target | None) -> Kernel | None:
     lanes = 1
     if target is not None and in_vectors(layer) and not any(tensor.is_plain for tensor in (*task.sources, result)):
         lanes = instructions_of(target).lanes
+    stored = _as_stored(task) if lanes > 1 else None
     with kernel_of_many(task, constants) as (builder, given, tables, out):
 
         def read(number: int, c: Expr, y: Expr, x: Expr) -> Expr:
@@ -56,12 +75,31 @@ def node(task: Task, target: Target | None) -> Kernel | None:
             place = plain_place(result, channel, pixel) if result.is_plain else [pixel, channel]
             T.buffer_store(out, T.cast(value + result.offset, result.dtype), place)
 
+        def pass_on(part: Part, sums: Sums, c: Expr, y: Expr, x: Expr) -> None:
+            """The same of values as they lie in memory."""
+
+            def read_stored(number: int, c: Expr, y: Expr, x: Expr) -> Expr:
+                return vector(given[number], y * task.sources[number].size[1] + x, c, lanes=sums.lanes)
+
+            value = value_of(layer, read_stored, tables, sums, (c, y, x), part.source)
+            if (result.offset - task.source.offset) % 256:
+                value = T.reinterpret(f"int8x{sums.lanes}", value) ^ T.broadcast(T.int8(-128), sums.lanes)
+            first, top, left = part.start
+            pixel = (y + top) * result.size[1] + x + left
+            store_vector(out, T.reinterpret(f"{result.dtype}x{sums.lanes}", value), pixel, c + first, lanes=sums.lanes)
+
         for part in parts_of(layer):
             channels, height, width = part.lengths
             if lanes > 1 and channels == result.channels and not isinstance(layer.operator, Gather):
                 channels = result.stored
             whole = channels // lanes * lanes if lanes > 1 else 0
             with (T.parallel if parallel else T.serial)(0, height) as y:
+                if stored is not None and channels >= FEWEST:
+                    several = _sums_of(stored, lanes, channels)
+                    count, start = starts(channels, several.lanes)
+                    with T.serial(0, width) as x, T.serial(0, count) as number:
+                        pass_on(part, several, start(number), y, x)
+                    continue
                 one = Sums(T.sblock_alloc_buffer((SUMS,), "int32"))
                 several = Sums(T.sblock_alloc_buffer((SUMS * lanes,), "int32"), lanes)
                 with T.serial(0, width) as x:
@@ -72,3 +110,22 @@ def node(task: Task, target: Target | None) -> Kernel | None:
                         with T.serial(0, channels - whole) as c:
                             compute(part, one, c + whole, y, x)
     return Kernel(func=builder.get(), constants=constants)
+
+
+def _as_stored(task: Task) -> StoredArithmetic | None:
+    """Of an operator that passes values on between tensors that lie alike, or whose bytes differ in the highest bit."""
+    (layer,), result, first = task.layers, task.result, task.source
+    if not isinstance(layer.operator, PASSING) or len({(tensor.dtype, tensor.offset) for tensor in task.sources}) > 1:
+        return None
+    numbers = StoredArithmetic(first.dtype, first.offset)
+    if layer.minimum > numbers.most or layer.maximum < numbers.least:
+        return None
+    alike = (first.dtype, first.offset) == (result.dtype, result.offset)
+    in_bytes = {first.dtype, result.dtype} <= {"int8", "uint8"} and (result.offset - first.offset) % 128 == 0
+    return numbers if alike or in_bytes else None
+
+
+def _sums_of(numbers: StoredArithmetic, lanes: int, channels: int) -> Sums:
+    """As many lanes as a vector has room for, where there are that many channels."""
+    most = fitting(lanes * 32 // np.iinfo(numbers.dtype).bits, channels)
+    return Sums(T.sblock_alloc_buffer((SUMS * most,), numbers.dtype), most, numbers)

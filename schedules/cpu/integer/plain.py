@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def plain(task: Task, target: Target) -> Kernel | None:
-    if len(task.layers) != 1:
+    if len(task.layers) != 1 or task.tail:
         return None
     (layer,), result = task.layers, task.result
     constants = constants_of(task)
