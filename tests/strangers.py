@@ -9,6 +9,7 @@ board of each kind, and tests/test_strangers.py those that were wrong once to th
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -199,6 +200,15 @@ def resnet8() -> nn.Module:
     return nn.Sequential(*stem, Basic(16, 16), Basic(16, 32, 2), Basic(32, 64, 2), head(64))
 
 
+@stranger("ResNet-18, all of its blocks, narrow", (1, 3, 64, 64))
+def resnet18() -> nn.Module:
+    widths = [8, 8, 12, 16, 24]
+    blocks = []
+    for stage, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+        blocks += [Basic(inputs, outputs, 2 if stage else 1), Basic(outputs, outputs)]
+    return nn.Sequential(conv(3, 8, 7, 2), nn.MaxPool2d(3, 2, 1), *blocks, head(24))
+
+
 @stranger("ResNet with bottlenecks and max pooling", (1, 3, 32, 32))
 def resnet_bottleneck() -> nn.Module:
     block = Add(conv(32, 8, 1), conv(8, 8, 3), conv(8, 32, 1, act=None))
@@ -293,6 +303,17 @@ def efficientnet() -> nn.Module:
     block = Inverted(8, 8, 1, 4, nn.SiLU, False)
     block.body.insert(2, excitation(32, nn.Sigmoid))
     return nn.Sequential(conv(3, 8, 3, 2, act=nn.SiLU), block, conv(8, 24, 1, act=nn.SiLU), head(24))
+
+
+@stranger("EfficientNet-Lite0: ReLU6 for SiLU, nothing squeezed, all of its stages, narrow", (1, 3, 96, 96))
+def efficientnet_lite0() -> nn.Module:
+    stages = [(1, 4, 1, 1, 3), (6, 4, 2, 2, 3), (6, 6, 2, 2, 5), (6, 8, 2, 2, 3), (6, 12, 2, 1, 5), (6, 16, 2, 2, 5)]
+    blocks, inputs = [], 4
+    for expand, outputs, count, stride, kernel in [*stages, (6, 24, 1, 1, 3)]:
+        for number in range(count):
+            blocks.append(Inverted(inputs, outputs, 1 if number else stride, expand, nn.ReLU6, False, kernel))
+            inputs = outputs
+    return nn.Sequential(conv(3, 4, 3, 2, act=nn.ReLU6), *blocks, conv(24, 32, 1, act=nn.ReLU6), head(32))
 
 
 @stranger("ShuffleNetV2: channel split, shuffle, concatenation", (1, 3, 32, 32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import warnings
@@ -9,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from compiling import compiled
 from conftest import needs_emulator
 from integer_graphs import KINDS as DRAWN
 from integer_graphs import random_graph, random_inputs, together
+from onnx import helper, numpy_helper
 from strangers import STRANGERS
 from torch import nn
 from torch.nn import functional
@@ -295,7 +298,7 @@ def test_networks_are_read_and_quantised(name, scheme):
     assert {name for name, layer in layers.items() if isinstance(layer, nn.Module)} <= named
 
 
-@pytest.mark.parametrize("name", ["shufflenet_v2", "erfnet"])
+@pytest.mark.parametrize("name", ["shufflenet_v2", "erfnet", "deeplab"])
 def test_onnx_files_are_read_alike(name, tmp_path):
     """Their converters say slices, borders, PReLU and transposed convolutions in other operators of Relax."""
     stranger = STRANGERS[name]
@@ -307,6 +310,45 @@ def test_onnx_files_are_read_alike(name, tmp_path):
     vector = program.vectors[0]
     for given, wanted in zip(float_graph(program).outputs_of(vector.inputs), vector.outputs, strict=True):
         np.testing.assert_allclose(given, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+@pytest.mark.parametrize("coordinates", ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"])
+def test_resizing_of_onnx_files_is_one_interpolation(mode, coordinates, tmp_path):
+    """Whatever the coordinates, and where PyTorch has the same ones, its very interpolation."""
+    size = np.array([1, 2, 9, 4], np.int64)
+    resize = helper.make_node(
+        "Resize", ["x", "", "", "size"], ["y"], mode=mode, coordinate_transformation_mode=coordinates
+    )
+    x, y = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("x", (1, 2, 5, 7)), ("y", size.tolist()))
+    )
+    graph = helper.make_graph([resize], "net", [x], [y], [numpy_helper.from_array(size, "size")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.save(model, tmp_path / "net.onnx")
+    program = import_model(str(tmp_path / "net.onnx"))
+    found = float_graph(program)
+    (layer,) = found.layers
+    assert isinstance(layer.operator, Resample)
+    for vector in program.vectors:
+        if np.isfinite(vector.inputs[0]).all():
+            (given,), (wanted,) = found.outputs_of(vector.inputs), vector.outputs
+            np.testing.assert_allclose(given, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+    if coordinates in ("half_pixel", "align_corners"):
+        torch_mode = {"linear": "bilinear", "cubic": "bicubic"}[mode]
+        upsample = nn.Upsample((9, 4), mode=torch_mode, align_corners=coordinates == "align_corners")
+        (other,) = read(upsample, (1, 2, 5, 7)).layers
+        for own, known in zip(layer.operator.axes, other.operator.axes, strict=True):
+            np.testing.assert_allclose(dense(own, 7), dense(known, 7), atol=1e-6)
+
+
+def dense(axis: tuple[np.ndarray, np.ndarray], length: int) -> np.ndarray:
+    """Outputs × inputs: places and weights of an axis as a matrix."""
+    places, weights = axis
+    matrix = np.zeros((len(places), length))
+    np.add.at(matrix, (np.arange(len(places))[:, None], places), weights)
+    return matrix
 
 
 def test_a_border_belongs_to_the_layer_behind_it():
@@ -392,19 +434,56 @@ def test_what_is_trained_is_the_reference(name):
 
 
 BARS = (
-    *("resnet8", "autoencoder", "mobilenet_v2", "mobilenet_v3", "efficientnet", "resnet_bottleneck"),
-    *("shufflenet_v2", "squeezenet", "inception", "vgg_bn", "unet", "deeplab", "ssd", "yolo", "tcn", "fusion"),
+    *("resnet8", "autoencoder", "mobilenet_v2", "mobilenet_v3", "efficientnet_lite0", "efficientnet", "resnet18"),
+    *(
+        "resnet_bottleneck",
+        "shufflenet_v2",
+        "squeezenet",
+        "inception",
+        "vgg_bn",
+        "unet",
+        "deeplab",
+        "ssd",
+        "yolo",
+        "tcn",
+        "fusion",
+    ),
 )
 """Networks of each kind that users bring, narrow."""
 
 
+@functools.cache
+def stranger_in_int8(name: str) -> IntegerNetwork:
+    """Quantised once for all boards."""
+    return quantised(STRANGERS[name].make(), "per-channel", *STRANGERS[name].shapes)
+
+
+def check_stranger(name: str, board: str, folder: Path) -> None:
+    program = integer_program(stranger_in_int8(name))
+    bundle = build(program, compute_in(TARGETS[board], "int8"), folder / "bundle")
+    assert bundle.manifest["verify"]["passed"], bundle.manifest["verify"]
+    assert bundle.manifest["verify"]["max_abs_error"] == 0
+
+
 @pytest.mark.parametrize("name", BARS)
 def test_strangers_are_exact(name, tmp_path):
-    stranger = STRANGERS[name]
-    network = quantised(stranger.make(), "per-channel", *stranger.shapes)
+    network = stranger_in_int8(name)
     assert network.facts["output_sqnr_db"] > 25
     program = integer_program(network)
     library = compiled(program, HOST, tmp_path).library
     verdict = verify_library(library, HOST, program.vectors, program.outputs)
     assert verdict["passed"], verdict
     assert verdict["max_abs_error"] == 0
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("name", ["ssd", "tcn", "deeplab"])
+def test_strangers_are_exact_on_a_board(name, tmp_path):
+    """Two outputs, one dimension, and interpolation; the others are run by hand."""
+    needs_emulator(TARGETS["raspberry-pi-4b"])
+    check_stranger(name, "raspberry-pi-4b", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "yolo", "unet"])
+def test_strangers_are_exact_on_the_stand_in(name, tmp_path):
+    check_stranger(name, "jetson-orin-nano", tmp_path)

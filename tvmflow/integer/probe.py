@@ -18,7 +18,7 @@ import tvm_ffi
 from tvm import relax
 
 from tvmflow.integer.operators import OUTSIDE, Shape
-from tvmflow.network.aten.resizing import AXES, WEIGHTED
+from tvmflow.network.resampling import AXES, WEIGHTED
 
 BROADCAST, INJECTIVE = 1, 2
 """TVM's OpPatternKind, as its analysis finds it."""

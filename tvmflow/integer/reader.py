@@ -646,15 +646,18 @@ class _Reader:
         return window if window.out_size() == tuple(out) else None
 
     def _resampled(self, call: Any, reads: Sequence[Any]) -> View | None:
-        """What our converters of PyTorch's interpolations and averages made: tables of places and weights."""
+        """What our converters of interpolations and averages made: tables of places and weights."""
         tables = probe.tables_of(self.module, call)
         view = self.view(reads[0])
         shape = canonical(view.shape)
         if tables is None or len(view.shape) not in (3, 4):
             return None
+        own = {2: 2, 3: 3} if len(view.shape) == 4 else {3: 2}
+        if not set(tables) <= set(own.values()):
+            self.reason = "of channels"
+            return None
         axes = []
         for axis in (2, 3):
-            own = {2: 2, 3: 3} if len(view.shape) == 4 else {3: 2}
             table = tables.get(own[axis]) if axis in own else None
             axes.append(table or (np.arange(shape[axis], dtype=np.int32)[:, None], np.ones((shape[axis], 1))))
         if all(places.shape[1] == 1 and (weights == 1).all() for places, weights in axes):

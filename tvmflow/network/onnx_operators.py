@@ -364,6 +364,7 @@ class Walk:
             inputs=inputs,
             results=len(node.output),
             bind=self.bind,
+            call_te=self.builder.call_te,
             borders=self.borders,
         )
         try:

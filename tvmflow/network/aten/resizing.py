@@ -8,44 +8,20 @@ the matrix have few entries, which become tables of a kernel: which inputs, and 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from tvmflow.network import resampling
 from tvmflow.network.aten.call import Call, Converter, shape_of
+from tvmflow.network.resampling import Taps
 
 BESIDE = 4
 """How long the other axes are while one is read off; at length 1, PyTorch's antialiasing reads the wrong elements."""
 INSIDE = 2
 """The place on them that has the numbers: no neighbour of it is that place again, as it would be at a border."""
-AXES, WEIGHTED = "tvmflow.axes", "tvmflow.weighted_axes"
-"""Attributes of these kernels: the axes that have tables of places, and those that have weights as well."""
-MOST_TAPS = 16
-"""Up to so many inputs of one output are summed in one kernel; more take a kernel for each axis."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Taps:
-    """Along one axis: `inputs[o, t]` says which inputs output o is made of, `weights[o, t]` how much of each."""
-
-    axis: int
-    inputs: np.ndarray
-    weights: np.ndarray
-
-    @property
-    def count(self) -> int:
-        return self.inputs.shape[1]
-
-    @property
-    def copies(self) -> bool:
-        """Whether outputs are inputs, with nothing to be multiplied."""
-        return bool(self.count == 1 and (self.weights == 1).all())
-
-    @property
-    def nothing(self) -> bool:
-        return self.copies and np.array_equal(self.inputs[:, 0], np.arange(len(self.inputs)))
 
 
 def upsample(call: Call) -> Any:
@@ -129,46 +105,8 @@ def taps(interpolate: Callable[[Any], Any], shape: Sequence[int], axis: int) -> 
 
 
 def resample(call: Call, x: Any, tables: Sequence[Taps]) -> Any:
-    """Apply `tables` along their axes, in one kernel if few inputs make an output, else axis by axis."""
-    left = [table for table in tables if not table.nothing]
-    if not left:
-        return x
-    if np.prod([table.count for table in left]) <= MOST_TAPS:
-        return _resample(call, x, left)
-    for table in left:
-        x = _resample(call, x, [table])
-    return x
-
-
-def _resample(call: Call, x: Any, tables: Sequence[Taps]) -> Any:
-    """One kernel: ∑ over the taps of all axes of weights · inputs; a copy where there is nothing to be summed."""
-    from tvm import te
-
-    place = {table.axis: index for index, table in enumerate(tables)}
-    weighted = [table for table in tables if not table.copies]
-
-    def make(x: Any, *given: Any) -> Any:
-        inputs, weights = given[: len(tables)], dict(zip((t.axis for t in weighted), given[len(tables) :], strict=True))
-        shape = [len(tables[place[axis]].inputs) if axis in place else dim for axis, dim in enumerate(x.shape)]
-        steps = {table.axis: te.reduce_axis((0, table.count), name=f"tap{table.axis}") for table in weighted}
-
-        def read(*index: Any) -> Any:
-            source = tuple(
-                inputs[place[axis]][at, steps.get(axis, 0)] if axis in place else at for axis, at in enumerate(index)
-            )
-            value = x[source].astype("float32") if weighted else x[source]
-            for axis, table in weights.items():
-                value = value * table[index[axis], steps[axis]]
-            return te.sum(value, list(steps.values())) if steps else value
-
-        result = te.compute(shape, read, name="resampled")
-        if not weighted or result.dtype == x.dtype:
-            return result
-        return te.compute(shape, lambda *index: result[index].astype(x.dtype), name="narrowed")
-
-    facts = {AXES: [table.axis for table in tables], WEIGHTED: [table.axis for table in weighted]}
-    given = (*(table.inputs for table in tables), *(table.weights for table in weighted))
-    return call.compute(call.operator, make, x, *given, facts=facts)
+    """Apply `tables` along their axes."""
+    return resampling.resample(functools.partial(call.compute, call.operator), x, tables)
 
 
 OPERATORS: dict[str, Converter] = {

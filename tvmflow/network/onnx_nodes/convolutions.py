@@ -134,6 +134,7 @@ def activated(node: Node, result: relax.Expr) -> relax.Expr:
         inputs=(result,),
         results=1,
         bind=node.bind,
+        call_te=node.call_te,
         borders=node.borders,
     )
     converters = {

@@ -22,8 +22,8 @@ class Node:
     """One node with its inputs in Relax: None where one is left out, a list where it is an ONNX sequence.
 
     `opset` is the version of the operator's own domain, `results` the number of outputs that have a name. `bind` gives
-    an expression a name in the function that is being made. `borders` remembers of the results of Pad with zeros what
-    was padded and by how much, for a convolution that takes the border over.
+    an expression a name in the function that is being made, `call_te` makes a kernel beside it. `borders` remembers of
+    the results of Pad with zeros what was padded and by how much, for a convolution that takes the border over.
     """
 
     operator: str
@@ -33,6 +33,7 @@ class Node:
     inputs: Sequence[Any]
     results: int
     bind: Callable[[relax.Expr], relax.Var]
+    call_te: Callable[..., relax.Call]
     borders: MutableMapping[relax.Var, tuple[relax.Expr, Sequence[int]]]
 
     def get(self, attribute: str, default: Any = None) -> Any:
@@ -80,6 +81,14 @@ class Node:
     def like(self, value: float | np.ndarray, index: int = 0) -> relax.Expr:
         """A constant of an input's dtype."""
         return constant(value, self.dtype(index))
+
+    def kernel(self, make: Callable[..., Any], *tensors: Any, facts: Mapping[str, Any]) -> relax.Var:
+        """A kernel: `make` gets Relax values and arrays as te.Tensor and gives what is computed from them.
+
+        `facts` become its attributes.
+        """
+        given = (constant(value) if isinstance(value, np.ndarray) else value for value in tensors)
+        return self.bind(self.call_te(make, *given, primfunc_name_hint=self.operator.lower(), primfunc_attrs=facts))
 
     def refusal(self, reason: str) -> UnsupportedOperatorError:
         return UnsupportedOperatorError(

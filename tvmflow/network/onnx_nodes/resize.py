@@ -10,7 +10,8 @@ import numpy as np
 from tvm import relax
 from tvm.relax import op
 
-from tvmflow.network.onnx_nodes.node import Node, constant, dtype_of, piece, shape_of
+from tvmflow.network.onnx_nodes.node import Node, constant, piece, shape_of
+from tvmflow.network.resampling import Taps, resample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ def _resized(
     axes = [axis % len(shape) for axis in node.get("axes") or range(len(shape))]
     wanted = _axes(node, [shape[axis] for axis in axes], scales, sizes, region)
     mode = node.get("mode", "nearest")
-    data, outside = node.inputs[0], []
+    data, outside, tables = node.inputs[0], [], []
     for number, axis in zip(axes, wanted, strict=True):
         crop = coordinates == "tf_crop_and_resize"
         if axis.output == axis.extent and axis.scale == 1 and (not crop or axis.region == (0, 1)):
@@ -130,7 +131,11 @@ def _resized(
             places = np.clip(NEAREST[nearest](x), 0, axis.extent - 1).astype("int64")
             data = _taken(node, data, number, places)
         else:
-            data = _weighted(node, data, number, *_taps(node, mode, x, axis))
+            inputs, weights = _taps(node, mode, x, axis)
+            dtype = "float64" if node.dtype() == "float64" else "float32"
+            tables.append(Taps(axis=number, inputs=inputs.astype("int32"), weights=weights.astype(dtype)))
+    if tables:
+        data = resample(node.kernel, data, tables)
     if any(out.any() for out in outside):
         beyond = np.zeros([1] * len(shape), bool)
         for out in outside:
@@ -191,7 +196,8 @@ def _taps(node: Node, mode: str, x: np.ndarray, axis: Axis) -> tuple[np.ndarray,
         weights = np.where((places >= 0) & (places < axis.extent), weights, 0)
     if shrinks or node.get("exclude_outside", 0):
         weights = weights / weights.sum(1, keepdims=True)
-    return np.clip(places, 0, axis.extent - 1), weights
+    used = weights.any(0)
+    return np.clip(places, 0, axis.extent - 1)[:, used], weights[:, used]
 
 
 def _triangle(distance: np.ndarray) -> np.ndarray:
@@ -202,19 +208,3 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
     return np.where(x <= 1, near, np.where(x < 2, far, 0))
-
-
-def _weighted(node: Node, data: relax.Expr, axis: int, places: np.ndarray, weights: np.ndarray) -> relax.Expr:
-    dtype, rank = dtype_of(data), len(shape_of(data))
-    wide = data if "float" in dtype else node.bind(op.astype(data, "float32"))
-    total = None
-    for tap in range(places.shape[1]):
-        if not weights[:, tap].any():
-            continue
-        part = op.multiply(
-            _taken(node, wide, axis, places[:, tap]),
-            constant(weights[:, tap].reshape([-1 if other == axis else 1 for other in range(rank)]), dtype_of(wide)),
-        )
-        total = part if total is None else op.add(total, part)
-    made = node.bind(total)
-    return made if made.ty.dtype == dtype or dtype == dtype_of(made) else node.bind(op.astype(made, dtype))
