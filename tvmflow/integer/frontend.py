@@ -35,9 +35,9 @@ def integer_program(network: IntegerNetwork, source: str = "") -> Program:
     from tvmflow.passes.fuse_operators import kernel_calls, tensor_bytes
 
     builder = relax.BlockBuilder()
-    inputs = [relax.Var(port.name, relax.TensorType(port.shape, "int8")) for port in network.inputs]
+    inputs = [relax.Var(port.name, relax.TensorType(port.shape, port.dtype)) for port in network.inputs]
     values: dict[str, Any] = dict(zip((port.name for port in network.inputs), inputs, strict=True))
-    tensors = {port.name: plain_tensor(canonical(port.shape), "int8", port.shape) for port in network.inputs}
+    tensors = {port.name: plain_tensor(canonical(port.shape), port.dtype, port.shape) for port in network.inputs}
     shapes = {port.source: port.shape for port in network.outputs}
     with builder.function("main", inputs):
         with builder.dataflow():
@@ -165,10 +165,11 @@ def _vectors(network: IntegerNetwork) -> tuple[Vector, ...]:
     def filled(value: int) -> list[np.ndarray]:
         return [np.full(shape, value) for shape in shapes]
 
+    # drawn as int8, whose bits an input of uint8 takes as they are
     arrays: dict[str, list[np.ndarray]] = {
         **{f"noise-{number}": [rng.integers(-128, 128, shape) for shape in shapes] for number in range(3)},
         "image": [
-            quantize(rng.standard_normal(shape).astype(np.float32), port.scale)
+            quantize(rng.standard_normal(shape).astype(np.float32), port.scale, port.zero_point, port.dtype)
             for shape, port in zip(shapes, network.inputs, strict=True)
         ],
         "zeros": filled(0),
@@ -181,6 +182,7 @@ def _vectors(network: IntegerNetwork) -> tuple[Vector, ...]:
 
 
 def _vector(name: str, arrays: Sequence[np.ndarray], network: IntegerNetwork) -> Vector:
+    arrays = [array.view(port.dtype) for array, port in zip(arrays, network.inputs, strict=True)]
     return Vector(name=name, inputs=tuple(arrays), outputs=network.run_all(tuple(arrays)))
 
 
@@ -191,7 +193,7 @@ def graphless_program(network: IntegerNetwork, source: str = "") -> Program:
         name=network.name,
         source=source or network.name,
         module=None,
-        inputs=tuple(TensorSpec(name=port.name, shape=tuple(port.shape), dtype="int8") for port in network.inputs),
+        inputs=tuple(TensorSpec(name=port.name, shape=tuple(port.shape), dtype=port.dtype) for port in network.inputs),
         outputs=tuple(
             TensorSpec(name=port.name, shape=tuple(port.shape), dtype=dtypes[port.source]) for port in network.outputs
         ),
