@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -68,12 +68,21 @@ def store_vector(buffer: Any, value: Expr, *indices: Any, lanes: int) -> None:
 def first_sums(layer: IntegerLayer, offset: int = 0) -> np.ndarray:
     """int64 O that sums start from: biases, with the inputs' `offset` taken back and the rounding of shifts added."""
     first = layer.bias.astype(np.int64) - offset * layer.weight.astype(np.int64).sum((1, 2, 3))
-    return first if layer.shift is None else first + ((1 << layer.shift.astype(np.int64)) >> 1)
+    return first if layer.multiplier is not None or layer.shift is None else first + _halves(layer.shift)
 
 
-def requantised(layer: IntegerLayer, total: Expr, factor: Expr) -> Expr:
-    """An int32 sum that started from `first_sums` → the layer's output, as int32."""
-    if layer.multiplier is not None:
+def _halves(shift: np.ndarray) -> np.ndarray:
+    return (1 << shift.astype(np.int64)) >> 1
+
+
+def requantised(layer: IntegerLayer, total: Expr, factor: Expr, shift: Expr = None) -> Expr:
+    """An int32 sum that started from `first_sums` → the layer's output, as int32.
+
+    `factor` and `shift` are the layer's `factors` for the output.
+    """
+    if layer.twice:
+        value = requantised_twice(layer, total, factor, shift) + T.int32(layer.zero_point)
+    elif layer.multiplier is not None:
         wide = T.cast(total, "int64") * T.cast(factor, "int64") + T.int64(1 << 31)
         value = T.cast(wide >> T.int64(32), "int32")
     else:
@@ -81,42 +90,84 @@ def requantised(layer: IntegerLayer, total: Expr, factor: Expr) -> Expr:
     return tirx.max(tirx.min(value, T.int32(layer.maximum)), T.int32(layer.minimum))
 
 
+def requantised_twice(
+    layer: IntegerLayer, total: Expr, factor: Expr, shift: Expr, bind: Callable[[Expr], Expr] = T.bind
+) -> Expr:
+    """`integer.layers` has the formula; what no channel of the layer needs isn't computed."""
+    assert layer.shift is not None
+    one, zero = T.int32(1), T.int32(0)
+    left = bind(tirx.max(shift, zero)) if layer.shift.max() > 0 else zero
+    wide = T.cast(total, "int64") * T.cast(factor, "int64")
+    half = T.cast(T.int32(1 << 30) >> left, "int64")
+    once = bind(T.cast((wide + half) >> T.cast(T.int32(31) - left, "int64"), "int32"))
+    right = bind(tirx.max(zero - shift, zero))
+    negative = once >> T.int32(31)
+    if layer.shift.max() >= 0:
+        negative = tirx.Select(right > zero, negative, zero)
+    return (once + ((one << right) >> one) + negative) >> right
+
+
 @dataclass(frozen=True, kw_only=True)
 class Requantisation:
-    """What follows a layer's sum, for vectors of `channels`: `arrays` are its bias and its multipliers or shifts.
+    """What follows a layer's sum, for vectors of `channels`: `arrays` are its bias and its `factors`.
 
     The sums start from the bias, which takes the offset of the layer's inputs back and has the rounding of shifts.
     """
 
     layer: IntegerLayer
-    arrays: tuple[np.ndarray, np.ndarray]
+    arrays: tuple[np.ndarray, ...]
     instructions: Instructions
 
     @staticmethod
     def of(layer: IntegerLayer, instructions: Instructions, channels: int, offset: int = 0) -> Requantisation:
         """`channels` are those of the layer, filled up; `offset` is what its inputs have added."""
         bias = first_sums(layer, offset)
-        factor = layer.factor
-        if layer.multiplier is not None and instructions.half:
-            factor = factor // 2
+        by = layer.factors
+        if layer.multiplier is not None and instructions.half and not layer.twice:
+            by = (layer.multiplier // 2,)
         # with an offset the sum may leave int32 and come back, as its terms do
         wrapped = (bias & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
-        arrays = (fill(wrapped, channels), fill(np.asarray(factor, np.int32), channels))
+        arrays = (fill(wrapped, channels), *(fill(np.asarray(factor, np.int32), channels) for factor in by))
         return Requantisation(layer=layer, arrays=arrays, instructions=instructions)
 
-    def finish(self, total: Expr, factor: Expr, result: Tensor) -> Expr:
+    def scaled(self, total: Expr, by: Sequence[Expr], addend: int) -> Expr:
+        """A vector of sums, requantised and with `addend`, before it is clipped. `by` are of its `factors`."""
+        lanes = self.instructions.lanes
+
+        def number(value: int) -> Expr:
+            return T.broadcast(T.int32(value), lanes)
+
+        if self.layer.twice:
+            return self._twice(total, *by) + number(addend + self.layer.zero_point)
+        if self.layer.multiplier is not None:
+            return self.instructions.high(total, by[0], addend)
+        value = total >> by[0]
+        return value + number(addend) if addend else value
+
+    def _twice(self, total: Expr, factor: Expr, shift: Expr) -> Expr:
+        lanes, shifts = self.instructions.lanes, self.layer.shift
+        assert shifts is not None
+
+        def number(value: int) -> Expr:
+            return T.broadcast(T.int32(value), lanes)
+
+        if shifts.max() > 0:
+            total = total << tirx.max(shift, number(0))
+        once = T.bind(self.instructions.doubled_high(total, factor))
+        right = T.bind(tirx.max(number(0) - shift, number(0)))
+        negative = once >> number(31)
+        if shifts.max() >= 0:
+            negative = tirx.Select(right > number(0), negative, number(0))
+        return (once + ((number(1) << right) >> number(1)) + negative) >> right
+
+    def finish(self, total: Expr, by: Sequence[Expr], result: Tensor) -> Expr:
         """A vector of sums as the layer gives them, in the form of `result`."""
         lanes = self.instructions.lanes
 
         def number(value: int) -> Expr:
             return T.broadcast(T.int32(value), lanes)
 
-        if self.layer.multiplier is not None:
-            value = self.instructions.high(total, factor, result.offset)
-        else:
-            value = total >> factor
-            if result.offset:
-                value = value + number(result.offset)
+        value = self.scaled(total, by, result.offset)
         low, high = self.layer.minimum + result.offset, self.layer.maximum + result.offset
         return T.cast(tirx.max(tirx.min(value, number(high)), number(low)), f"{result.dtype}x{lanes}")
 

@@ -15,6 +15,7 @@ from tvmflow.integer.layers import IntegerLayer, IntegerNode, Scheme
 from tvmflow.integer.network import IntegerNetwork, canonical
 from tvmflow.integer.operators import Shape
 from tvmflow.integer.reference import quantize
+from tvmflow.integer.tflite.reader import SUFFIX, read
 from tvmflow.models import accuracy, quantized
 from tvmflow.network.names import PATH_SEPARATOR
 from tvmflow.spec import Layer, Program, TensorSpec, UserError, Vector
@@ -46,7 +47,7 @@ def integer_program(network: IntegerNetwork, source: str = "") -> Program:
                 read = [values[name] for name in layer.inputs]
                 tensors[layer.name] = plain_tensor(layer.output_shape, layer.dtype, shape)
                 if isinstance(layer, IntegerLayer):
-                    arrays = [relax.const(array) for array in (layer.weight, layer.bias, layer.factor)]
+                    arrays = [relax.const(array) for array in (layer.weight, layer.bias, *layer.factors)]
                     call = builder.call_te(
                         functools.partial(_emit, layer, shape),
                         *read,
@@ -97,25 +98,33 @@ DEFAULT_SCHEME: dict[str, Scheme] = {"vta": "power-of-two"}
 
 
 def import_quantized(model: str, kind: str, scheme: Scheme | None = None) -> Program:
-    """A network of the registry that comes quantised, or a .safetensors file of `tvmflow quantize`.
+    """A network of the registry that comes quantised, a .safetensors file of `tvmflow quantize`, or a .tflite file.
 
     The scheme is by default the one for that `kind` of target, or the file's. Raises UserError.
     """
     wanted = DEFAULT_SCHEME.get(kind, "per-channel")
-    if not model.endswith(".safetensors"):
+    if not model.endswith((".safetensors", SUFFIX)):
         program = integer_program(quantized(model, scheme or wanted), f"tvmflow.models:{model}")
         return replace(program, accuracy=accuracy(model, scheme or wanted))
-    network = load(Path(model))
+    network = read(Path(model)) if model.endswith(SUFFIX) else load(Path(model))
     if scheme not in (None, network.scheme):
         raise UserError(f"{model} was quantised by the scheme {network.scheme}, not {scheme}.")
     return integer_program(network, model)
 
 
 def _emit(
-    layer: IntegerLayer, shape: Sequence[int], data: te.Tensor, weight: te.Tensor, bias: te.Tensor, factor: te.Tensor
+    layer: IntegerLayer,
+    shape: Sequence[int],
+    data: te.Tensor,
+    weight: te.Tensor,
+    bias: te.Tensor,
+    factor: te.Tensor,
+    shift: te.Tensor | None = None,
 ) -> te.Tensor:
     """A layer as loops: border, exact sum, requantisation. The result is of `shape`, as the user gets it."""
     from tvm import te, tirx, topi
+
+    from tvmflow.schedules.integers import requantised_twice
 
     top, left, bottom, right = layer.padding
     _, channels, height, width = layer.input_shape
@@ -145,7 +154,9 @@ def _emit(
 
     def finish(n: Any, o: Any, y: Any, x: Any) -> Any:
         value = total[n, o, y, x] + bias[o]
-        if layer.multiplier is not None:
+        if shift is not None:
+            value = requantised_twice(layer, value, factor[o], shift[o], lambda found: found) + layer.zero_point
+        elif layer.multiplier is not None:
             wide = value.astype("int64") * factor[o].astype("int64") + tirx.const(1 << 31, "int64")
             value = (wide >> tirx.const(32, "int64")).astype("int32")
         else:

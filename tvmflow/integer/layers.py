@@ -120,6 +120,11 @@ class IntegerLayer:
         return found
 
     @property
+    def factors(self) -> tuple[np.ndarray, ...]:
+        """int32 O each: by what sums are requantised, multipliers or shifts, or both."""
+        return tuple(array for array in (self.multiplier, self.shift) if array is not None)
+
+    @property
     def twice(self) -> bool:
         """Whether the sum is rounded two times, as TensorFlow Lite does."""
         return self.multiplier is not None and self.shift is not None
@@ -146,7 +151,7 @@ class IntegerLayer:
     def constant_bytes(self) -> int:
         """Bytes of weights, biases and requantisation; a pool's weights, all 1, need not be kept."""
         weight = 0 if self.kind == "pool" else self.weight.nbytes
-        return weight + self.bias.nbytes + self.factor.nbytes * (1 + self.twice)
+        return weight + self.bias.nbytes + sum(array.nbytes for array in self.factors)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -115,7 +115,7 @@ def _loops(task: Task, instructions: Instructions, tile: Tile, parallel: bool) -
     steps = math.prod(taps) * groups // unroll
     share = filled * math.prod(taps) * block // (pixel_tiles * steps)  # bytes of the next block due with each step
 
-    with kernel(task, constants) as (builder, given, (weight, bias, factor), result):
+    with kernel(task, constants) as (builder, given, (weight, bias, *by), result):
         data = given
         if copied:
             data = T.sblock_alloc_buffer((math.prod(size), filled), dtype)
@@ -158,9 +158,8 @@ def _loops(task: Task, instructions: Instructions, tile: Tile, parallel: bool) -
             for p in range(rows):
                 with T.unroll(0, vectors) as v:
                     channel = place * block + v * lanes
-                    value = requantisation.finish(
-                        vector(total[p], v, 0, lanes=lanes), vector(factor, channel, lanes=lanes), task.result
-                    )
+                    factors = [vector(factor, channel, lanes=lanes) for factor in by]
+                    value = requantisation.finish(vector(total[p], v, 0, lanes=lanes), factors, task.result)
                     store_result(task.result, result, value, first + p, channel, lanes, scratch)
     return Kernel(func=builder.get(), constants=constants)
 

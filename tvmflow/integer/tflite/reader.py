@@ -15,6 +15,7 @@ from tvmflow.spec import UserError
 from tvmflow.system import untrusted
 from tvmflow.system.untrusted import MalformedError, UnusableFileError
 
+SUFFIX = ".tflite"
 Convert = Callable[[Network, FileOperator], None]
 CONVERTERS: dict[str, Convert] = {**weighted.CONVERTERS, **plain.CONVERTERS, **moves.CONVERTERS}
 """What each operator of a file becomes. An operator without a line is refused."""
