@@ -35,7 +35,6 @@ from tvmflow.integer.operators import (
     Softmax,
     Sum,
 )
-
 from tvmflow.integer.reference import NEWTON
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -76,6 +77,7 @@ def _schema() -> dict[str, Any]:
     texts: dict[str, Any] = {"type": "array", "items": text}
     numbers: dict[str, Any] = {"type": "array", "items": {"type": "number"}}
     positive: dict[str, Any] = {"type": "number", "exclusiveMinimum": 0}
+    zero_point: dict[str, Any] = {"type": "integer", "minimum": -128, "maximum": 255}
     allowed: dict[str, Any] = {"type": "number", "minimum": 0}
     tensor = untrusted.schema_of(TensorSpec)
     tensor["properties"] |= {
@@ -137,6 +139,8 @@ def _schema() -> dict[str, Any]:
                             "output_scale": positive,
                             "input_scales": {"type": "array", "items": positive},
                             "output_scales": {"type": "array", "items": positive},
+                            "input_zero_points": {"type": "array", "items": zero_point},
+                            "output_zero_points": {"type": "array", "items": zero_point},
                         },
                     },
                 ]
@@ -234,6 +238,16 @@ class Bundle:
         if given is None:
             return None
         found = tuple(tuple(given.get(f"{side}_scales") or [given[f"{side}_scale"]]) for side in ("input", "output"))
+        return found[0], found[1]
+
+    @property
+    def zero_points(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What stands for 0 in each input and in each output: 0, but in networks of .tflite files."""
+        given = self.quantization or {}
+        found = tuple(
+            tuple(given.get(f"{side}_zero_points") or [0] * len(ports))
+            for side, ports in (("input", self.inputs), ("output", self.outputs))
+        )
         return found[0], found[1]
 
     def vectors(self) -> tuple[Vector, ...]:
@@ -544,6 +558,7 @@ def _describe(
             "output_scale": program.integer.output_scale,
             "input_scales": [port.scale for port in program.integer.inputs],
             "output_scales": [port.scale for port in program.integer.outputs],
+            **_zero_points(program.integer),
         },
         "layers": [
             {**asdict(layer), "modules": list(layer.modules), "details": _details(layer, program)}
@@ -556,6 +571,14 @@ def _describe(
         "library": library,
         "runner": device.PROGRAM if runner else None,
     }
+
+
+def _zero_points(network: Any) -> dict[str, Any]:
+    """Of a network whose scheme has them."""
+    if network.scheme != "tflite":
+        return {}
+    sides = {"input": network.inputs, "output": network.outputs}
+    return {f"{side}_zero_points": [port.zero_point for port in ports] for side, ports in sides.items()}
 
 
 def _details(layer: Layer, program: Program) -> Mapping[str, Any]:
@@ -799,9 +822,9 @@ def _check_sense(manifest: Mapping[str, Any]) -> None:
     if given and not len(given["mean"]) == len(given["std"]) > 0:
         raise MalformedError("preprocessing.mean and preprocessing.std aren't as long as each other")
     scales = manifest.get("quantization") or {}
-    for side in ("input", "output"):
-        if f"{side}_scales" in scales and len(scales[f"{side}_scales"]) != len(manifest[f"{side}s"]):
-            raise MalformedError(f"quantization.{side}_scales aren't one for each {side}")
+    for side, name in itertools.product(("input", "output"), ("scales", "zero_points")):
+        if f"{side}_{name}" in scales and len(scales[f"{side}_{name}"]) != len(manifest[f"{side}s"]):
+            raise MalformedError(f"quantization.{side}_{name} aren't one for each {side}")
     allowed = manifest.get("tolerances")
     if allowed is not None and [len(row) for row in allowed] != [len(manifest["outputs"])] * len(manifest["vectors"]):
         raise MalformedError("tolerances aren't one for each output of each vector")

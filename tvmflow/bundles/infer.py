@@ -47,14 +47,17 @@ def top_classes(logits: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any
 def real_outputs(bundle: Bundle, outputs: np.ndarray) -> np.ndarray:
     """Outputs as rows of real logits, which those of a quantised network are times their scale."""
     scale = bundle.quantization["output_scale"] if bundle.quantization else 1
-    return outputs.reshape(-1, len(bundle.labels)) * scale
+    zero_point = bundle.zero_points[1][0] if bundle.quantization else 0
+    return (outputs.reshape(-1, len(bundle.labels)).astype(np.float64) - zero_point) * scale
 
 
 def prepare_images(bundle: Bundle, images: np.ndarray) -> np.ndarray:
     """uint8 N×H×W×C → N×C×H×W as the bundle's network takes them. It says how it sees images."""
     assert bundle.preprocessing is not None
     real = bundle.preprocessing.apply(images)
-    return quantize(real, bundle.quantization["input_scale"]) if bundle.quantization else real
+    if not bundle.quantization:
+        return real
+    return quantize(real, bundle.quantization["input_scale"], bundle.zero_points[0][0], bundle.inputs[0].dtype)
 
 
 def read_input(path: Path, spec: TensorSpec, bundle: Bundle) -> np.ndarray:

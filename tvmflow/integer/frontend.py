@@ -97,16 +97,27 @@ DEFAULT_SCHEME: dict[str, Scheme] = {"vta": "power-of-two"}
 """Of kinds of targets that requantise by shifts; all others take the scheme per channel."""
 
 
+FILES = (".safetensors", SUFFIX)
+"""Suffixes of the files that `load_network` takes."""
+
+
+def load_network(path: Path) -> IntegerNetwork:
+    """A file of `tvmflow quantize`, or a quantised .tflite file. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"There is no file {path}; --model takes a path to a file that exists.")
+    return read(path) if path.suffix == SUFFIX else load(path)
+
+
 def import_quantized(model: str, kind: str, scheme: Scheme | None = None) -> Program:
     """A network of the registry that comes quantised, a .safetensors file of `tvmflow quantize`, or a .tflite file.
 
     The scheme is by default the one for that `kind` of target, or the file's. Raises UserError.
     """
     wanted = DEFAULT_SCHEME.get(kind, "per-channel")
-    if not model.endswith((".safetensors", SUFFIX)):
+    if not model.endswith(FILES):
         program = integer_program(quantized(model, scheme or wanted), f"tvmflow.models:{model}")
         return replace(program, accuracy=accuracy(model, scheme or wanted))
-    network = read(Path(model)) if model.endswith(SUFFIX) else load(Path(model))
+    network = load_network(Path(model))
     if scheme not in (None, network.scheme):
         raise UserError(f"{model} was quantised by the scheme {network.scheme}, not {scheme}.")
     return integer_program(network, model)

@@ -221,7 +221,9 @@ class IntegerNetwork:
         for port, q in zip(self.inputs, inputs, strict=True):
             if q.dtype != port.dtype or q.shape[1:] != port.shape[1:] or not len(q) or len(q) != len(inputs[0]):
                 wanted = "×".join(map(str, port.shape[1:]))
-                raise UserError(f"{self.name} takes {port.dtype} N×{wanted}, not {q.dtype} {'×'.join(map(str, q.shape))}.")
+                raise UserError(
+                    f"{self.name} takes {port.dtype} N×{wanted}, not {q.dtype} {'×'.join(map(str, q.shape))}."
+                )
         last = {name: step for step, layer in enumerate(self.layers) for name in layer.inputs}
         wanted_outputs = {port.source for port in self.outputs}
         for start in range(0, len(inputs[0]), BATCH):

@@ -224,7 +224,9 @@ class ArgMax:
         return (*shape[: self.axis], 1, *shape[self.axis + 1 :])
 
 
-Operator = Sum | Product | MaxPool | AveragePool | Concat | Gather | Resample | Function | Softmax | Probabilities | ArgMax
+Operator = (
+    Sum | Product | MaxPool | AveragePool | Concat | Gather | Resample | Function | Softmax | Probabilities | ArgMax
+)
 OPERATORS: dict[str, Any] = {
     operator.kind: operator
     for operator in (

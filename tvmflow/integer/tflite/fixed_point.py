@@ -145,7 +145,9 @@ def hard_swish(scale: float, zero: int, new_scale: float, new_zero: int) -> Call
         elif gate_shift < 0:
             opened = halves_away(opened, -gate_shift)
         opened = (opened + (1 << 15)) >> 1
-        return halves_away(_saturated(opened * value >> 15), -output_shift) + new_zero
+        product = opened * value
+        cut = np.sign(product) * (np.abs(product) >> 15)
+        return halves_away(_saturated(cut), -output_shift) + new_zero
 
     return of
 

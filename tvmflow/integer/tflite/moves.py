@@ -37,7 +37,9 @@ def pad(network: Network, operator: FileOperator) -> None:
         raise MalformedError(f"PAD has {len(widths)} widths for {rank} dimensions, or negative ones")
     if len(operator.inputs) > 2:
         with_ = network.constant(operator, 2)
-        if with_ is not None and (with_.data is None or with_.data.size != 1 or with_.data.reshape(-1)[0] != x.zero_point):
+        if with_ is not None and (
+            with_.data is None or with_.data.size != 1 or with_.data.reshape(-1)[0] != x.zero_point
+        ):
             raise Refused(f"{operator.kind} with another value than 0")
     pairs = [(widths[2 * axis], widths[2 * axis + 1]) for axis in range(rank)]
     wanted = math.prod(sum(pair) + length for pair, length in zip(pairs, x.shape, strict=True))

@@ -192,6 +192,10 @@ def requantise(network: Network, operator: FileOperator) -> None:
 def clamp(network: Network, operator: FileOperator) -> None:
     number = {"RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}[operator.kind]
 
+    if operator.kind != "RELU":
+        # kernels of TensorFlow Lite don't agree about what the others do to a scale
+        _same_steps(operator, network.value(operator), network.result(operator))
+
     def of(x: Value, result: FileTensor) -> Callable[[np.ndarray], np.ndarray]:
         low, high = limits_of(result, number)
         scaled = fixed_point.rescaled(x.scale / result.scale, x.zero_point, result.zero_point)
@@ -239,7 +243,11 @@ def prelu(network: Network, operator: FileOperator) -> None:
         raise MalformedError("PRELU has no slopes")
     check_type(alpha)
     slopes = alpha.data.reshape(-1).astype(np.int64) - alpha.zero_point
-    if alpha.data.ndim > len(x.shape) or len(slopes) not in (1, x.shape[-1]) or alpha.shape[-1:] not in ((), (len(slopes),)):
+    if (
+        alpha.data.ndim > len(x.shape)
+        or len(slopes) not in (1, x.shape[-1])
+        or alpha.shape[-1:] not in ((), (len(slopes),))
+    ):
         raise Refused("PRELU whose slopes differ from pixel to pixel")
     try:
         made = [
@@ -377,7 +385,7 @@ def bilinear(length: int, wanted: int, *, align: bool, half: bool) -> tuple[np.n
 
 
 def resize_nearest(network: Network, operator: FileOperator) -> None:
-    x, result, size = _resized(network, operator)
+    x, _, size = _resized(network, operator)
     places = network.places(x)
     for axis in (0, 1):
         rows = nearest(

@@ -10,7 +10,7 @@ import numpy as np
 from tvmflow.integer.network import IntegerNetwork, Port, canonical
 from tvmflow.integer.tflite import moves, plain, weighted
 from tvmflow.integer.tflite.model import FileGraph, FileOperator, read_model
-from tvmflow.integer.tflite.values import Network, Refused
+from tvmflow.integer.tflite.values import Network, Refused, check_batch
 from tvmflow.spec import UserError
 from tvmflow.system import untrusted
 from tvmflow.system.untrusted import MalformedError, UnusableFileError
@@ -90,8 +90,9 @@ def _output(network: Network, number: int, name: str) -> Port:
     if number not in network.values:
         raise Refused("an output that is a constant")
     value = network.values[number]
-    if not value.shape or not np.prod(value.shape):
-        raise Refused("an output without dimensions or elements")
+    if not np.prod(value.shape):
+        raise Refused("an output without elements")
+    check_batch(value.shape)
     places = network.places(value).reshape(canonical(value.shape))
     source = plain.copied(network, value, f"{value.source}.output", places)
     taken = untrusted.shortened(name)

@@ -54,7 +54,11 @@ class Table:
     def array(self, field: int, dtype: str, most: int = MAX_COUNT) -> np.ndarray:
         """A vector of numbers; empty where there is none."""
         start, count = self._vector(field, np.dtype(dtype).itemsize, most)
-        return np.frombuffer(self.content, np.dtype(dtype).newbyteorder("<"), count, start) if count else np.empty(0, dtype)
+        return (
+            np.frombuffer(self.content, np.dtype(dtype).newbyteorder("<"), count, start)
+            if count
+            else np.empty(0, dtype)
+        )
 
     def has(self, field: int) -> bool:
         return self._place(field) is not None

@@ -58,7 +58,9 @@ def inside(shape: Shape) -> Shape:
 def natural(shape: Shape) -> np.ndarray:
     """Where the values of a tensor of the file lie in 1×C×H×W."""
     _, channels, height, width = inside(shape)
-    return np.arange(math.prod(shape), dtype=np.int32).reshape(channels, height, width).transpose(1, 2, 0).reshape(shape)
+    return (
+        np.arange(math.prod(shape), dtype=np.int32).reshape(channels, height, width).transpose(1, 2, 0).reshape(shape)
+    )
 
 
 class Network:
@@ -128,6 +130,7 @@ class Network:
         check_type(tensor)
         if not tensor.shape or not math.prod(tensor.shape):
             raise MalformedError(f"the input {untrusted.shown(tensor.name)} has no elements")
+        check_batch(tensor.shape)
         name = self.unused(name)
         self.shapes[name] = canonical(tensor.shape)
         return Port(
@@ -240,6 +243,12 @@ class Network:
             limits = {}
         source = self.node(Function(), (value.source,), like, name, table=table, **limits)
         return replace(value, source=source, dtype=like.dtype, scale=like.scale, zero_point=like.zero_point)
+
+
+def check_batch(shape: Shape) -> None:
+    """Raises Refused for an input or an output that isn't one of a batch of 1."""
+    if len(shape) < 2 or shape[0] != 1:
+        raise Refused(f"an input or output of {_sizes(shape)}, whose first dimension isn't a batch of 1")
 
 
 def check_type(tensor: FileTensor) -> None:

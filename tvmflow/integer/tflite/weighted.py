@@ -69,7 +69,7 @@ class Weights:
 def conv_2d(network: Network, operator: FileOperator) -> None:
     x, (tensor, raw) = network.value(operator), _weights(network, operator, 1, 4)
     _check_map(operator, x)
-    outputs, *kernel, inputs = raw.shape
+    outputs, inputs = raw.shape[0], raw.shape[3]
     channels = x.shape[3]
     if not inputs or channels % inputs or outputs % (channels // inputs):
         raise MalformedError(f"{operator.kind} has weights for {inputs} channels and reads {channels}")
@@ -81,7 +81,7 @@ def depthwise_conv_2d(network: Network, operator: FileOperator) -> None:
     x, (tensor, raw) = network.value(operator), _weights(network, operator, 1, 4, axis=3)
     _check_map(operator, x)
     channels = x.shape[3]
-    if raw.shape[0] != 1 or raw.shape[3] % channels:
+    if raw.shape[0] != 1 or raw.shape[3] != channels * positive(operator, "depth_multiplier"):
         raise MalformedError(f"{operator.kind} has weights {raw.shape} and reads {channels} channels")
     weights = Weights(values=raw.transpose(3, 0, 1, 2), scales=tensor.scales, groups=channels)
     _convolve(network, operator, x, weights)
@@ -288,7 +288,12 @@ def fully_connected(network: Network, operator: FileOperator) -> None:
     if operator.integer("keep_num_dims") and rows > 1:
         made = (rows, outputs)
         layer(
-            network, operator, x, Weights(values=values, scales=tensor.scales, groups=1), bias_at=2, shape=inside_of(shape, made)
+            network,
+            operator,
+            x,
+            Weights(values=values, scales=tensor.scales, groups=1),
+            bias_at=2,
+            shape=inside_of(shape, made),
         )
         return
     weights = Weights(values=values, scales=tensor.scales, groups=1)
