@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tvmflow.integer.layers import ALL_SCHEMES, RANGES, AnyIntegerLayer, IntegerLayer, IntegerNode
-from tvmflow.integer.network import IntegerNetwork, Port
+from tvmflow.integer.network import IntegerNetwork, Port, State
 from tvmflow.integer.operators import (
     OPERATORS,
     ArgMax,
@@ -146,7 +146,8 @@ def _schema(version: int) -> dict[str, Any]:
             "inputs": ports | {"items": record(given, "zero_point", "dtype")},
             "outputs": ports | {"items": record(given | {"source": text}, "zero_point", "dtype")},
         }
-    return record(network, "labels", "facts")
+        network["state"] = {"type": "array", "items": record({"input": text, "output": text, "initial": zero_point})}
+    return record(network, "labels", "facts", "state")
 
 
 SCHEMAS = {version: untrusted.Schema(functools.partial(_schema, version)) for version in (1, FORMAT)}
@@ -166,6 +167,9 @@ def save(network: IntegerNetwork, path: Path) -> None:
     for key in ("inputs", "outputs"):
         ports = [{name: value for name, value in vars(port).items() if value != ""} for port in content[key]]
         content[key] = [_said(port, zero_point=0, dtype="int8") for port in ports]
+    content["state"] = [vars(state) for state in network.state]
+    if not network.state:
+        del content["state"]
     if network.preprocessing is not None:
         content["preprocessing"] = dataclasses.asdict(network.preprocessing)
     with scratch.replacing(path) as made:
@@ -221,6 +225,7 @@ def load(path: Path) -> IntegerNetwork:
             content[key] = [Port(**_tuples(port)) for port in content[key]]
             for port in content[key]:
                 _check_elements(port.shape, key, port.name)
+        content["state"] = [State(**state) for state in content.pop("state", ())]
         return IntegerNetwork(**_tuples(content), layers=layers, preprocessing=preprocessing)
     except MalformedError as error:
         raise UnusableFileError(path, f"is damaged: {error}", "quantise the network again") from error

@@ -37,6 +37,7 @@ __all__ = [
     "IntegerNetwork",
     "IntegerNode",
     "Port",
+    "State",
     "Scheme",
     "accumulate",
     "accumulator_range",
@@ -65,6 +66,15 @@ class Port:
     dtype: str = "int8"
 
 
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a network is to be given again: the output is the input at the next call; `initial` fills the first one."""
+
+    input: str
+    output: str
+    initial: int
+
+
 def canonical(shape: Shape) -> Shape:
     """The shape that a tensor has inside, 1×C×H×W, with its elements in the same order."""
     batch, *rest = shape if len(shape) > 1 else (1, *shape)
@@ -90,6 +100,7 @@ class IntegerNetwork:
     layers: tuple[AnyIntegerLayer, ...]
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] = ()
+    state: tuple[State, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -240,6 +251,15 @@ class IntegerNetwork:
             yield tensors if keep else {name: tensors[name] for name in wanted_outputs}
 
 
+def _check_state(network: IntegerNetwork) -> None:
+    inputs, outputs = ({port.name: port for port in ports} for ports in (network.inputs, network.outputs))
+    for state in network.state:
+        before, after = inputs.get(state.input), outputs.get(state.output)
+        low, high = RANGES[before.dtype] if before is not None else (0, -1)
+        if before is None or after is None or before.shape != after.shape or not low <= state.initial <= high:
+            raise UserError(f"The state {state.input} of {network.name} isn't an input and an output that are alike.")
+
+
 def _check(network: IntegerNetwork) -> None:
     if network.scheme not in ALL_SCHEMES:
         raise UserError(f"{network.name} has the scheme {network.scheme!r}; there are {', '.join(ALL_SCHEMES)}.")
@@ -261,5 +281,6 @@ def _check(network: IntegerNetwork) -> None:
             raise UserError(f"The output {port.name} of {network.name} is no layer's, or has another shape.")
         if isinstance(source, IntegerLayer) and source.dtype != "int8" and network.scheme != "tflite":
             raise UserError(f"The output of {network.name} is {source.dtype} instead of int8.")
+    _check_state(network)
     if not all(np.isfinite(port.scale) and port.scale > 0 for port in (*network.inputs, *network.outputs)):
         raise UserError(f"The scales of {network.name}'s inputs and outputs aren't positive.")

@@ -49,6 +49,18 @@ def rescaled(real: float, zero: int, new_zero: int) -> Callable[[np.ndarray], np
     return lambda q: twice(q - zero, multiplier, shift) + new_zero
 
 
+def in_floats(scale: float, zero: int, new_scale: float, new_zero: int) -> Callable[[np.ndarray], np.ndarray]:
+    """q of one scale → of another, as concatenations of uint8 compute it: in float32, halves away from 0."""
+    step = np.float32(scale) * (np.float32(1) / np.float32(new_scale))
+    begin = np.float32(-zero) * step
+
+    def of(q: np.ndarray) -> np.ndarray:
+        real = q.astype(np.float32) * step + begin
+        return (np.sign(real) * np.floor(np.abs(real) + np.float32(0.5))).astype(np.int64) + new_zero
+
+    return of
+
+
 def leaky(above: float, below: float, zero: int, new_zero: int, slope: int = 1) -> Callable[[np.ndarray], np.ndarray]:
     """`above` times what is 0 or more, `below` times `slope` times what is less."""
     first, second = factor(above), factor(below)

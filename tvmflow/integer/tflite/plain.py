@@ -30,6 +30,8 @@ from tvmflow.integer.tflite.weighted import factors, limits_of, padding_of, posi
 from tvmflow.integer.window import Window
 from tvmflow.system.untrusted import MalformedError
 
+FINE = 128
+"""Parts of a weight with which kernels of uint8, which compute in float32, are exact."""
 WIDER = 20
 """Bits by which the terms of a sum are finer than what is read."""
 
@@ -303,8 +305,10 @@ def concatenate(network: Network, operator: FileOperator) -> None:
     for place in range(len(operator.inputs)):
         value = network.value(operator, place)
         if (value.dtype, value.scale, value.zero_point) != (result.dtype, result.scale, result.zero_point):
-            of = fixed_point.rescaled(value.scale / result.scale, value.zero_point, result.zero_point)
-            table = fixed_point.table(of, *RANGES[result.dtype], signed=value.dtype == "int8")
+            if value.dtype != "uint8" or result.dtype != "uint8":
+                raise Refused("CONCATENATION of tensors of int8 in different steps, which TensorFlow Lite refuses too")
+            of = fixed_point.in_floats(value.scale, value.zero_point, result.scale, result.zero_point)
+            table = fixed_point.table(of, *RANGES[result.dtype], signed=False)
             value = network.mapped(value, table, result, f"{value.source}.rescaled")
         values.append(value)
     if not values:
@@ -355,15 +359,12 @@ def _inner_axis(shape: Shape, axis: int) -> int | None:
 
 def resize_bilinear(network: Network, operator: FileOperator) -> None:
     x, result, size = _resized(network, operator)
-    axes = [
-        bilinear(
-            x.shape[1 + axis],
-            size[axis],
-            align=bool(operator.integer("align_corners")),
-            half=bool(operator.integer("half_pixel_centers")),
-        )
-        for axis in (0, 1)
-    ]
+    align, half = (bool(operator.integer(name)) for name in ("align_corners", "half_pixel_centers"))
+    axes = [bilinear(x.shape[1 + axis], size[axis], align=align, half=half) for axis in (0, 1)]
+    less = [int(align and size[axis] > 1) for axis in (0, 1)]
+    whole = all((x.shape[1 + axis] - less[axis]) * 1024 % (size[axis] - less[axis]) == 0 for axis in (0, 1))
+    if x.dtype == "uint8" and (not whole or any((weights * FINE % 1).any() for _, weights in axes)):
+        raise Refused(f"RESIZE_BILINEAR of uint8 with weights that aren't whole parts of {FINE}")
     kind = Resample(rows=axes[0], columns=axes[1], away=True)
     _add_resized(network, operator, kind, x, result, size, shift=2 * kind.bits)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from tvmflow.integer.network import IntegerNetwork, Port, canonical
-from tvmflow.integer.tflite import moves, plain, weighted
+from tvmflow.integer.tflite import moves, plain, state, weighted
 from tvmflow.integer.tflite.model import FileGraph, FileOperator, read_model
-from tvmflow.integer.tflite.values import Network, Refused, check_batch
+from tvmflow.integer.tflite.values import Network, Refused, Value, check_batch
 from tvmflow.spec import UserError
 from tvmflow.system import untrusted
 from tvmflow.system.untrusted import MalformedError, UnusableFileError
@@ -35,7 +35,8 @@ def read(path: Path) -> IntegerNetwork:
 
 def _check_operators(graph: FileGraph) -> None:
     kinds = dict.fromkeys(operator.kind for operator in graph.operators)
-    unknown = [kind for kind in kinds if kind not in CONVERTERS and kind != "DEQUANTIZE"]
+    taken = {*CONVERTERS, *state.KINDS, "DEQUANTIZE"}
+    unknown = [kind for kind in kinds if kind not in taken]
     if unknown:
         raise Refused(f"the operators {', '.join(untrusted.shortened(kind) for kind in unknown)}, which aren't taken")
 
@@ -50,7 +51,11 @@ def _network(graphs: tuple[FileGraph, ...], path: Path) -> IntegerNetwork:
         network.values[given] = network.given(port)
         inputs.append(port)
     last: dict[int, int] = {}
+    variables = state.Variables(network, graphs)
     for operator in operators:
+        if operator.kind in state.KINDS:
+            variables.convert(operator)
+            continue
         if operator.kind == "DEQUANTIZE":
             last[operator.outputs[0]] = operator.inputs[0]
             continue
@@ -58,13 +63,20 @@ def _network(graphs: tuple[FileGraph, ...], path: Path) -> IntegerNetwork:
     if any(number in last for operator in operators for number in operator.inputs):
         raise Refused("operators that compute in float32")
     for number in graph.outputs:
-        outputs.append(_output(network, last.get(number, number), graph.tensors[number].name))
+        found = last.get(number, number)
+        if found not in network.values:
+            raise Refused("an output that is a constant")
+        outputs.append(_output(network, network.values[found], graph.tensors[number].name))
+    kept = variables.states()
+    inputs += [port for _, port, _ in kept]
+    outputs += [_output(network, value, one.output) for one, _, value in kept]
     return IntegerNetwork(
         name=path.stem,
         scheme="tflite",
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         layers=tuple(network.layers),
+        state=tuple(one for one, _, _ in kept),
     )
 
 
@@ -85,11 +97,8 @@ def _inputs(graph: FileGraph) -> tuple[dict[int, int], list[FileOperator]]:
     return found, left
 
 
-def _output(network: Network, number: int, name: str) -> Port:
+def _output(network: Network, value: Value, name: str) -> Port:
     """An output, in the order that the file has."""
-    if number not in network.values:
-        raise Refused("an output that is a constant")
-    value = network.values[number]
     if not np.prod(value.shape):
         raise Refused("an output without elements")
     check_batch(value.shape)
