@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import flatbuffers
@@ -70,7 +70,9 @@ class Graph:
         )
         return len(self.tensors) - 1
 
-    def constant(self, data: np.ndarray, scale: float | Sequence[float] | None = None, zero: int = 0, axis: int = 0) -> int:
+    def constant(
+        self, data: np.ndarray, scale: float | Sequence[float] | None = None, zero: int = 0, axis: int = 0
+    ) -> int:
         return self.tensor(data.shape, scale, zero, data, axis=axis)
 
     def input(self, shape: Sequence[int], scale: float, zero: int = 0, dtype: str = "int8") -> int:
@@ -83,7 +85,15 @@ class Graph:
         self.operators.append((kind, list(inputs), outputs, options))
         return outputs[0] if outputs else -1
 
-    def result(self, kind: str, inputs: Sequence[int], shape: Sequence[int], scale: float, zero: int = 0, **options: float | str) -> int:
+    def result(
+        self,
+        kind: str,
+        inputs: Sequence[int],
+        shape: Sequence[int],
+        scale: float,
+        zero: int = 0,
+        **options: float | str,
+    ) -> int:
         """An operator and the one int8 tensor that it gives."""
         return self.add(kind, inputs, self.tensor(shape, scale, zero), **options)
 
@@ -159,11 +169,11 @@ def _table(builder: flatbuffers.Builder, count: int, fields: dict) -> int:
     builder.StartObject(count)
     for place, (form, value) in fields.items():
         # what is as by default is written too: readers of options take no default for granted
-        getattr(builder, f"Prepend{form}Slot")(place, value, 0 if form.startswith('UOffset') else None)
+        getattr(builder, f"Prepend{form}Slot")(place, value, 0 if form.startswith("UOffset") else None)
     return builder.EndObject()
 
 
-def _numbers(builder: flatbuffers.Builder, numbers: Sequence, size: int, prepend) -> int:  # noqa: ANN001
+def _numbers(builder: flatbuffers.Builder, numbers: Sequence, size: int, prepend: Callable) -> int:
     builder.StartVector(size, len(numbers), size)
     for number in reversed(numbers):
         prepend(number)

@@ -269,6 +269,10 @@ def header(program: Program, target: Target, image: Image) -> str:
             constants.append(f"#define {prefix}_{port.macro}_SCALE {scale!r}{meaning}")
         if read:
             constants.append(f"#define {prefix}_{port.macro}_ZERO_POINT {zero_point}")
+    macros = {port.spec.name: port.macro for port, _ in _with_scales(program)}
+    for state in network.state if network is not None else ():
+        before, after = macros[state.input], macros[state.output]
+        constants.append(f"#define {prefix}_{before}_INITIAL {state.initial} /* then what {after} gave */")
     sizes = "\n".join(constants)
     apart = "\n * Inputs and outputs must not overlap." if len(image.parameters) > 2 else ""
     arithmetic = "a float32" if network is None else "an integer"

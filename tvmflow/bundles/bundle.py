@@ -78,6 +78,11 @@ def _schema() -> dict[str, Any]:
     numbers: dict[str, Any] = {"type": "array", "items": {"type": "number"}}
     positive: dict[str, Any] = {"type": "number", "exclusiveMinimum": 0}
     zero_point: dict[str, Any] = {"type": "integer", "minimum": -128, "maximum": 255}
+    state = {
+        "type": "object",
+        "required": ["input", "output", "initial"],
+        "properties": {"input": text, "output": text, "initial": zero_point},
+    }
     allowed: dict[str, Any] = {"type": "number", "minimum": 0}
     tensor = untrusted.schema_of(TensorSpec)
     tensor["properties"] |= {
@@ -141,6 +146,7 @@ def _schema() -> dict[str, Any]:
                             "output_scales": {"type": "array", "items": positive},
                             "input_zero_points": {"type": "array", "items": zero_point},
                             "output_zero_points": {"type": "array", "items": zero_point},
+                            "state": {"type": "array", "items": state},
                         },
                     },
                 ]
@@ -249,6 +255,12 @@ class Bundle:
             for side, ports in (("input", self.inputs), ("output", self.outputs))
         )
         return found[0], found[1]
+
+    @property
+    def state(self) -> Mapping[str, tuple[str, int]]:
+        """Inputs that are outputs of the call before: the output's name, and what fills the input at the first call."""
+        given = (self.quantization or {}).get("state", ())
+        return {row["input"]: (row["output"], row["initial"]) for row in given}
 
     def vectors(self) -> tuple[Vector, ...]:
         """The golden vectors, read from disk. Raises UserError if one isn't what the manifest says."""
@@ -559,6 +571,7 @@ def _describe(
             "input_scales": [port.scale for port in program.integer.inputs],
             "output_scales": [port.scale for port in program.integer.outputs],
             **_zero_points(program.integer),
+            **({"state": [vars(state) for state in program.integer.state]} if program.integer.state else {}),
         },
         "layers": [
             {**asdict(layer), "modules": list(layer.modules), "details": _details(layer, program)}
@@ -825,6 +838,9 @@ def _check_sense(manifest: Mapping[str, Any]) -> None:
     for side, name in itertools.product(("input", "output"), ("scales", "zero_points")):
         if f"{side}_{name}" in scales and len(scales[f"{side}_{name}"]) != len(manifest[f"{side}s"]):
             raise MalformedError(f"quantization.{side}_{name} aren't one for each {side}")
+    names = [{row["name"] for row in manifest[side]} for side in ("inputs", "outputs")]
+    if any(row["input"] not in names[0] or row["output"] not in names[1] for row in scales.get("state", ())):
+        raise MalformedError("quantization.state names inputs or outputs that aren't there")
     allowed = manifest.get("tolerances")
     if allowed is not None and [len(row) for row in allowed] != [len(manifest["outputs"])] * len(manifest["vectors"]):
         raise MalformedError("tolerances aren't one for each output of each vector")

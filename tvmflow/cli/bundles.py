@@ -112,8 +112,8 @@ def build(
     """Compile a network for a board into a bundle, verified against PyTorch wherever its code can run.
 
     With --dtype int8, --model names a network that comes quantised, or a file of `tvmflow quantize`, and the bundle has
-    to match exact integer arithmetic bit for bit; so it is with a .tflite file. --mean, --std and --labels go into the bundle, for `tvmflow run` on
-    images, in place of what the network says of itself.
+    to match exact integer arithmetic bit for bit; a .tflite file is such a network. --mean, --std and --labels go into
+    the bundle, for `tvmflow run` on images, in place of what the network says of itself.
     """
     from dataclasses import replace
 

@@ -84,8 +84,8 @@ class IntegerLayer:
     network's inputs. `weight` is int8 O×(I/groups)×KH×KW: 1×1 for a dense layer, ones of the map's size for a pool,
     which has as many groups as channels. `bias` is int32 O, in units of the accumulator. `multiplier` and `shift` are
     int32 O; a layer has the one that its network's scheme asks for, or both. `dtype`, `scale` and `zero_point` are of
-    the output. `padding` is above, left, below, right; two numbers stand for both sides. Shapes are 1×C×H×W, also those of
-    dense layers (1×C×1×1).
+    the output. `padding` is above, left, below, right; two numbers stand for both sides. Shapes are 1×C×H×W, also those
+    of dense layers (1×C×1×1).
     """
 
     name: str

@@ -37,8 +37,8 @@ __all__ = [
     "IntegerNetwork",
     "IntegerNode",
     "Port",
-    "State",
     "Scheme",
+    "State",
     "accumulate",
     "accumulator_range",
     "canonical",
@@ -54,8 +54,9 @@ Arrays = tuple[np.ndarray, ...]
 class Port:
     """An input or an output of a network: `shape` as the user has it, with a batch of 1, and one step's real value.
 
-    Real numbers are (q − `zero_point`) · `scale`; inputs are of `dtype`, outputs of that of their layer. An output's `source` is the layer that gives it; an input is read by its `name`. Values lie in the order that the
-    tensor inside has, 1×C×H×W.
+    Real numbers are (q − `zero_point`) · `scale`; inputs are of `dtype`, outputs of that of their layer. An output's
+    `source` is the layer that gives it; an input is read by its `name`. Values lie in the order that the tensor inside
+    has, 1×C×H×W.
     """
 
     name: str
@@ -89,8 +90,9 @@ def canonical(shape: Shape) -> Shape:
 class IntegerNetwork:
     """Layers in execution order, each of which reads inputs of the network or layers before it.
 
-    The inputs are int8, real = q · their scale, but for those of files that say otherwise; outputs have the dtypes of the layers that give them. `facts` say how
-    the network was quantised. Raises UserError if a layer doesn't fit its inputs or the scheme, or could overflow.
+    The inputs are int8, real = q · their scale, but for those of files that say otherwise; outputs have the dtypes of
+    the layers that give them. `facts` say how the network was quantised. Raises UserError if a layer doesn't fit its
+    inputs or the scheme, or could overflow.
     """
 
     name: str
@@ -211,7 +213,7 @@ class IntegerNetwork:
         return (outputs[0], kept) if keep else outputs[0]
 
     def run_all(self, inputs: Arrays) -> Arrays:
-        """Arrays of the inputs' dtypes, as many of each input → as many of each output, of the ports' shapes but for the batch.
+        """As many of each input, of its dtype → as many of each output, of the ports' shapes but for the batch.
 
         Raises UserError if the inputs are another's.
         """

@@ -99,7 +99,7 @@ def _exp_of_quarter(a: np.ndarray) -> np.ndarray:
     square = twice(x, x, 0)
     cube, fourth = twice(square, x, 0), twice(square, square, 0)
     rest = twice(halves_away(fourth, 2) + cube, round(2**31 / 3), 0) + square
-    return np.minimum(middle + twice(middle, x + halves_away(rest, 1), 0), LARGEST)
+    return np.minimum(middle + twice(x + halves_away(rest, 1), middle, 0), LARGEST)
 
 
 def logistic(scale: float, zero: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -64,7 +64,7 @@ def _arithmetic(network: Network, operator: FileOperator, kind: Sum | Product) -
     constants = [tensor.data for tensor in read]
     if all(number in network.values for number in operator.inputs):
         values = [network.values[number] for number in operator.inputs]
-        shape = np.broadcast_shapes(*(value.shape for value in values))
+        shape = _spread(operator, values)
         names = tuple(network.read(_expanded(network, value, len(shape))) for value in values)
         try:
             fits = kind.out_shape(*(network.shapes[name] for name in names)) == inside(shape)
@@ -97,6 +97,14 @@ def _arithmetic(network: Network, operator: FileOperator, kind: Sum | Product) -
         return
     value = replace(value, source=network.read(value), places=None)
     network.set(operator, network.mapped(value, table, result, result.name))
+
+
+def _spread(operator: FileOperator, values: list[Value]) -> Shape:
+    """The shape of both, spread over each other."""
+    try:
+        return tuple(np.broadcast_shapes(*(value.shape for value in values)))
+    except ValueError as error:
+        raise MalformedError(f"{operator.kind} reads tensors that don't fit together") from error
 
 
 def _expanded(network: Network, value: Value, rank: int) -> Value:

@@ -10,7 +10,7 @@ import numpy as np
 from tvmflow.integer.network import IntegerNetwork, Port, canonical
 from tvmflow.integer.tflite import moves, plain, state, weighted
 from tvmflow.integer.tflite.model import FileGraph, FileOperator, read_model
-from tvmflow.integer.tflite.values import Network, Refused, Value, check_batch
+from tvmflow.integer.tflite.values import Network, Refused, Value, check_batch, plain_name
 from tvmflow.spec import UserError
 from tvmflow.system import untrusted
 from tvmflow.system.untrusted import MalformedError, UnusableFileError
@@ -28,7 +28,7 @@ def read(path: Path) -> IntegerNetwork:
         _check_operators(graphs[0])
         return _network(graphs, path)
     except Refused as refused:
-        raise UserError(f"{path} isn't taken: it has {refused}.") from refused
+        raise UserError(f"{untrusted.printable(str(path))} isn't taken: it has {refused}.") from refused
     except MalformedError as error:
         raise UnusableFileError(path, f"is no network that can be read: {error}") from error
 
@@ -44,7 +44,8 @@ def _check_operators(graph: FileGraph) -> None:
 def _network(graphs: tuple[FileGraph, ...], path: Path) -> IntegerNetwork:
     graph = graphs[0]
     network = Network(graph)
-    inputs, outputs = [], []
+    inputs: list[Port] = []
+    outputs: list[Port] = []
     first, operators = _inputs(graph)
     for number, given in first.items():
         port = network.input(graph.tensors[number].name, graph.tensors[given])
@@ -57,7 +58,7 @@ def _network(graphs: tuple[FileGraph, ...], path: Path) -> IntegerNetwork:
             variables.convert(operator)
             continue
         if operator.kind == "DEQUANTIZE":
-            last[operator.outputs[0]] = operator.inputs[0]
+            last[_one(operator.outputs)] = _one(operator.inputs)
             continue
         CONVERTERS[operator.kind](network, operator)
     if any(number in last for operator in operators for number in operator.inputs):
@@ -66,8 +67,13 @@ def _network(graphs: tuple[FileGraph, ...], path: Path) -> IntegerNetwork:
         found = last.get(number, number)
         if found not in network.values:
             raise Refused("an output that is a constant")
-        outputs.append(_output(network, network.values[found], graph.tensors[number].name))
+        name = plain_name(graph.tensors[number].name)
+        while any(port.name == name for port in outputs):
+            name += ".again"
+        outputs.append(_output(network, network.values[found], name))
     kept = variables.states()
+    if {port.name for port in outputs} & {one.output for one, _, _ in kept}:
+        raise Refused("an output with the name of a variable")
     inputs += [port for _, port, _ in kept]
     outputs += [_output(network, value, one.output) for one, _, value in kept]
     return IntegerNetwork(
@@ -78,6 +84,12 @@ def _network(graphs: tuple[FileGraph, ...], path: Path) -> IntegerNetwork:
         layers=tuple(network.layers),
         state=tuple(one for one, _, _ in kept),
     )
+
+
+def _one(numbers: tuple[int, ...]) -> int:
+    if len(numbers) != 1:
+        raise MalformedError("an operator that changes the type of a tensor has none, or several")
+    return numbers[0]
 
 
 def _inputs(graph: FileGraph) -> tuple[dict[int, int], list[FileOperator]]:
@@ -91,7 +103,7 @@ def _inputs(graph: FileGraph) -> tuple[dict[int, int], list[FileOperator]]:
         if operator.kind == "QUANTIZE" and number in found and graph.tensors[number].dtype == "float32":
             if found[number] != number:
                 raise Refused("a float32 input that is quantised more than once")
-            found[number] = operator.outputs[0]
+            found[number] = _one(operator.outputs)
             continue
         left.append(operator)
     return found, left
@@ -104,9 +116,8 @@ def _output(network: Network, value: Value, name: str) -> Port:
     check_batch(value.shape)
     places = network.places(value).reshape(canonical(value.shape))
     source = plain.copied(network, value, f"{value.source}.output", places)
-    taken = untrusted.shortened(name)
     return Port(
-        name=network.unused(taken) if taken in network.shapes else taken,
+        name=name,
         shape=value.shape,
         scale=value.scale,
         zero_point=value.zero_point,

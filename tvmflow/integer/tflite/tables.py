@@ -94,4 +94,4 @@ def _number(content: bytes, place: int, form: str) -> int:
     if not 0 <= place <= len(content) - struct.calcsize(form):
         raise MalformedError(f"it points to byte {place:,} of {len(content):,}")
     (found,) = struct.unpack_from(form, content, place)
-    return found  # type: ignore[no-any-return]
+    return int(found) if form[-1] not in "fd" else found

@@ -43,6 +43,12 @@ class Value:
     zero_point: int
 
 
+def plain_name(name: str) -> str:
+    """The first of a file's names for a tensor, in letters that are plain everywhere; scopes end with a dot."""
+    plain = re.sub(r"[^A-Za-z0-9_./]+", "_", name.split(";")[0]).strip("_./")[:100]
+    return re.sub(r"[./]+", ".", plain) or "tensor"
+
+
 def inside(shape: Shape) -> Shape:
     """1×C×H×W of a file's shape, whose last dimension is the channels. Without a batch of 1, all others are rows."""
     if not shape:
@@ -152,13 +158,11 @@ class Network:
         )
 
     def unused(self, name: str) -> str:
-        """The first of a file's names for a tensor, in letters that are plain everywhere, and not given before."""
-        plain = re.sub(r"[^A-Za-z0-9_./]+", "_", name.split(";")[0]).strip("_./")[:100].replace("/", ".") or "layer"
-        plain = re.sub(r"\.+", ".", plain)
-        found, number = plain, 1
+        """`plain_name`, with a number behind it if it was given before."""
+        found, number = plain_name(name), 1
         while found in self.shapes:
             number += 1
-            found = f"{plain}.{number}"
+            found = f"{plain_name(name)}.{number}"
         return found
 
     def add(self, layer: AnyIntegerLayer) -> None:
@@ -229,7 +233,7 @@ class Network:
             raise MalformedError("an operator reads a tensor without elements")
         outside = value.zero_point if (wanted == OUTSIDE).any() else 0
         gather = Gather(places=np.ascontiguousarray(wanted, np.int32), outside=outside)
-        key = value.source, wanted.shape, outside, hashlib.sha256(gather.places).digest()
+        key = value.source, wanted.shape, outside, hashlib.sha256(gather.places.tobytes()).digest()
         if key not in self.gathers:  # another reader may have asked for the same
             self.gathers[key] = self.node(gather, (value.source,), value, f"{value.source}.moved")
         return self.gathers[key]
