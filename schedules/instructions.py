@@ -51,6 +51,11 @@ class Instructions:
     sums: int
     vectors: int
 
+    def doubled_high(self, total: Expr, multiplier: Expr) -> Expr:
+        """(2 · total · multiplier + 2³¹) // 2³² in each lane."""
+        high = self.high if self.half else wide_high(self.lanes, doubled=True)
+        return high(total, multiplier, 0)
+
     def pack(self, weight: np.ndarray) -> np.ndarray:
         """int8 …×lanes×4 → …×(4·lanes) as `dot` reads them."""
         if self.pairs:
@@ -100,8 +105,11 @@ def _pmaddwd(lanes: int) -> Callable[..., Expr]:
     return dot
 
 
-def wide_high(lanes: int) -> Callable[[Expr, Expr, int], Expr]:
-    """PMULDQ multiplies the even lanes; the odd ones are copied there, and the results' high halves put together."""
+def wide_high(lanes: int, doubled: bool = False) -> Callable[[Expr, Expr, int], Expr]:
+    """PMULDQ multiplies the even lanes; the odd ones are copied there, and the results' high halves put together.
+
+    With `doubled` it is twice the product whose high half is taken.
+    """
 
     def high(total: Expr, multiplier: Expr, addend: int) -> Expr:
         wide = f"int64x{lanes // 2}"
@@ -116,7 +124,10 @@ def wide_high(lanes: int) -> Callable[[Expr, Expr, int], Expr]:
                 # a sign extension, of which it makes nothing before PMULDQ
                 return (T.reinterpret(wide, moved) << number(32)) >> number(32)
 
-            return even_lanes(total) * even_lanes(multiplier) + number((1 << 31) + (addend << 32))
+            found = even_lanes(total) * even_lanes(multiplier)
+            if doubled:
+                found = found << number(1)
+            return found + number((1 << 31) + (addend << 32))
 
         low = T.reinterpret(f"uint64x{lanes // 2}", product(False)) >> spread(T.uint64(32), lanes // 2)
         odd = (product(True) >> number(32)) << number(32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -69,12 +69,21 @@ def store_vector(buffer: Any, value: Expr, *indices: Any, lanes: int) -> None:
 def first_sums(layer: IntegerLayer, offset: int = 0) -> np.ndarray:
     """int64 O that sums start from: biases, with the inputs' `offset` taken back and the rounding of shifts added."""
     first = layer.bias.astype(np.int64) - offset * layer.weight.astype(np.int64).sum((1, 2, 3))
-    return first if layer.shift is None else first + ((1 << layer.shift.astype(np.int64)) >> 1)
+    return first if layer.multiplier is not None or layer.shift is None else first + _halves(layer.shift)
 
 
-def requantised(layer: IntegerLayer, total: Expr, factor: Expr) -> Expr:
-    """An int32 sum that started from `first_sums` → the layer's output, as int32."""
-    if layer.multiplier is not None:
+def _halves(shift: np.ndarray) -> np.ndarray:
+    return (1 << shift.astype(np.int64)) >> 1
+
+
+def requantised(layer: IntegerLayer, total: Expr, factor: Expr, shift: Expr = None) -> Expr:
+    """An int32 sum that started from `first_sums` → the layer's output, as int32.
+
+    `factor` and `shift` are the layer's `factors` for the output.
+    """
+    if layer.twice:
+        value = requantised_twice(layer, total, factor, shift) + T.int32(layer.zero_point)
+    elif layer.multiplier is not None:
         wide = T.cast(total, "int64") * T.cast(factor, "int64") + T.int64(1 << 31)
         value = T.cast(wide >> T.int64(32), "int32")
     else:
@@ -82,48 +91,79 @@ def requantised(layer: IntegerLayer, total: Expr, factor: Expr) -> Expr:
     return tirx.max(tirx.min(value, T.int32(layer.maximum)), T.int32(layer.minimum))
 
 
+def requantised_twice(
+    layer: IntegerLayer, total: Expr, factor: Expr, shift: Expr, bind: Callable[[Expr], Expr] = T.bind
+) -> Expr:
+    """`integer.layers` has the formula; what no channel of the layer needs isn't computed."""
+    assert layer.shift is not None
+    one, zero = T.int32(1), T.int32(0)
+    left = bind(tirx.max(shift, zero)) if layer.shift.max() > 0 else zero
+    wide = T.cast(total, "int64") * T.cast(factor, "int64")
+    half = T.cast(T.int32(1 << 30) >> left, "int64")
+    once = bind(T.cast((wide + half) >> T.cast(T.int32(31) - left, "int64"), "int32"))
+    right = bind(tirx.max(zero - shift, zero))
+    negative = once >> T.int32(31)
+    if layer.shift.max() >= 0:
+        negative = tirx.Select(right > zero, negative, zero)
+    return (once + ((one << right) >> one) + negative) >> right
+
+
 @dataclass(frozen=True, kw_only=True)
 class Requantisation:
-    """What follows a layer's sum, for vectors of `channels`: `arrays` are its bias and its multipliers or shifts.
+    """What follows a layer's sum, for vectors of `channels`: `arrays` are its bias and its `factors`.
 
     The sums start from the bias, which takes the offset of the layer's inputs back and has the rounding of shifts.
     """
 
     layer: IntegerLayer
-    arrays: tuple[np.ndarray, np.ndarray]
+    arrays: tuple[np.ndarray, ...]
     instructions: Instructions
 
     @staticmethod
     def of(layer: IntegerLayer, instructions: Instructions, channels: int, offset: int = 0) -> Requantisation:
         """`channels` are those of the layer, filled up; `offset` is what its inputs have added."""
         bias = first_sums(layer, offset)
-        factor = layer.factor
-        if layer.multiplier is not None and instructions.half:
-            factor = factor // 2
+        by = layer.factors
+        if layer.multiplier is not None and instructions.half and not layer.twice:
+            by = (layer.multiplier // 2,)
         # with an offset the sum may leave int32 and come back, as its terms do
         wrapped = (bias & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
-        arrays = (fill(wrapped, channels), fill(np.asarray(factor, np.int32), channels))
+        arrays = (fill(wrapped, channels), *(fill(np.asarray(factor, np.int32), channels) for factor in by))
         return Requantisation(layer=layer, arrays=arrays, instructions=instructions)
 
-    def finish(self, total: Expr, factor: Expr, result: Tensor) -> Expr:
-        """A vector of sums as the layer gives them, in the form of `result`."""
-        return T.cast(self.value(total, factor, result.offset), f"{result.dtype}x{self.instructions.lanes}")
+    def finish(self, total: Expr, by: Sequence[Expr], result: Tensor) -> Expr:
+        """A vector of sums as the layer gives them, in the form of `result`. `by` are of its `factors`."""
+        return T.cast(self.value(total, by, result.offset), f"{result.dtype}x{self.instructions.lanes}")
 
-    def value(self, total: Expr, factor: Expr, offset: int = 0) -> Expr:
+    def value(self, total: Expr, by: Sequence[Expr], offset: int = 0) -> Expr:
         """A vector of sums as the layer gives them, plus `offset`, as int32."""
         low, high = (self._number(end + offset) for end in (self.layer.minimum, self.layer.maximum))
-        return tirx.max(tirx.min(self.scaled(total, factor, offset), high), low)
+        return tirx.max(tirx.min(self.scaled(total, by, offset), high), low)
 
-    def scaled(self, total: Expr, factor: Expr, offset: int = 0) -> Expr:
+    def scaled(self, total: Expr, by: Sequence[Expr], offset: int = 0) -> Expr:
         """`value` before it is clipped."""
+        if self.layer.twice:
+            return self._twice(total, *by) + self._number(offset + self.layer.zero_point)
         if self.layer.multiplier is not None:
-            return self.instructions.high(total, factor, offset)
-        value = total >> factor
+            return self.instructions.high(total, by[0], offset)
+        value = total >> by[0]
         return value + self._number(offset) if offset else value
 
-    def packed(self, sums: Sequence[tuple[Expr, Expr]], result: Tensor) -> Expr:
+    def _twice(self, total: Expr, factor: Expr, shift: Expr) -> Expr:
+        number, shifts = self._number, self.layer.shift
+        assert shifts is not None
+        if shifts.max() > 0:
+            total = total << tirx.max(shift, number(0))
+        once = T.bind(self.instructions.doubled_high(total, factor))
+        right = T.bind(tirx.max(number(0) - shift, number(0)))
+        negative = once >> number(31)
+        if shifts.max() >= 0:
+            negative = tirx.Select(right > number(0), negative, number(0))
+        return (once + ((number(1) << right) >> number(1)) + negative) >> right
+
+    def packed(self, sums: Sequence[tuple[Expr, Sequence[Expr]]], result: Tensor) -> Expr:
         """Two or four vectors of sums, with their factors, in the form of `result`, in the order of `packing_order`."""
-        values = [self.scaled(total, factor, result.offset) for total, factor in sums]
+        values = [self.scaled(total, by, result.offset) for total, by in sums]
         low, high = self.layer.minimum + result.offset, self.layer.maximum + result.offset
         return pack_bytes(values, low, high, result.dtype, self.instructions.lanes)
 

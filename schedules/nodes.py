@@ -22,16 +22,20 @@ from tvm.script.ir_builder import tirx as T
 from tvmflow.integer.layers import IntegerNode
 from tvmflow.integer.operators import (
     OUTSIDE,
+    ArgMax,
+    AveragePool,
     Concat,
     Function,
     Gather,
     MaxPool,
+    Probabilities,
     Product,
     Resample,
     Shape,
     Softmax,
     Sum,
 )
+from tvmflow.integer.reference import NEWTON
 
 if TYPE_CHECKING:
     from tvmflow.integer.graph import FloatNode
@@ -45,9 +49,9 @@ Read = Callable[[int, Expr, Expr, Expr], Expr]
 Place = tuple[Expr, Expr, Expr]
 """Channel, row, column."""
 
-SUMS = 2
+SUMS = 4
 """Elements that `value_of` needs to work in, of the dtype of the arithmetic, for each lane."""
-SUMMING = (MaxPool, Resample, Softmax)
+SUMMING = (MaxPool, AveragePool, Resample, Softmax, Probabilities, ArgMax)
 """Operators that need them."""
 PASSING = (MaxPool, Concat, Gather)
 """Operators that pass values on and compute with none, so that `StoredArithmetic` will do."""
@@ -194,7 +198,7 @@ def _three(shape: Shape) -> tuple[int, int, int]:
 def constants_of(node: AnyNode) -> tuple[np.ndarray, ...]:
     """The arrays that `value_of` reads."""
     operator = node.operator
-    if isinstance(operator, Function | Softmax):
+    if isinstance(operator, Function | Softmax | Probabilities):
         assert isinstance(node, IntegerNode)
         assert node.table is not None
         return (_narrow(node.table),)
@@ -241,7 +245,44 @@ def _broadcast(node: AnyNode, number: int, place: Place) -> Place:
     return first, second, third
 
 
+def twice(value: Expr, multiplier: int, shift: int, lanes: int = 1) -> Expr:
+    """An int32, or a vector of them, times multiplier · 2^(shift − 31), rounded two times as in `integer.layers`."""
+
+    def number(of: int, dtype: str) -> Expr:
+        constant = tirx.const(of, dtype)
+        return constant if lanes == 1 else T.broadcast(constant, lanes)
+
+    def cast(of: Expr, dtype: str) -> Expr:
+        return T.cast(of, dtype if lanes == 1 else f"{dtype}x{lanes}")
+
+    left, right = max(shift, 0), max(-shift, 0)
+    wide = cast(value, "int64") * number(multiplier, "int64") + number(1 << (30 - left), "int64")
+    once = cast(wide >> number(31 - left, "int64"), "int32")
+    if not right:
+        return once
+    once = T.bind(once)
+    return (once + number((1 << right) >> 1, "int32") + (once >> number(31, "int32"))) >> number(right, "int32")
+
+
+def _rescaled(node: AnyNode, read: Read, sums: Sums, place: Place) -> Expr:
+    """A Sum or a Product whose factors are rows of an offset, a multiplier and a shift."""
+    assert isinstance(node, IntegerNode)
+    assert node.factors is not None
+    *rows, (offset, multiplier, shift) = node.factors.tolist()
+    found = []
+    for number, (zero, factor, by) in enumerate(rows):
+        value = read(number, *_broadcast(node, number, place)) + sums.constant(zero)
+        if isinstance(node.operator, Sum):
+            value = twice(value << sums.constant(node.shift), factor, by, sums.lanes)
+            value = value if node.operator.signs[number] == 1 else sums.constant(0) - value
+        found.append(value)
+    total = found[0] + found[1] if isinstance(node.operator, Sum) else found[0] * found[1]
+    return twice(total, multiplier, shift, sums.lanes) + sums.constant(offset)
+
+
 def _sum(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
+    if isinstance(node, IntegerNode) and node.factors is not None and node.factors.ndim == 2:
+        return _rescaled(node, read, sums, place)
     total: Expr = None
     for number, factor in enumerate(sums.numbers.factors(node)):
         product = _times(read(number, *_broadcast(node, number, place)), factor, sums)
@@ -250,16 +291,43 @@ def _sum(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place:
 
 
 def _product(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
+    if isinstance(node, IntegerNode) and node.factors is not None and node.factors.ndim == 2:
+        return _rescaled(node, read, sums, place)
     a, b = (read(number, *_broadcast(node, number, place)) for number in (0, 1))
     (factor,) = sums.numbers.factors(node)
     return sums.numbers.shifted(node, _times(a * b, factor, sums), sums)
 
 
 def _max_pool(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
-    operator = node.operator
-    assert isinstance(operator, MaxPool)
-    window, (c, y, x) = operator.window, place
+    assert isinstance(node.operator, MaxPool)
     sums.store(0, sums.constant(sums.numbers.least))
+    _for_each(node.operator.window, read, place, lambda value: sums.store(0, sums.numbers.larger(sums.load(0), value)))
+    return sums.load(0)
+
+
+def _average_pool(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
+    assert isinstance(node.operator, AveragePool)
+    window = node.operator.window
+    sums.store(0, sums.constant(0))
+    _for_each(window, read, place, lambda value: sums.store(0, sums.load(0) + value))
+    count: Expr = 1
+    for axis, at in enumerate(place[1:]):
+        taps = window.kernel[axis]
+        if not all(all(window.meets(axis, tap)) for tap in range(taps)):
+            first = at * window.stride[axis] - window.padding[axis]
+            taps = tirx.min(first + taps, window.size[axis]) - tirx.max(first, 0)
+        count = count * taps
+    count = T.bind(T.cast(count, "int32") if not isinstance(count, int) else T.int32(count))
+    total = sums.load(0)
+    negative = (T.broadcast(count, sums.lanes) if sums.lanes > 1 else count) >> sums.constant(1)
+    by = T.broadcast(count, sums.lanes) if sums.lanes > 1 else count
+    rounded = tirx.Select(total > sums.constant(0), total + negative, total - negative)
+    return tirx.truncdiv(rounded, by)
+
+
+def _for_each(window: Any, read: Read, place: Place, meet: Callable[[Expr], None]) -> None:
+    """Loops over the taps of a window, with a condition where some are off the map."""
+    c, y, x = place
     with T.serial(0, window.kernel[0]) as r, T.serial(0, window.kernel[1]) as s:
         row = y * window.stride[0] + r * window.dilation[0] - window.padding[0]
         column = x * window.stride[1] + s * window.dilation[1] - window.padding[1]
@@ -268,15 +336,11 @@ def _max_pool(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, p
             if not all(all(window.meets(axis, tap)) for tap in range(window.kernel[axis])):
                 conditions += [at >= 0, at < window.size[axis]]
 
-        def compare(row: Expr = row, column: Expr = column) -> None:
-            sums.store(0, sums.numbers.larger(sums.load(0), read(0, c, row, column)))
-
         if conditions:
             with T.If(tirx.all(*conditions)), T.Then():
-                compare()
+                meet(read(0, c, row, column))
         else:
-            compare()
-    return sums.load(0)
+            meet(read(0, c, row, column))
 
 
 def _concat(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
@@ -316,7 +380,7 @@ def _gather(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, pla
             if last < len(table):
                 conditions.append(index < last)
         value = read(0, at[0], at[1], at[2])
-        return T.if_then_else(tirx.all(*conditions), value, sums.constant(0)) if conditions else value
+        return T.if_then_else(tirx.all(*conditions), value, sums.constant(operator.outside)) if conditions else value
     offsets = _offsets(operator)
     if offsets is not None:
         flat: Expr = 0
@@ -329,7 +393,7 @@ def _gather(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, pla
     flat = places[(place[0] * height + place[1]) * width + place[2]]
     value = _read_flat(read, flat, shape)
     if (operator.places == OUTSIDE).any():
-        return T.if_then_else(flat >= 0, value, T.int32(0))
+        return T.if_then_else(flat >= 0, value, sums.constant(operator.outside))
     return value
 
 
@@ -388,7 +452,10 @@ def _resample(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, p
             # of fewer places than others have, the weights are filled up with 0, which infinity mustn't meet
             product = T.if_then_else(weight != sums.constant(0), product, sums.constant(0))
         sums.store(0, sums.load(0) + product)
-    return sums.numbers.shifted(node, sums.load(0), sums)
+    total = sums.load(0)
+    if operator.away and sums.numbers is INTEGERS:
+        total = total + (total >> sums.constant(31))
+    return sums.numbers.shifted(node, total, sums)
 
 
 def _function(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
@@ -400,38 +467,104 @@ def _function(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, p
 
 def _softmax(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
     assert isinstance(node.operator, Softmax)
-    (table,), axis = constants, node.operator.axis - 1
-    length = node.output_shape[axis + 1]
+    own = _exponentials(node, node.operator.axis, read, constants[0], sums, place, lambda found: found)
+    return tirx.floordiv(own * T.int32(512) + sums.load(1), sums.load(1) * T.int32(2))
+
+
+def _exponentials(
+    node: AnyNode, axis: int, read: Read, table: Any, sums: Sums, place: Place, scaled: Callable[[Expr], Expr]
+) -> Expr:
+    """The table at an element's distance from the largest, and in `sums.load(1)` the sum of all, each `scaled`."""
+    sums.store(0, sums.constant(sums.numbers.least))
+    for_axis = _along(axis, read, place)
+    with T.serial(0, node.output_shape[axis]) as index:
+        sums.store(0, tirx.max(sums.load(0), for_axis(index)))
+    sums.store(1, T.int32(0))
+    with T.serial(0, node.output_shape[axis]) as index:
+        sums.store(1, sums.load(1) + scaled(T.cast(table[sums.load(0) - for_axis(index)], "int32")))
+    return T.cast(table[sums.load(0) - read(0, *place)], "int32")
+
+
+def _along(axis: int, read: Read, place: Place) -> Callable[[Expr], Expr]:
+    """What is read at an index along an axis of 1×C×H×W, and else where `place` is."""
 
     def at(index: Expr) -> Expr:
         moved = [*place]
-        moved[axis] = index
+        moved[axis - 1] = index
         return read(0, moved[0], moved[1], moved[2])
 
+    return at
+
+
+def _probabilities(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
+    """As `integer.reference` has it. The sum has at least 1 and at most half of 2¹², so 1 to 12 leading zeros."""
+    operator = node.operator
+    assert isinstance(operator, Probabilities)
+    assert isinstance(node, IntegerNode)
+    whole = operator.WHOLE
+
+    def rounded_off(found: Expr) -> Expr:
+        """÷ 2^whole, halves up; to add a half first would overflow."""
+        return (found >> T.int32(whole)) + ((found >> T.int32(whole - 1)) & T.int32(1))
+
+    # each step is stored: of expressions within each other TVM's simplification would make ever longer ones
+    own = _exponentials(node, operator.axis, read, constants[0], sums, place, rounded_off)
+    sums.store(2, own)
+    zeros: Expr = T.int32(1)
+    for bits in range(31 - whole + 1, 31):
+        zeros = zeros + T.cast(sums.load(1) < T.int32(1 << bits), "int32")
+    sums.store(3, zeros)
+    denominator, x = 0, 1
+    sums.store(denominator, sums.load(1) << (sums.load(3) - T.int32(1)))
+    first, slope = NEWTON
+    sums.store(x, T.int32(first) + _product_of(sums.load(denominator), T.int32(slope)))
+    for _ in range(3):
+        rest = T.int32(1 << 29) - _product_of(sums.load(denominator), sums.load(x))
+        sums.store(x, sums.load(x) + (_product_of(sums.load(x), rest) << T.int32(2)))
+    sums.store(x, tirx.Select(sums.load(x) >= T.int32(1 << 30), T.int32((1 << 31) - 1), sums.load(x) << T.int32(1)))
+    sums.store(2, _product_of(sums.load(x), sums.load(2)))
+    sums.store(3, T.int32(whole + 23) - sums.load(3))
+    by = tirx.min(sums.load(3), T.int32(31))
+    rounded = (sums.load(2) >> by) + ((sums.load(2) >> (by - T.int32(1))) & T.int32(1))
+    return tirx.Select(sums.load(3) > T.int32(31), T.int32(0), rounded) + T.int32(node.zero_point)
+
+
+def _product_of(a: Expr, b: Expr) -> Expr:
+    """(a · b + 2³⁰) >> 31."""
+    return T.cast((T.cast(a, "int64") * T.cast(b, "int64") + T.int64(1 << 30)) >> T.int64(31), "int32")
+
+
+def _argmax(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
+    operator = node.operator
+    assert isinstance(operator, ArgMax)
+    at = _along(operator.axis, read, place)
     sums.store(0, sums.constant(sums.numbers.least))
-    with T.serial(0, length) as index:
-        sums.store(0, tirx.max(sums.load(0), at(index)))
     sums.store(1, T.int32(0))
-    with T.serial(0, length) as index:
-        sums.store(1, sums.load(1) + T.cast(table[sums.load(0) - at(index)], "int32"))
-    own = T.cast(table[sums.load(0) - read(0, *place)], "int32")
-    return tirx.floordiv(own * T.int32(512) + sums.load(1), sums.load(1) * T.int32(2))
+    with T.serial(0, node.input_shapes[0][operator.axis]) as index:
+        value = T.bind(at(index))
+        sums.store(1, tirx.Select(value > sums.load(0), index, sums.load(1)))
+        sums.store(0, tirx.max(sums.load(0), value))
+    return sums.load(1)
 
 
 VALUES: dict[type, Callable[[AnyNode, Read, Sequence[Any], Any, Place], Expr]] = {
     Sum: _sum,
     Product: _product,
     MaxPool: _max_pool,
+    AveragePool: _average_pool,
     Concat: _concat,
     Gather: _gather,
     Resample: _resample,
     Function: _function,
     Softmax: _softmax,
+    Probabilities: _probabilities,
+    ArgMax: _argmax,
 }
 
 
-VALUES_OF_FLOATS = {operator: value for operator, value in VALUES.items() if operator not in (Function, Softmax)}
-"""Those that are the same of real numbers. The others have tables."""
+INTEGER_ONLY = (AveragePool, Function, Softmax, Probabilities, ArgMax)
+VALUES_OF_FLOATS = {operator: value for operator, value in VALUES.items() if operator not in INTEGER_ONLY}
+"""Those that are the same of real numbers. The others have tables, or are of integers."""
 
 
 def in_vectors(node: AnyNode) -> bool:
@@ -441,18 +574,18 @@ def in_vectors(node: AnyNode) -> bool:
         axes = operator.axes(node.input_shapes[0])
         line = None if axes is None else _line(axes[0])
         return line is not None and line[1:] == (1, 0, node.output_shape[1])
-    if isinstance(operator, Softmax):
-        return False
-    return not isinstance(operator, Function)
+    return not isinstance(operator, Function | Softmax | Probabilities | ArgMax)
 
 
 def work_of(node: AnyNode) -> int:
     """Elements that are read, by which it is weighed whether threads pay."""
     count, operator = math.prod(node.output_shape), node.operator
-    if isinstance(operator, MaxPool):
+    if isinstance(operator, MaxPool | AveragePool):
         return count * math.prod(operator.window.kernel)
     if isinstance(operator, Resample):
         return count * operator.rows[0].shape[1] * operator.columns[0].shape[1]
-    if isinstance(operator, Softmax):
+    if isinstance(operator, Softmax | Probabilities):
         return 2 * count * node.output_shape[operator.axis]
+    if isinstance(operator, ArgMax):
+        return count * node.input_shapes[0][operator.axis]
     return count * len(node.inputs)

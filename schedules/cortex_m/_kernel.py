@@ -77,13 +77,13 @@ def accumulator(layer: WeightedLayer) -> str:
 
 
 def parameters(layer: WeightedLayer) -> np.ndarray:
-    """What each channel's sum begins with, float32 O×1; of integers int32 O×2, with multiplier or shift.
+    """What each channel's sum begins with, float32 O×1; of integers int32 O×2, with multiplier or shift, or O×3.
 
-    Half a step of a shift is added from the start.
+    Half a step of a shift is added from the start, unless sums are rounded twice.
     """
     if isinstance(layer, IntegerLayer):
         if layer.multiplier is not None:
-            return np.stack([layer.bias, layer.multiplier], 1)
+            return np.stack([layer.bias, *layer.factors], 1)
         assert layer.shift is not None
         return np.stack([first_sums(layer).astype(np.int32), layer.shift], 1)
     return layer.bias.astype(np.float32)[:, None]
@@ -94,11 +94,16 @@ def weights_of(layer: WeightedLayer) -> np.ndarray:
     return layer.weight if isinstance(layer, IntegerLayer) else layer.weight.astype(np.float32)
 
 
-def parameters_at(layer: WeightedLayer, table: tirx.Buffer, c: Expr) -> tuple[Expr, Expr]:
-    """What the sum of channel `c` begins with, and the second parameter or None."""
+By = tuple[Expr, ...]
+"""By what a channel's sum is requantised: the layer's `factors`, of float32 none."""
+
+
+def parameters_at(layer: WeightedLayer, table: tirx.Buffer, c: Expr) -> tuple[Expr, By]:
+    """What the sum of channel `c` begins with, and its other parameters."""
     if isinstance(layer, IntegerLayer):
-        return table[2 * c], table[2 * c + 1]
-    return table[c], None
+        count = 1 + len(layer.factors)
+        return table[count * c], tuple(table[count * c + place] for place in range(1, count))
+    return table[c], ()
 
 
 def multiply_add(core: str, total: Expr, a: Expr, b: Expr, lanes: int = 1) -> Expr:
@@ -108,16 +113,16 @@ def multiply_add(core: str, total: Expr, a: Expr, b: Expr, lanes: int = 1) -> Ex
     return tirx.call_llvm_pure_intrin(vector_of("float32", lanes), "llvm.fma", a, b, total)
 
 
-def finish(layer: WeightedLayer, total: Expr, by: Expr) -> Expr:
-    """A sum → the layer's output, in the dtype of the sum. `by` is the channel's second parameter."""
+def finish(layer: WeightedLayer, total: Expr, by: By) -> Expr:
+    """A sum → the layer's output, in the dtype of the sum. `by` are the channel's other parameters."""
     if isinstance(layer, IntegerLayer):
-        return requantised(layer, total, by)
+        return requantised(layer, total, *by)
     if layer.kind == "pool":
         total = total * T.float32(layer.weight.flat[0])
     return FLOATS.limited(layer, total)
 
 
-def finish_vector(layer: WeightedLayer, total: Expr, by: Expr) -> Expr:
+def finish_vector(layer: WeightedLayer, total: Expr, by: By) -> Expr:
     """`finish` of four sums of one channel, by MVE."""
     if isinstance(layer, IntegerLayer):
         return requantize_vector(layer, total, by)
@@ -182,15 +187,32 @@ def _above(high: float) -> list[tuple[int, int]]:
     return [(_bits(high) + 1 if high > 0 else 1, _bits(math.inf))]
 
 
-def requantize_vector(layer: IntegerLayer, total: Expr, by: Expr) -> Expr:
+def requantize_vector(layer: IntegerLayer, total: Expr, by: By) -> Expr:
     """`requantised` of four sums of one channel by MVE: VRMULH is the formula, VSHL by less than 0 shifts right."""
     lanes = 4
-    if layer.multiplier is not None:
-        scaled = intrinsic("mve.vrmulh", total, T.Broadcast(by, lanes), T.uint32(0), dtype="int32x4")
+    if layer.twice:
+        scaled = _twice_vector(layer, total, *by) + T.Broadcast(T.int32(layer.zero_point), lanes)
+    elif layer.multiplier is not None:
+        scaled = intrinsic("mve.vrmulh", total, T.Broadcast(by[0], lanes), T.uint32(0), dtype="int32x4")
     else:
-        scaled = tirx.shift_right(total, T.Broadcast(by, lanes))
+        scaled = tirx.shift_right(total, T.Broadcast(by[0], lanes))
     highest, lowest = (T.Broadcast(T.int32(bound), lanes) for bound in (layer.maximum, layer.minimum))
     return tirx.max(tirx.min(scaled, highest), lowest)
+
+
+def _twice_vector(layer: IntegerLayer, total: Expr, factor: Expr, shift: Expr) -> Expr:
+    """The first rounding is VQRDMULH, which saturates for −2³¹ times itself only."""
+    assert layer.shift is not None
+    zero, one = T.int32(0), T.int32(1)
+    if layer.shift.max() > 0:
+        total = tirx.shift_left(total, T.Broadcast(tirx.max(shift, zero), 4))
+    once = T.bind(intrinsic("mve.vqrdmulh", total, T.Broadcast(factor, 4), dtype="int32x4"))
+    right = T.bind(tirx.max(zero - shift, zero))
+    negative = tirx.shift_right(once, T.Broadcast(T.int32(31), 4))
+    if layer.shift.max() >= 0:
+        negative = negative & T.Broadcast(tirx.Select(right > zero, T.int32(-1), zero), 4)
+    half = tirx.shift_right(tirx.shift_left(one, right), one)
+    return tirx.shift_right(once + T.Broadcast(half, 4) + negative, T.Broadcast(right, 4))
 
 
 def intrinsic(name: str, *arguments: Expr, dtype: str = "int32") -> Expr:

@@ -105,7 +105,7 @@ def convolution_float(
                             T.buffer_store(sums, multiply_add(core, sums[place], x[v], weight, lanes), [place])
                 channel = block_start(group, together, outputs)
                 for t, v, place in places:
-                    value = (finish_vector if lanes > 1 else finish)(layer, T.bind(sums[place]), None)
+                    value = (finish_vector if lanes > 1 else finish)(layer, T.bind(sums[place]), ())
                     at = (channel + t) * pixels + first + v * lanes
                     T.buffer_store(given["destination"], value, [lanes_at(at, lanes)])
     return Kernel(

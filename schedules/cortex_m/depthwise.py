@@ -26,6 +26,7 @@ from tvm.script.ir_builder import tirx as T
 from tvmflow.integer.layers import IntegerLayer
 from tvmflow.schedules.cortex_m._kernel import (
     AnyLayer,
+    By,
     Expr,
     Kernel,
     WeightedLayer,
@@ -186,9 +187,9 @@ def _copy(source: Plane, destination: Plane, shape: tuple[int, ...]) -> None:
             T.buffer_store(destination.buffer, value, [T.ramp(destination.at(y, x), 1, lanes)])
 
 
-def _begin(layer: WeightedLayer, table: tirx.Buffer, c: Expr) -> tuple[Expr, Expr]:
+def _begin(layer: WeightedLayer, table: tirx.Buffer, c: Expr) -> tuple[Expr, By]:
     begin, by = parameters_at(layer, table, c)
-    return T.bind(begin), None if by is None else T.bind(by)
+    return T.bind(begin), tuple(map(T.bind, by))
 
 
 def _weights(layer: WeightedLayer, weight: tirx.Buffer, c: Expr) -> dict[tuple[int, int], Expr]:

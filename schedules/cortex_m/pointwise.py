@@ -66,7 +66,7 @@ def pointwise(layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writ
 def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:
     before, after = sizes(layer)
     inputs, outputs, pixels = layer.weight[0].size, layer.output_shape[1], pixels_of(layer)
-    pairs, steps = -(-outputs // 2), -(-inputs // 2)
+    pairs, steps, header = -(-outputs // 2), -(-inputs // 2), 2 + 2 * len(layer.factors)
     constants = {"stream": stream_of(layer)}
     pointers = {
         "source": (dtype, before),
@@ -83,14 +83,14 @@ def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:
             first = block_start(block, PIXELS, pixels)
             _gather_pairs(layer, given["source"], scratch, begin, first)
             with T.serial(0, pairs) as pair:
-                base = pair * (4 + steps)
+                base = pair * (header + steps)
                 for j in range(PIXELS):
                     T.buffer_store(both, wrapping(operator.add, begin[j], stream[base]), [j])
                     T.buffer_store(second, stream[base + 1], [j])
                 with T.serial(0, steps // unroll) as many:
                     for one in range(unroll):
                         step = many * unroll + one
-                        word = T.bind(stream[base + 4 + step])
+                        word = T.bind(stream[base + header + step])
                         upper = T.bind(intrinsic("sxtb16", rotate_right(word, 8)))
                         for j in range(PIXELS):
                             x = T.bind(scratch[step * DSP_PITCH + PLACES[j]])
@@ -105,7 +105,8 @@ def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:
                                 if number
                                 else wrapping(operator.sub, both[j], tirx.shift_left(second[j], T.int32(8)))
                             )
-                            value = requantised(layer, total, stream[base + 2 + number])
+                            by = tuple(stream[base + place + number] for place in range(2, header, 2))
+                            value = requantised(layer, total, *by)
                             at = (2 * pair + number) * pixels + first + j
                             T.buffer_store(given["destination"], T.Cast(layer.dtype, value), [at])
 
@@ -124,15 +125,16 @@ def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:
 
 
 def stream_of(layer: IntegerLayer) -> np.ndarray:
-    """int32: for each pair of output channels two beginnings of sums, two multipliers, and the words of weights."""
+    """int32: for each pair of output channels two beginnings of sums, two of each factor, and the words of weights."""
     weight = layer.weight.reshape(len(layer.weight), -1).astype(np.int64)
     weight = np.pad(weight, [(0, weight.shape[0] % 2), (0, weight.shape[1] % 2)])
     a, b = weight[0::2], weight[1::2]
     halves = (256 * b + a + 128) & 0xFFFF
     words = halves[:, 0::2] | halves[:, 1::2] << 16
-    begin, by = np.pad(parameters(layer).astype(np.int64), [(0, layer.output_shape[1] % 2), (0, 0)]).T
+    begin, *by = np.pad(parameters(layer).astype(np.int64), [(0, layer.output_shape[1] % 2), (0, 0)]).T
     # `begin` of the first sum is of both channels, as the sum is
-    header = np.stack([begin[0::2] + 256 * begin[1::2], begin[1::2], by[0::2], by[1::2]], 1)
+    pairs = (factor[number::2] for factor in by for number in (0, 1))
+    header = np.stack([begin[0::2] + 256 * begin[1::2], begin[1::2], *pairs], 1)
     return np.concatenate([header, words], 1).astype(np.uint32).view(np.int32)
 
 
@@ -172,7 +174,8 @@ def _mve(layer: IntegerLayer, dtype: str) -> Kernel:
     table = parameters(layer)
     # wraps as the sums do
     begin = table[:, 0].astype(np.int64) + excess * weight.sum(1, dtype=np.int64)
-    table = np.stack([begin.astype(np.uint32).view(np.int32), table[:, 1]], 1)
+    table = np.concatenate([begin.astype(np.uint32).view(np.int32)[:, None], table[:, 1:]], 1)
+    columns = table.shape[1]
     constants = {"parameters": table, "weight": weight}
     pointers = {
         "source": (dtype, before),
@@ -193,7 +196,7 @@ def _mve(layer: IntegerLayer, dtype: str) -> Kernel:
                     T.buffer_store(scratch, T.Cast("int8", value), [row + j * LANES])
             with T.serial(0, outputs) as o:
                 for j in range(PIXELS):
-                    T.buffer_store(totals, given["parameters"][2 * o], [j])
+                    T.buffer_store(totals, given["parameters"][columns * o], [j])
                 with T.serial(0, steps // unroll) as many:
                     for one in range(unroll):
                         step = many * unroll + one
@@ -202,7 +205,8 @@ def _mve(layer: IntegerLayer, dtype: str) -> Kernel:
                             x = scratch[T.ramp((step * PIXELS + j) * LANES, 1, LANES)]
                             T.buffer_store(totals, multiply_add_across(totals[j], factors, x), [j])
                 sums = T.bind(T.Shuffle([totals[j] for j in range(PIXELS)], list(range(PIXELS))))
-                value = requantize_vector(layer, sums, given["parameters"][2 * o + 1])
+                by = tuple(given["parameters"][columns * o + place] for place in range(1, columns))
+                value = requantize_vector(layer, sums, by)
                 at = T.ramp(o * pixels + first, 1, PIXELS)
                 T.buffer_store(given["destination"], T.Cast(f"{layer.dtype}x{PIXELS}", value), [at])
     return Kernel(

@@ -239,14 +239,25 @@ def header(program: Program, target: Target, image: Image) -> str:
     memory = program.memory
     prefix = image.name.upper()
     constants: list[str] = []
-    for number, (port, scale) in enumerate(_with_scales(program)):
+    read = network is not None and network.scheme == "tflite"
+    for number, (port, (scale, zero_point)) in enumerate(_with_scales(program)):
         order, meaning = (
             (": channel, row, column", " /* real = scale * int8; the zero point is 0 */") if not number else ("", "")
         )
+        if read:
+            order, meaning = (
+                (": as in the .tflite file", " /* real = scale * (value - zero point) */") if not number else ("", "")
+            )
         kind = f"{port.spec.dtype}, {'×'.join(map(str, port.spec.shape[1:]))}{order}"
         constants.append(f"#define {prefix}_{port.macro}_SIZE {math.prod(port.spec.shape)} /* {kind} */")
         if scale is not None:
             constants.append(f"#define {prefix}_{port.macro}_SCALE {scale!r}{meaning}")
+        if read:
+            constants.append(f"#define {prefix}_{port.macro}_ZERO_POINT {zero_point}")
+    macros = {port.spec.name: port.macro for port, _ in _with_scales(program)}
+    for state in network.state if network is not None else ():
+        before, after = macros[state.input], macros[state.output]
+        constants.append(f"#define {prefix}_{before}_INITIAL {state.initial} /* then what {after} gave */")
     sizes = "\n".join(constants)
     apart = "\n * Inputs and outputs must not overlap." if len(image.parameters) > 2 else ""
     arithmetic = "a float32" if network is None else "an integer"
@@ -280,13 +291,13 @@ void {image.name}_run({", ".join(image.parameters)});
 """
 
 
-def _with_scales(program: Program) -> list[tuple[CPort, float | None]]:
-    """The inputs and outputs in order; those of an integer network with the real value of one step."""
+def _with_scales(program: Program) -> list[tuple[CPort, tuple[float | None, int]]]:
+    """The inputs and outputs in order; those of an integer network with the real value of one step, and zero points."""
     inputs, outputs = ports(program)
     network: IntegerNetwork | None = program.integer
     if network is None:
-        return [(port, None) for port in (*inputs, *outputs)]
-    scales = [port.scale for port in (*network.inputs, *network.outputs)]
+        return [(port, (None, 0)) for port in (*inputs, *outputs)]
+    scales = [(port.scale, port.zero_point) for port in (*network.inputs, *network.outputs)]
     return list(zip((*inputs, *outputs), scales, strict=True))
 
 

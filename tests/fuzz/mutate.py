@@ -95,7 +95,7 @@ def content(whole: bytes, rng: Random, other: bytes = b"", name: str = "") -> by
     """A file's content with one thing wrong: in most cases by what it is, else in its bytes."""
     if rng.random() < 0.25:
         return _bytes(whole, rng, other)
-    for spoiler in (_zip, _packed, _tar, _json, _lines, _safetensors, _npy, _png, _onnx, _text):
+    for spoiler in (_zip, _packed, _tar, _json, _lines, _safetensors, _npy, _png, _tflite, _onnx, _text):
         try:
             found = spoiler(whole, rng, other)
         except (ValueError, KeyError, OSError, EOFError, RuntimeError, NotImplementedError, struct.error):
@@ -368,6 +368,19 @@ def _png(whole: bytes, rng: Random, other: bytes) -> bytes | None:
         for kind, inner in chunks
     )
     return whole[:8] + made
+
+
+def _tflite(whole: bytes, rng: Random, other: bytes) -> bytes | None:
+    """Numbers of 32 bits in a FlatBuffer, wherever they lie: offsets, lengths, shapes; most of the file is such."""
+    if whole[4:8] != b"TFL3":
+        return None
+    made = bytearray(whole)
+    for _ in range(rng.choice((1, 1, 1, 2, 5))):
+        place = 4 * rng.randrange(len(made) // 4)
+        (old,) = struct.unpack_from("<i", made, place)
+        new = rng.choice((0, 1, -1, old + 1, old - 1, old ^ (1 << rng.randrange(32)), rng.getrandbits(31), len(made)))
+        struct.pack_into("<i", made, place, (new + (1 << 31)) % (1 << 32) - (1 << 31))
+    return bytes(made)
 
 
 def _onnx(whole: bytes, rng: Random, other: bytes) -> bytes | None:

@@ -500,6 +500,19 @@ def _onnx() -> list[Files]:
     return _named("network.onnx", (model.SerializeToString(),))
 
 
+def _tflite() -> list[Files]:
+    from tflite_cases import CASES, graphs_of
+    from tflite_files import file_of
+
+    return _named("network.tflite", [file_of(*graphs_of(name)) for name in CASES])
+
+
+def _read_tflite(path: Path) -> None:
+    from tvmflow.integer.frontend import load_network
+
+    load_network(path)
+
+
 def _read_network(path: Path) -> None:
     from tvmflow.network.frontend import import_model
 
@@ -593,6 +606,7 @@ READERS: dict[str, Reader] = {
         Reader(name="checkpoint", read=_read_checkpoint, corpus=_checkpoints, path="state.pt"),
         Reader(name="pt2", read=_read_archive, corpus=_pt2, path="network.pt2"),
         Reader(name="pt2-network", read=_read_network, corpus=_pt2, path="network.pt2"),
+        Reader(name="tflite", read=_read_tflite, corpus=_tflite, path="network.tflite"),
         Reader(name="onnx", read=_read_network, corpus=_onnx, path="network.onnx"),
         Reader(name="vta-program", read=_read_vta_program, corpus=_vta_programs),
         Reader(name="vta-configuration", read=_read_vta_configuration, corpus=_vta_configurations, path="vta.json"),

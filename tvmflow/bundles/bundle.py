@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -68,6 +69,12 @@ def _schema() -> dict[str, Any]:
     texts: dict[str, Any] = {"type": "array", "items": text}
     numbers: dict[str, Any] = {"type": "array", "items": {"type": "number"}}
     positive: dict[str, Any] = {"type": "number", "exclusiveMinimum": 0}
+    zero_point: dict[str, Any] = {"type": "integer", "minimum": -128, "maximum": 255}
+    state = {
+        "type": "object",
+        "required": ["input", "output", "initial"],
+        "properties": {"input": text, "output": text, "initial": zero_point},
+    }
     allowed: dict[str, Any] = {"type": "number", "minimum": 0}
     tensor = untrusted.schema_of(TensorSpec)
     tensor["properties"] |= {
@@ -118,6 +125,9 @@ def _schema() -> dict[str, Any]:
                             "output_scale": positive,
                             "input_scales": {"type": "array", "items": positive},
                             "output_scales": {"type": "array", "items": positive},
+                            "input_zero_points": {"type": "array", "items": zero_point},
+                            "output_zero_points": {"type": "array", "items": zero_point},
+                            "state": {"type": "array", "items": state},
                         },
                     },
                 ]
@@ -212,6 +222,22 @@ class Bundle:
             return None
         found = tuple(tuple(given.get(f"{side}_scales") or [given[f"{side}_scale"]]) for side in ("input", "output"))
         return found[0], found[1]
+
+    @property
+    def zero_points(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What stands for 0 in each input and in each output: 0, but in networks of .tflite files."""
+        given = self.quantization or {}
+        found = tuple(
+            tuple(given.get(f"{side}_zero_points") or [0] * len(ports))
+            for side, ports in (("input", self.inputs), ("output", self.outputs))
+        )
+        return found[0], found[1]
+
+    @property
+    def state(self) -> Mapping[str, tuple[str, int]]:
+        """Inputs that are outputs of the call before: the output's name, and what fills the input at the first call."""
+        given = (self.quantization or {}).get("state", ())
+        return {row["input"]: (row["output"], row["initial"]) for row in given}
 
     def vectors(self) -> tuple[Vector, ...]:
         """The golden vectors, read from disk. Raises UserError if one isn't what the manifest says."""
@@ -520,6 +546,8 @@ def _describe(
             "output_scale": program.integer.output_scale,
             "input_scales": [port.scale for port in program.integer.inputs],
             "output_scales": [port.scale for port in program.integer.outputs],
+            **_zero_points(program.integer),
+            **({"state": [vars(state) for state in program.integer.state]} if program.integer.state else {}),
         },
         "layers": [
             {**asdict(layer), "modules": list(layer.modules), "details": _details(layer, program)}
@@ -532,6 +560,14 @@ def _describe(
         "library": library,
         "runner": device.PROGRAM if runner else None,
     }
+
+
+def _zero_points(network: Any) -> dict[str, Any]:
+    """Of a network whose scheme has them."""
+    if network.scheme != "tflite":
+        return {}
+    sides = {"input": network.inputs, "output": network.outputs}
+    return {f"{side}_zero_points": [port.zero_point for port in ports] for side, ports in sides.items()}
 
 
 def _details(layer: Layer, program: Program) -> Mapping[str, Any]:
@@ -765,9 +801,12 @@ def _check_sense(manifest: Mapping[str, Any]) -> None:
     if given and not len(given["mean"]) == len(given["std"]) > 0:
         raise MalformedError("preprocessing.mean and preprocessing.std aren't as long as each other")
     scales = manifest.get("quantization") or {}
-    for side in ("input", "output"):
-        if f"{side}_scales" in scales and len(scales[f"{side}_scales"]) != len(manifest[f"{side}s"]):
-            raise MalformedError(f"quantization.{side}_scales aren't one for each {side}")
+    for side, name in itertools.product(("input", "output"), ("scales", "zero_points")):
+        if f"{side}_{name}" in scales and len(scales[f"{side}_{name}"]) != len(manifest[f"{side}s"]):
+            raise MalformedError(f"quantization.{side}_{name} aren't one for each {side}")
+    names = [{row["name"] for row in manifest[side]} for side in ("inputs", "outputs")]
+    if any(row["input"] not in names[0] or row["output"] not in names[1] for row in scales.get("state", ())):
+        raise MalformedError("quantization.state names inputs or outputs that aren't there")
     allowed = manifest.get("tolerances")
     if allowed is not None and [len(row) for row in allowed] != [len(manifest["outputs"])] * len(manifest["vectors"]):
         raise MalformedError("tolerances aren't one for each output of each vector")

@@ -188,9 +188,15 @@ def is_data_set(data: str) -> bool:
 
 
 def is_quantised(model: str) -> bool:
-    """Whether a .safetensors file is one of `tvmflow quantize`. Raises UserError if it can't be read."""
+    """Whether a .safetensors file is one of `tvmflow quantize`, or a file of another quantised network.
+
+    Raises UserError if it can't be read.
+    """
+    from tvmflow.integer.tflite.reader import SUFFIX
     from tvmflow.system.untrusted import read_tensors
 
+    if model.endswith(SUFFIX):
+        return True
     return model.endswith(".safetensors") and "tvmflow" in read_tensors(Path(model))[0]
 
 
@@ -335,15 +341,18 @@ def _float(model: str, shapes: Sequence[InputShape]) -> _Network:
 
 
 def _integer(model: str, scheme: Scheme) -> _Network:
-    from tvmflow.integer import file
+    from tvmflow.integer.frontend import FILES, load_network
     from tvmflow.models import quantized
 
-    network = file.load(Path(model)) if model.endswith(".safetensors") else quantized(model, scheme)
+    network = load_network(Path(model)) if model.endswith(FILES) else quantized(model, scheme)
 
     def answer(inputs: Arrays) -> Arrays:
         pairs = zip(inputs, network.inputs, strict=True)
-        found = network.run_all(tuple(quantize(array, port.scale) for array, port in pairs))
-        return tuple(q * port.scale for q, port in zip(found, network.outputs, strict=True))
+        found = network.run_all(
+            tuple(quantize(array, port.scale, port.zero_point, port.dtype) for array, port in pairs)
+        )
+        each = zip(found, network.outputs, strict=True)
+        return tuple((q.astype(np.float64) - port.zero_point) * port.scale for q, port in each)
 
     def specs(ports: Sequence[Any]) -> tuple[TensorSpec, ...]:
         return tuple(TensorSpec(name=port.name, shape=tuple(port.shape), dtype="float32") for port in ports)
@@ -383,11 +392,15 @@ def _runner(bundle: bundles.Bundle) -> tuple[str, Callable[[Arrays], Arrays]]:
     def answer(inputs: Arrays) -> Arrays:
         scales = bundle.scales
         if scales is not None:
-            inputs = tuple(quantize(array, scale) for array, scale in zip(inputs, scales[0], strict=True))
+            steps = zip(inputs, scales[0], bundle.zero_points[0], bundle.inputs, strict=True)
+            inputs = tuple(quantize(array, scale, zero, spec.dtype) for array, scale, zero, spec in steps)
         batches = [array[:, None] for array in inputs]
         found = run([tuple(batch[place] for batch in batches) for place in range(len(inputs[0]))])
         outputs = tuple(np.concatenate(part) for part in zip(*found, strict=True))
-        return outputs if scales is None else tuple(q * s for q, s in zip(outputs, scales[1], strict=True))
+        if scales is None:
+            return outputs
+        each = zip(outputs, scales[1], bundle.zero_points[1], strict=True)
+        return tuple((q.astype(np.float64) - zero) * scale for q, scale, zero in each)
 
     return method, answer
 

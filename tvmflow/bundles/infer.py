@@ -18,11 +18,21 @@ TOP = 5
 
 
 def infer(bundle: Bundle, paths: Sequence[Path]) -> dict[str, Any]:
-    """Outputs for one file per input, in order, and the classes they mean. Raises UserError."""
-    if len(paths) != len(bundle.inputs):
-        names = ", ".join(spec.name for spec in bundle.inputs)
-        raise UserError(f"{bundle.name} has {len(bundle.inputs)} inputs ({names}); {len(paths)} files were given.")
-    arrays = tuple(read_input(path, spec, bundle) for path, spec in zip(paths, bundle.inputs, strict=True))
+    """Outputs for one file per input, in order, and the classes they mean. Raises UserError.
+
+    Inputs that are outputs of the call before may be left out, all of them: then this is the first call.
+    """
+    wanted, state = bundle.inputs, bundle.state
+    if state and len(paths) < len(bundle.inputs):
+        wanted = tuple(spec for spec in bundle.inputs if spec.name not in state)
+    if len(paths) != len(wanted):
+        names = ", ".join(spec.name for spec in wanted)
+        raise UserError(f"{bundle.name} has {len(wanted)} inputs ({names}); {len(paths)} files were given.")
+    given = {spec.name: read_input(path, spec, bundle) for path, spec in zip(paths, wanted, strict=True)}
+    arrays = tuple(
+        given[spec.name] if spec.name in given else np.full(spec.shape, state[spec.name][1], spec.dtype)
+        for spec in bundle.inputs
+    )
     method, runner = find_runner(bundle.library, bundle.target, bundle.outputs)
     outputs = runner([arrays])[0]
     result: dict[str, Any] = {
@@ -47,14 +57,17 @@ def top_classes(logits: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any
 def real_outputs(bundle: Bundle, outputs: np.ndarray) -> np.ndarray:
     """Outputs as rows of real logits, which those of a quantised network are times their scale."""
     scale = bundle.quantization["output_scale"] if bundle.quantization else 1
-    return outputs.reshape(-1, len(bundle.labels)) * scale
+    zero_point = bundle.zero_points[1][0] if bundle.quantization else 0
+    return (outputs.reshape(-1, len(bundle.labels)).astype(np.float64) - zero_point) * scale
 
 
 def prepare_images(bundle: Bundle, images: np.ndarray) -> np.ndarray:
     """uint8 N×H×W×C → N×C×H×W as the bundle's network takes them. It says how it sees images."""
     assert bundle.preprocessing is not None
     real = bundle.preprocessing.apply(images)
-    return quantize(real, bundle.quantization["input_scale"]) if bundle.quantization else real
+    if not bundle.quantization:
+        return real
+    return quantize(real, bundle.quantization["input_scale"], bundle.zero_points[0][0], bundle.inputs[0].dtype)
 
 
 def read_input(path: Path, spec: TensorSpec, bundle: Bundle) -> np.ndarray:

@@ -112,8 +112,8 @@ def build(
     """Compile a network for a board into a bundle, verified against PyTorch wherever its code can run.
 
     With --dtype int8, --model names a network that comes quantised, or a file of `tvmflow quantize`, and the bundle has
-    to match exact integer arithmetic bit for bit. --mean, --std and --labels go into the bundle, for `tvmflow run` on
-    images, in place of what the network says of itself.
+    to match exact integer arithmetic bit for bit; a .tflite file is such a network. --mean, --std and --labels go into
+    the bundle, for `tvmflow run` on images, in place of what the network says of itself.
     """
     from dataclasses import replace
 
@@ -131,6 +131,8 @@ def build(
     if db is not None and not tuned:
         raise UserError("--db names records to use and --no-tuned says to use none; give one of them.")
     found = targets.find(target, board)
+    if model.endswith(".tflite"):  # no other dtype is in such a file
+        dtype = dtype or "int8"
     dtype = dtype or cast(Literal["float32", "float16", "int8"], found.arithmetic)
     searched = tuned_in(found)
     if db is not None and dtype != searched:

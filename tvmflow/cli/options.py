@@ -43,7 +43,9 @@ Target = Annotated[
     str | None, typer.Option("--target", help="Kind of target: llvm (this computer), arm_cpu, cortex_m, cuda or vta.")
 ]
 Board = Annotated[str | None, typer.Option("--board", help="A board of `tvmflow boards`, or a board's .toml file.")]
-ModelName = Annotated[str, typer.Option("--model", help="Registry name, package.module:factory, .pt2 or .onnx file.")]
+ModelName = Annotated[
+    str, typer.Option("--model", help="Registry name, package.module:factory, .pt2, .onnx or .tflite file.")
+]
 InputShapes = Annotated[
     list[str] | None, typer.Option("--input-shape", help="1x3x32x32 or name=1x3x32x32; once per input.")
 ]

@@ -15,9 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow.integer.layers import RANGES, SCHEMES, AnyIntegerLayer, IntegerLayer, IntegerNode
-from tvmflow.integer.network import IntegerNetwork, Port
-from tvmflow.integer.operators import OPERATORS, Concat, Gather, MaxPool, Operator, Resample, Softmax, Sum
+from tvmflow.integer.layers import ALL_SCHEMES, RANGES, AnyIntegerLayer, IntegerLayer, IntegerNode
+from tvmflow.integer.network import IntegerNetwork, Port, State
+from tvmflow.integer.operators import (
+    OPERATORS,
+    ArgMax,
+    AveragePool,
+    Concat,
+    Gather,
+    MaxPool,
+    Operator,
+    Probabilities,
+    Resample,
+    Softmax,
+    Sum,
+)
 from tvmflow.integer.window import Window
 from tvmflow.spec import Preprocessing
 from tvmflow.system import limits, scratch, untrusted
@@ -45,6 +57,7 @@ def _schema(version: int) -> dict[str, Any]:
     size: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": 1 << 16}
     border: dict[str, Any] = {**size, "minimum": 0}
     positive: dict[str, Any] = {"type": "number", "exclusiveMinimum": 0}
+    zero_point: dict[str, Any] = {"type": "integer", "minimum": -128, "maximum": 255}
     shape: dict[str, Any] = {"type": "array", "prefixItems": [{"const": 1}], "items": size}
     inside = shape | {"minItems": 4, "maxItems": 4}
     pair: dict[str, Any] = {"type": "array", "items": size, "minItems": 2, "maxItems": 2}
@@ -58,6 +71,7 @@ def _schema(version: int) -> dict[str, Any]:
         "maximum": {"type": "integer"},
         "dtype": {"enum": list(RANGES)},
         "scale": positive,
+        "zero_point": zero_point,
         "output_shape": inside,
     }
 
@@ -73,22 +87,28 @@ def _schema(version: int) -> dict[str, Any]:
         "groups": size,
         "input_shape": inside,
     }
-    optional = ("stride", "padding", "dilation", "groups")
+    optional = ("stride", "padding", "dilation", "groups", "zero_point")
     window = {"kernel": pair, "stride": pair, "padding": borders, "dilation": pair, "size": pair}
     axis = {"type": "integer", "minimum": 1, "maximum": 3}
     kinds: dict[str, dict[str, Any]] = {
         "add": {"signs": {"type": "array", "items": {"enum": [-1, 1]}, "minItems": 2, "maxItems": 2}},
         "multiply": {},
         "max_pool": {"window": record(window)},
+        "average_pool": {"window": record(window)},
         "concat": {"axis": axis},
-        "gather": {},
-        "resample": {},
+        "gather": {"outside": {"type": "integer", "minimum": -128, "maximum": 255}},
+        "resample": {"away": {"type": "boolean"}},
         "table": {},
         "softmax": {"axis": axis},
+        "probabilities": {"axis": axis},
+        "argmax": {"axis": axis},
     }
     node = every | {"shift": {"type": "integer", "minimum": 0, "maximum": 31}}
     node["input_shapes"] = {"type": "array", "items": inside, "minItems": 1, "maxItems": 1 << 10}
-    nodes = [record(node | {"kind": {"const": kind}} | fields) for kind, fields in kinds.items()]
+    nodes = [
+        record(node | {"kind": {"const": kind}} | fields, "zero_point", "outside", "away")
+        for kind, fields in kinds.items()
+    ]
     layer: dict[str, Any] = record(weighted, *optional)
     if version > 1:
         layer = {
@@ -100,7 +120,7 @@ def _schema(version: int) -> dict[str, Any]:
         }
     network: dict[str, Any] = {
         "name": text,
-        "scheme": {"enum": list(SCHEMES)},
+        "scheme": {"enum": list(ALL_SCHEMES)},
         "layers": {"type": "array", "minItems": 1, "items": layer},
         "preprocessing": {
             "type": ["object", "null"],
@@ -114,13 +134,20 @@ def _schema(version: int) -> dict[str, Any]:
         network |= {"input_shape": inside, "input_scale": positive}
     else:
         user = shape | {"minItems": 1, "maxItems": 8}
-        given = {"name": text, "shape": user, "scale": positive}
+        given = {
+            "name": text,
+            "shape": user,
+            "scale": positive,
+            "zero_point": zero_point,
+            "dtype": {"enum": list(RANGES)},
+        }
         ports = {"type": "array", "minItems": 1, "maxItems": 1 << 10}
         network |= {
-            "inputs": ports | {"items": record(given)},
-            "outputs": ports | {"items": record(given | {"source": text})},
+            "inputs": ports | {"items": record(given, "zero_point", "dtype")},
+            "outputs": ports | {"items": record(given | {"source": text}, "zero_point", "dtype")},
         }
-    return record(network, "labels", "facts")
+        network["state"] = {"type": "array", "items": record({"input": text, "output": text, "initial": zero_point})}
+    return record(network, "labels", "facts", "state")
 
 
 SCHEMAS = {version: untrusted.Schema(functools.partial(_schema, version)) for version in (1, FORMAT)}
@@ -136,9 +163,13 @@ def save(network: IntegerNetwork, path: Path) -> None:
         fields, own = _parts(layer)
         layers.append(fields)
         arrays |= {f"{layer.name}.{key}": np.ascontiguousarray(array) for key, array in own.items()}
-    inputs = [{key: value for key, value in vars(port).items() if key != "source"} for port in network.inputs]
-    content = {**vars(network), "format": FORMAT, "layers": layers, "inputs": inputs}
-    content["outputs"] = [vars(port) for port in network.outputs]
+    content = {**vars(network), "format": FORMAT, "layers": layers}
+    for key in ("inputs", "outputs"):
+        ports = [{name: value for name, value in vars(port).items() if value != ""} for port in content[key]]
+        content[key] = [_said(port, zero_point=0, dtype="int8") for port in ports]
+    content["state"] = [vars(state) for state in network.state]
+    if not network.state:
+        del content["state"]
     if network.preprocessing is not None:
         content["preprocessing"] = dataclasses.asdict(network.preprocessing)
     with scratch.replacing(path) as made:
@@ -148,23 +179,32 @@ def save(network: IntegerNetwork, path: Path) -> None:
 def _parts(layer: AnyIntegerLayer) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """A layer's numbers and words, and its arrays."""
     if isinstance(layer, IntegerLayer):
-        fields = {key: value for key, value in vars(layer).items() if key not in WEIGHTED}
+        fields = {key: value for key, value in _said(vars(layer), zero_point=0).items() if key not in WEIGHTED}
         arrays = {key: getattr(layer, key) for key in WEIGHTED if key != "weight" or layer.kind != "pool"}
         return fields, {key: array for key, array in arrays.items() if array is not None}
-    fields = {key: value for key, value in vars(layer).items() if key not in (*NODE, "operator")}
+    fields = {key: value for key, value in _said(vars(layer), zero_point=0).items() if key not in (*NODE, "operator")}
     arrays = {key: getattr(layer, key) for key in NODE if getattr(layer, key) is not None}
     operator = layer.operator
     if isinstance(operator, Sum):
         fields["signs"] = operator.signs
-    elif isinstance(operator, MaxPool):
+    elif isinstance(operator, MaxPool | AveragePool):
         fields["window"] = vars(operator.window)
-    elif isinstance(operator, Concat | Softmax):
+    elif isinstance(operator, Concat | Softmax | Probabilities | ArgMax):
         fields["axis"] = operator.axis
     elif isinstance(operator, Gather):
         arrays["places"] = operator.places
+        if operator.outside:
+            fields["outside"] = operator.outside
     elif isinstance(operator, Resample):
+        if operator.away:
+            fields["away"] = True
         arrays |= dict(zip(TABLES, (*operator.rows, *operator.columns), strict=True))
     return fields | {"kind": layer.kind}, arrays
+
+
+def _said(fields: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
+    """Without what is as it is by default, which older versions don't know."""
+    return {key: value for key, value in fields.items() if key not in defaults or value != defaults[key]}
 
 
 def load(path: Path) -> IntegerNetwork:
@@ -185,6 +225,7 @@ def load(path: Path) -> IntegerNetwork:
             content[key] = [Port(**_tuples(port)) for port in content[key]]
             for port in content[key]:
                 _check_elements(port.shape, key, port.name)
+        content["state"] = [State(**state) for state in content.pop("state", ())]
         return IntegerNetwork(**_tuples(content), layers=layers, preprocessing=preprocessing)
     except MalformedError as error:
         raise UnusableFileError(path, f"is damaged: {error}", "quantise the network again") from error
@@ -211,23 +252,23 @@ def _node(fields: dict[str, Any], own: Mapping[str, np.ndarray | None]) -> Integ
     operator: Operator
     if kind == "add":
         operator = Sum(signs=tuple(fields.pop("signs")))
-    elif kind == "max_pool":
-        operator = MaxPool(window=Window(**_tuples(fields.pop("window"))))
-    elif kind in ("concat", "softmax"):
+    elif kind in ("max_pool", "average_pool"):
+        operator = OPERATORS[kind](window=Window(**_tuples(fields.pop("window"))))
+    elif kind in ("concat", "softmax", "probabilities", "argmax"):
         operator = OPERATORS[kind](axis=fields.pop("axis"))
     elif kind == "gather":
         _require(own, name, ("places", np.int32, 4))
-        operator = Gather(places=own["places"])  # type: ignore[arg-type]
+        operator = Gather(places=own["places"], outside=fields.pop("outside", 0))  # type: ignore[arg-type]
     elif kind == "resample":
         _require(own, name, *((key, np.int32 if "places" in key else np.float64, 2) for key in TABLES))
-        operator = _resample({key: own[key] for key in TABLES}, name)  # type: ignore[misc]
+        operator = _resample({key: own[key] for key in TABLES}, name, fields.pop("away", False))  # type: ignore[misc]
     else:
         operator = OPERATORS[kind]()
     fields["input_shapes"] = tuple(tuple(shape) for shape in fields["input_shapes"])
     return IntegerNode(**_tuples(fields), operator=operator, factors=own["factors"], table=own["table"])
 
 
-def _resample(tables: dict[str, np.ndarray], name: str) -> Resample:
+def _resample(tables: dict[str, np.ndarray], name: str, away: bool) -> Resample:
     places, weights = (tables[f"{axis}_places"] for axis in ("row", "column")), tables
     for axis, table in zip(("row", "column"), places, strict=True):
         factor = weights[f"{axis}_weights"]
@@ -236,6 +277,7 @@ def _resample(tables: dict[str, np.ndarray], name: str) -> Resample:
     return Resample(
         rows=(tables["row_places"], tables["row_weights"]),
         columns=(tables["column_places"], tables["column_weights"]),
+        away=away,
     )
 
 

@@ -15,6 +15,7 @@ from tvmflow.integer.layers import IntegerLayer, IntegerNode, Scheme
 from tvmflow.integer.network import IntegerNetwork, canonical
 from tvmflow.integer.operators import Shape
 from tvmflow.integer.reference import quantize
+from tvmflow.integer.tflite.reader import SUFFIX, read
 from tvmflow.models import accuracy, quantized
 from tvmflow.network.names import PATH_SEPARATOR
 from tvmflow.spec import Layer, Program, TensorSpec, UserError, Vector
@@ -35,9 +36,9 @@ def integer_program(network: IntegerNetwork, source: str = "") -> Program:
     from tvmflow.passes.fuse_operators import kernel_calls, tensor_bytes
 
     builder = relax.BlockBuilder()
-    inputs = [relax.Var(port.name, relax.TensorType(port.shape, "int8")) for port in network.inputs]
+    inputs = [relax.Var(port.name, relax.TensorType(port.shape, port.dtype)) for port in network.inputs]
     values: dict[str, Any] = dict(zip((port.name for port in network.inputs), inputs, strict=True))
-    tensors = {port.name: plain_tensor(canonical(port.shape), "int8", port.shape) for port in network.inputs}
+    tensors = {port.name: plain_tensor(canonical(port.shape), port.dtype, port.shape) for port in network.inputs}
     shapes = {port.source: port.shape for port in network.outputs}
     with builder.function("main", inputs):
         with builder.dataflow():
@@ -46,7 +47,7 @@ def integer_program(network: IntegerNetwork, source: str = "") -> Program:
                 read = [values[name] for name in layer.inputs]
                 tensors[layer.name] = plain_tensor(layer.output_shape, layer.dtype, shape)
                 if isinstance(layer, IntegerLayer):
-                    arrays = [relax.const(array) for array in (layer.weight, layer.bias, layer.factor)]
+                    arrays = [relax.const(array) for array in (layer.weight, layer.bias, *layer.factors)]
                     call = builder.call_te(
                         functools.partial(_emit, layer, shape),
                         *read,
@@ -92,26 +93,45 @@ def _plain_kernel(layer: IntegerNode, sources: Sequence[Tensor], result: Tensor)
     return made
 
 
+FILES = (".safetensors", SUFFIX)
+"""Suffixes of the files that `load_network` takes."""
+
+
+def load_network(path: Path) -> IntegerNetwork:
+    """A file of `tvmflow quantize`, or a quantised .tflite file. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"There is no file {path}; --model takes a path to a file that exists.")
+    return read(path) if path.suffix == SUFFIX else load(path)
+
+
 def import_quantized(model: str, scheme: Scheme | None = None, *, preferred: Scheme = "per-channel") -> Program:
-    """A network of the registry that comes quantised, or a .safetensors file of `tvmflow quantize`.
+    """A network of the registry that comes quantised, a .safetensors file of `tvmflow quantize`, or a .tflite file.
 
     Without a `scheme` it is what the file was quantised by, else the one that is `preferred`, as a kind of target says
     (`tvmflow.targets.KINDS`). Raises UserError.
     """
-    if not model.endswith(".safetensors"):
+    if not model.endswith(FILES):
         program = integer_program(quantized(model, scheme or preferred), f"tvmflow.models:{model}")
         return replace(program, accuracy=accuracy(model, scheme or preferred))
-    network = load(Path(model))
+    network = load_network(Path(model))
     if scheme not in (None, network.scheme):
         raise UserError(f"{model} was quantised by the scheme {network.scheme}, not {scheme}.")
     return integer_program(network, model)
 
 
 def _emit(
-    layer: IntegerLayer, shape: Sequence[int], data: te.Tensor, weight: te.Tensor, bias: te.Tensor, factor: te.Tensor
+    layer: IntegerLayer,
+    shape: Sequence[int],
+    data: te.Tensor,
+    weight: te.Tensor,
+    bias: te.Tensor,
+    factor: te.Tensor,
+    shift: te.Tensor | None = None,
 ) -> te.Tensor:
     """A layer as loops: border, exact sum, requantisation. The result is of `shape`, as the user gets it."""
     from tvm import te, tirx, topi
+
+    from tvmflow.schedules.integers import requantised_twice
 
     top, left, bottom, right = layer.padding
     _, channels, height, width = layer.input_shape
@@ -141,7 +161,9 @@ def _emit(
 
     def finish(n: Any, o: Any, y: Any, x: Any) -> Any:
         value = total[n, o, y, x] + bias[o]
-        if layer.multiplier is not None:
+        if shift is not None:
+            value = requantised_twice(layer, value, factor[o], shift[o], lambda found: found) + layer.zero_point
+        elif layer.multiplier is not None:
             wide = value.astype("int64") * factor[o].astype("int64") + tirx.const(1 << 31, "int64")
             value = (wide >> tirx.const(32, "int64")).astype("int32")
         else:
@@ -161,10 +183,11 @@ def _vectors(network: IntegerNetwork) -> tuple[Vector, ...]:
     def filled(value: int) -> list[np.ndarray]:
         return [np.full(shape, value) for shape in shapes]
 
+    # drawn as int8, whose bits an input of uint8 takes as they are
     arrays: dict[str, list[np.ndarray]] = {
         **{f"noise-{number}": [rng.integers(-128, 128, shape) for shape in shapes] for number in range(3)},
         "image": [
-            quantize(rng.standard_normal(shape).astype(np.float32), port.scale)
+            quantize(rng.standard_normal(shape).astype(np.float32), port.scale, port.zero_point, port.dtype)
             for shape, port in zip(shapes, network.inputs, strict=True)
         ],
         "zeros": filled(0),
@@ -177,6 +200,7 @@ def _vectors(network: IntegerNetwork) -> tuple[Vector, ...]:
 
 
 def _vector(name: str, arrays: Sequence[np.ndarray], network: IntegerNetwork) -> Vector:
+    arrays = [array.view(port.dtype) for array, port in zip(arrays, network.inputs, strict=True)]
     return Vector(name=name, inputs=tuple(arrays), outputs=network.run_all(tuple(arrays)))
 
 
@@ -187,7 +211,7 @@ def graphless_program(network: IntegerNetwork, source: str = "") -> Program:
         name=network.name,
         source=source or network.name,
         module=None,
-        inputs=tuple(TensorSpec(name=port.name, shape=tuple(port.shape), dtype="int8") for port in network.inputs),
+        inputs=tuple(TensorSpec(name=port.name, shape=tuple(port.shape), dtype=port.dtype) for port in network.inputs),
         outputs=tuple(
             TensorSpec(name=port.name, shape=tuple(port.shape), dtype=dtypes[port.source]) for port in network.outputs
         ),

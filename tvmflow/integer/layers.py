@@ -1,16 +1,21 @@
 """The layers of a quantised network: what each has to compute, bit for bit, whatever computes it.
 
-All zero points are 0 and padding is with 0. A layer reads int8 or uint8 and gives int8 or uint8, saturated at its
-`minimum` and `maximum`: those of the dtype, or nearer where a ReLU or another clamp is. Real numbers are q · `scale`.
+Padding is with 0. A layer reads int8 or uint8 and gives int8 or uint8, saturated at its `minimum` and `maximum`: those
+of the dtype, or nearer where a ReLU or another clamp is. Real numbers are q · `scale`; only the scheme "tflite" has
+zero points other than 0, and there they are (q − `zero_point`) · `scale`.
 
 An `IntegerLayer` sums products with its int8 weights in int32, `acc[o] = Σ x·weight[o] + bias[o]`, and requantises by
-one of two schemes:
+one of three schemes:
 
 - "per-channel", for processors: `y = clip((acc·multiplier[o] + 2³¹) >> 32, minimum, maximum)` with a 64-bit product and
   an arithmetic shift, so that halves are rounded up, towards +∞. The multiplier is 2·round(scale·2³¹), thus even, and
   the scale lies between 0 and ½. One SMMULR does it on Cortex-M4 and M7, SQRDMULH by half the multiplier on NEON.
 - "power-of-two", for hardware that only shifts: `y = clip((acc + 2^(s−1)) >> s, minimum, maximum)` with s = shift[o],
   again rounding halves up; nothing is added where s is 0.
+- "tflite", for files of TensorFlow Lite: `y = clip(twice(acc, multiplier[o], shift[o]) + zero_point, …)`, where
+  `twice(x, m, s)` rounds two times. The first, `t = (x·m + 2^(30−l)) >> (31−l)` with l = max(s, 0), rounds halves up;
+  the second divides t by 2^r, r = max(−s, 0), and rounds halves away from 0: `(t + 2^(r−1) − (t < 0)) >> r`, or t
+  itself where r is 0. Zero points of what is read are in the bias.
 
 An `IntegerNode` has no weights. Its operator says what it does:
 
@@ -20,24 +25,48 @@ An `IntegerNode` has no weights. Its operator says what it does:
 - Function: `table[x & 255]`, negative numbers in two's complement; of 256 columns, a row for each channel if these
   differ.
 - Softmax, uint8: `min(255, (512·e + s) div (2·s))` with e = table[largest x on the axis − x] and s = Σ e.
-- MaxPool, Concat and Gather pass values on, clipped; what is outside is 0, or nothing to a maximum.
+- MaxPool, Concat and Gather pass values on, clipped; what is outside is 0, or what Gather says of it, or nothing to a
+  maximum.
+- AveragePool: the sum of what lies in the window and on the map, divided by how many these are, halves away from 0.
+- ArgMax: which is the first of the largest along the axis.
+
+In the scheme "tflite" Sum and Product have a row of `factors` for each input, and one for the result, each of an
+offset, a multiplier and a shift:
+
+- Sum: `clip(twice(Σ ± twice((x[i] + offset[i]) << shift, m[i], s[i]), m, s) + offset)`.
+- Product: `clip(twice((a + offset[0])·(b + offset[1]), m, s) + offset)`.
+- Resample rounds halves away from 0 where its operator says so.
+- Probabilities, TensorFlow Lite's softmax, is described in `reference`.
 
 No sum overflows int32, in whatever order its terms are added.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 
-from tvmflow.integer.operators import Function, Operator, Product, Resample, Shape, Softmax, Sum
+from tvmflow.integer.operators import (
+    ArgMax,
+    Function,
+    Operator,
+    Probabilities,
+    Product,
+    Resample,
+    Shape,
+    Softmax,
+    Sum,
+)
 from tvmflow.integer.window import Window
 
-Scheme = Literal["per-channel", "power-of-two"]
-SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+Scheme = Literal["per-channel", "power-of-two", "tflite"]
+ALL_SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+SCHEMES: tuple[Scheme, ...] = ("per-channel", "power-of-two")
+"""Those that the quantiser makes; "tflite" comes with the files that have it."""
 RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
 MAX_SHIFT = 31
 SOFTMAX_SCALE = 1 / 256
@@ -54,9 +83,9 @@ class IntegerLayer:
     `name` is the module that has the weights, `modules` all whose work is done; `inputs` are names of layers, or of the
     network's inputs. `weight` is int8 O×(I/groups)×KH×KW: 1×1 for a dense layer, ones of the map's size for a pool,
     which has as many groups as channels. `bias` is int32 O, in units of the accumulator. `multiplier` and `shift` are
-    int32 O; a layer has the one that its network's scheme asks for. `dtype` and `scale` are of the output: real = q ·
-    scale. `padding` is above, left, below, right; two numbers stand for both sides. Shapes are 1×C×H×W, also those of
-    dense layers (1×C×1×1).
+    int32 O; a layer has the one that its network's scheme asks for, or both. `dtype`, `scale` and `zero_point` are of
+    the output. `padding` is above, left, below, right; two numbers stand for both sides. Shapes are 1×C×H×W, also those
+    of dense layers (1×C×1×1).
     """
 
     name: str
@@ -75,6 +104,7 @@ class IntegerLayer:
     maximum: int
     dtype: str
     scale: float
+    zero_point: int = 0
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
 
@@ -88,6 +118,16 @@ class IntegerLayer:
         found = self.multiplier if self.multiplier is not None else self.shift
         assert found is not None
         return found
+
+    @property
+    def factors(self) -> tuple[np.ndarray, ...]:
+        """int32 O each: by what sums are requantised, multipliers or shifts, or both."""
+        return tuple(array for array in (self.multiplier, self.shift) if array is not None)
+
+    @property
+    def twice(self) -> bool:
+        """Whether the sum is rounded two times, as TensorFlow Lite does."""
+        return self.multiplier is not None and self.shift is not None
 
     @property
     def window(self) -> Window:
@@ -111,7 +151,7 @@ class IntegerLayer:
     def constant_bytes(self) -> int:
         """Bytes of weights, biases and requantisation; a pool's weights, all 1, need not be kept."""
         weight = 0 if self.kind == "pool" else self.weight.nbytes
-        return weight + self.bias.nbytes + self.factor.nbytes
+        return weight + self.bias.nbytes + sum(array.nbytes for array in self.factors)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,6 +169,7 @@ class IntegerNode:
     maximum: int
     dtype: str
     scale: float
+    zero_point: int = 0
     input_shapes: tuple[Shape, ...]
     output_shape: Shape
 
@@ -207,14 +248,21 @@ def _weighted_problem(layer: IntegerLayer, scheme: Scheme, bounds: list[Bounds])
         return f"has {layer.groups} groups, weights {layer.weight.shape} and {len(layer.bias)} biases, which don't fit"
     if layer.kind == "pool" and not (layer.groups == count == channels and tuple(kernel) == size):
         return "isn't a pool of the whole map"
-    if layer.kind == "pool" and not (np.all(layer.weight == 1) and not layer.bias.any() and not any(layer.padding)):
+    biased = layer.bias.any() and scheme != "tflite"
+    if layer.kind == "pool" and not (np.all(layer.weight == 1) and not biased and not any(layer.padding)):
         return "is a pool with weights other than 1, with biases or with padding"
     if layer.kind == "dense" and not (tuple(kernel) == size == (1, 1) and layer.groups == 1):
         return "is dense, but its maps aren't single pixels"
     if layer.weight.min() < -127:
         return "has a weight of −128; −127 is the least"
     least, most = accumulator_range(layer, *bounds[0])
-    if scheme == "per-channel":
+    if scheme == "tflite":
+        if layer.multiplier is None or layer.shift is None:
+            return "needs multipliers and shifts"
+        wrong = _twice_problem(layer.multiplier, layer.shift, np.maximum(-least, most))
+        if wrong or layer.multiplier.shape != (count,):
+            return wrong or "has not as many multipliers as outputs"
+    elif scheme == "per-channel":
         multiplier = layer.multiplier
         if layer.shift is not None or multiplier is None:
             return "needs multipliers, and no shifts"
@@ -237,6 +285,20 @@ def _weighted_problem(layer: IntegerLayer, scheme: Scheme, bounds: list[Bounds])
     return ""
 
 
+def _twice_problem(multiplier: np.ndarray, shift: np.ndarray, largest: np.ndarray) -> str:
+    """What is wrong with rounding sums of up to `largest`, int64, two times."""
+    if multiplier.dtype != np.int32 or shift.dtype != np.int32 or multiplier.shape != shift.shape:
+        return "has multipliers or shifts that aren't int32, one of each for an output"
+    if multiplier.min() < 0 or shift.min() < -MAX_SHIFT or shift.max() >= MAX_SHIFT:
+        return f"has negative multipliers, or shifts that aren't between −{MAX_SHIFT} and {MAX_SHIFT - 1}"
+    # the shifted sum, and the first rounding's result with half a step of the second
+    wide = largest.astype(object) << shift.clip(0, None).astype(object)
+    scaled = (wide * multiplier.astype(object) >> 31) + 1 + (1 << (-shift).clip(0, None).astype(object) >> 1)
+    if max(wide.max(), scaled.max()) >= 2**31:
+        return f"could overflow int32: its scaled sums reach {max(wide.max(), scaled.max()):,}"
+    return ""
+
+
 def _node_problem(node: IntegerNode, bounds: list[Bounds]) -> str:
     operator = node.operator
     try:
@@ -249,6 +311,8 @@ def _node_problem(node: IntegerNode, bounds: list[Bounds]) -> str:
         return f"has a shift of {node.shift}, which isn't between 0 and {MAX_SHIFT - 1}"
     largest = [max(abs(low), abs(high)) for low, high in bounds]
     half = (1 << node.shift) >> 1
+    if isinstance(operator, Sum | Product) and node.factors is not None and node.factors.ndim == 2:
+        return _rescaled_problem(node, bounds)
     if isinstance(operator, Sum | Product):
         wanted = len(operator.signs) if isinstance(operator, Sum) else 1
         if node.factors is None or node.factors.dtype != np.int32 or node.factors.shape != (wanted,):
@@ -263,6 +327,15 @@ def _node_problem(node: IntegerNode, bounds: list[Bounds]) -> str:
         return ""
     if isinstance(operator, Resample):
         return "" if operator.bits and node.shift == 2 * operator.bits else "has weights that could overflow int32"
+    if isinstance(operator, Probabilities):
+        if node.table is None or node.table.dtype != np.int32 or node.table.shape != (256,):
+            return "needs a table of 256 int32"
+        count = node.output_shape[operator.axis]
+        fine = node.table.min() >= 0 and node.table[0] > 2**30 and count <= operator.MOST
+        return "" if fine else "has a table of exponentials that could overflow int32, or none of 1"
+    if isinstance(operator, ArgMax):
+        fine = node.dtype == "uint8" and node.input_shapes[0][operator.axis] <= 256
+        return "" if fine else "has an index that uint8 can't hold"
     if isinstance(operator, Function | Softmax):
         rows = (node.output_shape[1], 256) if isinstance(operator, Function) else (256,)
         if node.table is None or node.table.dtype != np.int32 or node.table.shape not in ((256,), rows):
@@ -276,3 +349,35 @@ def _node_problem(node: IntegerNode, bounds: list[Bounds]) -> str:
         fine = node.table[0] == high and low >= 0 and high > 0 and most < 2**31 and node.dtype == "uint8"
         return "" if fine else "has a table of exponentials that could overflow int32, or no uint8 output"
     return ""
+
+
+def _rescaled_problem(node: IntegerNode, bounds: list[Bounds]) -> str:
+    """Of a Sum or Product whose factors are offsets, multipliers and shifts."""
+    assert node.factors is not None
+    if node.factors.dtype != np.int32 or node.factors.shape != (len(bounds) + 1, 3):
+        return f"needs {len(bounds) + 1} rows of an offset, a multiplier and a shift, int32"
+    offsets, multipliers, shifts = node.factors.T
+    if np.abs(offsets).max() > 256:
+        return "has offsets beyond 256"
+    largest = [
+        max(abs(low + offset), abs(high + offset))
+        for (low, high), offset in zip(bounds, offsets.tolist(), strict=False)
+    ]
+    if isinstance(node.operator, Product):
+        total = math.prod(largest)
+    else:
+        for number, value in enumerate(largest):
+            wide, row = np.array([value << node.shift]), slice(number, number + 1)
+            if wrong := _twice_problem(multipliers[row], shifts[row], wide):
+                return wrong
+        total = sum(
+            _twice_bound(value << node.shift, int(m), int(s))
+            for value, m, s in zip(largest, multipliers, shifts, strict=False)
+        )
+    if total >= 2**31:
+        return f"could overflow int32: its sums reach {total:,}"
+    return _twice_problem(multipliers[-1:], shifts[-1:], np.array([total]))
+
+
+def _twice_bound(value: int, multiplier: int, shift: int) -> int:
+    return ((value << max(shift, 0)) * multiplier >> 31 >> max(-shift, 0)) + 2

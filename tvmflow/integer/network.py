@@ -13,6 +13,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from tvmflow.integer.layers import (
+    ALL_SCHEMES,
     RANGES,
     SCHEMES,
     AnyIntegerLayer,
@@ -37,6 +38,7 @@ __all__ = [
     "IntegerNode",
     "Port",
     "Scheme",
+    "State",
     "accumulate",
     "accumulator_range",
     "canonical",
@@ -52,14 +54,26 @@ Arrays = tuple[np.ndarray, ...]
 class Port:
     """An input or an output of a network: `shape` as the user has it, with a batch of 1, and one step's real value.
 
-    An output's `source` is the layer that gives it; an input is read by its `name`. Values lie in the order that the
-    tensor inside has, 1×C×H×W.
+    Real numbers are (q − `zero_point`) · `scale`; inputs are of `dtype`, outputs of that of their layer. An output's
+    `source` is the layer that gives it; an input is read by its `name`. Values lie in the order that the tensor inside
+    has, 1×C×H×W.
     """
 
     name: str
     shape: Shape
     scale: float
     source: str = ""
+    zero_point: int = 0
+    dtype: str = "int8"
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a network is to be given again: the output is the input at the next call; `initial` fills the first one."""
+
+    input: str
+    output: str
+    initial: int
 
 
 def canonical(shape: Shape) -> Shape:
@@ -76,8 +90,9 @@ def canonical(shape: Shape) -> Shape:
 class IntegerNetwork:
     """Layers in execution order, each of which reads inputs of the network or layers before it.
 
-    The inputs are int8, real = q · their scale; outputs have the dtypes of the layers that give them. `facts` say how
-    the network was quantised. Raises UserError if a layer doesn't fit its inputs or the scheme, or could overflow.
+    The inputs are int8, real = q · their scale, but for those of files that say otherwise; outputs have the dtypes of
+    the layers that give them. `facts` say how the network was quantised. Raises UserError if a layer doesn't fit its
+    inputs or the scheme, or could overflow.
     """
 
     name: str
@@ -87,6 +102,7 @@ class IntegerNetwork:
     layers: tuple[AnyIntegerLayer, ...]
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] = ()
+    state: tuple[State, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -150,7 +166,7 @@ class IntegerNetwork:
     @property
     def dtypes(self) -> dict[str, str]:
         """Of every tensor."""
-        return {port.name: "int8" for port in self.inputs} | {layer.name: layer.dtype for layer in self.layers}
+        return {port.name: port.dtype for port in self.inputs} | {layer.name: layer.dtype for layer in self.layers}
 
     def readers(self, name: str) -> list[AnyIntegerLayer]:
         """The layers that read a tensor."""
@@ -178,8 +194,9 @@ class IntegerNetwork:
         return sum(layer.weight.size + layer.bias.size for layer in weighted)
 
     def quantize_input(self, real: np.ndarray) -> np.ndarray:
-        """float32, the first input → int8: divided by its scale in float64, rounded half to even, saturated."""
-        return quantize(real, self.input_scale)
+        """float32, the first input → its dtype: divided by its scale in float64, rounded half to even, saturated."""
+        port = self.inputs[0]
+        return quantize(real, port.scale, port.zero_point, port.dtype)
 
     @overload
     def run(self, q: np.ndarray, keep: Literal[False] = False) -> np.ndarray: ...
@@ -196,7 +213,7 @@ class IntegerNetwork:
         return (outputs[0], kept) if keep else outputs[0]
 
     def run_all(self, inputs: Arrays) -> Arrays:
-        """int8 arrays, as many of each input → as many of each output, of the ports' shapes but for the batch.
+        """As many of each input, of its dtype → as many of each output, of the ports' shapes but for the batch.
 
         Raises UserError if the inputs are another's.
         """
@@ -215,9 +232,11 @@ class IntegerNetwork:
         if len(inputs) != len(self.inputs):
             raise UserError(f"{self.name} takes {len(self.inputs)} inputs, not {len(inputs)}.")
         for port, q in zip(self.inputs, inputs, strict=True):
-            if q.dtype != np.int8 or q.shape[1:] != port.shape[1:] or not len(q) or len(q) != len(inputs[0]):
+            if q.dtype != port.dtype or q.shape[1:] != port.shape[1:] or not len(q) or len(q) != len(inputs[0]):
                 wanted = "×".join(map(str, port.shape[1:]))
-                raise UserError(f"{self.name} takes int8 N×{wanted}, not {q.dtype} {'×'.join(map(str, q.shape))}.")
+                raise UserError(
+                    f"{self.name} takes {port.dtype} N×{wanted}, not {q.dtype} {'×'.join(map(str, q.shape))}."
+                )
         last = {name: step for step, layer in enumerate(self.layers) for name in layer.inputs}
         wanted_outputs = {port.source for port in self.outputs}
         for start in range(0, len(inputs[0]), BATCH):
@@ -234,16 +253,25 @@ class IntegerNetwork:
             yield tensors if keep else {name: tensors[name] for name in wanted_outputs}
 
 
+def _check_state(network: IntegerNetwork) -> None:
+    inputs, outputs = ({port.name: port for port in ports} for ports in (network.inputs, network.outputs))
+    for state in network.state:
+        before, after = inputs.get(state.input), outputs.get(state.output)
+        low, high = RANGES[before.dtype] if before is not None else (0, -1)
+        if before is None or after is None or before.shape != after.shape or not low <= state.initial <= high:
+            raise UserError(f"The state {state.input} of {network.name} isn't an input and an output that are alike.")
+
+
 def _check(network: IntegerNetwork) -> None:
-    if network.scheme not in SCHEMES:
-        raise UserError(f"{network.name} has the scheme {network.scheme!r}; there are {', '.join(SCHEMES)}.")
+    if network.scheme not in ALL_SCHEMES:
+        raise UserError(f"{network.name} has the scheme {network.scheme!r}; there are {', '.join(ALL_SCHEMES)}.")
     if not network.layers:
         raise UserError(f"{network.name} has no layers.")
     if not network.inputs or not network.outputs or len({port.name for port in network.inputs}) != len(network.inputs):
         raise UserError(f"{network.name} needs inputs of different names, and outputs.")
     tensors: dict[str, tuple[Shape, Bounds]] = {}
     for port in network.inputs:
-        tensors[port.name] = (canonical(port.shape), RANGES["int8"])
+        tensors[port.name] = (canonical(port.shape), RANGES[port.dtype])
     for layer in network.layers:
         if wrong := problem(layer, network.scheme, tensors):
             raise UserError(f"Layer {layer.name} of {network.name} {wrong}.")
@@ -253,7 +281,8 @@ def _check(network: IntegerNetwork) -> None:
         source = layers.get(port.source)
         if source is None or canonical(port.shape) != source.output_shape:
             raise UserError(f"The output {port.name} of {network.name} is no layer's, or has another shape.")
-        if isinstance(source, IntegerLayer) and source.dtype != "int8":
+        if isinstance(source, IntegerLayer) and source.dtype != "int8" and network.scheme != "tflite":
             raise UserError(f"The output of {network.name} is {source.dtype} instead of int8.")
+    _check_state(network)
     if not all(np.isfinite(port.scale) and port.scale > 0 for port in (*network.inputs, *network.outputs)):
         raise UserError(f"The scales of {network.name}'s inputs and outputs aren't positive.")

@@ -59,6 +59,17 @@ class MaxPool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AveragePool:
+    """The mean of what lies in the window and on the map."""
+
+    kind: ClassVar = "average_pool"
+    window: Window
+
+    def out_shape(self, *shapes: Shape) -> Shape:
+        return MaxPool(window=self.window).out_shape(*shapes)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Concat:
     """Tensors one after the other along an axis: 1 channels, 2 rows, 3 columns."""
 
@@ -78,11 +89,12 @@ class Gather:
     """Elements at other places: slices, borders of zeros or of copies, shuffled channels, repeated pixels, transposes.
 
     `places` has for each element of the result, int32 of its shape 1×C×H×W, which of the input's it is, counted in
-    their order in memory, or OUTSIDE.
+    their order in memory, or OUTSIDE, where the element is `outside`.
     """
 
     kind: ClassVar = "gather"
     places: np.ndarray
+    outside: int = 0
 
     def out_shape(self, *shapes: Shape) -> Shape:
         ((count,),) = ((math.prod(shape),) for shape in shapes)
@@ -116,12 +128,13 @@ class Resample:
     """Rows and columns as weighted sums of few rows and columns: interpolation, and averages of unequal windows.
 
     `rows` and `columns` are each a pair of arrays, outputs × taps: which of the input they read, int32, and how much
-    of it, float64.
+    of it, float64. Integers are rounded halves up, or, with `away`, halves away from 0.
     """
 
     kind: ClassVar = "resample"
     rows: tuple[np.ndarray, np.ndarray]
     columns: tuple[np.ndarray, np.ndarray]
+    away: bool = False
 
     BITS: ClassVar = 11
     """Of the fraction of an integer weight along each axis, at most."""
@@ -183,9 +196,52 @@ class Softmax:
         return shapes[0] if len(shapes) == 1 else ()
 
 
-Operator = Sum | Product | MaxPool | Concat | Gather | Resample | Function | Softmax
+@dataclass(frozen=True, kw_only=True)
+class Probabilities:
+    """Softmax as TensorFlow Lite computes it in integers: exponentials times the reciprocal of their sum."""
+
+    kind: ClassVar = "probabilities"
+    axis: int
+
+    WHOLE: ClassVar = 12
+    """Bits of the sum of the exponentials that are above 1."""
+    MOST: ClassVar = 1 << (WHOLE - 1)
+    """Numbers along the axis, at most."""
+
+    def out_shape(self, *shapes: Shape) -> Shape:
+        return shapes[0] if len(shapes) == 1 else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArgMax:
+    """Which is the first of the largest along an axis, whose length becomes 1."""
+
+    kind: ClassVar = "argmax"
+    axis: int
+
+    def out_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        return (*shape[: self.axis], 1, *shape[self.axis + 1 :])
+
+
+Operator = (
+    Sum | Product | MaxPool | AveragePool | Concat | Gather | Resample | Function | Softmax | Probabilities | ArgMax
+)
 OPERATORS: dict[str, Any] = {
-    operator.kind: operator for operator in (Sum, Product, MaxPool, Concat, Gather, Resample, Function, Softmax)
+    operator.kind: operator
+    for operator in (
+        Sum,
+        Product,
+        MaxPool,
+        AveragePool,
+        Concat,
+        Gather,
+        Resample,
+        Function,
+        Softmax,
+        Probabilities,
+        ArgMax,
+    )
 }
 """What a file calls them → their classes."""
 

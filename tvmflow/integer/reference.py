@@ -13,10 +13,13 @@ import numpy as np
 from tvmflow.integer.layers import RANGES, AnyIntegerLayer, IntegerLayer, IntegerNode, accumulator_range
 from tvmflow.integer.operators import (
     OUTSIDE,
+    ArgMax,
+    AveragePool,
     Concat,
     Function,
     Gather,
     MaxPool,
+    Probabilities,
     Product,
     Resample,
     Softmax,
@@ -29,9 +32,10 @@ CACHED = 1 << 16
 """Outputs of a depthwise layer that it computes at once."""
 
 
-def quantize(real: np.ndarray, scale: float) -> np.ndarray:
-    """Real numbers → int8, rounded half to even and saturated."""
-    return np.rint(np.asarray(real, np.float64) / scale).clip(-128, 127).astype(np.int8)
+def quantize(real: np.ndarray, scale: float, zero_point: int = 0, dtype: str = "int8") -> np.ndarray:
+    """Real numbers → int8, or uint8, rounded half to even and saturated."""
+    rounded = np.rint(np.asarray(real, np.float64) / scale) + zero_point
+    return rounded.clip(*RANGES[dtype]).astype(dtype)
 
 
 def run_layer(layer: AnyIntegerLayer, *inputs: np.ndarray) -> np.ndarray:
@@ -80,7 +84,10 @@ def requantize(layer: IntegerLayer, acc: np.ndarray) -> np.ndarray:
     """int32 N×O×… → the output of the layer's dtype, scaled, rounded and saturated."""
     wide = acc.astype(np.int64)
     per_channel = (-1, *[1] * (acc.ndim - 2))
-    if layer.multiplier is not None:
+    if layer.multiplier is not None and layer.shift is not None:
+        multiplier, shift = (array.astype(np.int64).reshape(per_channel) for array in (layer.multiplier, layer.shift))
+        wide = twice(wide, multiplier, shift) + layer.zero_point
+    elif layer.multiplier is not None:
         wide *= layer.multiplier.reshape(per_channel)
         wide += 1 << 31
         wide >>= 32
@@ -92,6 +99,18 @@ def requantize(layer: IntegerLayer, acc: np.ndarray) -> np.ndarray:
     return wide.clip(layer.minimum, layer.maximum).astype(layer.dtype)
 
 
+def twice(x: np.ndarray, multiplier: Any, shift: Any) -> np.ndarray:
+    """int64 · multiplier · 2^(shift − 31), rounded two times, as `layers` says; numbers or arrays of them, int64."""
+    left, right = np.maximum(shift, 0), np.maximum(-np.asarray(shift), 0)
+    return halves_away((x * multiplier + (1 << (30 - left))) >> (31 - left), right)
+
+
+def halves_away(x: np.ndarray, shift: Any) -> np.ndarray:
+    """x ÷ 2^shift, rounded, halves away from 0."""
+    half = (1 << np.asarray(shift)) >> 1
+    return (x + half - ((x < 0) & (half > 0))) >> shift
+
+
 def _shifted(node: IntegerNode, total: np.ndarray) -> np.ndarray:
     """Rounded, halves towards +∞."""
     return (total + ((1 << node.shift) >> 1)) >> node.shift
@@ -99,12 +118,22 @@ def _shifted(node: IntegerNode, total: np.ndarray) -> np.ndarray:
 
 def _sum(node: IntegerNode, *inputs: np.ndarray) -> np.ndarray:
     assert node.factors is not None
+    if node.factors.ndim == 2:
+        assert isinstance(node.operator, Sum)
+        *rows, (offset, multiplier, shift) = node.factors.tolist()
+        total = np.zeros((), np.int64)
+        for x, sign, (zero, factor, by) in zip(inputs, node.operator.signs, rows, strict=True):
+            total = total + sign * twice((x + zero) << node.shift, factor, by)
+        return twice(total, multiplier, shift) + offset
     products = (int(factor) * x for factor, x in zip(node.factors, inputs, strict=True))
     return _shifted(node, sum(products, start=np.zeros((), np.int64)))
 
 
 def _product(node: IntegerNode, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     assert node.factors is not None
+    if node.factors.ndim == 2:
+        (first, *_), (second, *_), (offset, multiplier, shift) = node.factors.tolist()
+        return twice((a + first) * (b + second), multiplier, shift) + offset
     return _shifted(node, a * b * int(node.factors[0]))
 
 
@@ -119,6 +148,18 @@ def _max_pool(node: IntegerNode, x: np.ndarray) -> np.ndarray:
     return found
 
 
+def _average_pool(node: IntegerNode, x: np.ndarray) -> np.ndarray:
+    operator = node.operator
+    assert isinstance(operator, AveragePool)
+    window = operator.window
+    total, count = np.zeros((len(x), *node.output_shape[1:]), np.int64), np.zeros(node.output_shape[2:], np.int64)
+    for row, column in np.ndindex(*window.kernel):
+        (to_rows, from_rows), (to_columns, from_columns) = window.span(0, row), window.span(1, column)
+        total[:, :, to_rows, to_columns] += x[:, :, from_rows, from_columns]
+        count[to_rows, to_columns] += 1
+    return np.sign(total) * ((np.abs(total) + count // 2) // count)
+
+
 def _concat(node: IntegerNode, *inputs: np.ndarray) -> np.ndarray:
     assert isinstance(node.operator, Concat)
     return np.concatenate(inputs, node.operator.axis)
@@ -127,7 +168,7 @@ def _concat(node: IntegerNode, *inputs: np.ndarray) -> np.ndarray:
 def _gather(node: IntegerNode, x: np.ndarray) -> np.ndarray:
     assert isinstance(node.operator, Gather)
     places = node.operator.places[0]
-    return np.where(places == OUTSIDE, 0, x.reshape(len(x), -1)[:, places])
+    return np.where(places == OUTSIDE, node.operator.outside, x.reshape(len(x), -1)[:, places])
 
 
 def _resample(node: IntegerNode, x: np.ndarray) -> np.ndarray:
@@ -139,7 +180,8 @@ def _resample(node: IntegerNode, x: np.ndarray) -> np.ndarray:
     parts = (x[:, :, rows[:, tap]] * vertical[:, tap, None].astype(np.int64) for tap in range(rows.shape[1]))
     down = np.asarray(sum(parts, start=nothing))
     parts = (down[..., columns[:, tap]] * horizontal[:, tap].astype(np.int64) for tap in range(columns.shape[1]))
-    return _shifted(node, np.asarray(sum(parts, start=nothing)))
+    total = np.asarray(sum(parts, start=nothing))
+    return halves_away(total, node.shift) if operator.away else _shifted(node, total)
 
 
 def _function(node: IntegerNode, x: np.ndarray) -> np.ndarray:
@@ -158,13 +200,57 @@ def _softmax(node: IntegerNode, x: np.ndarray) -> np.ndarray:
     return (512 * exponentials + total) // (2 * total)
 
 
+def _probabilities(node: IntegerNode, x: np.ndarray) -> np.ndarray:
+    """In fixed point: a product of two numbers of 31 bits of fraction is `twice(a, b, 0)`.
+
+    `table` has exp(−d · the input's step) · 2³¹ for each distance d from the largest. Their sum s is scaled to 1 + a,
+    0 ≤ a < 1, by a power of two; Newton's method finds 2 ÷ (1 + a), a number with 29 bits of fraction, in three steps.
+    """
+    assert node.table is not None
+    assert isinstance(node.operator, Probabilities)
+    axis, whole = node.operator.axis, node.operator.WHOLE
+    exponentials = node.table[x.max(axis, keepdims=True) - x].astype(np.int64)
+    total = halves_away(exponentials, whole).sum(axis, keepdims=True)
+    zeros = np.zeros_like(total)
+    for bits in (16, 8, 4, 2, 1):  # how many leading zeros 32 bits have
+        zeros += np.where(total << zeros >> (32 - bits) == 0, bits, 0)
+    scaled = reciprocal((total << zeros) - (1 << 31))
+    return halves_away(twice(scaled, exponentials, 0), whole - zeros + 23) + node.zero_point
+
+
+def reciprocal(a: np.ndarray) -> np.ndarray:
+    """1 ÷ (1 + a), both with 31 bits of fraction, for 0 ≤ a < 1."""
+    return np.minimum(twice_reciprocal(a) << 1, (1 << 31) - 1)
+
+
+def twice_reciprocal(a: np.ndarray) -> np.ndarray:
+    """2 ÷ (1 + a) with 29 bits of fraction, for `a` with 31, 0 ≤ a < 1."""
+    half = (a + (1 << 31)) >> 1
+    x = NEWTON[0] + twice(half, NEWTON[1], 0)
+    for _ in range(3):
+        x = x + (twice(x, (1 << 29) - twice(half, x, 0), 0) << 2)
+    return x
+
+
+NEWTON = (round(48 / 17 * 2**29), round(-32 / 17 * 2**29))
+"""What Newton's method for reciprocals begins with: 48/17 − 32/17 · d for d between ½ and 1."""
+
+
+def _argmax(node: IntegerNode, x: np.ndarray) -> np.ndarray:
+    assert isinstance(node.operator, ArgMax)
+    return x.argmax(node.operator.axis, keepdims=True)
+
+
 REFERENCES: dict[type, Callable[..., np.ndarray]] = {
     Sum: _sum,
     Product: _product,
     MaxPool: _max_pool,
+    AveragePool: _average_pool,
     Concat: _concat,
     Gather: _gather,
     Resample: _resample,
     Function: _function,
     Softmax: _softmax,
+    Probabilities: _probabilities,
+    ArgMax: _argmax,
 }

@@ -37,6 +37,11 @@ def import_model(model: str, input_shapes: Sequence[InputShape] = ()) -> Program
             f"{model} is a pickle by its name, and loading one runs whatever code it holds; "
             "save the network with torch.export.save as .pt2, or export it to .onnx."
         )
+    if path.suffix == ".tflite":
+        raise UserError(
+            f"{model} is quantised already, and this needs a network in float32; `tvmflow build --model {model}` takes "
+            "it as it is."
+        )
     if path.suffix in {".pt2", ".onnx"}:
         if not path.is_file():
             raise UserError(f"There is no file {model}; --model takes a path to a .pt2 or .onnx file that exists.")

@@ -40,9 +40,9 @@ def integer_kernels(program: Program, target: Target) -> Program:
     network: IntegerNetwork | None = program.integer
     assert network is not None
     builder = relax.BlockBuilder()
-    inputs = [relax.Var(port.name, relax.TensorType(port.shape, "int8")) for port in network.inputs]
+    inputs = [relax.Var(port.name, relax.TensorType(port.shape, port.dtype)) for port in network.inputs]
     values = dict(zip((port.name for port in network.inputs), inputs, strict=True))
-    tensors = {port.name: plain_tensor(canonical(port.shape), "int8", port.shape) for port in network.inputs}
+    tensors = {port.name: plain_tensor(canonical(port.shape), port.dtype, port.shape) for port in network.inputs}
     groups = _groups(network, target)
     names: list[str] = []
     with builder.function("main", inputs):

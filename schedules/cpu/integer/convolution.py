@@ -152,7 +152,7 @@ def _loops(task: Task, instructions: Instructions, tile: Tile, parallel: bool) -
         filled * math.prod(taps) * block // (lines * pixel_tiles * steps)
     )  # bytes of the next block due with each step
 
-    with kernel_of_many(task, constants) as (builder, (given, *others), (weight, bias, factor), result):
+    with kernel_of_many(task, constants) as (builder, (given, *others), (weight, bias, *by), result):
         data = given
         if copied:
             data = T.sblock_alloc_buffer((math.prod(size), filled), dtype)
@@ -203,7 +203,10 @@ def _loops(task: Task, instructions: Instructions, tile: Tile, parallel: bool) -
                 for start, count in parts:
                     channel = place * block + start * lanes
                     sums = [
-                        (vector(total[p], v, 0, lanes=lanes), vector(factor, place * block + v * lanes, lanes=lanes))
+                        (
+                            vector(total[p], v, 0, lanes=lanes),
+                            [vector(factor, place * block + v * lanes, lanes=lanes) for factor in by],
+                        )
                         for v in range(start, start + count)
                     ]
                     if count > 1:

@@ -14,6 +14,7 @@ AMD EPYC (Zen 4, 2 virtual cores), TVM 0.27.0, 2026-11-25.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,9 +56,11 @@ def depthwise(task: Task, target: Target) -> Kernel | None:
         return None
     stored = round_up(task.source.channels, instructions.lanes)
     requantisations = [Requantisation.of(layer, instructions, stored) for layer in task.layers]
-    constants: list[np.ndarray] = []
-    for layer, requantisation in zip(task.layers, requantisations, strict=True):
-        constants += [_weights(layer, stored), *requantisation.arrays]
+    arrays = [
+        (_weights(layer, stored), *requantisation.arrays)
+        for layer, requantisation in zip(task.layers, requantisations, strict=True)
+    ]
+    constants = tuple(itertools.chain.from_iterable(arrays))
     vectors = vectors_at_once(task, stored // instructions.lanes, instructions.lanes)
     block = vectors * instructions.lanes
     parallel = worth_threads(sum(layer.macs for layer in task.layers), target)
@@ -71,15 +74,17 @@ def depthwise(task: Task, target: Target) -> Kernel | None:
                 if number < len(task.layers) - 1:
                     form = between(layer, block)
                     out, written = T.sblock_alloc_buffer(form.shape, form.dtype, scope="local"), 0
+                begin = sum(map(len, arrays[:number]))
+                weight, bias, *factors = buffers[begin : begin + len(arrays[number])]
                 loops = _Loops(
                     layer=layer,
                     requantisation=requantisations[number],
                     vectors=vectors,
                     data=data,
                     places=places,
-                    weight=buffers[3 * number],
-                    bias=buffers[3 * number + 1],
-                    factor=buffers[3 * number + 2],
+                    weight=weight,
+                    bias=bias,
+                    factors=factors,
                     first=first,
                     result=form,
                     out=out,
@@ -88,7 +93,7 @@ def depthwise(task: Task, target: Target) -> Kernel | None:
                 )
                 loops.emit()
                 data, places = out, 0
-    return Kernel(func=builder.get(), constants=tuple(constants))
+    return Kernel(func=builder.get(), constants=constants)
 
 
 def is_depthwise(layer: IntegerLayer) -> bool:
@@ -171,7 +176,7 @@ class _Loops:
     places: Any
     weight: Any
     bias: Any
-    factor: Any
+    factors: list[Any]
     first: Any
     result: Tensor
     out: Any
@@ -225,7 +230,7 @@ class _Loops:
 
     def _store(self, total: Any, y: Any, x: Any, v: Any) -> None:
         lanes, channel = self.lanes, v * self.lanes
-        factor = vector(self.factor, self.first + channel, lanes=lanes)
-        value = self.requantisation.finish(total, factor, self.result)
+        factors = [vector(factor, self.first + channel, lanes=lanes) for factor in self.factors]
+        value = self.requantisation.finish(total, factors, self.result)
         pixel = y * self.layer.output_shape[3] + x
         store_result(self.result, self.out, value, pixel, self.written + channel, lanes, self.scratch)

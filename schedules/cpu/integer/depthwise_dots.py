@@ -60,7 +60,7 @@ def depthwise_dots(task: Task, target: Target) -> Kernel | None:
     instructions = instructions_of(target)
     if instructions.data != "uint8" or task.result.is_plain or task.source.offset or task.tail:
         return None
-    if not all(is_depthwise(layer) and layer.kind == "conv2d" for layer in task.layers):
+    if not all(is_depthwise(layer) and layer.kind == "conv2d" and not layer.twice for layer in task.layers):
         return None
     if any(
         len(_groups(layer)) * TAPS * len(layer.window.cuts(0)) * len(layer.window.cuts(1)) > MOST_PRODUCTS

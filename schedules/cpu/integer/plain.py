@@ -34,12 +34,12 @@ def plain(task: Task, target: Target) -> Kernel | None:
 def constants_of(task: Task) -> tuple[np.ndarray, ...]:
     """What `one_output` needs: weights, what sums start from, and multipliers or shifts."""
     (layer,) = task.layers
-    return layer.weight, first_sums(layer).astype(np.int32), layer.factor
+    return layer.weight, first_sums(layer).astype(np.int32), *layer.factors
 
 
 def one_output(task: Task, given: Any, factors: Any, total: Any, o: Any, y: Any, x: Any) -> Any:
     """Emit the sum of one output into `total[0]`; returns the output itself, as int32."""
-    (layer,), (weight, first, factor) = task.layers, factors
+    (layer,), (weight, first, *by) = task.layers, factors
     outputs, inputs, *taps = layer.weight.shape
     T.buffer_store(total, first[o], [0])
     with T.serial(0, inputs) as c, T.serial(0, taps[0]) as r, T.serial(0, taps[1]) as s:
@@ -50,4 +50,4 @@ def one_output(task: Task, given: Any, factors: Any, total: Any, o: Any, y: Any,
             channel = tirx.floordiv(o, outputs // layer.groups) * inputs + c
             value = element(task.source, given, channel, down, right)
             T.buffer_store(total, total[0] + value * T.cast(weight[o, c, r, s], "int32"), [0])
-    return requantised(layer, total[0], factor[o])
+    return requantised(layer, total[0], *(array[o] for array in by))

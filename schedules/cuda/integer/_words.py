@@ -62,9 +62,11 @@ def word(tensor: Tensor, buffer: Any, pixel: Expr, place: Expr) -> Expr:
     return value
 
 
-def finish(task: Task, out: Any, totals: Sequence[Expr], factor: Sequence[Expr], pixel: Expr, place: Expr) -> None:
-    """Requantise four sums, and store them."""
-    values = [requantised(task.layers[-1], total, by) for total, by in zip(totals, factor, strict=True)]
+def finish(
+    task: Task, out: Any, totals: Sequence[Expr], by: Sequence[Sequence[Expr]], pixel: Expr, place: Expr
+) -> None:
+    """Requantise four sums, each by the factors of its channel, and store them."""
+    values = [requantised(task.layers[-1], total, *factors) for total, factors in zip(totals, by, strict=True)]
     store(task.result, out, values, pixel, place)
 
 

@@ -43,13 +43,13 @@ def depthwise(task: Task, target: Target) -> Kernel | None:
     constants = (
         packed(fill(weight, channels, 2)),
         fill(first_sums(layer).astype(np.int32), channels),
-        fill(layer.factor, channels),
+        *(fill(factor, channels) for factor in layer.factors),
     )
     work = height * width * words
     threads = min(THREADS, work)
     loop = T.unroll if len(taps[0]) * len(taps[1]) <= MOST_UNROLLED else T.serial
     with launch(task, constants, math.ceil(work / threads), threads) as (builder, given, factors, out, block, thread):
-        weights, first, factor = factors
+        weights, first, *by_channel = factors
         sums, both = local(BYTES, dtype="int32"), local(2, dtype="int32")
         index = block * threads + thread
         with when(index < work if work % threads else None):
@@ -66,6 +66,6 @@ def depthwise(task: Task, target: Target) -> Kernel | None:
                     for lane in range(BYTES):
                         product = byte_of(both[0], lane, source.dtype) * byte_of(both[1], lane, "int8")
                         T.buffer_store(sums, sums[lane] + product, [lane])
-            by = [factor[place * BYTES + lane] for lane in range(BYTES)]
+            by = [[factor[place * BYTES + lane] for factor in by_channel] for lane in range(BYTES)]
             finish(task, out, [sums[lane] for lane in range(BYTES)], by, y * width + x, place)
     return Kernel(func=builder.get(), constants=constants)

@@ -114,13 +114,13 @@ def _loops(task: Task, target: Target, depth: Depth, first: np.ndarray, tile: Ti
     constants = (
         _weights(layer, depth, words),
         fill(first.astype(np.int32), words * BYTES),
-        fill(layer.factor, words * BYTES),
+        *(fill(factor, words * BYTES) for factor in layer.factors),
     )
     work = math.ceil(pixels / tile.pixels) * words
     group = min(work, max(32, THREADS // tile.splits))
     blocks = math.ceil(work / group)
     with launch(task, constants, blocks, group * tile.splits) as (builder, given, factors, out, block, thread):
-        weights, biases, factor = factors
+        weights, biases, *by = factors
         sums = local(tile.pixels * OUTPUTS, dtype="int32")
         member, split = (
             (thread, 0) if tile.splits == 1 else (tirx.floormod(thread, group), tirx.floordiv(thread, group))
@@ -145,7 +145,7 @@ def _loops(task: Task, target: Target, depth: Depth, first: np.ndarray, tile: Ti
             with when(tirx.all(*mine) if mine else None):
                 channels = [place * BYTES + lane for lane in range(BYTES)]
                 whole = [biases[channel] + total for channel, total in zip(channels, totals, strict=True)]
-                finish(task, out, whole, [factor[channel] for channel in channels], pixel, place)
+                finish(task, out, whole, [[factor[channel] for factor in by] for channel in channels], pixel, place)
 
         if tile.splits == 1:
             for row in range(tile.pixels):

@@ -1,0 +1,218 @@
+"""`.tflite` files: every operator is what TensorFlow Lite Micro makes of it, bit for bit, here and on boards."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from compiling import compiled
+from conftest import needs_emulator
+from tflite_cases import CASES, GOLDENS, Draw, convolution, graphs_of, inputs_of, unary
+from tflite_files import Graph, file_of
+
+from tvmflow.integer.file import load, save
+from tvmflow.integer.frontend import import_quantized, integer_program
+from tvmflow.integer.network import IntegerNetwork, canonical
+from tvmflow.integer.operators import Gather
+from tvmflow.integer.tflite.reader import CONVERTERS, read
+from tvmflow.integer.tflite.schema import OPERATORS
+from tvmflow.spec import UserError
+from tvmflow.targets import TARGETS, compute_in
+from tvmflow.targets.kind import verify_library
+
+AGAIN = re.compile(r"(dense|logistic|tanh|hard-swish|leaky-relu)-[1-9]|split|reshape|transpose|softmax-2|nearest")
+"""Cases whose kernels are those of others: what differs is in tables and limits."""
+BOARDS = ("raspberry-pi-4b", "mps2-an386", "mps3-an547")
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory) -> dict[str, IntegerNetwork]:
+    folder, found = tmp_path_factory.mktemp("files"), {}
+    for name in CASES:
+        path = folder / f"{name}.tflite"
+        path.write_bytes(file_of(*graphs_of(name)))
+        found[name] = read(path)
+    return found
+
+
+@pytest.fixture(scope="module")
+def goldens() -> dict[str, np.ndarray]:
+    with np.load(GOLDENS) as archive:
+        return dict(archive)
+
+
+def written(folder, *graphs: Graph):
+    path = folder / "network.tflite"
+    path.write_bytes(file_of(*graphs))
+    return path
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_computed_is_what_tensorflow_lite_micro_computes(name, networks, goldens):
+    network, state = networks[name], {}
+    for call, arrays in enumerate(inputs_of(name)):
+        given = dict(zip((port.name for port in network.inputs), arrays, strict=False))
+        for kept in network.state:
+            port = next(port for port in network.inputs if port.name == kept.input)
+            given[kept.input] = state.get(kept.input, np.full(port.shape, kept.initial, port.dtype))
+        outputs = network.run_all(tuple(given[port.name] for port in network.inputs))
+        named = {port.name: output for port, output in zip(network.outputs, outputs, strict=True)}
+        state = {kept.input: named[kept.output] for kept in network.state}
+        for place, output in enumerate(outputs[: len(outputs) - len(state)]):
+            assert np.array_equal(output.reshape(-1), goldens[f"{name} {place}"][call].reshape(-1)), call
+
+
+def test_every_operator_has_a_case():
+    made = {kind for name in CASES for graph in graphs_of(name) for kind, *_ in graph.operators}
+    alike = {"RELU_N1_TO_1", "SQUEEZE", "EXPAND_DIMS", "PADV2", "SLICE", "ARG_MAX"}
+    assert set(CONVERTERS) - made == alike
+    assert set(CONVERTERS) <= set(OPERATORS)
+
+
+@pytest.fixture(scope="module")
+def all_in_one(networks) -> IntegerNetwork:
+    """The layers of all cases side by side, so that they are built at once."""
+    inputs, outputs, layers = [], [], []
+    for case, network in networks.items():
+        if AGAIN.fullmatch(case):
+            continue
+        named = {name: f"{case}.{name}" for name in network.shapes}
+        inputs += [replace(port, name=named[port.name]) for port in network.inputs]
+        outputs += [replace(port, name=f"{case}.{port.name}", source=named[port.source]) for port in network.outputs]
+        layers += [
+            replace(layer, name=named[layer.name], inputs=tuple(named[name] for name in layer.inputs))
+            for layer in network.layers
+        ]
+    return IntegerNetwork(
+        name="all", scheme="tflite", inputs=tuple(inputs), outputs=tuple(outputs), layers=tuple(layers)
+    )
+
+
+@pytest.mark.parametrize("board", ["host", *BOARDS])
+def test_boards_compute_the_same(board, all_in_one, tmp_path):
+    target = compute_in(TARGETS[board], "int8")
+    if board != "host":
+        needs_emulator(target)
+    program = integer_program(all_in_one)
+    library = compiled(program, target, tmp_path).library
+    verdict = verify_library(library, target, program.vectors, program.outputs)
+    assert verdict["passed"], verdict
+    assert verdict["max_abs_error"] == 0
+
+
+def test_files_of_ours_hold_such_networks(all_in_one, tmp_path):
+    save(all_in_one, tmp_path / "all.safetensors")
+    loaded = load(tmp_path / "all.safetensors")
+    vectors = integer_program(all_in_one).vectors[:2]
+    for vector in vectors:
+        for given, wanted in zip(loaded.run_all(vector.inputs), vector.outputs, strict=True):
+            assert np.array_equal(given, wanted)
+
+
+def test_state_is_kept_in_files_of_ours(networks, tmp_path):
+    save(networks["streaming"], tmp_path / "net.safetensors")
+    assert load(tmp_path / "net.safetensors").state == networks["streaming"].state
+
+
+def test_a_border_of_zero_needs_no_layer_of_its_own(networks):
+    kinds = [layer.kind for layer in networks["conv-padded-with-0"].layers]
+    assert kinds == ["gather", "conv2d", "gather"]
+
+
+def test_a_flattened_map_is_not_moved(networks):
+    """The weights of a dense layer take its order: they are a convolution's over the whole map."""
+    (layer,) = networks["dense-flat"].layers
+    assert layer.weight.shape[1:] == layer.input_shape[1:]
+
+
+def test_inputs_lie_as_in_the_file(networks):
+    network = networks["conv"]
+    assert network.inputs[0].shape == (1, 7, 6, 3)
+    first = network.by_name[network.layers[0].name]
+    assert isinstance(first.operator, Gather)
+    assert first.input_shape == canonical((1, 7, 6, 3))
+
+
+def test_weights_beyond_int8_are_exact(tmp_path):
+    """Their zero point makes of bytes numbers from −60 to 195."""
+    draw, graph = Draw("wide"), Graph()
+    x = graph.input((1, 4, 3, 2), 0.03, 77, dtype="uint8")
+    raw = draw.rng.integers(0, 256, (5, 3, 3, 2)).astype(np.uint8)
+    options = {"padding": 1, "stride_h": 1, "stride_w": 1, "dilation_h": 1, "dilation_w": 1}
+    y = graph.tensor((1, 2, 1, 5), 4.0, 131, dtype="uint8")
+    graph.add("CONV_2D", [x, graph.constant(raw, 0.01, 60)], y, **options)
+    graph.outputs = [y]
+    network = read(written(tmp_path, graph))
+    q = draw.rng.integers(0, 256, (3, 4, 3, 2)).astype(np.uint8)
+    windows = np.lib.stride_tricks.sliding_window_view(q.astype(np.int64) - 77, (3, 3), (1, 2))
+    sums = np.einsum("nyxcrs,orsc->nyxo", windows, raw.astype(np.int64) - 60)
+    near = sums * np.float32(0.03) * np.float32(0.01) / 4 + 131
+    assert np.abs(network.run(q) - near.clip(0, 255)).max() <= 0.51
+
+
+def test_all_operators_that_are_not_taken_are_named_at_once(tmp_path):
+    graph = unary(Draw("x"), "QUANTIZE")
+    for kind in ("EXP", "CUMSUM", "GATHER"):
+        graph.outputs = [graph.result(kind, graph.outputs, (1, 256), 1.0)]
+    with pytest.raises(UserError, match=r"the operators EXP, CUMSUM, GATHER, which aren't taken\.$"):
+        read(written(tmp_path, graph))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda graph: graph.tensors[0].update(dtype="int16"), "of int16, where int8 or uint8 are taken"),
+        (lambda graph: graph.tensors[0].update(dtype="float32"), "of float32, where int8 or uint8 are taken"),
+        (lambda graph: graph.tensors[0].update(shape=[2, 7, 6, 3]), "whose first dimension isn't a batch of 1"),
+        (lambda graph: graph.tensors[0].update(scales=[]), "has no scale"),
+        (lambda graph: graph.tensors[0].update(scales=[np.float32("nan")]), "has no scale"),
+        (lambda graph: graph.tensors[0].update(zeros=[500]), "zero point"),
+        (lambda graph: graph.tensors[0].update(shape=[1, 1 << 20, 1 << 20, 3]), "elements"),
+        (lambda graph: graph.tensors[1].update(scales=[np.float32(1e30)] * 5), "scaled by"),
+        (lambda graph: graph.tensors[3].update(shape=[1, 7, 6, 4]), "and the file says"),
+        (lambda graph: graph.operators[0][3].update(stride_h=0), "the stride_h of CONV_2D is 0"),
+        (lambda graph: graph.operators[0][3].update(fused=4), "the fused activation TANH"),
+        (lambda graph: graph.operators[0][1].append(9), "beyond the 4 that there are"),
+        (lambda graph: graph.operators[0][1].__setitem__(0, 3), "which nothing gives before"),
+        (lambda graph: graph.outputs.append(1), "an output that is a constant"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(change, words, tmp_path):
+    graph = convolution(Draw("conv"), "CONV_2D")
+    change(graph)
+    with pytest.raises(UserError, match=words) as caught:
+        read(written(tmp_path, graph))
+    assert "\n" not in str(caught.value)
+
+
+def test_half_a_file_is_refused(tmp_path):
+    whole = file_of(*graphs_of("conv"))
+    for count in (0, 3, 8, 40, len(whole) // 2):
+        path = tmp_path / "half.tflite"
+        path.write_bytes(whole[:count])
+        with pytest.raises(UserError, match="is no TensorFlow Lite file that can be read"):
+            read(path)
+
+
+def test_a_file_is_built_and_run_by_its_name_alone(tvmflow, tmp_path):
+    path = written(tmp_path, *graphs_of("streaming"))
+    bundle = tmp_path / "bundle"
+    built = tvmflow("build", "--model", path, "-o", bundle, "--no-verify")
+    assert built.code == 0, built.err
+    said = json.loads((bundle / "manifest.json").read_text())["quantization"]
+    assert (said["scheme"], said["input_zero_points"], said["output_zero_points"]) == ("tflite", [-7, -7], [5, -7])
+    assert said["state"] == [{"input": "frames", "output": "frames.next", "initial": -7}]
+    np.save(tmp_path / "x.npy", inputs_of("streaming")[2][0])
+    done = tvmflow("run", bundle, "--input", tmp_path / "x.npy", "--json", "-")
+    network = import_quantized(str(path)).integer
+    frames = next(port for port in network.inputs if port.name == "frames")
+    wanted = network.run_all((inputs_of("streaming")[2][0], np.full(frames.shape, -7, np.int8)))[0]
+    assert next(iter(done.json["outputs"].values())) == wanted.tolist()
+
+
+def test_what_needs_float32_says_that_it_is_quantised(tvmflow, tmp_path):
+    path = written(tmp_path, *graphs_of("dense-0"))
+    tvmflow("estimate", "--model", path).failed_with(4, "is quantised already", "tvmflow build")
