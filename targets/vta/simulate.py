@@ -118,7 +118,7 @@ class Machine:
                 self._functions(step.function)(self.state.dram.ctypes.data)
             for mark in itertools.islice(marks, step.layers):
                 run(every[begin : mark.last], self.state, self._translated[begin : mark.last])
-                begin = mark.last
+                begin = max(begin, mark.last)
                 yield mark
             run(every[begin : step.last], self.state, self._translated[begin : step.last])
 
