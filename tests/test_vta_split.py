@@ -132,6 +132,7 @@ def test_each_tensor_of_both_is_compared(bundle):
     with open_bundle(bundle) as opened:
         found = compare.compare_tensors(opened, compare.find_sources(opened, None, None))
     assert found["identical"]
+    assert "VTA's simulator, the processor's layers by the same C on this computer: " in compare.text(found)
     assert {row["max_difference"] for row in found["tensors"]} == {0}
 
 
