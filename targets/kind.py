@@ -103,6 +103,7 @@ class Artifacts:
 
 
 Arrays = tuple[np.ndarray, ...]
+"""One of each input, or of each output."""
 
 Left = list[tuple[tuple[str, ...], np.ndarray]]
 """What each kernel of a quantised network's library has left, in their order: the names of its layers, and the tensor

@@ -24,10 +24,11 @@ from tvmflow.measure import emulate
 from tvmflow.report import collect
 from tvmflow.report.render import report_text, rules_text
 from tvmflow.report.survey import survey
-from tvmflow.spec import UnsupportedOperatorError
+from tvmflow.spec import UnsupportedOperatorError, VerificationError
 from tvmflow.system import children, toolchain
 from tvmflow.system.text import to_json
 from tvmflow.targets import TARGETS
+from tvmflow.targets.kind import find_runner
 from tvmflow.targets.vta import cpu, program, timing
 from tvmflow.targets.vta.check import check, findings
 from tvmflow.targets.vta.compile import Compiled, compile_network
@@ -131,7 +132,29 @@ def test_each_tensor_of_both_is_compared(bundle):
     with open_bundle(bundle) as opened:
         found = compare.compare_tensors(opened, compare.find_sources(opened, None, None))
     assert found["identical"]
+    assert "VTA's simulator, the processor's layers by the same C on this computer: " in compare.text(found)
     assert {row["max_difference"] for row in found["tensors"]} == {0}
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("{ *(volatile uint8_t *)1 = 0; }", r"cpu\.c crashed with SIGSEGV"),
+        ("", r"has no function layer_002|cpu\.c"),
+    ],
+    ids=["crashes", "is no longer there"],
+)
+def test_a_function_that_spoils_its_process(bundle, tmp_path, body, words):
+    """It's said in a sentence; nothing else comes to harm."""
+    for name in (*program.FILES, cpu.SOURCE):
+        (tmp_path / name).write_bytes((bundle / name).read_bytes())
+    lines = (tmp_path / cpu.SOURCE).read_text().splitlines()
+    place = next(number for number, line in enumerate(lines) if line.startswith("void layer_002("))
+    lines[place] = f"void layer_002(uint8_t *memory) {body}" if body else ""
+    (tmp_path / cpu.SOURCE).write_text("\n".join(lines))
+    _, run = find_runner(tmp_path / "program.bin", TARGETS["pynq-z1"], ())
+    with pytest.raises(VerificationError, match=words):
+        run([(np.zeros((1, 5, 6, 4), np.int8),)])
 
 
 def test_the_bundle_s_own_driver(bundle):
@@ -186,6 +209,6 @@ def test_the_board_s_own_code(board, kin, tmp_path):
     command = [*emulate.command(TARGETS[kin]), str(main), str(tmp_path / cpu.LIBRARY), *names]
     done = subprocess.run(command, input=memory.tobytes(), capture_output=True, check=True)
     for name in names:
-        cpu.functions_here(executable.source)(name)(memory.ctypes.data)
+        cpu.functions_of(cpu.library_here(executable.source))(name)(memory.ctypes.data)
     assert len(names) > 1
     assert done.stdout == memory.tobytes()

@@ -26,7 +26,7 @@ from tvmflow.targets.kind import (
     verify_by_running,
     whole_memory,
 )
-from tvmflow.targets.vta import cpu, timing
+from tvmflow.targets.vta import apart, cpu, timing
 from tvmflow.targets.vta import program as programs
 from tvmflow.targets.vta.compile import prepare, regions_of
 from tvmflow.targets.vta.cpu import board_library
@@ -170,8 +170,11 @@ def parts(memory: Mapping[str, int], target: Target, tiles: Sequence[Tile]) -> P
 
 def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
     """ "simulated": the functional simulator, bit for bit what the instructions mean."""
-    machine = Machine(programs.read(library.parent))
-    sources, results = machine.executable.inputs, machine.executable.outputs
+    executable = programs.read(library.parent)
+    sources, results = executable.inputs, executable.outputs
+    if executable.source:
+        return "simulated", lambda inputs: _run_apart(library.parent, executable, inputs, outputs)
+    machine = Machine(executable)
 
     def run(inputs: Sequence[tuple[np.ndarray, ...]]) -> list[tuple[np.ndarray, ...]]:
         answers: list[tuple[np.ndarray, ...]] = []
@@ -184,6 +187,14 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
         return answers
 
     return "simulated", run
+
+
+def _run_apart(
+    folder: Path, executable: programs.Executable, runs: Sequence[Arrays], outputs: Sequence[TensorSpec]
+) -> list[Arrays]:
+    found = apart.run(folder, executable, [(apart.END, region) for region in executable.outputs], runs)
+    shaped = [[array.reshape(output.shape) for array in stack] for stack, output in zip(found, outputs, strict=True)]
+    return list(zip(*shaped, strict=True))
 
 
 def capture(
@@ -200,14 +211,19 @@ def capture(
     regions = regions_of(network, executable)
     if any(regions[region.name] != region for region in (*executable.inputs, *executable.outputs)):
         raise UserError(f"{library.name} has its tensors elsewhere than this version of tvmflow; build it again.")
-    found: dict[str, list[np.ndarray]] = {layer.name: [] for layer in layers}
-    for arrays in runs:
-        interrupt.check()
-        machine = Machine(executable)
-        given = zip(executable.inputs, arrays, strict=True)
-        for mark in machine.run_layers({port.name: array.reshape(port.shape) for port, array in given}):
-            found[mark.name].append(regions[mark.name].read(machine.state.dram, executable.config))
-    return "simulated", [((name,), np.concatenate(stack).astype(np.int64)) for name, stack in found.items()]
+    names = [layer.name for layer in layers]
+    if executable.source:
+        found = apart.run(library.parent, executable, [(n, regions[name]) for n, name in enumerate(names)], runs)
+    else:
+        found = [[] for _ in names]
+        for arrays in runs:
+            interrupt.check()
+            machine, given = Machine(executable), zip(executable.inputs, arrays, strict=True)
+            marks_run = machine.run_layers({port.name: array.reshape(port.shape) for port, array in given})
+            for stack, mark in zip(found, marks_run, strict=True):
+                stack.append(regions[mark.name].read(machine.state.dram, executable.config))
+    stacks = zip(names, found, strict=True)
+    return "simulated", [((name,), np.concatenate(stack).astype(np.int64)) for name, stack in stacks]
 
 
 def hardware(target: Target) -> timing.Hardware:

@@ -152,10 +152,16 @@ def _steps_of(works: Sequence[AnyWork], config: Config, tiles: int) -> list[_Ste
 
 
 def compile_works(
-    works: Sequence[AnyWork], config: Config, schedule: Mapping[str, Tiling], ports: Ports | None = None
+    works: Sequence[AnyWork],
+    config: Config,
+    schedule: Mapping[str, Tiling],
+    ports: Ports | None = None,
+    *,
+    with_source: bool = True,
 ) -> Compiled:
     """Compile layers that follow each other, which need not be all of a network. Raises Infeasible.
 
+    Whoever only wants the accelerator's cycles needs no `with_source`, the C of the processor's layers.
     Without `ports` the inputs are what none of them makes, and the output is that of the last.
     """
     tensors = {tensor.name: tensor for work in works for tensor in (*work.sources, work.target)}
@@ -163,21 +169,7 @@ def compile_works(
     tensors |= {tensor.name: tensor for tensor in (*ports.inputs, *ports.outputs)}
     tiles = max(tensor.tile + tensor.tiles for tensor in tensors.values())
     weights, drafts = Weights(), _steps_of(works, config, tiles)
-    marks: list[Mark] = []
-    steps: list[Step] = []
-    end = 0
-    for draft in drafts:
-        begin = end
-        for work in draft.works:
-            first = begin + len(draft.stream.drafts) if draft.stream else begin
-            if draft.stream and not isinstance(work, CpuWork):
-                _emit(draft.stream, weights, work, schedule[work.layer.name])
-            last = begin + len(draft.stream.drafts) if draft.stream else begin
-            marks.append(Mark(name=work.layer.name, first=first, last=last))
-        if draft.stream:
-            draft.stream.finish()
-            end += len(draft.stream.drafts)
-        steps.append(Step(layers=len(draft.works), first=begin, last=end, function=draft.function))
+    marks, steps = _write(drafts, weights, schedule)
     streams = [draft.stream for draft in drafts if draft.stream]
 
     # the image: the tile of ones, weights, micro-ops, tables; behind it the activations, which no one initialises
@@ -224,13 +216,35 @@ def compile_works(
             )
             if on_cpu
             else (),
-            source=source_of(on_cpu, places) if on_cpu else "",
+            source=source_of(on_cpu, places) if on_cpu and with_source else "",
         ),
         works=tuple(works),
         schedule={name: schedule[name] for work in works if (name := work.layer.name) in schedule},
         regions=regions,
         uops=sum(len(stream.uops) for stream in streams),
     )
+
+
+def _write(
+    drafts: Sequence[_StepDraft], weights: Weights, schedule: Mapping[str, Tiling]
+) -> tuple[list[Mark], list[Step]]:
+    """Fill the streams; where each layer is then, and each step."""
+    marks: list[Mark] = []
+    steps: list[Step] = []
+    end = 0
+    for draft in drafts:
+        begin = end
+        for work in draft.works:
+            first = end
+            if draft.stream and not isinstance(work, CpuWork):
+                _emit(draft.stream, weights, work, schedule[work.layer.name])
+                end = begin + len(draft.stream.drafts)
+            marks.append(Mark(name=work.layer.name, first=first, last=end))
+        if draft.stream:
+            draft.stream.finish()
+            end = begin + len(draft.stream.drafts)
+        steps.append(Step(layers=len(draft.works), first=begin, last=end, function=draft.function))
+    return marks, steps
 
 
 def _emit(stream: Stream, weights: Weights, work: Work | NodeWork, tiling: Tiling) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from tvmflow import __version__
 from tvmflow.integer.layers import IntegerNode
-from tvmflow.spec import Target
+from tvmflow.spec import Target, UserError
 from tvmflow.system import toolchain
 from tvmflow.targets.vta.layout import Tensor
 
@@ -200,18 +200,27 @@ def board_library(source: Path, target: Target, output: Path) -> None:
     toolchain.check_elf(output, ELF[architecture], target.name)
 
 
-def functions_here(source: str) -> Callable[[str], Callable[[int], None]]:
-    """The functions compiled for this computer: by its name each, of the address of the memory.
-
-    Raises MissingDependencyError without a compiler, UserError if it refuses the source.
-    """
+def library_here(source: str) -> Path:
+    """The functions compiled for this computer. Raises MissingDependencyError without a compiler, UserError if it
+    refuses the source."""
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
         path = Path(folder) / SOURCE
         path.write_text(source, encoding="utf-8")
-        library = ctypes.CDLL(str(toolchain.native_library(path, OPTIONS)))
+        return toolchain.native_library(path, OPTIONS)
+
+
+def functions_of(library: Path) -> Callable[[str], Callable[[int], None]]:
+    """The functions of a library for this computer: by its name each, of the address of the memory.
+
+    Raises UserError for one that isn't there.
+    """
+    loaded = ctypes.CDLL(str(library))
 
     def find(name: str) -> Callable[[int], None]:
-        found = getattr(library, name)
+        try:
+            found = getattr(loaded, name)
+        except AttributeError:
+            raise UserError(f"{SOURCE} has no function {name}; build the bundle again.") from None
         found.argtypes, found.restype = [ctypes.c_void_p], None
         return found
 

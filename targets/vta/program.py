@@ -7,6 +7,7 @@ Kept as three files that any VTA implementation can run, described in docs/vta.m
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -221,6 +222,11 @@ class Executable:
                 raise UserError("A step is either on the accelerator or on the processor.")
             if any(step.offset + step.bytes > self.memory_bytes for step in self.steps):
                 raise UserError("A step writes beyond the memory.")
+            marks = iter(self.layers)
+            for step in self.steps:
+                for mark in itertools.islice(marks, step.layers):
+                    if not step.first <= mark.first <= mark.last <= step.last:
+                        raise UserError(f"The layer {mark.name} has instructions of another step than its own.")
 
     @property
     def sequence(self) -> tuple[Step, ...]:

@@ -143,7 +143,7 @@ class SimulatedMeasurer:
         interrupt.check()
         started = time.perf_counter()
         try:
-            return compile_works(works, self.config, {**self.defaults, **schedule})
+            return compile_works(works, self.config, {**self.defaults, **schedule}, with_source=False)
         finally:
             self.seconds["build"] += time.perf_counter() - started
 
@@ -155,7 +155,7 @@ class SimulatedMeasurer:
             self.seconds["run"] += time.perf_counter() - started
 
     def _before(self, task: Task) -> list[AnyWork]:
-        return [] if task.before is None else [task.before]
+        return [] if task.before is None or isinstance(task.before, CpuWork) else [task.before]
 
     def _cycles_before(self, task: Task) -> int:
         if task.key not in self._alone:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tvmflow.spec import TvmflowError
 from tvmflow.targets.vta import semantics
-from tvmflow.targets.vta.cpu import functions_here
+from tvmflow.targets.vta.cpu import functions_of, library_here
 from tvmflow.targets.vta.isa import Alu, Finish, Gemm, Instruction, Load, Store
 from tvmflow.targets.vta.program import Executable, Mark
 from tvmflow.targets.vta.semantics import RefusedError, State
@@ -89,11 +89,11 @@ class Machine:
     computer's, by the same C.
 
     Memory and buffers hold no zeros at first but `POWER_UP`, so that a program which reads what it never wrote is found
-    out by its results.
+    out by its results. `library` are those steps compiled, if they are already.
     """
 
-    def __init__(self, executable: Executable):
-        self.executable = executable
+    def __init__(self, executable: Executable, library: Path | None = None):
+        self.executable, self._library = executable, library
         dram = np.full(executable.memory_bytes, POWER_UP, np.uint8)
         dram[: executable.image.size] = executable.image
         self.state = State(config=executable.config, dram=dram)
@@ -118,11 +118,11 @@ class Machine:
                 self._functions(step.function)(self.state.dram.ctypes.data)
             for mark in itertools.islice(marks, step.layers):
                 run(every[begin : mark.last], self.state, self._translated[begin : mark.last])
-                begin = mark.last
+                begin = max(begin, mark.last)
                 yield mark
             run(every[begin : step.last], self.state, self._translated[begin : step.last])
 
     @functools.cached_property
     def _functions(self) -> Callable[[str], Callable[[int], None]]:
         """What steps run on the board's processor, for this computer's."""
-        return functions_here(self.executable.source)
+        return functions_of(self._library or library_here(self.executable.source))

@@ -529,7 +529,13 @@ def _vta_programs() -> list[Files]:
 
     (one, *_) = pointwise()
     several = replace(one, inputs=one.inputs * 2, outputs=one.outputs * 3)
-    return [_made(lambda folder, made=made: program.save(made, folder)) for made in (one, several)]
+    end = len(one.instructions)
+    steps = (
+        program.Step(layers=len(one.layers), first=0, last=end),
+        program.Step(layers=0, first=end, last=end, function="layer_001", offset=0, bytes=16),
+    )
+    split = replace(one, steps=steps, source="void layer_001(unsigned char *memory) { *memory = 0; }")
+    return [_made(lambda folder, made=made: program.save(made, folder)) for made in (one, several, split)]
 
 
 def _read_vta_program(path: Path) -> None:
@@ -539,6 +545,7 @@ def _read_vta_program(path: Path) -> None:
     for mark in executable.layers:
         for number in range(mark.first, mark.last):
             isa.text(executable.instructions[number])
+    assert sum(len(part.layers) for _, part in executable.parts()) == len(executable.layers)
 
 
 def _vta_configurations() -> list[Files]:

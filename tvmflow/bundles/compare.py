@@ -259,9 +259,11 @@ def text(found: Mapping[str, Any]) -> str:
         rows.append([row["tensor"], row["operator"], row["schedule"], _dims(row["shape"][1:]), difference, snr, fall])
     header = ["tensor", "operator", "kernel", "shape", "off by", "dB", "falls by"]
     lines = [text_table(header, rows), ""]
+    where = METHODS[found["method"]]
+    if any(row["schedule"] == "processor" for row in found["tensors"]):
+        where += ", the processor's layers by the same C on this computer"
     lines.append(
-        f"{found['bundle']} ({found['model']} for {found['target']}), its own library, run {METHODS[found['method']]}: "
-        f"{found['inputs']}."
+        f"{found['bundle']} ({found['model']} for {found['target']}), its own library, run {where}: {found['inputs']}."
     )
     if found["first_difference"] is None:
         lines.append("Every tensor is that of the exact integers, bit for bit.")

@@ -15,7 +15,7 @@ from tvmflow.spec import TvmflowError
 from tvmflow.targets.vta import isa, simulate
 from tvmflow.targets.vta.check import Core
 from tvmflow.targets.vta.config import INSTRUCTION_BYTES, Config, from_json
-from tvmflow.targets.vta.cpu import SOURCE, functions_here
+from tvmflow.targets.vta.cpu import SOURCE, functions_of, library_here
 from tvmflow.targets.vta.program import relocate
 from tvmflow.targets.vta.semantics import State
 from tvmflow.targets.vta.timing import Hardware, time_instructions
@@ -175,4 +175,4 @@ def rehearsal(layout: Mapping[str, Any], core: Core, base: int) -> dict[str, Any
 
 def functions(folder: str) -> Callable[[str], Callable[[int], None]]:
     """What a bundle's steps run on the board's processor, compiled for this computer's."""
-    return functions_here((Path(folder) / SOURCE).read_text(encoding="utf-8"))
+    return functions_of(library_here((Path(folder) / SOURCE).read_text(encoding="utf-8")))
