@@ -276,7 +276,9 @@ def _in_int8(kind: str, operator: str) -> str:
     names = {"llvm": RULES, "cuda": GPU_RULES}.get(kind)
     if names is None:
         return "yes"
-    return _names(name for name in names if (name == "node") == (operator in NODES))
+    if operator in NODES:
+        return _names(name for name in names if name in ("node", operator))
+    return _names(name for name in names if name != "node" and name not in NODES)
 
 
 # ------------------------------------------------------------------------------------------------------------ boards

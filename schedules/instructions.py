@@ -277,3 +277,46 @@ def instructions_of(target: Target) -> Instructions:
     if target.elf[0] == 32:
         return NEON_32BIT
     return NEON_DOT if has("dotprod", described) else NEON
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """`emit(index, entries)` looks `lanes` bytes up; `entries(start, length)` gives vectors of the table of 256."""
+
+    lanes: int
+    emit: Callable[[Expr, Part], Expr]
+
+
+def _vpermi2b(index: Expr, entries: Part) -> Expr:
+    """Two halves of 128 entries each, by the lower seven bits; the highest says which."""
+
+    def half(first: int) -> Expr:
+        pair = entries(first, 64), entries(first + 64, 64)
+        return intrinsic("int8x64", "llvm.x86.avx512.vpermi2var.qi.512", pair[0], index, pair[1])
+
+    return tirx.Select(index < spread(T.int8(0), 64), half(128), half(0))
+
+
+def _tbl(index: Expr, entries: Part) -> Expr:
+    """64 entries at a time; TBX keeps what it doesn't find."""
+    found = None
+    for first in range(0, 256, 64):
+        vectors = [entries(first + 16 * number, 16) for number in range(4)]
+        moved = index ^ spread(tirx.const(first - 256 * (first > 127), "int8"), 16) if first else index
+        if found is None:
+            found = intrinsic("int8x16", "llvm.aarch64.neon.tbl4.v16i8", *vectors, moved)
+        else:
+            found = intrinsic("int8x16", "llvm.aarch64.neon.tbx4.v16i8", found, *vectors, moved)
+    return found
+
+
+def tables_of(target: Target) -> Tables | None:
+    """How a board's CPU looks bytes up in vectors, if it does so in few instructions."""
+    described = tvm.target.Target(tvm_target_dict(target))
+    if target.elf == MACHINE_X64:
+        has_bytes = tvm.target.codegen.target_has_features("avx512vbmi", described)
+        return Tables(lanes=64, emit=_vpermi2b) if has_bytes else None
+    return None if target.elf[0] == 32 else Tables(lanes=16, emit=_tbl)

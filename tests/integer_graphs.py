@@ -25,6 +25,8 @@ from tvmflow.integer.operators import (
 from tvmflow.integer.reference import accumulate, run_layer
 from tvmflow.integer.window import Window
 
+RESIDUAL = "residual"
+"""A kind that is drawn where it is asked for alone: a layer that a sum follows."""
 COUNT = 2
 """Random inputs by which a layer's multipliers are chosen, so that its results use their range."""
 
@@ -91,7 +93,8 @@ def random_graph(
         drawn.values[name] = rng.integers(-128, 128, (COUNT, *canonical(shape)[1:]), np.int8)
     wanted = list(kinds or KINDS)
     while len(drawn.layers) < layers:
-        KINDS[wanted[rng.integers(len(wanted))]](drawn)
+        draw = wanted[rng.integers(len(wanted))]
+        (residual if draw == RESIDUAL else KINDS[draw])(drawn)
     last = [layer for layer in drawn.layers if not isinstance(layer, IntegerLayer) or layer.dtype == "int8"]
     if not last:
         _function(drawn)
@@ -179,13 +182,43 @@ def _linear(drawn: Drawn) -> None:
         input_shape=(1, channels, height, width),
         output_shape=(),
     )
-    layer = replace(layer, output_shape=(1, outputs, *layer.window.out_size()))
+    _scaled(drawn, replace(layer, output_shape=(1, outputs, *layer.window.out_size())), x)
+
+
+def _scaled(drawn: Drawn, layer: IntegerLayer, x: np.ndarray) -> None:
+    """Add a layer, with factors by which its results use their range."""
     largest = np.maximum(np.abs(accumulate(layer, x)).max((0, 2, 3)), 200)
     if drawn.scheme == "per-channel":
         multiplier = np.maximum(1, np.rint(100 / largest * 2**31)).astype(np.int64).clip(1, 2**30 - 1)
         drawn.add(replace(layer, multiplier=(2 * multiplier).astype(np.int32)))
     else:
         drawn.add(replace(layer, shift=np.maximum(0, np.rint(np.log2(largest / 100))).astype(np.int32)))
+
+
+def residual(drawn: Drawn) -> None:
+    """A convolution and a sum of what it gives with what it reads, or with another tensor of the same shape."""
+    rng, read = drawn.rng, drawn.pick()
+    x, size = drawn.values[read], int(rng.choice([1, 3]))
+    channels, height, width = x.shape[1:]
+    dtype = drawn.dtype()
+    layer = IntegerLayer(
+        name=drawn.name(),
+        modules=(drawn.name(),),
+        kind="conv2d",
+        inputs=(read,),
+        weight=rng.integers(-127, 128, (channels, channels, size, size)).astype(np.int8),
+        bias=rng.integers(-3000, 3000, channels).astype(np.int32),
+        padding=(size // 2, size // 2),
+        minimum=max(RANGES[dtype][0], 0) if rng.random() < 0.5 else RANGES[dtype][0],
+        maximum=RANGES[dtype][1],
+        dtype=dtype,
+        scale=1.0,
+        input_shape=(1, channels, height, width),
+        output_shape=(1, channels, height, width),
+    )
+    others = [name for name, other in drawn.values.items() if other.shape == x.shape]
+    _scaled(drawn, layer, x)
+    _add(drawn, layer.name, str(rng.choice(others)))
 
 
 def _pool(drawn: Drawn) -> None:
@@ -232,6 +265,11 @@ def _partner(drawn: Drawn, read: str) -> str | None:
 def _sum(drawn: Drawn) -> None:
     read = drawn.pick()
     other = _partner(drawn, read)
+    assert other is not None
+    _add(drawn, read, other)
+
+
+def _add(drawn: Drawn, read: str, other: str) -> None:
     signs = tuple(int(sign) for sign in drawn.rng.choice([1, -1], 2, p=(0.8, 0.2)))
     if drawn.scheme == "power-of-two":
         shift = int(drawn.rng.integers(0, 4))

@@ -16,9 +16,10 @@ import torch
 from compiling import compiled
 from conftest import needs_emulator
 from integer_graphs import KINDS as DRAWN
-from integer_graphs import random_graph, random_inputs, together
+from integer_graphs import RESIDUAL, random_graph, random_inputs, together
 from onnx import helper, numpy_helper
 from strangers import STRANGERS
+from test_integer_kernels import KINDS as CPUS
 from torch import nn
 from torch.nn import functional
 
@@ -187,6 +188,28 @@ def test_random_graphs_on_this_computer(scheme, tmp_path):
 def test_random_graphs_on_boards(board, scheme, tmp_path):
     needs_emulator(TARGETS[board])
     check(drawn(12, scheme, -(-GRAPHS // 4)), board, tmp_path)
+
+
+SHARING = [("raspberry-pi-4b", "per-channel"), *((cpu, "per-channel") for cpu in ("host", "AVX2") if cpu in CPUS)]
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize(("board", "scheme"), [*SHARING, ("host", "power-of-two")])
+def test_sums_share_the_kernels_of_layers_before_them(board, scheme, tmp_path):
+    """And tables and pools are computed in vectors of bytes where tensors lie so."""
+    target = compute_in(CPUS.get(board) or TARGETS[board], "int8")
+    if target.elf != HOST.elf:
+        needs_emulator(target)
+    rng, kinds = np.random.default_rng(17), (RESIDUAL, RESIDUAL, "table", "max_pool", "concat")
+    graphs = [random_graph(rng, scheme, prefix=f"g{number}.", layers=6, kinds=kinds) for number in range(12)]
+    program = integer_program(together(graphs))
+    artifacts = compiled(program, target, tmp_path)
+    verdict = verify_library(artifacts.library, target, program.vectors, program.outputs)
+    assert verdict["passed"], verdict
+    assert verdict["max_abs_error"] == 0
+    shared = [layer for layer in artifacts.program.layers if layer.kernel.startswith("integer_convolution_add")]
+    assert len(shared) > 5
+    assert all(len(layer.modules) > 1 for layer in shared)
 
 
 def test_random_graphs_on_the_stand_in(tmp_path):

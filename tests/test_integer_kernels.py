@@ -34,6 +34,12 @@ ODD = (
 )
 """Depthwise layers alone and in pairs, dilations of two lengths, channels that fill no vector, and several of them."""
 
+ALONE = (
+    *(conv(20), depthwise(), conv(14, 3), depthwise(relu=True), conv(32, 3, stride=2), depthwise(dilation=2)),
+    *(conv(70), depthwise(), conv(7, 3), POOL, dense(9)),
+)
+"""Depthwise layers that have pixels of less than a vector, and more; convolutions with a border in rows of tiles."""
+
 LARGE_MAP = (conv(6, relu=False), POOL, dense(9))
 """A pool of more taps than are written out."""
 
@@ -70,6 +76,7 @@ def networks() -> dict[str, IntegerNetwork]:
     return {
         "odd": random_network(rng, "per-channel", shapes=ODD, input_shape=(1, 3, 13, 11)),
         "odd, shifts": random_network(rng, "power-of-two", shapes=ODD, input_shape=(1, 3, 13, 11)),
+        "alone": random_network(rng, "per-channel", shapes=ALONE, input_shape=(1, 3, 23, 37)),
         "variety": random_network(rng, "per-channel", shapes=VARIETY, input_shape=(1, 7, 19, 16)),
         "large map": random_network(rng, "per-channel", shapes=LARGE_MAP, input_shape=(1, 5, 23, 21)),
         "extremes": extremes(),
@@ -112,7 +119,7 @@ def test_this_computer_is_exact(name, tmp_path):
 
 @pytest.mark.parametrize("kind", list(KINDS)[1:] or ["host"])
 def test_other_instructions_of_this_computer_are_exact(kind, tmp_path):
-    for name in ("odd", "extremes"):
+    for name in ("odd", "alone", "extremes"):
         check(NETWORKS[name], KINDS[kind], tmp_path)
 
 
@@ -122,7 +129,8 @@ def test_threads_share_loops_without_harm(tmp_path, monkeypatch):
 
     for rule in (convolution, depthwise, depthwise_dots):
         monkeypatch.setattr(rule, "worth_threads", lambda macs, target: True)
-    check(NETWORKS["odd"], HOST, tmp_path)
+    for name in ("odd", "alone"):
+        check(NETWORKS[name], HOST, tmp_path)
 
 
 @pytest.mark.emulated

@@ -104,6 +104,7 @@ def rule_of(name: str, package: str = __name__) -> Rule:
 
 
 RULES: dict[str, Rule] = {
+    "table": rule_of("table"),
     "node": rule_of("node"),
     "convolution": rule_of("convolution"),
     "depthwise_dots": rule_of("depthwise_dots"),

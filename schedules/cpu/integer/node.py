@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 FEWEST = 4
 """Channels from which on a vector is made of them."""
+SPEED = 4
+"""Elements that are passed on in the time in which one is computed, when it is weighed whether threads pay."""
 
 
 def node(task: Task, target: Target | None) -> Kernel | None:
@@ -47,11 +49,12 @@ def node(task: Task, target: Target | None) -> Kernel | None:
     if layer is None:
         return None
     constants, result = constants_of(layer), task.result
-    parallel = target is not None and worth_threads(work_of(layer), target)
     lanes = 1
     if target is not None and in_vectors(layer) and not any(tensor.is_plain for tensor in (*task.sources, result)):
         lanes = instructions_of(target).lanes
     stored = _as_stored(task) if lanes > 1 else None
+    work = work_of(layer) // (SPEED if stored is not None else 1)
+    parallel = target is not None and worth_threads(work, target)
     with kernel_of_many(task, constants) as (builder, given, tables, out):
 
         def read(number: int, c: Expr, y: Expr, x: Expr) -> Expr:
