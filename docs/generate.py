@@ -229,11 +229,14 @@ NODES = {
     "add": "sum and difference of two tensors, broadcast",
     "multiply": "product of two tensors, broadcast",
     "max_pool": "largest of a window",
+    "average_pool": "mean of what lies in a window and on the map, of `.tflite` files",
     "concat": "tensors one after the other",
     "gather": "moved elements: slices, borders, transposes, shuffled channels, repeated pixels",
     "resample": "interpolation, averages of windows",
     "table": "any function of single elements: sigmoid, hard-swish, GELU, …",
     "softmax": "softmax along an axis",
+    "probabilities": "softmax of `.tflite` files",
+    "argmax": "where the largest along an axis is, of `.tflite` files",
 }
 """What an operator without weights does, in words."""
 

@@ -11,7 +11,21 @@ from test_docs import generate
 
 from tvmflow.integer.frontend import integer_program
 from tvmflow.integer.network import IntegerNetwork, Port
-from tvmflow.integer.operators import OPERATORS, Concat, Function, Gather, MaxPool, Product, Resample, Softmax, Sum
+from tvmflow.integer.operators import (
+    OPERATORS,
+    ArgMax,
+    AveragePool,
+    Concat,
+    Function,
+    Gather,
+    MaxPool,
+    Probabilities,
+    Product,
+    Resample,
+    Softmax,
+    Sum,
+)
+from tvmflow.integer.tflite.fixed_point import exponentials
 from tvmflow.integer.window import Window
 from tvmflow.pipeline import run_stages
 from tvmflow.schedules.nodes import VALUES
@@ -32,6 +46,11 @@ NODES = {
         1,
         {},
     ),
+    "average_pool": (
+        AveragePool(window=Window(kernel=(3, 3), stride=(1, 1), padding=(1,) * 4, dilation=(1, 1), size=SIZE)),
+        1,
+        {},
+    ),
     "concat": (Concat(axis=1), 2, {}),
     "gather": (Gather(places=np.ascontiguousarray(WHOLE[:, :, ::-1])), 1, {}),
     "resample": (Resample(rows=ROWS, columns=ROWS), 1, {"shift": 2 * Resample(rows=ROWS, columns=ROWS).bits}),
@@ -41,6 +60,8 @@ NODES = {
         1,
         {"dtype": "uint8", "table": (1 << 12) >> np.arange(256, dtype=np.int32).clip(0, 20)},
     ),
+    "probabilities": (Probabilities(axis=1), 1, {"table": exponentials(0.1)}),
+    "argmax": (ArgMax(axis=1), 1, {"dtype": "uint8"}),
 }
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from compiling import compiled
-from conftest import needs_emulator
+from conftest import ROOT, needs_emulator
 from tflite_cases import CASES, GOLDENS, Draw, convolution, graphs_of, inputs_of, unary
 from tflite_files import Graph, file_of
 
@@ -19,6 +19,7 @@ from tvmflow.integer.network import IntegerNetwork, canonical
 from tvmflow.integer.operators import Gather
 from tvmflow.integer.tflite.reader import CONVERTERS, read
 from tvmflow.integer.tflite.schema import OPERATORS
+from tvmflow.integer.tflite.state import KINDS
 from tvmflow.spec import UserError
 from tvmflow.targets import TARGETS, compute_in
 from tvmflow.targets.kind import verify_library
@@ -70,6 +71,13 @@ def test_every_operator_has_a_case():
     alike = {"RELU_N1_TO_1", "SQUEEZE", "EXPAND_DIMS", "PADV2", "SLICE", "ARG_MAX"}
     assert set(CONVERTERS) - made == alike
     assert set(CONVERTERS) <= set(OPERATORS)
+
+
+def test_the_documentation_names_every_operator():
+    page = (ROOT / "docs" / "networks-tflite.md").read_text()
+    table = page.partition("## Operators")[2].partition("## ")[0]
+    known = {*CONVERTERS, *KINDS, "DEQUANTIZE"}
+    assert set(re.findall(r"[A-Z][A-Z0-9_]+", table)) - {"NONE", "VTA"} == known
 
 
 @pytest.fixture(scope="module")

@@ -25,13 +25,15 @@ from tvmflow.integer.operators import (
 from tvmflow.integer.reference import twice
 from tvmflow.integer.tflite import fixed_point
 from tvmflow.integer.tflite.model import FileOperator, FileTensor
-from tvmflow.integer.tflite.values import Network, Refused, Value, check_type, inside
+from tvmflow.integer.tflite.values import Network, Refused, Value, check_type, inside, taken
 from tvmflow.integer.tflite.weighted import factors, limits_of, padding_of, positive
 from tvmflow.integer.window import Window
 from tvmflow.system.untrusted import MalformedError
 
 FINE = 128
 """Parts of a weight with which kernels of uint8, which compute in float32, are exact."""
+MAX_TAPS = 1 << 20
+"""What the outputs of a pool along an axis read there together."""
 WIDER = 20
 """Bits by which the terms of a sum are finer than what is read."""
 
@@ -160,8 +162,8 @@ def _pool(network: Network, operator: FileOperator, kind: type[MaxPool] | type[A
     padding = padding_of(operator, size, kernel, stride, (1, 1))
     window = Window(kernel=kernel, stride=stride, padding=padding, size=size)  # type: ignore[arg-type]
     extents = window.out_size()
-    if min(extents) < 1 or kernel[0] * kernel[1] > 1 << 22:
-        raise MalformedError(f"{operator.kind} has a window that is larger than its map")
+    if min(extents) < 1 or max(taps * outputs for taps, outputs in zip(kernel, extents, strict=True)) > MAX_TAPS:
+        raise MalformedError(f"{operator.kind} has a window that is larger than its map, or a map that is too large")
     low, high = limits_of(result, operator.integer("fused"))
     limits = {"minimum": low, "maximum": high}
     name = network.node(kind(window=window), (network.read(x),), result, result.name, **limits)
@@ -403,7 +405,7 @@ def resize_nearest(network: Network, operator: FileOperator) -> None:
             align=bool(operator.integer("align_corners")),
             half=bool(operator.integer("half_pixel_centers")),
         )
-        places = np.take(places, rows, 1 + axis)
+        places = taken(places, rows, 1 + axis)
     network.set(operator, network.moved_to(x, places))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from tvmflow.integer.layers import RANGES, AnyIntegerLayer, IntegerNode
 from tvmflow.integer.network import Port, canonical
 from tvmflow.integer.operators import OUTSIDE, Function, Gather, Operator, Shape
-from tvmflow.integer.tflite.model import ABSENT, FileGraph, FileOperator, FileTensor
+from tvmflow.integer.tflite.model import ABSENT, MAX_ELEMENTS, FileGraph, FileOperator, FileTensor
 from tvmflow.system import untrusted
 from tvmflow.system.untrusted import MalformedError
 
@@ -208,13 +208,17 @@ class Network:
     # -------------------------------------------------------------------------------------------------------- orders
 
     def places(self, value: Value) -> np.ndarray:
-        self.moved += math.prod(value.shape)
-        if self.moved > MAX_MOVED:
-            raise MalformedError(f"its reshapes, slices and borders move over {MAX_MOVED:,} values")
+        self._count(math.prod(value.shape))
         return natural(value.shape) if value.places is None else value.places
 
     def moved_to(self, value: Value, places: np.ndarray) -> Value:
+        self._count(places.size)
         return replace(value, shape=tuple(places.shape), places=places)
+
+    def _count(self, values: int) -> None:
+        self.moved += values
+        if self.moved > MAX_MOVED:
+            raise MalformedError(f"its reshapes, slices and borders move over {MAX_MOVED:,} values")
 
     def read(self, value: Value) -> str:
         """The name of a tensor of ours that has a value with its last dimension as channels."""
@@ -247,6 +251,13 @@ class Network:
             limits = {}
         source = self.node(Function(), (value.source,), like, name, table=table, **limits)
         return replace(value, source=source, dtype=like.dtype, scale=like.scale, zero_point=like.zero_point)
+
+
+def taken(places: np.ndarray, index: np.ndarray, axis: int) -> np.ndarray:
+    """The places at these along an axis. Raises MalformedError where they become too many."""
+    if places.size // places.shape[axis] * len(index) > MAX_ELEMENTS:
+        raise MalformedError(f"a map that is resized has over {MAX_ELEMENTS:,} elements on the way")
+    return np.take(places, index, axis)
 
 
 def check_batch(shape: Shape) -> None:

@@ -16,11 +16,13 @@ from tvmflow.integer.operators import OUTSIDE, Shape
 from tvmflow.integer.tflite.fixed_point import factor
 from tvmflow.integer.tflite.model import FileOperator, FileTensor
 from tvmflow.integer.tflite.schema import ACTIVATIONS, SAME
-from tvmflow.integer.tflite.values import Network, Refused, Value, check_type, inside
+from tvmflow.integer.tflite.values import Network, Refused, Value, check_type, inside, taken
 from tvmflow.system import untrusted
 from tvmflow.system.untrusted import MalformedError
 
 Pair = tuple[int, int]
+MAX_CHANNELS = 1 << 16
+"""Outputs of a layer with weights for each pixel."""
 MOST = 127
 """Of a weight, in either direction."""
 
@@ -204,6 +206,7 @@ def layer(
         x, values = _halved(network, x, values, groups)
         source, kind = "", "conv2d"
     count = len(values)
+    _check_channels(operator, count)
     bias = _bias(network, operator, bias_at, count)
     bias = bias - x.zero_point * values.reshape(count, -1).sum(1, dtype=np.int64)
     if np.abs(bias).max() >= 2**31:
@@ -236,6 +239,11 @@ def layer(
         )
     )
     network.result_of(operator, name, shape, result)
+
+
+def _check_channels(operator: FileOperator, count: int) -> None:
+    if not 0 < count <= MAX_CHANNELS:
+        raise MalformedError(f"{operator.kind} has {count:,} outputs for each pixel; there are up to {MAX_CHANNELS:,}")
 
 
 def _scales(x: Value, weights: Weights, result: FileTensor, count: int) -> np.ndarray:
@@ -324,12 +332,10 @@ def transpose_conv(network: Network, operator: FileOperator) -> None:
             before, _ = borders(wanted[1 + axis], kernel[axis], stride[axis])
         at = np.arange(wanted[1 + axis] + kernel[axis] - 1) - (kernel[axis] - 1 - before)
         valid = (at >= 0) & (at % stride[axis] == 0) & (at // stride[axis] < x.shape[1 + axis])
-        places = np.take(places, np.where(valid, at // stride[axis], 0), 1 + axis)
+        places = taken(places, np.where(valid, at // stride[axis], 0), 1 + axis)
         shape = [1, 1, 1, 1]
         shape[1 + axis] = -1
         places = np.where(valid.reshape(shape), places, OUTSIDE)
-        if places.size > 1 << 24:
-            raise MalformedError("TRANSPOSE_CONV reads a map that is too large")
     values = raw[:, ::-1, ::-1].transpose(0, 3, 1, 2)
     weights = Weights(values=values, scales=tensor.scales, groups=1)
     layer(network, operator, network.moved_to(x, places), weights, bias_at=3, shape=tuple(wanted))
@@ -352,6 +358,7 @@ def mean(network: Network, operator: FileOperator) -> None:
     if not operator.integer("keep_dims"):
         shape = tuple(x.shape[axis] for axis in kept)
     channels = math.prod(x.shape[axis] for axis in kept)
+    _check_channels(operator, channels)
     if rank == 4 and axes == [1, 2] and x.shape[0] == 1:
         source = network.read(x)
     else:
