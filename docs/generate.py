@@ -236,6 +236,9 @@ NODES = {
     "resample": "interpolation, averages of windows",
     "table": "any function of single elements: sigmoid, hard-swish, GELU, …",
     "softmax": "softmax along an axis",
+    "log_softmax": "its logarithm",
+    "normalise": "normalisation over layers, instances and groups, each by its own mean and variance",
+    "matmul": "product of two computed matrices, as in attention",
 }
 """What an operator without weights does, in words."""
 

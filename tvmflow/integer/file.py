@@ -17,7 +17,18 @@ import numpy as np
 
 from tvmflow.integer.layers import RANGES, SCHEMES, AnyIntegerLayer, IntegerLayer, IntegerNode
 from tvmflow.integer.network import IntegerNetwork, Port
-from tvmflow.integer.operators import OPERATORS, Concat, Gather, MaxPool, Operator, Resample, Softmax, Sum
+from tvmflow.integer.operators import (
+    OPERATORS,
+    Concat,
+    Gather,
+    LogSoftmax,
+    MaxPool,
+    Normalise,
+    Operator,
+    Resample,
+    Softmax,
+    Sum,
+)
 from tvmflow.integer.window import Window
 from tvmflow.spec import Preprocessing
 from tvmflow.system import limits, scratch, untrusted
@@ -85,6 +96,9 @@ def _schema(version: int) -> dict[str, Any]:
         "resample": {},
         "table": {},
         "softmax": {"axis": axis},
+        "log_softmax": {"axis": axis},
+        "normalise": {"lengths": {"type": "array", "items": size, "minItems": 3, "maxItems": 3}},
+        "matmul": {},
     }
     node = every | {"shift": {"type": "integer", "minimum": 0, "maximum": 31}}
     node["input_shapes"] = {"type": "array", "items": inside, "minItems": 1, "maxItems": 1 << 10}
@@ -158,8 +172,10 @@ def _parts(layer: AnyIntegerLayer) -> tuple[dict[str, Any], dict[str, np.ndarray
         fields["signs"] = operator.signs
     elif isinstance(operator, MaxPool):
         fields["window"] = vars(operator.window)
-    elif isinstance(operator, Concat | Softmax):
+    elif isinstance(operator, Concat | Softmax | LogSoftmax):
         fields["axis"] = operator.axis
+    elif isinstance(operator, Normalise):
+        fields["lengths"] = operator.lengths
     elif isinstance(operator, Gather):
         arrays["places"] = operator.places
     elif isinstance(operator, Resample):
@@ -213,8 +229,11 @@ def _node(fields: dict[str, Any], own: Mapping[str, np.ndarray | None]) -> Integ
         operator = Sum(signs=tuple(fields.pop("signs")))
     elif kind == "max_pool":
         operator = MaxPool(window=Window(**_tuples(fields.pop("window"))))
-    elif kind in ("concat", "softmax"):
+    elif kind in ("concat", "softmax", "log_softmax"):
         operator = OPERATORS[kind](axis=fields.pop("axis"))
+    elif kind == "normalise":
+        channels, rows, columns = fields.pop("lengths")
+        operator = Normalise(lengths=(channels, rows, columns))
     elif kind == "gather":
         _require(own, name, ("places", np.int32, 4))
         operator = Gather(places=own["places"])  # type: ignore[arg-type]

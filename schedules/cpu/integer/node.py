@@ -3,21 +3,35 @@
 1. Where neighbouring channels are computed alike they are the lanes of a vector, those that nobody has included. LLVM
    makes vectors of a plain loop over channels too, but not of one of 16 turns, which it unrolls first.
 2. Of a concatenation each input is copied by loops of its own.
-3. Rows are shared among threads where there is enough to do.
+3. What the elements of a box have in common, such as the sum of a softmax, is computed once for all of them.
+4. Rows, or boxes, are shared among threads where there is enough to do.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
 from tvmflow.integer.operators import Gather
-from tvmflow.schedules.convolutions import worth_threads
+from tvmflow.schedules.convolutions import unfuse, worth_threads
 from tvmflow.schedules.cpu.integer import Kernel, Task
 from tvmflow.schedules.instructions import instructions_of
 from tvmflow.schedules.integers import element, kernel_of_many, plain_place, store_vector, vector
-from tvmflow.schedules.nodes import SUMS, Expr, Part, Sums, constants_of, in_vectors, parts_of, value_of, work_of
+from tvmflow.schedules.nodes import (
+    SUMS,
+    Expr,
+    Part,
+    Sums,
+    box_of,
+    constants_of,
+    in_vectors,
+    parts_of,
+    prepare,
+    value_of,
+    work_of,
+)
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target
@@ -33,6 +47,7 @@ def node(task: Task, target: Target | None) -> Kernel | None:
     lanes = 1
     if target is not None and in_vectors(layer) and not any(tensor.is_plain for tensor in (*task.sources, result)):
         lanes = instructions_of(target).lanes
+    box = box_of(layer)
     with kernel_of_many(task, constants) as (builder, given, tables, out):
 
         def read(number: int, c: Expr, y: Expr, x: Expr) -> Expr:
@@ -46,7 +61,8 @@ def node(task: Task, target: Target | None) -> Kernel | None:
             return value - T.broadcast(T.int32(tensor.offset), lanes) if tensor.offset else value
 
         def compute(part: Part, sums: Sums, c: Expr, y: Expr, x: Expr) -> None:
-            value = value_of(layer, read if sums.lanes == 1 else read_vector, tables, sums, (c, y, x), part.source)
+            given_by = read if sums.lanes == 1 else read_vector
+            value = value_of(layer, given_by, tables, sums, (c, y, x), part.source, prepared=box is not None)
             first, top, left = part.start
             pixel, channel = (y + top) * result.size[1] + x + left, c + first
             if sums.lanes > 1:
@@ -57,6 +73,15 @@ def node(task: Task, target: Target | None) -> Kernel | None:
             T.buffer_store(out, T.cast(value + result.offset, result.dtype), place)
 
         for part in parts_of(layer):
+            if box is not None:
+                counts = [length // own for length, own in zip(part.lengths, box, strict=True)]
+                with (T.parallel if parallel else T.serial)(0, math.prod(counts)) as number:
+                    one = Sums(T.sblock_alloc_buffer((SUMS,), "int32"))
+                    first, top, left = (at * length for at, length in zip(unfuse(number, *counts), box, strict=True))
+                    prepare(layer, read, tables, one, (first, top, left))
+                    with T.serial(0, box[1]) as y, T.serial(0, box[2]) as x, T.serial(0, box[0]) as c:
+                        compute(part, one, first + c, top + y, left + x)
+                continue
             channels, height, width = part.lengths
             if lanes > 1 and channels == result.channels and not isinstance(layer.operator, Gather):
                 channels = result.stored
