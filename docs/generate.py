@@ -235,6 +235,9 @@ NODES = {
     "resample": "interpolation, averages of windows",
     "table": "any function of single elements: sigmoid, hard-swish, GELU, …",
     "softmax": "softmax along an axis",
+    "log_softmax": "its logarithm",
+    "normalise": "normalisation over layers, instances and groups, each by its own mean and variance",
+    "matmul": "product of two computed matrices, as in attention",
     "probabilities": "softmax of `.tflite` files",
     "argmax": "where the largest along an axis is, of `.tflite` files",
 }

@@ -10,8 +10,9 @@ and a maximum takes it once it has met it. What is outside of a map or has a wei
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,14 @@ from tvmflow.integer.operators import (
     OUTSIDE,
     ArgMax,
     AveragePool,
+    Box,
     Concat,
     Function,
     Gather,
+    LogSoftmax,
+    MatMul,
     MaxPool,
+    Normalise,
     Probabilities,
     Product,
     Resample,
@@ -51,7 +56,7 @@ Place = tuple[Expr, Expr, Expr]
 
 SUMS = 4
 """Elements that `value_of` needs to work in, of the dtype of the arithmetic, for each lane."""
-SUMMING = (MaxPool, AveragePool, Resample, Softmax, Probabilities, ArgMax)
+SUMMING = (MaxPool, AveragePool, Resample, Softmax, LogSoftmax, Normalise, MatMul, Probabilities, ArgMax)
 """Operators that need them."""
 PASSING = (MaxPool, Concat, Gather)
 """Operators that pass values on and compute with none, so that `StoredArithmetic` will do."""
@@ -202,6 +207,14 @@ def constants_of(node: AnyNode) -> tuple[np.ndarray, ...]:
         assert isinstance(node, IntegerNode)
         assert node.table is not None
         return (_narrow(node.table),)
+    if isinstance(operator, LogSoftmax):
+        assert isinstance(node, IntegerNode)
+        assert node.table is not None
+        return node.table[:256], node.table[256:]
+    if isinstance(operator, Normalise):
+        assert isinstance(node, IntegerNode)
+        assert node.table is not None
+        return node.table[0], node.table[1]
     if isinstance(operator, Resample):
         weights = arithmetic_of(node).weights(operator)
         pairs = zip(operator.axes, weights, strict=True)
@@ -219,15 +232,40 @@ def _narrow(table: np.ndarray) -> np.ndarray:
     return table
 
 
+def box_of(node: AnyNode) -> Box | None:
+    """The lengths of what `prepare` is for; None if each element is computed by itself."""
+    if isinstance(node.operator, Softmax | LogSoftmax | Normalise | Probabilities):
+        return node.operator.box(node.output_shape)
+    return None
+
+
+def prepare(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, corner: Place) -> None:
+    """Emit what the elements of a box have in common, its largest and its sums for one. It stays in `sums`.
+
+    `corner` is the box's first channel, row and column.
+    """
+    PREPARED[type(node.operator)](node, read, constants, sums, corner)
+
+
 def value_of(
-    node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place, source: int | None = None
+    node: AnyNode,
+    read: Read,
+    constants: Sequence[Any],
+    sums: Sums,
+    place: Place,
+    source: int | None = None,
+    *,
+    prepared: bool = False,
 ) -> Expr:
     """Emit what an element needs; the element itself, clipped, in the dtype of the arithmetic.
 
     `constants` are buffers of `constants_of`; `sums` needs no buffer unless the operator is SUMMING. With `source`,
     `place` counts from where Concat's part begins. Of `sums` with lanes, the channel is the first of that many, and
-    `read` gives vectors.
+    `read` gives vectors. Unless `sums` are `prepared` for the element's box, that is done for each element.
     """
+    if (box := box_of(node)) is not None and not prepared:
+        c, y, x = (at - tirx.floormod(at, length) for at, length in zip(place, box, strict=True))
+        prepare(node, read, constants, sums, (c, y, x))
     if isinstance(node.operator, Concat) and source is not None:
         return sums.numbers.limited(node, read(source, *place), sums)
     value = VALUES[type(node.operator)](node, read, constants, sums, place)
@@ -465,65 +503,69 @@ def _function(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, p
     return T.cast(table[(place[0], index) if node.table.ndim > 1 else index], "int32")
 
 
-def _softmax(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
-    assert isinstance(node.operator, Softmax)
-    own = _exponentials(node, node.operator.axis, read, constants[0], sums, place, lambda found: found)
-    return tirx.floordiv(own * T.int32(512) + sums.load(1), sums.load(1) * T.int32(2))
+@contextlib.contextmanager
+def _every(lengths: Box, corner: Place) -> Iterator[Place]:
+    """Loops over a box that begins there."""
+    with T.serial(0, lengths[0]) as c, T.serial(0, lengths[1]) as y, T.serial(0, lengths[2]) as x:
+        yield corner[0] + c, corner[1] + y, corner[2] + x
 
 
 def _exponentials(
-    node: AnyNode, axis: int, read: Read, table: Any, sums: Sums, place: Place, scaled: Callable[[Expr], Expr]
-) -> Expr:
-    """The table at an element's distance from the largest, and in `sums.load(1)` the sum of all, each `scaled`."""
+    node: AnyNode,
+    read: Read,
+    constants: Sequence[Any],
+    sums: Sums,
+    corner: Place,
+    scaled: Callable[[Expr], Expr] = lambda found: found,
+) -> None:
+    """0: the largest; 1: the sum of the exponentials of how far the others are below it, each `scaled`."""
+    box = box_of(node)
+    assert box is not None
     sums.store(0, sums.constant(sums.numbers.least))
-    for_axis = _along(axis, read, place)
-    with T.serial(0, node.output_shape[axis]) as index:
-        sums.store(0, tirx.max(sums.load(0), for_axis(index)))
+    with _every(box, corner) as place:
+        sums.store(0, tirx.max(sums.load(0), read(0, *place)))
     sums.store(1, T.int32(0))
-    with T.serial(0, node.output_shape[axis]) as index:
-        sums.store(1, sums.load(1) + scaled(T.cast(table[sums.load(0) - for_axis(index)], "int32")))
-    return T.cast(table[sums.load(0) - read(0, *place)], "int32")
+    with _every(box, corner) as place:
+        sums.store(1, sums.load(1) + scaled(T.cast(constants[0][sums.load(0) - read(0, *place)], "int32")))
 
 
-def _along(axis: int, read: Read, place: Place) -> Callable[[Expr], Expr]:
-    """What is read at an index along an axis of 1×C×H×W, and else where `place` is."""
-
-    def at(index: Expr) -> Expr:
-        moved = [*place]
-        moved[axis - 1] = index
-        return read(0, moved[0], moved[1], moved[2])
-
-    return at
+def _softmax(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
+    own = T.cast(constants[0][sums.load(0) - read(0, *place)], "int32")
+    return tirx.floordiv(own * T.int32(512) + sums.load(1), sums.load(1) * T.int32(2))
 
 
-def _probabilities(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
-    """As `integer.reference` has it. The sum has at least 1 and at most half of 2¹², so 1 to 12 leading zeros."""
+def _reciprocal(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, corner: Place) -> None:
+    """0: the largest; 1: the reciprocal of the sum of the exponentials; 3: by how much a product with it is shifted.
+
+    As `integer.reference` has it. The sum has at least 1 and at most half of 2¹², so 1 to 12 leading zeros.
+    """
     operator = node.operator
     assert isinstance(operator, Probabilities)
-    assert isinstance(node, IntegerNode)
-    whole = operator.WHOLE
+    whole, total, denominator, x, zeros = operator.WHOLE, 1, 2, 1, 3
 
     def rounded_off(found: Expr) -> Expr:
         """÷ 2^whole, halves up; to add a half first would overflow."""
         return (found >> T.int32(whole)) + ((found >> T.int32(whole - 1)) & T.int32(1))
 
     # each step is stored: of expressions within each other TVM's simplification would make ever longer ones
-    own = _exponentials(node, operator.axis, read, constants[0], sums, place, rounded_off)
-    sums.store(2, own)
-    zeros: Expr = T.int32(1)
+    _exponentials(node, read, constants, sums, corner, rounded_off)
+    sums.store(zeros, T.int32(1))
     for bits in range(31 - whole + 1, 31):
-        zeros = zeros + T.cast(sums.load(1) < T.int32(1 << bits), "int32")
-    sums.store(3, zeros)
-    denominator, x = 0, 1
-    sums.store(denominator, sums.load(1) << (sums.load(3) - T.int32(1)))
+        sums.store(zeros, sums.load(zeros) + T.cast(sums.load(total) < T.int32(1 << bits), "int32"))
+    sums.store(denominator, sums.load(total) << (sums.load(zeros) - T.int32(1)))
     first, slope = NEWTON
     sums.store(x, T.int32(first) + _product_of(sums.load(denominator), T.int32(slope)))
     for _ in range(3):
         rest = T.int32(1 << 29) - _product_of(sums.load(denominator), sums.load(x))
         sums.store(x, sums.load(x) + (_product_of(sums.load(x), rest) << T.int32(2)))
     sums.store(x, tirx.Select(sums.load(x) >= T.int32(1 << 30), T.int32((1 << 31) - 1), sums.load(x) << T.int32(1)))
-    sums.store(2, _product_of(sums.load(x), sums.load(2)))
-    sums.store(3, T.int32(whole + 23) - sums.load(3))
+    sums.store(zeros, T.int32(whole + 23) - sums.load(zeros))
+
+
+def _probabilities(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
+    assert isinstance(node, IntegerNode)
+    own = T.cast(constants[0][sums.load(0) - read(0, *place)], "int32")
+    sums.store(2, _product_of(sums.load(1), own))
     by = tirx.min(sums.load(3), T.int32(31))
     rounded = (sums.load(2) >> by) + ((sums.load(2) >> (by - T.int32(1))) & T.int32(1))
     return tirx.Select(sums.load(3) > T.int32(31), T.int32(0), rounded) + T.int32(node.zero_point)
@@ -537,15 +579,97 @@ def _product_of(a: Expr, b: Expr) -> Expr:
 def _argmax(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
     operator = node.operator
     assert isinstance(operator, ArgMax)
-    at = _along(operator.axis, read, place)
     sums.store(0, sums.constant(sums.numbers.least))
     sums.store(1, T.int32(0))
     with T.serial(0, node.input_shapes[0][operator.axis]) as index:
-        value = T.bind(at(index))
+        at = [*place]
+        at[operator.axis - 1] = index
+        value = T.bind(read(0, at[0], at[1], at[2]))
         sums.store(1, tirx.Select(value > sums.load(0), index, sums.load(1)))
         sums.store(0, tirx.max(sums.load(0), value))
     return sums.load(1)
 
+
+def _logarithm(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, corner: Place) -> None:
+    """0: the largest; 2: how many thresholds the sum of the exponentials reaches, found by halving."""
+    _exponentials(node, read, constants, sums, corner)
+    sums.store(2, T.int32(0))
+    with T.serial(0, 8) as step:
+        more = T.int32(128) >> step
+        reached = sums.load(1) >= constants[1][sums.load(2) + more - 1]
+        sums.store(2, sums.load(2) + tirx.Select(reached, more, T.int32(0)))
+
+
+def _log_softmax(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
+    factor, step = sums.numbers.factors(node)
+    below = read(0, *place) - sums.load(0)
+    return sums.numbers.shifted(node, _times(below, factor, sums) - _times(sums.load(2), step, sums), sums)
+
+
+def _moments(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, corner: Place) -> None:
+    """0: the sum; 2 and 1: r and z of the reciprocal root of the variance, which is r · 2^(z − 46) (see layers.py)."""
+    operator = node.operator
+    assert isinstance(operator, Normalise)
+    assert isinstance(node, IntegerNode)
+    assert node.factors is not None
+    sums.store(0, T.int32(0))
+    sums.store(1, T.int32(0))
+    with _every(operator.lengths, corner) as place:
+        sums.store(0, sums.load(0) + read(0, *place))
+        sums.store(1, sums.load(1) + read(0, *place) * read(0, *place))
+    epsilon = int(node.factors[0]) << int(node.factors[1])
+    total, squares = (T.cast(sums.load(number), "int64") for number in (0, 1))
+    wide = squares * T.int64(operator.count) - total * total + T.int64(epsilon)
+    wide = tirx.max(wide, T.int64(1))
+    # in two halves of 31 bits, 2 and 3, multiplied by 4 while they have room
+    sums.store(2, T.cast(wide >> T.int64(31), "int32"))
+    sums.store(3, T.cast(wide & T.int64((1 << 31) - 1), "int32"))
+    sums.store(1, T.int32(0))
+    with T.serial(0, 30), T.If(sums.load(2) < T.int32(1 << 29)), T.Then():
+        sums.store(2, sums.load(2) * T.int32(4) + (sums.load(3) >> T.int32(29)))
+        sums.store(3, (sums.load(3) & T.int32((1 << 29) - 1)) * T.int32(4))
+        sums.store(1, sums.load(1) + T.int32(1))
+    sums.store(3, T.int32(0))
+    with T.serial(0, 15) as step:
+        root = sums.load(3) + (T.int32(1 << 14) >> step)
+        sums.store(3, tirx.Select(root * root <= sums.load(2) >> T.int32(1), root, sums.load(3)))
+    sums.store(2, tirx.floordiv(T.int32(1 << 30), sums.load(3)))
+
+
+def _normalise(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
+    operator, (gamma, beta) = node.operator, constants
+    assert isinstance(operator, Normalise)
+    assert isinstance(node, IntegerNode)
+    distance = T.cast(read(0, *place), "int64") * T.int64(operator.count) - T.cast(sums.load(0), "int64")
+    product = distance * T.cast(sums.load(2) * gamma[place[0]], "int64")
+    scaled = product >> T.cast(T.int32(38 + node.shift) - sums.load(1), "int64")
+    return _narrowed((scaled + T.cast(beta[place[0]] + T.int32(128), "int64")) >> T.int64(8))
+
+
+def _matmul(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
+    assert isinstance(node, IntegerNode)
+    assert node.factors is not None
+    c, y, x = place
+    sums.store(0, T.int32(0))
+    with T.serial(0, node.input_shapes[0][3]) as k:
+        sums.store(0, sums.load(0) + read(0, c, y, k) * read(1, c, k, x))
+    wide = T.cast(sums.load(0), "int64") * T.int64(int(node.factors[0]))
+    half = T.int64((1 << node.shift) >> 1)
+    return _narrowed((wide + half) >> T.int64(node.shift))
+
+
+def _narrowed(value: Expr) -> Expr:
+    """int64 as int32: what is beyond all limits stays beyond them."""
+    return T.cast(tirx.max(tirx.min(value, T.int64(1 << 20)), T.int64(-(1 << 20))), "int32")
+
+
+PREPARED: dict[type, Callable[[AnyNode, Read, Sequence[Any], Any, Place], None]] = {
+    Softmax: _exponentials,
+    LogSoftmax: _logarithm,
+    Normalise: _moments,
+    Probabilities: _reciprocal,
+}
+"""Operators whose elements have something in common, and how it is computed."""
 
 VALUES: dict[type, Callable[[AnyNode, Read, Sequence[Any], Any, Place], Expr]] = {
     Sum: _sum,
@@ -557,14 +681,20 @@ VALUES: dict[type, Callable[[AnyNode, Read, Sequence[Any], Any, Place], Expr]] =
     Resample: _resample,
     Function: _function,
     Softmax: _softmax,
+    LogSoftmax: _log_softmax,
+    Normalise: _normalise,
+    MatMul: _matmul,
     Probabilities: _probabilities,
     ArgMax: _argmax,
 }
 
 
-INTEGER_ONLY = (AveragePool, Function, Softmax, Probabilities, ArgMax)
-VALUES_OF_FLOATS = {operator: value for operator, value in VALUES.items() if operator not in INTEGER_ONLY}
-"""Those that are the same of real numbers. The others have tables, or are of integers."""
+VALUES_OF_FLOATS = {
+    operator: value
+    for operator, value in VALUES.items()
+    if operator not in (AveragePool, Function, MatMul, ArgMax, *PREPARED)
+}
+"""Those that are the same of real numbers. The others have tables, or arithmetic of integers alone."""
 
 
 def in_vectors(node: AnyNode) -> bool:
@@ -574,7 +704,7 @@ def in_vectors(node: AnyNode) -> bool:
         axes = operator.axes(node.input_shapes[0])
         line = None if axes is None else _line(axes[0])
         return line is not None and line[1:] == (1, 0, node.output_shape[1])
-    return not isinstance(operator, Function | Softmax | Probabilities | ArgMax)
+    return not isinstance(operator, (Function, MatMul, ArgMax, *PREPARED))
 
 
 def work_of(node: AnyNode) -> int:
@@ -584,8 +714,8 @@ def work_of(node: AnyNode) -> int:
         return count * math.prod(operator.window.kernel)
     if isinstance(operator, Resample):
         return count * operator.rows[0].shape[1] * operator.columns[0].shape[1]
-    if isinstance(operator, Softmax | Probabilities):
-        return 2 * count * node.output_shape[operator.axis]
     if isinstance(operator, ArgMax):
         return count * node.input_shapes[0][operator.axis]
+    if isinstance(operator, MatMul):
+        return count * node.input_shapes[0][3]
     return count * len(node.inputs)

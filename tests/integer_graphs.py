@@ -15,7 +15,10 @@ from tvmflow.integer.operators import (
     Concat,
     Function,
     Gather,
+    LogSoftmax,
+    MatMul,
     MaxPool,
+    Normalise,
     Operator,
     Product,
     Resample,
@@ -377,6 +380,41 @@ def _softmax(drawn: Drawn) -> None:
     drawn.node(Softmax(axis=int(drawn.rng.integers(1, 4))), (read,), "uint8", table=table)
 
 
+def _log_softmax(drawn: Drawn) -> None:
+    rng, read = drawn.rng, drawn.pick()
+    axis, step = int(rng.integers(1, 4)), float(rng.uniform(0.01, 0.5))
+    unit, count = 1 << 15, max(2, drawn.values[read].shape[axis])
+    thresholds = np.rint(unit * count ** ((np.arange(255) + 0.5) / 255)).astype(np.int32)
+    table = np.concatenate([np.rint(np.exp(-np.arange(256) * step) * unit).astype(np.int32), thresholds])
+    factors = rng.integers(1 << 10, 1 << 14, 2).astype(np.int32)
+    drawn.node(LogSoftmax(axis=axis), (read,), drawn.dtype(), table=table, factors=factors, shift=12)
+
+
+def _normalise(drawn: Drawn) -> None:
+    rng, read = drawn.rng, drawn.pick()
+    lengths = tuple(
+        int(rng.choice([n for n in range(1, length + 1) if length % n == 0])) for length in drawn.values[read].shape[1:]
+    )
+    channels = drawn.values[read].shape[1]
+    table = np.stack([rng.integers(-(1 << 14), 1 << 14, channels), rng.integers(-(1 << 14), 1 << 14, channels)])
+    factors = np.array([rng.integers(0, 1 << int(rng.integers(1, 30))), rng.integers(0, 8)], np.int32)
+    shift = int(rng.integers(5, 12))
+    operator = Normalise(lengths=lengths)
+    drawn.node(operator, (read,), drawn.dtype(), table=table.astype(np.int32), factors=factors, shift=shift)
+
+
+def _matmul(drawn: Drawn) -> None:
+    """Of a tensor with its own transpose, or with another that fits, which a concatenation or a pool may have left."""
+    rng, read = drawn.rng, drawn.pick()
+    _, channels, rows, columns = drawn.values[read].shape
+    turned = np.arange(channels * rows * columns, dtype=np.int32).reshape(1, channels, rows, columns).swapaxes(2, 3)
+    drawn.node(Gather(places=np.ascontiguousarray(turned)), (read,))
+    order = (read, drawn.layers[-1].name) if rng.random() < 0.5 else (drawn.layers[-1].name, read)
+    factor = int(rng.integers(1 << 12, 1 << 16)) if drawn.scheme == "per-channel" else 1
+    shift = 20 if drawn.scheme == "per-channel" else int(rng.integers(4, 10))
+    drawn.node(MatMul(), order, drawn.dtype(), factors=np.array([factor], np.int32), shift=shift)
+
+
 KINDS: dict[str, Callable[[Drawn], None]] = {
     "linear": _linear,
     "pool": _pool,
@@ -388,4 +426,7 @@ KINDS: dict[str, Callable[[Drawn], None]] = {
     "resample": _resample,
     "table": _function,
     "softmax": _softmax,
+    "log_softmax": _log_softmax,
+    "normalise": _normalise,
+    "matmul": _matmul,
 }

@@ -31,8 +31,21 @@ from tvmflow.integer.frontend import integer_program
 from tvmflow.integer.graph import FloatGraph
 from tvmflow.integer.layers import SCHEMES, IntegerNode
 from tvmflow.integer.network import IntegerNetwork
-from tvmflow.integer.operators import OPERATORS, OUTSIDE, Concat, Gather, MaxPool, Product, Resample, Softmax, Sum
-from tvmflow.integer.post_training import Method, quantize
+from tvmflow.integer.operators import (
+    OPERATORS,
+    OUTSIDE,
+    Concat,
+    Gather,
+    LogSoftmax,
+    MatMul,
+    MaxPool,
+    Normalise,
+    Product,
+    Resample,
+    Softmax,
+    Sum,
+)
+from tvmflow.integer.post_training import Method, logarithms, normalised, quantize
 from tvmflow.integer.reader import float_graph
 from tvmflow.integer.reference import REFERENCES, run_layer
 from tvmflow.models import int8
@@ -108,6 +121,26 @@ def test_pools_shuffles_tables_and_probabilities():
     softmax = node(Softmax(axis=1), x.shape, table=units, minimum=0, maximum=255, dtype="uint8")
     real = np.exp(x / 20) / np.exp(x / 20).sum(1, keepdims=True)
     assert np.abs(run_layer(softmax, x) - (real * 256).clip(0, 255)).max() <= 1
+
+
+def test_normalisations_logarithms_and_products_are_within_a_step():
+    """A box that is constant is 0 of its deviation, however small ε is."""
+    x = array((1, 6, 5, 4))
+    x[0, :2] = 7
+    gamma, beta = np.linspace(-2, 3, 6), np.linspace(-1, 1, 6)
+    for lengths in ((2, 5, 4), (1, 5, 4), (6, 1, 1), (3, 1, 2)):
+        operator = Normalise(lengths=lengths, epsilon=1e-5, gamma=gamma, beta=beta)
+        made = node(Normalise(lengths=lengths), x.shape, **normalised(operator, 0.02, 0.05, 6))
+        real = float_graphs.REAL[Normalise](operator, torch.from_numpy(x * np.float32(0.02))).numpy()
+        assert np.abs(run_layer(made, x) - (real / 0.05).clip(-128, 127)).max() < 0.52, lengths
+    for axis in (1, 2, 3):
+        made = node(LogSoftmax(axis=axis), x.shape, **logarithms(0.03, 0.1, x.shape[axis]))
+        real = torch.log_softmax(torch.from_numpy(x * np.float32(0.03)), axis).numpy()
+        assert np.abs(run_layer(made, x) - (real / 0.1).clip(-128, 127)).max() < 0.6, axis
+    other = array((1, 6, 4, 7), 3)
+    made = node(MatMul(), x.shape, other.shape, factors=np.array([5], np.int32), shift=12)
+    wanted = np.floor(5 * (x.astype(int) @ other) / 4096 + 0.5).clip(-128, 127)
+    assert np.array_equal(run_layer(made, x, other), wanted)
 
 
 def test_interpolation_is_within_a_step():
@@ -291,6 +324,34 @@ CASES = {
         lambda s, x: s.last(x.flatten(2).transpose(1, 2)).transpose(1, 2) + s.weight @ x.flatten(2),
         {"last": nn.Linear(4, 5), "weight": nn.Parameter(torch.randn(5, 4))},
     ),
+    "layer norm": (
+        lambda s, x: s.last(s.norm(s.first(x).flatten(2).transpose(1, 2))),
+        {"first": nn.Conv2d(4, 12, 1), "norm": nn.LayerNorm(12), "last": nn.Linear(12, 5)},
+    ),
+    "normalised pixels": (
+        lambda s, x: s.norm(s.body(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+        {"body": nn.Conv2d(4, 8, 1), "norm": nn.LayerNorm(8)},
+    ),
+    "normalised map": (lambda s, x: s.norm(s.body(x)), {"body": nn.Conv2d(4, 3, 1), "norm": nn.LayerNorm((3, 9, 8))}),
+    "groups": (lambda s, x: torch.relu(s.norm(s.body(x))), {"body": nn.Conv2d(4, 6, 1), "norm": nn.GroupNorm(2, 6)}),
+    "instances": (
+        lambda s, x: torch.relu(s.norm(s.body(x))),
+        {"body": nn.Conv2d(4, 6, 1), "norm": nn.InstanceNorm2d(6, affine=True)},
+    ),
+    "attention": (
+        lambda s, x: s.mix(tokens := s.body(x).flatten(2).transpose(1, 2), tokens, tokens, need_weights=False)[0],
+        {"body": nn.Conv2d(4, 8, 3, 2), "mix": nn.MultiheadAttention(8, 2, batch_first=True)},
+    ),
+    "quotient": (lambda s, x: x / (1 + s.body(x).exp()), {"body": nn.Conv2d(4, 4, 1)}),
+    "log-softmax": (lambda s, x: s.last(x.flatten(1)).log_softmax(1), {"last": nn.Linear(288, 10)}),
+    "a token and places": (
+        lambda s, x: torch.cat((s.token, s.body(x)), 1) * s.place + s.place,
+        {
+            "body": nn.Conv2d(4, 3, 1),
+            "token": nn.Parameter(torch.randn(1, 1, 9, 8)),
+            "place": nn.Parameter(torch.randn(1, 4, 9, 8)),
+        },
+    ),
     "channel mean": (
         lambda s, x: s.body(torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)),
         {"body": nn.Conv2d(2, 3, 3)},
@@ -408,7 +469,7 @@ def test_a_relu_behind_what_others_read_is_its_own():
 
 
 def test_all_that_stands_in_the_way_is_named():
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1), nn.LogSoftmax(1))
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.LocalResponseNorm(3), nn.Conv2d(4, 4, 1), nn.AdaptiveMaxPool2d(2))
     with pytest.raises(UnsupportedOperatorError, match="no integer form of") as caught:
         read(network, (1, 3, 6, 6))
     assert {path for paths in caught.value.operators.values() for path in paths} == {"1", "3"}
@@ -434,7 +495,10 @@ def test_powers_of_two_add_up_by_shifts():
     assert all(factor & (factor - 1) == 0 for factor in added.factors.tolist())
 
 
-@pytest.mark.parametrize("name", ["residual", "squeeze-excite", "silu and gelu", "shuffle", "averages"])
+@pytest.mark.parametrize(
+    "name",
+    ["residual", "squeeze-excite", "silu and gelu", "shuffle", "averages", "layer norm", "log-softmax", "attention"],
+)
 def test_what_is_trained_is_the_reference(name):
     torch.manual_seed(3)
     function, layers = CASES[name]

@@ -18,7 +18,10 @@ from tvmflow.integer.operators import (
     Concat,
     Function,
     Gather,
+    LogSoftmax,
+    MatMul,
     MaxPool,
+    Normalise,
     Probabilities,
     Product,
     Resample,
@@ -55,6 +58,23 @@ NODES = {
     "gather": (Gather(places=np.ascontiguousarray(WHOLE[:, :, ::-1])), 1, {}),
     "resample": (Resample(rows=ROWS, columns=ROWS), 1, {"shift": 2 * Resample(rows=ROWS, columns=ROWS).bits}),
     "table": (Function(), 1, {"table": np.arange(256).astype(np.int8).astype(np.int32)}),
+    "log_softmax": (
+        LogSoftmax(axis=1),
+        1,
+        {
+            "table": np.concatenate([(1 << 12) >> np.arange(256).clip(0, 20), 4096 + 256 * np.arange(255)]).astype(
+                np.int32
+            ),
+            "factors": np.array([3, 1], np.int32),
+            "shift": 2,
+        },
+    ),
+    "normalise": (
+        Normalise(lengths=(16, 1, 1)),
+        1,
+        {"table": np.full((2, 16), 4096, np.int32), "factors": np.array([1, 0], np.int32), "shift": 7},
+    ),
+    "matmul": (MatMul(), 2, {"factors": np.array([3], np.int32), "shift": 9}),
     "softmax": (
         Softmax(axis=1),
         1,

@@ -2,6 +2,7 @@
 
 1. Loops over channels, rows and columns, as the tensors lie in memory; of concatenated ones, loops for each part. Where
    elements are computed alike whatever their place, axes are taken together: one long loop for a sum of two tensors.
+   What the elements of a box have in common, such as the sum of a softmax, is computed once for all of them.
 2. Sums, products and functions overwrite an input that nobody reads any more, so that a residual block needs no third
    tensor.
 """
@@ -22,8 +23,10 @@ from tvmflow.schedules.nodes import (
     FloatArithmetic,
     Sums,
     arithmetic_of,
+    box_of,
     constants_of,
     parts_of,
+    prepare,
     value_of,
 )
 
@@ -56,11 +59,22 @@ def node(layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable:
         scope = "global" if core == "plain" else "local"
         summing = isinstance(layer.operator, SUMMING)
         sums = Sums(T.alloc_buffer((SUMS,), numbers.dtype, scope=scope) if summing else None, numbers=numbers)
+        arrays, box = [given[name] for name in tables], box_of(flat)
         for part in parts_of(flat):
             channels, height, width = part.lengths
             first, top, left = part.start
+            if box is not None:
+                counts = [length // own for length, own in zip(part.lengths, box, strict=True)]
+                with T.serial(0, counts[0]) as c, T.serial(0, counts[1]) as y, T.serial(0, counts[2]) as x:
+                    corner = c * box[0], y * box[1], x * box[2]
+                    prepare(flat, read, arrays, sums, corner)
+                    with T.serial(0, box[0]) as c, T.serial(0, box[1]) as y, T.serial(0, box[2]) as x:
+                        at = corner[0] + c, corner[1] + y, corner[2] + x
+                        value = value_of(flat, read, arrays, sums, at, prepared=True)
+                        T.buffer_store(result, T.Cast(layer.dtype, value), list(at))
+                continue
             with T.serial(0, channels) as c, T.serial(0, height) as y, T.serial(0, width) as x:
-                value = value_of(flat, read, [given[name] for name in tables], sums, (c, y, x), part.source)
+                value = value_of(flat, read, arrays, sums, (c, y, x), part.source)
                 T.buffer_store(result, T.Cast(layer.dtype, value), [c + first, y + top, x + left])
     return Kernel(schedule="node", layers=(layer,), func=builder.get(), constants=tables, in_place=in_place)
 

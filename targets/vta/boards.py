@@ -119,7 +119,10 @@ KINDS = (
         facts=Vta,
         needs_device=False,
         scheme="power-of-two",
-        on_the_processor=("multiply", "table", "softmax", "resample"),
+        on_the_processor=(
+            *("multiply", "average_pool", "resample", "table", "softmax", "log_softmax"),
+            *("normalise", "matmul", "probabilities", "argmax"),
+        ),
         search=OwnSearch(
             module="tvmflow.targets.vta.search",
             records="tvmflow.targets.vta.records",

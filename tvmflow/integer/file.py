@@ -23,7 +23,9 @@ from tvmflow.integer.operators import (
     AveragePool,
     Concat,
     Gather,
+    LogSoftmax,
     MaxPool,
+    Normalise,
     Operator,
     Probabilities,
     Resample,
@@ -100,6 +102,9 @@ def _schema(version: int) -> dict[str, Any]:
         "resample": {"away": {"type": "boolean"}},
         "table": {},
         "softmax": {"axis": axis},
+        "log_softmax": {"axis": axis},
+        "normalise": {"lengths": {"type": "array", "items": size, "minItems": 3, "maxItems": 3}},
+        "matmul": {},
         "probabilities": {"axis": axis},
         "argmax": {"axis": axis},
     }
@@ -189,8 +194,10 @@ def _parts(layer: AnyIntegerLayer) -> tuple[dict[str, Any], dict[str, np.ndarray
         fields["signs"] = operator.signs
     elif isinstance(operator, MaxPool | AveragePool):
         fields["window"] = vars(operator.window)
-    elif isinstance(operator, Concat | Softmax | Probabilities | ArgMax):
+    elif isinstance(operator, Concat | Softmax | LogSoftmax | Probabilities | ArgMax):
         fields["axis"] = operator.axis
+    elif isinstance(operator, Normalise):
+        fields["lengths"] = operator.lengths
     elif isinstance(operator, Gather):
         arrays["places"] = operator.places
         if operator.outside:
@@ -254,8 +261,11 @@ def _node(fields: dict[str, Any], own: Mapping[str, np.ndarray | None]) -> Integ
         operator = Sum(signs=tuple(fields.pop("signs")))
     elif kind in ("max_pool", "average_pool"):
         operator = OPERATORS[kind](window=Window(**_tuples(fields.pop("window"))))
-    elif kind in ("concat", "softmax", "probabilities", "argmax"):
+    elif kind in ("concat", "softmax", "log_softmax", "probabilities", "argmax"):
         operator = OPERATORS[kind](axis=fields.pop("axis"))
+    elif kind == "normalise":
+        channels, rows, columns = fields.pop("lengths")
+        operator = Normalise(lengths=(channels, rows, columns))
     elif kind == "gather":
         _require(own, name, ("places", np.int32, 4))
         operator = Gather(places=own["places"], outside=fields.pop("outside", 0))  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from tvmflow.integer.graph import REAL, FloatGraph, convolve
 from tvmflow.integer.layers import AnyIntegerLayer, IntegerLayer, IntegerNode
-from tvmflow.integer.operators import Function, Product, Softmax, Sum
+from tvmflow.integer.operators import Function, LogSoftmax, MatMul, Normalise, Product, Softmax, Sum
 from tvmflow.integer.post_training import Quantised
 from tvmflow.integer.reference import run_layer
 from tvmflow.models import train
@@ -180,10 +180,22 @@ def _smooth(node: IntegerNode, *inputs: torch.Tensor) -> torch.Tensor:
         return inputs[0] * inputs[1] * (int(node.factors[0]) * unit)
     if isinstance(operator, Function):
         return inputs[0] * _slopes(node, inputs[0].detach())
-    if isinstance(operator, Softmax):
+    if isinstance(operator, MatMul):
+        assert node.factors is not None
+        return inputs[0] @ inputs[1] * (int(node.factors[0]) * unit)
+    if isinstance(operator, Softmax | LogSoftmax):
         assert node.table is not None
         step = math.log(node.table[0] / max(1, node.table[1]))
-        return torch.softmax(inputs[0] * step, operator.axis) * 256
+        if isinstance(operator, Softmax):
+            return torch.softmax(inputs[0] * step, operator.axis) * 256
+        assert node.factors is not None
+        return torch.log_softmax(inputs[0] * step, operator.axis) * (int(node.factors[0]) * unit / step)
+    if isinstance(operator, Normalise):
+        assert node.table is not None
+        assert node.factors is not None
+        gamma, beta = node.table[0] * unit, node.table[1] / 256
+        epsilon = (int(node.factors[0]) << int(node.factors[1])) / operator.count**2
+        return REAL[Normalise](replace(operator, epsilon=epsilon, gamma=gamma, beta=beta), *inputs)
     return REAL[type(operator)](operator, *inputs)
 
 

@@ -22,13 +22,17 @@ from tvmflow.integer.operators import (
     Concat,
     Function,
     Gather,
+    LogSoftmax,
+    MatMul,
     MaxPool,
+    Normalise,
     Operator,
     Product,
     Resample,
     Shape,
     Softmax,
     Sum,
+    boxed,
 )
 from tvmflow.integer.window import Pair, Window
 from tvmflow.models.depthwise import depthwise
@@ -250,6 +254,17 @@ def _function(operator: Function, x: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(operator.real(x.numpy()))
 
 
+def _normalise(operator: Normalise, x: torch.Tensor) -> torch.Tensor:
+    boxes = boxed(x, operator.lengths).double()
+    centred = boxes - boxes.mean((2, 4, 6), keepdim=True)
+    variance = centred.square().mean((2, 4, 6), keepdim=True)
+    normal = (centred / (variance + operator.epsilon).sqrt()).reshape(x.shape)
+    if operator.gamma is not None and operator.beta is not None:
+        gamma, beta = (torch.from_numpy(numbers)[:, None, None] for numbers in (operator.gamma, operator.beta))
+        normal = normal * gamma + beta
+    return normal.float()
+
+
 REAL: dict[type, Callable[..., torch.Tensor]] = {
     Sum: _sum,
     Product: lambda operator, a, b: a * b,
@@ -259,5 +274,8 @@ REAL: dict[type, Callable[..., torch.Tensor]] = {
     Resample: _resample,
     Function: _function,
     Softmax: lambda operator, x: torch.softmax(x, operator.axis),
+    LogSoftmax: lambda operator, x: torch.log_softmax(x, operator.axis),
+    Normalise: _normalise,
+    MatMul: lambda operator, a, b: (a @ b) * operator.factor,
 }
 """Operators' meaning for real numbers, on float32 N×C×H×W."""

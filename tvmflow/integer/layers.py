@@ -25,6 +25,13 @@ An `IntegerNode` has no weights. Its operator says what it does:
 - Function: `table[x & 255]`, negative numbers in two's complement; of 256 columns, a row for each channel if these
   differ.
 - Softmax, uint8: `min(255, (512·e + s) div (2·s))` with e = table[largest x on the axis − x] and s = Σ e.
+- LogSoftmax: `clip(((x − largest)·factors[0] − k·factors[1] + 2^(shift−1)) >> shift)`, where k of the 255 thresholds
+  behind the 256 exponentials of its table are at most s, as above.
+- Normalise: with the sums s of a box's n elements and q of their squares, `w = max(1, n·q − s² + ε)`, where ε is
+  factors[0]·2^factors[1], and z how often w can be multiplied by 4 below 2⁶², `root = ⌊√(w·4^z ÷ 2³²)⌋` and
+  `r = 2³⁰ div root`: `clip((((n·x − s)·r·table[0, c] >> (38 − z + shift)) + table[1, c] + 128) >> 8)` with 64-bit
+  products. r·2^(z−46) is 1 ÷ √w to four digits.
+- MatMul: `clip((Σ a·b · factors[0] + 2^(shift−1)) >> shift)` with a 64-bit product of the sum and its factor.
 - MaxPool, Concat and Gather pass values on, clipped; what is outside is 0, or what Gather says of it, or nothing to a
   maximum.
 - AveragePool: the sum of what lies in the window and on the map, divided by how many these are, halves away from 0.
@@ -53,6 +60,9 @@ import numpy as np
 from tvmflow.integer.operators import (
     ArgMax,
     Function,
+    LogSoftmax,
+    MatMul,
+    Normalise,
     Operator,
     Probabilities,
     Product,
@@ -71,6 +81,11 @@ RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
 MAX_SHIFT = 31
 SOFTMAX_SCALE = 1 / 256
 """Of the probabilities that Softmax gives."""
+THRESHOLDS = 255
+"""Of a LogSoftmax: the logarithm of a sum is how many of them it reaches."""
+MOST_GAMMA = (1 << 15) - 1
+"""Of a Normalise, in units of its table."""
+MOST_EPSILON = 1 << 60
 
 Bounds = tuple[int, int]
 """The least and the most that an element of a tensor can be."""
@@ -327,6 +342,15 @@ def _node_problem(node: IntegerNode, bounds: list[Bounds]) -> str:
         return ""
     if isinstance(operator, Resample):
         return "" if operator.bits and node.shift == 2 * operator.bits else "has weights that could overflow int32"
+    if isinstance(operator, LogSoftmax):
+        return _log_softmax_problem(node, operator)
+    if isinstance(operator, Normalise):
+        return _normalise_problem(node, operator, largest[0])
+    if isinstance(operator, MatMul):
+        if node.factors is None or node.factors.dtype != np.int32 or node.factors.shape != (1,):
+            return "needs 1 factor, int32"
+        most = node.input_shapes[0][3] * largest[0] * largest[1]
+        return "" if most < 2**31 else f"could overflow int32: its sums reach {most:,}"
     if isinstance(operator, Probabilities):
         if node.table is None or node.table.dtype != np.int32 or node.table.shape != (256,):
             return "needs a table of 256 int32"
@@ -349,6 +373,37 @@ def _node_problem(node: IntegerNode, bounds: list[Bounds]) -> str:
         fine = node.table[0] == high and low >= 0 and high > 0 and most < 2**31 and node.dtype == "uint8"
         return "" if fine else "has a table of exponentials that could overflow int32, or no uint8 output"
     return ""
+
+
+def _log_softmax_problem(node: IntegerNode, operator: LogSoftmax) -> str:
+    table, factors = node.table, node.factors
+    if table is None or table.dtype != np.int32 or table.shape != (256 + THRESHOLDS,):
+        return f"needs a table of {256 + THRESHOLDS} int32"
+    if factors is None or factors.dtype != np.int32 or factors.shape != (2,):
+        return "needs 2 factors, int32"
+    exponentials, thresholds = table[:256].astype(np.int64), table[256:].astype(np.int64)
+    falls = exponentials.min() >= 0 and exponentials.max() == exponentials[0] > 0
+    if not falls or exponentials[0] * node.output_shape[operator.axis] >= 2**31 or (np.diff(thresholds) < 0).any():
+        return "has a table of exponentials that could overflow int32, or of thresholds that fall"
+    most = 255 * sum(abs(int(factor)) for factor in factors) + ((1 << node.shift) >> 1)
+    return "" if most < 2**31 else f"could overflow int32: its sums reach {most:,}"
+
+
+def _normalise_problem(node: IntegerNode, operator: Normalise, largest: int) -> str:
+    table, factors = node.table, node.factors
+    if table is None or table.dtype != np.int32 or table.shape != (2, node.output_shape[1]):
+        return f"needs a table of 2×{node.output_shape[1]} int32"
+    if factors is None or factors.dtype != np.int32 or factors.shape != (2,):
+        return "needs 2 factors, int32"
+    mantissa, exponent = (int(factor) for factor in factors)
+    if mantissa < 0 or not 0 <= exponent < MAX_SHIFT or mantissa << exponent >= MOST_EPSILON:
+        return "adds an epsilon to its variances that is negative or too large"
+    if np.abs(table[0].astype(np.int64)).max() > MOST_GAMMA or np.abs(table[1].astype(np.int64)).max() >= 2**30:
+        return "has a table of larger numbers than it can multiply"
+    if node.shift > 15:
+        return f"has a shift of {node.shift}, which isn't between 0 and 15"
+    most = operator.count * largest**2
+    return "" if most < 2**31 else f"could overflow int32: its sums reach {most:,}"
 
 
 def _rescaled_problem(node: IntegerNode, bounds: list[Bounds]) -> str:

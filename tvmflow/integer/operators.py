@@ -20,6 +20,8 @@ import numpy as np
 from tvmflow.integer.window import Window
 
 Shape = tuple[int, ...]
+Box = tuple[int, int, int]
+"""Lengths in channels, rows and columns."""
 OUTSIDE = -1
 """In place of an index: nothing is read, and the element is 0."""
 
@@ -195,6 +197,65 @@ class Softmax:
     def out_shape(self, *shapes: Shape) -> Shape:
         return shapes[0] if len(shapes) == 1 else ()
 
+    def box(self, shape: Shape) -> Box:
+        """What of a map is looked at together, for any element in it."""
+        return _line(shape, self.axis)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSoftmax:
+    """x − log(Σ exp(x)) along an axis."""
+
+    kind: ClassVar = "log_softmax"
+    axis: int
+
+    def out_shape(self, *shapes: Shape) -> Shape:
+        return shapes[0] if len(shapes) == 1 else ()
+
+    def box(self, shape: Shape) -> Box:
+        return _line(shape, self.axis)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Normalise:
+    """(x − mean) ÷ √(variance + ε) · gamma + beta, with the mean and the variance of each box of a map.
+
+    `lengths` are those of a box, in channels, rows and columns, of which each divides the map's. One of all rows and
+    columns of a channel is instance normalisation, one of the channels of a pixel layer normalisation. `gamma` and
+    `beta`, float64, have a number for each channel. An integer network has its table in place of them and of ε.
+    """
+
+    kind: ClassVar = "normalise"
+    lengths: Box
+    epsilon: float = 0.0
+    gamma: np.ndarray | None = None
+    beta: np.ndarray | None = None
+
+    def out_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        fits = all(0 < own <= whole and whole % own == 0 for own, whole in zip(self.lengths, shape[1:], strict=True))
+        return shape if fits else ()
+
+    def box(self, shape: Shape) -> Box:
+        return self.lengths
+
+    @property
+    def count(self) -> int:
+        """Elements of a box."""
+        return math.prod(self.lengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatMul:
+    """Each channel's rows × columns times the same channel's rows × columns of another tensor, times `factor`."""
+
+    kind: ClassVar = "matmul"
+    factor: float = 1.0
+
+    def out_shape(self, *shapes: Shape) -> Shape:
+        (_, channels, rows, inner), (_, others, again, columns) = shapes
+        return (1, channels, rows, columns) if (channels, inner) == (others, again) else ()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Probabilities:
@@ -211,6 +272,9 @@ class Probabilities:
     def out_shape(self, *shapes: Shape) -> Shape:
         return shapes[0] if len(shapes) == 1 else ()
 
+    def box(self, shape: Shape) -> Box:
+        return _line(shape, self.axis)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArgMax:
@@ -224,23 +288,38 @@ class ArgMax:
         return (*shape[: self.axis], 1, *shape[self.axis + 1 :])
 
 
+def boxed(x: Any, lengths: Box) -> Any:
+    """N×C×H×W, an array or a tensor → N×boxes×C×boxes×H×boxes×W, with the lengths of a box."""
+    sizes = (size for length, whole in zip(lengths, x.shape[1:], strict=True) for size in (whole // length, length))
+    return x.reshape(x.shape[0], *sizes)
+
+
+def _line(shape: Shape, axis: int) -> Box:
+    channels, rows, columns = (length if place == axis else 1 for place, length in enumerate(shape) if place)
+    return channels, rows, columns
+
+
 Operator = (
-    Sum | Product | MaxPool | AveragePool | Concat | Gather | Resample | Function | Softmax | Probabilities | ArgMax
+    Sum
+    | Product
+    | MaxPool
+    | AveragePool
+    | Concat
+    | Gather
+    | Resample
+    | Function
+    | Softmax
+    | LogSoftmax
+    | Normalise
+    | MatMul
+    | Probabilities
+    | ArgMax
 )
 OPERATORS: dict[str, Any] = {
     operator.kind: operator
     for operator in (
-        Sum,
-        Product,
-        MaxPool,
-        AveragePool,
-        Concat,
-        Gather,
-        Resample,
-        Function,
-        Softmax,
-        Probabilities,
-        ArgMax,
+        *(Sum, Product, MaxPool, AveragePool, Concat, Gather, Resample),
+        *(Function, Softmax, LogSoftmax, Normalise, MatMul, Probabilities, ArgMax),
     )
 }
 """What a file calls them → their classes."""

@@ -21,9 +21,31 @@ import numpy as np
 import torch
 
 from tvmflow.integer.graph import AnyFloatLayer, FloatGraph, FloatLayer, FloatNode
-from tvmflow.integer.layers import RANGES, SOFTMAX_SCALE, AnyIntegerLayer, IntegerLayer, IntegerNode, Scheme
+from tvmflow.integer.layers import (
+    MAX_SHIFT,
+    MOST_EPSILON,
+    MOST_GAMMA,
+    RANGES,
+    SOFTMAX_SCALE,
+    THRESHOLDS,
+    AnyIntegerLayer,
+    IntegerLayer,
+    IntegerNode,
+    Scheme,
+)
 from tvmflow.integer.network import Port, canonical
-from tvmflow.integer.operators import TIED, Function, MaxPool, Product, Resample, Softmax, Sum
+from tvmflow.integer.operators import (
+    TIED,
+    Function,
+    LogSoftmax,
+    MatMul,
+    MaxPool,
+    Normalise,
+    Product,
+    Resample,
+    Softmax,
+    Sum,
+)
 from tvmflow.integer.reference import accumulate, requantize, run_layer
 from tvmflow.spec import UserError
 
@@ -417,19 +439,19 @@ class _Quantiser:
             assert isinstance(layer, FloatLayer)
             return self.scales[layer.inputs[0]] / layer.weight[0].size * 2.0 ** np.arange(12)
         base = self.base.get(self.ratios.find(group))
-        if isinstance(layer, FloatNode) and isinstance(layer.operator, Product):
-            base = math.prod(self.scales[name] for name in layer.inputs)
+        if isinstance(layer, FloatNode) and isinstance(layer.operator, Product | MatMul):
+            base = math.prod(self.scales[name] for name in layer.inputs) * getattr(layer.operator, "factor", 1.0)
         if base is None:
             return candidates
         powers = np.unique(np.rint(np.log2(candidates / base)))
         lowest = math.ceil(math.log2(max(least, TINY) / base) - 1e-9)
-        if isinstance(layer, FloatNode) and isinstance(layer.operator, Product):
+        if isinstance(layer, FloatNode) and isinstance(layer.operator, Product | MatMul):
             lowest = max(lowest, 0)
         return base * 2.0 ** np.unique(np.maximum(powers, lowest))
 
     def _chooses(self, layer: AnyFloatLayer) -> bool:
         """Whether the layer's own arithmetic leaves a choice of some scales only."""
-        return self.scheme == "power-of-two" and layer.kind in ("pool", Product.kind)
+        return self.scheme == "power-of-two" and layer.kind in ("pool", Product.kind, MatMul.kind)
 
     def _reaches(self, layer: AnyFloatLayer, scale: float) -> bool:
         """Whether the layer can give results in these steps."""
@@ -438,6 +460,8 @@ class _Quantiser:
         ratio = math.log2(scale / math.prod(self.scales[name] for name in layer.inputs))
         if isinstance(layer, FloatLayer):
             ratio += math.log2(layer.weight[0].size)
+        elif isinstance(layer.operator, MatMul):
+            ratio -= math.log2(layer.operator.factor)
         return abs(ratio - round(ratio)) < 1e-9 and ratio > -1e-9
 
     def _importance(self, name: str) -> np.ndarray:
@@ -472,6 +496,17 @@ class _Quantiser:
             most = [math.prod(_largest(self.made[name].dtype) for name in layer.inputs)]
             ratio = math.prod(scales) / scale
             values["factors"], values["shift"] = _factors([ratio], most, exact=self.scheme == "power-of-two")
+        elif isinstance(operator, MatMul):
+            ratio = math.prod(scales) * operator.factor / scale
+            values["factors"], values["shift"] = _factors(
+                [ratio], [1], exact=self.scheme == "power-of-two", longest=MAX_SHIFT - 1
+            )
+            operator = MatMul()
+        elif isinstance(operator, LogSoftmax):
+            values |= logarithms(scales[0], scale, layer.output_shape[operator.axis])
+        elif isinstance(operator, Normalise):
+            values |= normalised(operator, scales[0], scale, layer.output_shape[1])
+            operator = Normalise(lengths=operator.lengths)
         low, high = _limits(layer, scale, dtype)
         if isinstance(operator, Function):
             x = self.made[layer.inputs[0]]
@@ -517,19 +552,21 @@ def _largest(dtype: np.dtype) -> int:
     return max(abs(limit) for limit in RANGES[dtype.name])
 
 
-def _factors(ratios: list[float], largest: list[int], *, exact: bool) -> tuple[np.ndarray, int]:
+def _factors(
+    ratios: list[float], largest: list[int], *, exact: bool, longest: int = MOST_SHIFT
+) -> tuple[np.ndarray, int]:
     """int32 factors and a shift for Σ x·ratio, where |x| ≤ `largest`: the longest ones that keep the sums in int32.
 
     With `exact` the ratios are powers of two, and the shift is as short as it can be.
     """
-    for shift in range(MOST_SHIFT) if exact else range(MOST_SHIFT, -1, -1):
+    for shift in range(longest) if exact else range(longest, -1, -1):
         factors = [round(ratio * (1 << shift)) for ratio in ratios]
         most = sum(abs(factor) * value for factor, value in zip(factors, largest, strict=True)) + (1 << shift)
         right = not exact or all(abs(f - r * (1 << shift)) < 1e-6 for f, r in zip(factors, ratios, strict=True))
         if most < 2**31 and right:
             return np.array(factors, np.int32), shift
     if exact:
-        return _factors(ratios, largest, exact=False)
+        return _factors(ratios, largest, exact=False, longest=longest)
     raise UserError(
         f"The network can't be quantised: it combines tensors whose steps differ by {max(map(abs, ratios)):.3g}."
     )
@@ -539,6 +576,42 @@ def _exponentials(scale: float, count: int) -> np.ndarray:
     """int32 e^(−difference), in units that keep the sum of `count` of them in int32."""
     unit = min(1 << 15, (2**31 - 1) // max(512 + count, 2 * count))
     return np.maximum(np.rint(np.exp(-np.arange(256) * scale) * unit), 0).astype(np.int32)
+
+
+def logarithms(x_scale: float, y_scale: float, count: int) -> dict[str, Any]:
+    """The table, the factors and the shift of a LogSoftmax over `count` elements."""
+    exponentials = _exponentials(x_scale, max(2, count))
+    step = math.log(max(2, count)) / THRESHOLDS
+    thresholds = exponentials[0] * np.exp((np.arange(THRESHOLDS) + 0.5) * step)
+    factors, shift = _factors([x_scale / y_scale, step / y_scale], [THRESHOLDS, THRESHOLDS], exact=False)
+    return {
+        "table": np.concatenate([exponentials, np.ceil(thresholds).astype(np.int32)]),
+        "factors": factors,
+        "shift": shift,
+    }
+
+
+def normalised(operator: Normalise, x_scale: float, y_scale: float, channels: int) -> dict[str, Any]:
+    """The table, the factors and the shift of a Normalise.
+
+    The factors are the ε that is added to the variance of a box's elements, in steps and times their number's square.
+    """
+    gamma = np.ones(channels) if operator.gamma is None else operator.gamma
+    beta = np.zeros(channels) if operator.beta is None else operator.beta
+    epsilon = operator.epsilon * (operator.count / x_scale) ** 2
+    shift = next((bits for bits in range(15, -1, -1) if np.abs(gamma / y_scale).max() * 2**bits <= MOST_GAMMA), None)
+    if shift is None or np.abs(beta / y_scale).max() >= 2**21 or epsilon >= MOST_EPSILON:
+        raise UserError(
+            f"The network can't be quantised: a normalisation of steps of {x_scale:.3g} into steps of {y_scale:.3g} "
+            f"multiplies by up to {np.abs(gamma).max():.3g} and adds up to {np.abs(beta).max():.3g}."
+        )
+    exponent = max(0, math.ceil(math.log2(max(epsilon, 1))) - 30)
+    table = [np.rint(gamma / y_scale * 2**shift), np.rint(beta / y_scale * 2**8)]
+    return {
+        "table": np.stack(table).astype(np.int32),
+        "factors": np.array([round(epsilon / 2**exponent), exponent], np.int32),
+        "shift": shift,
+    }
 
 
 def _tabulated(layer: FloatNode, numbers: np.ndarray) -> np.ndarray:

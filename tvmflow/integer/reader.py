@@ -13,27 +13,33 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from tvmflow.integer import probe
+from tvmflow.integer import finite, normalisations, probe
 from tvmflow.integer.graph import AnyFloatLayer, FloatGraph, FloatLayer, FloatNode
 from tvmflow.integer.network import Port, canonical
+from tvmflow.integer.normalisations import Normalisation
 from tvmflow.integer.operators import (
     OUTSIDE,
+    Box,
     Concat,
     Function,
     Gather,
+    LogSoftmax,
+    MatMul,
     MaxPool,
+    Normalise,
     Operator,
     Product,
     Resample,
     Shape,
     Softmax,
     Sum,
+    boxed,
 )
 from tvmflow.integer.views import (
     BINARY,
@@ -42,6 +48,7 @@ from tvmflow.integer.views import (
     added,
     constant_of,
     covers,
+    inside,
     is_injection,
     is_permutation,
     limits_of,
@@ -62,7 +69,6 @@ REFUSED = {
     "nn.conv2d": "with computed weights",
     "nn.conv1d": "with computed weights",
     "nn.batch_norm": "with computed statistics",
-    "matmul": "of two computed tensors",
     "mean": "over these axes",
 }
 """Of operators that can be taken: how those are that can't."""
@@ -143,6 +149,8 @@ class _Reader:
         self.tuples: dict[Any, Sequence[Any]] = {}
         self.missing: dict[str, list[str]] = defaultdict(list)  # an operator, with what is wrong with it → where
         self.uses: Counter[Any] = Counter()
+        self.normal: dict[Any, Normalisation] = {}
+        self.values: list[Any] = []
         self.shapes: dict[str, Shape] = {}
         self.path = self.reason = ""
 
@@ -157,18 +165,21 @@ class _Reader:
             self.views[param] = View(layer=spec.name, shape=tuple(spec.shape))
             self.shapes[spec.name] = canonical(tuple(spec.shape))
         result = self.main.body.body
-        bindings = _live([binding for block in self.main.body.blocks for binding in block.bindings], result)
+        bindings = [binding for block in self.main.body.blocks for binding in block.bindings]
         for binding in bindings:
             if isinstance(binding.value, relax.Var):
                 self.same[binding.var] = self.resolved(binding.value)
+        self.same |= finite.chosen(bindings, self.resolved)
+        self.normal = normalisations.find(bindings, self.resolved)
+        instead = self.same | {var: found.source for var, found in self.normal.items()}
+        bindings = [binding for binding in _live(bindings, result, instead) if binding.var not in self.same]
+        self.values = [binding.value for binding in bindings]
         for binding in bindings:
-            if not isinstance(binding.value, relax.Var):
-                self.uses.update(self.resolved(var) for var in read_by(binding.value))
+            self.uses.update(self.reads(binding))
         given = self.tuple_of(self.resolved(result), bindings)
         self.uses.update(self.resolved(var) for var in given)
         for binding in bindings:
-            if not isinstance(binding.value, relax.Var):
-                self.take(binding)
+            self.take(binding)
         outputs = []
         for var, spec in zip(given, self.program.outputs, strict=True):
             if self.missing:
@@ -204,6 +215,12 @@ class _Reader:
                 return [self.resolved(field) for field in binding.value.fields]
         return [result]
 
+    def reads(self, binding: Any) -> list[Any]:
+        """The variables that a binding is computed from, each as often as it reads it."""
+        if binding.var in self.normal:
+            return [self.normal[binding.var].source]
+        return [self.resolved(var) for var in read_by(binding.value)]
+
     def resolved(self, var: Any) -> Any:
         while var in self.same:
             var = self.same[var]
@@ -235,7 +252,7 @@ class _Reader:
         kernel = name == "call_tir"
         if kernel:
             name = value.args[0].name_hint.rstrip("0123456789")
-        reads = [self.resolved(v) for v in read_by(value)]
+        reads = self.reads(binding)
         if any(v not in self.views and v not in self.waiting for v in reads):
             self.skip(binding)
             return
@@ -266,6 +283,9 @@ class _Reader:
 
     def convert(self, name: str, var: Any, call: Any, reads: Sequence[Any]) -> bool:
         """Whether the operator could be taken."""
+        if var in self.normal:
+            self.views[var] = self.normalised(var, self.normal[var])
+            return True
         if name == "nn.batch_norm" or name in UNARY or name in BINARY or probe.is_elementwise(self.module, call):
             return self.elementwise(name, var, call, reads)
         handler: Callable[..., View | None] | None = getattr(self, f"_{name.replace('.', '_')}", None)
@@ -339,7 +359,7 @@ class _Reader:
 
     def laid(self, view: View, shape: Shape | None = None) -> str:
         """The name of a tensor that has the view's elements in order, in `shape`, else the canonical one."""
-        shape = canonical(view.shape) if shape is None else shape
+        shape = inside(view.shape) if shape is None else shape
         own = self.shapes[view.layer]
         if view.places is None and own == shape:
             return view.layer
@@ -476,15 +496,21 @@ class _Reader:
 
     def _matmul(self, call: Any, reads: Sequence[Any]) -> View | None:
         first, weight = (constant_of(value) for value in call.args)
+        if first is None and weight is None:
+            return self._product_of_two(call, reads)
         if first is not None and math.prod(first.shape[:-2]) == 1 and len(shape_of(call)) == 3:
             # what mixes rows of 1×rows×columns: rows are the channels inside
             first = first.reshape(first.shape[-2:])
             read = self.laid(self.view(reads[0]))
             name = self.append_weighted(read, kind="conv2d", weight=first[:, :, None, None])
             return View(layer=name, shape=shape_of(call))
-        if weight is None or math.prod(weight.shape[:-2]) != 1:
+        if weight is None:
             return None
-        weight = weight.reshape(weight.shape[-2], weight.shape[-1])
+        weights = weight.reshape(-1, *weight.shape[-2:])
+        if (weights != weights[:1]).any():
+            self.reason = "with weights of each row's own"
+            return None
+        weight = weights[0]
         view = self.view(reads[0])
         shape = view.shape
         if math.prod(shape) == shape[-1]:
@@ -673,23 +699,97 @@ class _Reader:
     def _concat(self, call: Any, reads: Sequence[Any]) -> View | None:
         rank = len(shape_of(call))
         axis = int(call.attrs.axis) % rank if call.attrs.axis is not None else 0
-        inside = {4: axis, 3: {0: 0, 1: 1, 2: 3}.get(axis), 2: axis if axis < 2 else None}.get(rank)
+        place = {4: axis, 3: {0: 0, 1: 1, 2: 3}.get(axis), 2: axis if axis < 2 else None}.get(rank)
         fields = getattr(call.args[0], "fields", None)
-        if not inside or fields is None or any(constant_of(field) is not None for field in fields):
+        if not place or fields is None:
             return None
-        inputs = tuple(self.laid(self.view(read)) for read in reads)
+        inputs = tuple(
+            self.laid(self.view(self.resolved(field)))
+            if (array := constant_of(field)) is None
+            else self.constant(array)
+            for field in fields
+        )
         if len(inputs) == 1:
             return View(layer=inputs[0], shape=shape_of(call))
-        return View(layer=self.append("concat", Concat(axis=inside), inputs), shape=shape_of(call))
+        return View(layer=self.append("concat", Concat(axis=place), inputs), shape=shape_of(call))
+
+    def constant(self, array: np.ndarray) -> str:
+        """A tensor that is the same for all inputs: biases of a layer whose weights are 0."""
+        first = next(iter(self.shapes))
+        one = self.append("gather", Gather(places=np.zeros((1, 1, 1, 1), np.int32)), (first,))
+        weight = np.zeros((array.size, 1, 1, 1))
+        name = self.append_weighted(one, kind="dense", weight=weight, bias=array.reshape(-1))
+        return self.laid(View(layer=name, shape=array.shape))
+
+    def _product_of_two(self, call: Any, reads: Sequence[Any]) -> View | None:
+        """Matrix by matrix: all dimensions before the last two are channels inside."""
+        shapes = [shape_of(value) for value in call.args]
+        batches = [math.prod(shape[:-2]) for shape in shapes]
+        if min(map(len, shapes)) < 2 or batches[0] != batches[1]:
+            self.reason = "of matrices of which one is for several others"
+            return None
+        views = [self.view(self.resolved(value)) for value in call.args]
+        first, second = (
+            self.laid(view, (1, batch, *shape[-2:])) for view, batch, shape in zip(views, batches, shapes, strict=True)
+        )
+        return View(layer=self.append("matmul", MatMul(), (first, second)), shape=shape_of(call))
+
+    def _nn_log_softmax(self, call: Any, reads: Sequence[Any]) -> View | None:
+        return self._along(LogSoftmax, call, reads)
 
     def _nn_softmax(self, call: Any, reads: Sequence[Any]) -> View | None:
+        return self._along(Softmax, call, reads)
+
+    def _along(self, operator: type[Softmax | LogSoftmax], call: Any, reads: Sequence[Any]) -> View | None:
         shape = shape_of(call)
         axis = int(call.attrs.axis) % len(shape)
-        inside = {4: axis, 3: {1: 1, 2: 3}.get(axis), 2: {1: 1}.get(axis)}.get(len(shape))
-        if not inside:
-            return None
-        read = self.laid(self.view(reads[0]))
-        return View(layer=self.append("softmax", Softmax(axis=inside), (read,)), shape=shape)
+        place = {4: axis, 3: {1: 1, 2: 3}.get(axis), 2: {1: 1}.get(axis)}.get(len(shape))
+        if shape[0] == 1 and place:
+            read = self.laid(self.view(reads[0]))
+        else:
+            place = 2
+            laid = (1, math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
+            read = self.laid(self.view(reads[0]), laid)
+        return View(layer=self.append(operator.kind, operator(axis=place), (read,)), shape=shape)
+
+    def normalised(self, var: Any, found: Normalisation) -> View:
+        """Where boxes of the layer beneath are normalised, as it is; else what is normalised become its channels.
+
+        That is also done where each place in a box has a weight of its own, as in layer normalisation.
+        """
+        view = self.view(found.source)
+        shape, count = view.shape, math.prod(view.shape[axis] for axis in found.axes)
+        kept = [axis for axis in range(len(shape)) if axis not in found.axes]
+        pixels = math.prod(shape[axis] for axis in kept)
+        own = self.shapes[view.layer]
+        if covers(view, own):
+            groups = order_of(tuple(1 if axis in found.axes else length for axis, length in enumerate(shape)))
+            laid = np.empty(math.prod(own), np.int64)
+            laid[places_of_view(view, own).reshape(-1)] = np.broadcast_to(groups, shape).reshape(-1)
+            lengths = _boxes(laid.reshape(own[1:]), count)
+            if lengths == (count, 1, 1) or (lengths is not None and not self.weighs(var, found.axes)):
+                operator = self._normalise(lengths, found, own[1])
+                return replace(view, layer=self.append("normalise", operator, (view.layer,)), sole=True)
+        order = order_of(shape).transpose(*found.axes, *kept).reshape(count, pixels)
+        places = places_of_view(view, own).reshape(-1)[order]
+        turned = View(layer=view.layer, shape=(1, count, 1, pixels), places=unless_ordered(places, own))
+        operator = self._normalise((count, 1, 1), found, count)
+        name = self.append("normalise", operator, (self.laid(turned),))
+        return View(layer=name, shape=shape, places=np.argsort(order.reshape(-1)).reshape(shape))
+
+    def weighs(self, var: Any, axes: Sequence[int]) -> bool:
+        """Whether a constant that differs along these axes is multiplied with the variable, or added to it."""
+        from tvm import relax
+
+        rank = len(shape_of(var))
+        readers = (value for value in self.values if isinstance(value, relax.Call) and var in read_by(value))
+        arrays = (constant_of(value) for reader in readers for value in reader.args)
+        shapes = [(*[1] * (rank - array.ndim), *array.shape) for array in arrays if array is not None]
+        return any(shape[axis] > 1 for shape in shapes for axis in axes)
+
+    def _normalise(self, lengths: Box, found: Normalisation, channels: int) -> Normalise:
+        gamma, beta = np.ones(channels), np.zeros(channels)
+        return Normalise(lengths=lengths, epsilon=found.epsilon, gamma=gamma, beta=beta)
 
     # -------------------------------------------------------------------------------------- element by element
 
@@ -707,10 +807,29 @@ class _Reader:
                 self.views[var] = replace(view, sole=True, shape=view.shape)
                 return True
         if not self.fits(call, roots.pop()):
+            if (view := self.by_element(name, call, read)) is not None:
+                self.views[var] = view
+                return True
             self.reason = "with a constant that differs from pixel to pixel, or with another shape than it reads"
             return False
         self.waiting[var] = (name, call, self.path)
         return True
+
+    def by_element(self, name: str, call: Any, read: Any) -> View | None:
+        """Of what is scaled or moved by constants that differ from place to place, every element is a channel."""
+        view = self.view(read)
+        count = math.prod(view.shape)
+        if count > MOST_CONSTANTS or shape_of(call) != view.shape:
+            return None
+        places = unless_ordered(places_of_view(view, self.shapes[view.layer]), self.shapes[view.layer])
+        name_of_layer = self.laid(replace(view, shape=(1, count), places=places))
+        flat = View(layer=name_of_layer, shape=view.shape)
+        affine = self.affine(name, call, flat)
+        if affine is None:
+            return None
+        weight = affine[0].reshape(-1, 1, 1, 1)
+        layer = self.append_weighted(flat.layer, kind="conv2d", weight=weight, bias=affine[1], groups=count)
+        return View(layer=layer, shape=view.shape)
 
     def roots(self, var: Any) -> set[Any]:
         """The variables with views that a waiting one is computed from."""
@@ -766,9 +885,23 @@ class _Reader:
             self.change(layer.name, low=low, high=high)
             return True
         affine = self.affine(name, call, view)
-        if affine is None or not isinstance(layer, FloatLayer) or layer.kind == "pool":
+        if affine is None:
             return False
         factor, moved = affine
+        operator = getattr(layer, "operator", None)
+        if isinstance(operator, Normalise) and not layer.limited:
+            assert operator.gamma is not None
+            assert operator.beta is not None
+            gamma, beta = operator.gamma * factor, operator.beta * factor + moved
+            self.change(layer.name, operator=replace(operator, gamma=gamma, beta=beta))
+            return True
+        if isinstance(operator, MatMul) and not layer.limited and not moved.any():
+            if (factor != factor[0]).any() or factor[0] <= 0:
+                return False
+            self.change(layer.name, operator=replace(operator, factor=operator.factor * float(factor[0])))
+            return True
+        if not isinstance(layer, FloatLayer) or layer.kind == "pool":
+            return False
         low, high = layer.low, layer.high
         if layer.limited:
             # a positive number goes through a clamp
@@ -811,12 +944,16 @@ class _Reader:
 
     def combined(self, name: str, var: Any, call: Any, reads: Sequence[Any]) -> bool:
         """An operator of two tensors."""
-        if name not in ("add", "subtract", "multiply") or len(call.args) != 2 or len(reads) != 2:
+        if name not in ("add", "subtract", "multiply", "divide") or len(call.args) != 2 or len(reads) != 2:
             self.reason = "of several tensors"
             return False
         views = [self.view(read) for read in reads]
         shape = shape_of(var)
-        operator: Operator = Product() if name == "multiply" else Sum(signs=(1, 1 if name == "add" else -1))
+        if name == "divide":
+            layer = self.append("function", Function(real=_reciprocal), (self.laid(views[1]),))
+            views[1] = View(layer=layer, shape=views[1].shape)
+        product = name in ("multiply", "divide")
+        operator: Operator = Product() if product else Sum(signs=(1, 1 if name == "add" else -1))
         first, second = views
         equal = first.shape == second.shape == shape and self.shapes[first.layer] == self.shapes[second.layer]
         ordered = first.places is None and second.places is None
@@ -837,10 +974,10 @@ class _Reader:
             full = (*[1] * (len(shape) - len(view.shape)), *view.shape)
             if len(full) > 4 and full != shape:
                 return False
-            inputs.append(self.laid(view, canonical(full)))
+            inputs.append(self.laid(view, inside(full) if shape[0] == 1 else inside((1, *full))))
         layer = self.append(operator.kind, operator, (inputs[0], inputs[1]))
         self.views[var] = View(layer=layer, shape=shape)
-        return self.shapes[layer] == canonical(shape)
+        return self.shapes[layer] == inside(shape)
 
     def function(self, var: Any) -> View:
         """What waited for `var`, from the one variable that it is computed from, as a layer."""
@@ -848,7 +985,7 @@ class _Reader:
         view = self.views[root]
         if not covers(view, self.shapes[view.layer]):
             view = View(layer=self.laid(view), shape=view.shape)
-            if self.shapes[view.layer] != canonical(view.shape):
+            if self.shapes[view.layer] != inside(view.shape):
                 raise AssertionError(view)
         steps = self.steps(var, root)
         paths = [path for _, _, _, path in steps if path]
@@ -909,8 +1046,28 @@ class _Reader:
         )
 
 
-def _live(bindings: Sequence[Any], result: Any) -> list[Any]:
-    """The bindings that the result is computed from: of a tuple's fields, those that are read."""
+def _reciprocal(x: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.float32(1) / x
+
+
+def _boxes(groups: np.ndarray, count: int) -> Box | None:
+    """The lengths of the boxes that the numbers of C×H×W are equal in, of `count` elements each, if they are boxes."""
+    first = groups == groups[0, 0, 0]
+    lengths = tuple(int(first.any(tuple(other for other in range(3) if other != axis)).sum()) for axis in range(3))
+    whole = all(size % length == 0 for size, length in zip(groups.shape, lengths, strict=True))
+    if math.prod(lengths) != count or not whole:
+        return None
+    apart = boxed(groups[None], (lengths[0], lengths[1], lengths[2]))
+    alike = (apart == apart[:, :, :1, :, :1, :, :1]).all()
+    return (lengths[0], lengths[1], lengths[2]) if alike else None
+
+
+def _live(bindings: Sequence[Any], result: Any, instead: Mapping[Any, Any]) -> list[Any]:
+    """The bindings that the result is computed from: of a tuple's fields, those that are read.
+
+    `instead` has what some variables are computed from, whatever their bindings read.
+    """
     from tvm import relax
 
     by_var = {binding.var: binding.value for binding in bindings}
@@ -925,7 +1082,7 @@ def _live(bindings: Sequence[Any], result: Any) -> list[Any]:
         for var in read_by(at):
             if var in by_var and var not in wanted:
                 wanted.add(var)
-                stack.append(by_var[var])
+                stack.append(instead.get(var, by_var[var]))
     return [
         binding
         for binding in bindings

@@ -18,12 +18,16 @@ from tvmflow.integer.operators import (
     Concat,
     Function,
     Gather,
+    LogSoftmax,
+    MatMul,
     MaxPool,
+    Normalise,
     Probabilities,
     Product,
     Resample,
     Softmax,
     Sum,
+    boxed,
 )
 
 BATCH = 16
@@ -200,6 +204,45 @@ def _softmax(node: IntegerNode, x: np.ndarray) -> np.ndarray:
     return (512 * exponentials + total) // (2 * total)
 
 
+def _log_softmax(node: IntegerNode, x: np.ndarray) -> np.ndarray:
+    assert node.table is not None
+    assert node.factors is not None
+    assert isinstance(node.operator, LogSoftmax)
+    axis, (factor, step) = node.operator.axis, (int(number) for number in node.factors)
+    largest = x.max(axis, keepdims=True)
+    total = node.table[largest - x].astype(np.int64).sum(axis, keepdims=True)
+    logarithm = np.searchsorted(node.table[256:], total, side="right")
+    return _shifted(node, (x - largest) * factor - logarithm * step)
+
+
+def _normalise(node: IntegerNode, x: np.ndarray) -> np.ndarray:
+    assert node.table is not None
+    assert node.factors is not None
+    assert isinstance(node.operator, Normalise)
+    boxes = boxed(x, node.operator.lengths)
+    count, axes = node.operator.count, (2, 4, 6)
+    sums, squares = (numbers.sum(axes, keepdims=True) for numbers in (boxes, boxes * boxes))
+    wide = np.maximum(1, count * squares - sums * sums + (int(node.factors[0]) << int(node.factors[1])))
+    quadrupled = np.zeros_like(wide)
+    for _ in range(30):
+        more = wide < 1 << 60
+        wide, quadrupled = np.where(more, wide * 4, wide), quadrupled + more
+    # float64 holds these numbers exactly, and the root of a square is exact
+    root = np.floor(np.sqrt((wide >> 32).astype(np.float64))).astype(np.int64)
+    inverse = (1 << 30) // root
+    gamma, beta = (np.broadcast_to(row.astype(np.int64)[:, None, None], x.shape) for row in node.table)
+    product = (count * boxes - sums) * (inverse * boxed(gamma, node.operator.lengths))
+    scaled = product >> (38 - quadrupled + node.shift)
+    return (scaled.reshape(x.shape) + beta + 128) >> 8
+
+
+def _matmul(node: IntegerNode, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    assert node.factors is not None
+    # as long as no sum leaves the significand, sums of float64 are exact, and faster
+    total = (a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64)
+    return _shifted(node, total * int(node.factors[0]))
+
+
 def _probabilities(node: IntegerNode, x: np.ndarray) -> np.ndarray:
     """In fixed point: a product of two numbers of 31 bits of fraction is `twice(a, b, 0)`.
 
@@ -251,6 +294,9 @@ REFERENCES: dict[type, Callable[..., np.ndarray]] = {
     Resample: _resample,
     Function: _function,
     Softmax: _softmax,
+    LogSoftmax: _log_softmax,
+    Normalise: _normalise,
+    MatMul: _matmul,
     Probabilities: _probabilities,
     ArgMax: _argmax,
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tvmflow.integer.network import canonical
 from tvmflow.integer.operators import Shape
 
 UNARY: frozenset[str] = frozenset(
@@ -41,6 +42,11 @@ class View:
     places: np.ndarray | None = None
     sole: bool = True
     outside: float = 0.0
+
+
+def inside(shape: Shape) -> Shape:
+    """The shape 1×C×H×W in which a layer has the elements of that one: what isn't 1 in a batch's place is channels."""
+    return canonical(shape if len(shape) < 2 or shape[0] == 1 else (1, *shape))
 
 
 def order_of(shape: Shape) -> np.ndarray:

@@ -5,18 +5,20 @@
 2. Values that are passed on, of pools and concatenations, stay as they lie in memory: vectors of bytes. The last vector
    of channels starts earlier.
 3. Of a concatenation each input is copied by loops of its own.
-4. Rows are shared among threads where there is enough to do.
+4. What the elements of a box have in common, such as the sum of a softmax, is computed once for all of them.
+5. Rows, or boxes, are shared among threads where there is enough to do.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from tvmflow.integer.operators import Gather
-from tvmflow.schedules.convolutions import fitting, starts, worth_threads
+from tvmflow.schedules.convolutions import fitting, starts, unfuse, worth_threads
 from tvmflow.schedules.cpu.integer import Kernel, Task
 from tvmflow.schedules.instructions import instructions_of
 from tvmflow.schedules.integers import element, kernel_of_many, plain_place, store_vector, vector
@@ -27,9 +29,11 @@ from tvmflow.schedules.nodes import (
     Part,
     StoredArithmetic,
     Sums,
+    box_of,
     constants_of,
     in_vectors,
     parts_of,
+    prepare,
     value_of,
     work_of,
 )
@@ -54,7 +58,7 @@ def node(task: Task, target: Target | None) -> Kernel | None:
         lanes = instructions_of(target).lanes
     stored = _as_stored(task) if lanes > 1 else None
     work = work_of(layer) // (SPEED if stored is not None else 1)
-    parallel = target is not None and worth_threads(work, target)
+    parallel, box = target is not None and worth_threads(work, target), box_of(layer)
     with kernel_of_many(task, constants) as (builder, given, tables, out):
 
         def read(number: int, c: Expr, y: Expr, x: Expr) -> Expr:
@@ -68,7 +72,8 @@ def node(task: Task, target: Target | None) -> Kernel | None:
             return value - T.broadcast(T.int32(tensor.offset), lanes) if tensor.offset else value
 
         def compute(part: Part, sums: Sums, c: Expr, y: Expr, x: Expr) -> None:
-            value = value_of(layer, read if sums.lanes == 1 else read_vector, tables, sums, (c, y, x), part.source)
+            given_by = read if sums.lanes == 1 else read_vector
+            value = value_of(layer, given_by, tables, sums, (c, y, x), part.source, prepared=box is not None)
             first, top, left = part.start
             pixel, channel = (y + top) * result.size[1] + x + left, c + first
             if sums.lanes > 1:
@@ -92,6 +97,15 @@ def node(task: Task, target: Target | None) -> Kernel | None:
             store_vector(out, T.reinterpret(f"{result.dtype}x{sums.lanes}", value), pixel, c + first, lanes=sums.lanes)
 
         for part in parts_of(layer):
+            if box is not None:
+                counts = [length // own for length, own in zip(part.lengths, box, strict=True)]
+                with (T.parallel if parallel else T.serial)(0, math.prod(counts)) as number:
+                    one = Sums(T.sblock_alloc_buffer((SUMS,), "int32"))
+                    first, top, left = (at * length for at, length in zip(unfuse(number, *counts), box, strict=True))
+                    prepare(layer, read, tables, one, (first, top, left))
+                    with T.serial(0, box[1]) as y, T.serial(0, box[2]) as x, T.serial(0, box[0]) as c:
+                        compute(part, one, first + c, top + y, left + x)
+                continue
             channels, height, width = part.lengths
             if lanes > 1 and channels == result.channels and not isinstance(layer.operator, Gather):
                 channels = result.stored
