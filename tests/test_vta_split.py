@@ -120,7 +120,8 @@ def test_a_bundle_says_what_runs_where(bundle):
     assert "run on the Cortex-A9" in report["latency_note"]
     own = [row for row in report["layers"] if row["schedule"] == "processor"]
     assert [row["kernel"] for row in own] == ["cpu_table", "cpu_multiply", "cpu_resample", "cpu_softmax"]
-    assert 0.1 < sum(row["details"]["share"] for row in own) < 0.9
+    assert 0.1 < sum(row["details"]["processor_share"] for row in own) < 0.9
+    assert [row["bound"] for row in own] == [None] * 4
     assert "the sum, isn't known" in report_text(report)
     named = "processor 4 layers (0.0% of multiply-adds): table-1, multiply-2, resample-5, softmax-7"
     assert named in rules_text(report["layers"])

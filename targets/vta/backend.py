@@ -103,7 +103,7 @@ def _on_the_processor(layers: Sequence[Layer], target: Target) -> str:
     """Which layers the accelerator leaves to the board's processor, and how much they are, in a sentence."""
     own = [layer for layer in layers if layer.schedule == PROCESSOR]
     names = ", ".join((layer.modules or (layer.kernel,))[0] for layer in own)
-    share = sum(layer.details["share"] for layer in own)
+    share = sum(layer.details["processor_share"] for layer in own)
     return (
         f"{len(own)} of {len(layers)} layers, which give {share:.1%} of the elements and do none of the multiply-adds, "
         f"run on the {target.cpu.model}, for VTA has no instructions for them: {names}."

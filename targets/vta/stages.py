@@ -197,9 +197,9 @@ def _on_the_processor(work: CpuWork, live: int, elements: int) -> Layer:
         modules=layer.modules,
         macs=0,
         bytes=sum(map(prod, layer.input_shapes)) + prod(layer.output_shape),
-        live_macs=0,
+        live_macs=None,  # so that it isn't held against the accelerator's roof
         weight_bytes=sum(table.nbytes for table in work.constants),
         live_bytes=live,
         schedule=PROCESSOR,
-        details={"share": work.elements / elements},
+        details={"processor_share": work.elements / elements},
     )

@@ -52,6 +52,11 @@ COLUMNS: tuple[Columns, ...] = (
         header=("bound", "× bound"),
         cells=lambda layer: (layer["details"]["bound"], f"{layer['details']['times_bound']:.2f}"),
     ),
+    Columns(
+        key="processor_share",
+        header=("processor's share of elements",),
+        cells=lambda layer: (f"{layer['details']['processor_share']:.1%}",),
+    ),
     Columns(key="instructions", header=("instructions (emulated)", "per multiply-add"), cells=_instructions),
     Columns(key="modelled_cycles", header=("cycles (modelled)", "multiply-adds in each"), cells=_cycles),
     Columns(key="sqnr_db", header=("SQNR, dB",), cells=lambda layer: (f"{layer['details']['sqnr_db']:.1f}",)),
