@@ -148,9 +148,8 @@ def _loops(task: Task, instructions: Instructions, tile: Tile, parallel: bool) -
     lines = height if in_rows else 1
     weights_outside = outputs >= height * width
     steps = math.prod(taps) * groups // unroll
-    share = (
-        filled * math.prod(taps) * block // (lines * pixel_tiles * steps)
-    )  # bytes of the next block due with each step
+    # bytes of the next block that are due with each step
+    share = filled * math.prod(taps) * block // (lines * pixel_tiles * steps)
 
     with kernel_of_many(task, constants) as (builder, (given, *others), (weight, bias, factor), result):
         data = given
