@@ -34,7 +34,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvmflow.schedules.convolutions import starts, unfuse, worth_threads
 from tvmflow.schedules.cpu.integer import Kernel, Task
-from tvmflow.schedules.cpu.integer.borders import copy_with_border
+from tvmflow.schedules.cpu.integer._borders import copy_with_border
 from tvmflow.schedules.instructions import GROUP, Instructions, instructions_of, packing_order
 from tvmflow.schedules.integers import (
     Requantisation,
