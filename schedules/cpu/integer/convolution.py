@@ -34,7 +34,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvmflow.schedules.convolutions import starts, unfuse, worth_threads
 from tvmflow.schedules.cpu.integer import Kernel, Task
-from tvmflow.schedules.cpu.integer.borders import copy_with_border
+from tvmflow.schedules.cpu.integer._borders import copy_with_border
 from tvmflow.schedules.instructions import GROUP, Instructions, instructions_of, packing_order
 from tvmflow.schedules.integers import (
     Requantisation,
@@ -148,9 +148,8 @@ def _loops(task: Task, instructions: Instructions, tile: Tile, parallel: bool) -
     lines = height if in_rows else 1
     weights_outside = outputs >= height * width
     steps = math.prod(taps) * groups // unroll
-    share = (
-        filled * math.prod(taps) * block // (lines * pixel_tiles * steps)
-    )  # bytes of the next block due with each step
+    # bytes of the next block that are due with each step
+    share = filled * math.prod(taps) * block // (lines * pixel_tiles * steps)
 
     with kernel_of_many(task, constants) as (builder, (given, *others), (weight, bias, *by), result):
         data = given

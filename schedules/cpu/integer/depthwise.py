@@ -4,7 +4,8 @@
    cut there is no border to make and no bound to check, and taps that meet nothing but the border aren't computed.
 2. All taps of an output are added in registers that start from the bias; they are requantised and stored.
 3. Of two convolutions, the first stores some channels of the whole map into a buffer that the second reads at once.
-4. Filters of many taps, such as a pool's, have loops and conditions instead. Threads share the vectors of channels.
+4. Filters of many taps, such as a pool's, have loops and conditions instead. Threads share the vectors of channels, and
+   the rows too where it is one convolution, so that each has as much to do.
 
 Registers: a sum, a factor and a product at a time, for up to four vectors of channels.
 
@@ -25,7 +26,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvmflow.integer.layers import IntegerLayer
 from tvmflow.integer.window import Cut
-from tvmflow.schedules.convolutions import worth_threads
+from tvmflow.schedules.convolutions import unfuse, worth_threads
 from tvmflow.schedules.cpu.integer import Kernel, Task, Tensor
 from tvmflow.schedules.instructions import instructions_of
 from tvmflow.schedules.integers import (
@@ -48,6 +49,8 @@ MOST_PRODUCTS = 400
 
 BUFFER_BYTES = 64 << 10  # in the L2 cache, with the input and the output
 MOST_VECTORS = 4
+STRIPS = 8
+"""Parts that the work is cut into for each core, at least."""
 
 
 def depthwise(task: Task, target: Target) -> Kernel | None:
@@ -64,9 +67,11 @@ def depthwise(task: Task, target: Target) -> Kernel | None:
     vectors = vectors_at_once(task, stored // instructions.lanes, instructions.lanes)
     block = vectors * instructions.lanes
     parallel = worth_threads(sum(layer.macs for layer in task.layers), target)
+    strips, strip = strips_of(task, stored // block, target) if parallel else (1, 0)
     with kernel(task, constants) as (builder, given, buffers, result):
         data = copy_plain(task, given, stored) if task.source.is_plain else given
-        with (T.parallel if parallel else T.serial)(0, stored // block) as group:
+        with (T.parallel if parallel else T.serial)(0, stored // block * strips) as index:
+            group, number_of_strip = unfuse(index, stored // block, strips) if strips > 1 else (index, 0)
             scratch = scratch_of(task.result, instructions.lanes)
             first = places = group * block
             for number, layer in enumerate(task.layers):
@@ -90,10 +95,30 @@ def depthwise(task: Task, target: Target) -> Kernel | None:
                     out=out,
                     written=written,
                     scratch=scratch,
+                    strip=(number_of_strip * strip, strip) if strips > 1 else None,
                 )
                 loops.emit()
                 data, places = out, 0
     return Kernel(func=builder.get(), constants=constants)
+
+
+def strips_of(task: Task, blocks: int, target: Target) -> tuple[int, int]:
+    """In how many strips the rows of one convolution are shared among threads, which share the channels' blocks too,
+    and how many rows each has at most; two convolutions are computed for the whole map."""
+    height = task.layers[-1].output_shape[2]
+    if len(task.layers) > 1:
+        return 1, height
+    strip = -(-height // min(height, -(-STRIPS * target.cpu.cores // blocks)))
+    return -(-height // strip), strip
+
+
+def rows_of(strip: tuple[Any, int] | None, top: int, height: int) -> tuple[Any, Any]:
+    """The first and the end of the rows of a cut, from its `top` on, that are in a strip: a row, and how many there
+    are."""
+    if strip is None:
+        return 0, height
+    first = tirx.max(strip[0] - top, 0)
+    return first, tirx.max(tirx.min(strip[0] + strip[1] - top, height), first)
 
 
 def is_depthwise(layer: IntegerLayer) -> bool:
@@ -166,7 +191,7 @@ class _Loops:
     """One layer's loops over `vectors` of channels from `first` on, which lie from `places` on in `data`.
 
     They store into `out` from channel `written` on, in the form of `result`: the kernel's result, or the buffer for the
-    second layer.
+    second layer. With `strip`, a row and a number of rows, only these are computed.
     """
 
     layer: IntegerLayer
@@ -182,6 +207,7 @@ class _Loops:
     out: Any
     written: Any
     scratch: Any
+    strip: tuple[Any, int] | None
 
     @property
     def lanes(self) -> int:
@@ -199,7 +225,8 @@ class _Loops:
         """The outputs in these rows and columns."""
         (top, height, vertical), (left, width, horizontal) = rows, columns
         taps = [(r, s) for r in vertical for s in horizontal]
-        with T.serial(0, height) as row, T.serial(0, width) as column, T.unroll(0, self.vectors) as v:
+        first, last = rows_of(self.strip, top, height)
+        with T.serial(first, last) as row, T.serial(0, width) as column, T.unroll(0, self.vectors) as v:
             y, x = top + row, left + column
             total = vector(self.bias, self.first + v * self.lanes, lanes=self.lanes)
             for r, s in taps:
@@ -211,7 +238,8 @@ class _Loops:
         layer, lanes = self.layer, self.lanes
         total = T.sblock_alloc_buffer((lanes,), "int32")
         height, width = layer.output_shape[2:]
-        with T.serial(0, height) as y, T.serial(0, width) as x, T.serial(0, self.vectors) as v:
+        first, last = rows_of(self.strip, 0, height)
+        with T.serial(first, last) as y, T.serial(0, width) as x, T.serial(0, self.vectors) as v:
             store_vector(total, vector(self.bias, self.first + v * lanes, lanes=lanes), 0, lanes=lanes)
             with T.serial(0, layer.weight.shape[2]) as r, T.serial(0, layer.weight.shape[3]) as s:
                 down, right = position(layer, y, x, r, s)

@@ -41,6 +41,8 @@ from tvmflow.schedules.cpu.integer.depthwise import (
     fuses,
     is_depthwise,
     position,
+    rows_of,
+    strips_of,
 )
 from tvmflow.schedules.instructions import dot_products, instructions_of, pack_bytes, packing_order, wide_high
 from tvmflow.schedules.integers import Requantisation, fill, kernel, round_up, store_vector, vector
@@ -51,9 +53,6 @@ if TYPE_CHECKING:
 TAPS = 4
 WIDTHS = (64, 32, 16)
 """Bytes of a vector."""
-
-STRIPS = 8
-"""Parts that the work is cut into for each core, at least."""
 
 
 def depthwise_dots(task: Task, target: Target) -> Kernel | None:
@@ -92,12 +91,7 @@ def depthwise_dots(task: Task, target: Target) -> Kernel | None:
         constants += _packed(task.layers[0], arrays, stored, width, side)
 
     parallel = worth_threads(sum(layer.macs for layer in task.layers), target)
-    height = task.layers[-1].output_shape[2]
-    strips = 1
-    if parallel and len(task.layers) == 1:
-        strips = min(height, -(-STRIPS * target.cpu.cores // count))
-    strip = -(-height // strips)
-    strips = -(-height // strip)
+    strips, strip = strips_of(task, count, target) if parallel else (1, 0)
     with kernel(task, constants) as (builder, given, buffers, result):
         data = copy_plain(task, given, stored, offsets[0], "uint8") if task.source.is_plain else given
         with (T.parallel if parallel else T.serial)(0, count * strips) as index:
@@ -233,10 +227,7 @@ class _Loops:
         (top, height, vertical), (left, width, horizontal) = rows, columns
         lanes = self.width // 4
         weight, bias, _ = self.arrays
-        first, last = 0, height
-        if self.strip is not None:
-            first = tirx.max(self.strip[0] - top, 0)
-            last = tirx.max(tirx.min(self.strip[0] + self.strip[1] - top, height), first)
+        first, last = rows_of(self.strip, top, height)
         count, start = starts(width, side)
         with T.serial(first, last) as row, T.serial(0, count) as column:
             y, x = top + row, left + start(column)
