@@ -39,6 +39,7 @@ SECONDS = {
     "test_serve": 120,
     "test_tune": 110,
     "test_vta_graphs": 100,
+    "test_tflite": 60,
     "test_cli": 80,
     "test_tune_remote": 50,
     "test_bundle": 50,

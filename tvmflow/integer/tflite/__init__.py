@@ -1,6 +1,7 @@
 """Quantised `.tflite` files as networks of our integer operators, with the arithmetic of TensorFlow Lite for
 Microcontrollers bit for bit.
 
-`tables` reads the file, `model` what is in it, `fixed_point` has the arithmetic, `values` the tensors while they are
-read, `weighted` and `plain` what operators with and without weights become, and `reader` puts them together.
+`tables` reads the file, `model` what is in it; `fixed_point` has the arithmetic, `values` the tensors while they are
+read. What operators become is in `weighted`, `pools`, `plain`, `functions`, `resizing`, `moves` and `state`, and
+`reader` puts it together.
 """

@@ -6,7 +6,6 @@ Everything that numbers point to is held to what is there; a graph whose operato
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import numpy as np
 
 from tvmflow.integer.tflite.schema import IDENTIFIER, OPERATORS, OPTIONS, TEXTS, TYPES
 from tvmflow.integer.tflite.tables import Table
-from tvmflow.spec import UserError
 from tvmflow.system import limits, untrusted
 from tvmflow.system.untrusted import MalformedError, UnusableFileError
 
@@ -190,10 +188,3 @@ def _data(tensor: Table, shape: Shape, dtype: str, buffers: list[Table], name: s
     if len(given) != wanted:
         raise MalformedError(f"the constant {untrusted.shown(name)} has {len(given):,} bytes instead of {wanted:,}")
     return given.view(np.dtype(dtype).newbyteorder("<")).astype(dtype).reshape(shape)
-
-
-def named(path: Path, wrong: Iterator[str]) -> None:
-    """Raises UserError that says all that is `wrong` at once, if anything is."""
-    found = list(dict.fromkeys(wrong))
-    if found:
-        raise UserError(f"{path}: {'; '.join(found[:20])}.")

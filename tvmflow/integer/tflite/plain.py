@@ -1,44 +1,23 @@
-"""Operators of a file without weights as layers: sums, products, pools, functions of each element, resizing."""
+"""Sums, products and what is computed along axes as layers without weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from tvmflow.integer.layers import RANGES
-from tvmflow.integer.operators import (
-    ArgMax,
-    AveragePool,
-    Concat,
-    Gather,
-    MaxPool,
-    Operator,
-    Probabilities,
-    Product,
-    Resample,
-    Shape,
-    Sum,
-)
+from tvmflow.integer.operators import ArgMax, Concat, Gather, Probabilities, Product, Shape, Sum
 from tvmflow.integer.reference import twice
 from tvmflow.integer.tflite import fixed_point
 from tvmflow.integer.tflite.model import FileOperator, FileTensor
-from tvmflow.integer.tflite.values import Network, Refused, Value, check_type, inside, taken
-from tvmflow.integer.tflite.weighted import factors, limits_of, padding_of, positive
-from tvmflow.integer.window import Window
+from tvmflow.integer.tflite.values import Network, Refused, Value, check_type, inside
+from tvmflow.integer.tflite.weighted import factors, limits_of
 from tvmflow.system.untrusted import MalformedError
 
-FINE = 128
-"""Parts of a weight with which kernels of uint8, which compute in float32, are exact."""
-MAX_TAPS = 1 << 20
-"""What the outputs of a pool along an axis read there together."""
 WIDER = 20
 """Bits by which the terms of a sum are finer than what is read."""
-
-
-# ------------------------------------------------------------------------------------------------ sums and products
 
 
 def add(network: Network, operator: FileOperator) -> None:
@@ -139,146 +118,6 @@ def _computed(kind: Sum | Product, rows: np.ndarray, a: np.ndarray, b: np.ndarra
     return twice(np.asarray(total), multiplier, shift) + offset
 
 
-# ------------------------------------------------------------------------------------------------------------ pools
-
-
-def max_pool(network: Network, operator: FileOperator) -> None:
-    _pool(network, operator, MaxPool)
-
-
-def average_pool(network: Network, operator: FileOperator) -> None:
-    _pool(network, operator, AveragePool)
-
-
-def _pool(network: Network, operator: FileOperator, kind: type[MaxPool] | type[AveragePool]) -> None:
-    x, result = network.value(operator), network.result(operator)
-    check_type(result)
-    _same_steps(operator, x, result)
-    if len(x.shape) != 4 or x.shape[0] != 1 or not math.prod(x.shape):
-        raise Refused(f"{operator.kind} of a batch, or not of a map")
-    size = x.shape[1], x.shape[2]
-    kernel = positive(operator, "filter_height"), positive(operator, "filter_width")
-    stride = positive(operator, "stride_h"), positive(operator, "stride_w")
-    padding = padding_of(operator, size, kernel, stride, (1, 1))
-    window = Window(kernel=kernel, stride=stride, padding=padding, size=size)  # type: ignore[arg-type]
-    extents = window.out_size()
-    if min(extents) < 1 or max(taps * outputs for taps, outputs in zip(kernel, extents, strict=True)) > MAX_TAPS:
-        raise MalformedError(f"{operator.kind} has a window that is larger than its map, or a map that is too large")
-    low, high = limits_of(result, operator.integer("fused"))
-    limits = {"minimum": low, "maximum": high}
-    name = network.node(kind(window=window), (network.read(x),), result, result.name, **limits)
-    network.result_of(operator, name, (1, *extents, x.shape[3]), result)
-
-
-def _same_steps(operator: FileOperator, x: Value, result: FileTensor | Value) -> None:
-    if (x.dtype, x.scale, x.zero_point) != (result.dtype, result.scale, result.zero_point):
-        raise Refused(f"{operator.kind} that changes the scale")
-
-
-# -------------------------------------------------------------------------------------------------------- functions
-
-
-def _function(
-    network: Network, operator: FileOperator, of: Callable[[Value, FileTensor], Callable[[np.ndarray], np.ndarray]]
-) -> None:
-    """A table of `of(what is read, what is given)`."""
-    x, result = network.value(operator), network.result(operator)
-    check_type(result)
-    try:
-        found = of(x, result)
-        table = fixed_point.table(found, *RANGES[result.dtype], signed=x.dtype == "int8")
-    except ValueError as error:
-        raise MalformedError(f"{operator.kind} scales by {error}") from error
-    network.set(operator, network.mapped(x, table, result, result.name))
-
-
-def requantise(network: Network, operator: FileOperator) -> None:
-    """QUANTIZE of integers; where nothing changes, there is no layer."""
-    x, result = network.value(operator), network.result(operator)
-    if (x.dtype, x.scale, x.zero_point) == (result.dtype, result.scale, result.zero_point):
-        network.set(operator, x)
-        return
-    _function(network, operator, lambda x, y: fixed_point.rescaled(x.scale / y.scale, x.zero_point, y.zero_point))
-
-
-def clamp(network: Network, operator: FileOperator) -> None:
-    number = {"RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}[operator.kind]
-
-    if operator.kind != "RELU":
-        # kernels of TensorFlow Lite don't agree about what the others do to a scale
-        _same_steps(operator, network.value(operator), network.result(operator))
-
-    def of(x: Value, result: FileTensor) -> Callable[[np.ndarray], np.ndarray]:
-        low, high = limits_of(result, number)
-        scaled = fixed_point.rescaled(x.scale / result.scale, x.zero_point, result.zero_point)
-        return lambda q: scaled(q).clip(low, high)
-
-    _function(network, operator, of)
-
-
-def _signed(operator: FileOperator, x: Value, result: FileTensor, scale: float, zero: int) -> None:
-    if x.dtype != "int8" or (result.dtype, result.scale, result.zero_point) != ("int8", scale, zero):
-        raise Refused(f"{operator.kind} whose result isn't int8 in steps of {scale} from {zero} on")
-
-
-def logistic(network: Network, operator: FileOperator) -> None:
-    _signed(operator, network.value(operator), network.result(operator), 1 / 256, -128)
-    _function(network, operator, lambda x, y: fixed_point.logistic(x.scale, x.zero_point))
-
-
-def tanh(network: Network, operator: FileOperator) -> None:
-    _signed(operator, network.value(operator), network.result(operator), 1 / 128, 0)
-    _function(network, operator, lambda x, y: fixed_point.tanh(x.scale, x.zero_point))
-
-
-def hard_swish(network: Network, operator: FileOperator) -> None:
-    def of(x: Value, y: FileTensor) -> Callable[[np.ndarray], np.ndarray]:
-        return fixed_point.hard_swish(x.scale, x.zero_point, y.scale, y.zero_point)
-
-    _function(network, operator, of)
-
-
-def leaky_relu(network: Network, operator: FileOperator) -> None:
-    alpha = float(operator.options["alpha"])
-
-    def of(x: Value, y: FileTensor) -> Callable[[np.ndarray], np.ndarray]:
-        above, below = x.scale / y.scale, x.scale * alpha / y.scale
-        return fixed_point.leaky(above, below, x.zero_point, y.zero_point)
-
-    _function(network, operator, of)
-
-
-def prelu(network: Network, operator: FileOperator) -> None:
-    x, result, alpha = network.value(operator), network.result(operator), network.constant(operator, 1)
-    check_type(result)
-    if alpha is None or alpha.data is None:
-        raise MalformedError("PRELU has no slopes")
-    check_type(alpha)
-    slopes = alpha.data.reshape(-1).astype(np.int64) - alpha.zero_point
-    if (
-        alpha.data.ndim > len(x.shape)
-        or len(slopes) not in (1, x.shape[-1])
-        or alpha.shape[-1:] not in ((), (len(slopes),))
-    ):
-        raise Refused("PRELU whose slopes differ from pixel to pixel")
-    try:
-        made = [
-            fixed_point.leaky(
-                x.scale / result.scale, x.scale * alpha.scale / result.scale, x.zero_point, result.zero_point, slope
-            )
-            for slope in slopes.tolist()
-        ]
-    except ValueError as error:
-        raise MalformedError(f"PRELU scales by {error}") from error
-    bounds = RANGES[result.dtype]
-    table = np.stack([fixed_point.table(of, *bounds, signed=x.dtype == "int8") for of in made])
-    x = replace(x, source=network.read(x), places=None)
-    network.set(operator, network.mapped(x, table if len(made) > 1 else table[0], result, result.name))
-
-
-# ------------------------------------------------------------------------------------------------- along an axis
-
-
 def softmax(network: Network, operator: FileOperator) -> None:
     x, result = network.value(operator), network.result(operator)
     if x.dtype != result.dtype or (result.scale, result.zero_point) != (1 / 256, RANGES[result.dtype][0]):
@@ -364,86 +203,6 @@ def _inner_axis(shape: Shape, axis: int) -> int | None:
     return 2 if rank == 4 else None
 
 
-# --------------------------------------------------------------------------------------------------------- resizing
-
-
-def resize_bilinear(network: Network, operator: FileOperator) -> None:
-    x, result, size = _resized(network, operator)
-    align, half = (bool(operator.integer(name)) for name in ("align_corners", "half_pixel_centers"))
-    axes = [bilinear(x.shape[1 + axis], size[axis], align=align, half=half) for axis in (0, 1)]
-    less = [int(align and size[axis] > 1) for axis in (0, 1)]
-    whole = all((x.shape[1 + axis] - less[axis]) * 1024 % (size[axis] - less[axis]) == 0 for axis in (0, 1))
-    if x.dtype == "uint8" and (not whole or any((weights * FINE % 1).any() for _, weights in axes)):
-        raise Refused(f"RESIZE_BILINEAR of uint8 with weights that aren't whole parts of {FINE}")
-    kind = Resample(rows=axes[0], columns=axes[1], away=True)
-    _add_resized(network, operator, kind, x, result, size, shift=2 * kind.bits)
-
-
-def bilinear(length: int, wanted: int, *, align: bool, half: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Places and weights, wanted×2; weights are in units of 1/1024, and so is the step from place to place."""
-    step = ((1 << 10) * length + wanted // 2) // wanted
-    if align and wanted > 1:
-        step = ((1 << 10) * (length - 1) + (wanted - 1) // 2) // (wanted - 1)
-    at = step * np.arange(wanted, dtype=np.int64)
-    if half:
-        at = at + step // 2 - (1 << 9)
-    first = np.maximum(at >> 10, 0)
-    second = np.minimum((at + 1023) >> 10, length - 1)
-    first = np.minimum(first, length - 1)
-    part = at - (first << 10)
-    weights = np.stack([1024 - part, part], 1) / 1024
-    return np.stack([first, np.maximum(second, 0)], 1).astype(np.int32), weights
-
-
-def resize_nearest(network: Network, operator: FileOperator) -> None:
-    x, _, size = _resized(network, operator)
-    places = network.places(x)
-    for axis in (0, 1):
-        rows = nearest(
-            x.shape[1 + axis],
-            size[axis],
-            align=bool(operator.integer("align_corners")),
-            half=bool(operator.integer("half_pixel_centers")),
-        )
-        places = taken(places, rows, 1 + axis)
-    network.set(operator, network.moved_to(x, places))
-
-
-def nearest(length: int, wanted: int, *, align: bool, half: bool) -> np.ndarray:
-    """Which pixels are taken, computed in float32."""
-    one = np.float32(1)
-    scale = np.float32(length) / np.float32(wanted)
-    if align and wanted > 1:
-        scale = np.float32(length - 1) / np.float32(wanted - 1)
-    at = (np.arange(wanted, dtype=np.float32) + (one / 2 if half else np.float32(0))) * scale
-    found = np.floor(at + one / 2) if align else np.floor(at)
-    return np.minimum(found.astype(np.int64), length - 1)
-
-
-def _resized(network: Network, operator: FileOperator) -> tuple[Value, FileTensor, tuple[int, int]]:
-    x, result, size = network.value(operator), network.result(operator), network.integers(operator, 1)
-    check_type(result)
-    _same_steps(operator, x, result)
-    if len(x.shape) != 4 or x.shape[0] != 1 or not math.prod(x.shape):
-        raise Refused(f"{operator.kind} of a batch, or not of a map")
-    if len(size) != 2 or min(size) < 1 or size[0] * size[1] * x.shape[3] > 1 << 24:
-        raise MalformedError(f"{operator.kind} makes a map of {size}")
-    return x, result, (size[0], size[1])
-
-
-def _add_resized(
-    network: Network,
-    operator: FileOperator,
-    kind: Operator,
-    x: Value,
-    result: FileTensor,
-    size: tuple[int, int],
-    **more: object,
-) -> None:
-    name = network.node(kind, (network.read(x),), result, result.name, **more)
-    network.result_of(operator, name, (1, *size, x.shape[3]), result)
-
-
 def copied(network: Network, value: Value, name: str, places: np.ndarray) -> str:
     """The name of a layer, never of an input, whose elements are those of the value at these places, 1×C×H×W."""
     found = network.ordered(value, places)
@@ -457,20 +216,7 @@ CONVERTERS = {
     "ADD": add,
     "SUB": subtract,
     "MUL": multiply,
-    "MAX_POOL_2D": max_pool,
-    "AVERAGE_POOL_2D": average_pool,
-    "QUANTIZE": requantise,
-    "RELU": clamp,
-    "RELU_N1_TO_1": clamp,
-    "RELU6": clamp,
-    "LOGISTIC": logistic,
-    "TANH": tanh,
-    "HARD_SWISH": hard_swish,
-    "LEAKY_RELU": leaky_relu,
-    "PRELU": prelu,
     "SOFTMAX": softmax,
     "ARG_MAX": arg_max,
     "CONCATENATION": concatenate,
-    "RESIZE_BILINEAR": resize_bilinear,
-    "RESIZE_NEAREST_NEIGHBOR": resize_nearest,
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tvmflow.integer.network import IntegerNetwork, Port, canonical
-from tvmflow.integer.tflite import moves, plain, state, weighted
+from tvmflow.integer.tflite import functions, moves, plain, pools, resizing, state, weighted
 from tvmflow.integer.tflite.model import FileGraph, FileOperator, read_model
 from tvmflow.integer.tflite.values import Network, Refused, Value, check_batch, plain_name
 from tvmflow.spec import UserError
@@ -17,7 +17,14 @@ from tvmflow.system.untrusted import MalformedError, UnusableFileError
 
 SUFFIX = ".tflite"
 Convert = Callable[[Network, FileOperator], None]
-CONVERTERS: dict[str, Convert] = {**weighted.CONVERTERS, **plain.CONVERTERS, **moves.CONVERTERS}
+CONVERTERS: dict[str, Convert] = {
+    **weighted.CONVERTERS,
+    **pools.CONVERTERS,
+    **plain.CONVERTERS,
+    **functions.CONVERTERS,
+    **resizing.CONVERTERS,
+    **moves.CONVERTERS,
+}
 """What each operator of a file becomes. An operator without a line is refused."""
 
 

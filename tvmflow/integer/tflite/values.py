@@ -266,6 +266,12 @@ def check_batch(shape: Shape) -> None:
         raise Refused(f"an input or output of {_sizes(shape)}, whose first dimension isn't a batch of 1")
 
 
+def check_same_steps(operator: FileOperator, x: Value, result: FileTensor | Value) -> None:
+    """Raises Refused unless what is given has the type, the scale and the zero point of what is read."""
+    if (x.dtype, x.scale, x.zero_point) != (result.dtype, result.scale, result.zero_point):
+        raise Refused(f"{operator.kind} that changes the scale")
+
+
 def check_type(tensor: FileTensor) -> None:
     """Raises Refused for what isn't int8 or uint8."""
     if tensor.dtype not in RANGES:

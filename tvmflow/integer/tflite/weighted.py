@@ -1,4 +1,4 @@
-"""Operators of a file with weights, and means, as layers with weights.
+"""Operators of a file with weights as layers.
 
 A sum of the file is Σ (x − zero point) · w + bias; ours is Σ x · w + b, so that b has the zero points. Borders are
 filled with the zero point: where that isn't 0, by a layer of its own that moves values.
@@ -206,7 +206,7 @@ def layer(
         x, values = _halved(network, x, values, groups)
         source, kind = "", "conv2d"
     count = len(values)
-    _check_channels(operator, count)
+    check_channels(operator, count)
     bias = _bias(network, operator, bias_at, count)
     bias = bias - x.zero_point * values.reshape(count, -1).sum(1, dtype=np.int64)
     if np.abs(bias).max() >= 2**31:
@@ -241,7 +241,8 @@ def layer(
     network.result_of(operator, name, shape, result)
 
 
-def _check_channels(operator: FileOperator, count: int) -> None:
+def check_channels(operator: FileOperator, count: int) -> None:
+    """Raises MalformedError if a layer has no outputs, or too many."""
     if not 0 < count <= MAX_CHANNELS:
         raise MalformedError(f"{operator.kind} has {count:,} outputs for each pixel; there are up to {MAX_CHANNELS:,}")
 
@@ -341,75 +342,9 @@ def transpose_conv(network: Network, operator: FileOperator) -> None:
     layer(network, operator, network.moved_to(x, places), weights, bias_at=3, shape=tuple(wanted))
 
 
-def mean(network: Network, operator: FileOperator) -> None:
-    """An average pool: the sum less the zero points, times 1 ÷ their number in the multiplier."""
-    x, result = network.value(operator), network.result(operator)
-    check_type(result)
-    rank = len(x.shape)
-    given = network.integers(operator, 1)
-    if not given or any(not -rank <= axis < rank for axis in given):
-        raise MalformedError("MEAN has axes that its tensor doesn't have")
-    axes = sorted({axis % rank for axis in given})
-    kept = [axis for axis in range(rank) if axis not in axes]
-    count = math.prod(x.shape[axis] for axis in axes)
-    if not count or not math.prod(x.shape):
-        raise MalformedError("MEAN of nothing")
-    shape = tuple(1 if axis in axes else length for axis, length in enumerate(x.shape))
-    if not operator.integer("keep_dims"):
-        shape = tuple(x.shape[axis] for axis in kept)
-    channels = math.prod(x.shape[axis] for axis in kept)
-    _check_channels(operator, channels)
-    if rank == 4 and axes == [1, 2] and x.shape[0] == 1:
-        source = network.read(x)
-    else:
-        places = network.places(x).transpose(*axes, *kept).reshape(1, count, 1, channels)
-        source = network.read(network.moved_to(x, places))
-    height, width = network.shapes[source][2:]
-    multiplier, shift = mean_factor(x.scale / result.scale, count)
-    name = network.unused(result.name)
-    low, high = RANGES[result.dtype]
-    network.add(
-        IntegerLayer(
-            name=name,
-            modules=(name,),
-            kind="pool",
-            inputs=(source,),
-            weight=np.ones((channels, 1, height, width), np.int8),
-            bias=np.full(channels, -x.zero_point * count, np.int32),
-            groups=channels,
-            multiplier=np.full(channels, multiplier, np.int32),
-            shift=np.full(channels, shift, np.int32),
-            minimum=low,
-            maximum=high,
-            dtype=result.dtype,
-            scale=result.scale,
-            zero_point=result.zero_point,
-            input_shape=network.shapes[source],
-            output_shape=(1, channels, 1, 1),
-        )
-    )
-    made = Value(
-        shape=shape,
-        source=name,
-        places=np.arange(channels, dtype=np.int32).reshape(shape),
-        dtype=result.dtype,
-        scale=result.scale,
-        zero_point=result.zero_point,
-    )
-    network.set(operator, made)
-
-
-def mean_factor(real: float, count: int) -> tuple[int, int]:
-    """`real` ÷ count: the multiplier of `real` is divided, as finely as 64 bits allow, and cut off."""
-    (multiplier,), (shift,) = (array.tolist() for array in factors(np.array([real])))
-    finer = min(count.bit_length() - 1, 32, 31 + shift)
-    return (multiplier << finer) // count, shift - finer
-
-
 CONVERTERS = {
     "CONV_2D": conv_2d,
     "DEPTHWISE_CONV_2D": depthwise_conv_2d,
     "FULLY_CONNECTED": fully_connected,
     "TRANSPOSE_CONV": transpose_conv,
-    "MEAN": mean,
 }
