@@ -1,0 +1,202 @@
+"""Averages, maxima and interpolations of Relax become layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tvmflow.integer import probe
+from tvmflow.integer.draft import Draft
+from tvmflow.integer.network import canonical
+from tvmflow.integer.operators import Gather, MaxPool, Resample
+from tvmflow.integer.views import View, added, order_of, places_of_view, shape_of
+from tvmflow.integer.window import Window
+
+
+def adaptive_average(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
+    return _average(draft, call, reads, (2, 3)) if shape_of(call)[2:] == (1, 1) else None
+
+
+def mean(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
+    rank = len(shape_of(call.args[0]))
+    axes = {int(axis) % rank for axis in call.attrs.axis} if call.attrs.axis is not None else set(range(1, rank))
+    inside = {4: {0: 0, 1: 1, 2: 2, 3: 3}, 3: {0: 0, 1: 1, 2: 3}, 2: {0: 0, 1: 1}}.get(rank)
+    if inside is None:
+        return None
+    found = {inside[axis] for axis in axes} - {0}
+    if found == {1}:
+        return _channel_mean(draft, call, reads)
+    return _average(draft, call, reads, tuple(sorted(found))) if found and 1 not in found else None
+
+
+def _channel_mean(draft: Draft, call: Any, reads: Sequence[Any]) -> View:
+    read = draft.laid(draft.view(reads[0]))
+    channels = draft.shapes[read][1]
+    name = draft.append_weighted(read, kind="conv2d", weight=np.full((1, channels, 1, 1), 1 / channels))
+    return View(layer=name, shape=shape_of(call))
+
+
+def _average(draft: Draft, call: Any, reads: Sequence[Any], axes: Sequence[int]) -> View:
+    """Over whole rows, columns or both."""
+    read = draft.laid(draft.view(reads[0]))
+    _, channels, *size = draft.shapes[read]
+    window = [size[axis - 2] if axis in axes or size[axis - 2] == 1 else 1 for axis in (2, 3)]
+    if window == [1, 1]:
+        return View(layer=read, shape=shape_of(call), sole=draft.views[reads[0]].sole and draft.uses[reads[0]] == 1)
+    whole = window == size
+    name = draft.append_weighted(
+        read,
+        kind="pool" if whole else "conv2d",
+        weight=np.full((channels, 1, *window), 1 / math.prod(window)),
+        stride=(1, 1) if whole else tuple(window),
+        groups=channels,
+    )
+    return View(layer=name, shape=shape_of(call))
+
+
+def average_pool(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
+    view = draft.view(reads[0])
+    window = _window(draft, call, canonical(view.shape)[2:])
+    if window is None:
+        return None
+    counted = bool(call.attrs.count_include_pad) or not any(window.padding)
+    if not counted or not _within(window):
+        axes = [_average_taps(window, axis, include=counted) for axis in (0, 1)]
+        name = draft.append("resample", Resample(rows=axes[0], columns=axes[1]), (draft.laid(view),))
+        return View(layer=name, shape=shape_of(call))
+    read, border = draft.bordered(view)
+    channels, size = draft.shapes[read][1], draft.shapes[read][2:]
+    padding = added(window.padding, border)
+    whole = not any(padding) and window.kernel == size
+    if whole and size == (1, 1):
+        return View(layer=read, shape=shape_of(call), sole=view.sole and draft.uses[reads[0]] == 1)
+    name = draft.append_weighted(
+        read,
+        kind="pool" if whole else "conv2d",
+        weight=np.full((channels, 1, *window.kernel), 1 / math.prod(window.kernel)),
+        stride=(1, 1) if whole else window.stride,
+        padding=padding,
+        dilation=window.dilation,
+        groups=channels,
+    )
+    return View(layer=name, shape=shape_of(call))
+
+
+def largest(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
+    """The largest of each channel, or of each pixel."""
+    shape = shape_of(call)
+    read = draft.laid(draft.view(reads[0]))
+    _, channels, height, width = draft.shapes[read]
+    if math.prod(shape) == channels:
+        size = (height, width)
+    elif math.prod(shape) == height * width:
+        order = order_of(draft.shapes[read]).reshape(channels, -1).T.reshape(1, height * width, channels, 1)
+        read, size = draft.append("gather", Gather(places=order), (read,)), (channels, 1)
+    else:
+        return None
+    operator = MaxPool(window=Window(kernel=size, size=size))
+    name = draft.append("max_pool", operator, (read,))
+    return View(layer=name, shape=shape)
+
+
+def max_pool(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
+    view = draft.view(reads[0])
+    window = _window(draft, call, canonical(view.shape)[2:])
+    if window is None:
+        return None
+    read, border = draft.bordered(view, -math.inf)
+    if any(border):
+        window = replace(
+            window,
+            padding=added(window.padding, border),
+            size=(draft.shapes[read][2], draft.shapes[read][3]),
+        )
+    operator = MaxPool(window=window)
+    if not operator.out_shape(draft.shapes[read]):
+        return None
+    return View(layer=draft.append("max_pool", operator, (read,)), shape=shape_of(call))
+
+
+def _window(draft: Draft, call: Any, size: Sequence[int]) -> Window | None:
+    """Of a pool; borders reach as far as its last windows do."""
+    options = call.attrs
+    if options.layout not in ("NCHW", "NCW"):
+        return None
+    kernel, stride, dilation = (
+        [int(number) for number in numbers] for numbers in (options.pool_size, options.strides, options.dilation)
+    )
+    padding = [int(number) for number in options.padding]
+    if len(kernel) == 1:
+        kernel, stride, dilation = [1, *kernel], [1, *stride], [1, *dilation]
+        padding = [0, padding[0], 0, padding[-1]]
+    out = canonical(shape_of(call))[2:]
+    for axis in (0, 1):
+        reach = (out[axis] - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
+        padding[axis + 2] = max(padding[axis + 2], reach - size[axis] - padding[axis])
+    first = (kernel[0], kernel[1]), (stride[0], stride[1]), (dilation[0], dilation[1])
+    window = Window(
+        kernel=first[0],
+        stride=first[1],
+        dilation=first[2],
+        padding=(padding[0], padding[1], padding[2], padding[3]),
+        size=(size[0], size[1]),
+    )
+    return window if window.out_size() == tuple(out) else None
+
+
+def resampled(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
+    """What our converters of interpolations and averages made: tables of places and weights."""
+    tables = probe.tables_of(draft.module, call)
+    view = draft.view(reads[0])
+    shape = canonical(view.shape)
+    if tables is None or len(view.shape) not in (3, 4):
+        return None
+    own = {2: 2, 3: 3} if len(view.shape) == 4 else {3: 2}
+    if not set(tables) <= set(own.values()):
+        draft.reason = "of channels"
+        return None
+    axes = []
+    for axis in (2, 3):
+        table = tables.get(own[axis]) if axis in own else None
+        axes.append(table or (np.arange(shape[axis], dtype=np.int32)[:, None], np.ones((shape[axis], 1))))
+    if all(places.shape[1] == 1 and (weights == 1).all() for places, weights in axes):
+        rows, columns = (places[:, 0] for places, _ in axes)
+        chosen = places_of_view(view, draft.shapes[view.layer]).reshape(shape)[:, :, rows][..., columns]
+        sole = view.sole and draft.uses[reads[0]] == 1
+        return View(layer=view.layer, shape=shape_of(call), places=chosen, sole=sole)
+    operator = Resample(rows=axes[0], columns=axes[1])
+    return View(layer=draft.append("resample", operator, (draft.laid(view),)), shape=shape_of(call))
+
+
+def _average_taps(window: Window, axis: int, *, include: bool) -> tuple[np.ndarray, np.ndarray]:
+    """What the outputs along an axis read, and how much of each: one over how many there are."""
+    outs, size = window.out_size()[axis], window.size[axis]
+    places = np.zeros((outs, window.kernel[axis]), np.int32)
+    weights = np.zeros((outs, window.kernel[axis]))
+    for out in range(outs):
+        inside = [place for place in window.places(axis, out) if 0 <= place < size]
+        places[out, : len(inside)] = inside
+        weights[out, : len(inside)] = 1 / (window.kernel[axis] if include else max(1, len(inside)))
+    return places, weights
+
+
+def _within(window: Window) -> bool:
+    """Whether the borders are what the network says, and not longer for the last windows."""
+    return window.padding[0] >= window.padding[2] and window.padding[1] >= window.padding[3]
+
+
+CONVERTERS: dict[str, Callable[[Draft, Any, Sequence[Any]], View | None]] = {
+    "mean": mean,
+    "max": largest,
+    "kernel.max": largest,
+    "kernel.amax": largest,
+    "nn.adaptive_avg_pool2d": adaptive_average,
+    "nn.avg_pool1d": average_pool,
+    "nn.avg_pool2d": average_pool,
+    "nn.max_pool1d": max_pool,
+    "nn.max_pool2d": max_pool,
+}
