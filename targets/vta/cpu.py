@@ -124,7 +124,7 @@ def _kernel(work: CpuWork) -> tirx.PrimFunc:
     """The function of each tensor that is read, once, of the result, and of the tables."""
     from tvm.script.ir_builder import tirx as T
 
-    from tvmflow.schedules.nodes import SUMMING, SUMS, Expr, Part, Sums, parts_of, value_of
+    from tvmflow.schedules.nodes import SUMMING, SUMS, Expr, Part, Sums, box_of, parts_of, prepare, value_of
 
     layer, block = work.layer, work.target.block
     read_by = list(dict.fromkeys(layer.inputs))
@@ -140,17 +140,26 @@ def _kernel(work: CpuWork) -> tirx.PrimFunc:
             source = given[f"source{read_by.index(layer.inputs[number])}"]
             return T.Cast("int32", source[c // block, y, x, c % block])
 
+        box = box_of(layer)
         for part in parts_of(layer):
             if part.source is not None and part.source in work.placed:
                 continue
             channels, height, width = part.lengths
 
             def store(c: Expr, y: Expr, x: Expr, part: Part = part) -> None:
-                value = value_of(layer, read, tables, sums, (c, y, x), part.source)
+                value = value_of(layer, read, tables, sums, (c, y, x), part.source, prepared=box is not None)
                 first, top, left = part.start
                 place = [(c + first) // block, y + top, x + left, (c + first) % block]
                 T.buffer_store(given["result"], T.Cast(layer.dtype, value), place)
 
+            if box is not None:
+                counts = [length // own for length, own in zip(part.lengths, box, strict=True)]
+                with T.serial(0, counts[0]) as c, T.serial(0, counts[1]) as y, T.serial(0, counts[2]) as x:
+                    first, top, left = (at * length for at, length in zip((c, y, x), box, strict=True))
+                    prepare(layer, read, tables, sums, (first, top, left))
+                    with T.serial(0, box[1]) as y, T.serial(0, box[2]) as x, T.serial(0, box[0]) as c:
+                        store(first + c, top + y, left + x)
+                continue
             # channels of a tile lie side by side
             whole = channels // block if part.start[0] % block == 0 else 0
             if whole:
