@@ -34,6 +34,10 @@ class Draw:
     def weights(self, *shape: int) -> np.ndarray:
         return self.rng.integers(-127, 128, shape).astype(np.int8)
 
+    def least(self, *shape: int) -> np.ndarray:
+        """Weights with −128 among them, which int8 of ours doesn't have."""
+        return self.rng.choice(np.array([-128, -127, 3, 127], np.int8), shape)
+
     def biases(self, count: int) -> np.ndarray:
         return self.rng.integers(-3000, 3000, count).astype(np.int32)
 
@@ -55,11 +59,13 @@ def convolution(
     per_tensor: bool = False,
     bias: bool = True,
     zero: int | None = None,
+    least: bool = False,
 ) -> Graph:
     graph, size = Graph(), (7, 6)
     x = graph.input((1, *size, 3), draw.scale(), draw.zero() if zero is None else zero)
     outputs, axis = (5, 0) if kind == "CONV_2D" else (3 * multiplier, 3)
-    raw = draw.weights(5, *kernel, 3) if kind == "CONV_2D" else draw.weights(1, *kernel, outputs)
+    weights = draw.least if least else draw.weights
+    raw = weights(5, *kernel, 3) if kind == "CONV_2D" else weights(1, *kernel, outputs)
     scales = draw.scale(-9, -5) if per_tensor else [draw.scale(-9, -5) for _ in range(outputs)]
     given = [x, graph.constant(raw, scales, axis=axis)]
     if bias:
@@ -73,15 +79,17 @@ def convolution(
     return graph
 
 
-def dense(draw: Draw, *, fused: int = 0, rows: int = 1, flat: bool = False) -> Graph:
+def dense(
+    draw: Draw, *, fused: int = 0, rows: int = 1, flat: bool = False, pixels: bool = False, least: bool = False
+) -> Graph:
     graph = Graph()
-    shape = (1, 2, 5, 2) if flat else (1, 10) if rows == 1 else (1, rows, 10)
+    shape = (1, 2, 5, 2) if flat else (1, 10) if rows == 1 else (1, rows // 3, 3, 10) if pixels else (1, rows, 10)
     scale, zero = draw.scale(), draw.zero()
     x, width = graph.input(shape, scale, zero), 20 if flat else 10
     if flat:
         x = graph.result("RESHAPE", [x, graph.constant(np.array([1, 20], np.int32))], (1, 20), scale, zero)
-    weights = graph.constant(draw.weights(6, width), draw.scale(-9, -5))
-    shape = (1, 6) if rows == 1 else (1, rows, 6)
+    weights = graph.constant((draw.least if least else draw.weights)(6, width), draw.scale(-9, -5))
+    shape = (*shape[:-1], 6) if rows > 1 else (1, 6)
     given = [x, weights, -1 if rows > 1 else graph.constant(draw.biases(6), 1e-4)]
     options = {"fused": fused, "keep_num_dims": int(rows > 1)}
     graph.outputs = [graph.result("FULLY_CONNECTED", given, shape, draw.scale(-4, 0), draw.zero(), **options)]
@@ -245,7 +253,11 @@ CASES: dict[str, Callable[[Draw], Graph]] = {
     "depthwise-multiplied": lambda d: convolution(d, "DEPTHWISE_CONV_2D", multiplier=2, stride=(2, 1)),
     **{f"dense-{fused}": lambda d, fused=fused: dense(d, fused=fused) for fused in range(4)},
     "dense-rows": lambda d: dense(d, rows=3),
+    "dense-pixels": lambda d: dense(d, rows=6, pixels=True),
     "dense-flat": lambda d: dense(d, flat=True),
+    "dense-flat-least": lambda d: dense(d, flat=True, least=True),
+    "conv-least": lambda d: convolution(d, "CONV_2D", least=True),
+    "depthwise-least": lambda d: convolution(d, "DEPTHWISE_CONV_2D", least=True),
     **{f"{kind.lower()}": lambda d, kind=kind: both(d, kind) for kind in ("ADD", "SUB", "MUL")},
     "add-channels": lambda d: both(d, "ADD", shape=(1, 1, 1, 5), fused=1),
     "mul-rows": lambda d: both(d, "MUL", shape=(1, 3, 1, 1), fused=3),

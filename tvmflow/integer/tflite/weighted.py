@@ -277,43 +277,25 @@ def fully_connected(network: Network, operator: FileOperator) -> None:
     total = math.prod(x.shape)
     if not total or total % inputs:
         raise MalformedError(f"FULLY_CONNECTED has weights for {inputs} numbers and reads {total}")
-    rows = total // inputs
-    shape = (*x.shape[:-1], outputs) if operator.integer("keep_num_dims") else (rows, outputs)
-    if operator.integer("keep_num_dims") and x.shape[-1] != inputs:
+    rows, keeps = total // inputs, bool(operator.integer("keep_num_dims"))
+    if keeps and x.shape[-1] != inputs:
         raise MalformedError("FULLY_CONNECTED keeps dimensions that its weights don't fit")
+    shape = (*x.shape[:-1], outputs) if keeps else (rows, outputs)
     source, kind, values = "", "conv2d", raw[..., None, None]
     if rows == 1:
         places = network.places(x).reshape(-1)
         whole = network.shapes[x.source]
-        if np.array_equal(np.sort(places), np.arange(math.prod(whole))):
+        if np.abs(raw).max() <= MOST and np.array_equal(np.sort(places), np.arange(math.prod(whole))):
             # all values of a map in some order: the weights take it, as those of a convolution over the whole map
             found = np.empty_like(raw)
             found[:, places] = raw
             source, values = x.source, found.reshape(outputs, *whole[1:])
         x = network.moved_to(x, places.reshape(1, inputs))
         kind = "dense" if values.shape[2:] == (1, 1) else kind
-    elif x.shape[-1] != inputs or x.places is not None:
+    elif not keeps:
         x = network.moved_to(x, network.places(x).reshape(rows, inputs))
-    if operator.integer("keep_num_dims") and rows > 1:
-        made = (rows, outputs)
-        layer(
-            network,
-            operator,
-            x,
-            Weights(values=values, scales=tensor.scales, groups=1),
-            bias_at=2,
-            shape=inside_of(shape, made),
-        )
-        return
     weights = Weights(values=values, scales=tensor.scales, groups=1)
     layer(network, operator, x, weights, bias_at=2, shape=shape, source=source, kind=kind)
-
-
-def inside_of(shape: Shape, made: Shape) -> Shape:
-    """`shape`, if its pixels lie as those of `made` do inside."""
-    if inside(shape) != inside(made):
-        raise Refused("FULLY_CONNECTED over a map that keeps its dimensions")
-    return shape
 
 
 def transpose_conv(network: Network, operator: FileOperator) -> None:
