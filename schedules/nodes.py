@@ -213,7 +213,7 @@ def _narrow(table: np.ndarray) -> np.ndarray:
 def box_of(node: AnyNode) -> Box | None:
     """The lengths of what `prepare` is for; None if each element is computed by itself."""
     operator = node.operator
-    return operator.box(node.output_shape) if isinstance(operator, tuple(PREPARED)) else None
+    return operator.box(node.output_shape) if isinstance(operator, Softmax | LogSoftmax | Normalise) else None
 
 
 def prepare(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, corner: Place) -> None:
