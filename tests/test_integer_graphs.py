@@ -475,6 +475,15 @@ def test_all_that_stands_in_the_way_is_named():
     assert {path for paths in caught.value.operators.values() for path in paths} == {"1", "3"}
 
 
+def test_what_holds_for_finite_numbers_is_taken_for_integers_alone():
+    """PyTorch's attention asks for rows of −∞, which a network in float32 may meet."""
+    function, layers = CASES["attention"]
+    program = from_module(_Function(function, **layers).eval(), "net", "net", [(1, 4, 9, 8)])
+    assert {"matmul", "softmax"} <= {layer.kind for layer in float_graph(program).layers}
+    with pytest.raises(UnsupportedOperatorError, match="can't be compiled: there is no integer form of any"):
+        float_graph(program, "compiled")
+
+
 def test_tied_tensors_have_one_scale():
     torch.manual_seed(2)
     function = lambda s, x: torch.cat((s.loud(x), s.quiet(x)), 1)  # noqa: E731

@@ -19,9 +19,15 @@ from tvmflow.integer.operators import OUTSIDE, Gather, Operator, Shape
 from tvmflow.integer.views import View, inside, order_of, read_by, shape_of
 from tvmflow.spec import Program
 
+QUANTISED = "quantised"
+"""What a network is read for, if it isn't compiled in float32."""
+
 
 class Draft:
-    """What converters of operators work on. `path` is the module whose operator is read, `reason` why it can't be."""
+    """What converters of operators work on. `path` is the module whose operator is read, `reason` why it can't be.
+
+    `finite`: there will be neither NaN nor infinity.
+    """
 
     def __init__(self, module: Any, program: Program, purpose: str) -> None:
         self.module, self.program, self.purpose = module, program, purpose
@@ -37,6 +43,7 @@ class Draft:
         self.values: list[Any] = []
         self.shapes: dict[str, Shape] = {}
         self.path = self.reason = ""
+        self.finite = purpose == QUANTISED
 
     def reads(self, binding: Any) -> list[Any]:
         """The variables that a binding is computed from, each as often as it reads it."""

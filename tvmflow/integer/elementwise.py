@@ -47,9 +47,8 @@ class Elementwise(Draft):
                 self.views[var] = replace(view, sole=True, shape=view.shape)
                 return True
         if not self.fits(call, roots.pop()):
-            spread = self.by_element(name, call, read)
-            if spread is not None:
-                self.views[var] = spread
+            if (made := self.by_element(name, call, read)) is not None:
+                self.views[var] = made
                 return True
             self.reason = "with a constant that differs from pixel to pixel, or with another shape than it reads"
             return False

@@ -624,7 +624,8 @@ def _tabulated(layer: FloatNode, numbers: np.ndarray) -> np.ndarray:
     laid = np.resize(numbers, images * pixels).reshape(images, 1, height, width)
     found = operator.real(np.broadcast_to(laid, (images, channels, height, width)))
     rows = found.transpose(1, 0, 2, 3).reshape(channels, -1)[:, : len(numbers)].astype(np.float64)
-    rows = np.nan_to_num(rows).clip(layer.low, layer.high)
+    largest = float(np.finfo(np.float32).max)
+    rows = np.nan_to_num(rows, posinf=largest, neginf=-largest).clip(layer.low, layer.high)
     return rows[0] if (rows == rows[:1]).all() else rows
 
 

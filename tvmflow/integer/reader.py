@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from tvmflow.integer import finite, normalisations, pools, probe, together, weighted
+from tvmflow.integer.draft import QUANTISED
 from tvmflow.integer.elementwise import Elementwise
 from tvmflow.integer.graph import AnyFloatLayer, FloatGraph
 from tvmflow.integer.network import Port, canonical
@@ -35,7 +36,7 @@ REFUSED = {
 """Of operators that can be taken: how those are that can't."""
 
 
-def float_graph(program: Program, purpose: str = "quantised") -> FloatGraph:
+def float_graph(program: Program, purpose: str = QUANTISED) -> FloatGraph:
     """The layers of an imported network. Raises UnsupportedOperatorError, UserError: why it can't be `purpose`.
 
     What was found of the last network is kept: quantising and estimates ask several times.
@@ -113,7 +114,8 @@ class _Reader(Elementwise):
         for binding in bindings:
             if isinstance(binding.value, relax.Var):
                 self.same[binding.var] = self.resolved(binding.value)
-        self.same |= finite.chosen(bindings, self.resolved)
+        if self.finite:
+            self.same |= finite.chosen(bindings, self.resolved)
         self.normal = normalisations.find(bindings, self.resolved)
         instead = self.same | {var: found.source for var, found in self.normal.items()}
         bindings = [binding for binding in _live(bindings, result, instead) if binding.var not in self.same]

@@ -31,11 +31,12 @@ def concat(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
     fields = getattr(call.args[0], "fields", None)
     if not place or fields is None:
         return None
+    arrays = [constant_of(field) for field in fields]
+    if not draft.finite and any(array is not None for array in arrays):
+        return None
     inputs = tuple(
-        draft.laid(draft.view(draft.resolved(field)))
-        if (array := constant_of(field)) is None
-        else _constant(draft, array)
-        for field in fields
+        draft.laid(draft.view(draft.resolved(field))) if array is None else _constant(draft, array)
+        for field, array in zip(fields, arrays, strict=True)
     )
     if len(inputs) == 1:
         return View(layer=inputs[0], shape=shape_of(call))
@@ -43,7 +44,7 @@ def concat(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
 
 
 def _constant(draft: Draft, array: np.ndarray) -> str:
-    """A tensor that is the same for all inputs: biases of a layer whose weights are 0."""
+    """A tensor that is the same for all finite inputs: biases of a layer whose weights are 0."""
     first = next(iter(draft.shapes))
     one = draft.append("gather", Gather(places=np.zeros((1, 1, 1, 1), np.int32)), (first,))
     weight = np.zeros((array.size, 1, 1, 1))
