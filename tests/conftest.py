@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+# What PyTorch and others compute here is too small for a second thread, which would spin as long as it waits, on a core
+# that other tests have use for. TVM would take the same variable for the threads of kernels: it keeps its own number.
+os.environ.setdefault("TVM_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 INSTALL = "tools/install-system-packages.sh --tests"
 skipped: list[str] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import data_sets
@@ -23,17 +22,6 @@ def bundle(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("evaluate") / "net"
     build(import_model("dilated-net"), TARGETS["host"], out, verify=False)  # which the tests do
     return out
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """PyTorch's second thread would spin as long as it waits, on a core that other tests have use for."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

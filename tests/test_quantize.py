@@ -32,15 +32,6 @@ from tvmflow.spec import UnsupportedOperatorError, UserError, VerificationError
 METHOD = Method(count=30)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Networks as small as these only lose by waiting for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class _Mixed(nn.Module):
     """What a chain may have: biases, groups, functions, a linear layer on whole maps and one after it."""
 
