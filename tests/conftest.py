@@ -31,8 +31,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 INSTALL = "tools/install-system-packages.sh --tests"
 skipped: list[str] = []
-ON_THE_EMULATED_BOARD = ("test_emulated_board.py", "test_walkthrough.py", "test_on_an_emulated_board")
-"""What the names of tests that ask for `emulated` have in them: it takes a minute or two to install."""
+TOGETHER = {
+    # who asks for `emulated`, which takes a minute or two to install
+    "emulated": ("test_emulated_board.py", "test_walkthrough.py", "test_on_an_emulated_board"),
+    # what tests/imported.py imports and quantises
+    "strangers": ("test_strangers.py", "test_networks_of_strangers"),
+}
+"""Groups of tests that aren't those of one file, and what the names of their tests have in them."""
 SECONDS = {
     "test_schedules": 160,
     "test_passes": 150,
@@ -101,16 +106,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if {"board", "emulated", "browser"} & asked_for:
             item.add_marker("packages")
         if ("emulated" in asked_for) != (group(item.nodeid) == "emulated"):
-            raise pytest.UsageError(
-                f"{item.nodeid}: ON_THE_EMULATED_BOARD of conftest.py names who asks for `emulated`"
-            )
+            raise pytest.UsageError(f"{item.nodeid}: TOGETHER of conftest.py names who asks for `emulated`")
     if hasattr(config, "workerinput"):  # pytest-xdist's; alone, files are run in the order of their names
         items.sort(key=lambda item: SECONDS.get(group(item.nodeid), 0), reverse=True)
 
 
 def group(nodeid: str) -> str:
-    """Tests of a group are run by one process: a file's share what they build, and others the one emulated board."""
-    return "emulated" if any(name in nodeid for name in ON_THE_EMULATED_BOARD) else Path(nodeid.partition("::")[0]).stem
+    """Tests of a group are run by one process: a file's share what they build, and those of `TOGETHER` as well."""
+    found = (name for name, parts in TOGETHER.items() if any(part in nodeid for part in parts))
+    return next(found, Path(nodeid.partition("::")[0]).stem)
 
 
 @pytest.fixture(autouse=True)

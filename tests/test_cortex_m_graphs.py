@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import needs_commands
+from imported import quantised_stranger
 from integer_graphs import random_graph, random_inputs, together
-from strangers import STRANGERS
 from torch import nn
 from torch.nn import functional
 
@@ -23,11 +23,9 @@ from tvmflow.integer.frontend import integer_program
 from tvmflow.integer.layers import SOFTMAX_SCALE, IntegerLayer, IntegerNode
 from tvmflow.integer.network import IntegerNetwork, Port
 from tvmflow.integer.operators import OUTSIDE, Concat, Function, Gather, MaxPool, Product, Resample, Softmax, Sum
-from tvmflow.integer.post_training import Method, quantize
-from tvmflow.integer.reader import float_graph
 from tvmflow.integer.window import Window
 from tvmflow.network.agreement import compare
-from tvmflow.network.frontend import from_module, import_model, parse_input_shape
+from tvmflow.network.frontend import from_module
 from tvmflow.pipeline import run_stages
 from tvmflow.spec import UnsupportedOperatorError
 from tvmflow.system.toolchain import link, select_linker, tvm_target_dict
@@ -463,18 +461,8 @@ def test_what_takes_a_c_library_is_refused_before_any_work(tmp_path):
 # ------------------------------------------------------------------------------------------------- whole networks
 
 
-def quantised(name: str) -> IntegerNetwork:
-    shapes = STRANGERS[name].shapes
-    program = import_model(f"strangers:{name}", [parse_input_shape("x".join(map(str, shape))) for shape in shapes])
-    rng = np.random.default_rng(1)
-    inputs = tuple(rng.standard_normal((16, *spec.shape[1:])).astype(np.float32) for spec in program.inputs)
-    made = quantize(float_graph(program), inputs, "per-channel", Method(count=16))
-    ports = {"inputs": made.inputs, "outputs": made.outputs}
-    return IntegerNetwork(name=name, scheme="per-channel", layers=made.layers, **ports)
-
-
 @pytest.mark.usefixtures("qemu")
 @pytest.mark.parametrize("name", ["fusion", "squeezenet", "shufflenet_v2", "tcn"])
 def test_networks_of_strangers(tmp_path, name):
-    bundle = build(integer_program(quantised(name)), TARGETS["mps3-an547"], tmp_path / "bundle")
+    bundle = build(integer_program(quantised_stranger(name, "per-channel")), TARGETS["mps3-an547"], tmp_path / "bundle")
     assert bundle.manifest["verify"]["passed"] is True
