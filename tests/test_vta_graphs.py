@@ -56,7 +56,7 @@ SMALL = Config(log_block=3, log_inp_buffer=11, log_wgt_buffer=13, log_acc_buffer
 """Blocks of 8, and buffers in which next to nothing fits."""
 
 SEED = int(os.environ.get("TVMFLOW_VTA_SEED", "0"))
-GRAPHS = int(os.environ.get("TVMFLOW_GRAPHS", "100"))
+GRAPHS = int(os.environ.get("TVMFLOW_GRAPHS", "200"))
 
 
 def drawing(*shapes: tuple[int, int, int], seed: int = 0, block: int = 16) -> tuple[Drawing, list[str]]:
