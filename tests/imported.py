@@ -14,9 +14,6 @@ from tvmflow.models import int8
 from tvmflow.network.frontend import from_module, import_model
 from tvmflow.spec import Program
 
-COUNTS: dict[Scheme, tuple[int, int]] = {"per-channel": (24, 8), "power-of-two": (8, 4)}
-"""Inputs that calibrate, and that are checked on: more where a test says how near the result has to be."""
-
 registered = functools.cache(import_model)
 """A network of the registry by its name."""
 
@@ -30,15 +27,16 @@ def stranger(name: str) -> Program:
 
 @functools.cache
 def quantised_stranger(name: str, scheme: Scheme) -> IntegerNetwork:
-    """The same in int8."""
-    return quantised(stranger(name), scheme)
+    """The same in int8. In powers of two no test says how near it has to be."""
+    return quantised(stranger(name), scheme, *((8, 4) if scheme == "power-of-two" else ()))
 
 
-def quantised(program: Program, scheme: Scheme) -> IntegerNetwork:
-    """A network in int8, on inputs that are noise."""
-    rng, count = np.random.default_rng(0), COUNTS[scheme]
+def quantised(program: Program, scheme: Scheme, count: int = 24, checked: int = 8) -> IntegerNetwork:
+    """A network in int8: `count` inputs of noise calibrate, on `checked` others it is compared."""
+    rng = np.random.default_rng(0)
     calibration, others = (
-        tuple(rng.standard_normal((number, *spec.shape[1:]), np.float32) for spec in program.inputs) for number in count
+        tuple(rng.standard_normal((number, *spec.shape[1:]), np.float32) for spec in program.inputs)
+        for number in (count, checked)
     )
     examples = int8.Examples(calibration=calibration, others=others, facts={})
-    return int8.make(program, examples, scheme, Method(count=count[0]))
+    return int8.make(program, examples, scheme, Method(count=count))

@@ -117,11 +117,12 @@ def test_other_instructions_of_this_computer_are_exact(kind, tmp_path):
 
 
 def test_threads_share_loops_without_harm(tmp_path, monkeypatch):
-    """Networks this small are given one thread by default."""
+    """Networks this small are given one thread by default, and so is every network where there are two cores."""
     from tvmflow.schedules.cpu.integer import convolution, depthwise
 
     for rule in (convolution, depthwise):
         monkeypatch.setattr(rule, "worth_threads", lambda macs, target: True)
+    monkeypatch.setenv("TVM_NUM_THREADS", "2")
     check(NETWORKS["odd"], HOST, tmp_path)
 
 
