@@ -35,7 +35,7 @@ TOGETHER = {
     # who asks for `emulated`, which takes a minute or two to install
     "emulated": ("test_emulated_board.py", "test_walkthrough.py", "test_on_an_emulated_board"),
     # what tests/imported.py imports and quantises
-    "strangers": ("test_strangers.py", "test_networks_of_strangers"),
+    "strangers": ("test_strangers.py", "test_strangers_are_exact", "test_networks_of_strangers"),
 }
 """Groups of tests that aren't those of one file, and what the names of their tests have in them."""
 SECONDS = {

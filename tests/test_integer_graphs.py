@@ -397,7 +397,7 @@ BARS = (
 
 
 @pytest.mark.parametrize("name", BARS)
-def test_networks_of_strangers_are_exact(name, tmp_path):
+def test_strangers_are_exact(name, tmp_path):
     network = quantised_stranger(name, "per-channel")
     assert network.facts["output_sqnr_db"] > 25
     program = integer_program(network)
