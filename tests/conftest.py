@@ -24,32 +24,57 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+# What PyTorch and others compute here is too small for a second thread, which would spin as long as it waits, on a core
+# that other tests have use for. TVM would take the same variable for the threads of kernels: it keeps its own number.
+os.environ.setdefault("TVM_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 INSTALL = "tools/install-system-packages.sh --tests"
 skipped: list[str] = []
-ON_THE_EMULATED_BOARD = ("test_emulated_board.py", "test_walkthrough.py", "test_on_an_emulated_board")
-"""What the names of tests that ask for `emulated` have in them: it takes a minute or two to install."""
+TOGETHER = {
+    # who asks for `emulated`, which takes a minute or two to install
+    "emulated": ("test_emulated_board.py", "test_walkthrough.py", "test_on_an_emulated_board"),
+    # what tests/imported.py imports and quantises
+    "strangers": ("test_strangers.py", "test_strangers_are_exact", "test_networks_of_strangers"),
+}
+"""Groups of tests that aren't those of one file, and what the names of their tests have in them."""
 SECONDS = {
-    "test_schedules": 160,
-    "test_passes": 150,
-    "test_operators": 150,
-    "test_evaluate": 120,
+    "test_schedules": 150,
+    "test_operators": 120,
+    "strangers": 120,
+    "test_passes": 110,
     "emulated": 110,
-    "test_deploy": 100,
-    "test_serve": 120,
-    "test_tune": 110,
-    "test_vta_graphs": 100,
-    "test_tflite": 60,
+    "test_serve": 100,
+    "test_tune": 90,
+    "test_deploy": 90,
     "test_cli": 80,
-    "test_tune_remote": 50,
-    "test_bundle": 50,
-    "test_tutorial": 50,
+    "test_cortex_m": 60,
+    "test_children": 60,
+    "test_integer_graphs": 60,
+    "test_tflite": 60,
+    "test_onnx": 55,
+    "test_cortex_m_graphs": 50,
+    "test_integer_kernels": 50,
+    "test_vta_graphs": 50,
     "test_fuzz": 50,
-    "test_hostile_networks": 50,
-    "test_cortex_m": 50,
-    "test_interface": 40,
-    "test_tune_transfer": 30,
+    "test_tune_remote": 50,
+    "test_evaluate": 45,
+    "test_cuda_schedules": 40,
+    "test_cuda_operators": 40,
+    "test_cuda_build": 40,
+    "test_interface": 35,
+    "test_cuda_tune": 35,
+    "test_untrusted": 35,
+    "test_emulate": 30,
+    "test_tutorial": 30,
     "test_package": 30,
+    "test_quantize": 25,
+    "test_exact_floats": 25,
+    "test_bare": 25,
+    "test_bundle": 25,
+    "test_tune_transfer": 20,
+    "test_cuda_integer": 20,
+    "test_hostile_networks": 20,
 }
 """What the longest groups of tests take, about: they are begun in this order, so that none is left alone at the end."""
 
@@ -98,16 +123,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if {"board", "emulated", "browser"} & asked_for:
             item.add_marker("packages")
         if ("emulated" in asked_for) != (group(item.nodeid) == "emulated"):
-            raise pytest.UsageError(
-                f"{item.nodeid}: ON_THE_EMULATED_BOARD of conftest.py names who asks for `emulated`"
-            )
+            raise pytest.UsageError(f"{item.nodeid}: TOGETHER of conftest.py names who asks for `emulated`")
     if hasattr(config, "workerinput"):  # pytest-xdist's; alone, files are run in the order of their names
         items.sort(key=lambda item: SECONDS.get(group(item.nodeid), 0), reverse=True)
 
 
 def group(nodeid: str) -> str:
-    """Tests of a group are run by one process: a file's share what they build, and others the one emulated board."""
-    return "emulated" if any(name in nodeid for name in ON_THE_EMULATED_BOARD) else Path(nodeid.partition("::")[0]).stem
+    """Tests of a group are run by one process: a file's share what they build, and those of `TOGETHER` as well."""
+    found = (name for name, parts in TOGETHER.items() if any(part in nodeid for part in parts))
+    return next(found, Path(nodeid.partition("::")[0]).stem)
 
 
 @pytest.fixture(autouse=True)

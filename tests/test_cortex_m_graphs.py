@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import needs_commands
+from imported import quantised_stranger
 from integer_graphs import random_graph, random_inputs, together
-from strangers import STRANGERS
 from torch import nn
 from torch.nn import functional
 
@@ -23,11 +23,9 @@ from tvmflow.integer.frontend import integer_program
 from tvmflow.integer.layers import SOFTMAX_SCALE, IntegerLayer, IntegerNode
 from tvmflow.integer.network import IntegerNetwork, Port
 from tvmflow.integer.operators import OUTSIDE, Concat, Function, Gather, MaxPool, Product, Resample, Softmax, Sum
-from tvmflow.integer.post_training import Method, quantize
-from tvmflow.integer.reader import float_graph
 from tvmflow.integer.window import Window
 from tvmflow.network.agreement import compare
-from tvmflow.network.frontend import from_module, import_model, parse_input_shape
+from tvmflow.network.frontend import from_module
 from tvmflow.pipeline import run_stages
 from tvmflow.spec import UnsupportedOperatorError
 from tvmflow.system.toolchain import link, select_linker, tvm_target_dict
@@ -42,8 +40,8 @@ pytestmark = pytest.mark.packages
 EMULATED = ["mps2-an500", "mps3-an547"]
 M7 = TARGETS["mps2-an500"]
 PLAIN = replace(M7, facts=replace(M7.facts, core="plain"))
-GRAPHS = int(os.environ.get("TVMFLOW_GRAPHS", "120"))
-"""Random graphs of each scheme that are compared as C on this computer; under emulation a quarter of them."""
+GRAPHS = int(os.environ.get("TVMFLOW_GRAPHS", "60"))
+"""Random graphs of each scheme that are compared as C on this computer; under emulation half of them."""
 TOGETHER = 30
 """Graphs that are one network, so that they are compiled once."""
 
@@ -302,7 +300,7 @@ def test_random_graphs_in_portable_c(tmp_path, scheme, first):
 @pytest.mark.parametrize("board", EMULATED)
 @pytest.mark.parametrize("scheme", ["per-channel", "power-of-two"])
 def test_random_graphs_under_emulation(tmp_path, board, scheme):
-    given = drawn(scheme, 1000, GRAPHS // 4)
+    given = drawn(scheme, 1000, GRAPHS // 2)
     inputs, expected = vectors_of(given)
     assert_same(emulated(integer_program(given), TARGETS[board], tmp_path, inputs).outputs, expected)
 
@@ -427,21 +425,33 @@ def test_float32_graphs_in_portable_c(blocks, tmp_path):
     assert verdict["passed"] is True, verdict
 
 
+LIMITS = ((-0.25, 0.5), (0.125, 0.5), (-0.5, -0.125), (-0.1, 0.0), (0.0, math.inf))
+
+
 @pytest.mark.usefixtures("qemu")
-@pytest.mark.parametrize("limits", [(-0.25, 0.5), (0.125, 0.5), (-0.5, -0.125), (-0.1, 0.0), (0.0, math.inf)])
-def test_limits_keep_nan(tmp_path, limits):
+def test_limits_keep_nan(tmp_path):
     """In vectors and in scalars of the core whose comparisons can't be trusted with it."""
 
     class Limited(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, limits: tuple[float, float]) -> None:
             super().__init__()
+            self.limits = limits
             self.whole, self.alone, self.out = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 4, 8)
 
         def forward(self, x):
             found = self.whole(x), self.alone(x), self.out(x), x + x[:, :1]
-            return tuple(value.clamp(*limits) for value in found)
+            return tuple(value.clamp(*self.limits) for value in found)
 
-    program = from_module(Limited().eval(), "limited", "limited", [(1, 3, 8, 8)])
+    class Each(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(map(Limited, LIMITS))
+
+        def forward(self, x):
+            return tuple(value for part in self.parts for value in part(x))
+
+    program = from_module(Each().eval(), "limited", "limited", [(1, 3, 8, 8)])
+    assert len(program.outputs) == 4 * len(LIMITS)
     bundle = build(program, compute_in(TARGETS["mps3-an547"], "float32"), tmp_path / "bundle")
     assert {"nan", "infinite"} <= {vector["name"] for vector in bundle.manifest["verify"]["vectors"]}
 
@@ -463,18 +473,8 @@ def test_what_takes_a_c_library_is_refused_before_any_work(tmp_path):
 # ------------------------------------------------------------------------------------------------- whole networks
 
 
-def quantised(name: str) -> IntegerNetwork:
-    shapes = STRANGERS[name].shapes
-    program = import_model(f"strangers:{name}", [parse_input_shape("x".join(map(str, shape))) for shape in shapes])
-    rng = np.random.default_rng(1)
-    inputs = tuple(rng.standard_normal((16, *spec.shape[1:])).astype(np.float32) for spec in program.inputs)
-    made = quantize(float_graph(program), inputs, "per-channel", Method(count=16))
-    ports = {"inputs": made.inputs, "outputs": made.outputs}
-    return IntegerNetwork(name=name, scheme="per-channel", layers=made.layers, **ports)
-
-
 @pytest.mark.usefixtures("qemu")
 @pytest.mark.parametrize("name", ["fusion", "squeezenet", "shufflenet_v2", "tcn"])
 def test_networks_of_strangers(tmp_path, name):
-    bundle = build(integer_program(quantised(name)), TARGETS["mps3-an547"], tmp_path / "bundle")
+    bundle = build(integer_program(quantised_stranger(name, "per-channel")), TARGETS["mps3-an547"], tmp_path / "bundle")
     assert bundle.manifest["verify"]["passed"] is True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from compiling import compiled
 from conftest import needs_emulator
+from imported import registered
 
 from tvmflow import targets
 from tvmflow.bundles.build import build
@@ -75,7 +76,7 @@ def test_networks(name, shapes, tmp_path):
 
 def test_the_papers_network_is_narrow():
     """All but its logits and the three channels of its first depthwise layers, whose kernel writes vectors out."""
-    program = run_stages(import_model("dilated-net"), BOARD)
+    program = run_stages(registered("dilated-net"), BOARD)
     script = program.module.script(show_meta=False)
     wide = [line for line in script.splitlines() if 'dtype="float32"' in line and "alloc_tensor" in line]
     assert all("(1, 10)" in line or "(1, 3, 32, 32)" in line for line in wide)

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from imported import registered
 from onnx import TensorProto, helper, numpy_helper
 
 from tvmflow.bundles.build import build
@@ -41,7 +42,7 @@ def test_input_shape_is_refused(text):
 
 
 def test_registry_name():
-    program = import_model("dilated-net")
+    program = registered("dilated-net")
     assert program.parameters == 3_141_152
     assert [spec.shape for spec in program.inputs] == [(1, 3, 32, 32)]
     assert len(program.labels) == 10

@@ -21,12 +21,12 @@ from tvmflow.spec import UserError
 from tvmflow.system.untrusted import shortened
 
 SEED = int(os.environ.get("TVMFLOW_FUZZ_SEED", "0"))
-INPUTS, SECONDS = 2000, 1.5
+INPUTS, SECONDS = 2000, 0.75
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if name not in SLOW])
 def test_readers(name):
-    """Up to 2,000 inputs a reader, as far as a second or two goes."""
+    """Up to 2,000 inputs a reader, as far as a second goes."""
     reader = READERS[name]
     outcomes = list(fuzz(reader, reader.corpus(), SEED, range(INPUTS), seconds=SECONDS))
     print(f"{len(outcomes)} inputs of {name}, seed {SEED}")

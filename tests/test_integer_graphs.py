@@ -15,6 +15,7 @@ import pytest
 import torch
 from compiling import compiled
 from conftest import needs_emulator
+from imported import quantised, quantised_stranger
 from integer_graphs import KINDS as DRAWN
 from integer_graphs import RESIDUAL, random_graph, random_inputs, together
 from onnx import helper, numpy_helper
@@ -48,10 +49,9 @@ from tvmflow.integer.operators import (
 from tvmflow.integer.post_training import Method, logarithms, normalised, quantize
 from tvmflow.integer.reader import float_graph
 from tvmflow.integer.reference import REFERENCES, run_layer
-from tvmflow.models import int8
 from tvmflow.network.frontend import from_module, import_model
 from tvmflow.schedules.nodes import VALUES
-from tvmflow.spec import UnsupportedOperatorError, UserError
+from tvmflow.spec import Program, UnsupportedOperatorError, UserError
 from tvmflow.targets import TARGETS, compute_in
 from tvmflow.targets.kind import verify_library
 
@@ -255,7 +255,7 @@ def test_random_graphs_on_the_stand_in(tmp_path):
 
 
 def read(network: nn.Module, *shapes: tuple[int, ...]) -> FloatGraph:
-    return float_graph(from_module(network.eval(), "net", "net", list(shapes)))
+    return float_graph(imported(network, *shapes))
 
 
 class _Function(nn.Module):
@@ -360,26 +360,23 @@ CASES = {
 """What networks are made of: as PyTorch has it, on 1×4×9×8."""
 
 
-def quantised(network: nn.Module, scheme: str, *shapes: tuple[int, ...]) -> IntegerNetwork:
-    rng = np.random.default_rng(0)
-    program = from_module(network.eval(), "net", "net", list(shapes))
-    examples = int8.Examples(
-        calibration=tuple(rng.standard_normal((24, *shape[1:]), np.float32) for shape in shapes),
-        others=tuple(rng.standard_normal((8, *shape[1:]), np.float32) for shape in shapes),
-        facts={},
-    )
-    return int8.make(program, examples, scheme, METHOD)
+def imported(network: nn.Module, *shapes: tuple[int, ...]) -> Program:
+    return from_module(network.eval(), "net", "net", list(shapes))
+
+
+@functools.cache
+def imported_case(name: str) -> Program:
+    function, layers = CASES[name]
+    return imported(_Function(function, **layers), (1, 4, 9, 8))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", CASES)
 def test_networks_are_read_and_quantised(name, scheme):
-    torch.manual_seed(1)
-    function, layers = CASES[name]
-    network = quantised(_Function(function, **layers), scheme, (1, 4, 9, 8))
+    network = quantised(imported_case(name), scheme)
     assert network.facts["output_sqnr_db"] > 22
     named = {path.partition(".")[0] for layer in network.layers for path in layer.modules}
-    assert {name for name, layer in layers.items() if isinstance(layer, nn.Module)} <= named
+    assert {name for name, layer in CASES[name][1].items() if isinstance(layer, nn.Module)} <= named
 
 
 @pytest.mark.parametrize("name", ["shufflenet_v2", "erfnet", "deeplab"])
@@ -491,7 +488,7 @@ def test_tied_tensors_have_one_scale():
         layers = {"loud": nn.Conv2d(3, 4, 1), "quiet": nn.Conv2d(3, 4, 1)}
         with torch.no_grad():
             layers["quiet"].weight *= 0.01
-        network = quantised(_Function(function, **layers), scheme, (1, 3, 6, 6))
+        network = quantised(imported(_Function(function, **layers), (1, 3, 6, 6)), scheme)
         joined = network.by_name[network.outputs[0].source]
         assert {network.by_name[name].scale for name in joined.inputs} == {joined.scale}
 
@@ -499,7 +496,7 @@ def test_tied_tensors_have_one_scale():
 def test_powers_of_two_add_up_by_shifts():
     torch.manual_seed(2)
     function, layers = CASES["residual"]
-    network = quantised(_Function(function, **layers), "power-of-two", (1, 4, 6, 6))
+    network = quantised(imported(_Function(function, **layers), (1, 4, 6, 6)), "power-of-two")
     (added,) = (layer for layer in network.layers if layer.kind == "add")
     assert all(factor & (factor - 1) == 0 for factor in added.factors.tolist())
 
@@ -548,14 +545,8 @@ BARS = (
 """Networks of each kind that users bring, narrow."""
 
 
-@functools.cache
-def stranger_in_int8(name: str) -> IntegerNetwork:
-    """Quantised once for all boards."""
-    return quantised(STRANGERS[name].make(), "per-channel", *STRANGERS[name].shapes)
-
-
 def check_stranger(name: str, board: str, folder: Path) -> None:
-    program = integer_program(stranger_in_int8(name))
+    program = integer_program(quantised_stranger(name, "per-channel"))
     bundle = build(program, compute_in(TARGETS[board], "int8"), folder / "bundle")
     assert bundle.manifest["verify"]["passed"], bundle.manifest["verify"]
     assert bundle.manifest["verify"]["max_abs_error"] == 0
@@ -563,7 +554,7 @@ def check_stranger(name: str, board: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", BARS)
 def test_strangers_are_exact(name, tmp_path):
-    network = stranger_in_int8(name)
+    network = quantised_stranger(name, "per-channel")
     assert network.facts["output_sqnr_db"] > 25
     program = integer_program(network)
     library = compiled(program, HOST, tmp_path).library

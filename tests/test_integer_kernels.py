@@ -124,11 +124,12 @@ def test_other_instructions_of_this_computer_are_exact(kind, tmp_path):
 
 
 def test_threads_share_loops_without_harm(tmp_path, monkeypatch):
-    """Networks this small are given one thread by default."""
+    """Networks this small are given one thread by default, and so is every network where there are two cores."""
     from tvmflow.schedules.cpu.integer import convolution, depthwise, depthwise_dots
 
     for rule in (convolution, depthwise, depthwise_dots):
         monkeypatch.setattr(rule, "worth_threads", lambda macs, target: True)
+    monkeypatch.setenv("TVM_NUM_THREADS", "2")
     for name in ("odd", "alone"):
         check(NETWORKS[name], HOST, tmp_path)
 

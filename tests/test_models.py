@@ -148,10 +148,11 @@ def test_widths_and_strides_have_to_match():
 @pytest.mark.parametrize(
     ("stride", "dilation", "size"), [(1, 1, (9, 7)), (1, 5, (9, 7)), (2, 1, (9, 7)), (1, 5, (3, 4)), (2, 3, (8, 8))]
 )
-def test_fast_depthwise_is_the_same_function(stride, dilation, size):
-    """Training's own depthwise layer against PyTorch's, forwards and backwards."""
+def test_fast_depthwise_is_the_same_function(stride, dilation, size, monkeypatch):
+    """Training's own depthwise layer against PyTorch's, forwards and backwards, by two threads."""
     from tvmflow.models.depthwise import use_fast_depthwise
 
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     torch.manual_seed(0)
     options = {"stride": stride, "padding": dilation, "dilation": dilation, "groups": 6, "bias": False}
     slow = nn.Sequential(nn.Conv2d(6, 6, 3, **options))

@@ -691,15 +691,6 @@ def faults(case: Case, network: nn.Module, kind: str, ours: list[np.ndarray]) ->
     return [f"output {number} on {kind}: {text}" for number, text in enumerate(found) if text]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Networks as small as these only lose by waiting for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("group", CASES)
 def test_operators_answer_as_pytorch(group: str) -> None:
     torch.manual_seed(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import tvm
+from imported import registered
 from torch import nn
 from tvm import relax
 from tvm.script import ir as I
@@ -31,9 +31,6 @@ from tvmflow.targets.cpu.passes.fuse_depthwise import fuse_depthwise
 HOST = replace(TARGETS["host"], cpu=replace(TARGETS["host"].cpu, cores=4))
 NARROW = replace(HOST, tvm={**HOST.tvm, "mcpu": "x86-64"})
 RANDOM = np.random.default_rng(0)
-
-imported = functools.cache(import_model)
-"""A network of the registry, which passes don't change, imported once."""
 
 
 class Graph:
@@ -339,7 +336,7 @@ def test_fold_scales_before_and_after():
 @pytest.mark.parametrize("name", [name for name, board in TARGETS.items() if board.kind in ("llvm", "arm_cpu")])
 def test_the_papers_network_on_every_cpu(name):
     """Every convolution is served, those that scale are gone, the pairs are one kernel, and nothing is forgotten."""
-    program = scheduled(imported("dilated-net"), TARGETS[name])
+    program = scheduled(registered("dilated-net"), TARGETS[name])
     assert sum(layer.macs for layer in program.layers) == 84_058_112
     named = {name for layer in program.layers for name in layer.modules}
     assert {f"joint.{number}.{part}" for number in range(9) for part in ("dilated", "depthwise", "pointwise")} <= named
@@ -365,7 +362,7 @@ def test_weights_of_few_rows_are_turned_round(rows, rule):
 
 @pytest.mark.parametrize("name", ["mobilenet-v1", "squeezenet", "small-vgg", "networks:inception"])
 def test_other_networks_stay_right(name):
-    program = import_model(name, [parse_input_shape("1x3x10x10")] if ":" in name else [])
+    program = import_model(name, [parse_input_shape("1x3x10x10")]) if ":" in name else registered(name)
     compiled = run_stages(program, HOST)
     library = tvm.relax.build(compiled.module, tvm.target.Target(tvm_target_dict(HOST)), relax_pipeline=None)
     main = relax.VirtualMachine(library, tvm.cpu())["main"]
@@ -380,7 +377,7 @@ def test_other_networks_stay_right(name):
 
 
 def test_packing_changes_no_weight():
-    program = run_stages(imported("dilated-net"), HOST)
+    program = run_stages(registered("dilated-net"), HOST)
     plain = sum(parameter.numel() for parameter in MODELS["dilated-net"]().parameters())
     scales = 9 * (1024 + 1024)  # the dilated layers of the last two modules
     shifts = 32 + 64 + 128 + 256 + 512 + 512 + 1024 + 1024 + 1024  # of two for each batch normalisation one is left

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from compiling import compiled
+from imported import registered
 
 from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
@@ -46,7 +47,7 @@ def test_bias_and_relu_are_fused_into_the_pointwise_kernel(tiny):
 
 @pytest.mark.parametrize(("model", "macs"), [("dilated-net", 84_058_112), ("dilated-net-merged", 81_376_256)])
 def test_multiply_adds_of_the_paper_networks(model, macs):
-    program = fuse_operators(fold_batchnorm(import_model(model), HOST), HOST)
+    program = fuse_operators(fold_batchnorm(registered(model), HOST), HOST)
     assert sum(layer.macs for layer in program.layers) == macs
 
 

@@ -11,6 +11,7 @@ import networks
 import numpy as np
 import pytest
 import torch
+from imported import registered
 from PIL import Image
 from torch import nn
 
@@ -26,19 +27,10 @@ from tvmflow.integer.post_training import Method, equalise, observe, quantize
 from tvmflow.integer.reader import float_graph
 from tvmflow.models import int8
 from tvmflow.models.data import load_cifar10
-from tvmflow.network.frontend import from_module, import_model
+from tvmflow.network.frontend import from_module
 from tvmflow.spec import UnsupportedOperatorError, UserError, VerificationError
 
 METHOD = Method(count=30)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Networks as small as these only lose by waiting for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class _Mixed(nn.Module):
@@ -385,7 +377,7 @@ def test_names_that_cannot_be_quantised(tvmflow, tmp_path):
 
 def test_mobilenet_is_a_chain():
     """Its 27 convolutions, pool and classifier; nothing else is left of it."""
-    layers = float_graph(import_model("mobilenet-v1")).layers
+    layers = float_graph(registered("mobilenet-v1")).layers
     assert [layer.kind for layer in layers] == ["conv2d"] * 27 + ["pool", "dense"]
     assert sum(layer.relu for layer in layers if layer.kind == "conv2d") == 27
 

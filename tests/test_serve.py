@@ -37,6 +37,13 @@ def server(tmp_path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
+def lasting(tmp_path_factory) -> Iterator[Server]:
+    """A server that every test leaves as it was, but for its counts: the next finds a session that has imported TVM."""
+    with running(tmp_path_factory.mktemp("lasting")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
 def untouched(tmp_path_factory) -> Iterator[Server]:
     """A server for peers that reach no session, as which it can be shared: a new one imports TVM for its first."""
     with running(tmp_path_factory.mktemp("untouched")) as found:
@@ -73,8 +80,8 @@ def is_ready(watcher: int) -> bool:
 # ---------------------------------------------------------------------------------------------------------- it works
 
 
-def test_a_bundle_is_verified_and_measured(server, host_bundle, token_file):
-    report = deploy(server, host_bundle, token_file)
+def test_a_bundle_is_verified_and_measured(lasting, host_bundle, token_file):
+    report = deploy(lasting, host_bundle, token_file)
     assert report["verify"]["passed"] is True
     assert report["verify"]["method"] == "device"
     assert report["latency"]["basis"] == "measured"
@@ -82,22 +89,22 @@ def test_a_bundle_is_verified_and_measured(server, host_bundle, token_file):
     assert report["device"]["before"]["machine"] == os.uname().machine
 
 
-def test_through_ssh_with_the_token_of_the_board(board, server, host_bundle, monkeypatch):
+def test_through_ssh_with_the_token_of_the_board(board, lasting, host_bundle, monkeypatch):
     (board.home / ".config" / "tvmflow").mkdir(parents=True)
     (board.home / ".config" / "tvmflow" / "rpc-token").write_text(TOKEN)
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    report = rpc.deploy(host_bundle, ssh="board", ssh_config=board.config, port=server.port, seconds=0.1)
+    report = rpc.deploy(host_bundle, ssh="board", ssh_config=board.config, port=lasting.port, seconds=0.1)
     assert report["verify"]["passed"] is True
     assert report["device"]["host"] == "board"
 
 
-def test_several_inputs_and_outputs(server, token_file, tmp_path):
+def test_several_inputs_and_outputs(lasting, token_file, tmp_path):
     from tvmflow.bundles.build import build
     from tvmflow.network.frontend import import_model, parse_input_shape
 
     program = import_model("networks:two_in_two_out", [parse_input_shape("2x6"), parse_input_shape("2x5")])
     build(program, TARGETS["host"], tmp_path / "two")
-    assert deploy(server, tmp_path / "two", token_file)["verify"]["passed"] is True
+    assert deploy(lasting, tmp_path / "two", token_file)["verify"]["passed"] is True
 
 
 def test_sessions_take_turns_and_leave_nothing(server, host_bundle, token_file):
@@ -179,17 +186,17 @@ def test_who_has_no_token_executes_nothing(untouched, said):
     assert health(untouched)["status"] == "ok"
 
 
-def test_peers_that_say_nothing_or_too_slowly_are_sent_away(server, monkeypatch):
+def test_peers_that_say_nothing_or_too_slowly_are_sent_away(untouched, monkeypatch):
     monkeypatch.setattr(serve, "HANDSHAKE_SECONDS", 0.5)
-    with connect(server) as silent, connect(server) as slow:
+    with connect(untouched) as silent, connect(untouched) as slow:
         started = time.monotonic()
         with contextlib.suppress(OSError):
-            for byte in greeting(server.port):
+            for byte in greeting(untouched.port):
                 slow.sendall(bytes([byte]))
                 time.sleep(0.1)
         assert silent.recv(1) == b""
         assert time.monotonic() - started < 20
-    assert server.counts["served"] == server.counts["failed"] == 0
+    assert untouched.counts["served"] == untouched.counts["failed"] == 0
 
 
 @pytest.mark.parametrize("count", [40, 400])
@@ -209,18 +216,18 @@ def test_a_crowd_of_silent_peers_keeps_nobody_out(server, monkeypatch, count):
         assert threading.active_count() < 100
 
 
-def test_a_peer_that_says_nothing_has_a_second(server):
-    with connect(server) as silent:
+def test_a_peer_that_says_nothing_has_a_second(untouched):
+    with connect(untouched) as silent:
         started = time.monotonic()
         assert silent.recv(1) == b""
         assert time.monotonic() - started < 4
 
 
-def test_wrong_token(server, host_bundle, tmp_path):
+def test_wrong_token(untouched, host_bundle, tmp_path):
     (tmp_path / "wrong").write_text("0123456789abcdee" * 2)
     (tmp_path / "wrong").chmod(0o600)
     with pytest.raises(DeviceError, match="doesn't know the token; nothing was sent") as caught:
-        deploy(server, host_bundle, tmp_path / "wrong")
+        deploy(untouched, host_bundle, tmp_path / "wrong")
     assert caught.value.kind == "auth"
 
 
@@ -270,11 +277,11 @@ def test_rpc_is_spoken_on_this_computer_only(host_bundle, token_file, address):
         rpc.deploy(host_bundle, address=address, token_file=token_file)
 
 
-def test_files_stay_in_the_sessions_folder(server, tmp_path):
+def test_files_stay_in_the_sessions_folder(lasting):
     script = (
         "import sys; sys.modules['torch'] = None\nfrom tvm import rpc\n"
         "from tvmflow.remote.handshake import session_key\n"
-        f"session = rpc.connect('127.0.0.1', {server.port}, key=session_key({server.port}, {TOKEN!r}))\n"
+        f"session = rpc.connect('127.0.0.1', {lasting.port}, key=session_key({lasting.port}, {TOKEN!r}))\n"
         "for name in ('../escape', '/tmp/tvmflow-escape', '..'):\n"
         "    try:\n        session.upload(bytearray(b'x'), target=name)\n"
         "    except Exception as error:\n        print('refused' if 'plain names' in str(error) else error)\n"
@@ -282,7 +289,7 @@ def test_files_stay_in_the_sessions_folder(server, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["refused"] * 3 + ["taken"], done.stdout + done.stderr
-    assert not (server.folder / "escape").exists()
+    assert not (lasting.folder / "escape").exists()
     assert not Path("/tmp/tvmflow-escape").exists()
 
 
@@ -334,12 +341,12 @@ def test_a_session_that_goes_wrong_ends_alone(tmp_path, host_bundle, hostile, to
         assert deploy(server, host_bundle, token_file)["verify"]["passed"] is True
 
 
-def test_a_client_that_leaves_in_the_middle(server, host_bundle, token_file):
-    with connect(server) as peer:
-        peer.sendall(greeting(server.port))
+def test_a_client_that_leaves_in_the_middle(lasting, host_bundle, token_file):
+    with connect(lasting) as peer:
+        peer.sendall(greeting(lasting.port))
         assert peer.recv(4) == struct.pack("<i", MAGIC)
-        assert health(server)["busy"] is True
-    assert deploy(server, host_bundle, token_file)["verify"]["passed"] is True
+        assert health(lasting)["busy"] is True
+    assert deploy(lasting, host_bundle, token_file)["verify"]["passed"] is True
 
 
 def test_what_a_session_is_sent_harms_it_alone(server, host_bundle, token_file):
@@ -361,15 +368,16 @@ def test_what_a_session_is_sent_harms_it_alone(server, host_bundle, token_file):
     assert deploy(server, host_bundle, token_file)["verify"]["passed"] is True
 
 
-def test_a_full_disk_on_the_board(server, host_bundle, token_file):
+def test_a_full_disk_on_the_board(lasting, host_bundle, token_file):
     """Files of the session end after a thousand bytes, and TVM doesn't notice."""
-    watcher = psutil.Process(server.spare.process.pid)
+    wait_for(lambda: lasting.spare is not None)
+    watcher = psutil.Process(lasting.spare.process.pid)
     wait_for(watcher.children)
     resource.prlimit(watcher.children()[0].pid, resource.RLIMIT_FSIZE, (1000, 1000))
     with pytest.raises(DeviceError, match="is its disk full") as caught:
-        deploy(server, host_bundle, token_file)
+        deploy(lasting, host_bundle, token_file)
     assert caught.value.kind == "upload"
-    assert deploy(server, host_bundle, token_file)["verify"]["passed"] is True
+    assert deploy(lasting, host_bundle, token_file)["verify"]["passed"] is True
 
 
 def test_many_deploys_leave_nothing(host_bundle, token_file, tmp_path, monkeypatch, deploys):
@@ -413,23 +421,24 @@ def test_many_deploys_leave_nothing(host_bundle, token_file, tmp_path, monkeypat
             process.wait()
 
 
-def test_many_strangers_leave_nothing(server):
+def test_many_strangers_leave_nothing(untouched):
     """Two hundred peers in a row that are refused, and as many that ask how the server is."""
+    denied = untouched.counts["denied"]
     before = len(os.listdir("/proc/self/fd")), threading.active_count()
     for _ in range(200):
-        with connect(server) as peer:
+        with connect(untouched) as peer:
             peer.sendall(hello(b"client:wrong"))
             assert peer.recv(4) == struct.pack("<i", MAGIC + 2)
-        assert health(server)["status"] == "ok"
-    assert server.counts["denied"] == 200
+        assert health(untouched)["status"] == "ok"
+    assert untouched.counts["denied"] == denied + 200
     wait_for(lambda: (len(os.listdir("/proc/self/fd")), threading.active_count()) <= before)
 
 
-def test_a_spare_that_died_is_replaced(server, host_bundle, token_file):
-    assert server.spare is not None
-    server.spare.process.kill()
-    server.spare.process.wait()
-    assert deploy(server, host_bundle, token_file)["verify"]["passed"] is True
+def test_a_spare_that_died_is_replaced(lasting, host_bundle, token_file):
+    wait_for(lambda: lasting.spare is not None)
+    lasting.spare.process.kill()
+    lasting.spare.process.wait()
+    assert deploy(lasting, host_bundle, token_file)["verify"]["passed"] is True
 
 
 def test_nobody_there(host_bundle, token_file):
@@ -546,16 +555,17 @@ def test_a_server_that_is_lost_during_a_session(tmp_path, host_bundle, hostile, 
     assert list(tmp_path.rglob("tvmflow-serve-*")) == []
 
 
-def test_layers_are_timed_in_a_run_of_their_own(server, host_bundle, token_file):
-    address = f"127.0.0.1:{server.port}"
+def test_layers_are_timed_in_a_run_of_their_own(lasting, host_bundle, token_file):
+    wait_for(lambda: not lasting.busy.locked())
+    address, served = f"127.0.0.1:{lasting.port}", lasting.counts["served"]
     report = rpc.deploy(host_bundle, address=address, token_file=token_file, threads=1, seconds=0.1, profiled=True)
     assert all(layer["latency"]["basis"] == "measured" for layer in report["layers"])
     assert all(layer["modules"] for layer in report["layers"])
-    wait_for(lambda: server.counts["served"] == 2)
+    wait_for(lambda: lasting.counts["served"] == served + 2)
 
 
-def test_a_sustained_run_has_windows(server, host_bundle, token_file):
-    address = f"127.0.0.1:{server.port}"
+def test_a_sustained_run_has_windows(lasting, host_bundle, token_file):
+    address = f"127.0.0.1:{lasting.port}"
     report = rpc.deploy(host_bundle, address=address, token_file=token_file, threads=1, seconds=2.0, sustained=True)
     windows = report["latency"]["windows"]
     assert len(windows) >= 1

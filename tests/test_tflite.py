@@ -24,7 +24,10 @@ from tvmflow.spec import UserError
 from tvmflow.targets import TARGETS, compute_in
 from tvmflow.targets.kind import verify_library
 
-AGAIN = re.compile(r"(dense|logistic|tanh|hard-swish|leaky-relu)-[1-9]|split|reshape|transpose|softmax-2|nearest|relu6?|quantize|dense-pixels|concat-2")
+AGAIN = re.compile(
+    r"(dense|logistic|tanh|hard-swish|leaky-relu)-[1-9]|split|reshape|transpose|softmax-2|nearest|relu6?"
+    r"|quantize|dense-pixels|concat-2"
+)
 """Cases whose kernels are those of others: what differs is in tables and limits."""
 BOARDS = ("raspberry-pi-4b", "mps2-an386", "mps3-an547")
 

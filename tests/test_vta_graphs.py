@@ -14,7 +14,7 @@ import jsonschema
 import numpy as np
 import pytest
 from conftest import ROOT
-from strangers import STRANGERS
+from imported import quantised_stranger
 from vta_graphs import (
     MOVES,
     Drawing,
@@ -30,9 +30,6 @@ from tvmflow.bundles.build import build
 from tvmflow.integer import file
 from tvmflow.integer.frontend import graphless_program
 from tvmflow.integer.network import IntegerNetwork
-from tvmflow.integer.post_training import Method
-from tvmflow.models import int8
-from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.report import collect
 from tvmflow.report.survey import survey
 from tvmflow.system.text import to_json
@@ -55,7 +52,7 @@ SMALL = Config(log_block=3, log_inp_buffer=11, log_wgt_buffer=13, log_acc_buffer
 """Blocks of 8, and buffers in which next to nothing fits."""
 
 SEED = int(os.environ.get("TVMFLOW_VTA_SEED", "0"))
-GRAPHS = 200
+GRAPHS = int(os.environ.get("TVMFLOW_GRAPHS", "200"))
 
 
 def drawing(*shapes: tuple[int, int, int], seed: int = 0, block: int = 16) -> tuple[Drawing, list[str]]:
@@ -295,18 +292,6 @@ def test_maps_larger_than_the_buffers_are_cut() -> None:
     compiled_exactly(network)
 
 
-def quantised(name: str) -> IntegerNetwork:
-    """A network of tests/strangers.py in the scheme of powers of two, on inputs that are noise."""
-    shapes = STRANGERS[name].shapes
-    program = import_model(f"strangers:{name}", [parse_input_shape("x".join(map(str, shape))) for shape in shapes])
-    rng = np.random.default_rng(0)
-    calibration, others = (
-        tuple(rng.standard_normal((count, *shape[1:])).astype(np.float32) for shape in shapes) for count in (8, 4)
-    )
-    examples = int8.Examples(calibration=calibration, others=others, facts={})
-    return int8.make(program, examples, "power-of-two", Method(count=8))
-
-
 KERNELS = {
     "resnet8": {"vta_add": 3, "vta_convolution": 9, "vta_pool": 1, "vta_dense": 1},
     "squeezenet": {"vta_concat": 2, "vta_max_pool": 2, "vta_convolution": 8, "vta_pool": 1},
@@ -327,9 +312,9 @@ KERNELS = {
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_networks(name: str, tmp_path: Path) -> None:
+def test_networks_of_strangers(name: str, tmp_path: Path) -> None:
     """Quantised, built for a board, and verified on the simulator: all of their layers run on the accelerator."""
-    made = build(graphless_program(quantised(name)), TARGETS["pynq-z1"], tmp_path / name)
+    made = build(graphless_program(quantised_stranger(name, "power-of-two")), TARGETS["pynq-z1"], tmp_path / name)
     report = survey(tmp_path / name)
     assert report["verify"]["passed"] is True
     assert report["latency"]["basis"] == "simulated"
