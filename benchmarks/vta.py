@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results" / "vta.json"
+COMMAND = "python -m benchmarks.vta"
+"""Of results that don't say by what they were made."""
 LARGE = 1_000_000
 """Multiply-adds from which a pointwise layer has to be near the GEMM core's peak or the memory's bandwidth."""
 NEAR_PEAK, NEAR_BANDWIDTH, NEAR_TAPS = 0.8, 1.1, 1.2
@@ -68,7 +70,7 @@ def main() -> None:
 def command(model: str) -> str:
     """What makes the page; a file is only called one."""
     given = {"dilated-net": ""}.get(model, f" --model {'FILE' if model.endswith('.safetensors') else model}")
-    return f"python -m benchmarks.vta{given}"
+    return f"{COMMAND}{given}"
 
 
 def on_the_processor(network: Any, board: Any) -> list[str]:
@@ -225,7 +227,7 @@ def markdown(document: Mapping[str, Any]) -> str:
         "",
         f"*Simulated* at {vta['clock_mhz']} MHz, {vta['bus_bytes']} bytes a cycle and {vta['latency_cycles']} "
         f"cycles of memory latency, {document['environment']['date'][:10]}; no board was at hand. "
-        f"`{document['command']}` makes "
+        f"`{document.get('command', COMMAND)}` makes "
         "this page.",
         "",
         f"**{ms['tuned']:.2f} ms** an image ({cycles['tuned']:,} cycles, {document['instructions']:,} instructions); "

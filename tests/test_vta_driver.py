@@ -214,7 +214,7 @@ def test_the_accelerator_and_the_processor_take_turns(driver, tmp_path):
     board = FakeBoard(NEW, "hls", BASE)
     with pytest.raises(VtaError, match="can't be loaded"):
         driver(board).run_several(tmp_path, arrays, [array.shape for array in expected])
-    link(select_linker(TARGETS["host"]), tmp_path / cpu.LIBRARY, [tmp_path / cpu.SOURCE], cpu.OPTIONS)
+    link(select_linker(TARGETS["host"]), tmp_path / cpu.LIBRARY, [tmp_path / program.SOURCE], cpu.OPTIONS)
     found = driver(board).run_several(tmp_path, arrays, [array.shape for array in expected])
     assert [pair[0].tobytes() == pair[1].tobytes() for pair in zip(found, expected, strict=True)] == [True, True]
     assert board.launches == 2

@@ -147,12 +147,12 @@ def test_each_tensor_of_both_is_compared(bundle):
 )
 def test_a_function_that_spoils_its_process(bundle, tmp_path, body, words):
     """It's said in a sentence; nothing else comes to harm."""
-    for name in (*program.FILES, cpu.SOURCE):
+    for name in (*program.FILES, program.SOURCE):
         (tmp_path / name).write_bytes((bundle / name).read_bytes())
-    lines = (tmp_path / cpu.SOURCE).read_text().splitlines()
+    lines = (tmp_path / program.SOURCE).read_text().splitlines()
     place = next(number for number, line in enumerate(lines) if line.startswith("void layer_002("))
     lines[place] = f"void layer_002(uint8_t *memory) {body}" if body else ""
-    (tmp_path / cpu.SOURCE).write_text("\n".join(lines))
+    (tmp_path / program.SOURCE).write_text("\n".join(lines))
     _, run = find_runner(tmp_path / "program.bin", TARGETS["pynq-z1"], ())
     with pytest.raises(VerificationError, match=words):
         run([(np.zeros((1, 5, 6, 4), np.int8),)])
@@ -199,7 +199,7 @@ def test_the_board_s_own_code(board, kin, tmp_path):
     rng = np.random.default_rng(0)
     machine.run({port.name: rng.integers(-128, 128, port.shape).astype(np.int8) for port in executable.inputs})
     program.save(executable, tmp_path)
-    cpu.board_library(tmp_path / cpu.SOURCE, TARGETS[board], tmp_path / cpu.LIBRARY)
+    cpu.board_library(tmp_path / program.SOURCE, TARGETS[board], tmp_path / cpu.LIBRARY)
     (tmp_path / "main.c").write_text(RUN_FUNCTIONS)
     main = tmp_path / "main"
     toolchain.link(toolchain.select_linker(TARGETS[kin]), main, [tmp_path / "main.c"], ("-O1", "-ldl"))

@@ -84,8 +84,8 @@ def compile(  # noqa: A001 (a kind's functions are called by its name)
     programs.save(executable, folder, facts={"model": program.name, "board": target.name})
     extras, notes = {name: folder / name for name in (MEMORY, LAYOUT)}, []
     if executable.source:
-        board_library(folder / cpu.SOURCE, target, folder / cpu.LIBRARY)
-        extras |= {name: folder / name for name in (cpu.SOURCE, cpu.LIBRARY)}
+        board_library(folder / programs.SOURCE, target, folder / cpu.LIBRARY)
+        extras |= {name: folder / name for name in (programs.SOURCE, cpu.LIBRARY)}
         notes.append(f"{program.name}: {_on_the_processor(compiled.layers, target)}")
     return Artifacts(
         program=compiled,
@@ -120,7 +120,7 @@ On the board, as root, with the bitstream {config.bitstream} of HW_VER {config.v
     runner/run vectors/{first}/input-0.npy{base}
     cd runner && cc -O2 vta_run.c vta_driver.c vta_linux.c -ldl -o vta_run     # the same in C
 """
-    split = f"""- `{cpu.SOURCE}`: layers that the accelerator has no instructions for, as functions of the memory;
+    split = f"""- `{programs.SOURCE}`: layers that the accelerator has no instructions for, as functions of the memory;
   they run between parts of the program, on the {target.cpu.model}.
 - `{cpu.LIBRARY}`: the same, compiled.
 """

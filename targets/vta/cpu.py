@@ -25,12 +25,13 @@ from tvmflow.integer.layers import IntegerNode
 from tvmflow.spec import Target, UserError
 from tvmflow.system import toolchain
 from tvmflow.targets.vta.layout import Tensor
+from tvmflow.targets.vta.program import SOURCE
 
 if TYPE_CHECKING:
     from tvm import tirx
 
-SOURCE, LIBRARY = "cpu.c", "cpu.so"
-"""In a bundle: the functions, and what they are on the board."""
+LIBRARY = "cpu.so"
+"""In a bundle beside SOURCE: what the functions are on the board."""
 
 KERNEL = "cpu"
 """What reports call such layers' kernels, in front of their operator."""

@@ -15,8 +15,8 @@ from tvmflow.spec import TvmflowError
 from tvmflow.targets.vta import isa, simulate
 from tvmflow.targets.vta.check import Core
 from tvmflow.targets.vta.config import INSTRUCTION_BYTES, Config, from_json
-from tvmflow.targets.vta.cpu import SOURCE, functions_of, library_here
-from tvmflow.targets.vta.program import relocate
+from tvmflow.targets.vta.cpu import functions_of, library_here
+from tvmflow.targets.vta.program import SOURCE, relocate
 from tvmflow.targets.vta.semantics import State
 from tvmflow.targets.vta.timing import Hardware, time_instructions
 
