@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,11 +21,13 @@ from tvmflow.integer.operators import Gather
 from tvmflow.integer.tflite.reader import CONVERTERS, read
 from tvmflow.integer.tflite.schema import OPERATORS
 from tvmflow.integer.tflite.state import KINDS
-from tvmflow.spec import UserError
+from tvmflow.spec import Target, UserError
 from tvmflow.targets import TARGETS, compute_in
 from tvmflow.targets.kind import verify_library
 
-AGAIN = re.compile(r"(dense|logistic|tanh|hard-swish|leaky-relu)-[1-9]|split|reshape|transpose|softmax-2|nearest|relu6?|quantize|dense-pixels|concat-2")
+AGAIN = re.compile(
+    r"(dense|logistic|tanh|hard-swish|leaky-relu)-[1-9]|split|reshape|transpose|softmax-2|nearest|relu6?|quantize|dense-pixels|concat-2"
+)
 """Cases whose kernels are those of others: what differs is in tables and limits."""
 BOARDS = ("raspberry-pi-4b", "mps2-an386", "mps3-an547")
 
@@ -82,11 +85,13 @@ def test_the_documentation_names_every_operator():
 
 @pytest.fixture(scope="module")
 def all_in_one(networks) -> IntegerNetwork:
+    return together({name: network for name, network in networks.items() if not AGAIN.fullmatch(name)})
+
+
+def together(networks: dict[str, IntegerNetwork]) -> IntegerNetwork:
     """The layers of all cases side by side, so that they are built at once."""
     inputs, outputs, layers = [], [], []
     for case, network in networks.items():
-        if AGAIN.fullmatch(case):
-            continue
         named = {name: f"{case}.{name}" for name in network.shapes}
         inputs += [replace(port, name=named[port.name]) for port in network.inputs]
         outputs += [replace(port, name=f"{case}.{port.name}", source=named[port.source]) for port in network.outputs]
@@ -104,7 +109,17 @@ def test_boards_compute_the_same(board, all_in_one, tmp_path):
     target = compute_in(TARGETS[board], "int8")
     if board != "host":
         needs_emulator(target)
-    program = integer_program(all_in_one)
+    check(all_in_one, target, tmp_path)
+
+
+def test_gpus_compute_the_same(networks, tmp_path):
+    names = ("conv-strided", "depthwise-multiplied", "dense-flat", "add", "average-pool", "softmax-10", "bilinear")
+    check(together({name: networks[name] for name in names}), compute_in(TARGETS["t4"], "int8"), tmp_path)
+
+
+def check(network: IntegerNetwork, target: Target, tmp_path: Path) -> None:
+    """Whatever the board's kind makes of it gives the golden vectors to the bit."""
+    program = integer_program(network)
     library = compiled(program, target, tmp_path).library
     verdict = verify_library(library, target, program.vectors, program.outputs)
     assert verdict["passed"], verdict
