@@ -102,10 +102,10 @@ def requantised_twice(
     half = T.cast(T.int32(1 << 30) >> left, "int64")
     once = bind(T.cast((wide + half) >> T.cast(T.int32(31) - left, "int64"), "int32"))
     right = bind(tirx.max(zero - shift, zero))
-    negative = once >> T.int32(31)
+    half = (one << tirx.max(right - one, zero)) + (once >> T.int32(31))
     if layer.shift.max() >= 0:
-        negative = tirx.Select(right > zero, negative, zero)
-    return (once + ((one << right) >> one) + negative) >> right
+        half = tirx.Select(right > zero, half, zero)
+    return (once + half) >> right
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +156,10 @@ class Requantisation:
             total = total << tirx.max(shift, number(0))
         once = T.bind(self.instructions.doubled_high(total, factor))
         right = T.bind(tirx.max(number(0) - shift, number(0)))
-        negative = once >> number(31)
+        half = (number(1) << tirx.max(right - number(1), number(0))) + (once >> number(31))
         if shifts.max() >= 0:
-            negative = tirx.Select(right > number(0), negative, number(0))
-        return (once + ((number(1) << right) >> number(1)) + negative) >> right
+            half = tirx.Select(right > number(0), half, number(0))
+        return (once + half) >> right
 
     def packed(self, sums: Sequence[tuple[Expr, Sequence[Expr]]], result: Tensor) -> Expr:
         """Two or four vectors of sums, with their factors, in the form of `result`, in the order of `packing_order`."""

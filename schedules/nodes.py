@@ -311,7 +311,8 @@ def _rescaled(node: AnyNode, read: Read, sums: Sums, place: Place) -> Expr:
     for number, (zero, factor, by) in enumerate(rows):
         value = read(number, *_broadcast(node, number, place)) + sums.constant(zero)
         if isinstance(node.operator, Sum):
-            value = twice(value << sums.constant(node.shift), factor, by, sums.lanes)
+            # C leaves open what a negative number is that is shifted to the left
+            value = twice(value * sums.constant(1 << node.shift), factor, by, sums.lanes)
             value = value if node.operator.signs[number] == 1 else sums.constant(0) - value
         found.append(value)
     total = found[0] + found[1] if isinstance(node.operator, Sum) else found[0] * found[1]
@@ -356,11 +357,9 @@ def _average_pool(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sum
             taps = tirx.min(first + taps, window.size[axis]) - tirx.max(first, 0)
         count = count * taps
     count = T.bind(T.cast(count, "int32") if not isinstance(count, int) else T.int32(count))
-    total = sums.load(0)
-    negative = (T.broadcast(count, sums.lanes) if sums.lanes > 1 else count) >> sums.constant(1)
     by = T.broadcast(count, sums.lanes) if sums.lanes > 1 else count
-    rounded = tirx.Select(total > sums.constant(0), total + negative, total - negative)
-    return tirx.truncdiv(rounded, by)
+    total, half = sums.load(0), by >> sums.constant(1)
+    return tirx.truncdiv(tirx.Select(total > sums.constant(0), total + half, total - half), by)
 
 
 def _for_each(window: Any, read: Read, place: Place, meet: Callable[[Expr], None]) -> None:
@@ -557,7 +556,7 @@ def _reciprocal(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums,
     sums.store(x, T.int32(first) + _product_of(sums.load(denominator), T.int32(slope)))
     for _ in range(3):
         rest = T.int32(1 << 29) - _product_of(sums.load(denominator), sums.load(x))
-        sums.store(x, sums.load(x) + (_product_of(sums.load(x), rest) << T.int32(2)))
+        sums.store(x, sums.load(x) + _product_of(sums.load(x), rest) * T.int32(4))
     sums.store(x, tirx.Select(sums.load(x) >= T.int32(1 << 30), T.int32((1 << 31) - 1), sums.load(x) << T.int32(1)))
     sums.store(zeros, T.int32(whole + 23) - sums.load(zeros))
 

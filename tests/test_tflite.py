@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from compiling import compiled
 from conftest import ROOT, needs_emulator
+from test_cortex_m_graphs import assert_same, natively
 from tflite_cases import CASES, GOLDENS, Draw, convolution, graphs_of, inputs_of, unary
 from tflite_files import Graph, file_of
 
 from tvmflow.integer.file import load, save
 from tvmflow.integer.frontend import import_quantized, integer_program
-from tvmflow.integer.network import IntegerNetwork, canonical
+from tvmflow.integer.layers import IntegerLayer
+from tvmflow.integer.network import IntegerNetwork, Port, canonical
 from tvmflow.integer.operators import Gather
 from tvmflow.integer.tflite.reader import CONVERTERS, read
 from tvmflow.integer.tflite.schema import OPERATORS
 from tvmflow.integer.tflite.state import KINDS
-from tvmflow.spec import UserError
+from tvmflow.spec import Target, UserError
 from tvmflow.targets import TARGETS, compute_in
 from tvmflow.targets.kind import verify_library
 
@@ -85,11 +88,53 @@ def test_the_documentation_names_every_operator():
 
 @pytest.fixture(scope="module")
 def all_in_one(networks) -> IntegerNetwork:
+    found = {name: network for name, network in networks.items() if not AGAIN.fullmatch(name)}
+    return together(found | {"shifts": every_shift()})
+
+
+def every_shift() -> IntegerNetwork:
+    """Sums that are scaled by all that a multiplier and a shift can be, among them none and the largest."""
+    rng, shifts = np.random.default_rng(3), np.array([-31, -30, -12, -7, -3, -1, 0, 1, 2, 4], np.int32)
+    count = len(shifts)
+    multipliers = rng.integers(1 << 30, 1 << 31, count).astype(np.int32)
+    multipliers[4] = 0
+    layers, source = [], "x"
+    for number, groups in enumerate((1, count)):
+        layers.append(
+            IntegerLayer(
+                name=f"layer{number}",
+                modules=(),
+                kind="conv2d",
+                inputs=(source,),
+                weight=rng.integers(-127, 128, (count, count // groups, 1, 1)).astype(np.int8),
+                bias=rng.integers(-1000, 1000, count).astype(np.int32),
+                groups=groups,
+                multiplier=multipliers,
+                shift=shifts,
+                minimum=-100,
+                maximum=127,
+                dtype="int8",
+                scale=1.0,
+                zero_point=-3,
+                input_shape=(1, count, 4, 3),
+                output_shape=(1, count, 4, 3),
+            )
+        )
+        source = layers[-1].name
+    ports = [Port(name=name, shape=(1, count, 4, 3), scale=1.0, source=name) for name in ("x", "layer0", "layer1")]
+    return IntegerNetwork(
+        name="shifts",
+        scheme="tflite",
+        inputs=(replace(ports[0], source=""),),
+        outputs=tuple(ports[1:]),
+        layers=tuple(layers),
+    )
+
+
+def together(networks: dict[str, IntegerNetwork]) -> IntegerNetwork:
     """The layers of all cases side by side, so that they are built at once."""
     inputs, outputs, layers = [], [], []
     for case, network in networks.items():
-        if AGAIN.fullmatch(case):
-            continue
         named = {name: f"{case}.{name}" for name in network.shapes}
         inputs += [replace(port, name=named[port.name]) for port in network.inputs]
         outputs += [replace(port, name=f"{case}.{port.name}", source=named[port.source]) for port in network.outputs]
@@ -107,7 +152,25 @@ def test_boards_compute_the_same(board, all_in_one, tmp_path):
     target = compute_in(TARGETS[board], "int8")
     if board != "host":
         needs_emulator(target)
+    check(all_in_one, target, tmp_path)
+
+
+def test_portable_c_computes_the_same(all_in_one, tmp_path):
+    """And nothing in it is left open by C."""
     program = integer_program(all_in_one)
+    found = natively(program, tmp_path, [vector.inputs for vector in program.vectors])
+    assert_same(found, [vector.outputs for vector in program.vectors])
+
+
+def test_gpus_compute_the_same(networks, tmp_path):
+    names = ("conv-strided", "depthwise-multiplied", "dense-flat", "add", "average-pool", "softmax-10", "bilinear")
+    chosen = {name: networks[name] for name in names} | {"shifts": every_shift()}
+    check(together(chosen), compute_in(TARGETS["t4"], "int8"), tmp_path)
+
+
+def check(network: IntegerNetwork, target: Target, tmp_path: Path) -> None:
+    """Whatever the board's kind makes of it gives the golden vectors to the bit."""
+    program = integer_program(network)
     library = compiled(program, target, tmp_path).library
     verdict = verify_library(library, target, program.vectors, program.outputs)
     assert verdict["passed"], verdict

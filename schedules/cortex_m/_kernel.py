@@ -208,10 +208,11 @@ def _twice_vector(layer: IntegerLayer, total: Expr, factor: Expr, shift: Expr) -
         total = tirx.shift_left(total, T.Broadcast(tirx.max(shift, zero), 4))
     once = T.bind(intrinsic("mve.vqrdmulh", total, T.Broadcast(factor, 4), dtype="int32x4"))
     right = T.bind(tirx.max(zero - shift, zero))
+    half = tirx.shift_left(one, tirx.max(right - one, zero))
     negative = tirx.shift_right(once, T.Broadcast(T.int32(31), 4))
     if layer.shift.max() >= 0:
+        half = tirx.Select(right > zero, half, zero)
         negative = negative & T.Broadcast(tirx.Select(right > zero, T.int32(-1), zero), 4)
-    half = tirx.shift_right(tirx.shift_left(one, right), one)
     return tirx.shift_right(once + T.Broadcast(half, 4) + negative, T.Broadcast(right, 4))
 
 
