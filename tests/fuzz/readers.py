@@ -375,6 +375,8 @@ def _show_search(path: Path) -> None:
 
 
 def _int8() -> list[Files]:
+    from integer_graphs import KINDS as DRAWN
+    from integer_graphs import random_graph, together
     from integer_networks import POOL, conv, dense, depthwise, random_network
 
     from tvmflow.integer import file
@@ -384,7 +386,13 @@ def _int8() -> list[Files]:
         drawn = random_network(np.random.default_rng(0), "per-channel", shapes=shapes, input_shape=(1, 3, 6, 5))
         file.save(drawn, folder / "network.safetensors")
 
-    return [_made(make)]
+    def make_graph(folder: Path) -> None:
+        """Every operator."""
+        rng = np.random.default_rng(0)
+        graphs = [random_graph(rng, "per-channel", prefix=f"{kind}.", layers=2, kinds=(kind,)) for kind in DRAWN]
+        file.save(together(graphs), folder / "network.safetensors")
+
+    return [_made(make), _made(make_graph)]
 
 
 def _read_int8(path: Path) -> None:
