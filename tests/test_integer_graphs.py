@@ -352,6 +352,10 @@ CASES = {
             "place": nn.Parameter(torch.randn(1, 4, 9, 8)),
         },
     ),
+    "largest of rows": (
+        lambda s, x: ((y := s.body(x).reshape(4, 3, 18)) * y.amax(2, keepdim=True)).reshape(1, -1),
+        {"body": nn.Conv2d(4, 3, 1)},
+    ),
     "channel mean": (
         lambda s, x: s.body(torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)),
         {"body": nn.Conv2d(2, 3, 3)},

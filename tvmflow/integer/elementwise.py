@@ -212,7 +212,8 @@ class Elementwise(Draft):
         inputs = []
         for view in views:
             full = (*[1] * (len(shape) - len(view.shape)), *view.shape)
-            if len(full) > 4 and full != shape:
+            if len(full) + (shape[0] != 1) > 4 and full != shape:
+                self.reason = "of tensors of which one is broadcast along more than three axes"
                 return False
             inputs.append(self.laid(view, inside(full) if shape[0] == 1 else inside((1, *full))))
         layer = self.append(operator.kind, operator, (inputs[0], inputs[1]))

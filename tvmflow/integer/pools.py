@@ -12,8 +12,8 @@ import numpy as np
 from tvmflow.integer import probe
 from tvmflow.integer.draft import Draft
 from tvmflow.integer.network import canonical
-from tvmflow.integer.operators import Gather, MaxPool, Resample
-from tvmflow.integer.views import View, added, order_of, places_of_view, shape_of
+from tvmflow.integer.operators import MaxPool, Resample
+from tvmflow.integer.views import View, added, places_of_view, shape_of, unless_ordered
 from tvmflow.integer.window import Window
 
 
@@ -87,19 +87,23 @@ def average_pool(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
 
 
 def largest(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
-    """The largest of each channel, or of each pixel."""
-    shape = shape_of(call)
-    read = draft.laid(draft.view(reads[0]))
-    _, channels, height, width = draft.shapes[read]
-    if math.prod(shape) == channels:
-        size = (height, width)
-    elif math.prod(shape) == height * width:
-        order = order_of(draft.shapes[read]).reshape(channels, -1).T.reshape(1, height * width, channels, 1)
-        read, size = draft.append("gather", Gather(places=order), (read,)), (channels, 1)
-    else:
+    """The largest along some axes: of each channel's map as it lies, else of rows that are laid out for it."""
+    view, shape = draft.view(reads[0]), shape_of(call)
+    axes = probe.axes_of_maximum(draft.module, call, view.shape, reads[0])
+    if axes is None:
         return None
-    operator = MaxPool(window=Window(kernel=size, size=size))
-    name = draft.append("max_pool", operator, (read,))
+    rank = len(view.shape)
+    if view.shape[0] == 1 and rank in (3, 4) and axes == tuple(at for at in range(2, rank) if view.shape[at] > 1):
+        read = draft.laid(view)
+        size = (draft.shapes[read][2], draft.shapes[read][3])
+    else:
+        kept = [axis for axis in range(rank) if axis not in axes]
+        count = math.prod(view.shape[axis] for axis in axes)
+        own = draft.shapes[view.layer]
+        places = places_of_view(view, own).reshape(view.shape).transpose(*kept, *axes).reshape(-1, count)
+        turned = replace(view, shape=(1, len(places), count, 1), places=unless_ordered(places, own))
+        read, size = draft.laid(turned, turned.shape), (count, 1)
+    name = draft.append("max_pool", MaxPool(window=Window(kernel=size, size=size)), (read,))
     return View(layer=name, shape=shape)
 
 

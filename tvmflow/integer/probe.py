@@ -8,6 +8,7 @@ exactly, without a description of it being kept anywhere. Functions of single el
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -108,6 +109,21 @@ def places_of(module: Any, call: Any, shape: Shape, var: Any) -> tuple[np.ndarra
     if len(added) and (moved & ~inside).any():
         return None
     return np.where(inside, places, OUTSIDE), float(added[0]) if len(added) else 0.0
+
+
+def axes_of_maximum(module: Any, call: Any, shape: Shape, var: Any) -> tuple[int, ...] | None:
+    """Along which axes of `var`, of `shape`, a kernel gives the largest; None if it does something else."""
+    count = math.prod(shape)
+    if count > MOST_EXACT:
+        return None
+    x = np.random.default_rng(0).permutation(count).astype(np.float32).reshape(shape)
+    found = _compiled(module, [(None, call)], var, shape, lambda read: var)(x).reshape(-1)
+    several = [axis for axis in range(len(shape)) if shape[axis] > 1]
+    for number in range(1, len(several) + 1):
+        for axes in itertools.combinations(several, number):
+            if np.array_equal(x.max(axes).reshape(-1), found):
+                return axes
+    return None
 
 
 def tables_of(module: Any, call: Any) -> dict[int, tuple[np.ndarray, np.ndarray]] | None:

@@ -98,6 +98,12 @@ def _check_inputs(program: Program, purpose: str) -> None:
             f"{program.name} can't be {purpose}: its inputs have to be float32 with a batch of 1, and {shown(batches)}"
             f"; give --input-shape {single}, or export it for that."
         )
+    several = [spec for spec in program.outputs if len(spec.shape) > 1 and spec.shape[0] != 1]
+    if several:
+        raise UserError(
+            f"{program.name} can't be {purpose}: its outputs have to be for a batch of 1, and {shown(several)}; give "
+            "them a first dimension of 1, by unsqueeze(0) for one."
+        )
 
 
 class _Reader(Elementwise):
