@@ -324,5 +324,8 @@ OPERATORS: dict[str, Any] = {
 }
 """What a file calls them → their classes."""
 
+FROM_FILES = (AveragePool, Probabilities, ArgMax)
+"""Operators that only networks have that come quantised: no float network is made of them."""
+
 TIED = (MaxPool, Concat, Gather, Resample)
 """Operators whose result is in the steps of their inputs, so that these must have the same."""
