@@ -27,7 +27,7 @@ from tvmflow.report.survey import survey
 from tvmflow.spec import MissingDependencyError, UserError, VerificationError
 from tvmflow.system.text import to_json
 from tvmflow.system.toolchain import select_linker, tvm_target_dict
-from tvmflow.targets import TARGETS
+from tvmflow.targets import TARGETS, kind
 from tvmflow.targets.cortex_m import arena, machine
 from tvmflow.targets.cortex_m import compile as compiling
 from tvmflow.targets.cortex_m.backend import network_name
@@ -209,7 +209,7 @@ def test_modelled_cycles_are_of_the_counted_instructions(bundle):
     needs_commands(*cycles.tools(EMULATOR))
     with open_bundle(bundle) as opened:
         counted = [layer.details["instructions"] for layer in opened.layers]
-        found = cycles.profile(opened)
+        found = cycles.profile(opened, *kind.tracing(opened.target))
     assert [layer["instructions"] for layer in found.layers] == counted
     assert all(0 < layer["modelled_cycles"] <= 10 * layer["instructions"] for layer in found.layers)
     assert found.facts["core"] == "cortex-m7"

@@ -44,6 +44,10 @@ LARGE_MAP = (conv(6, relu=False), POOL, dense(9))
 """A pool of more taps than are written out."""
 
 
+UNREAD = (replace(conv(16, 3, stride=2), padding=(0, 0)), POOL, dense(9))
+"""The last row and column of the input aren't read, and a copy of it must not be shorter than what is written there."""
+
+
 def extremes() -> IntegerNetwork:
     """One layer whose sums, multipliers and results go as far as they can."""
     rng = np.random.default_rng(5)
@@ -80,6 +84,7 @@ def networks() -> dict[str, IntegerNetwork]:
         "variety": random_network(rng, "per-channel", shapes=VARIETY, input_shape=(1, 7, 19, 16)),
         "large map": random_network(rng, "per-channel", shapes=LARGE_MAP, input_shape=(1, 5, 23, 21)),
         "extremes": extremes(),
+        "unread": random_network(rng, "per-channel", shapes=UNREAD, input_shape=(1, 3, 12, 12)),
     }
 
 

@@ -5,6 +5,9 @@
    away, is to turn over their highest bits.
 3. Images of the user have a plane a channel. Of up to four, vectors of neighbouring pixels are made into words, a byte
    a channel, by shifts. Any other input is copied element by element.
+
+The copy has one axis. Vectors of several pixels would go over the end of an axis of channels, and TVM, which leaves out
+the part of a buffer at its end that nobody reads, would take the pixels behind the first for unwritten.
 """
 
 from __future__ import annotations
@@ -34,18 +37,18 @@ Row = Callable[[Any, Any], None]
 """Emits the copy of a row of the input, from a pixel of the result on."""
 
 
-def copy_with_border(task: Task, layer: IntegerLayer, given: Any, data: Any, offset: int) -> None:
-    """Fill `data`, (H + borders)·(W + borders) × channels filled up, with the input's values plus `offset`."""
+def copy_with_border(task: Task, layer: IntegerLayer, given: Any, data: Any, offset: int, filled: int) -> None:
+    """Fill `data`, for each of (H + borders)·(W + borders) pixels `filled` channels, with the input plus `offset`."""
     top, left, bottom, right = layer.padding
     height, width = task.source.size
     wide = left + width + right
-    row = _row_of(task, given, data, offset)
-    zero, lanes = tirx.const(offset, str(data.dtype)), _lanes(data)
+    row = _row_of(task, given, data, offset, filled)
+    zero, lanes = tirx.const(offset, str(data.dtype)), _lanes(data, filled)
 
     def border(first: Any, count: int) -> None:
         if count:
-            with T.serial(0, count) as x, T.serial(0, int(data.shape[1]) // lanes) as c:
-                store_vector(data, T.broadcast(zero, lanes), first + x, c * lanes, lanes=lanes)
+            with T.serial(0, count * filled // lanes) as number:
+                store_vector(data, T.broadcast(zero, lanes), first * filled + number * lanes, lanes=lanes)
 
     border(0, top * wide)
     with T.serial(0, height) as y:
@@ -56,34 +59,35 @@ def copy_with_border(task: Task, layer: IntegerLayer, given: Any, data: Any, off
     border((top + height) * wide, bottom * wide)
 
 
-def _row_of(task: Task, given: Any, data: Any, offset: int) -> Row:
+def _row_of(task: Task, given: Any, data: Any, offset: int, filled: int) -> Row:
     source, dtype = task.source, str(data.dtype)
     as_bytes = dtype in BYTES and source.dtype in BYTES
     image = tuple(source.shape) == (1, source.channels, *source.size)
     if not source.is_plain and (as_bytes or dtype == "int16"):
-        return _channels(task, given, data, offset)
-    if as_bytes and image and int(data.shape[1]) == GROUP and source.size[1] >= GROUP:
+        return _channels(task, given, data, offset, filled)
+    if as_bytes and image and filled == GROUP and source.size[1] >= GROUP:
         return _words(task, given, data, offset)
-    return _elements(task, given, data, offset)
+    return _elements(task, given, data, offset, filled)
 
 
-def _lanes(data: Any) -> int:
+def _lanes(data: Any, filled: int) -> int:
     """Of vectors that a pixel's channels are made of."""
-    return math.gcd(int(data.shape[1]), COPIED // (1 if str(data.dtype) in BYTES else 2))
+    return math.gcd(filled, COPIED // (1 if str(data.dtype) in BYTES else 2))
 
 
-def _channels(task: Task, given: Any, data: Any, offset: int) -> Row:
-    width, dtype, lanes = task.source.size[1], str(data.dtype), _lanes(data)
+def _channels(task: Task, given: Any, data: Any, offset: int, filled: int) -> Row:
+    width, dtype, lanes = task.source.size[1], str(data.dtype), _lanes(data, filled)
     added = offset - task.source.offset
 
     def row(y: Any, first: Any) -> None:
-        with T.serial(0, width) as x, T.serial(0, int(data.shape[1]) // lanes) as c:
+        with T.serial(0, width) as x, T.serial(0, filled // lanes) as c:
             value = vector(given, y * width + x, c * lanes, lanes=lanes)
             if dtype == "int16":
                 value = T.cast(value, f"int16x{lanes}") + T.broadcast(T.int16(added), lanes)
             elif added % 256:
                 value = T.reinterpret(f"int8x{lanes}", value) ^ T.broadcast(T.int8(-128), lanes)
-            store_vector(data, T.reinterpret(f"{dtype}x{lanes}", value), first + x, c * lanes, lanes=lanes)
+            place = (first + x) * filled + c * lanes
+            store_vector(data, T.reinterpret(f"{dtype}x{lanes}", value), place, lanes=lanes)
 
     return row
 
@@ -103,20 +107,21 @@ def _words(task: Task, given: Any, data: Any, offset: int) -> Row:
             if (offset - source.offset) % 256:
                 word = word ^ T.broadcast(tirx.const(-0x7F7F7F80, "int32"), pixels)
             value = T.reinterpret(f"{dtype}x{GROUP * pixels}", word)
-            store_vector(data, value, first + start(tile), 0, lanes=GROUP * pixels)
+            store_vector(data, value, (first + start(tile)) * GROUP, lanes=GROUP * pixels)
 
     return row
 
 
-def _elements(task: Task, given: Any, data: Any, offset: int) -> Row:
-    source, dtype, filled = task.source, str(data.dtype), int(data.shape[1])
+def _elements(task: Task, given: Any, data: Any, offset: int, filled: int) -> Row:
+    source, dtype = task.source, str(data.dtype)
 
     def row(y: Any, first: Any) -> None:
         with T.serial(0, source.size[1]) as x:
             with T.serial(0, source.channels) as c:
-                T.buffer_store(data, T.cast(element(source, given, c, y, x) + offset, dtype), [first + x, c])
+                value = T.cast(element(source, given, c, y, x) + offset, dtype)
+                T.buffer_store(data, value, [(first + x) * filled + c])
             if filled > source.channels:
                 with T.serial(0, filled - source.channels) as c:
-                    T.buffer_store(data, tirx.const(offset, dtype), [first + x, source.channels + c])
+                    T.buffer_store(data, tirx.const(offset, dtype), [(first + x) * filled + source.channels + c])
 
     return row

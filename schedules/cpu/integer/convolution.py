@@ -154,8 +154,8 @@ def _loops(task: Task, instructions: Instructions, tile: Tile, parallel: bool) -
     with kernel_of_many(task, constants) as (builder, (given, *others), (weight, bias, *by), result):
         data = given
         if copied:
-            data = T.sblock_alloc_buffer((math.prod(size), filled), dtype)
-            copy_with_border(task, layer, given, data, offset)
+            data = T.sblock_alloc_buffer((math.prod(size) * filled,), dtype)
+            copy_with_border(task, layer, given, data, offset, filled)
         with (T.parallel if parallel else T.serial)(0, blocks * lines * pixel_tiles) as index:
             total = [T.sblock_alloc_buffer((vectors, lanes), "int32") for _ in range(rows)]
             scratch = scratch_of(task.result, lanes)
@@ -189,7 +189,9 @@ def _loops(task: Task, instructions: Instructions, tile: Tile, parallel: bool) -
                             pixel = y * size[1] + x * layer.stride[1] + s * layer.dilation[1]
 
                         def four(begin: int, length: int, pixel: Any = pixel, group: Any = group) -> Any:
-                            return vector(data, pixel, group * GROUP + begin, lanes=length)
+                            place = group * GROUP + begin
+                            at = (pixel * filled + place,) if copied else (pixel, place)
+                            return vector(data, *at, lanes=length)
 
                         with T.unroll(0, vectors) as v:
 
