@@ -2,14 +2,15 @@
 
 Every layer reads dequantised tensors, computes in real numbers and is quantised again, by the scales and zero points of
 the network; weights and biases are its integers. A runtime that multiplies integers finds the pattern and does so. It
-may round otherwise than `layers` says: scales are float32, and QuantizeLinear rounds halves to even. Whatever a layer
-of ours is by its own factors stays what it is: where they say something else than the scales do, a factor is multiplied.
+may round otherwise than `layers` says: scales are float32, and QuantizeLinear rounds halves to even. A layer's own
+factors count: where they say something else than the scales around it do, there is one more product.
 
 An operator without a line in EXPORTERS can't be said.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +22,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tvmflow import __version__
-from tvmflow.integer.layers import RANGES, AnyIntegerLayer, IntegerLayer, IntegerNode
-from tvmflow.integer.network import IntegerNetwork, Port, canonical
+from tvmflow.integer.layers import RANGES, THRESHOLDS, AnyIntegerLayer, IntegerLayer, IntegerNode
+from tvmflow.integer.network import IntegerNetwork, Port
 from tvmflow.integer.operators import (
     OUTSIDE,
     AveragePool,
@@ -61,9 +62,9 @@ class UnsayableError(ValueError):
     """What a layer does can't be said in ONNX; the message says what that is, and comes after its name."""
 
 
-def write(network: IntegerNetwork, path: Path) -> None:
+def write(network: IntegerNetwork, path: Path, *, integers: bool = False) -> None:
     """Write `model_of` a network, whole or not at all. Raises UserError, and OSError."""
-    content = model_of(network).SerializeToString()
+    content = model_of(network, integers=integers).SerializeToString()
     with scratch.replacing(path) as made:
         made.write_bytes(content)
 
@@ -83,7 +84,7 @@ def model_of(network: IntegerNetwork, *, integers: bool = False) -> onnx.ModelPr
             made.tensors[layer.name] = _exported(made, layer)
         except UnsayableError as error:
             wrong[layer.name] = str(error)
-            made.tensors[layer.name] = _Tensor(layer.name, layer.scale, layer.zero_point, "uint8", 0, layer.output_shape)
+            made.tensors[layer.name] = _result(made, layer)  # so that others that read it are looked at
     if wrong:
         named = ", ".join(f"{name} ({why})" for name, why in wrong.items())
         raise UserError(f"{network.name} can't be written as ONNX, because of {named}.")
@@ -97,7 +98,7 @@ def model_of(network: IntegerNetwork, *, integers: bool = False) -> onnx.ModelPr
         producer_version=__version__,
         doc_string=NOTE,
     )
-    helper.set_model_props(model, {"tvmflow.scheme": network.scheme})
+    helper.set_model_props(model, {"tvmflow.scheme": network.scheme, **_state(network)})
     if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
         raise UserError(f"{network.name} has {model.ByteSize():,} bytes as ONNX, and a file of it holds 2 GiB.")
     onnx.checker.check_model(model, full_check=True)
@@ -187,6 +188,20 @@ class _Graph:
         return self.node("Mul", [real, self.array(factor, "float32", f"{wanted}.factor")], wanted)
 
 
+def _state(network: IntegerNetwork) -> dict[str, str]:
+    """What the caller gives back at the next call, and with what real number everywhere the first one begins."""
+    ports = {port.name: port for port in network.inputs}
+    said = [
+        {
+            "input": state.input,
+            "output": state.output,
+            "initial": (state.initial - ports[state.input].zero_point) * ports[state.input].scale,
+        }
+        for state in network.state
+    ]
+    return {"tvmflow.state": json.dumps(said)} if said else {}
+
+
 def _input(made: _Graph, port: Port, integers: bool) -> onnx.ValueInfoProto:
     name = made.fresh(port.name)
     tensor = made.stored(name, port.scale, port.zero_point, port.dtype, tuple(port.shape))
@@ -215,10 +230,13 @@ def _exported(made: _Graph, layer: AnyIntegerLayer) -> _Tensor:
     kind = layer.kind if isinstance(layer, IntegerLayer) else type(layer.operator)
     if kind not in EXPORTERS:
         raise UnsayableError(f"{layer.kind}, whose result has no steps")
-    result = EXPORTERS[kind](made, layer)
+    real = EXPORTERS[kind](made, layer)
+    return made.quantize(_clipped(made, layer, real), _result(made, layer))
+
+
+def _result(made: _Graph, layer: AnyIntegerLayer) -> _Tensor:
     shape = layer.output_shape[:2] if layer.kind == "dense" else layer.output_shape
-    tensor = made.stored(f"{layer.name}.quantized", layer.scale, layer.zero_point, layer.dtype, shape)
-    return made.quantize(_clipped(made, layer, result), tensor)
+    return made.stored(f"{layer.name}.quantized", layer.scale, layer.zero_point, layer.dtype, shape)
 
 
 def _clipped(made: _Graph, layer: AnyIntegerLayer, real: str) -> str:
@@ -422,9 +440,13 @@ def _gather(made: _Graph, layer: IntegerNode) -> str:
         count = math.prod(shape)
         real = made.reshaped(real, (count,), f"{name}.flat")
         if (operator.places == OUTSIDE).any():
-            real = made.node("Concat", [real, made.array([outside], "float32", f"{name}.outside")], f"{name}.all", axis=0)
+            real = made.node(
+                "Concat", [real, made.array([outside], "float32", f"{name}.outside")], f"{name}.all", axis=0
+            )
         places = np.where(operator.places == OUTSIDE, count, operator.places)
         return made.node("Gather", [real, made.array(places, "int64", f"{name}.places")], f"{name}.moved", named=name)
+    if operator.places.shape == shape and np.array_equal(operator.places.reshape(-1), np.arange(math.prod(shape))):
+        return made.node("Identity", [real], f"{name}.same", named=name)
     for axis, table in enumerate(tables, 1):
         length = shape[axis]
         if np.array_equal(table, np.arange(length)):
@@ -433,8 +455,8 @@ def _gather(made: _Graph, layer: IntegerNode) -> str:
             pads = made.array([*[0] * (4 + axis), 1, *[0] * (3 - axis)], "int64", f"{name}.pads{axis}")
             value = made.array(outside, "float32", f"{name}.value{axis}")
             real = made.node("Pad", [real, pads, value], f"{name}.bordered{axis}")
-        places = made.array(np.where(table == OUTSIDE, length, table), "int64", f"{name}.places{axis}")
-        real = made.node("Gather", [real, places], f"{name}.moved{axis}", named=name, axis=axis)
+        along = made.array(np.where(table == OUTSIDE, length, table), "int64", f"{name}.places{axis}")
+        real = made.node("Gather", [real, along], f"{name}.moved{axis}", named=name, axis=axis)
     return real
 
 
@@ -442,12 +464,13 @@ def _resample(made: _Graph, layer: IntegerNode) -> str:
     """Products with the matrices of both axes, of the operator's integers."""
     assert isinstance(layer.operator, Resample)
     operator, name = layer.operator, layer.name
-    down, along = (
+    rows, columns = (
         _matrix(places, weights * 2.0**-operator.bits, length)
         for (places, _), weights, length in zip(operator.axes, operator.integers, layer.input_shape[2:], strict=True)
     )
-    real = made.node("MatMul", [made.array(down, "float32", f"{name}.rows"), _passed(made, layer)], f"{name}.down")
-    return made.node("MatMul", [real, made.array(along.T, "float32", f"{name}.columns")], f"{name}.along", named=name)
+    down = made.node("MatMul", [made.array(rows, "float32", f"{name}.rows"), _passed(made, layer)], f"{name}.down")
+    across = made.array(columns.T, "float32", f"{name}.columns")
+    return made.node("MatMul", [down, across], f"{name}.across", named=name)
 
 
 def _matrix(places: np.ndarray, weights: np.ndarray, length: int) -> np.ndarray:
@@ -457,16 +480,17 @@ def _matrix(places: np.ndarray, weights: np.ndarray, length: int) -> np.ndarray:
 
 
 def _function(made: _Graph, layer: IntegerNode) -> str:
-    """Another scale, where the table is nothing else, or the table's real numbers, looked up by the integers."""
+    """A function that has a name, if the table is that one's, or else its real numbers, looked up by the integers."""
     assert layer.table is not None
     tensor, name = made.tensors[layer.inputs[0]], layer.name
     low, high = (limit - tensor.more for limit in RANGES[tensor.dtype])
     numbers = np.arange(low, high + 1)
     table = layer.table[..., numbers & 255]
-    rescaled = (numbers - tensor.zero) * (tensor.scale / layer.scale) + layer.zero_point
-    clipped = rescaled.clip(layer.minimum, layer.maximum)
-    if (np.abs(table - clipped) < 0.5 + STEPS / 2).all():
-        return made.node("Identity", [made.real(layer)], f"{name}.same", named=name)
+    real = (numbers - tensor.zero) * tensor.scale
+    for kind, (function, attributes) in FUNCTIONS.items():
+        rounded = (function(real) / layer.scale + layer.zero_point).clip(layer.minimum, layer.maximum)
+        if (np.abs(table - rounded) < 0.5 + STEPS / 2).all():
+            return made.node(kind, [made.real(layer)], f"{name}.{kind.lower()}", named=name, **attributes)
     places = made.real(layer, scale=1.0, zero=low)
     if table.ndim > 1:
         firsts = made.array(np.arange(len(table)).reshape(-1, 1, 1) * len(numbers), "float32", f"{name}.firsts")
@@ -474,6 +498,16 @@ def _function(made: _Graph, layer: IntegerNode) -> str:
     places = made.node("Cast", [places], f"{name}.places", to=TensorProto.INT32)
     values = made.array((table.reshape(-1) - layer.zero_point) * layer.scale, "float32", f"{name}.table")
     return made.node("Gather", [values, places], f"{name}.found", named=name)
+
+
+FUNCTIONS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], dict[str, float]]] = {
+    "Identity": (lambda x: x, {}),
+    "Sigmoid": (lambda x: 1 / (1 + np.exp(-x)), {}),
+    "Tanh": (np.tanh, {}),
+    "HardSigmoid": (lambda x: (x / 6 + 0.5).clip(0, 1), {"alpha": 1 / 6, "beta": 0.5}),
+    "HardSwish": (lambda x: x * (x / 6 + 0.5).clip(0, 1), {}),
+}
+"""Functions of single elements that ONNX has a name for: what they are, and their attributes. The first rescales."""
 
 
 def _steepness(layer: IntegerNode, scale: float) -> float:
@@ -486,12 +520,24 @@ def _steepness(layer: IntegerNode, scale: float) -> float:
     raise UnsayableError(f"{layer.kind} of other functions than exponentials")
 
 
+def _check_logarithm(layer: IntegerNode, step: float) -> None:
+    """That the factors are those of a logarithm in steps of the result, but for half a step."""
+    assert isinstance(layer.operator, LogSoftmax)
+    assert layer.factors is not None
+    given = layer.factors * 2.0**-layer.shift
+    wanted = np.array([step, math.log(max(2, layer.output_shape[layer.operator.axis])) / THRESHOLDS]) / layer.scale
+    if np.abs(given - wanted).max() * LARGEST > 0.5:
+        raise UnsayableError(f"{layer.kind} of other functions than exponentials")
+
+
 def _softmax(made: _Graph, layer: IntegerNode) -> str:
     assert isinstance(layer.operator, Softmax | LogSoftmax | Probabilities)
     kind = "LogSoftmax" if isinstance(layer.operator, LogSoftmax) else "Softmax"
     real = made.real(layer)
     scale = made.tensors[layer.inputs[0]].scale
     step = _steepness(layer, scale)
+    if isinstance(layer.operator, LogSoftmax):
+        _check_logarithm(layer, step)
     if step != scale:
         real = made.times(real, step / scale, f"{layer.name}.scaled")
     return made.node(kind, [real], f"{layer.name}.{kind.lower()}", named=layer.name, axis=layer.operator.axis)
