@@ -229,7 +229,7 @@ def _exported(made: _Graph, layer: AnyIntegerLayer) -> _Tensor:
     """A layer, from its inputs to its quantised output."""
     kind = layer.kind if isinstance(layer, IntegerLayer) else type(layer.operator)
     if kind not in EXPORTERS:
-        raise UnsayableError(f"{layer.kind}, whose result has no steps")
+        raise UnsayableError(layer.kind)
     real = EXPORTERS[kind](made, layer)
     return made.quantize(_clipped(made, layer, real), _result(made, layer))
 
