@@ -99,6 +99,12 @@ def test_answers_are_those_of_the_integers_but_for_ties(name):
     assert np.abs(found / network.output_scale - wanted).mean() < 0.5
 
 
+def test_halves_are_rounded_up_where_they_are_frequent():
+    rng = np.random.default_rng(1)
+    network = integer_networks.random_network(rng, "power-of-two", shapes=integer_networks.VARIETY)
+    assert steps_off(network, (integer_networks.random_input(rng, network.input_shape, 1),)).max() < 0.01
+
+
 def test_files_say_what_they_are(tmp_path):
     network = network_of("streaming", tmp_path)
     qdq.write(network, tmp_path / "network.onnx")

@@ -3,7 +3,8 @@
 Every layer reads dequantised tensors, computes in real numbers and is quantised again, by the scales and zero points of
 the network; weights and biases are its integers. A runtime that multiplies integers finds the pattern and does so. It
 may round otherwise than `layers` says: scales are float32, and QuantizeLinear rounds halves to even. A layer's own
-factors count: where they say something else than the scales around it do, there is one more product.
+factors count: where they say something else than the scales around it do, there is one more product. In the scheme
+"power-of-two", where halves are frequent, `_larger` has them rounded up nevertheless.
 
 An operator without a line in EXPORTERS can't be said.
 """
@@ -76,7 +77,7 @@ def model_of(network: IntegerNetwork, *, integers: bool = False) -> onnx.ModelPr
     which some runtimes multiply faster. Nodes that compute have their layers' names. Raises UserError if layers can't
     be said in ONNX, and names them all.
     """
-    made = _Graph(integers)
+    made = _Graph(integers, exact_halves=network.scheme == "power-of-two")
     inputs = [_input(made, port, integers) for port in network.inputs]
     wrong: dict[str, str] = {}
     for layer in network.layers:
@@ -118,10 +119,14 @@ class _Tensor:
 
 
 class _Graph:
-    """Nodes and arrays as they are added."""
+    """Nodes and arrays as they are added.
 
-    def __init__(self, unsigned: bool) -> None:
-        self.unsigned = unsigned
+    With `exact_halves` sums are a quarter of their unit larger, which rounds halves up and nothing else otherwise. That
+    is an addition of its own, for runtimes round biases to integers.
+    """
+
+    def __init__(self, unsigned: bool, exact_halves: bool) -> None:
+        self.unsigned, self.exact_halves = unsigned, exact_halves
         self.nodes: list[onnx.NodeProto] = []
         self.arrays: list[onnx.TensorProto] = []
         self.tensors: dict[str, _Tensor] = {}
@@ -231,7 +236,17 @@ def _exported(made: _Graph, layer: AnyIntegerLayer) -> _Tensor:
     if kind not in EXPORTERS:
         raise UnsayableError(layer.kind)
     real = EXPORTERS[kind](made, layer)
+    if made.exact_halves and isinstance(layer, IntegerLayer):
+        real = _larger(made, layer, real, _sums(layer).reshape((-1,) if layer.kind == "dense" else (-1, 1, 1)))
+    elif made.exact_halves and isinstance(layer, IntegerNode) and layer.shift and kind in ROUNDED:
+        real = _larger(made, layer, real, 2.0**-layer.shift)
     return made.quantize(_clipped(made, layer, real), _result(made, layer))
+
+
+def _larger(made: _Graph, layer: AnyIntegerLayer, real: str, unit: Any) -> str:
+    """Larger by a quarter of `unit`, of what one more in a sum of the layer is in steps of its result."""
+    more = made.array(unit / 4 * layer.scale, "float32", f"{layer.name}.quarter")
+    return made.node("Add", [real, more], f"{layer.name}.more")
 
 
 def _result(made: _Graph, layer: AnyIntegerLayer) -> _Tensor:
@@ -582,3 +597,6 @@ EXPORTERS: dict[str | type, Callable[[_Graph, Any], str]] = {
     Probabilities: _softmax,
 }
 """Kinds of layers with weights, and operators → what makes their real result, before it is clipped and quantised."""
+
+ROUNDED = (Sum, Product, Resample, MatMul)
+"""Operators whose sums a power of two divides."""
