@@ -12,8 +12,9 @@ import integer_networks
 import numpy as np
 import pytest
 
-from benchmarks import arm_instructions, depthwise, experiments, peers, plots, qdq, runners, variants
+from benchmarks import arm_instructions, depthwise, experiments, peers, plots, runners, variants
 from tvmflow.bundles.bundle import open_bundle
+from tvmflow.integer import qdq
 from tvmflow.measure import device
 from tvmflow.models.dilated_net import DilatedNetConfig
 
@@ -158,7 +159,7 @@ def test_a_quantised_network_for_onnxruntime_has_its_numbers(tmp_path):
     # without VNNI the library adds two products in 16 bits, where those of larger weights saturate
     layers = tuple(replace(layer, weight=layer.weight // 2) for layer in network.layers)
     network = replace(network, layers=layers)
-    qdq.export_qdq(network, tmp_path / "model.onnx")
+    qdq.write(network, tmp_path / "model.onnx", integers=True)
     images = integer_networks.random_input(np.random.default_rng(5), network.input_shape, 1)
     np.save(tmp_path / "input.npy", images)
     run, _ = runners.run_onnxruntime(tmp_path, 1)

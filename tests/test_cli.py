@@ -32,6 +32,7 @@ COMMANDS = [
     "estimate",
     "train",
     "quantize",
+    "export",
     "evaluate",
     "doctor",
     "tune",

@@ -9,6 +9,7 @@ from pathlib import Path
 import data_sets
 import networks
 import numpy as np
+import onnx
 import pytest
 import torch
 from imported import registered
@@ -241,6 +242,7 @@ def test_the_command_writes_weights_facts_and_card(tmp_path, monkeypatch, capsys
     monkeypatch.setattr("tvmflow.models.data.COUNTS", data_sets.COUNTS)
     data = data_sets.write_folder(tmp_path / "data")
     options = {"scheme": scheme, "out": tmp_path, "count": 24, "qat": scheme == "power-of-two", "epochs": 1.0}
+    options["onnx"] = tmp_path / "tiny.onnx"
     quantize_command(data, "networks:tiny", **options)
     printed = capsys.readouterr().out
     name = models.quantized_name("tiny", scheme)
@@ -256,6 +258,7 @@ def test_the_command_writes_weights_facts_and_card(tmp_path, monkeypatch, capsys
     card = (tmp_path / f"{name}.md").read_text()
     assert f"**{facts['accuracy']:.2%}**" in card
     assert f"{facts['accuracy']:.2%}" in printed
+    assert {layer.name for layer in network.layers} <= {node.name for node in onnx.load(options["onnx"]).graph.node}
     result = evaluate_quantised(data, str(tmp_path / f"{name}.safetensors"), scheme)
     assert result["accuracy"] == facts["accuracy"]
     other = next(other for other in SCHEMES if other != scheme)

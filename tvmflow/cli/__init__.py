@@ -40,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "estimate": reporting.estimate,
     "train": learning.train,
     "quantize": quantizing.quantize,
+    "export": quantizing.export,
     "evaluate": learning.evaluate,
     "doctor": bundles.doctor,
 }

@@ -1,4 +1,4 @@
-"""`tvmflow quantize`: a trained network in int8."""
+"""`tvmflow quantize` and `tvmflow export`: a trained network in int8, and one in int8 as a file for other runtimes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +14,9 @@ from tvmflow.cli.options import InputShapes, Json, Labels, Mean, ModelName, Sche
 from tvmflow.cli.outcome import show
 from tvmflow.models import CIFAR10_PREPROCESSING
 from tvmflow.spec import Program, UserError
+
+if TYPE_CHECKING:
+    from tvmflow.integer.network import IntegerNetwork
 
 log = logging.getLogger("tvmflow.cli")
 
@@ -51,12 +54,19 @@ def quantize(
     work_dir: Annotated[
         Path | None, typer.Option("--work-dir", help="Checkpoints of --qat; OUTPUT/qat by default.")
     ] = None,
+    onnx: Annotated[
+        Path | None,
+        typer.Option(
+            "--onnx", parser=output_path, metavar="<path>", help="Also write it as ONNX, for other runtimes: net.onnx."
+        ),
+    ] = None,
     test: Annotated[bool, typer.Option("--test/--no-test", help="Measure accuracy on CIFAR-10's test images.")] = True,
     json: Json = None,
 ) -> None:
     """Quantise a network to int8, and say layer by layer what that cost."""
     import shlex
 
+    from tvmflow.integer import qdq
     from tvmflow.integer.fine_tune import TuneConfig
     from tvmflow.integer.post_training import Method
     from tvmflow.integer.reader import float_graph
@@ -65,6 +75,8 @@ def quantize(
     from tvmflow.models.data import is_cifar10, load_cifar10
 
     check_folder(out)
+    if onnx is not None:
+        _check_file(onnx, "--onnx")
     seen = given.parse_preprocessing(mean, std)
     named = given.parse_labels(labels) if labels is not None else ()
     method = Method(count=count, seed=seed)
@@ -104,7 +116,53 @@ def quantize(
             "like those that it will meet help, fewer outliers among them, or --scheme per-channel."
         )
     path = int8.export(network, out, shlex.join(["tvmflow", *sys.argv[1:]]))
-    show(_text(path, network.facts), {"weights": str(path), **network.facts}, json)
+    text, written = _text(path, network.facts), {"weights": str(path)}
+    if onnx is not None:
+        qdq.write(network, onnx)
+        text, written = f"{text}\n{_written(network, onnx)}", {**written, "onnx": str(onnx)}
+    show(text, {**written, **network.facts}, json)
+
+
+def export(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", help="Registry name, .safetensors file of `tvmflow quantize`, or quantised .tflite file."
+        ),
+    ] = "dilated-net",
+    scheme: Annotated[
+        Literal["per-channel", "power-of-two"] | None,
+        typer.Option("--scheme", help="Which int8 form of a network of the registry; per-channel by default."),
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option("-o", "--output", parser=output_path, metavar="<path>", help="The .onnx file.")],
+    json: Json = None,
+) -> None:
+    """Write a quantised network as ONNX with QuantizeLinear and DequantizeLinear, for other runtimes."""
+    from tvmflow.integer import qdq
+    from tvmflow.integer.frontend import find_network
+
+    _check_file(out, "--output")
+    network = find_network(model, scheme)
+    qdq.write(network, out)
+    facts = {"onnx": str(out), "model": network.name, "scheme": network.scheme, "opset": qdq.OPSET}
+    show(_written(network, out), {**facts, "layers": len(network.layers), "file_bytes": out.stat().st_size}, json)
+
+
+def _check_file(path: Path, option: str) -> None:
+    """Raises UserError, before anything takes time, unless a file can be written there."""
+    if path.is_dir() or not path.parent.is_dir():
+        what = f"{path} is a folder" if path.is_dir() else f"There is no folder {path.parent}"
+        raise UserError(f"{what}; give another file as {option}.")
+
+
+def _written(network: IntegerNetwork, path: Path) -> str:
+    from tvmflow.integer.qdq import OPSET
+
+    return (
+        f"{path}: {network.name}, {network.scheme}, {len(network.layers)} layers with QuantizeLinear and "
+        f"DequantizeLinear of opset {OPSET}, float32 in and out"
+    )
 
 
 def _imported(model: str, shapes: list[str]) -> Program:

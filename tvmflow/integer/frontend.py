@@ -111,12 +111,19 @@ def import_quantized(model: str, scheme: Scheme | None = None, *, preferred: Sch
     (`tvmflow.targets.KINDS`). Raises UserError.
     """
     if not model.endswith(FILES):
-        program = integer_program(quantized(model, scheme or preferred), f"tvmflow.models:{model}")
+        program = integer_program(find_network(model, scheme, preferred=preferred), f"tvmflow.models:{model}")
         return replace(program, accuracy=accuracy(model, scheme or preferred))
+    return integer_program(find_network(model, scheme), model)
+
+
+def find_network(model: str, scheme: Scheme | None = None, *, preferred: Scheme = "per-channel") -> IntegerNetwork:
+    """What `import_quantized` makes a Program of. Raises UserError."""
+    if not model.endswith(FILES):
+        return quantized(model, scheme or preferred)
     network = load_network(Path(model))
     if scheme not in (None, network.scheme):
         raise UserError(f"{model} was quantised by the scheme {network.scheme}, not {scheme}.")
-    return integer_program(network, model)
+    return network
 
 
 def _emit(
