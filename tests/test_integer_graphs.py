@@ -367,6 +367,14 @@ CASES = {
 }
 """What networks are made of: as PyTorch has it, on 1×4×9×8."""
 
+with torch.random.fork_rng(devices=[]):
+    torch.manual_seed(0)
+    for _, _layers in CASES.values():
+        for _layer in _layers.values():
+            for _module in _layer.modules() if isinstance(_layer, nn.Module) else ():
+                if hasattr(_module, "reset_parameters"):
+                    _module.reset_parameters()  # the same in every process
+
 
 def imported(network: nn.Module, *shapes: tuple[int, ...]) -> Program:
     return from_module(network.eval(), "net", "net", list(shapes))
