@@ -176,13 +176,6 @@ class IntegerNetwork:
         return any(port.source == name for port in self.outputs)
 
     @property
-    def is_chain(self) -> bool:
-        """Whether it has one input and one output, and every layer reads the one before alone."""
-        names = [self.inputs[0].name, *(layer.name for layer in self.layers)]
-        follow = all(layer.inputs == (name,) for layer, name in zip(self.layers, names, strict=False))
-        return follow and len(self.inputs) == 1 and [port.source for port in self.outputs] == names[-1:]
-
-    @property
     def weight_bytes(self) -> int:
         """Bytes of weights, biases, requantisation and tables; a pool's weights, all 1, need not be kept."""
         return sum(layer.constant_bytes for layer in self.layers)
