@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import inspect
 import os
+import random
 import re
 import shlex
 import shutil
@@ -76,9 +77,17 @@ class Board:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port that no outgoing connection is given, so that it stays free until somebody listens on it.
+
+    Whoever waits for a server on a port of the system's own range connects to it again and again. Once in about 28,000
+    times the system gives such a connection the very port that it asks for: it answers itself, which looks as though
+    the server were there, and takes the port from it.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("none of a hundred ports is free")
 
 
 @contextlib.contextmanager
@@ -196,6 +205,8 @@ class EmulatedBoard:
                     break
                 assert process.poll() is None, "the server ended"
                 time.sleep(0.1)
+            else:
+                raise AssertionError(f"nothing listens on port {port} after two minutes")
             yield process
 
     @contextlib.contextmanager
