@@ -19,7 +19,7 @@ import numpy as np
 from tvmflow import __version__
 from tvmflow.measure.cycles import Traced
 from tvmflow.measure.noise import median_interval
-from tvmflow.network.agreement import Runner, compare, unverified
+from tvmflow.network.agreement import Arrays, Runner, compare, unverified
 from tvmflow.spec import (
     Built,
     Measurement,
@@ -101,9 +101,6 @@ class Artifacts:
     usage: str | None = None
     notes: Sequence[str] = ()
 
-
-Arrays = tuple[np.ndarray, ...]
-"""One of each input, or of each output."""
 
 Left = list[tuple[tuple[str, ...], np.ndarray]]
 """What each kernel of a quantised network's library has left, in their order: the names of its layers, and the tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
 from dataclasses import replace
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tvm
 from compiling import compiled
 from conftest import ROOT, needs_emulator
-from test_cortex_m_graphs import assert_same, natively
+from test_cortex_m_graphs import PLAIN, assert_same, natively
 from tflite_cases import CASES, GOLDENS, Draw, convolution, graphs_of, inputs_of, unary
 from tflite_files import Graph, file_of
 
+from tvmflow.bundles.build import build
 from tvmflow.integer.file import load, save
 from tvmflow.integer.frontend import import_quantized, integer_program
 from tvmflow.integer.layers import IntegerLayer
@@ -23,8 +26,11 @@ from tvmflow.integer.operators import Gather
 from tvmflow.integer.tflite.reader import CONVERTERS, read
 from tvmflow.integer.tflite.schema import OPERATORS
 from tvmflow.integer.tflite.state import KINDS
+from tvmflow.pipeline import run_stages
 from tvmflow.spec import Target, UserError
+from tvmflow.system.toolchain import link, select_linker
 from tvmflow.targets import TARGETS, compute_in
+from tvmflow.targets.cortex_m.compile import write_source
 from tvmflow.targets.kind import verify_library
 
 AGAIN = re.compile(
@@ -290,3 +296,61 @@ def test_a_file_is_built_and_run_by_its_name_alone(tvmflow, tmp_path):
 def test_what_needs_float32_says_that_it_is_quantised(tvmflow, tmp_path):
     path = written(tmp_path, *graphs_of("dense-0"))
     tvmflow("estimate", "--model", path).failed_with(4, "is quantised already", "tvmflow build")
+
+
+@pytest.mark.parametrize("board", ["host", "raspberry-pi-4b", "mps2-an386"])
+def test_a_stream_keeps_its_state_between_calls(board, networks, tvmflow, tmp_path):
+    """One file of many calls is many calls in a row: on this computer, under qemu-user, and on a microcontroller."""
+    target, network = compute_in(TARGETS[board], "int8"), networks["streaming"]
+    if board != "host":
+        needs_emulator(target)
+    built = build(integer_program(network, "network"), target, tmp_path / "bundle", verify=False)
+    frames = np.concatenate([arrays[0] for arrays in inputs_of("streaming")])
+    assert len(frames) > 2
+    np.save(tmp_path / "x.npy", frames)
+    done = tvmflow("run", built.path, "--input", tmp_path / "x.npy", "-o", tmp_path / "y.npz", "--json", "-")
+    assert done.code == 0, done.err
+    assert len(done.json["calls"]) == len(frames)
+    state = np.full(next(port.shape for port in network.inputs if port.name == "frames"), -7, np.int8)
+    with np.load(tmp_path / "y.npz") as given:
+        for call, frame in enumerate(frames):
+            output, state = network.run_all((frame[None], state))
+            assert np.array_equal(given[network.outputs[0].name][call], output), call
+            assert np.array_equal(given["frames.next"][call], state), call
+
+
+def test_files_of_unlike_many_calls_are_refused(networks, tvmflow, tmp_path):
+    network = networks["streaming"]
+    target = compute_in(TARGETS["host"], "int8")
+    built = build(integer_program(network, "network"), target, tmp_path / "bundle", verify=False)
+    for name, calls, port in zip("xs", (3, 2), network.inputs, strict=True):
+        np.save(tmp_path / f"{name}.npy", np.zeros((calls, *port.shape), np.int8))
+    both = ("--input", tmp_path / "x.npy", "--input", tmp_path / "s.npy")
+    tvmflow("run", built.path, *both).failed_with(4, "3 calls", "for 2")
+
+
+STREAM = """#include "streaming.h"
+static streaming_stream stream;
+void begin(void) { streaming_reset(&stream); }
+void next(const int8_t *frame, int8_t *scores) { streaming_step(&stream, frame, scores); }
+"""
+
+
+def test_a_header_has_what_a_stream_keeps(networks, tmp_path):
+    """The portable C on this computer: three streams one after the other, each begun by the header's function."""
+    network = networks["streaming"]
+    with tvm.target.Target("c"):
+        write_source(run_stages(integer_program(network, "network"), PLAIN), PLAIN, tmp_path)
+    (tmp_path / "stream.c").write_text(STREAM)
+    sources = [tmp_path / name for name in ("streaming.c", "streaming_weights.c", "stream.c")]
+    options = ("-shared", "-fPIC", "-O1", "-std=c99", "-Wall", "-Wextra", "-Werror", "-Wno-unused")
+    link(select_linker(TARGETS["host"]), tmp_path / "stream.so", sources, options)
+    library = ctypes.CDLL(str(tmp_path / "stream.so"))
+    for _ in range(3):
+        library.begin()
+        state = np.full(next(port.shape for port in network.inputs if port.name == "frames"), -7, np.int8)
+        for (frame,) in inputs_of("streaming"):
+            wanted, state = network.run_all((frame, state))
+            scores = np.empty_like(wanted)
+            library.next(frame.ctypes.data_as(ctypes.c_void_p), scores.ctypes.data_as(ctypes.c_void_p))
+            assert np.array_equal(scores, wanted)

@@ -224,8 +224,8 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
     machine.find_qemu()
     name = network_name(library)
 
-    def run(inputs: Sequence[machine.Arrays]) -> list[machine.Arrays]:
-        return machine.run(library, target, name, inputs, outputs).outputs
+    def run(inputs: Sequence[machine.Arrays], kept: Sequence[tuple[int, int]] = ()) -> list[machine.Arrays]:
+        return machine.run(library, target, name, inputs, outputs, kept=kept).outputs
 
     return "emulated", run
 

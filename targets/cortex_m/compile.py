@@ -89,6 +89,7 @@ decltype default delete do double else enum explicit export extern false float f
 mutable namespace new noexcept not nullptr operator or private protected public register restrict return short
 signed sizeof static struct switch template this thread_local throw true try typedef typeid typename union unsigned
 using virtual void volatile while xor int8_t uint8_t int16_t uint16_t int32_t uint32_t int64_t uint64_t
+place stream turn
 """
 RESERVED = frozenset(WORDS.split())
 """What no parameter is called: words of C and C++, and what generated code calls something else."""
@@ -261,10 +262,11 @@ def header(program: Program, target: Target, image: Image) -> str:
     sizes = "\n".join(constants)
     apart = "\n * Inputs and outputs must not overlap." if len(image.parameters) > 2 else ""
     arithmetic = "a float32" if network is None else "an integer"
+    kept = f"no state between calls but in {image.name}_stream" if "_INITIAL" in sizes else "no state between calls"
     form = "in portable C99" if Mcu.of(target).core == "plain" else f"for {target.cpu.model}"
     return f"""/* {program.name}: {arithmetic} network {form}, made by tvmflow {__version__}.
  *
- * No allocation, no state between calls, nothing of a C library but memcpy and memset. Calls must not overlap: they
+ * No allocation, {kept}, nothing of a C library but memcpy and memset. Calls must not overlap: they
  * share one arena. The bytes in flash and RAM are those of the network alone; the stack is an upper bound.{apart}
  */
 #ifndef {prefix}_H
@@ -282,7 +284,7 @@ extern "C" {{
 #endif
 
 void {image.name}_run({", ".join(image.parameters)});
-
+{_stream(program, image)}
 #ifdef __cplusplus
 }}
 #endif
@@ -299,6 +301,46 @@ def _with_scales(program: Program) -> list[tuple[CPort, tuple[float | None, int]
         return [(port, (None, 0)) for port in (*inputs, *outputs)]
     scales = [(port.scale, port.zero_point) for port in (*network.inputs, *network.outputs)]
     return list(zip((*inputs, *outputs), scales, strict=True))
+
+
+def _stream(program: Program, image: Image) -> str:
+    """What keeps the state of a network between its calls. It is there twice: a call reads one and writes the other."""
+    network: IntegerNetwork | None = program.integer
+    if network is None or not network.state:
+        return ""
+    name, prefix, (inputs, outputs) = image.name, image.name.upper(), ports(program)
+    by_name = [{port.spec.name: port for port in side} for side in (inputs, outputs)]
+    kept = [(by_name[0][state.input], by_name[1][state.output]) for state in network.state]
+    passed = {port.parameter: f"stream->{port.parameter}[stream->turn]" for port, _ in kept}
+    passed |= {after.parameter: f"stream->{port.parameter}[!stream->turn]" for port, after in kept}
+    sides = list(zip((*inputs, *outputs), image.parameters, strict=True))
+    given = ", ".join(text for port, text in sides if port.parameter not in passed)
+    fields = "\n".join(
+        f"  {C_TYPES[port.spec.dtype]} {port.parameter}[2][{prefix}_{port.macro}_SIZE];" for port, _ in kept
+    )
+    first = "\n".join(
+        f"  for (uint32_t place = 0; place < {prefix}_{port.macro}_SIZE; place++)\n"
+        f"    stream->{port.parameter}[0][place] = {prefix}_{port.macro}_INITIAL;"
+        for port, _ in kept
+    )
+    arguments = ", ".join(passed.get(port.parameter, port.parameter) for port, _ in sides)
+    return f"""
+/* What a stream keeps between its calls. {name}_reset begins one, {name}_step is {name}_run for its next call. */
+typedef struct {{
+{fields}
+  uint8_t turn;
+}} {name}_stream;
+
+static inline void {name}_reset({name}_stream *stream) {{
+{first}
+  stream->turn = 0;
+}}
+
+static inline void {name}_step({name}_stream *stream, {given}) {{
+  {name}_run({arguments});
+  stream->turn = !stream->turn;
+}}
+"""
 
 
 def _preprocessing(program: Program, prefix: str) -> str:

@@ -19,6 +19,7 @@ from elftools.elf.elffile import ELFFile
 
 from tvmflow.measure import emulate
 from tvmflow.measure.cycles import Traced, disassemble, read_trace, split
+from tvmflow.network.agreement import Arrays
 from tvmflow.spec import MissingDependencyError, Target, TensorSpec, VerificationError
 from tvmflow.system import children, toolchain
 from tvmflow.targets.cortex_m.boards import EMULATOR
@@ -33,7 +34,6 @@ ELEMENTS = {"int8": "int8_t", "uint8": "uint8_t", "float32": "float"}
 """What networks read and write, in C."""
 KINDS = {"int8": "INT8", "uint8": "UINT8", "float32": "FLOAT32"}
 """What agrees.h calls these."""
-Arrays = tuple[np.ndarray, ...]
 MIB = 1 << 20
 HELPERS = ("memcpy", "memset")
 """What kernels call that is no part of the library."""
@@ -107,9 +107,11 @@ def run(
     expected: Sequence[Arrays] | None = None,
     allowed: Sequence[Sequence[float]] = (),
     counted: bool = False,
+    kept: Sequence[tuple[int, int]] = (),
 ) -> Run:
     """Run the network `name` of `library` on the inputs of each vector, with `counted` under the plugin that counts.
 
+    `kept` are pairs of an input and the output of the run before that the device puts there at all runs but the first.
     Where outputs are `expected`, each may differ by as much as is `allowed` of it, by default by nothing. Raises
     MissingDependencyError, and VerificationError if the firmware doesn't come to its end.
     """
@@ -119,7 +121,7 @@ def run(
             (folder / "expected.raw").write_bytes(_bytes(expected))
             np.array(allowed or [[0.0] * len(outputs)] * len(expected), np.float32).tofile(folder / "allowed.raw")
         plugin = (COUNTING_PLUGIN, folder / "counts") if counted else None
-        _, said = _run_vectors(folder, library, target, name, inputs, outputs, plugin)
+        _, said = _run_vectors(folder, library, target, name, inputs, outputs, plugin, kept)
         return Run(
             outputs=_arrays((folder / "output.raw").read_bytes(), outputs),
             wrong=said["wrong"],
@@ -188,13 +190,14 @@ def _run_vectors(
     inputs: Sequence[Arrays],
     outputs: Sequence[TensorSpec],
     plugin: tuple[Path, Path] | None,
+    kept: Sequence[tuple[int, int]] = (),
 ) -> tuple[Path, dict[str, int]]:
     """Link the firmware in `folder` and run it there, under a plugin that writes to a path. What it is and says.
 
     Raises MissingDependencyError, and VerificationError if it doesn't come to its end.
     """
     qemu = find_qemu()
-    firmware = prepare(folder, library, target, name, inputs, outputs)
+    firmware = prepare(folder, library, target, name, inputs, outputs, kept)
     options = ["-plugin", f"{emulate.compile_plugin(plugin[0])},out={plugin[1]}"] if plugin else []
     done = start(qemu, Mcu.of(target).machine, firmware, folder, options, SECONDS_PER_INFERENCE * len(inputs))
     said = done.stdout.split() + done.stderr.split()
@@ -206,17 +209,23 @@ def _run_vectors(
 
 
 def prepare(
-    folder: Path, library: Path, target: Target, name: str, inputs: Sequence[Arrays], outputs: Sequence[TensorSpec]
+    folder: Path,
+    library: Path,
+    target: Target,
+    name: str,
+    inputs: Sequence[Arrays],
+    outputs: Sequence[TensorSpec],
+    kept: Sequence[tuple[int, int]] = (),
 ) -> Path:
     """The firmware that runs a network on these inputs, in `folder`, and what it reads there."""
-    (folder / "tensors.h").write_text(_tensors(name, inputs[0], outputs))
+    (folder / "tensors.h").write_text(_tensors(name, inputs[0], outputs, kept))
     (folder / "input.raw").write_bytes(_bytes(inputs))
     sources = [HERE / "run_vectors.c", library]
     return link_firmware(folder, target, sources, [f"-I{folder}", f"-DSTACK_BYTES={STACK_BYTES}"])
 
 
-def _tensors(name: str, inputs: Arrays, outputs: Sequence[TensorSpec]) -> str:
-    """For run_vectors.c: a buffer for each tensor, their tables, and the call of the network."""
+def _tensors(name: str, inputs: Arrays, outputs: Sequence[TensorSpec], kept: Sequence[tuple[int, int]]) -> str:
+    """For run_vectors.c: a buffer for each tensor, their tables, the call of the network, and what is kept."""
     types = [(ELEMENTS[str(array.dtype)], array.size) for array in inputs]
     given = [f"const {kind} *" for kind, _ in types] + [f"{ELEMENTS[spec.dtype]} *" for spec in outputs]
     lines = [f"void {name}_run({', '.join(given)});", ""]
@@ -230,10 +239,12 @@ def _tensors(name: str, inputs: Arrays, outputs: Sequence[TensorSpec]) -> str:
         for number, spec in enumerate(outputs)
     ]
     names = [*(f"input{number}" for number in range(len(inputs))), *(f"output{n}" for n in range(len(outputs)))]
+    copies = [f"__builtin_memcpy(input{before}, output{after}, sizeof input{before});" for before, after in kept]
     lines += [
         f"static const struct tensor input_tensors[{len(inside)}] = {{{', '.join(inside)}}};",
         f"static const struct tensor output_tensors[{len(outside)}] = {{{', '.join(outside)}}};",
         f"#define RUN_NETWORK() {name}_run({', '.join(names)})",
+        f"#define KEEP_STATE() {{ {' '.join(copies)} }}",
         f"enum {{ INPUTS = {len(inside)}, OUTPUTS = {len(outside)} }};",
         "",
     ]

@@ -1,6 +1,7 @@
 /* Runs the network of tensors.h on every vector in the host's input.raw and writes output.raw; as long as expected.raw
  * has outputs, they are compared here, on the device, each by its number in allowed.raw. Says how many vectors there
- * were, how many outputs differed, and how deep the stack became. In the files a vector's tensors follow each other. */
+ * were, how many outputs differed, and how deep the stack became. In the files a vector's tensors follow each other.
+ * KEEP_STATE copies the outputs that are inputs of the next call. */
 #include "agrees.h"
 #include "startup.h"
 
@@ -36,6 +37,7 @@ int main(void) {
   }
   uint32_t count = 0, compared = 0, wrong = 0, depth = 0;
   while (read_inputs(inputs)) {
+    if (count) KEEP_STATE();
     paint_stack(STACK_BYTES);
     RUN_NETWORK();
     const uint32_t used = painted_over(STACK_BYTES);

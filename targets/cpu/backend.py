@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tvmflow.measure import device
 from tvmflow.measure.local import capture_library, profile_library, run_vectors, time_library
 from tvmflow.measure.roof import measure_roof
-from tvmflow.network.agreement import Runner
+from tvmflow.network.agreement import Runner, in_turn
 from tvmflow.spec import Built, Measurement, Program, Roof, Target, TensorSpec
 from tvmflow.system import toolchain
 from tvmflow.targets.cpu.boards import HOST
@@ -98,10 +98,10 @@ parts = whole_memory
 def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
     """ "native", or "emulated" or "emulated kernels" under qemu."""
     if target.elf == HOST.elf:
-        return "native", lambda inputs: run_vectors(library, inputs, outputs)
+        return "native", lambda inputs, kept=(): run_vectors(library, inputs, outputs, kept=kept)
     from tvmflow.measure import emulate
 
-    return emulate.method(target), lambda inputs: emulate.run_vectors(library, target, inputs, outputs)
+    return emulate.method(target), in_turn(lambda inputs: emulate.run_vectors(library, target, inputs, outputs))
 
 
 def capture(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from tvmflow.measure import local as measure
-from tvmflow.network.agreement import Runner
+from tvmflow.network.agreement import Runner, in_turn
 from tvmflow.schedules.gpu import IN_A_GRAPH, Gpu
 from tvmflow.spec import (
     Built,
@@ -185,13 +185,13 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
     There it is the library itself that runs or, where the board has another kind of CPU, that made for this computer.
     """
     if target.elf == COMPUTER.elf and missing_device(target) is None:
-        return "native", lambda inputs: measure.run_vectors(library, inputs, outputs, device="cuda")
+        return "native", lambda inputs, kept=(): measure.run_vectors(library, inputs, outputs, device="cuda", kept=kept)
     _runnable(library, target)  # raises what is missing
 
     def run(inputs: Sequence[Arrays]) -> list[Arrays]:
         return _on_the_stand_in(library, target, run_vectors, inputs)
 
-    return "stand-in", run
+    return "stand-in", in_turn(run)
 
 
 def _runnable(library: Path, target: Target) -> tuple[Path, str]:

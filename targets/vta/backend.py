@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvmflow import __version__
-from tvmflow.network.agreement import Runner
+from tvmflow.network.agreement import Runner, in_turn
 from tvmflow.network.vectors import vector_names
 from tvmflow.spec import Built, Layer, Measurement, Program, Roof, Target, TensorSpec, Tile, UserError
 from tvmflow.system import interrupt, toolchain
@@ -173,7 +173,7 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
     executable = programs.read(library.parent)
     sources, results = executable.inputs, executable.outputs
     if executable.source:
-        return "simulated", lambda inputs: _run_apart(library.parent, executable, inputs, outputs)
+        return "simulated", in_turn(lambda inputs: _run_apart(library.parent, executable, inputs, outputs))
     machine = Machine(executable)
 
     def run(inputs: Sequence[tuple[np.ndarray, ...]]) -> list[tuple[np.ndarray, ...]]:
@@ -186,7 +186,7 @@ def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) ->
             answers.append(tuple(found[result.name].reshape(output.shape) for result, output in shaped))
         return answers
 
-    return "simulated", run
+    return "simulated", in_turn(run)
 
 
 def _run_apart(

@@ -266,15 +266,36 @@ def load_array(path: Path, spec: TensorSpec) -> np.ndarray:
 
     A bfloat16 tensor may also be given as the uint16 of its bits, which is how NumPy has it from PyTorch.
     """
+    array = _read_array(path, spec)
+    if array.shape != spec.shape or str(array.dtype) != spec.dtype:
+        wanted = f"{printable(spec.name)} is {spec.dtype} {_dims(spec.shape)}"
+        raise UnusableFileError(path, f"holds {array.dtype} {_dims(array.shape)}, but {wanted}")
+    return array
+
+
+def load_calls(path: Path, spec: TensorSpec) -> np.ndarray:
+    """A .npy file with one tensor of that shape and dtype, or with those of many calls: (calls, *shape).
+
+    Those of many calls lie along a dimension before the others, or along the first where a call has 1. Raises
+    UserError.
+    """
+    array = _read_array(path, spec)
+    shape = (1, *array.shape) if array.shape == spec.shape else array.shape
+    if spec.shape[:1] == (1,) and len(shape) == len(spec.shape):
+        shape = (shape[0], 1, *shape[1:])
+    if shape[1:] != spec.shape or not shape[0] or str(array.dtype) != spec.dtype:
+        wanted = f"{printable(spec.name)} is {spec.dtype} {_dims(spec.shape)}, or N×{_dims(spec.shape)} for N calls"
+        raise UnusableFileError(path, f"holds {array.dtype} {_dims(array.shape)}, but {wanted}")
+    return array.reshape(shape)
+
+
+def _read_array(path: Path, spec: TensorSpec) -> np.ndarray:
     try:
         array = tensors.load(path)
     except (OSError, MalformedError) as error:
         raise UnusableFileError(path, f"can't be read as a .npy file: {reason(error)}") from error
     if spec.dtype == "bfloat16" and array.dtype == np.uint16:
         array = array.view(tensors.BFLOAT16)
-    if array.shape != spec.shape or str(array.dtype) != spec.dtype:
-        wanted = f"{printable(spec.name)} is {spec.dtype} {_dims(spec.shape)}"
-        raise UnusableFileError(path, f"holds {array.dtype} {_dims(array.shape)}, but {wanted}")
     return array
 
 

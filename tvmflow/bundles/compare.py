@@ -19,11 +19,11 @@ from tvmflow.bundles.evaluate import is_data_set, is_quantised, snr_db
 from tvmflow.integer.network import IntegerNetwork, canonical
 from tvmflow.integer.reference import quantize
 from tvmflow.models.examples import load_inputs
+from tvmflow.network.agreement import Arrays
 from tvmflow.network.shapes import InputShape
 from tvmflow.spec import Program, TensorSpec, UserError
 from tvmflow.targets import kind
 
-Arrays = tuple[np.ndarray, ...]
 LIKELY = 8
 """Inputs of normally distributed noise on which signal and noise are taken where none are given: golden vectors are
 integers over the whole range, which saturate everything and say nothing of how much is lost on real inputs."""

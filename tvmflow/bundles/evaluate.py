@@ -21,6 +21,7 @@ from tvmflow.integer.reference import quantize
 from tvmflow.models import CIFAR10_PREPROCESSING, MODELS
 from tvmflow.models.data import Split, is_cifar10, load_cifar10
 from tvmflow.models.examples import Inputs, check_described, is_function, load_inputs, of_data_set
+from tvmflow.network.agreement import Arrays
 from tvmflow.network.shapes import InputShape
 from tvmflow.spec import Preprocessing, TensorSpec, UserError, VerificationError
 from tvmflow.targets import KINDS
@@ -33,8 +34,6 @@ MIN_SNR_DB = 40.0
 """Of what a float bundle gives against its network, where no classes are chosen: float16 has some 60 dB."""
 AT_ONCE = 200
 """Inputs that are read, and given to a network, at a time."""
-
-Arrays = tuple[np.ndarray, ...]
 
 
 def evaluate(data_path: Path, model: str = "dilated-net", bundle_path: Path | None = None) -> dict[str, Any]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tvmflow.bundles.bundle import Bundle, load_array
+from tvmflow.bundles.bundle import Bundle, load_calls
 from tvmflow.integer.network import quantize
 from tvmflow.models.data import read_image
+from tvmflow.network.agreement import Arrays
 from tvmflow.spec import TensorSpec, UserError
+from tvmflow.system import scratch
 from tvmflow.targets.kind import find_runner
 
 TOP = 5
@@ -20,8 +23,36 @@ TOP = 5
 def infer(bundle: Bundle, paths: Sequence[Path]) -> dict[str, Any]:
     """Outputs for one file per input, in order, and the classes they mean. Raises UserError.
 
-    Inputs that are outputs of the call before may be left out, all of them: then this is the first call.
+    Inputs that are outputs of the call before may be left out, all of them. A file with the tensors of many calls
+    makes many, in which each begins with what the one before has left; where another file has one tensor, it is that
+    of all calls. The result then has "calls", a list, where that of one call has "outputs".
     """
+    return described(bundle, *call(bundle, paths))
+
+
+def described(bundle: Bundle, method: str, calls: Sequence[Arrays]) -> dict[str, Any]:
+    """What `infer` says of calls that were run like that."""
+    result: dict[str, Any] = {"model": bundle.name, "target": bundle.target.name, "method": method}
+    rows = [_described(bundle, outputs) for outputs in calls]
+    return {**result, **rows[0]} if len(rows) == 1 else {**result, "calls": rows}
+
+
+def save_outputs(path: Path, bundle: Bundle, calls: Sequence[Arrays]) -> None:
+    """Write the outputs to a .npz file, each (calls, *shape) under its name. Raises UserError.
+
+    The file is whole or as it was before.
+    """
+    try:
+        with scratch.replacing(path) as made, zipfile.ZipFile(made, "w") as archive:
+            for spec, stack in zip(bundle.outputs, zip(*calls, strict=True), strict=True):
+                with archive.open(f"{spec.name}.npy", "w", force_zip64=True) as member:
+                    np.save(member, np.stack(stack))
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror or error}.") from error
+
+
+def call(bundle: Bundle, paths: Sequence[Path]) -> tuple[str, list[Arrays]]:
+    """How the bundle was run, in a word, and the outputs of each call. As `infer`, of which this is the work."""
     wanted, state = bundle.inputs, bundle.state
     if state and len(paths) < len(bundle.inputs):
         wanted = tuple(spec for spec in bundle.inputs if spec.name not in state)
@@ -29,21 +60,35 @@ def infer(bundle: Bundle, paths: Sequence[Path]) -> dict[str, Any]:
         names = ", ".join(spec.name for spec in wanted)
         raise UserError(f"{bundle.name} has {len(wanted)} inputs ({names}); {len(paths)} files were given.")
     given = {spec.name: read_input(path, spec, bundle) for path, spec in zip(paths, wanted, strict=True)}
-    arrays = tuple(
-        given[spec.name] if spec.name in given else np.full(spec.shape, state[spec.name][1], spec.dtype)
-        for spec in bundle.inputs
-    )
+    counts = {name: len(arrays) for name, arrays in given.items()}
+    calls = max(counts.values())
+    if other := next((name for name, count in counts.items() if count not in (1, calls)), None):
+        most = next(name for name, count in counts.items() if count == calls)
+        raise UserError(
+            f"{most} is given for {calls} calls, {other} for {counts[other]}: give as many, or one for all."
+        )
+    for name, (_, initial) in state.items():
+        spec = next(spec for spec in bundle.inputs if spec.name == name)
+        given.setdefault(name, np.full((1, *spec.shape), initial, spec.dtype))
+    stacks = [np.broadcast_to(given[spec.name], (calls, *spec.shape)) for spec in bundle.inputs]
+    places = {spec.name: place for place, spec in enumerate(bundle.outputs)}
+    # a state that is given for every call is what it is given as
+    kept = [
+        (place, places[state[spec.name][0]])
+        for place, spec in enumerate(bundle.inputs)
+        if spec.name in state and len(given[spec.name]) == 1
+    ]
     method, runner = find_runner(bundle.library, bundle.target, bundle.outputs)
-    outputs = runner([arrays])[0]
-    result: dict[str, Any] = {
-        "model": bundle.name,
-        "target": bundle.target.name,
-        "method": method,
-        "outputs": {spec.name: array.tolist() for spec, array in zip(bundle.outputs, outputs, strict=True)},
-    }
-    if bundle.labels and outputs[0].shape[-1] == len(bundle.labels):
-        result["classes"] = [top_classes(logits, bundle.labels) for logits in real_outputs(bundle, outputs[0])]
-    return result
+    return method, runner(list(zip(*stacks, strict=True)), kept)
+
+
+def _described(bundle: Bundle, outputs: Arrays) -> dict[str, Any]:
+    """The outputs of a call by their names and, of a classifier's, the classes."""
+    named = {spec.name: array.tolist() for spec, array in zip(bundle.outputs, outputs, strict=True)}
+    if not bundle.labels or outputs[0].shape[-1] != len(bundle.labels):
+        return {"outputs": named}
+    classes = [top_classes(logits, bundle.labels) for logits in real_outputs(bundle, outputs[0])]
+    return {"outputs": named, "classes": classes}
 
 
 def top_classes(logits: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
@@ -71,14 +116,17 @@ def prepare_images(bundle: Bundle, images: np.ndarray) -> np.ndarray:
 
 
 def read_input(path: Path, spec: TensorSpec, bundle: Bundle) -> np.ndarray:
-    """A .npy file of the input's shape and dtype, or an image, preprocessed as the network wants. Raises UserError."""
+    """What a file gives an input at each call, (calls, *shape): a .npy file's, or an image's as the network sees it.
+
+    Raises UserError.
+    """
     preprocessing = bundle.preprocessing
     if not path.is_file():
         raise UserError(f"There is no input file {path}; --input takes a .npy file or an image.")
     if path.suffix == ".npy":
-        return load_array(path, spec)
+        return load_calls(path, spec)
     if preprocessing is None or len(spec.shape) != 4 or spec.shape[0] != 1 or spec.shape[1] != len(preprocessing.mean):
         raise UserError(
             f"This network doesn't say how it sees an image, so {path.name} can't be used; give a .npy file."
         )
-    return prepare_images(bundle, read_image(path, spec.shape)[None])
+    return prepare_images(bundle, read_image(path, spec.shape)[None])[None]

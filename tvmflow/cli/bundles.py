@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -200,19 +200,33 @@ def _quantised(model: str, target: spec.Target, scheme: Literal["per-channel", "
 def run(
     bundle: BundlePath,
     inputs: Annotated[list[Path], typer.Option("--input", help="A .npy file or an image; once per input.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Also write the outputs, (calls, …) each, to this .npz file."),
+    ] = None,
     json: Json = None,
 ) -> None:
-    """Run a bundle on an input of yours."""
+    """Run a bundle on an input of yours, or on the inputs of many calls: a stream keeps its state between them."""
     from tvmflow.bundles.bundle import open_bundle
-    from tvmflow.bundles.infer import infer
+    from tvmflow.bundles.infer import call, described, save_outputs
 
+    if output is not None and (output.suffix != ".npz" or not output.parent.is_dir()):
+        raise UserError(f"Outputs are written to a .npz file in a folder that is there, which {output} is not.")
     with open_bundle(bundle) as opened:
-        result = infer(opened, inputs)
+        method, calls = call(opened, inputs)
+        result = described(opened, method, calls)
+        if output is not None:
+            save_outputs(output, opened, calls)
+    texts = [_call_text(one) for one in result.get("calls", [result])]
+    if len(texts) > 1:
+        texts = [f"call {number}\n{text}" for number, text in enumerate(texts)]
+    show("\n".join(texts), result, json)
+
+
+def _call_text(result: dict[str, Any]) -> str:
     if "classes" in result:
-        text = "\n".join(f"{row['probability']:7.2%}  {row['label']}" for rows in result["classes"] for row in rows)
-    else:
-        text = "\n".join(f"{name}: {values}" for name, values in result["outputs"].items())
-    show(text, result, json)
+        return "\n".join(f"{row['probability']:7.2%}  {row['label']}" for rows in result["classes"] for row in rows)
+    return "\n".join(f"{name}: {values}" for name, values in result["outputs"].items())
 
 
 def verify(bundle: BundlePath, json: Json = None) -> None:

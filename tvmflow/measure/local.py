@@ -24,13 +24,14 @@ def run_vectors(
     outputs: Sequence[TensorSpec],
     *,
     device: str = "cpu",
+    kept: Sequence[tuple[int, int]] = (),
 ) -> list[tuple[np.ndarray, ...]]:
     """The outputs of `library` for each tuple of inputs, on the "cpu" or on the first GPU ("cuda").
 
-    Raises VerificationError if it crashes.
+    `kept` are the inputs that are outputs of the run before. Raises VerificationError if it crashes.
     """
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as folder:
-        job: dict[str, Any] = {"mode": "run", "device": device, "inputs": [], "outputs": []}
+        job: dict[str, Any] = {"mode": "run", "device": device, "inputs": [], "outputs": [], "kept": list(kept)}
         for index, arrays in enumerate(zip(*inputs, strict=True)):
             path = Path(folder, f"input-{index}.npy")
             np.save(path, np.stack(arrays))

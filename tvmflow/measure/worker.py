@@ -49,13 +49,19 @@ class Network:
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Run every input and save the outputs, stacked: input and output files have the runs as their first axis."""
+    """Run every input and save the outputs, stacked: input and output files have the runs as their first axis.
+
+    "kept" has pairs of an input and the output of the run before that it is at all runs but the first.
+    """
     network = Network(job["library"], job.get("device", "cpu"))
     stacks = [load(path, mmap_mode="r") for path in job["inputs"]]
     collected: list[list[np.ndarray]] = []
     for index in range(len(stacks[0])):
+        arrays = [stack[index] for stack in stacks]
+        for before, after in job.get("kept", ()) if index else ():
+            arrays[before] = collected[-1][after]
         collected.append(
-            network([tvm.runtime.tensor(np.asarray(stack[index], order="C"), network.device) for stack in stacks])
+            network([tvm.runtime.tensor(np.asarray(array, order="C"), network.device) for array in arrays])
         )
     for path, outputs in zip(job["outputs"], zip(*collected, strict=True), strict=True):
         np.save(path, np.stack(outputs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -72,7 +72,35 @@ def _usual(outputs: Sequence[np.ndarray]) -> float:
     return float(np.median([*map(_magnitude, numbers or outputs)]))
 
 
-Runner = Callable[[Sequence[tuple[np.ndarray, ...]]], list[tuple[np.ndarray, ...]]]
+Arrays = tuple[np.ndarray, ...]
+"""One of each input, or of each output."""
+
+
+class Runner(Protocol):
+    """Runs a library: a tuple of outputs for each tuple of inputs.
+
+    `kept` are pairs of an input and an output: at all calls but the first, that input is what that output was at the
+    call before, and what is given for it isn't looked at.
+    """
+
+    def __call__(self, inputs: Sequence[Arrays], kept: Sequence[tuple[int, int]] = ()) -> list[Arrays]: ...
+
+
+def in_turn(run: Callable[[Sequence[Arrays]], list[Arrays]]) -> Runner:
+    """A runner made of what only knows calls that have nothing to do with each other."""
+
+    def runner(inputs: Sequence[Arrays], kept: Sequence[tuple[int, int]] = ()) -> list[Arrays]:
+        if not kept:
+            return run(inputs)
+        results: list[Arrays] = []
+        for arrays in inputs:
+            given = list(arrays)
+            for before, after in kept if results else ():
+                given[before] = results[-1][after]
+            results += run([tuple(given)])
+        return results
+
+    return runner
 
 
 def compare(
