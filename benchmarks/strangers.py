@@ -5,6 +5,8 @@ of PyTorch's older and newer exporters. It builds each for this computer, in flo
 other kind. tvmflow verifies every build against the original; here each library is run once more, on inputs that
 tvmflow hasn't seen, and held against PyTorch in float64. The results go to benchmarks/results/strangers.json,
 network by network, and to docs/strangers.md; `--keep` goes on where an earlier run stopped; names choose networks.
+
+`python -m benchmarks.strangers FOLDER` takes files that others trained instead: see benchmarks/files.py.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import files
 from tvmflow.report import environment
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +69,11 @@ def main() -> None:
     )
     parser.add_argument("--page", action="store_true", help="write the page only")
     parser.add_argument("--in-process", help=argparse.SUPPRESS)
+    parser.add_argument("--inputs", type=int, default=0, help="of a folder's files: inputs at most")
     options = parser.parse_args()
+    if len(options.names) == 1 and Path(options.names[0]).is_dir():
+        files.main(options, Path(options.names[0]))
+        return
     if options.in_process:
         print(json.dumps(take(options.in_process, options.ways)))
         return

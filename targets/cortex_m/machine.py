@@ -239,7 +239,7 @@ def _tensors(name: str, inputs: Arrays, outputs: Sequence[TensorSpec], kept: Seq
         for number, spec in enumerate(outputs)
     ]
     names = [*(f"input{number}" for number in range(len(inputs))), *(f"output{n}" for n in range(len(outputs)))]
-    copies = [f"__builtin_memcpy(input{before}, output{after}, sizeof input{before});" for before, after in kept]
+    copies = [f"memcpy(input{before}, output{after}, sizeof input{before});" for before, after in kept]
     lines += [
         f"static const struct tensor input_tensors[{len(inside)}] = {{{', '.join(inside)}}};",
         f"static const struct tensor output_tensors[{len(outside)}] = {{{', '.join(outside)}}};",

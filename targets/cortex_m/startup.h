@@ -2,6 +2,7 @@
 #ifndef STARTUP_H
 #define STARTUP_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 enum { READ_BINARY = 1, WRITE_BINARY = 5 };
@@ -15,5 +16,6 @@ void say_number(uint32_t value);
 void leave(uint32_t code);
 void paint_stack(uint32_t bytes);
 uint32_t painted_over(uint32_t bytes); /* how deep the stack has become since it was painted */
+void *memcpy(void *restrict to, const void *restrict from, size_t count);
 
 #endif
