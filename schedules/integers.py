@@ -13,8 +13,8 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules.cpu.integer import Task, Tensor
 from tvmflow.schedules.instructions import Expr, Instructions, pack_bytes
+from tvmflow.schedules.integer_tasks import Task, Tensor
 from tvmflow.schedules.nodes import Sums, value_of
 
 if TYPE_CHECKING:

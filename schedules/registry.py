@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from tvmflow.schedules import Knobs, Rule
+from tvmflow.schedules import Knobs, Rule, integer_tasks
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
@@ -25,13 +25,34 @@ class Registry(Protocol):
         """The keyword arguments that a search may try with a rule on a kernel."""
 
 
+class IntegerRegistry(Protocol):
+    """What a package of rules for quantised layers has: the rules, and what lies between the kernels that they make."""
+
+    RULES: dict[str, integer_tasks.Rule]
+
+    def form(self, layer: Any, readers: Sequence[Any], target: Target) -> integer_tasks.Tensor:
+        """How the result of a layer lies in memory for the kernels of its readers."""
+
+    def joins(self, group: Sequence[Any], layer: Any, target: Target) -> bool:
+        """Whether a layer that alone reads what these give, in one kernel, can be computed in it."""
+
+
 PACKAGES: Mapping[str, str] = {"cuda": "tvmflow.schedules.cuda"}
 """Kinds whose rules aren't the CPUs'."""
 
 
 def of(target: Target) -> Registry:
     """The rules that serve boards of a kind."""
-    return cast(Registry, import_module(PACKAGES.get(target.kind, "tvmflow.schedules.cpu")))
+    return cast(Registry, import_module(_package(target)))
+
+
+def integer(target: Target) -> IntegerRegistry:
+    """The rules for quantised layers that serve boards of a kind."""
+    return cast(IntegerRegistry, import_module(f"{_package(target)}.integer"))
+
+
+def _package(target: Target) -> str:
+    return PACKAGES.get(target.kind, "tvmflow.schedules.cpu")
 
 
 def parse(text: str, target: Target) -> tuple[str, Knobs]:

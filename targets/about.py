@@ -23,6 +23,19 @@ class Tool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wheels:
+    """What something needs of the Python package index beyond tvmflow itself; `extra` of tvmflow brings all of it.
+
+    The version of the first of the `packages` is shown.
+    """
+
+    name: str
+    packages: Sequence[str]
+    extra: str
+    purpose: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tracer:
     """How an inference is traced for `tvmflow.measure.cycles`.
 
@@ -70,7 +83,7 @@ class Kind:
     - `candidates`: a module with the functions of `tvmflow.targets.search.Candidates`, where compiling and running a
       kernel takes more than a CPU.
     - `tracer` and `disassembly`: whether its cycles can be modelled, and its libraries read.
-    - `tools`: what `tvmflow doctor` looks for on its behalf.
+    - `tools` and `wheels`: what `tvmflow doctor` looks for on its behalf.
     """
 
     name: str
@@ -89,6 +102,7 @@ class Kind:
     tracer: Tracer | None = None
     disassembly: Disassembly | None = None
     tools: Sequence[Tool] = ()
+    wheels: Sequence[Wheels] = ()
 
 
 KINDS: dict[str, Kind] = {}

@@ -171,7 +171,19 @@ class Candidates(Protocol):
         """A candidate, or the unscheduled kernel for the CPU, as what `export_library` has."""
 
     def model(self, settings: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        """What compiles {"module"} and answers with its modelled time."""
+        """What compiles {"module"} and answers with its modelled time, by the "constants" of the settings."""
+
+    def constants(self, path: Path | None) -> Any:
+        """A dataclass: those of a calibration, or of the data sheets. Its `source` says whose. Raises UserError."""
+
+    def save_constants(self, constants: Any, path: Path) -> None:
+        """Write what `constants` reads."""
+
+    def check(self, pairs: Sequence[tuple[str, str]], target: Target) -> list[str]:
+        """For each kernel, unscheduled and as a candidate (JSON of modules), "" or what is wrong with the latter.
+
+        They are run without the device. Raises VerificationError if one takes the process with it.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from integer_networks import POOL, VARIETY, Shape, conv, dense, depthwise, rando
 from tvmflow.bundles.build import build
 from tvmflow.bundles.bundle import open_bundle
 from tvmflow.integer.frontend import integer_program
-from tvmflow.schedules.cpu.integer import Task, Tensor
 from tvmflow.schedules.cuda.integer import RULES, form, product
+from tvmflow.schedules.integer_tasks import Task, Tensor
 from tvmflow.targets import TARGETS, compute_in
 from tvmflow.targets.cuda import backend
 
@@ -65,9 +65,9 @@ def test_sums_that_could_leave_int32_are_made_without_an_offset():
     def rule_of(bias: int) -> str:
         layer = replace(last, weight=np.full_like(last.weight, 100), bias=np.full_like(last.bias, bias))
         plain = Tensor(channels=8, size=(5, 5), dtype="int8", shape=(1, 8, 5, 5))
-        task = Task(layers=(layer,), sources=(form(first, [layer]),), result=plain)
+        task = Task(layers=(layer,), sources=(form(first, [layer], board),), result=plain)
         return next(name for name, rule in RULES.items() if rule(task, board) is not None)
 
-    assert form(first, [last]).offset == -128
+    assert form(first, [last], board).offset == -128
     assert rule_of(0) == "product"
     assert rule_of(2**31 - 1 - 8 * 100 * first.maximum) == "plain"

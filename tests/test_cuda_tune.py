@@ -23,7 +23,7 @@ from tvmflow.schedules.cuda import RULES, choices
 from tvmflow.schedules.cuda.dlight import one_thread
 from tvmflow.spec import MissingDependencyError, TvmflowError, UserError
 from tvmflow.targets import TARGETS
-from tvmflow.targets.cuda import counts, nvrtc, rank, standin
+from tvmflow.targets.cuda import candidates, counts, nvrtc, rank, standin
 from tvmflow.targets.cuda.model import Constants, load_constants, modelled_us, parts, save_constants
 from tvmflow.targets.search import Options, Result
 from tvmflow.tune import database, modelled
@@ -123,10 +123,10 @@ def test_a_calibration_is_kept_and_checked(tmp_path):
     (tmp_path / "c.json").write_text('{"launch_us": 1}')
     with pytest.raises(UserError, match="no calibration"):
         load_constants(tmp_path / "c.json")
-    modelled.keep_constants(tmp_path / "kept.json", written)
-    modelled.keep_constants(tmp_path / "kept.json", written)
+    modelled.keep_constants(tmp_path / "kept.json", written, candidates)
+    modelled.keep_constants(tmp_path / "kept.json", written, candidates)
     with pytest.raises(UserError, match="the two orders can't be mixed"):
-        modelled.keep_constants(tmp_path / "kept.json", Constants())
+        modelled.keep_constants(tmp_path / "kept.json", Constants(), candidates)
 
 
 def test_a_calibration_finds_the_constants_that_measured_times_follow():

@@ -25,13 +25,6 @@ KINDS = {"arm_cpu", "cuda", "vta", "cortex_m"}
 ROOMS = ("targets/", "schedules/", "tvmflow/pipeline.py")
 """Where kinds are at home."""
 
-STILL_IMPORTING = {
-    "tvmflow/cli/doctor.py",  # which packages NVIDIA's compiler comes in
-    "tvmflow/passes/integer_kernels.py",  # one pass for the integer rules of CPUs and GPUs
-    "tvmflow/tune/modelled.py",  # the model of a GPU's time, and the stand-in that checks its choices
-}
-"""Files elsewhere that import from a kind's rooms, and why. None may come in."""
-
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
     for folder in FOLDERS:
@@ -83,7 +76,7 @@ def test_kinds_of_target_are_named_in_their_rooms():
         for name, tree in sources()
         if not name.startswith(ROOMS) and any(imported.startswith(tuple(own)) for imported in imports(tree))
     }
-    assert importing == STILL_IMPORTING
+    assert not importing
 
 
 def test_a_kind_is_one_folder_and_two_lines(tiny, tmp_path, monkeypatch):

@@ -104,6 +104,11 @@ def test_what_does_not_fit_is_refused(scheme, changes, words):
         one_layer(scheme, **changes)
 
 
+def test_names_in_sentences_are_printable():
+    with pytest.raises(UserError, match=r"Layer \\u202e of"):
+        one_layer("power-of-two", name="\u202e", groups=2)
+
+
 def test_inputs_of_another_network_are_refused():
     network = random_network(np.random.default_rng(0), "per-channel", shapes=(POOL, dense(3)), input_shape=(1, 3, 4, 4))
     for wrong in (np.zeros((1, 3, 4, 4), np.uint8), np.zeros((1, 3, 4, 5), np.int8), np.zeros((0, 3, 4, 4), np.int8)):

@@ -13,7 +13,8 @@ from typing import Any
 from tvmflow.schedules.cuda import RULES
 from tvmflow.schedules.gpu import Gpu
 from tvmflow.spec import Cpu, Target
-from tvmflow.targets.about import Kind
+from tvmflow.targets.about import Kind, Wheels
+from tvmflow.targets.cuda.nvrtc import PACKAGES
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -263,6 +264,14 @@ KINDS = (
         default_board="jetson-agx-orin",
         facts=Gpu,
         candidates="tvmflow.targets.cuda.candidates",
+        wheels=(
+            Wheels(
+                name="NVIDIA's compiler",
+                packages=tuple(PACKAGES.values()),
+                extra="cuda",
+                purpose="building for NVIDIA GPUs, with or without one",
+            ),
+        ),
     ),
 )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmflow.schedules.gpu import Gpu
@@ -10,6 +11,8 @@ from tvmflow.spec import MissingDependencyError, Target
 
 if TYPE_CHECKING:
     import tvm
+
+    from tvmflow.targets.cuda.model import Constants
 
 
 def choose_runner(choice: str, target: Target) -> tuple[str, str]:
@@ -53,3 +56,27 @@ def model(settings: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]
     from tvmflow.targets.cuda.rank import Model
 
     return Model(settings)
+
+
+def constants(path: Path | None) -> Constants:
+    """What the model of a GPU's time is steered by, which a calibration has measured. Raises UserError."""
+    from tvmflow.targets.cuda.model import Constants, load_constants
+
+    return Constants() if path is None else load_constants(path)
+
+
+def save_constants(constants: Constants, path: Path) -> None:
+    """Write a calibration."""
+    from tvmflow.targets.cuda.model import save_constants as save
+
+    save(constants, path)
+
+
+def check(pairs: Sequence[tuple[str, str]], target: Target) -> list[str]:
+    """`rank.check_kernels`, in a process of its own, on the stand-in for a GPU."""
+    from tvmflow.system.host import COMPUTER
+    from tvmflow.targets.cuda import standin
+    from tvmflow.targets.cuda.rank import check_kernels
+
+    tvm_target = {**target.tvm, "host": {"kind": "llvm", "mtriple": COMPUTER.triple}}
+    return standin.call(check_kernels, pairs, tvm_target, architecture=Gpu.of(target).architecture)

@@ -78,7 +78,7 @@ def examine() -> tuple[Finding, ...]:
         *_cycles(),
         _ssh(),
         _onnxruntime(),
-        _nvrtc(),
+        *_wheels(),
         _weights(),
         _cache(),
         _disk(),
@@ -178,17 +178,16 @@ def _onnxruntime() -> Finding:
     )
 
 
-def _nvrtc() -> Finding:
-    from tvmflow.targets.cuda.nvrtc import PACKAGES
-
-    lacking = [package for package in PACKAGES.values() if _version(package) is None]
-    return Finding(
-        name="NVIDIA's compiler",
-        status="missing" if lacking else "ok",
-        detail=f"no {', '.join(lacking)}" if lacking else str(_version(PACKAGES["cuda_nvrtc"])),
-        remedy="pip install 'tvmflow[cuda]'" if lacking else None,
-        needed_for="building for NVIDIA GPUs, with or without one",
-    )
+def _wheels() -> Iterator[Finding]:
+    for wheels in (wheels for kind in KINDS.values() for wheels in kind.wheels):
+        lacking = [package for package in wheels.packages if _version(package) is None]
+        yield Finding(
+            name=wheels.name,
+            status="missing" if lacking else "ok",
+            detail=f"no {', '.join(lacking)}" if lacking else str(_version(wheels.packages[0])),
+            remedy=f"pip install 'tvmflow[{wheels.extra}]'" if lacking else None,
+            needed_for=wheels.purpose,
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ linkers

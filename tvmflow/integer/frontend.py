@@ -23,7 +23,7 @@ from tvmflow.spec import Layer, Program, TensorSpec, UserError, Vector
 if TYPE_CHECKING:
     from tvm import te
 
-    from tvmflow.schedules.cpu.integer import Kernel, Tensor
+    from tvmflow.schedules.integer_tasks import Kernel, Tensor
 
 
 def integer_program(network: IntegerNetwork, source: str = "") -> Program:
@@ -78,15 +78,15 @@ def integer_program(network: IntegerNetwork, source: str = "") -> Program:
 
 def plain_tensor(inside: Shape, dtype: str, shape: Shape) -> Tensor:
     """A tensor of 1×C×H×W as the user gives or gets it, in a shape of his."""
-    from tvmflow.schedules.cpu.integer import Tensor
+    from tvmflow.schedules.integer_tasks import Tensor
 
     _, channels, height, width = inside
     return Tensor(channels=channels, size=(height, width), dtype=dtype, shape=tuple(shape))
 
 
 def _plain_kernel(layer: IntegerNode, sources: Sequence[Tensor], result: Tensor) -> Kernel:
-    from tvmflow.schedules.cpu.integer import Task
     from tvmflow.schedules.cpu.integer.node import node
+    from tvmflow.schedules.integer_tasks import Task
 
     made = node(Task(layers=(layer,), sources=tuple(sources), result=result), None)
     assert made is not None

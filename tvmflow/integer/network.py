@@ -27,6 +27,7 @@ from tvmflow.integer.layers import (
 from tvmflow.integer.operators import Shape
 from tvmflow.integer.reference import BATCH, accumulate, quantize, requantize, run_layer
 from tvmflow.spec import Preprocessing, UserError
+from tvmflow.system import untrusted
 
 __all__ = [
     "BATCH",
@@ -252,30 +253,35 @@ def _check_state(network: IntegerNetwork) -> None:
         before, after = inputs.get(state.input), outputs.get(state.output)
         low, high = RANGES[before.dtype] if before is not None else (0, -1)
         if before is None or after is None or before.shape != after.shape or not low <= state.initial <= high:
-            raise UserError(f"The state {state.input} of {network.name} isn't an input and an output that are alike.")
+            raise _wrong(f"The state {state.input} of {network.name} isn't an input and an output that are alike.")
 
 
 def _check(network: IntegerNetwork) -> None:
     if network.scheme not in ALL_SCHEMES:
-        raise UserError(f"{network.name} has the scheme {network.scheme!r}; there are {', '.join(ALL_SCHEMES)}.")
+        raise _wrong(f"{network.name} has the scheme {network.scheme!r}; there are {', '.join(ALL_SCHEMES)}.")
     if not network.layers:
-        raise UserError(f"{network.name} has no layers.")
+        raise _wrong(f"{network.name} has no layers.")
     if not network.inputs or not network.outputs or len({port.name for port in network.inputs}) != len(network.inputs):
-        raise UserError(f"{network.name} needs inputs of different names, and outputs.")
+        raise _wrong(f"{network.name} needs inputs of different names, and outputs.")
     tensors: dict[str, tuple[Shape, Bounds]] = {}
     for port in network.inputs:
         tensors[port.name] = (canonical(port.shape), RANGES[port.dtype])
     for layer in network.layers:
         if wrong := problem(layer, network.scheme, tensors):
-            raise UserError(f"Layer {layer.name} of {network.name} {wrong}.")
+            raise _wrong(f"Layer {layer.name} of {network.name} {wrong}.")
         tensors[layer.name] = (layer.output_shape, (layer.minimum, layer.maximum))
     layers = network.by_name
     for port in network.outputs:
         source = layers.get(port.source)
         if source is None or canonical(port.shape) != source.output_shape:
-            raise UserError(f"The output {port.name} of {network.name} is no layer's, or has another shape.")
+            raise _wrong(f"The output {port.name} of {network.name} is no layer's, or has another shape.")
         if isinstance(source, IntegerLayer) and source.dtype != "int8" and network.scheme != "tflite":
-            raise UserError(f"The output of {network.name} is {source.dtype} instead of int8.")
+            raise _wrong(f"The output of {network.name} is {source.dtype} instead of int8.")
     _check_state(network)
     if not all(np.isfinite(port.scale) and port.scale > 0 for port in (*network.inputs, *network.outputs)):
-        raise UserError(f"The scales of {network.name}'s inputs and outputs aren't positive.")
+        raise _wrong(f"The scales of {network.name}'s inputs and outputs aren't positive.")
+
+
+def _wrong(sentence: str) -> UserError:
+    """With names that a file gives, which may have anything in them."""
+    return UserError(untrusted.printable(sentence))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,21 +12,13 @@ from tvm import relax
 from tvmflow.integer.frontend import plain_tensor
 from tvmflow.integer.layers import AnyIntegerLayer, IntegerLayer, IntegerNode
 from tvmflow.integer.network import IntegerNetwork, canonical
-from tvmflow.integer.operators import Sum
 from tvmflow.network.names import PATH_SEPARATOR
 from tvmflow.passes.fuse_operators import call_bytes, constant_bytes, kernel_calls
-from tvmflow.schedules.cpu.integer import RULES, Kernel, Task, Tensor
-from tvmflow.schedules.cpu.integer.depthwise import fuses
-from tvmflow.schedules.cuda import integer as cuda
-from tvmflow.schedules.gpu import Gpu
-from tvmflow.schedules.instructions import instructions_of
-from tvmflow.schedules.integers import round_up
+from tvmflow.schedules import registry
+from tvmflow.schedules.integer_tasks import Kernel, Task, Tensor
 from tvmflow.spec import Layer, Program, Target
 
 Names = tuple[str, ...]
-OFFSETS = {("int8", "uint8"): 128, ("uint8", "int8"): -128}
-"""What is added to values of the first dtype to store them in the second."""
-
 Group = tuple[AnyIntegerLayer, ...]
 """Layers that share a kernel."""
 
@@ -113,8 +104,7 @@ def tensors_of(network: IntegerNetwork, target: Target, found: Sequence[np.ndarr
 
 def _make(task: Task, target: Target) -> tuple[str, Kernel]:
     """The first rule that fits, and its kernel."""
-    rules = cuda.RULES if isinstance(target.facts, Gpu) else RULES
-    made = ((name, rule(task, target)) for name, rule in rules.items())
+    made = ((name, rule(task, target)) for name, rule in registry.integer(target).RULES.items())
     return next((name, kernel) for name, kernel in made if kernel is not None)
 
 
@@ -129,44 +119,21 @@ def _groups(network: IntegerNetwork, target: Target) -> list[Group]:
 
 
 def _joined(groups: list[Group], layer: AnyIntegerLayer, network: IntegerNetwork, target: Target) -> int | None:
-    """The last of the groups whose kernel the layer can share."""
-    if isinstance(target.facts, Gpu):
+    """The last of the groups whose kernel the layer can share. All that it reads then lies as kernels want it."""
+    rules = registry.integer(target)
+    users = {port.name for port in network.inputs} | {port.source for port in network.outputs}
+    if not users.isdisjoint(layer.inputs):
         return None
-    joins = _is_pair if isinstance(layer, IntegerLayer) else _is_tail
     for place in range(len(groups) - 1, -1, -1):
         before = groups[place][-1]
         if (
             layer.inputs.count(before.name) == 1
             and network.readers(before.name) == [layer]
             and not network.is_output(before.name)
-            and joins(groups[place], layer, network, target)
+            and rules.joins(groups[place], layer, target)
         ):
             return place
     return None
-
-
-def _is_pair(group: Group, layer: AnyIntegerLayer, network: IntegerNetwork, target: Target) -> bool:
-    """Whether two depthwise layers make a kernel."""
-    (first, *more), second = group, layer
-    return (
-        not more
-        and isinstance(first, IntegerLayer)
-        and isinstance(second, IntegerLayer)
-        and fuses(first, second, target)
-    )
-
-
-def _is_tail(group: Group, layer: AnyIntegerLayer, network: IntegerNetwork, target: Target) -> bool:
-    """Whether a sum can be done on the vectors that a layer gives, because all that it reads lies alike."""
-    linear, _ = _parts(group)
-    users = {port.name for port in network.inputs} | {port.source for port in network.outputs}
-    return (
-        isinstance(layer, IntegerNode)
-        and isinstance(layer.operator, Sum)
-        and [getattr(first, "groups", 0) for first in linear] == [1]
-        and set(layer.input_shapes) == {layer.output_shape}
-        and users.isdisjoint(layer.inputs)
-    )
 
 
 def _parts(group: Group) -> tuple[Group, tuple[IntegerNode, ...]]:
@@ -192,17 +159,4 @@ def _form(layer: AnyIntegerLayer, network: IntegerNetwork, target: Target) -> Te
         if port.source == layer.name:
             return plain_tensor(layer.output_shape, layer.dtype, port.shape)
     readers = network.readers(layer.name)
-    if isinstance(target.facts, Gpu):
-        return cuda.form(layer, readers)
-    channels, *size = layer.output_shape[1:]
-    instructions = instructions_of(target)
-    stored = math.prod(size), round_up(channels, instructions.lanes)
-    tensor = Tensor(channels=channels, size=(size[0], size[1]), dtype=layer.dtype, shape=stored)
-    wanted = instructions.data
-    if wanted == "uint8" and layer.minimum >= 0:
-        return replace(tensor, dtype=wanted)
-    if wanted == layer.dtype or any(isinstance(reader, IntegerLayer) and reader.groups != 1 for reader in readers):
-        return tensor
-    if not any(isinstance(reader, IntegerLayer) for reader in readers):
-        return tensor
-    return replace(tensor, dtype=wanted, offset=OFFSETS.get((layer.dtype, wanted), 0))
+    return registry.integer(target).form(layer, readers, target)

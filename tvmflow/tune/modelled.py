@@ -1,8 +1,7 @@
 """A search for a GPU that isn't there: candidates are compiled for real, ranked by a model, and the winners checked.
 
-What comes of it is a shortlist. The model is `tvmflow.targets.cuda.model`, which nobody has calibrated; its times steer
-the search and are kept in a store of their own, but are never shown, and no build takes these records unless it is told
-so.
+What comes of it is a shortlist. The model is the kind's own, which nobody has calibrated; its times steer the search
+and are kept in a store of their own, but are never shown, and no build takes these records unless it is told so.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from tvmflow.spec import Target, UserError, VerificationError
 from tvmflow.system import children, interrupt
 from tvmflow.system.text import text_table
 from tvmflow.targets import KINDS
-from tvmflow.targets.search import Opened, Plan, Result, Standing, Winner, select
+from tvmflow.targets.search import Candidates, Opened, Plan, Result, Standing, Winner, candidates_of, select
 from tvmflow.tune.builders import json_of, outcome_of, side_by_side, start_process
 from tvmflow.tune.kernels import Kernels, fastest, tasks
 from tvmflow.tune.processes import Worker
@@ -31,7 +30,6 @@ from tvmflow.tune.store import Store
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tvmflow.targets.cuda.model import Constants
     from tvmflow.tune.space import Candidate
 
 log = logging.getLogger("tvmflow.tune")
@@ -56,7 +54,7 @@ class ModelledMeasurer:
         self,
         target: Target,
         tvm_target: dict[str, Any],
-        constants: Constants,
+        constants: Any,
         *,
         check: Callable[[], None] = lambda: None,
     ) -> None:
@@ -155,17 +153,12 @@ def _winner(standing: Standing, key: str, name: str) -> Winner:
 
 def check(found: Sequence[tuple[Any, Candidate]], target: Target) -> list[str]:
     """Run candidates on the stand-in, half of them in each of two processes: "" for each that is right, or why not."""
-    from tvmflow.system.host import COMPUTER
-    from tvmflow.targets.cuda import standin
-    from tvmflow.targets.cuda.rank import check_kernels
-
-    architecture = Gpu.of(target).architecture
-    tvm_target = {**target.tvm, "host": {"kind": "llvm", "mtriple": COMPUTER.triple}}
+    own = _own(target)
 
     def run(part: Sequence[tuple[Any, Candidate]]) -> list[str]:
         pairs = [(json_of(task.module), json_of(candidate.module)) for task, candidate in part]
         try:
-            return standin.call(check_kernels, pairs, tvm_target, architecture=architecture) if pairs else []
+            return own.check(pairs, target) if pairs else []
         except VerificationError as error:  # its process died: of which one, only each alone can tell
             return [str(error)] if len(part) == 1 else [line for one in part for line in run([one])]
 
@@ -178,17 +171,17 @@ def check(found: Sequence[tuple[Any, Candidate]], target: Target) -> list[str]:
 
 def opened(plan: Plan, names: str | None) -> Opened:
     """A search whose records are marked as a model's."""
-    from tvmflow.targets.cuda.model import Constants, load_constants
     from tvmflow.tune.apply import modelled
     from tvmflow.tune.tasks import as_plain, identity, tvm_target
 
-    constants = load_constants(plan.calibration) if plan.calibration else Constants()
+    own = _own(plan.target)
+    constants = own.constants(plan.calibration)
 
     @contextmanager
     def search(folder: Path) -> Iterator[ModelledKernels]:
         described = as_plain(tvm_target(plan.target).export())
         with closing(ModelledMeasurer(plan.target, described, constants, check=interrupt.check)) as measurer:
-            keep_constants(folder / "constants.json", constants)
+            keep_constants(folder / "constants.json", constants, own)
             chosen = select(tasks(plan.target, plan.model, plan.shapes), names)
             yield ModelledKernels(tasks=chosen, target=plan.target, measurer=measurer)
 
@@ -200,16 +193,21 @@ def report(state: State, store: Store, plan: Plan) -> tuple[str, Any]:
     return _text(state, store, plan), described(state, store)
 
 
-def keep_constants(path: Path, constants: Constants) -> None:
-    """Note with which constants the candidates in a folder were ranked. Raises UserError if it was with others."""
-    from tvmflow.targets.cuda.model import load_constants, save_constants
+def _own(target: Target) -> Candidates:
+    """A kind that has a model says how it goes about candidates."""
+    own = candidates_of(target)
+    assert own is not None
+    return own
 
-    if path.exists() and (before := load_constants(path)) != constants:
+
+def keep_constants(path: Path, constants: Any, own: Candidates) -> None:
+    """Note with which constants the candidates in a folder were ranked. Raises UserError if it was with others."""
+    if path.exists() and (before := own.constants(path)) != constants:
         raise UserError(
             f"The candidates in {path.parent} were ranked with other constants ({before.source}, not "
             f"{constants.source}), and the two orders can't be mixed: give another --work-dir."
         )
-    save_constants(constants, path)
+    own.save_constants(constants, path)
 
 
 def _text(state: State, store: Store, plan: Plan) -> str:

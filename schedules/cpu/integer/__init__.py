@@ -1,113 +1,39 @@
-"""Kernels of quantised networks: a rule writes the loops of a layer and packs its weights, or says "not mine".
+"""Kernels of quantised networks for CPUs: a rule writes the loops of a layer and packs its weights, or says "not mine".
 
-A rule is `rule(task, target) -> Kernel | None`. A layer of an `IntegerNetwork` says exactly what it computes, so
-nothing has to be read off loops, and weights, biases and offsets are worked out here, when the network is built. The
-first rule of RULES that fits makes the kernel; the last fits all. A new rule is one file here and one line there.
-
-Between kernels a tensor is pixels × channels, its channels filled up to whole vectors: no loop has a remainder.
+The contract is that of `tvmflow.schedules.integer_tasks`. A new rule is one file here and one line in RULES. Between
+kernels a tensor is pixels × channels, its channels filled up to whole vectors: no loop has a remainder.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tvmflow.schedules.integer_tasks import Rule, Tensor, rule_of
 
 if TYPE_CHECKING:
-    import numpy as np
-    from tvm import tirx
-
-    from tvmflow.integer.layers import IntegerNode
+    from tvmflow.integer.layers import AnyIntegerLayer
     from tvmflow.spec import Target
 
-
-@dataclass(frozen=True, kw_only=True)
-class Tensor:
-    """What a kernel reads or writes, of one image.
-
-    An element is the network's value plus `offset`, in `dtype`. `shape` is the user's where the user gives or gets it,
-    with the elements in the order of 1×C×H×W, else (H·W)×`stored`: there, channels from `channels` on are nobody's,
-    and may hold anything. With `packed`, four neighbouring channels lie in one int32, the first in its lowest byte,
-    and `shape` counts these.
-    """
-
-    channels: int
-    size: tuple[int, int]
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int = 0
-    packed: bool = False
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it lies as the user gives and gets it."""
-        whole = math.prod(self.shape) == self.channels * math.prod(self.size)
-        return not self.packed and self.shape[0] == 1 and whole
-
-    @property
-    def stored(self) -> int:
-        """Channels of a pixel in memory."""
-        if self.packed:
-            return 4 * self.shape[1]
-        return self.channels if self.is_plain else self.shape[1]
-
-    @property
-    def memory_dtype(self) -> str:
-        """Of the buffer that holds it."""
-        return "int32" if self.packed else self.dtype
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What a kernel has to do: one layer, or two depthwise ones of which the second alone reads the first.
-
-    `tail` are sums that follow at once, each of which alone reads what is before it. They have the shape of the layer's
-    result, as all that they read has: the `sources` behind the layer's own, in this order.
-    """
-
-    layers: tuple[Any, ...]
-    sources: tuple[Tensor, ...]
-    result: Tensor
-    tail: tuple[IntegerNode, ...] = ()
-
-    @property
-    def source(self) -> Tensor:
-        """What a layer of one input reads."""
-        return self.sources[0]
-
-    @property
-    def node(self) -> IntegerNode | None:
-        """The layer, if it is one without weights."""
-        return None if hasattr(self.layers[0], "weight") else self.layers[0]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kernel:
-    """A function of the sources, the `constants` and the result, in this order."""
-
-    func: tirx.PrimFunc
-    constants: tuple[np.ndarray, ...]
-
-
-Rule = Callable[[Task, "Target"], "Kernel | None"]
-
-
-def rule_of(name: str, package: str = __name__) -> Rule:
-    """The rule of that file of a package, which imports tvm when it is first used; listing the rules mustn't."""
-
-    def rule(task: Task, target: Target, **knobs: Any) -> Kernel | None:
-        return getattr(import_module(f"{package}.{name}"), name)(task, target, **knobs)
-
-    return rule
-
-
 RULES: dict[str, Rule] = {
-    "table": rule_of("table"),
-    "node": rule_of("node"),
-    "convolution": rule_of("convolution"),
-    "depthwise_dots": rule_of("depthwise_dots"),
-    "depthwise": rule_of("depthwise"),
-    "plain": rule_of("plain"),
+    "table": rule_of("table", __name__),
+    "node": rule_of("node", __name__),
+    "convolution": rule_of("convolution", __name__),
+    "depthwise_dots": rule_of("depthwise_dots", __name__),
+    "depthwise": rule_of("depthwise", __name__),
+    "plain": rule_of("plain", __name__),
 }
+
+
+def form(layer: AnyIntegerLayer, readers: Sequence[AnyIntegerLayer], target: Target) -> Tensor:
+    """How the result of `layer` lies in memory for other kernels: as its readers' instructions want it."""
+    from tvmflow.schedules.cpu.integer import _between
+
+    return _between.form(layer, readers, target)
+
+
+def joins(group: Sequence[AnyIntegerLayer], layer: AnyIntegerLayer, target: Target) -> bool:
+    """Whether a layer that alone reads what these give can be computed in their kernel."""
+    from tvmflow.schedules.cpu.integer import _between
+
+    return _between.joins(group, layer, target)

@@ -20,8 +20,8 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from tvmflow.schedules.convolutions import fitting, starts
-from tvmflow.schedules.cpu.integer import Task
 from tvmflow.schedules.instructions import GROUP
+from tvmflow.schedules.integer_tasks import Task
 from tvmflow.schedules.integers import element, store_vector, vector
 
 if TYPE_CHECKING:

@@ -33,9 +33,9 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from tvmflow.schedules.convolutions import starts, unfuse, worth_threads
-from tvmflow.schedules.cpu.integer import Kernel, Task
 from tvmflow.schedules.cpu.integer._borders import copy_with_border
 from tvmflow.schedules.instructions import GROUP, Instructions, instructions_of, packing_order
+from tvmflow.schedules.integer_tasks import Kernel, Task
 from tvmflow.schedules.integers import (
     Requantisation,
     fill,

@@ -27,8 +27,8 @@ from tvm.script.ir_builder import tirx as T
 from tvmflow.integer.layers import IntegerLayer
 from tvmflow.integer.window import Cut
 from tvmflow.schedules.convolutions import unfuse, worth_threads
-from tvmflow.schedules.cpu.integer import Kernel, Task, Tensor
 from tvmflow.schedules.instructions import instructions_of
+from tvmflow.schedules.integer_tasks import Kernel, Task, Tensor
 from tvmflow.schedules.integers import (
     Requantisation,
     element,

@@ -32,7 +32,6 @@ from tvm.script.ir_builder import tirx as T
 from tvmflow.integer.layers import IntegerLayer
 from tvmflow.integer.window import Cut
 from tvmflow.schedules.convolutions import starts, unfuse, worth_threads
-from tvmflow.schedules.cpu.integer import Kernel, Task, Tensor
 from tvmflow.schedules.cpu.integer.depthwise import (
     BUFFER_BYTES,
     MOST_PRODUCTS,
@@ -45,6 +44,7 @@ from tvmflow.schedules.cpu.integer.depthwise import (
     strips_of,
 )
 from tvmflow.schedules.instructions import dot_products, instructions_of, pack_bytes, packing_order, wide_high
+from tvmflow.schedules.integer_tasks import Kernel, Task, Tensor
 from tvmflow.schedules.integers import Requantisation, fill, kernel, round_up, store_vector, vector
 
 if TYPE_CHECKING:

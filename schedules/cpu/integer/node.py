@@ -19,8 +19,8 @@ from tvm.script.ir_builder import tirx as T
 
 from tvmflow.integer.operators import Gather
 from tvmflow.schedules.convolutions import fitting, starts, unfuse, worth_threads
-from tvmflow.schedules.cpu.integer import Kernel, Task
 from tvmflow.schedules.instructions import instructions_of
+from tvmflow.schedules.integer_tasks import Kernel, Task
 from tvmflow.schedules.integers import element, kernel_of_many, plain_place, store_vector, vector
 from tvmflow.schedules.nodes import (
     PASSING,

@@ -8,7 +8,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules.cpu.integer import Kernel, Task
+from tvmflow.schedules.integer_tasks import Kernel, Task
 from tvmflow.schedules.integers import element, first_sums, kernel, plain_place, requantised
 
 if TYPE_CHECKING:

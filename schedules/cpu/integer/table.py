@@ -18,8 +18,8 @@ from tvm.script.ir_builder import tirx as T
 
 from tvmflow.integer.operators import Function
 from tvmflow.schedules.convolutions import starts, worth_threads
-from tvmflow.schedules.cpu.integer import Kernel, Task
 from tvmflow.schedules.instructions import tables_of
+from tvmflow.schedules.integer_tasks import Kernel, Task
 from tvmflow.schedules.integers import kernel, store_vector, vector
 from tvmflow.schedules.nodes import work_of
 

@@ -1,4 +1,4 @@
-"""Kernels for quantised layers on NVIDIA GPUs, by the contract of `tvmflow.schedules.cpu.integer`.
+"""Kernels for quantised layers on NVIDIA GPUs, by the contract of `tvmflow.schedules.integer_tasks`.
 
 Between kernels a tensor is pixels × words: an int32 holds four neighbouring channels, which one `__dp4a` multiplies by
 four weights. Words of a pixel are filled up to loads of 16 bytes. Each kernel is one launch of one dimension and
@@ -9,9 +9,12 @@ last fits all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tvmflow.schedules.cpu.integer import Rule, Tensor, rule_of
+from tvmflow.schedules.integer_tasks import Rule, Tensor, rule_of
+
+if TYPE_CHECKING:
+    from tvmflow.spec import Target
 
 BYTES = 4
 """Channels in a word."""
@@ -27,7 +30,12 @@ RULES: dict[str, Rule] = {
 }
 
 
-def form(layer: Any, readers: Sequence[Any]) -> Tensor:
+def joins(group: Sequence[Any], layer: Any, target: Target) -> bool:
+    """Each layer is a launch of its own."""
+    return False
+
+
+def form(layer: Any, readers: Sequence[Any], target: Target) -> Tensor:
     """How the result of `layer` lies in memory for other kernels. Sums over channels want signed bytes."""
     channels, height, width = layer.output_shape[1:]
     words = -(-channels // (BYTES * VECTOR)) * VECTOR

@@ -10,9 +10,9 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.schedules.cpu.integer import Task, Tensor
 from tvmflow.schedules.cuda._grid import when
 from tvmflow.schedules.cuda.integer import BYTES
+from tvmflow.schedules.integer_tasks import Task, Tensor
 from tvmflow.schedules.integers import kernel_of_many, plain_place, requantised
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from tvmflow.schedules.convolutions import unfuse
-from tvmflow.schedules.cpu.integer import Kernel, Task
 from tvmflow.schedules.cuda._grid import local, when
 from tvmflow.schedules.cuda.integer import BYTES
 from tvmflow.schedules.cuda.integer._words import finish, inside, launch, live, packed, word, words_out
+from tvmflow.schedules.integer_tasks import Kernel, Task
 from tvmflow.schedules.integers import byte_of, fill, first_sums
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from tvmflow.schedules.convolutions import unfuse
-from tvmflow.schedules.cpu.integer import Kernel, Task
 from tvmflow.schedules.cuda._grid import local, when
 from tvmflow.schedules.cuda.integer import BYTES
 from tvmflow.schedules.cuda.integer._words import launch_of_many, store, words_out
+from tvmflow.schedules.integer_tasks import Kernel, Task
 from tvmflow.schedules.integers import element
 from tvmflow.schedules.nodes import SUMS, Expr, Sums, constants_of, value_of
 

@@ -9,11 +9,11 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from tvmflow.schedules.convolutions import unfuse
-from tvmflow.schedules.cpu.integer import Kernel, Task
 from tvmflow.schedules.cpu.integer.plain import constants_of, one_output
 from tvmflow.schedules.cuda._grid import local, when
 from tvmflow.schedules.cuda.integer import BYTES
 from tvmflow.schedules.cuda.integer._words import launch, store, words_out
+from tvmflow.schedules.integer_tasks import Kernel, Task
 
 if TYPE_CHECKING:
     from tvmflow.spec import Target

@@ -25,7 +25,6 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from tvmflow.integer.network import RANGES, accumulator_range
-from tvmflow.schedules.cpu.integer import Kernel, Task
 from tvmflow.schedules.cuda._grid import local, multiprocessors, shared, when
 from tvmflow.schedules.cuda.integer import BYTES, VECTOR
 from tvmflow.schedules.cuda.integer._words import (
@@ -40,6 +39,7 @@ from tvmflow.schedules.cuda.integer._words import (
     zero_word,
 )
 from tvmflow.schedules.gpu import Gpu
+from tvmflow.schedules.integer_tasks import Kernel, Task
 from tvmflow.schedules.integers import byte_of, fill, first_sums
 
 if TYPE_CHECKING:
