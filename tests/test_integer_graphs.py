@@ -360,6 +360,28 @@ CASES = {
         lambda s, x: ((y := s.body(x).reshape(4, 3, 18)) * y.amax(2, keepdim=True)).reshape(1, -1),
         {"body": nn.Conv2d(4, 3, 1)},
     ),
+    "mean of places": (
+        lambda s, x: s.last(s.body(x).permute(0, 2, 3, 1).mean((1, 2))),
+        {"body": nn.Conv2d(4, 3, 1), "last": nn.Linear(3, 5)},
+    ),
+    "mean of all but rows": (lambda s, x: s.body(x).mean((1, 3)), {"body": nn.Conv2d(4, 3, 1)}),
+    "length one": (lambda s, x: functional.normalize(s.last(x.flatten(1))), {"last": nn.Linear(288, 10)}),
+    "response": (
+        lambda s, x: ((y := s.body(x).abs().sum((2, 3), keepdim=True)) / y.mean(1, keepdim=True)) * x,
+        {"body": nn.Conv2d(4, 4, 1)},
+    ),
+    "spread": (lambda s, x: s.body(x).std((2, 3)), {"body": nn.Conv2d(4, 6, 1)}),
+    "patches": (
+        lambda s, x: functional.fold(
+            functional.unfold(s.body(x), (3, 2), stride=(3, 2)), (9, 8), (3, 2), stride=(3, 2)
+        ),
+        {"body": nn.Conv2d(4, 3, 1)},
+    ),
+    "grid": (
+        lambda s, x: (s.body(x).flatten(2) + torch.arange(8).repeat(9) + 0.5).sigmoid(),
+        {"body": nn.Conv2d(4, 3, 1)},
+    ),
+    "stack": (lambda s, x: torch.stack((y := s.body(x), y * x), 0).amax(0), {"body": nn.Conv2d(4, 4, 1)}),
     "channel mean": (
         lambda s, x: s.body(torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)),
         {"body": nn.Conv2d(2, 3, 3)},

@@ -12,7 +12,7 @@ import numpy as np
 from tvmflow.integer import probe
 from tvmflow.integer.draft import Draft
 from tvmflow.integer.network import canonical
-from tvmflow.integer.operators import MaxPool, Resample
+from tvmflow.integer.operators import Function, MaxPool, Resample, Shape, Sum
 from tvmflow.integer.views import View, added, places_of_view, shape_of, unless_ordered
 from tvmflow.integer.window import Window
 
@@ -23,14 +23,61 @@ def adaptive_average(draft: Draft, call: Any, reads: Sequence[Any]) -> View | No
 
 def mean(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
     rank = len(shape_of(call.args[0]))
-    axes = {int(axis) % rank for axis in call.attrs.axis} if call.attrs.axis is not None else set(range(1, rank))
-    inside = {4: {0: 0, 1: 1, 2: 2, 3: 3}, 3: {0: 0, 1: 1, 2: 3}, 2: {0: 0, 1: 1}}.get(rank)
-    if inside is None:
-        return None
-    found = {inside[axis] for axis in axes} - {0}
-    if found == {1}:
+    axes = _axes(call, rank)
+    inside = {4: {0: 0, 1: 1, 2: 2, 3: 3}, 3: {0: 0, 1: 1, 2: 3}, 2: {0: 0, 1: 1}}.get(rank, {})
+    found = {inside.get(axis, 1) for axis in axes} - {0}
+    batch = shape_of(call.args[0])[0]
+    if found == {1} and rank <= 4 and batch == 1:
         return _channel_mean(draft, call, reads)
-    return _average(draft, call, reads, tuple(sorted(found))) if found and 1 not in found else None
+    if found and 1 not in found and rank <= 4 and batch == 1:
+        return _average(draft, call, reads, tuple(sorted(found)))
+    count = math.prod(shape_of(call.args[0])[axis] for axis in axes)
+    return _weighted_rows(draft, draft.view(reads[0]), axes, 1 / count, shape_of(call))
+
+
+def total(draft: Draft, call: Any, reads: Sequence[Any]) -> View:
+    view = draft.view(reads[0])
+    return _weighted_rows(draft, view, _axes(call, len(view.shape)), 1.0, shape_of(call))
+
+
+def _axes(call: Any, rank: int) -> tuple[int, ...]:
+    """Of a reduction; all of them where it names none."""
+    if call.attrs.axis is None:
+        return tuple(range(rank))
+    return tuple(sorted({int(axis) % rank for axis in call.attrs.axis}))
+
+
+def _weighted_rows(draft: Draft, view: View, axes: Sequence[int], weight: float, shape: Shape) -> View:
+    """What lies along some axes, each times a number, is added up."""
+    read, count = _rows(draft, view, axes)
+    if count == 1:
+        return View(layer=read, shape=shape)
+    channels = draft.shapes[read][1]
+    name = draft.append_weighted(
+        read, kind="conv2d", weight=np.full((channels, 1, count, 1), weight), stride=(count, 1), groups=channels
+    )
+    return View(layer=name, shape=shape)
+
+
+def _rows(draft: Draft, view: View, axes: Sequence[int]) -> tuple[str, int]:
+    """A tensor in which what lies along these axes is a channel's only column, and how long it is."""
+    kept = [axis for axis in range(len(view.shape)) if axis not in axes]
+    count = math.prod(view.shape[axis] for axis in axes)
+    own = draft.shapes[view.layer]
+    places = places_of_view(view, own).reshape(view.shape).transpose(*kept, *axes).reshape(-1, count)
+    turned = replace(view, shape=(1, len(places), count, 1), places=unless_ordered(places, own))
+    return draft.laid(turned, turned.shape), count
+
+
+def norm(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
+    """The sums of a norm, of what is a function of each element; what is done to the sum follows."""
+    view = draft.view(reads[0])
+    for term in (np.square, np.abs):
+        axes = probe.axes_of(draft.module, call, view.shape, reads[0], lambda x, axes, term=term: term(x).sum(axes))
+        if axes is not None:
+            name = draft.append("function", Function(real=term), (draft.laid(view),))
+            return _weighted_rows(draft, View(layer=name, shape=view.shape), axes, 1.0, shape_of(call))
+    return None
 
 
 def _channel_mean(draft: Draft, call: Any, reads: Sequence[Any]) -> View:
@@ -89,7 +136,7 @@ def average_pool(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
 def largest(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
     """The largest along some axes: of each channel's map as it lies, else of rows that are laid out for it."""
     view, shape = draft.view(reads[0]), shape_of(call)
-    axes = probe.axes_of_maximum(draft.module, call, view.shape, reads[0])
+    axes = probe.axes_of(draft.module, call, view.shape, reads[0], np.max)
     if axes is None:
         return None
     rank = len(view.shape)
@@ -97,12 +144,8 @@ def largest(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
         read = draft.laid(view)
         size = (draft.shapes[read][2], draft.shapes[read][3])
     else:
-        kept = [axis for axis in range(rank) if axis not in axes]
-        count = math.prod(view.shape[axis] for axis in axes)
-        own = draft.shapes[view.layer]
-        places = places_of_view(view, own).reshape(view.shape).transpose(*kept, *axes).reshape(-1, count)
-        turned = replace(view, shape=(1, len(places), count, 1), places=unless_ordered(places, own))
-        read, size = draft.laid(turned, turned.shape), (count, 1)
+        read, count = _rows(draft, view, axes)
+        size = (count, 1)
     name = draft.append("max_pool", MaxPool(window=Window(kernel=size, size=size)), (read,))
     return View(layer=name, shape=shape)
 
@@ -193,8 +236,37 @@ def _within(window: Window) -> bool:
     return window.padding[0] >= window.padding[2] and window.padding[1] >= window.padding[3]
 
 
+def plain_mean(draft: Draft, call: Any, reads: Sequence[Any]) -> View:
+    """Our kernel's, which keeps its axes with length 1."""
+    view = draft.view(reads[0])
+    axes = _flattened(view.shape, shape_of(call))
+    return _weighted_rows(draft, view, axes, 1 / math.prod(view.shape[axis] for axis in axes), shape_of(call))
+
+
+def variance(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
+    """Our kernel's: the mean square of how far off the second tensor the first is; axes keep length 1."""
+    if len(reads) != 2:
+        return None
+    view, middle = (draft.view(read) for read in reads)
+    rows, count = _rows(draft, view, _flattened(view.shape, shape_of(call)))
+    channels = draft.shapes[rows][1]
+    apart = draft.append("sum", Sum(signs=(1, -1)), (rows, draft.laid(middle, (1, channels, 1, 1))))
+    square = draft.append("function", Function(real=np.square), (apart,))
+    columns = View(layer=square, shape=(1, channels, count, 1))
+    return _weighted_rows(draft, columns, (2,), 1 / count, shape_of(call))
+
+
+def _flattened(shape: Shape, kept: Shape) -> tuple[int, ...]:
+    """The axes that have become 1."""
+    return tuple(axis for axis, (length, left) in enumerate(zip(shape, kept, strict=True)) if length != left)
+
+
 CONVERTERS: dict[str, Callable[[Draft, Any, Sequence[Any]], View | None]] = {
     "mean": mean,
+    "sum": total,
+    "kernel.norm": norm,
+    "kernel.mean": plain_mean,
+    "kernel.variance": variance,
     "max": largest,
     "kernel.max": largest,
     "kernel.amax": largest,

@@ -41,11 +41,14 @@ MOVES = frozenset(
     ]
 )
 """Relax's operators that may do no more than to move elements, besides those that are known by their attributes."""
+SUMS_OF_PATCHES = "col2im"
+"""A kernel of ours that adds up what lies on one place, and only moves what it has where patches lie side by side."""
 MOST_EXACT = 1 << 24
 """Integers up to here are float32 numbers."""
 
 
 Resolve = Callable[[Any], Any]
+Reduce = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 
 
 class UnreadableError(Exception):
@@ -91,7 +94,8 @@ def places_of(module: Any, call: Any, shape: Shape, var: Any) -> tuple[np.ndarra
         axes = call.attrs.axes
         return order.transpose(None if axes is None else [int(axis) for axis in axes]), 0.0
     func = _kernel(module, call)
-    if name not in MOVES and (func is None or _pattern(func) > INJECTIVE):
+    patches = func is not None and call.args[0].name_hint.startswith(SUMS_OF_PATCHES)
+    if name not in MOVES and not patches and (func is None or _pattern(func) > INJECTIVE):
         return None
     if count + 1 > MOST_EXACT or "float32" not in str(getattr(call.ty, "dtype", "")):
         return None
@@ -108,20 +112,22 @@ def places_of(module: Any, call: Any, shape: Shape, var: Any) -> tuple[np.ndarra
         return None
     if len(added) and (moved & ~inside).any():
         return None
+    if patches:  # the numbers of two places add up to that of a third
+        noise = np.random.default_rng(0).standard_normal(count, np.float32)
+        if not np.array_equal(run(noise.reshape(shape)), np.where(inside, noise[places], 0)):
+            return None
     return np.where(inside, places, OUTSIDE), float(added[0]) if len(added) else 0.0
 
 
-def axes_of_maximum(module: Any, call: Any, shape: Shape, var: Any) -> tuple[int, ...] | None:
-    """Along which axes of `var`, of `shape`, a kernel gives the largest; None if it does something else."""
-    count = math.prod(shape)
-    if count > MOST_EXACT:
-        return None
-    x = np.random.default_rng(0).permutation(count).astype(np.float32).reshape(shape)
+def axes_of(module: Any, call: Any, shape: Shape, var: Any, reduce: Reduce) -> tuple[int, ...] | None:
+    """Along which axes of `var`, of `shape`, a kernel is `reduce`; None if it does something else."""
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
     found = _compiled(module, [(None, call)], var, shape, lambda read: var)(x).reshape(-1)
     several = [axis for axis in range(len(shape)) if shape[axis] > 1]
     for number in range(1, len(several) + 1):
         for axes in itertools.combinations(several, number):
-            if np.array_equal(x.max(axes).reshape(-1), found):
+            wanted = reduce(x.astype(np.float64), axes).reshape(-1)
+            if wanted.shape == found.shape and np.allclose(found, wanted, rtol=1e-4, atol=1e-6):
                 return axes
     return None
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from tvmflow.integer import finite, normalisations, pools, probe, together, weighted
 from tvmflow.integer.draft import QUANTISED
 from tvmflow.integer.elementwise import Elementwise
@@ -31,7 +33,6 @@ REFUSED = {
     "nn.conv2d": "with computed weights",
     "nn.conv1d": "with computed weights",
     "nn.batch_norm": "with computed statistics",
-    "mean": "over these axes",
 }
 """Of operators that can be taken: how those are that can't."""
 
@@ -68,9 +69,28 @@ def _read_graph(program: Program, purpose: str) -> FloatGraph:
         relax.transform.CanonicalizeBindings(),
         relax.transform.DeadCodeElimination(),
     ]
-    module = tvm.ir.transform.Sequential(clean)(program.module)
+    module = tvm.ir.transform.Sequential(clean)(_with_ranges(program.module))
     reader = _Reader(module, program, purpose)
     return reader.graph()
+
+
+def _with_ranges(module: Any) -> Any:
+    """Ranges become constants: they read nothing, and TVM folds only what reads constants."""
+    from tvm import relax
+    from tvm.relax.expr_functor import PyExprMutator, mutator
+
+    @mutator
+    class Ranges(PyExprMutator):  # type: ignore[misc]
+        def visit_call_(self, call: Any) -> Any:
+            call = self.visit_expr_post_order(call)
+            if getattr(call.op, "name", "") != "relax.arange" or not all(hasattr(arg, "value") for arg in call.args):
+                return call
+            values = np.arange(*(arg.value for arg in call.args))
+            return relax.const(values.astype(str(call.ty.dtype)), str(call.ty.dtype))
+
+    changed = module.clone() if hasattr(module, "clone") else module
+    changed["main"] = Ranges(module).visit_expr(module["main"])
+    return changed
 
 
 def _check_inputs(program: Program, purpose: str) -> None:

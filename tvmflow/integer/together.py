@@ -29,27 +29,32 @@ def concat(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
     axis = int(call.attrs.axis) % rank if call.attrs.axis is not None else 0
     place = {4: axis, 3: {0: 0, 1: 1, 2: 3}.get(axis), 2: axis if axis < 2 else None}.get(rank)
     fields = getattr(call.args[0], "fields", None)
-    if not place or fields is None:
+    if fields is None:
         return None
     arrays = [constant_of(field) for field in fields]
     if not draft.finite and any(array is not None for array in arrays):
         return None
-    inputs = tuple(
-        draft.laid(draft.view(draft.resolved(field))) if array is None else _constant(draft, array)
+    views = [
+        draft.view(draft.resolved(field)) if array is None else _constant(draft, array)
         for field, array in zip(fields, arrays, strict=True)
-    )
+    ]
+    if place and shape_of(call)[0] == 1:
+        inputs = tuple(map(draft.laid, views))
+    else:  # what is before the axis become channels, and what is behind it columns
+        place, before, behind = 2, math.prod(shape_of(call)[:axis]), math.prod(shape_of(call)[axis + 1 :])
+        inputs = tuple(draft.laid(view, (1, before, view.shape[axis], behind)) for view in views)
     if len(inputs) == 1:
         return View(layer=inputs[0], shape=shape_of(call))
     return View(layer=draft.append("concat", Concat(axis=place), inputs), shape=shape_of(call))
 
 
-def _constant(draft: Draft, array: np.ndarray) -> str:
+def _constant(draft: Draft, array: np.ndarray) -> View:
     """A tensor that is the same for all finite inputs: biases of a layer whose weights are 0."""
     first = next(iter(draft.shapes))
     one = draft.append("gather", Gather(places=np.zeros((1, 1, 1, 1), np.int32)), (first,))
     weight = np.zeros((array.size, 1, 1, 1))
     name = draft.append_weighted(one, kind="dense", weight=weight, bias=array.reshape(-1))
-    return draft.laid(View(layer=name, shape=array.shape))
+    return View(layer=name, shape=array.shape)
 
 
 def log_softmax(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
