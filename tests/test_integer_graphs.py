@@ -417,6 +417,16 @@ def test_networks_are_read_and_quantised(name, scheme):
     assert {name for name, layer in CASES[name][1].items() if isinstance(layer, nn.Module)} <= named
 
 
+def test_peaks_are_where_a_map_equals_its_largest_neighbour():
+    """How many there are of int8 depends on how far apart neighbours are; in real numbers there are PyTorch's."""
+    torch.manual_seed(0)
+    peaks = lambda s, x: (y := s.body(x).sigmoid()) * (functional.max_pool2d(y, 3, 1, 1) == y).float()  # noqa: E731
+    network = _Function(peaks, body=nn.Conv2d(4, 3, 1))
+    x = torch.randn(1, 4, 9, 8)
+    (found,) = read(network, (1, 4, 9, 8)).outputs_of((x.numpy(),))
+    np.testing.assert_allclose(found, network(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["shufflenet_v2", "erfnet", "deeplab"])
 def test_onnx_files_are_read_alike(name, tmp_path):
     """Their converters say slices, borders, PReLU and transposed convolutions in other operators of Relax."""

@@ -26,6 +26,14 @@ from tvmflow.integer.views import (
     unless_ordered,
 )
 
+COMPARISONS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "equal": np.equal,
+    "not_equal": np.not_equal,
+    "greater": np.greater,
+    "greater_equal": np.greater_equal,
+    "less": np.less,
+    "less_equal": np.less_equal,
+}
 MOST_CONSTANTS = 1 << 16
 """Elements of a constant that an element-wise operator may have, as it is laid out once for each element."""
 
@@ -183,8 +191,10 @@ class Elementwise(Draft):
         return (1 / found, zeros) if place == 1 and (found != 0).all() else None
 
     def combined(self, name: str, var: Any, call: Any, reads: Sequence[Any]) -> bool:
-        """An operator of two tensors."""
-        if name not in ("add", "subtract", "multiply", "divide") or len(call.args) != 2 or len(reads) != 2:
+        """An operator of two tensors. Those are compared by their difference."""
+        name = name.removeprefix("kernel.") if name.removeprefix("kernel.") in COMPARISONS else name
+        known = name in ("add", "subtract", "multiply", "divide", *COMPARISONS)
+        if not known or len(call.args) != 2 or len(reads) != 2:
             self.reason = "of several tensors"
             return False
         views = [self.view(read) for read in reads]
@@ -206,7 +216,7 @@ class Elementwise(Draft):
                 and covers(first, self.shapes[first.layer])
             )
         ):
-            layer = self.append(operator.kind, operator, (first.layer, second.layer))
+            layer = self.compared(name, self.append(operator.kind, operator, (first.layer, second.layer)))
             self.views[var] = View(layer=layer, shape=shape, places=first.places)
             return True
         inputs = []
@@ -216,9 +226,16 @@ class Elementwise(Draft):
                 self.reason = "of tensors of which one is broadcast along more than three axes"
                 return False
             inputs.append(self.laid(view, inside(full) if shape[0] == 1 else inside((1, *full))))
-        layer = self.append(operator.kind, operator, (inputs[0], inputs[1]))
+        layer = self.compared(name, self.append(operator.kind, operator, (inputs[0], inputs[1])))
         self.views[var] = View(layer=layer, shape=shape)
         return self.shapes[layer] == inside(shape)
+
+    def compared(self, name: str, difference: str) -> str:
+        """The layer itself or, of a comparison, 1 where it holds of the difference and 0, and 0 elsewhere."""
+        if name not in COMPARISONS:
+            return difference
+        holds = COMPARISONS[name]
+        return self.append("function", Function(real=lambda x: np.float32(holds(x, 0))), (difference,))
 
     def function(self, var: Any) -> View:
         """What waited for `var`, from the one variable that it is computed from, as a layer."""

@@ -69,11 +69,18 @@ def _rows(draft: Draft, view: View, axes: Sequence[int]) -> tuple[str, int]:
     return draft.laid(turned, turned.shape), count
 
 
+NORMS: dict[Callable[[np.ndarray], np.ndarray], probe.Reduce] = {
+    np.square: lambda x, axes: np.square(x).sum(axes),
+    np.abs: lambda x, axes: np.abs(x).sum(axes),
+}
+"""What is added up by the norms of order 2 and 1, and the sums."""
+
+
 def norm(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
     """The sums of a norm, of what is a function of each element; what is done to the sum follows."""
     view = draft.view(reads[0])
-    for term in (np.square, np.abs):
-        axes = probe.axes_of(draft.module, call, view.shape, reads[0], lambda x, axes, term=term: term(x).sum(axes))
+    for term, sums in NORMS.items():
+        axes = probe.axes_of(draft.module, call, view.shape, reads[0], sums)
         if axes is not None:
             name = draft.append("function", Function(real=term), (draft.laid(view),))
             return _weighted_rows(draft, View(layer=name, shape=view.shape), axes, 1.0, shape_of(call))

@@ -80,7 +80,7 @@ def _with_ranges(module: Any) -> Any:
     from tvm.relax.expr_functor import PyExprMutator, mutator
 
     @mutator
-    class Ranges(PyExprMutator):  # type: ignore[misc]
+    class Ranges(PyExprMutator):
         def visit_call_(self, call: Any) -> Any:
             call = self.visit_expr_post_order(call)
             if getattr(call.op, "name", "") != "relax.arange" or not all(hasattr(arg, "value") for arg in call.args):
