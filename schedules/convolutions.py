@@ -465,7 +465,7 @@ def finish_of(tail: s_tir.SBlock, total: tirx.Buffer) -> Callable[[Expr, Sequenc
 
 
 def _of_one_dtype(node: Expr) -> Expr:
-    """`node` with operands of one dtype: axes of int64 that were replaced by int32 leave constants of int64 beside them.
+    """`node` with operands of one dtype: where int32 replaced axes of int64, constants of int64 are left beside them.
 
     Conditions of a border among the channels are such, which a block behind a sum may have.
     """

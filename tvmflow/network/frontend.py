@@ -2,9 +2,9 @@
 
 Five forms are taken: a name in `tvmflow.models.MODELS`, `package.module:factory` (a function without arguments that
 returns an `nn.Module`), a `.pt2` file of `torch.export.save`, an `.onnx` file, and a `.tflite` file that computes in
-float32. PyTorch networks go through
-`torch.export`; every Relax binding is named after the module (or ONNX node) that it came from, so that reports can
-speak of `joint.3.pointwise` instead of `fused_conv2d9_add3_relu3`. The readers are in `tvmflow.network`.
+float32. PyTorch networks go through `torch.export`; every Relax binding is named after the module (or ONNX node, or
+tensor of a `.tflite` file) that it came from, so that reports can speak of `joint.3.pointwise` instead of
+`fused_conv2d9_add3_relu3`. The readers are in `tvmflow.network`.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tvmflow.integer.tflite.model import FileGraph, read_model
 from tvmflow.integer.tflite.values import plain_name
@@ -17,6 +18,11 @@ from tvmflow.spec import Program, TensorSpec, TvmflowError, UnsupportedOperatorE
 from tvmflow.system import limits, untrusted
 from tvmflow.system.untrusted import MalformedError, UnusableFileError
 
+if TYPE_CHECKING:
+    import tvm
+
+    from tvmflow.network.tflite.reference import Reference
+
 REFERENCE = "PyTorch, by the kernels of TensorFlow Lite"
 
 
@@ -25,27 +31,14 @@ def from_tflite(path: Path, input_shapes: Sequence[InputShape] = ()) -> Program:
 
     Raises UserError, UnsupportedOperatorError with all operators that aren't taken.
     """
-    from tvmflow.network.tflite.operators import CONVERTERS
-    from tvmflow.network.tflite.reference import Reference
-    from tvmflow.network.tflite.walk import Walk
-
     graph = read_model(path)[0]
     name = untrusted.printable(str(path))
-    missing: dict[str, list[str]] = {}
-    for operator in graph.operators:
-        if operator.kind not in (*CONVERTERS, "SHAPE"):
-            where = graph.tensors[operator.outputs[0]].name if operator.outputs else operator.kind
-            missing.setdefault(untrusted.shortened(operator.kind), []).append(plain_name(where))
-    report_unsupported(missing)
     try:
         inputs = _inputs(graph)
         _check_shapes(inputs, input_shapes, name)
         limits.check_inputs({spec.name: spec.shape for spec in inputs}, name)
-        _check_values(graph)
         with quiet():
-            run = Reference(graph)
-            known = {number: tensor.numpy() for number, tensor in run.known.items()}
-            module = Walk(graph, CONVERTERS).run(inputs, known)
+            module, run = import_graph(graph, inputs)
             vectors = make_vectors(inputs, run, None)
     except Refused as refused:
         raise UnsupportedOperatorError(f"{name} isn't taken: it has {refused}.", {}) from refused
@@ -70,6 +63,27 @@ def from_tflite(path: Path, input_shapes: Sequence[InputShape] = ()) -> Program:
         reference=REFERENCE,
         original=run,
     )
+
+
+def import_graph(graph: FileGraph, inputs: Sequence[TensorSpec]) -> tuple[tvm.IRModule, Reference]:
+    """A graph as a Relax module, whose function `main` has the file's inputs, and as PyTorch computes it.
+
+    Raises UnsupportedOperatorError, MalformedError, Refused, and what PyTorch and TVM have against operands.
+    """
+    from tvmflow.network.tflite.operators import CONVERTERS
+    from tvmflow.network.tflite.reference import Reference
+    from tvmflow.network.tflite.walk import Walk
+
+    missing: dict[str, list[str]] = {}
+    for operator in graph.operators:
+        if operator.kind not in (*CONVERTERS, "SHAPE"):
+            where = graph.tensors[operator.outputs[0]].name if operator.outputs else operator.kind
+            missing.setdefault(untrusted.shortened(operator.kind), []).append(plain_name(where))
+    report_unsupported(missing)
+    _check_values(graph)
+    run = Reference(graph)
+    known = {number: tensor.numpy() for number, tensor in run.known.items()}
+    return Walk(graph, CONVERTERS).run(inputs, known), run
 
 
 def _inputs(graph: FileGraph) -> tuple[TensorSpec, ...]:

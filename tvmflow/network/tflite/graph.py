@@ -108,7 +108,7 @@ class Operation:
         found = self.constants[place] if self.given(place) else None
         if found is None:
             if self.given(place):
-                raise Refused(f"{self.kind} whose {what} is computed, where constants are taken")
+                raise Refused(f"{self.kind} that computes its {what}, where constants are taken")
             raise MalformedError(f"{self.kind} has no {what}")
         return found
 
@@ -151,7 +151,7 @@ class Operation:
     def fused(self) -> str:
         number = self.option("fused") if "fused" in self.operator.options else 0
         name = ACTIVATIONS.get(number, f"activation {number}")
-        if name not in ("NONE", "RELU", "RELU_N1_TO_1", "RELU6", "TANH"):
+        if name not in ("NONE", "RELU", "RELU_N1_TO_1", "RELU6"):  # kernels of LiteRT pass over TANH
             raise Refused(f"the fused activation {name}")
         return name
 

@@ -16,6 +16,7 @@ from tvmflow.network.onnx_nodes.node import constant, padded, permute, piece, re
 from tvmflow.network.resampling import Taps, resample
 from tvmflow.network.tflite.graph import Pair, Refused
 from tvmflow.network.tflite.walk import FIRST, LAST, Call, Make, Value
+from tvmflow.system import limits
 from tvmflow.system.untrusted import MalformedError
 
 # ------------------------------------------------------------------------------------------------------------- weights
@@ -44,6 +45,8 @@ def _window(call: Call, size: Pair, kernel: Pair, stride: Pair, dilation: Pair =
             raise MalformedError(f"{call.kind} has a window that is larger than its map")
         return [0, 0, 0, 0]
     (top, bottom), (left, right) = (borders(*of) for of in zip(size, kernel, stride, dilation, strict=True))
+    bordered = (call.map_shape()[0], size[0] + top + bottom, size[1] + left + right, call.map_shape()[3])
+    limits.check_tensor(bordered, f"The map of {call.kind} with its border")
     return [top, left, bottom, right]
 
 
@@ -101,6 +104,7 @@ def transpose_conv(call: Call) -> Value:
     if inputs != channels or len(wanted) != 4 or wanted[3] != outputs or min(wanted) < 1:
         raise MalformedError("TRANSPOSE_CONV has weights or an output shape that don't fit")
     full = [(length - 1) * step + taps for length, step, taps in zip(size, stride, kernel, strict=True)]
+    limits.check_tensor((call.map_shape(2)[0], *full, outputs), "What TRANSPOSE_CONV makes before it is cut")
     before = [0, 0]
     if call.same:
         before = [borders(wanted[1 + axis], kernel[axis], stride[axis])[0] for axis in (0, 1)]

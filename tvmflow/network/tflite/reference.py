@@ -50,17 +50,29 @@ class Reference:
         self.graph = graph
         constants = {n: real_constant(tensor) for n, tensor in enumerate(graph.tensors) if tensor.data is not None}
         self.known = {number: to_torch(array) for number, array in constants.items()}
+        left = max(MOST_MADE, TIMES * sum(array.size for array in constants.values()))
         for operator in graph.operators:
             if operator.kind in FOLDED and all(number in self.known for number in operator.inputs):
+                left -= _made_of(operator, [self.known[number] for number in operator.inputs])
+                if left < 0:  # a small file would make much of few constants
+                    break
                 self.known.update(self.step(operator, self.known))
+        self.last = {
+            number: place
+            for place, operator in enumerate(graph.operators)
+            for number in (*operator.inputs, *operator.outputs)
+        }
 
     def __call__(self, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         values = dict(self.known)
         values.update(zip(self.graph.inputs, map(to_torch, arrays), strict=True))
         with torch.no_grad():
-            for operator in self.graph.operators:
+            for place, operator in enumerate(self.graph.operators):
                 if any(number not in self.known for number in operator.outputs):
                     values.update(self.step(operator, values))
+                for number in (*operator.inputs, *operator.outputs):  # nobody reads it any more
+                    if self.last[number] == place and number not in self.graph.outputs:
+                        values.pop(number, None)
         return tuple(to_numpy(values[number]) for number in self.graph.outputs)
 
     def step(self, operator: FileOperator, values: Mapping[int, Tensor]) -> dict[int, Tensor]:
@@ -82,6 +94,13 @@ class Reference:
         for result in results:
             limits.check_tensor(result.shape, f"The result of {operator.kind}")
         return dict(zip(operator.outputs, results, strict=True))
+
+
+def _made_of(operator: FileOperator, tensors: Sequence[Tensor]) -> int:
+    """How many values an operator of FOLDED makes, at most. Raises what PyTorch raises where shapes don't fit."""
+    if operator.kind in ("ADD", "DIV", "MUL", "SUB"):
+        return math.prod(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))
+    return sum(tensor.numel() for tensor in tensors)
 
 
 # ------------------------------------------------------------------------------------------------------------- weights
@@ -501,3 +520,6 @@ FOLDED = frozenset(
     }
 )
 """Operators that are computed at once where all that they read is known: shapes, and weights in float16."""
+
+MOST_MADE, TIMES = 1 << 20, 4
+"""How many values are computed at once: so many, or so many times those of the file's constants."""
