@@ -43,6 +43,25 @@ def variadic(operator: Callable[[relax.Expr, relax.Expr], relax.Expr]) -> Callab
     return lambda node: functools.reduce(lambda left, right: node.bind(operator(left, right)), node.inputs)
 
 
+def maximum(node: Node) -> relax.Expr:
+    return _bounded(node, lambda value: (value, math.inf)) or variadic(op.maximum)(node)
+
+
+def minimum(node: Node) -> relax.Expr:
+    return _bounded(node, lambda value: (-math.inf, value)) or variadic(op.minimum)(node)
+
+
+def _bounded(node: Node, bounds: Callable[[float], tuple[float, float]]) -> relax.Expr | None:
+    """The extreme of floats and one number, as the clip that it is; None for any other."""
+    if len(node.inputs) != 2:
+        return None
+    for bound, data in (node.inputs, node.inputs[::-1]):
+        fits = is_constant(bound) and not is_constant(data) and is_float(dtype_of(data))
+        if fits and bound.value.numpy().size == 1 and len(shape_of(bound)) <= len(shape_of(data)):
+            return _clipped(data, *bounds(float(bound.value.numpy().reshape(()))))
+    return None
+
+
 def mean(node: Node) -> relax.Expr:
     return op.divide(variadic(op.add)(node), node.like(len(node.inputs)))
 
@@ -134,6 +153,8 @@ def cast_to(data: relax.Expr, dtype: str) -> relax.Expr:
     source = dtype_of(data)
     if source == dtype:
         return data
+    if is_constant(data) and is_float(dtype):  # a bound of Clip, say, that takes the dtype of what is clipped
+        return constant(data.value.numpy(), dtype)
     if dtype == "bool":
         unequal = op.not_equal(data, constant(0, source))
         return op.logical_or(unequal, op.isnan(data)) if is_float(source) else unequal
@@ -246,6 +267,15 @@ def shrink(node: Node) -> relax.Expr:
     return op.where(op.less(data, node.like(-lambd)), op.add(data, bias), above)
 
 
+def _clipped(data: relax.Expr, least: float, most: float) -> relax.Expr | None:
+    """None where a bound is NaN."""
+    if math.isnan(least) or math.isnan(most):
+        return None
+    if (least, most) == (0, math.inf):
+        return op.nn.relu(data)
+    return data if (least, most) == (-math.inf, math.inf) else op.clip(data, min(least, most), most)
+
+
 def clip(node: Node) -> relax.Expr:
     """Where the minimum is above the maximum, all become the maximum."""
     data, dtype = node.inputs[0], node.dtype()
@@ -258,9 +288,8 @@ def clip(node: Node) -> relax.Expr:
             empty if bound is None else float(bound.value.numpy().reshape(()))
             for bound, empty in ((low, -math.inf), (high, math.inf))
         )
-        if (least, most) == (0, math.inf):
-            return op.nn.relu(data)
-        return data if (least, most) == (-math.inf, math.inf) else op.clip(data, min(least, most), most)
+        if (clipped := _clipped(data, least, most)) is not None:
+            return clipped
     if low is not None:
         data = op.maximum(data, low)
     return data if high is None else op.minimum(data, high)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,23 +32,10 @@ def from_tflite(path: Path, input_shapes: Sequence[InputShape] = ()) -> Program:
 
     Raises UserError, UnsupportedOperatorError with all operators that aren't taken.
     """
-    graph = read_model(path)[0]
-    name = untrusted.printable(str(path))
-    try:
-        inputs = _inputs(graph)
-        _check_shapes(inputs, input_shapes, name)
-        limits.check_inputs({spec.name: spec.shape for spec in inputs}, name)
-        with quiet():
-            module, run = import_graph(graph, inputs)
-            vectors = make_vectors(inputs, run, None)
-    except Refused as refused:
-        raise UnsupportedOperatorError(f"{name} isn't taken: it has {refused}.", {}) from refused
-    except MalformedError as error:
-        raise UnusableFileError(path, f"is no network that can be read: {error}") from error
-    except TvmflowError:
-        raise
-    except Exception as error:  # of PyTorch and TVM, which have one each for operands that don't fit together
-        raise UserError(f"{name} can't be imported: {first_line(error)}.") from error
+    inputs, module, run = read_graph(path)
+    _check_shapes(inputs, input_shapes, untrusted.printable(str(path)))
+    with _one_sentence(path), quiet():
+        vectors = make_vectors(inputs, run, None)
     return Program(
         name=path.stem,
         source=str(path),
@@ -57,12 +45,36 @@ def from_tflite(path: Path, input_shapes: Sequence[InputShape] = ()) -> Program:
         vectors=vectors,
         parameters=sum(
             tensor.data.size
-            for tensor in graph.tensors
+            for tensor in run.graph.tensors
             if tensor.data is not None and (tensor.dtype in ("float32", "float16") or len(tensor.scales))
         ),
         reference=REFERENCE,
         original=run,
     )
+
+
+@contextlib.contextmanager
+def _one_sentence(path: Path) -> Iterator[None]:
+    """Whatever is raised inside becomes a UserError or an UnsupportedOperatorError of one sentence."""
+    name = untrusted.printable(str(path))
+    try:
+        yield
+    except Refused as refused:
+        raise UnsupportedOperatorError(f"{name} isn't taken: it has {refused}.", {}) from refused
+    except MalformedError as error:
+        raise UnusableFileError(path, f"is no network that can be read: {error}") from error
+    except TvmflowError:
+        raise
+    except Exception as error:  # of PyTorch and TVM, which have one each for operands that don't fit together
+        raise UserError(f"{name} can't be imported: {first_line(error)}.") from error
+
+
+def read_graph(path: Path) -> tuple[tuple[TensorSpec, ...], tvm.IRModule, Reference]:
+    """A file's inputs, and what `import_graph` makes of it. Raises UserError, UnsupportedOperatorError."""
+    graph = read_model(path)[0]
+    with _one_sentence(path), quiet():
+        inputs = _inputs(graph)
+        return inputs, *import_graph(graph, inputs)
 
 
 def import_graph(graph: FileGraph, inputs: Sequence[TensorSpec]) -> tuple[tvm.IRModule, Reference]:
@@ -80,6 +92,7 @@ def import_graph(graph: FileGraph, inputs: Sequence[TensorSpec]) -> tuple[tvm.IR
             where = graph.tensors[operator.outputs[0]].name if operator.outputs else operator.kind
             missing.setdefault(untrusted.shortened(operator.kind), []).append(plain_name(where))
     report_unsupported(missing)
+    limits.check_inputs({spec.name: spec.shape for spec in inputs}, "A .tflite file")
     _check_values(graph)
     run = Reference(graph)
     known = {number: tensor.numpy() for number, tensor in run.known.items()}
