@@ -44,11 +44,13 @@ def variadic(operator: Callable[[relax.Expr, relax.Expr], relax.Expr]) -> Callab
 
 
 def maximum(node: Node) -> relax.Expr:
-    return _bounded(node, lambda value: (value, math.inf)) or variadic(op.maximum)(node)
+    clipped = _bounded(node, lambda value: (value, math.inf))
+    return variadic(op.maximum)(node) if clipped is None else clipped
 
 
 def minimum(node: Node) -> relax.Expr:
-    return _bounded(node, lambda value: (-math.inf, value)) or variadic(op.minimum)(node)
+    clipped = _bounded(node, lambda value: (-math.inf, value))
+    return variadic(op.minimum)(node) if clipped is None else clipped
 
 
 def _bounded(node: Node, bounds: Callable[[float], tuple[float, float]]) -> relax.Expr | None:
