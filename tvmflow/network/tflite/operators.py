@@ -128,7 +128,7 @@ def fully_connected(call: Call) -> Value:
     outputs, inputs = weights
     if not math.prod(shape) or math.prod(shape) % inputs:
         raise MalformedError(f"FULLY_CONNECTED has weights for {inputs} values and reads {math.prod(shape)}")
-    rows = (math.prod(shape) // inputs,)
+    rows: Shape = (math.prod(shape) // inputs,)
     if call.option("keep_num_dims"):
         if shape[-1] != inputs:
             raise MalformedError(f"FULLY_CONNECTED has weights for {inputs} values and reads {shape[-1]}")
@@ -390,7 +390,7 @@ def mirror_pad(call: Call) -> Value:
             continue
         if max(pair) > length - (mode == 0):
             raise MalformedError("MIRROR_PAD has a border that is wider than its tensor")
-        places: np.ndarray = np.pad(np.arange(length), pair, mode=("reflect", "symmetric")[mode])  # type: ignore[call-overload]
+        places: np.ndarray = np.pad(np.arange(length), pair, mode=("reflect", "symmetric")[mode])
         x = call.bind(op.take(x, constant(places.astype("int64")), axis, mode="clip"))
     return value(x)
 
