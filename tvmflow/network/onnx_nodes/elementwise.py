@@ -104,7 +104,17 @@ def power(node: Node) -> relax.Expr:
 
 
 def bit_shift(node: Node) -> relax.Expr:
-    return (op.left_shift if node.get("direction") == "LEFT" else op.right_shift)(*node.inputs)
+    """A shift by as many bits as there are, or more, or by less than none, leaves nothing but the sign to the right."""
+    data, shift = node.inputs
+    dtype, left = node.dtype(), node.get("direction") == "LEFT"
+    width, signed = np.iinfo(dtype).bits, not dtype.startswith("u")
+    shifted = op.left_shift if left else op.right_shift
+    if is_constant(shift) and (shift.value.numpy() < width).all() and (shift.value.numpy() >= 0).all():
+        return shifted(data, shift)
+    beyond = op.greater_equal(shift, constant(width, dtype))
+    beyond = node.bind(op.logical_or(beyond, op.less(shift, constant(0, dtype))) if signed else beyond)
+    made = shifted(data, op.where(beyond, constant(width - 1, dtype), shift))
+    return made if signed and not left else op.where(beyond, constant(0, dtype), node.bind(made))
 
 
 def is_infinite(node: Node) -> relax.Expr:

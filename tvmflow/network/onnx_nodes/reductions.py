@@ -178,9 +178,11 @@ def hardmax(node: Node) -> relax.Expr:
 
 
 def lp_normalization(node: Node) -> relax.Expr:
+    """What has no length stays zero."""
     axis, data = [node.get("axis", -1) % len(node.shape())], node.inputs[0]
     reduce = _l1 if node.get("p", 2) == 1 else _l2
-    return op.divide(data, reduce(node, data, axis, True))
+    length = node.bind(reduce(node, data, axis, True))
+    return op.where(op.equal(length, node.like(0)), node.like(0), node.bind(op.divide(data, length)))
 
 
 def local_response_normalization(node: Node) -> relax.Expr:

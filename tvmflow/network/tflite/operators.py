@@ -14,7 +14,7 @@ from tvmflow.integer.tflite.resizing import nearest
 from tvmflow.integer.tflite.weighted import borders
 from tvmflow.network.onnx_nodes.node import constant, padded, permute, piece, reshape, shape_of
 from tvmflow.network.resampling import Taps, resample
-from tvmflow.network.tflite.graph import Pair, Refused
+from tvmflow.network.tflite.graph import Pair, Refused, Shape
 from tvmflow.network.tflite.walk import FIRST, LAST, Call, Make, Value
 from tvmflow.system import limits
 from tvmflow.system.untrusted import MalformedError
