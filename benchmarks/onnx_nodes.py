@@ -1,7 +1,8 @@
 """What tvmflow makes of ONNX's own tests of operators, counted for each operator.
 
 `python -m benchmarks.onnx_nodes` runs the tests that the package `onnx` brings, about two thousand of them in half an
-hour, and writes docs/onnx-nodes.md. `--only SUBSTRING` prints what becomes of those whose names have it, and writes nothing.
+hour, and writes docs/onnx-nodes.md. `--only SUBSTRING` prints what becomes of those whose names have it, and writes
+nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "onnx-nodes.md"
-ANSWERS = ("passed", "refused", "wrong", "crashed")
 
 
 def main() -> None:
@@ -64,12 +64,12 @@ def page(found: list[Any]) -> str:
     lines = [
         "# ONNX's own tests of operators",
         "",
-        f"The package `onnx` {onnx.__version__} brings {len(found):,} tests, each of one operator on small inputs with the",
-        "answers that its definition gives, and many again as the simpler operators of which a function consists. Each is",
-        "compiled for this computer and run. An input that has to be known at build time, as a shape, is made a constant.",
-        "*Refused* is one sentence and an exit code. `python -m benchmarks.onnx_nodes` makes this page.",
+        f"The package `onnx` {onnx.__version__} brings {len(found):,} tests, each of one operator on small inputs with",
+        "the answers that its definition gives, and many again as the simpler operators of which a function consists.",
+        "Each is compiled for this computer and run. An input that has to be known at build time, as a shape, is made",
+        "a constant. *Refused* is one sentence and an exit code. `python -m benchmarks.onnx_nodes` makes this page.",
         "",
-        "; ".join(f"{answer} {total[answer]:,}" for answer in ANSWERS) + ".",
+        "; ".join(f"{answer} {total[answer]:,}" for answer in _nodes().ANSWERS) + ".",
         "",
         "## Operators that are taken",
         "",

@@ -79,12 +79,16 @@ def divide(node: Node) -> relax.Expr:
 def modulo(node: Node) -> relax.Expr:
     """The result has the divisor's sign, with `fmod` the dividend's."""
     first, second = node.inputs
-    if not node.get("fmod", 0):
-        return op.floor_mod(first, second)
     if not is_float(dtype_of(first)):
-        return op.mod(first, second)
-    first, second = node.bind(first) if not isinstance(first, relax.Var) else first, second
-    return op.subtract(first, op.multiply(op.trunc(op.divide(first, second)), second))
+        return (op.mod if node.get("fmod", 0) else op.floor_mod)(first, second)
+    rest = node.bind(op.subtract(first, op.multiply(op.trunc(op.divide(first, second)), second)))
+    infinite = op.equal(op.abs(second), node.like(math.inf))
+    found = node.bind(op.where(op.logical_and(infinite, op.isfinite(first)), first, rest))
+    if node.get("fmod", 0):
+        return found
+    zero = node.like(0)
+    other = op.logical_xor(op.less(found, zero), op.less(second, zero))
+    return op.where(op.logical_and(other, op.not_equal(found, zero)), op.add(found, second), found)
 
 
 def power(node: Node) -> relax.Expr:

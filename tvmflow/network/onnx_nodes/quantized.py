@@ -99,7 +99,8 @@ def _requantized(
     if all(is_constant(scale) for scale in scales):
         factor = constant(first.value.numpy() * second.value.numpy() / result.value.numpy(), "float32")
     else:
-        factor = node.bind(op.divide(op.multiply(first, second), result))
+        wide = [_wide(scale, "float32") for scale in scales]
+        factor = node.bind(op.divide(op.multiply(wide[0], wide[1]), wide[2]))
     low, high = RANGES[dtype]
     steps = op.round(op.multiply(op.astype(summed, "float32"), factor))
     if not is_zero(zero):
