@@ -81,6 +81,9 @@ def page(found: list[Any]) -> str:
     for name in taken:
         why = "; ".join(f"{reason} ({count})" if count > 1 else reason for reason, count in _sorted(reasons[name]))
         lines.append(f"| `{name}` | {counts[name]['passed']} | {counts[name]['refused'] or ''} | {why} |")
+    if differing := [f"`{outcome.test}`" for outcome in found if outcome.answer == "differs"]:
+        said = "As ONNX Runtime answers, and not as the test expects, which tvmflow is held to:"
+        lines += ["", f"{said} {', '.join(differing)}."]
     others = sorted(set(counts) - set(taken))
     lines += ["", "## Operators that are refused", ""]
     lines.append(", ".join(f"`{name}` ({counts[name]['refused']})" for name in others) + ".")
