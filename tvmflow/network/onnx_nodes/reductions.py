@@ -77,7 +77,7 @@ def _least(dtype: str, *, greatest: bool) -> np.generic:
     if dtype == "bool":
         return np.bool_(greatest)
     if is_float(dtype):
-        return constant(math.inf if greatest else -math.inf, dtype).value.numpy()[()]  # type: ignore[no-any-return]
+        return constant(math.inf if greatest else -math.inf, dtype).value.numpy()[()]
     limits = np.iinfo(dtype)
     return np.dtype(dtype).type(limits.max if greatest else limits.min)
 
