@@ -13,12 +13,13 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tvmflow.integer.tflite.schema import SUFFIX
 from tvmflow.models import MODELS
 from tvmflow.network.onnx_file import from_onnx
 from tvmflow.network.pytorch import from_factory, from_module, from_pt2, from_registry
 from tvmflow.network.shapes import InputShape, parse_input_shape
 from tvmflow.network.tflite.file import from_tflite
-from tvmflow.network.tflite.graph import SUFFIX, is_float
+from tvmflow.network.tflite.graph import is_float
 from tvmflow.spec import Program, UserError
 
 __all__ = ["InputShape", "from_module", "import_model", "parse_input_shape"]

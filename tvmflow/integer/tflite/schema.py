@@ -6,6 +6,7 @@ An option is known by the number of its field, its form as in `struct`, and what
 from __future__ import annotations
 
 IDENTIFIER = b"TFL3"
+SUFFIX = ".tflite"
 
 _NAMES = """
 ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE EMBEDDING_LOOKUP FLOOR

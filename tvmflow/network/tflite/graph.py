@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from tvmflow.integer.tflite.model import ABSENT, FileOperator, FileTensor, read_model
-from tvmflow.integer.tflite.schema import ACTIVATIONS, SAME
+from tvmflow.integer.tflite.schema import ACTIVATIONS, SAME, SUFFIX
 from tvmflow.system import untrusted
 from tvmflow.system.untrusted import MalformedError
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
-SUFFIX = ".tflite"
 QUANTISED = ("int8", "uint8", "int16")
 """What quantised values are stored as."""
 VALUES = ("float32", "int32", "int64", "bool")
@@ -179,8 +178,8 @@ class Operation:
             raise MalformedError(f"{self.kind} makes {count} parts of {length} that don't fit")
         return found
 
-    def slices(self, shape: Shape) -> tuple[list[range], list[bool], Shape]:
-        """Which places are taken along each axis, whether the axis then goes, and the shape of the result."""
+    def slices(self, shape: Shape) -> tuple[list[range], Shape]:
+        """Which places are taken along each axis, and the shape that the result then gets."""
         if self.kind == "SLICE":
             begins, counts = self.integers(1, "begin"), self.integers(2, "size")
             if not len(begins) == len(counts) == len(shape):
@@ -192,10 +191,10 @@ class Operation:
             if any(not 0 <= b <= e <= length for b, e, length in zip(begins, ends, shape, strict=True)):
                 raise MalformedError("SLICE goes beyond its tensor")
             taken = [range(begin, end) for begin, end in zip(begins, ends, strict=True)]
-            return taken, [False] * len(shape), tuple(map(len, taken))
+            return taken, tuple(map(len, taken))
         return self._strided(shape)
 
-    def _strided(self, shape: Shape) -> tuple[list[range], list[bool], Shape]:
+    def _strided(self, shape: Shape) -> tuple[list[range], Shape]:
         begins, ends, steps = (self.integers(place, "places") for place in (1, 2, 3))
         if not len(begins) == len(ends) == len(steps) <= 16 or 0 in steps or self.option("offset"):
             raise MalformedError("STRIDED_SLICE has places that don't fit")
@@ -205,28 +204,25 @@ class Operation:
         if plain > len(shape) or sum("ellipsis" in flags for flags in of) > 1:
             raise MalformedError("STRIDED_SLICE has places for more dimensions than there are")
         taken: list[range] = []
-        gone: list[bool] = []
         made: list[int] = []
         whole = [range(length) for length in shape]
         for begin, end, step, flags in zip(begins, ends, steps, of, strict=True):
             axis = len(taken)
             if "ellipsis" in flags:
                 more = whole[axis : axis + len(shape) - plain]
-                taken, gone, made = taken + more, gone + [False] * len(more), made + list(map(len, more))
+                taken, made = taken + more, made + list(map(len, more))
             elif "new_axis" in flags:
                 made.append(1)
             elif "shrink_axis" in flags:
                 if not -shape[axis] <= begin < shape[axis]:
                     raise MalformedError("STRIDED_SLICE takes a place that isn't there")
                 taken.append(range(begin % shape[axis], begin % shape[axis] + 1))
-                gone.append(True)
             else:
                 first, last = None if "begin" in flags else begin, None if "end" in flags else end
                 taken.append(range(shape[axis])[slice(first, last, step)])
-                gone.append(False)
                 made.append(len(taken[-1]))
         rest = whole[len(taken) :]
-        return taken + rest, gone + [False] * len(rest), (*made, *map(len, rest))
+        return taken + rest, (*made, *map(len, rest))
 
     def blocks(self, rank: int) -> tuple[list[int], list[Pair]]:
         """Of BATCH_TO_SPACE_ND and SPACE_TO_BATCH_ND: the blocks along the axes behind the batch, and the borders."""

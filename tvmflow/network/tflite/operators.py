@@ -397,7 +397,7 @@ def mirror_pad(call: Call) -> Value:
 
 def slice_(call: Call) -> Value:
     """SLICE and STRIDED_SLICE: pieces along each axis, then axes go or come."""
-    taken, _, shape = call.slices(call.shape())
+    taken, shape = call.slices(call.shape())
     if 0 in shape:
         raise Refused(f"{call.kind} that takes nothing")
     (x,), value, maps = call.in_order([0])

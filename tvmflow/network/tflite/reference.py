@@ -291,7 +291,7 @@ def mirror_pad(step: Step) -> Tensor:
 
 def sliced(step: Step) -> Tensor:
     x = step.tensor()
-    taken, _, shape = step.slices(tuple(x.shape))
+    taken, shape = step.slices(tuple(x.shape))
     for axis, places in enumerate(taken):
         x = x.index_select(axis, torch.tensor(places, dtype=torch.int64))
     return x.reshape(shape)
