@@ -459,9 +459,32 @@ def finish_of(tail: s_tir.SBlock, total: tirx.Buffer) -> Callable[[Expr, Sequenc
         replaced = tvm_ffi.structural_map(
             tail.body.value, (TensorLoad, lambda load: value if load.source.same_as(total) else load), order="post"
         )
-        return substitute(replaced, dict(zip(axes, indices, strict=True)))
+        return _of_one_dtype(substitute(replaced, dict(zip(axes, indices, strict=True))))
 
     return finish
+
+
+def _of_one_dtype(node: Expr) -> Expr:
+    """`node` with operands of one dtype: where int32 replaced axes of int64, constants of int64 are left beside them.
+
+    Conditions of a border among the channels are such, which a block behind a sum may have.
+    """
+
+    def agreed(pair: Any) -> Expr:
+        a, b = pair.a, pair.b
+        dtypes = str(a.ty.dtype), str(b.ty.dtype)
+        if len(set(dtypes)) == 1 or not all(dtype in ("int32", "int64") for dtype in dtypes):
+            return pair
+        for constant, other, swapped in ((a, b, True), (b, a, False)):
+            if isinstance(constant, tirx.IntImm) and abs(int(constant)) < 1 << 31:
+                same = tirx.const(int(constant), str(other.ty.dtype))
+                return type(pair)(same, other) if swapped else type(pair)(other, same)
+        return type(pair)(a.astype("int64"), b.astype("int64"))
+
+    return tvm_ffi.structural_map(node, [(kind, agreed) for kind in _PAIRS], order="post")
+
+
+_PAIRS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)
 
 
 def _unchanged(value: Expr, indices: Sequence[Expr]) -> Expr:

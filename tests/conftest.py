@@ -52,6 +52,8 @@ SECONDS = {
     "test_children": 60,
     "test_integer_graphs": 60,
     "test_tflite": 60,
+    "test_tflite_float": 45,
+    "test_onnx_nodes": 25,
     "test_onnx": 55,
     "test_cortex_m_graphs": 50,
     "test_integer_kernels": 50,

@@ -856,6 +856,104 @@ def test_exported_networks_get_the_schedules_of_the_pytorch_network(tmp_path: Pa
     verified(new, tmp_path / "new")
 
 
+def test_bounds_are_a_clip_however_files_have_them() -> None:
+    """As Clip, as Max and Min, and cast to the dtype of what is clipped."""
+    bound = [f32(0)[0], f32(6)[0]]
+    forms = [
+        one("Clip", *bound),
+        graph(node("Max", "x zero", "a"), node("Min", "six a", "y"), zero=bound[0], six=bound[1].reshape(1)),
+        graph(
+            node("CastLike", "zero x", "a"),
+            node("CastLike", "six x", "b"),
+            node("Clip", "x a b", "y"),
+            zero=np.array(0),
+            six=np.array(6),
+            opset=20,
+        ),
+    ]
+    for form in forms:
+        made = import_graph(form.model, [TensorSpec(name="x", shape=MAP, dtype="float32")]).script()
+        assert "clip" in made
+        assert "maximum" not in made
+        assert "minimum" not in made
+        assert "astype" not in made
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_layers_have_the_paths_of_modules(dynamo: bool, tmp_path: Path) -> None:
+    """Both exporters of PyTorch note them; the newer one's optimiser gives a convolution its BatchNorm's."""
+    program = import_model(exported(small(), tmp_path / "small.onnx", dynamo=dynamo, opset_version=18))
+    named = {name for layer in run_stages(program, HOST).layers for name in layer.modules}
+    folded = {"stem.1", "expand.1", "depthwise.1", "project.1"} if dynamo else {"stem.0", "expand.0", "project.0"}
+    assert named >= {*folded, "stem.2", "expand.2", "depthwise.2", "head"}
+    assert all("Conv" not in name for name in named)
+
+
+OPSETS = range(9, 23)
+
+
+def of_opset(opset: int) -> onnx.ModelProto:
+    """The same small network, with what changed from opset to opset as that one writes it."""
+    constants: dict[str, np.ndarray] = {}
+
+    def written(operator: str, inputs: str, outputs: str, since: int, name: str, value: Any, **more: Any) -> Any:
+        """A node with what is an attribute before opset `since`, and an input then."""
+        if opset < since:
+            return node(operator, inputs, outputs, **{name: np.asarray(value).tolist()}, **more)
+        constants[f"{outputs.split()[0]}_{name}"] = np.asarray(value)
+        return node(operator, f"{inputs} {outputs.split()[0]}_{name}", outputs, **more)
+
+    random = np.random.default_rng(3)
+    weights = {"w": (4, 3, 3, 3), "scale": (4,), "shift": (4,), "mean": (4,), "dense": (5, 2), "bias": (5,)}
+    constants |= {name: random.standard_normal(shape).astype("float32") for name, shape in weights.items()}
+    constants["variance"] = np.abs(random.standard_normal(4)).astype("float32")
+    bounds = {"min": 0.0, "max": 6.0}
+    if opset >= 11:
+        constants |= {name: f32(value)[0] for name, value in bounds.items()}
+    if opset >= 13:
+        constants["ratio"] = f32(0.5)[0]
+    scales = f32(1, 1, 2, 2)
+    constants |= {"scales": scales, "roi": f32()}
+    larger = {
+        9: node("Upsample", "p scales", "r"),
+        10: node("Resize", "p scales", "r"),
+    }.get(opset, node("Resize", "p roi scales", "r", coordinate_transformation_mode="asymmetric", nearest_mode="floor"))
+    cut = node("Slice", "s", "c", starts=[1, 0], ends=[-1, 7], axes=[2, 3])
+    if opset >= 10:
+        constants |= {"starts": i64(1, 0), "ends": i64(-1, 7), "axes": i64(2, 3)}
+        cut = node("Slice", "s starts ends axes", "c")
+    nodes = [
+        node("Conv", "x w", "a", pads=[1, 1, 1, 1]),
+        node("BatchNormalization", "a scale shift mean variance", "b"),
+        node("Clip", "b", "k", **bounds) if opset < 11 else node("Clip", "b min max", "k"),
+        written("Pad", "k", "d", 11, "pads", i64(0, 0, 1, 0, 0, 0, 0, 2)),
+        node("MaxPool", "d", "p", kernel_shape=[2, 2], strides=[2, 2]),
+        larger,
+        written("Split", "r", "s t", 13, "split", i64(2, 2), axis=1),
+        cut,
+        written("ReduceMean", "c", "m", 18, "axes", i64(-1), keepdims=0),
+        written("ReduceMax", "m", "n", 18, "axes", i64(2), keepdims=1),
+        written("Squeeze", "n", "q", 13, "axes", i64(2)),
+        node("Dropout", "q", "o") if opset < 13 else node("Dropout", "q ratio", "o"),
+        node("Gemm", "o dense bias", "g", transB=1),
+        node("Softmax", "g", "y", axis=1),
+        written("ReduceSum", "t", "u", 13, "axes", i64(1, 2), keepdims=0),
+        written("Unsqueeze", "u", "z", 13, "axes", i64(0, 3)),
+    ]
+    return model(nodes, [("x", np.zeros((1, 3, 6, 8), "float32"))], ("y", "z"), constants, opset)
+
+
+def test_a_network_of_any_opset_is_the_same_network() -> None:
+    """One is compiled; the others are equal to it, and so are ONNX Runtime's answers to it."""
+    spec, x = TensorSpec(name="x", shape=(1, 3, 6, 8), dtype="float32"), w(1, 3, 6, 8)
+    first = import_graph(of_opset(OPSETS[0]), [spec])
+    ours = compiled(of_opset(OPSETS[0]), [x])(x)
+    for opset in OPSETS:
+        tvm.ir.assert_structural_equal(import_graph(of_opset(opset), [spec]), first)
+        for left, right in zip(ours, runtime(of_opset(opset))([x]), strict=True):
+            assert np.abs(left - right).max() < 1e-5, opset
+
+
 def test_open_batch(tmp_path: Path) -> None:
     """The batch is named in the input, in what was inferred and in the output; Reshape takes it from Shape."""
     made = CASES["graphs"]["shape arithmetic"].model

@@ -29,10 +29,29 @@ UNIONS = {
     "RESIZE_NEAREST_NEIGHBOR": 74,
     "LEAKY_RELU": 75,
     "SPLIT_V": 79,
+    "L2_NORMALIZATION": 12,
+    "SPACE_TO_DEPTH": 19,
+    "SUM": 27,
+    "REDUCE_MAX": 27,
+    "REDUCE_MIN": 27,
+    "REDUCE_PROD": 27,
+    "DIV": 29,
+    "ARG_MAX": 40,
+    "ARG_MIN": 57,
+    "SHAPE": 55,
+    "PACK": 59,
+    "UNPACK": 64,
+    "MIRROR_PAD": 77,
+    "DEPTH_TO_SPACE": 94,
+    "BATCH_MATMUL": 101,
+    "CUMSUM": 102,
+    "GELU": 116,
     "CALL_ONCE": 103,
     "VAR_HANDLE": 111,
 }
 """The types of operators' options, by the schema's numbers."""
+VERSIONS = {"BROADCAST_TO": 2}
+"""Of operators that LiteRT doesn't have in their first one."""
 ALIGNMENT = 16
 """Bytes, of constants."""
 
@@ -107,7 +126,11 @@ def file_of(*graphs: Graph) -> bytes:
     codes = []
     for kind in kinds:
         number = OPERATORS.index(kind)
-        codes.append(_table(builder, 4, {0: ("Int8", min(number, 127)), 2: ("Int32", 1), 3: ("Int32", number)}))
+        codes.append(
+            _table(
+                builder, 4, {0: ("Int8", min(number, 127)), 2: ("Int32", VERSIONS.get(kind, 1)), 3: ("Int32", number)}
+            )
+        )
     blobs = []
     for array in buffers:
         fields = {}

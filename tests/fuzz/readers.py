@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -512,13 +513,31 @@ def _tflite() -> list[Files]:
     from tflite_cases import CASES, graphs_of
     from tflite_files import file_of
 
-    return _named("network.tflite", [file_of(*graphs_of(name)) for name in CASES])
+    import tvmflow.network.tflite.operators
+    import tvmflow.network.tflite.reference  # noqa: F401  # once, and not in each process that reads
+
+    return [*_named("network.tflite", [file_of(*graphs_of(name)) for name in CASES]), *_float_tflite()]
+
+
+def _float_tflite() -> list[Files]:
+    from tflite_files import file_of
+    from tflite_float_cases import CASES
+
+    return _named("network.tflite", [file_of(make()) for make in CASES.values()])
 
 
 def _read_tflite(path: Path) -> None:
+    """By the reader that the file is for; float networks are run once, where the command makes a dozen vectors."""
     from tvmflow.integer.frontend import load_network
+    from tvmflow.network.tflite.file import read_graph
+    from tvmflow.network.tflite.graph import is_float
 
-    load_network(path)
+    if not is_float(path):
+        load_network(path)
+        return
+    inputs, _, run = read_graph(path)
+    with contextlib.suppress(Exception):  # what operands that don't fit make PyTorch raise, `from_tflite` words
+        run(*(np.zeros(spec.shape, spec.dtype) for spec in inputs))
 
 
 def _read_network(path: Path) -> None:
@@ -622,6 +641,7 @@ READERS: dict[str, Reader] = {
         Reader(name="pt2", read=_read_archive, corpus=_pt2, path="network.pt2"),
         Reader(name="pt2-network", read=_read_network, corpus=_pt2, path="network.pt2"),
         Reader(name="tflite", read=_read_tflite, corpus=_tflite, path="network.tflite"),
+        Reader(name="float-tflite", read=_read_network, corpus=_float_tflite, path="network.tflite"),
         Reader(name="onnx", read=_read_network, corpus=_onnx, path="network.onnx"),
         Reader(name="vta-program", read=_read_vta_program, corpus=_vta_programs),
         Reader(name="vta-configuration", read=_read_vta_configuration, corpus=_vta_configurations, path="vta.json"),
@@ -635,5 +655,5 @@ READERS: dict[str, Reader] = {
     )
 }
 
-SLOW = ("pt2", "pt2-network", "onnx")
+SLOW = ("float-tflite", "pt2", "pt2-network", "onnx")
 """Readers that the tests leave to the command, for an input may take a second."""

@@ -191,10 +191,10 @@ def is_quantised(model: str) -> bool:
 
     Raises UserError if it can't be read.
     """
-    from tvmflow.integer.tflite.reader import SUFFIX
+    from tvmflow.network.tflite.graph import is_quantised_tflite
     from tvmflow.system.untrusted import read_tensors
 
-    if model.endswith(SUFFIX):
+    if is_quantised_tflite(model):
         return True
     return model.endswith(".safetensors") and "tvmflow" in read_tensors(Path(model))[0]
 

@@ -112,8 +112,8 @@ def build(
     """Compile a network for a board into a bundle, verified against PyTorch wherever its code can run.
 
     With --dtype int8, --model names a network that comes quantised, or a file of `tvmflow quantize`, and the bundle has
-    to match exact integer arithmetic bit for bit; a .tflite file is such a network. --mean, --std and --labels go into
-    the bundle, for `tvmflow run` on images, in place of what the network says of itself.
+    to match exact integer arithmetic bit for bit; a quantised .tflite file is such a network. --mean, --std and
+    --labels go into the bundle, for `tvmflow run` on images, in place of what the network says of itself.
     """
     from dataclasses import replace
 
@@ -122,6 +122,7 @@ def build(
     from tvmflow.bundles.build import check
     from tvmflow.models.examples import check_described, parse_labels, parse_preprocessing
     from tvmflow.network.frontend import import_model, parse_input_shape
+    from tvmflow.network.tflite.graph import is_quantised_tflite
     from tvmflow.report import assemble
     from tvmflow.report.render import memory_text, rules_text, schedules_text, verdict_text
     from tvmflow.targets.kind import Timing
@@ -131,7 +132,7 @@ def build(
     if db is not None and not tuned:
         raise UserError("--db names records to use and --no-tuned says to use none; give one of them.")
     found = targets.find(target, board)
-    if model.endswith(".tflite"):  # no other dtype is in such a file
+    if is_quantised_tflite(model):  # no other dtype is in such a file
         dtype = dtype or "int8"
     dtype = dtype or cast(Literal["float32", "float16", "int8"], found.arithmetic)
     searched = tuned_in(found)
@@ -183,11 +184,13 @@ def _quantised(model: str, target: spec.Target, scheme: Literal["per-channel", "
     """A quantised network, or what stands in the way: all such operators of a float one, and that it is one."""
     from tvmflow.integer.frontend import import_quantized
     from tvmflow.models import MODELS, comes_quantised
-    from tvmflow.network.frontend import import_model
+    from tvmflow.network.frontend import READERS, import_model
+    from tvmflow.network.tflite.graph import is_quantised_tflite
     from tvmflow.targets import KINDS, kind
 
     preferred = KINDS[target.kind].scheme
-    if model.endswith((".pt2", ".onnx")) or (model in MODELS and not comes_quantised(model)):
+    in_float = model.endswith(tuple(READERS)) and not is_quantised_tflite(model)
+    if in_float or (model in MODELS and not comes_quantised(model)):
         kind.of(target).check_network(import_model(model), target)
         how = f" --scheme {scheme or preferred}" if scheme or preferred != "per-channel" else ""
         raise UserError(

@@ -15,7 +15,8 @@ from tvmflow.integer.layers import IntegerLayer, IntegerNode, Scheme
 from tvmflow.integer.network import IntegerNetwork, canonical
 from tvmflow.integer.operators import Shape
 from tvmflow.integer.reference import quantize
-from tvmflow.integer.tflite.reader import SUFFIX, read
+from tvmflow.integer.tflite.reader import read
+from tvmflow.integer.tflite.schema import SUFFIX
 from tvmflow.models import accuracy, quantized
 from tvmflow.network.names import PATH_SEPARATOR
 from tvmflow.spec import Layer, Program, TensorSpec, UserError, Vector

@@ -1,26 +1,36 @@
 """A trained network, in whatever form it comes, becomes a Program: Relax module, interface and reference vectors.
 
-Four forms are taken: a name in `tvmflow.models.MODELS`, `package.module:factory` (a function without arguments that
-returns an `nn.Module`), a `.pt2` file of `torch.export.save`, and an `.onnx` file. PyTorch networks go through
-`torch.export`; every Relax binding is named after the module (or ONNX node) that it came from, so that reports can
-speak of `joint.3.pointwise` instead of `fused_conv2d9_add3_relu3`. The readers are in `tvmflow.network`.
+Five forms are taken: a name in `tvmflow.models.MODELS`, `package.module:factory` (a function without arguments that
+returns an `nn.Module`), a `.pt2` file of `torch.export.save`, an `.onnx` file, and a `.tflite` file that computes in
+float32. PyTorch networks go through `torch.export`; every Relax binding is named after the module (or ONNX node, or
+tensor of a `.tflite` file) that it came from, so that reports can speak of `joint.3.pointwise` instead of
+`fused_conv2d9_add3_relu3`. The readers are in `tvmflow.network`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tvmflow.integer.tflite.schema import SUFFIX
 from tvmflow.models import MODELS
 from tvmflow.network.onnx_file import from_onnx
 from tvmflow.network.pytorch import from_factory, from_module, from_pt2, from_registry
 from tvmflow.network.shapes import InputShape, parse_input_shape
+from tvmflow.network.tflite.file import from_tflite
+from tvmflow.network.tflite.graph import is_float
 from tvmflow.spec import Program, UserError
 
 __all__ = ["InputShape", "from_module", "import_model", "parse_input_shape"]
 
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}
+READERS: dict[str, Callable[[Path, Sequence[InputShape]], Program]] = {
+    ".pt2": from_pt2,
+    ".onnx": from_onnx,
+    SUFFIX: from_tflite,
+}
+"""By the suffixes of the files that they read."""
 
 
 def import_model(model: str, input_shapes: Sequence[InputShape] = ()) -> Program:
@@ -37,18 +47,20 @@ def import_model(model: str, input_shapes: Sequence[InputShape] = ()) -> Program
             f"{model} is a pickle by its name, and loading one runs whatever code it holds; "
             "save the network with torch.export.save as .pt2, or export it to .onnx."
         )
-    if path.suffix == ".tflite":
-        raise UserError(
-            f"{model} is quantised already, and this needs a network in float32; `tvmflow build --model {model}` takes "
-            "it as it is."
-        )
-    if path.suffix in {".pt2", ".onnx"}:
+    if path.suffix in READERS:
         if not path.is_file():
-            raise UserError(f"There is no file {model}; --model takes a path to a .pt2 or .onnx file that exists.")
-        return (from_pt2 if path.suffix == ".pt2" else from_onnx)(path, input_shapes)
+            raise UserError(
+                f"There is no file {model}; --model takes a path to a {' or '.join(READERS)} file that exists."
+            )
+        if path.suffix == SUFFIX and not is_float(path):
+            raise UserError(
+                f"{model} is quantised already, and this needs a network in float32; `tvmflow build --model {model}` "
+                "takes it as it is."
+            )
+        return READERS[path.suffix](path, input_shapes)
     if re.fullmatch(r"[\w.]+:\w+", model):
         return from_factory(model, input_shapes)
     raise UserError(
         f"--model {model!r} is neither a known network ({', '.join(MODELS)}), nor package.module:factory, "
-        "nor a .pt2 or .onnx file."
+        f"nor a {' or '.join(READERS)} file."
     )

@@ -76,9 +76,9 @@ OPERATORS: dict[str, Convert] = {
     "Less": binary(op.less),
     "LessOrEqual": binary(op.less_equal),
     "Log": unary(op.log),
-    "Max": variadic(op.maximum),
+    "Max": elementwise.maximum,
     "Mean": elementwise.mean,
-    "Min": variadic(op.minimum),
+    "Min": elementwise.minimum,
     "Mod": elementwise.modulo,
     "Mul": binary(op.multiply),
     "Neg": unary(op.negative),
@@ -355,7 +355,7 @@ class Walk:
             self.check_known(node)
             return [MISSING] * len(node.output)
         name = node.name or next(name for name in node.output if name)
-        self.names.current = _module(node) or name.strip("/").replace("/", ".") or node.op_type
+        self.names.current = _layer_name(node) or node.op_type
         described = Node(
             operator=key,
             name=name,
@@ -440,10 +440,27 @@ CREATED = {"Identity", "SequenceConstruct", "SequenceEmpty"}
 """Converted even where all is known: no more than a name, or lists."""
 
 
-def _module(node: onnx.NodeProto) -> str:
-    """The path of the PyTorch module that a node comes from, where PyTorch's exporter noted it: its innermost scope."""
+def _layer_name(node: onnx.NodeProto) -> str:
+    """The path of the PyTorch module that a node comes from, where PyTorch's exporters noted it, else the node's name.
+
+    The newer exporter notes scopes, whose last is the operator in its module; without a module it is that operator.
+    The older one writes `/features/features.0/conv/Conv_1`: scopes, of which those in a list begin with the list's
+    own name, and the operator.
+    """
     noted = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), "")
-    return next((scope for scope in re.findall(r"'([^']*)'", noted)[-2::-1] if scope), "")
+    scopes = re.findall(r"'([^']*)'", noted)
+    if found := next((scope for scope in scopes[-2::-1] if scope), "") or "".join(scopes[-1:]):
+        return found
+    name = node.name or next(name for name in node.output if name)
+    *parts, last = name.strip("/").split("/")
+    if not name.startswith("/") or not parts or not re.fullmatch(rf"{re.escape(node.op_type)}(_\d+)?", last):
+        return name.strip("/").replace("/", ".")
+    path: list[str] = []
+    for part in parts:
+        if path and part.startswith(f"{path[-1]}."):
+            path.pop()
+        path.append(part)
+    return ".".join(path)
 
 
 def _domain(domain: str) -> str:

@@ -37,9 +37,9 @@ class Taps:
         """Whether outputs are inputs, with nothing to be multiplied."""
         return bool(self.count == 1 and (self.weights == 1).all())
 
-    @property
-    def nothing(self) -> bool:
-        return self.copies and np.array_equal(self.inputs[:, 0], np.arange(len(self.inputs)))
+    def does_nothing(self, length: int) -> bool:
+        """To an axis of that length, of which the first few are taken by tables that are shorter."""
+        return self.copies and np.array_equal(self.inputs[:, 0], np.arange(length))
 
 
 def resample(emit: Callable[..., Any], x: Any, tables: Sequence[Taps]) -> Any:
@@ -48,7 +48,7 @@ def resample(emit: Callable[..., Any], x: Any, tables: Sequence[Taps]) -> Any:
     `emit(make, *given, facts)` gives a Relax value of a kernel: `make` gets `given`, a Relax value and arrays, as
     te.Tensor, and gives the te.Tensor that is computed from them; `facts` become attributes of the kernel.
     """
-    left = [table for table in tables if not table.nothing]
+    left = [table for table in tables if not table.does_nothing(int(x.ty.shape[table.axis]))]
     if not left:
         return x
     together = int(np.prod([table.count for table in left])) <= MOST_TAPS

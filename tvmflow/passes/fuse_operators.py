@@ -17,6 +17,7 @@ from tvmflow.passes.infinite_extremes import infinite_extremes
 from tvmflow.passes.multiply_adds import live_macs, multiply_adds, static_shape
 from tvmflow.passes.root_blocks import root_blocks
 from tvmflow.passes.spread_taps import LEGALISED
+from tvmflow.passes.tile_by_tables import tiled
 from tvmflow.spec import Layer, Program, Target
 
 OWN_NAMES = re.compile(r"[lg]v\d*")
@@ -30,7 +31,7 @@ def fuse_operators(program: Program, target: Target) -> Program:
     legal = tvm.ir.transform.Sequential(
         [
             relax.backend.DispatchSortScan(),
-            relax.transform.LegalizeOps(LEGALISED),
+            relax.transform.LegalizeOps({**LEGALISED, "relax.tile": tiled}),
             root_blocks,
             infinite_extremes,
             exact_floats,

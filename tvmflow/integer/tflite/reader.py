@@ -15,7 +15,6 @@ from tvmflow.spec import UserError
 from tvmflow.system import untrusted
 from tvmflow.system.untrusted import MalformedError, UnusableFileError
 
-SUFFIX = ".tflite"
 Convert = Callable[[Network, FileOperator], None]
 CONVERTERS: dict[str, Convert] = {
     **weighted.CONVERTERS,

@@ -6,6 +6,7 @@ An option is known by the number of its field, its form as in `struct`, and what
 from __future__ import annotations
 
 IDENTIFIER = b"TFL3"
+SUFFIX = ".tflite"
 
 _NAMES = """
 ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE EMBEDDING_LOOKUP FLOOR
@@ -66,6 +67,7 @@ Option = tuple[int, str, float]
 _PADDING: dict[str, Option] = {"padding": (0, "b", 0), "stride_w": (1, "i", 0), "stride_h": (2, "i", 0)}
 _POOL: dict[str, Option] = {**_PADDING, "filter_width": (3, "i", 0), "filter_height": (4, "i", 0), "fused": (5, "b", 0)}
 _FUSED: dict[str, Option] = {"fused": (0, "b", 0)}
+_REDUCED: dict[str, Option] = {"keep_dims": (0, "b", 0)}
 
 OPTIONS: dict[str, dict[str, Option]] = {
     "CONV_2D": {**_PADDING, "fused": (3, "b", 0), "dilation_w": (4, "i", 1), "dilation_h": (5, "i", 1)},
@@ -83,10 +85,27 @@ OPTIONS: dict[str, dict[str, Option]] = {
     "ADD": _FUSED,
     "SUB": _FUSED,
     "MUL": _FUSED,
+    "DIV": _FUSED,
+    "L2_NORMALIZATION": _FUSED,
+    "BATCH_MATMUL": {"adj_x": (0, "b", 0), "adj_y": (1, "b", 0)},
     "CONCATENATION": {"axis": (0, "i", 0), "fused": (1, "b", 0)},
     "SOFTMAX": {"beta": (0, "f", 0)},
     "LEAKY_RELU": {"alpha": (0, "f", 0)},
-    "MEAN": {"keep_dims": (0, "b", 0)},
+    "GELU": {"approximate": (0, "b", 0)},
+    "MEAN": _REDUCED,
+    "SUM": _REDUCED,
+    "REDUCE_MAX": _REDUCED,
+    "REDUCE_MIN": _REDUCED,
+    "REDUCE_PROD": _REDUCED,
+    "CUMSUM": {"exclusive": (0, "b", 0), "reverse": (1, "b", 0)},
+    "ARG_MAX": {"output_type": (0, "b", 0)},
+    "ARG_MIN": {"output_type": (0, "b", 0)},
+    "SHAPE": {"out_type": (0, "b", 0)},
+    "MIRROR_PAD": {"mode": (0, "b", 0)},
+    "DEPTH_TO_SPACE": {"block_size": (0, "i", 0)},
+    "SPACE_TO_DEPTH": {"block_size": (0, "i", 0)},
+    "PACK": {"count": (0, "i", 0), "axis": (1, "i", 0)},
+    "UNPACK": {"count": (0, "i", 0), "axis": (1, "i", 0)},
     "RESIZE_BILINEAR": {"align_corners": (2, "b", 0), "half_pixel_centers": (3, "b", 0)},
     "RESIZE_NEAREST_NEIGHBOR": {"align_corners": (0, "b", 0), "half_pixel_centers": (1, "b", 0)},
     "STRIDED_SLICE": {

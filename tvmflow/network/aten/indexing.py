@@ -246,12 +246,11 @@ def as_strided(call: Call) -> Any:
 
 def repeat(call: Call) -> Any:
     """x tiled; axes that x lacks come first."""
+    from tvm import relax
+
     x, counts = call.arguments
     x = _reshape(call, x, (*[1] * (len(counts) - len(shape_of(x))), *shape_of(x)))
-    shape = shape_of(x)
-    return gathered(
-        call, "repeat", lambda index: [at % size if size > 1 else 0 for at, size in zip(index, shape, strict=True)], x
-    )
+    return call.emit(relax.op.tile(x, [int(count) for count in counts]))
 
 
 def slice_scatter(call: Call) -> Any:

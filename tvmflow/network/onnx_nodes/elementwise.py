@@ -43,6 +43,27 @@ def variadic(operator: Callable[[relax.Expr, relax.Expr], relax.Expr]) -> Callab
     return lambda node: functools.reduce(lambda left, right: node.bind(operator(left, right)), node.inputs)
 
 
+def maximum(node: Node) -> relax.Expr:
+    clipped = _bounded(node, lambda value: (value, math.inf))
+    return variadic(op.maximum)(node) if clipped is None else clipped
+
+
+def minimum(node: Node) -> relax.Expr:
+    clipped = _bounded(node, lambda value: (-math.inf, value))
+    return variadic(op.minimum)(node) if clipped is None else clipped
+
+
+def _bounded(node: Node, bounds: Callable[[float], tuple[float, float]]) -> relax.Expr | None:
+    """The extreme of floats and one number, as the clip that it is; None for any other."""
+    if len(node.inputs) != 2:
+        return None
+    for bound, data in (node.inputs, node.inputs[::-1]):
+        fits = is_constant(bound) and not is_constant(data) and is_float(dtype_of(data))
+        if fits and bound.value.numpy().size == 1 and len(shape_of(bound)) <= len(shape_of(data)):
+            return _clipped(data, *bounds(float(bound.value.numpy().reshape(()))))
+    return None
+
+
 def mean(node: Node) -> relax.Expr:
     return op.divide(variadic(op.add)(node), node.like(len(node.inputs)))
 
@@ -58,12 +79,16 @@ def divide(node: Node) -> relax.Expr:
 def modulo(node: Node) -> relax.Expr:
     """The result has the divisor's sign, with `fmod` the dividend's."""
     first, second = node.inputs
-    if not node.get("fmod", 0):
-        return op.floor_mod(first, second)
     if not is_float(dtype_of(first)):
-        return op.mod(first, second)
-    first, second = node.bind(first) if not isinstance(first, relax.Var) else first, second
-    return op.subtract(first, op.multiply(op.trunc(op.divide(first, second)), second))
+        return (op.mod if node.get("fmod", 0) else op.floor_mod)(first, second)
+    rest = node.bind(op.subtract(first, op.multiply(op.trunc(op.divide(first, second)), second)))
+    infinite = op.equal(op.abs(second), node.like(math.inf))
+    found = node.bind(op.where(op.logical_and(infinite, op.isfinite(first)), first, rest))
+    if node.get("fmod", 0):
+        return found
+    zero = node.like(0)
+    other = op.logical_xor(op.less(found, zero), op.less(second, zero))
+    return op.where(op.logical_and(other, op.not_equal(found, zero)), op.add(found, second), found)
 
 
 def power(node: Node) -> relax.Expr:
@@ -83,7 +108,17 @@ def power(node: Node) -> relax.Expr:
 
 
 def bit_shift(node: Node) -> relax.Expr:
-    return (op.left_shift if node.get("direction") == "LEFT" else op.right_shift)(*node.inputs)
+    """A shift by as many bits as there are, or more, or by less than none, leaves nothing but the sign to the right."""
+    data, shift = node.inputs
+    dtype, left = node.dtype(), node.get("direction") == "LEFT"
+    width, signed = np.iinfo(dtype).bits, not dtype.startswith("u")
+    shifted = op.left_shift if left else op.right_shift
+    if is_constant(shift) and (shift.value.numpy() < width).all() and (shift.value.numpy() >= 0).all():
+        return shifted(data, shift)
+    beyond = op.greater_equal(shift, constant(width, dtype))
+    beyond = node.bind(op.logical_or(beyond, op.less(shift, constant(0, dtype))) if signed else beyond)
+    made = shifted(data, op.where(beyond, constant(width - 1, dtype), shift))
+    return made if signed and not left else op.where(beyond, constant(0, dtype), node.bind(made))
 
 
 def is_infinite(node: Node) -> relax.Expr:
@@ -134,6 +169,8 @@ def cast_to(data: relax.Expr, dtype: str) -> relax.Expr:
     source = dtype_of(data)
     if source == dtype:
         return data
+    if is_constant(data) and is_float(dtype):  # a bound of Clip, say, that takes the dtype of what is clipped
+        return constant(data.value.numpy(), dtype)
     if dtype == "bool":
         unequal = op.not_equal(data, constant(0, source))
         return op.logical_or(unequal, op.isnan(data)) if is_float(source) else unequal
@@ -246,6 +283,15 @@ def shrink(node: Node) -> relax.Expr:
     return op.where(op.less(data, node.like(-lambd)), op.add(data, bias), above)
 
 
+def _clipped(data: relax.Expr, least: float, most: float) -> relax.Expr | None:
+    """None where a bound is NaN."""
+    if math.isnan(least) or math.isnan(most):
+        return None
+    if (least, most) == (0, math.inf):
+        return op.nn.relu(data)
+    return data if (least, most) == (-math.inf, math.inf) else op.clip(data, min(least, most), most)
+
+
 def clip(node: Node) -> relax.Expr:
     """Where the minimum is above the maximum, all become the maximum."""
     data, dtype = node.inputs[0], node.dtype()
@@ -258,9 +304,8 @@ def clip(node: Node) -> relax.Expr:
             empty if bound is None else float(bound.value.numpy().reshape(()))
             for bound, empty in ((low, -math.inf), (high, math.inf))
         )
-        if (least, most) == (0, math.inf):
-            return op.nn.relu(data)
-        return data if (least, most) == (-math.inf, math.inf) else op.clip(data, min(least, most), most)
+        if (clipped := _clipped(data, least, most)) is not None:
+            return clipped
     if low is not None:
         data = op.maximum(data, low)
     return data if high is None else op.minimum(data, high)

@@ -20,11 +20,16 @@ def along(node: Node, value: relax.Expr, rank: int) -> relax.Expr:
     """A scale or zero point of one axis, shaped to stand beside a tensor of that rank."""
     size = int(np.prod(shape_of(value), dtype="int64"))
     if size == 1:
-        return reshape(value, ())
+        return _bound(node, reshape(value, ()))
     if len(shape_of(value)) != 1 or node.get("block_size", 0):
         raise node.refusal("it is quantised in blocks")
     axis = node.get("axis", 1) % rank
-    return reshape(value, [size if other == axis else 1 for other in range(rank)])
+    return _bound(node, reshape(value, [size if other == axis else 1 for other in range(rank)]))
+
+
+def _bound(node: Node, value: relax.Expr) -> relax.Expr:
+    """Of a dtype that is known, where a scale or a zero point is an input."""
+    return value if is_constant(value) else node.bind(value)
 
 
 def quantized(node: Node, data: relax.Expr, scale: relax.Expr, zero: relax.Expr | None, dtype: str) -> relax.Expr:
@@ -94,7 +99,8 @@ def _requantized(
     if all(is_constant(scale) for scale in scales):
         factor = constant(first.value.numpy() * second.value.numpy() / result.value.numpy(), "float32")
     else:
-        factor = node.bind(op.divide(op.multiply(first, second), result))
+        wide = [_wide(scale, "float32") for scale in scales]
+        factor = node.bind(op.divide(op.multiply(wide[0], wide[1]), wide[2]))
     low, high = RANGES[dtype]
     steps = op.round(op.multiply(op.astype(summed, "float32"), factor))
     if not is_zero(zero):

@@ -72,8 +72,21 @@ def _log_sum_exp(node: Node, data: relax.Expr, axes: list[int], keepdims: bool) 
     return op.add(op.log(summed), op.reshape(most, kept))
 
 
+def _least(dtype: str, *, greatest: bool) -> np.generic:
+    """The extreme of nothing: the least that a dtype holds, or the greatest."""
+    if dtype == "bool":
+        return np.bool_(greatest)
+    if is_float(dtype):
+        return constant(math.inf if greatest else -math.inf, dtype).value.numpy()[()]
+    limits = np.iinfo(dtype)
+    return np.dtype(dtype).type(limits.max if greatest else limits.min)
+
+
 def _extreme(operator: Callable[..., relax.Expr]) -> Reduce:
     def reduce(node: Node, data: relax.Expr, axes: list[int], keepdims: bool) -> relax.Expr:
+        if 0 in node.shape():
+            kept = [1 if axis in axes else dim for axis, dim in enumerate(node.shape()) if keepdims or axis not in axes]
+            return constant(np.full(kept, _least(node.dtype(), greatest=operator is op.min)))
         if node.dtype() == "bool":  # TVM knows no least bool
             return op.astype(_over(operator)(node, op.astype(data, "int8"), axes, keepdims), "bool")
         return _over(operator)(node, data, axes, keepdims)
@@ -178,9 +191,11 @@ def hardmax(node: Node) -> relax.Expr:
 
 
 def lp_normalization(node: Node) -> relax.Expr:
+    """What has no length stays zero."""
     axis, data = [node.get("axis", -1) % len(node.shape())], node.inputs[0]
     reduce = _l1 if node.get("p", 2) == 1 else _l2
-    return op.divide(data, reduce(node, data, axis, True))
+    length = node.bind(reduce(node, data, axis, True))
+    return op.where(op.equal(length, node.like(0)), node.like(0), node.bind(op.divide(data, length)))
 
 
 def local_response_normalization(node: Node) -> relax.Expr:

@@ -32,6 +32,8 @@ def reshape_(node: Node) -> relax.Expr:
     if -1 in wanted:
         rest = elements([dim for dim in wanted if dim != -1])
         wanted[wanted.index(-1)] = elements(node.shape()) // rest if rest else 0
+    if not elements(wanted):
+        raise node.refusal("its result is empty")
     return reshape(node.inputs[0], wanted)
 
 
