@@ -117,18 +117,15 @@ class Layers:
         self.layers.append(layer)
         self.shapes[layer.name] = layer.output_shape
 
-    def node(
-        self, operator: Operator, inputs: tuple[str, ...], like: Typed, name: str, **more: object
-    ) -> str:
+    def node(self, operator: Operator, inputs: tuple[str, ...], like: Typed, name: str, **more: object) -> str:
         """Add an operator without weights, whose result is of the type of `like`; returns its name."""
         shapes = tuple(self.shapes[name] for name in inputs)
         name = self.unused(name)
         low, high = RANGES[like.dtype]
-        given = {"minimum": low, "maximum": high, **more}
+        given = {"modules": (name,), "minimum": low, "maximum": high, **more}
         self.add(
             IntegerNode(
                 name=name,
-                modules=(name,),
                 operator=operator,
                 inputs=inputs,
                 dtype=like.dtype,
@@ -174,14 +171,14 @@ class Layers:
             self.gathers[key] = self.node(gather, (value.source,), value, f"{value.source}.moved")
         return self.gathers[key]
 
-    def mapped(self, value: Value, table: np.ndarray, like: Typed, name: str) -> Value:
+    def mapped(self, value: Value, table: np.ndarray, like: Typed, name: str, **more: object) -> Value:
         """A function of each element, whatever order they lie in: the result has the same."""
         if value.places is not None and (value.places == OUTSIDE).any():
             value = replace(value, source=self.read(value), places=None)
         limits = {"minimum": int(table.min()), "maximum": int(table.max())}
         if table.min() == table.max():  # no layer's outputs may all be alike as far as its limits say
             limits = {}
-        source = self.node(Function(), (value.source,), like, name, table=table, **limits)
+        source = self.node(Function(), (value.source,), like, name, table=table, **limits, **more)
         return replace(value, source=source, dtype=like.dtype, scale=like.scale, zero_point=like.zero_point)
 
 
