@@ -25,7 +25,6 @@ from tvmflow.integer.operators import (
     Softmax,
     Sum,
 )
-from tvmflow.integer.post_training import exponentials, logarithms
 from tvmflow.integer.quantised.factors import of_sum, single, snapped, together
 from tvmflow.integer.quantised.values import Graph, Real, Steps, inside, steps_of
 from tvmflow.integer.tflite.fixed_point import factor
@@ -451,6 +450,8 @@ class Shares:
         return self.x.shape
 
     def make(self, graph: Graph, steps: Steps, limits: Limits, names: Names) -> Value:
+        from tvmflow.integer.post_training import exponentials, logarithms  # which takes PyTorch's seconds
+
         source, back = graph.along_channels(self.x, self.axis)
         count = self.x.shape[self.axis]
         if not self.logarithm:
