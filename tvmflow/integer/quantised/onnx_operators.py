@@ -15,7 +15,7 @@ from tvmflow.integer.quantised import operations
 from tvmflow.integer.quantised.onnx_graph import Node
 from tvmflow.integer.quantised.operations import Sides
 from tvmflow.integer.quantised.values import Constant, Graph, Real, Steps, check_elements
-from tvmflow.integer.tflite.values import Refused, Value
+from tvmflow.integer.tflite.values import Refused
 from tvmflow.system.untrusted import MalformedError
 
 Tensor = Real | Constant
@@ -651,7 +651,7 @@ def _averaged(reading: Reading, node: Node, x: Real) -> Real:
 
 
 def average_pool(reading: Reading, node: Node) -> Sequence[Tensor]:
-    return [_averaged(reading, node, reading.real(node))]
+    return [operations.on_integers(reading.graph, reading.real(node), lambda x: _averaged(reading, node, x))]
 
 
 def qlinear_average_pool(reading: Reading, node: Node) -> Sequence[Tensor]:
@@ -666,7 +666,11 @@ def _spatial(x: Real) -> list[int]:
 
 def global_average_pool(reading: Reading, node: Node) -> Sequence[Tensor]:
     x = reading.real(node)
-    return [operations.mean(reading.graph, x, _spatial(x), True, node.name)]
+    return [
+        operations.on_integers(
+            reading.graph, x, lambda real: operations.mean(reading.graph, real, _spatial(real), True, node.name)
+        )
+    ]
 
 
 def qlinear_global_average_pool(reading: Reading, node: Node) -> Sequence[Tensor]:
@@ -884,15 +888,15 @@ def pad(reading: Reading, node: Node) -> Sequence[Tensor]:
     if mode not in modes:
         raise MalformedError(f"{node} pads by {mode}")
     number = reading.number(node, 2, "value", 0.0)
-    if mode != "constant" or not x.integers:
-        return [operations.padded(reading.graph, x, pairs, number, modes[mode])]
-    if x.stored is None or number != x.stored.zero_point or not operations.is_read(x):
-        raise Refused("a border of another number than the zero point")
-    real = operations.dequantize(reading.graph, x, x.stored.scale, x.stored.zero_point)
-    wide = operations.padded(reading.graph, real, pairs, 0.0)
-    value = wide.core.value
-    made: Value = reading.graph.value_of(reading.graph.read(value), wide.shape, value)
-    return [operations.stored(made, x.stored)]
+    if x.integers and mode == "constant":
+        if x.stored is None or number != x.stored.zero_point:
+            raise Refused("a border of another number than the zero point")
+        number = 0.0
+    return [
+        operations.on_integers(
+            reading.graph, x, lambda real: operations.padded(reading.graph, real, pairs, number, modes[mode])
+        )
+    ]
 
 
 def depth_to_space(reading: Reading, node: Node) -> Sequence[Tensor]:
@@ -954,7 +958,13 @@ def resize(reading: Reading, node: Node) -> Sequence[Tensor]:
             continue
         inputs, weights = taps_of(node, mode, at, found)
         tables[axis] = (inputs.astype(np.int32), weights.astype(np.float64))
-    return [operations.resized(reading.graph, x, tables, node.name) if tables else x]
+    if not tables:
+        return [x]
+    return [
+        operations.on_integers(
+            reading.graph, x, lambda real: operations.resized(reading.graph, real, tables, node.name)
+        )
+    ]
 
 
 CONVERTERS: dict[str, Convert] = {

@@ -52,6 +52,11 @@ def _network(graph: FileGraph, path: Path) -> IntegerNetwork:
         except Refused as reason:
             refused.append(f"{node}: {reason}")
             poisoned |= {*node.outputs}
+    given = {name: node for node in nodes for name in node.outputs}
+    for name in graph.outputs:
+        real = reading.tensors.get(name)
+        if isinstance(real, Real) and name in given and not operations.is_read(real):
+            refused.append(f"{given[name]}: its result, the output {untrusted.shown(name)}, isn't quantised")
     if refused:
         more = f", and {len(refused) - MOST_REASONS} more" if len(refused) > MOST_REASONS else ""
         raise Refused(f"{'; '.join(refused[:MOST_REASONS])}{more}")

@@ -108,6 +108,14 @@ def dequantize(graph: Graph, real: Real, scale: float, zero_point: int) -> Real:
     return reading(found, stored=Steps(dtype=real.stored.dtype, scale=scale, zero_point=zero_point))
 
 
+def on_integers(graph: Graph, real: Real, of: Callable[[Real], Real]) -> Real:
+    """What an operator makes of integers that it reads as they are: in their steps."""
+    if not real.integers or real.stored is None:
+        return of(real)
+    steps = real.stored
+    return quantize(graph, of(dequantize(graph, real, steps.scale, steps.zero_point)), steps)
+
+
 # -------------------------------------------------------------------------------------------------------------- moves
 
 
