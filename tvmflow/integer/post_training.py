@@ -572,9 +572,9 @@ def _factors(
     )
 
 
-def exponentials(scale: float, count: int) -> np.ndarray:
-    """int32 e^(−difference), in units that keep the sum of `count` of them in int32."""
-    unit = min(1 << 15, (2**31 - 1) // max(512 + count, 2 * count))
+def exponentials(scale: float, count: int, share: int = 256, bits: int = 0) -> np.ndarray:
+    """int32 e^(−difference), in units that keep the sum of `count` of them, by the factors of a Softmax, in int32."""
+    unit = min(1 << 15, (2**31 - 1) // max(2 * share + (count << bits), 2 * count << bits))
     return np.maximum(np.rint(np.exp(-np.arange(256) * scale) * unit), 0).astype(np.int32)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow.integer.layers import RANGES, SOFTMAX_SCALE, IntegerLayer
+from tvmflow.integer.layers import RANGES, IntegerLayer
 from tvmflow.integer.network import Port
 from tvmflow.integer.operators import (
     OUTSIDE,
@@ -38,6 +38,8 @@ MOST = 127
 """Of a weight, in either direction."""
 MOST_SLOTS = 1 << 22
 """Entries of a function's tables: a network of more channels is none of a device's."""
+MOST_SHARES = 1 << 16
+"""Of the sums of a softmax, in units of the largest exponential, which has 15 bits."""
 Limits = tuple[int, int]
 Names = tuple[str, ...]
 
@@ -264,6 +266,14 @@ def _spread(graph: Graph, kind: Sum | Product, values: Sequence[Value], shape: S
     )
 
 
+def _check_constant(constant: float, least: float) -> None:
+    """Raises Refused for what is added to a sum, in steps of its result, but for a part of the `least` that sums differ
+    by, a power of two below 1: that rounds halves up, as they are anyway."""
+    most = 0.75 * least if least < 1 and math.frexp(least)[0] == 0.5 else 0.5 * (least == 1)
+    if constant and not 0 < constant < most:
+        raise Refused("a constant that is added to what isn't quantised before")
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Total:
     """Σ weight · value, broadcast, and a constant."""
@@ -277,48 +287,60 @@ class Total:
         if 0.0 in weights or not np.isfinite(weights).all():
             raise Refused("a factor of 0")
         operator = Sum(signs=tuple(1 if weight > 0 else -1 for weight in weights))
-        ratios = [weight * value.scale / steps.scale for weight, value in self.terms]
+        if self.constant:
+            values = [centred(graph, value) for value in values]
+        ratios = [weight * value.scale / steps.scale for weight, value in zip(weights, values, strict=True)]
         least = 1.0
         if not steps.zero_point and not any(value.zero_point for value in values):
             factors, shift = of_sum(ratios, [_largest(value) for value in values])
             least = 2.0**-shift
         else:
-            factors, shift = self._rows(ratios, steps), WIDER
-        # a part of the least difference that sums can have rounds halves up, which they are anyway
-        if not 0 <= self.constant / steps.scale < 0.75 * least or (least == 1 and self.constant):
-            raise Refused("a constant that is added to a sum which isn't quantised before")
+            factors, shift = _rows(ratios, values, steps), WIDER
+        _check_constant(self.constant / steps.scale, least)
         given = _spread(graph, operator, values, self.shape)
         about = _about(names, limits, factors=factors, shift=shift)
         return graph.value_of(graph.node(operator, given, steps, names[0], **about), self.shape, steps)
 
-    def _rows(self, ratios: Sequence[float], steps: Steps) -> np.ndarray:
-        """int32, for each term and the result: offset, multiplier, shift."""
-        largest = max(map(abs, ratios))
-        wide = 2.0 ** math.ceil(math.log2(len(ratios)))
-        try:
-            rows = [
-                (-value.zero_point, *factor(snapped(abs(ratio) / largest) / wide))
-                for ratio, (_, value) in zip(ratios, self.terms, strict=True)
-            ]
-            rows.append((steps.zero_point, *factor(snapped(largest) * wide / (1 << WIDER))))
-        except ValueError as error:
-            raise MalformedError(f"a sum is scaled by {error}") from error
-        return np.array(rows, np.int32)
+
+def _rows(ratios: Sequence[float], values: Sequence[Value], steps: Steps) -> np.ndarray:
+    """int32, for each term of a sum and its result: offset, multiplier, shift."""
+    largest = max(map(abs, ratios))
+    wide = 2.0 ** math.ceil(math.log2(len(ratios)))
+    try:
+        rows = [
+            (-value.zero_point, *factor(snapped(abs(ratio) / largest) / wide))
+            for ratio, value in zip(ratios, values, strict=True)
+        ]
+        rows.append((steps.zero_point, *factor(snapped(largest) * wide / (1 << WIDER))))
+    except ValueError as error:
+        raise MalformedError(f"a sum is scaled by {error}") from error
+    return np.array(rows, np.int32)
+
+
+def centred(graph: Graph, value: Value) -> Value:
+    """The same integers around a zero point of 0, if the other type has one."""
+    own = steps_of(value)
+    if not own.zero_point or own.inside.zero_point:
+        return value
+    return rescaled(graph, value, own.inside, RANGES[own.inside.dtype])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Times:
-    """a · b · weight, broadcast."""
+    """a · b · weight, broadcast, and a constant."""
 
     a: Value
     b: Value
     shape: Shape
     weight: float = 1.0
+    constant: float = 0.0
 
     def make(self, graph: Graph, steps: Steps, limits: Limits, names: Names) -> Value:
         if self.weight <= 0:
             raise Refused("a product times what isn't positive")
-        multiplier, shift = single(self.a.scale * self.b.scale * self.weight / steps.scale)
+        ratio = snapped(self.a.scale * self.b.scale * self.weight / steps.scale)
+        _check_constant(self.constant / steps.scale, ratio)
+        multiplier, shift = single(ratio)
         rows = [(-self.a.zero_point, 0, 0), (-self.b.zero_point, 0, 0), (steps.zero_point, multiplier, shift)]
         given = _spread(graph, Product(), (self.a, self.b), self.shape)
         about = _about(names, limits, factors=np.array(rows, np.int32))
@@ -327,20 +349,24 @@ class Times:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MatrixProduct:
-    """Matrices a · b · weight, 1×…×rows×columns with the same leading dimensions."""
+    """Matrices a · b · weight, 1×…×rows×columns with the same leading dimensions, and a constant."""
 
     a: Value
     b: Value
     shape: Shape
     weight: float = 1.0
+    constant: float = 0.0
 
     def make(self, graph: Graph, steps: Steps, limits: Limits, names: Names) -> Value:
-        if self.a.zero_point or self.b.zero_point or steps.zero_point or self.weight <= 0:
+        values = [centred(graph, value) for value in (self.a, self.b)]
+        if any(value.zero_point for value in values) or steps.zero_point or self.weight <= 0:
             raise Refused("a product of two tensors whose zero points aren't 0")
-        factors, shift = of_sum([self.a.scale * self.b.scale * self.weight / steps.scale], [1])
+        ratio = snapped(self.a.scale * self.b.scale * self.weight / steps.scale)
+        _check_constant(self.constant / steps.scale, ratio)
+        factors, shift = of_sum([ratio], [1])
         batch = math.prod(self.shape[:-2])
         given = []
-        for value in (self.a, self.b):
+        for value in values:
             places = graph.places(value).reshape(1, batch, *value.shape[-2:])
             given.append(graph.ordered(value, places))
         about = _about(names, limits, factors=factors, shift=shift)
@@ -430,11 +456,18 @@ class Resized:
     x: Value
     operator: Resample
     shape: Shape
+    constant: float = 0.0
 
     def make(self, graph: Graph, steps: Steps, limits: Limits, names: Names) -> Value:
-        about = {"modules": names, "shift": 2 * self.operator.bits}
-        name = graph.node(self.operator, (graph.read(self.x),), self.x, names[0], **about)
-        return rescaled(graph, graph.value_of(name, self.shape, self.x), steps, limits)
+        operator, x = self.operator, self.x
+        _check_constant(self.constant / x.scale, 2.0 ** (-2 * operator.bits))
+        if any((np.abs(weights.sum(1) - 1) > 1e-3).any() for _, weights in operator.axes):
+            x = centred(graph, x)
+            if x.zero_point:
+                raise Refused("weights that don't add up to 1, of what has a zero point")
+        about = {"modules": names, "shift": 2 * operator.bits}
+        name = graph.node(operator, (graph.read(x),), x, names[0], **about)
+        return rescaled(graph, graph.value_of(name, self.shape, x), steps, limits)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -455,9 +488,13 @@ class Shares:
         source, back = graph.along_channels(self.x, self.axis)
         count = self.x.shape[self.axis]
         if not self.logarithm:
-            made = Steps(dtype="uint8", scale=SOFTMAX_SCALE, zero_point=0)
-            table = exponentials(self.x.scale, count)
-            name = graph.node(Softmax(axis=1), (source,), made, names[0], modules=names, table=table)
+            made = Steps(dtype="uint8", scale=steps.scale, zero_point=0)
+            share, bits = _shares(1 / steps.scale, count)
+            about = {
+                "table": exponentials(self.x.scale, count, share, bits),
+                "factors": np.array([share, bits], np.int32),
+            }
+            name = graph.node(Softmax(axis=1), (source,), made, names[0], modules=names, **about)
         else:
             # its zero point is 0 and its result negative: where the file has another, twice the steps reach as far
             made = Steps(dtype="int8", scale=steps.scale * (2 if steps.zero_point else 1), zero_point=0)
@@ -474,6 +511,15 @@ class Shares:
             zero_point=made.zero_point,
         )
         return rescaled(graph, value, steps, limits)
+
+
+def _shares(steps: float, count: int) -> tuple[int, int]:
+    """The factors of a Softmax over so many numbers whose result has so many steps from 0 to 1. Raises Refused."""
+    most = max(2 * steps + count, 2 * count)
+    bits = max((bits for bits in range(7) if most * 2**bits < MOST_SHARES), default=0)
+    if not 0.5 < steps < MOST_SHARES / 4 or count > MOST_SHARES:
+        raise Refused("a softmax of such fine steps, or over so many numbers")
+    return round(steps * 2**bits), bits
 
 
 def copied(graph: Graph, value: Value, name: str) -> str:

@@ -19,6 +19,8 @@ from tvmflow.system.untrusted import MalformedError
 
 NEARLY = 2.0**-21
 """How far a power of two may be off, by its own size: products and quotients of a few numbers of float32 are."""
+MOST_WHOLE = 13
+"""Shifts of which one makes whole numbers of factors that are meant as such."""
 COARSEST = -15
 """The least exponent of a factor that is rounded once; its multiplier has 15 bits, and below they would be too few."""
 
@@ -48,17 +50,20 @@ def together(reals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return multipliers.astype(np.int32), shifts.astype(np.int32)
 
 
+def _is_whole(number: float) -> bool:
+    return bool(round(number)) and abs(number - round(number)) <= NEARLY * abs(number)
+
+
 def of_sum(ratios: Sequence[float], largest: Sequence[int]) -> tuple[np.ndarray, int]:
     """Integers and a shift, so that (Σ x·factor + half) >> shift is Σ x·ratio for terms of up to `largest`.
 
-    As fine as int32 allows; powers of two as coarse as they are exact, so that halves are halves.
+    As fine as int32 allows; whole numbers of a power of two as coarse as they are exact, so that halves are halves.
     """
     ratios = [math.copysign(snapped(abs(ratio)), ratio) for ratio in ratios]
-    exponents = [math.frexp(ratio)[1] - 1 for ratio in ratios]
-    finest = MAX_SHIFT - 1
-    if all(abs(ratio) == 2.0**exponent for ratio, exponent in zip(ratios, exponents, strict=True)):
-        finest = max(0, -min(exponents))
-    for shift in range(min(finest, MAX_SHIFT - 1), -1, -1):
+    finest = next(
+        (shift for shift in range(MOST_WHOLE) if all(_is_whole(ratio * 2.0**shift) for ratio in ratios)), None
+    )
+    for shift in range(MAX_SHIFT - 1 if finest is None else finest, -1, -1):
         factors = [round(ratio * 2.0**shift) for ratio in ratios]
         most = sum(abs(factor) * value for factor, value in zip(factors, largest, strict=True))
         if most + (1 << shift >> 1) < 2**31:

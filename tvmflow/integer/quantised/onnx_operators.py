@@ -340,13 +340,17 @@ def gemm(reading: Reading, node: Node) -> Sequence[Tensor]:
 
 def _multiplied(reading: Reading, node: Node, a: Tensor | None, b: Tensor | None) -> Real:
     if isinstance(a, Constant) and isinstance(b, Real):
-        raise Refused("a constant times a tensor")
+        if a.integers is not None or len(b.shape) < 2:
+            raise Refused("a constant times a tensor")
+        return operations.interpolated(reading.graph, b, a.array, len(b.shape) - 2, node.name)
     if not isinstance(a, Real) or b is None:
         raise MalformedError(f"{node} lacks an input")
     if isinstance(b, Real):
         return operations.matrix_product(reading.graph, a, b, node.name)
     if b.array.ndim == 1:
         raise Refused("weights that are no matrix")
+    if b.integers is None and b.array.ndim == 2:
+        return operations.interpolated(reading.graph, a, b.array.T, len(a.shape) - 1, node.name)
     if b.array.ndim > 2 and math.prod(b.array.shape[:-2]) == 1:
         b = b.moved(lambda array: array.reshape(array.shape[-2:]))
     if b.array.ndim > 2:
@@ -857,11 +861,13 @@ def split(reading: Reading, node: Node) -> Sequence[Tensor]:
 
 
 def concat(reading: Reading, node: Node) -> Sequence[Tensor]:
-    found = [reading.real(node, place) for place in range(len(node.inputs))]
-    if not found:
+    found = [reading.tensor(node, place) for place in range(len(node.inputs))]
+    parts = [value for value in found if value is not None]
+    reals = [value for value in parts if isinstance(value, Real)]
+    if not reals:
         raise MalformedError(f"{node} has no inputs")
-    axis = axis_of(node, int(node.get("axis", 1)), len(found[0].shape))
-    return [operations.concatenated(reading.graph, found, axis, node.name)]
+    axis = axis_of(node, int(node.get("axis", 1)), len(reals[0].shape))
+    return [operations.concatenated(reading.graph, operations.with_zeros(reading.graph, parts, axis), axis, node.name)]
 
 
 def qlinear_concat(reading: Reading, node: Node) -> Sequence[Tensor]:

@@ -151,6 +151,29 @@ def padded(graph: Graph, real: Real, widths: Sequence[Pair], number: float, mode
     return moved(graph, real, how)
 
 
+def with_zeros(graph: Graph, parts: Sequence[Real | Constant], axis: int) -> list[Real]:
+    """Tensors to be concatenated: constants of zeros are borders of what is beside them. Raises Refused for others."""
+    made: list[Real] = []
+    before = 0
+    for part in parts:
+        if isinstance(part, Real):
+            made.append(_lengthened(graph, part, axis, before, 0) if before else part)
+            before = 0
+            continue
+        if part.array.any() or part.array.dtype.kind != "f":
+            raise Refused("a constant beside tensors")
+        if made:
+            made[-1] = _lengthened(graph, made[-1], axis, 0, part.array.shape[axis])
+        else:
+            before += part.array.shape[axis]
+    return made
+
+
+def _lengthened(graph: Graph, real: Real, axis: int, before: int, after: int) -> Real:
+    widths = [(before, after) if place == axis else (0, 0) for place in range(len(real.shape))]
+    return padded(graph, real, widths, 0.0)
+
+
 def concatenated(graph: Graph, reals: Sequence[Real], axis: int, name: str) -> Real:
     rests = {real.shape[:axis] + real.shape[axis + 1 :] for real in reals}
     if len(rests) != 1:
@@ -230,6 +253,9 @@ def arithmetic(graph: Graph, kind: str, a: Real | Constant, b: Real | Constant, 
     if np.broadcast_shapes(real.shape, array.shape) != real.shape:
         return _of_constant(graph, kind, real, array, turned, name)
     of = ARITHMETIC[kind]
+    if is_read(real) and not real.integers and (factor := _scale(kind, array, turned)) > 0:
+        scaled = replace(real.core.value, scale=float(np.float32(real.core.value.scale * factor)))
+        return reading(scaled, names=(*real.names, name))
     if isinstance(real.core, Elementwise):
         one = array.reshape(-1)[0] if array.size == 1 else array
         function: Function = (lambda x: of(one, x)) if turned else (lambda x: of(x, one))
@@ -238,6 +264,15 @@ def arithmetic(graph: Graph, kind: str, a: Real | Constant, b: Real | Constant, 
         with np.errstate(divide="ignore"):
             return _absorbed(graph, "multiply", real, 1 / array.astype(np.float64), False, name)
     return _absorbed(graph, kind, real, array.astype(np.float64), turned, name)
+
+
+def _scale(kind: str, array: np.ndarray, turned: bool) -> float:
+    """By what a constant scales, if it is one number and does nothing else; or 0."""
+    if array.size != 1 or not (kind == "multiply" or (kind == "divide" and not turned)):
+        return 0.0
+    number = float(array.reshape(-1)[0])
+    factor = number if kind == "multiply" or not number else 1 / number
+    return factor if 0 < factor < math.inf else 0.0
 
 
 def _of_constant(graph: Graph, kind: str, real: Real, array: np.ndarray, turned: bool, name: str) -> Real:
@@ -278,8 +313,13 @@ def _absorbed(graph: Graph, kind: str, real: Real, array: np.ndarray, turned: bo
             made = replace(core, terms=terms, constant=core.constant * number)
         else:
             made = replace(core, constant=core.constant + number)
-    elif isinstance(core, Times | MatrixProduct) and kind == "multiply" and single:
-        made = replace(core, weight=core.weight * number)
+    elif isinstance(core, Resized) and single and kind == "add":
+        made = replace(core, constant=core.constant + number)
+    elif isinstance(core, Times | MatrixProduct) and single:
+        if kind == "multiply":
+            made = replace(core, weight=core.weight * number, constant=core.constant * number)
+        else:
+            made = replace(core, constant=core.constant + number)
     else:
         raise Refused(f"what {described(real)} gives, which isn't quantised before")
     return named(real, name, core=made, **limits)
@@ -323,7 +363,26 @@ def _terms(graph: Graph, real: Real) -> tuple[tuple[float, Value], ...]:
     core = real.core
     if isinstance(core, Total) and real.places is None and not real.limited and not core.constant:
         return core.terms
+    if (factor := _negated(real)) is not None:
+        return ((factor, real.core.value),)
     return ((1.0, value_of(graph, real)),)
+
+
+def _negated(real: Real) -> float | None:
+    """By what integers' real numbers are multiplied, if that is all that is done to them."""
+    core = real.core
+    if (
+        not isinstance(core, Elementwise)
+        or core.of is None
+        or not core.uniform
+        or real.limited
+        or real.places is not None
+    ):
+        return None
+    x, y = replace(core, of=None).real().astype(np.float64), core.real().astype(np.float64)
+    largest = np.abs(x).argmax()
+    factor = float(y.flat[largest] / x.flat[largest])
+    return factor if factor and np.allclose(y, factor * x, rtol=1e-6, atol=0) else None
 
 
 def _of_one(graph: Graph, kind: str, a: Real, b: Real, name: str) -> Real | None:
@@ -688,6 +747,29 @@ def softmax(graph: Graph, real: Real, axis: int, name: str, *, logarithm: bool =
         raise MalformedError("a softmax of nothing")
     core = Shares(x=value_of(graph, real), axis=axis, logarithm=logarithm)
     return Real(shape=real.shape, core=core, names=(name,))
+
+
+MOST_TAPS = 16
+"""What an output of an interpolation reads along an axis."""
+
+
+def interpolated(graph: Graph, real: Real, matrix: np.ndarray, axis: int, name: str) -> Real:
+    """Rows or columns times a matrix of real numbers, outputs × inputs, of which few aren't 0."""
+    if len(real.shape) not in (3, 4) or matrix.ndim != 2 or matrix.shape[1] != real.shape[axis]:
+        raise Refused("weights that aren't quantised")
+    most = max(1, int((matrix != 0).sum(1).max(initial=0)))
+    if most > MOST_TAPS or not np.isfinite(matrix).all():
+        raise Refused("weights that aren't quantised")
+    places = np.argsort(matrix == 0, 1, kind="stable")[:, :most].astype(np.int32)
+    table = places, np.take_along_axis(matrix, places, 1).astype(np.float64)
+    core = real.core
+    if isinstance(core, Resized) and real.places is None and not real.limited and axis == len(real.shape) - 1:
+        # the columns of what has other rows already
+        operator = Resample(rows=core.operator.rows, columns=table)
+        if np.array_equal(core.operator.columns[0][:, 0], np.arange(len(matrix[0]))) and operator.bits:
+            shape = (*real.shape[:-1], len(matrix))
+            return named(real, name, shape=shape, core=replace(core, operator=operator, shape=shape))
+    return resized(graph, real, {axis: table}, name)
 
 
 def resized(graph: Graph, real: Real, tables: dict[int, tuple[np.ndarray, np.ndarray]], name: str) -> Real:
