@@ -14,10 +14,11 @@ from tvmflow.integer.file import load
 from tvmflow.integer.layers import IntegerLayer, IntegerNode, Scheme
 from tvmflow.integer.network import IntegerNetwork, canonical
 from tvmflow.integer.operators import Shape
-from tvmflow.integer.quantised import onnx_graph, onnx_reader
+from tvmflow.integer.quantised import onnx_graph, onnx_reader, pt2_reader
 from tvmflow.integer.reference import quantize
 from tvmflow.integer.tflite.reader import SUFFIX, read
 from tvmflow.models import accuracy, quantized
+from tvmflow.network import pt2_archive
 from tvmflow.network.names import PATH_SEPARATOR
 from tvmflow.network.shapes import InputShape
 from tvmflow.spec import Layer, Program, TensorSpec, UserError, Vector
@@ -108,11 +109,13 @@ def comes_quantised(model: str) -> bool:
     """Whether this names a file that others quantised, which can be built as it is."""
     if model.endswith(onnx_graph.SUFFIX):
         return Path(model).is_file() and onnx_graph.is_quantised(Path(model))
+    if model.endswith(pt2_reader.SUFFIX):
+        return Path(model).is_file() and pt2_archive.is_quantised(Path(model))
     return model.endswith(SUFFIX)
 
 
 def load_network(path: Path, shapes: Sequence[InputShape] = ()) -> IntegerNetwork:
-    """A file of `tvmflow quantize`, or a quantised .tflite or .onnx file.
+    """A file of `tvmflow quantize`, or a quantised .tflite, .onnx or .pt2 file.
 
     `shapes` are of inputs that an .onnx file leaves open. Raises UserError, UnsupportedOperatorError.
     """
@@ -122,6 +125,8 @@ def load_network(path: Path, shapes: Sequence[InputShape] = ()) -> IntegerNetwor
         return onnx_reader.read(path, shapes)
     if shapes:
         raise UserError(f"--input-shape can't be chosen for {path}, which has the shapes of its inputs.")
+    if path.suffix == pt2_reader.SUFFIX:
+        return pt2_reader.read(path)
     return read(path) if path.suffix == SUFFIX else load(path)
 
 

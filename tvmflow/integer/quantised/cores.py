@@ -19,6 +19,7 @@ from tvmflow.integer.operators import (
     LogSoftmax,
     MatMul,
     MaxPool,
+    Normalise,
     Product,
     Resample,
     Shape,
@@ -511,6 +512,34 @@ class Shares:
             zero_point=made.zero_point,
         )
         return rescaled(graph, value, steps, limits)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Normal:
+    """A normalisation of boxes of a map, or, with an `axis`, of the numbers along it."""
+
+    x: Value
+    operator: Normalise
+    axis: int | None = None
+
+    @property
+    def shape(self) -> Shape:
+        return self.x.shape
+
+    def make(self, graph: Graph, steps: Steps, limits: Limits, names: Names) -> Value:
+        from tvmflow.integer.post_training import normalised  # which takes PyTorch's seconds
+
+        if self.axis is None:
+            source, back = graph.read(self.x), graph.natural(self.shape)
+        else:
+            source, back = graph.along_channels(self.x, self.axis)
+        lengths = self.operator.lengths
+        about = normalised(self.operator, self.x.scale, steps.scale, graph.shapes[source][1])
+        about["table"][1] += steps.zero_point << 8
+        about = _about(names, limits, **about)
+        name = graph.node(Normalise(lengths=lengths), (source,), steps, names[0], **about)
+        plain = np.array_equal(back, graph.natural(self.shape)) and graph.shapes[name] == inside(self.shape)
+        return replace(graph.value_of(name, self.shape, steps), places=None if plain else back)
 
 
 def _shares(steps: float, count: int) -> tuple[int, int]:

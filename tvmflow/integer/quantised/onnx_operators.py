@@ -573,6 +573,26 @@ def batch_normalization(reading: Reading, node: Node) -> Sequence[Tensor]:
     return [operations.normalised(reading.graph, reading.real(node), factor, moved, node.name)]
 
 
+def layer_normalization(reading: Reading, node: Node) -> Sequence[Tensor]:
+    x = reading.real(node)
+    if axis_of(node, int(node.get("axis", -1)), len(x.shape)) != len(x.shape) - 1:
+        raise Refused("a normalisation along several axes")
+    gamma, beta = reading.array(node, 1), reading.array(node, 2)
+    epsilon = float(node.get("epsilon", 1e-5))
+    return [operations.layer_normalised(reading.graph, x, gamma, beta, epsilon, node.name)]
+
+
+def group_normalization(reading: Reading, node: Node) -> Sequence[Tensor]:
+    """Of groups of channels, or of each one."""
+    x, gamma, beta = reading.real(node), reading.array(node, 1), reading.array(node, 2)
+    channels = x.shape[1] if len(x.shape) > 1 else 1
+    groups = int(node.get("num_groups", channels))
+    if node.kind == "GroupNormalization" and node.opset < 21 and gamma is not None and beta is not None:
+        gamma, beta = (np.repeat(array.reshape(-1), channels // groups) for array in (gamma, beta))
+    epsilon = float(node.get("epsilon", 1e-5))
+    return [operations.group_normalised(reading.graph, x, groups, gamma, beta, epsilon, node.name)]
+
+
 def cast(reading: Reading, node: Node) -> Sequence[Tensor]:
     """To real numbers, or to whole ones, as places in a table."""
     x, to = reading.real(node), int(node.get("to", 1))
@@ -999,6 +1019,9 @@ CONVERTERS: dict[str, Convert] = {
     "PRelu": prelu,
     "Pow": power,
     "BatchNormalization": batch_normalization,
+    "LayerNormalization": layer_normalization,
+    "GroupNormalization": group_normalization,
+    "InstanceNormalization": group_normalization,
     "Cast": cast,
     "MaxPool": max_pool,
     "AveragePool": average_pool,

@@ -11,6 +11,7 @@ from tvmflow.integer.quantised.cores import Given
 from tvmflow.integer.quantised.finish import finished
 from tvmflow.integer.quantised.onnx_graph import FileGraph, Node, read_graph
 from tvmflow.integer.quantised.onnx_operators import CONVERTERS, Reading
+from tvmflow.integer.quantised.refusals import Refusals
 from tvmflow.integer.quantised.values import Real, Steps
 from tvmflow.integer.tflite.values import Refused
 from tvmflow.network.foreign import report_unsupported
@@ -18,11 +19,6 @@ from tvmflow.network.shapes import InputShape
 from tvmflow.spec import UserError
 from tvmflow.system import untrusted
 from tvmflow.system.untrusted import MalformedError, UnusableFileError
-
-MOST_REASONS = 8
-"""Refused nodes that a sentence names."""
-WRONG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What NumPy raises of attributes and shapes that don't fit."""
 
 
 def read(path: Path, shapes: Sequence[InputShape] = ()) -> IntegerNetwork:
@@ -41,25 +37,17 @@ def _network(graph: FileGraph, path: Path) -> IntegerNetwork:
     nodes = [node for node in graph.nodes if not onnx_constants.fold(reading, node)]
     inputs = {spec.name: _input(reading, graph, number) for number, spec in enumerate(graph.inputs)}
     _check_operators(nodes)
-    poisoned: set[str] = set()
-    refused: list[str] = []
+    refusals = Refusals()
     for node in nodes:
-        if poisoned.intersection(node.inputs):
-            poisoned |= {*node.outputs}
-            continue
-        try:
-            _convert(reading, node)
-        except Refused as reason:
-            refused.append(f"{node}: {reason}")
-            poisoned |= {*node.outputs}
+        if not refusals.spoils(node.inputs, node.outputs):
+            with refusals.of(str(node), node.outputs):
+                _convert(reading, node)
     given = {name: node for node in nodes for name in node.outputs}
     for name in graph.outputs:
         real = reading.tensors.get(name)
         if isinstance(real, Real) and name in given and not operations.is_read(real):
-            refused.append(f"{given[name]}: its result, the output {untrusted.shown(name)}, isn't quantised")
-    if refused:
-        more = f", and {len(refused) - MOST_REASONS} more" if len(refused) > MOST_REASONS else ""
-        raise Refused(f"{'; '.join(refused[:MOST_REASONS])}{more}")
+            refusals.add(f"{given[name]}: its result, the output {untrusted.shown(name)}, isn't quantised")
+    refusals.report()
     ports = [port for found in inputs.values() for port in found]
     if len(ports) != len(inputs):
         unread = [name for name, found in inputs.items() if not found]
@@ -112,12 +100,7 @@ def _convert(reading: Reading, node: Node) -> None:
         return
     if node.kind not in CONVERTERS:
         raise Refused("an operator that is taken of constants alone")
-    try:
-        found = CONVERTERS[node.kind](reading, node)
-    except (Refused, MalformedError):
-        raise
-    except WRONG as error:
-        raise MalformedError(f"{node} has inputs or attributes that don't fit ({untrusted.reason(error)})") from error
+    found = CONVERTERS[node.kind](reading, node)
     for name, value in zip(node.outputs, found, strict=False):
         if name:
             reading.tensors[name] = value

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow.integer.operators import OUTSIDE, Resample, Shape
+from tvmflow.integer.operators import OUTSIDE, Normalise, Resample, Shape
 from tvmflow.integer.quantised.cores import (
     Average,
     Elementwise,
@@ -18,6 +18,7 @@ from tvmflow.integer.quantised.cores import (
     Largest,
     Linear,
     MatrixProduct,
+    Normal,
     Resized,
     Shares,
     Times,
@@ -35,7 +36,7 @@ from tvmflow.integer.quantised.values import (
     inside,
     steps_of,
 )
-from tvmflow.integer.tflite.values import Refused, Value
+from tvmflow.integer.tflite.values import Refused, Value, plain_name
 from tvmflow.integer.window import Window
 from tvmflow.system.untrusted import MalformedError
 
@@ -66,6 +67,11 @@ def value_of(graph: Graph, real: Real) -> Value:
     if isinstance(real.core, Elementwise) and not real.limited and (exact := real.core.exact()) is not None:
         return graph.quantised(real, exact)
     raise Refused(f"what {described(real)} gives, which isn't quantised before")
+
+
+def plain(name: str) -> str:
+    """A file's name in letters that layers may have."""
+    return plain_name(name)
 
 
 def described(real: Real) -> str:
@@ -232,6 +238,14 @@ def clipped(graph: Graph, real: Real, low: float, high: float, name: str) -> Rea
         raise Refused("a border that is clipped")
     limits = {"low": min(max(real.low, low), high), "high": min(max(real.high, low), high)}
     return replace(named(real, name, **limits), integers=real.integers, stored=real.stored)
+
+
+def limited(graph: Graph, real: Real, low: float, high: float) -> Real:
+    """Between limits that are no node's work."""
+    if isinstance(real.core, Elementwise):
+        core = rooted(graph, real)
+        return replace(real, core=core, places=None, low=low, high=high)
+    return replace(real, low=min(max(real.low, low), high), high=max(min(real.high, high), low))
 
 
 ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
@@ -747,6 +761,54 @@ def softmax(graph: Graph, real: Real, axis: int, name: str, *, logarithm: bool =
         raise MalformedError("a softmax of nothing")
     core = Shares(x=value_of(graph, real), axis=axis, logarithm=logarithm)
     return Real(shape=real.shape, core=core, names=(name,))
+
+
+def layer_normalised(
+    graph: Graph, real: Real, gamma: np.ndarray | None, beta: np.ndarray | None, epsilon: float, name: str
+) -> Real:
+    """Of the numbers along the last axis."""
+    count = real.shape[-1] if real.shape else 0
+    operator = _normalisation(real, (count, 1, 1), count, gamma, beta, epsilon)
+    core = Normal(x=value_of(graph, real), operator=operator, axis=len(real.shape) - 1)
+    return Real(shape=real.shape, core=core, names=(name,))
+
+
+def group_normalised(
+    graph: Graph,
+    real: Real,
+    groups: int,
+    gamma: np.ndarray | None,
+    beta: np.ndarray | None,
+    epsilon: float,
+    name: str,
+) -> Real:
+    """Of a map's channels in so many groups."""
+    channels, size = planes(real.shape)
+    if groups < 1 or channels % groups:
+        raise MalformedError(f"{groups} groups of {channels} channels")
+    operator = _normalisation(real, (channels // groups, *size), channels, gamma, beta, epsilon)
+    core = Normal(x=value_of(graph, real), operator=operator)
+    return Real(shape=real.shape, core=core, names=(name,))
+
+
+def _normalisation(
+    real: Real,
+    lengths: tuple[int, int, int],
+    count: int,
+    gamma: np.ndarray | None,
+    beta: np.ndarray | None,
+    epsilon: float,
+) -> Normalise:
+    ones, zeros = np.ones(count), np.zeros(count)
+    wide = [
+        default if given is None else np.asarray(given, np.float64).reshape(-1)
+        for given, default in ((gamma, ones), (beta, zeros))
+    ]
+    if not math.prod(real.shape) or any(len(array) != count or not np.isfinite(array).all() for array in wide):
+        raise MalformedError("a normalisation by other numbers than one for each channel")
+    if math.prod(lengths) * 255**2 >= 2**31:
+        raise Refused("a normalisation over so many numbers")
+    return Normalise(lengths=lengths, epsilon=max(0.0, epsilon), gamma=wide[0], beta=wide[1])
 
 
 MOST_TAPS = 16
