@@ -315,7 +315,7 @@ def _rescaled(node: AnyNode, read: Read, sums: Sums, place: Place) -> Expr:
             value = twice(value * sums.constant(1 << node.shift), factor, by, sums.lanes)
             value = value if node.operator.signs[number] == 1 else sums.constant(0) - value
         found.append(value)
-    total = found[0] + found[1] if isinstance(node.operator, Sum) else found[0] * found[1]
+    total = found[0] * found[1] if isinstance(node.operator, Product) else sum(found[1:], start=found[0])
     return twice(total, multiplier, shift, sums.lanes) + sums.constant(offset)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tvmflow.integer.file import MAX_TERMS
 from tvmflow.integer.operators import OUTSIDE, Normalise, Resample, Shape
 from tvmflow.integer.quantised.cores import (
     Average,
@@ -370,6 +371,8 @@ def _of_two(graph: Graph, kind: str, a: Real, b: Real, name: str) -> Real:
     if kind == "multiply":
         return Real(shape=shape, core=Times(a=value_of(graph, a), b=value_of(graph, b), shape=shape), names=(name,))
     terms = [*_terms(graph, a), *((weight if kind == "add" else -weight, value) for weight, value in _terms(graph, b))]
+    if len(terms) > MAX_TERMS:
+        raise Refused(f"a sum of {len(terms)} tensors that isn't quantised before")
     return Real(shape=shape, core=Total(terms=tuple(terms), shape=shape), names=(name,))
 
 
