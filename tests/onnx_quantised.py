@@ -1,4 +1,4 @@
-"""Small quantised ONNX files: ways to use operators between a DequantizeLinear and a QuantizeLinear, and by themselves."""
+"""Small quantised ONNX files: ways to use operators between a DequantizeLinear and a QuantizeLinear, or alone."""
 
 from __future__ import annotations
 

@@ -508,6 +508,19 @@ def _onnx() -> list[Files]:
     return _named("network.onnx", (model.SerializeToString(),))
 
 
+def _onnx_quantised() -> list[Files]:
+    from onnx_quantised import CASES, model_of
+
+    return _named("network.onnx", [model_of(name).SerializeToString() for name in CASES])
+
+
+def _pt2_quantised() -> list[Files]:
+    import torch
+    from pt2_quantised import SHAPE, Converted, saved
+
+    return _named("network.pt2", [saved(Converted(), torch.zeros(SHAPE))])
+
+
 def _tflite() -> list[Files]:
     from tflite_cases import CASES, graphs_of
     from tflite_files import file_of
@@ -515,7 +528,7 @@ def _tflite() -> list[Files]:
     return _named("network.tflite", [file_of(*graphs_of(name)) for name in CASES])
 
 
-def _read_tflite(path: Path) -> None:
+def _read_integers(path: Path) -> None:
     from tvmflow.integer.frontend import load_network
 
     load_network(path)
@@ -621,7 +634,9 @@ READERS: dict[str, Reader] = {
         Reader(name="checkpoint", read=_read_checkpoint, corpus=_checkpoints, path="state.pt"),
         Reader(name="pt2", read=_read_archive, corpus=_pt2, path="network.pt2"),
         Reader(name="pt2-network", read=_read_network, corpus=_pt2, path="network.pt2"),
-        Reader(name="tflite", read=_read_tflite, corpus=_tflite, path="network.tflite"),
+        Reader(name="pt2-quantised", read=_read_integers, corpus=_pt2_quantised, path="network.pt2"),
+        Reader(name="tflite", read=_read_integers, corpus=_tflite, path="network.tflite"),
+        Reader(name="onnx-quantised", read=_read_integers, corpus=_onnx_quantised, path="network.onnx"),
         Reader(name="onnx", read=_read_network, corpus=_onnx, path="network.onnx"),
         Reader(name="vta-program", read=_read_vta_program, corpus=_vta_programs),
         Reader(name="vta-configuration", read=_read_vta_configuration, corpus=_vta_configurations, path="vta.json"),
@@ -635,5 +650,5 @@ READERS: dict[str, Reader] = {
     )
 }
 
-SLOW = ("pt2", "pt2-network", "onnx")
+SLOW = ("pt2", "pt2-network", "pt2-quantised", "onnx")
 """Readers that the tests leave to the command, for an input may take a second."""

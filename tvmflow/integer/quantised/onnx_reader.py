@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tvmflow.integer.network import IntegerNetwork, Port
-from tvmflow.integer.quantised import onnx_constants, operations
+from tvmflow.integer.quantised import onnx_constants, operations, refusals
 from tvmflow.integer.quantised.cores import Given
 from tvmflow.integer.quantised.finish import finished
 from tvmflow.integer.quantised.onnx_graph import FileGraph, Node, read_graph
@@ -16,38 +16,34 @@ from tvmflow.integer.quantised.values import Real, Steps
 from tvmflow.integer.tflite.values import Refused
 from tvmflow.network.foreign import report_unsupported
 from tvmflow.network.shapes import InputShape
-from tvmflow.spec import UserError
 from tvmflow.system import untrusted
-from tvmflow.system.untrusted import MalformedError, UnusableFileError
 
 
 def read(path: Path, shapes: Sequence[InputShape] = ()) -> IntegerNetwork:
     """Raises UserError and UnsupportedOperatorError: all that isn't taken, at once, or what is wrong with the file."""
     graph = read_graph(path, shapes)
-    try:
+    with refusals.sentence(path):
         return _network(graph, path)
-    except Refused as refused:
-        raise UserError(f"{untrusted.printable(str(path))} isn't taken: it has {refused}.") from refused
-    except MalformedError as error:
-        raise UnusableFileError(path, f"is no network that can be read: {error}") from error
 
 
 def _network(graph: FileGraph, path: Path) -> IntegerNetwork:
-    reading = Reading(graph.constants)
-    nodes = [node for node in graph.nodes if not onnx_constants.fold(reading, node)]
+    reading, wrong, nodes = Reading(graph.constants), Refusals(), list[Node]()
+    for node in graph.nodes:
+        with wrong.of(str(node), node.outputs):
+            if not onnx_constants.fold(reading, node):
+                nodes.append(node)
     inputs = {spec.name: _input(reading, graph, number) for number, spec in enumerate(graph.inputs)}
     _check_operators(nodes)
-    refusals = Refusals()
     for node in nodes:
-        if not refusals.spoils(node.inputs, node.outputs):
-            with refusals.of(str(node), node.outputs):
+        if not wrong.spoils(node.inputs, node.outputs):
+            with wrong.of(str(node), node.outputs):
                 _convert(reading, node)
     given = {name: node for node in nodes for name in node.outputs}
     for name in graph.outputs:
         real = reading.tensors.get(name)
         if isinstance(real, Real) and name in given and not operations.is_read(real):
-            refusals.add(f"{given[name]}: its result, the output {untrusted.shown(name)}, isn't quantised")
-    refusals.report()
+            wrong.add(f"{given[name]}: its result, the output {untrusted.shown(name)}, isn't quantised")
+    wrong.report()
     ports = [port for found in inputs.values() for port in found]
     if len(ports) != len(inputs):
         unread = [name for name, found in inputs.items() if not found]

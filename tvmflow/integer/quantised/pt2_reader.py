@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tvmflow.integer.network import IntegerNetwork
-from tvmflow.integer.quantised import operations
+from tvmflow.integer.quantised import operations, refusals
 from tvmflow.integer.quantised.finish import finished
 from tvmflow.integer.quantised.pt2_operators import CHECKS, CONVERTERS, Call, Inputs, evaluated
 from tvmflow.integer.quantised.refusals import Refusals
@@ -17,9 +17,8 @@ from tvmflow.integer.quantised.values import Constant, Graph, Real
 from tvmflow.integer.tflite.values import Refused
 from tvmflow.network import pt2_archive
 from tvmflow.network.foreign import report_unsupported
-from tvmflow.spec import UserError
 from tvmflow.system import untrusted
-from tvmflow.system.untrusted import MalformedError, UnusableFileError
+from tvmflow.system.untrusted import MalformedError
 
 SUFFIX = ".pt2"
 PATHS = "nn_module_stack"
@@ -28,16 +27,12 @@ PATHS = "nn_module_stack"
 def read(path: Path) -> IntegerNetwork:
     """Raises UserError and UnsupportedOperatorError: all that isn't taken, at once, or what is wrong with the file."""
     exported = pt2_archive.load(path)
-    try:
+    with refusals.sentence(path):
         return _network(exported, path)
-    except Refused as refused:
-        raise UserError(f"{untrusted.printable(str(path))} isn't taken: it has {refused}.") from refused
-    except MalformedError as error:
-        raise UnusableFileError(path, f"is no network that can be read: {error}") from error
 
 
 def _network(exported: Any, path: Path) -> IntegerNetwork:
-    graph, inputs, refusals = Graph(), Inputs(), Refusals()
+    graph, inputs, wrong = Graph(), Inputs(), Refusals()
     values: dict[Any, Any] = {}
     nodes = list(exported.graph_module.graph.nodes)
     _check_operators(nodes)
@@ -51,17 +46,17 @@ def _network(exported: Any, path: Path) -> IntegerNetwork:
             values[node] = inputs.real(node.name, _shape(node))
         elif node.op == "output":
             for place, result in enumerate(_flat(node.args)):
-                if result in values and not refusals.spoils([result]):
+                if result in values and not wrong.spoils([result]):
                     outputs.append((f"output{place}" if place else "output", values[result]))
-        elif node.op == "call_function" and not refusals.spoils(node.all_input_nodes, [node]):
-            with refusals.of(f"{_kind(node.target)} ({_name(node)})", [node]):
+        elif node.op == "call_function" and not wrong.spoils(node.all_input_nodes, [node]):
+            with wrong.of(f"{_kind(node.target)} ({_name(node)})", [node]):
                 found = _converted(graph, node, values)
                 if found is not None:
                     values[node] = found
     for label, real in outputs:
         if isinstance(real, Real) and not operations.is_read(real):
-            refusals.add(f"the output {label} of {operations.described(real)}, which isn't quantised")
-    refusals.report()
+            wrong.add(f"the output {label} of {operations.described(real)}, which isn't quantised")
+    wrong.report()
     unread = [number for number, ports in enumerate(inputs.ports) if not ports]
     if unread:
         raise Refused("inputs that nothing quantises")

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from tvmflow.integer.tflite.values import Refused
+from tvmflow.spec import UserError
 from tvmflow.system import untrusted
-from tvmflow.system.untrusted import MalformedError
+from tvmflow.system.untrusted import MalformedError, UnusableFileError
 
 MOST = 8
 """Refused nodes that a sentence names."""
+CHARACTERS = 1500
+"""Of what is wrong with a file, at most."""
 WRONG = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What NumPy and PyTorch raise of attributes and shapes that don't fit."""
+
+
+@contextlib.contextmanager
+def sentence(path: Path) -> Iterator[None]:
+    """What isn't taken of a file, or is wrong with it, as one sentence. Raises UserError."""
+    try:
+        yield
+    except Refused as refused:
+        words = untrusted.shortened(refused, CHARACTERS)
+        raise UserError(f"{untrusted.printable(str(path))} isn't taken: it has {words}.") from refused
+    except MalformedError as error:
+        words = untrusted.shortened(error, CHARACTERS)
+        raise UnusableFileError(path, f"is no network that can be read: {words}") from error
 
 
 class Refusals:
