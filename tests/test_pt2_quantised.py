@@ -73,7 +73,8 @@ def test_a_quantised_file_is_known_by_its_graph(path, tmp_path):
     assert not comes_quantised(str(plain))
 
 
-def test_it_is_built_and_verified_by_its_name_alone(path, tvmflow, tmp_path):
+def test_it_is_built_and_verified_by_its_name_alone(tvmflow, tmp_path):
+    path = of(lambda self, x: between(functional.relu(between(x, 0.1, 0)), 0.1, 0), 1, 4, tmp_path=tmp_path)
     built = tvmflow("build", "--model", path, "-o", tmp_path / "bundle", "--json", "-")
     assert built.code == 0, built.err
     assert built.json["verify"]["max_abs_error"] == 0

@@ -19,10 +19,13 @@ from tvmflow.network.shapes import InputShape
 from tvmflow.system import untrusted
 
 
+REMEDY = "--dtype float32 computes its nodes as they stand"
+
+
 def read(path: Path, shapes: Sequence[InputShape] = ()) -> IntegerNetwork:
     """Raises UserError and UnsupportedOperatorError: all that isn't taken, at once, or what is wrong with the file."""
     graph = read_graph(path, shapes)
-    with refusals.sentence(path):
+    with refusals.sentence(path, REMEDY):
         return _network(graph, path)
 
 

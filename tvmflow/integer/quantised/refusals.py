@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmflow.integer.tflite.values import Refused
-from tvmflow.spec import UserError
+from tvmflow.spec import UnsupportedOperatorError, UserError
 from tvmflow.system import untrusted
 from tvmflow.system.untrusted import MalformedError, UnusableFileError
 
@@ -21,13 +21,17 @@ WRONG = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, 
 
 
 @contextlib.contextmanager
-def sentence(path: Path) -> Iterator[None]:
-    """What isn't taken of a file, or is wrong with it, as one sentence. Raises UserError."""
+def sentence(path: Path, remedy: str = "") -> Iterator[None]:
+    """What isn't taken of a file, with what to do then, or is wrong with it, as one sentence. Raises UserError."""
     try:
         yield
     except Refused as refused:
         words = untrusted.shortened(refused, CHARACTERS)
-        raise UserError(f"{untrusted.printable(str(path))} isn't taken: it has {words}.") from refused
+        end = f"; {remedy}" if remedy else ""
+        raise UserError(f"{untrusted.printable(str(path))} isn't taken: it has {words}{end}.") from refused
+    except UnsupportedOperatorError as error:
+        end = f"; {remedy}" if remedy else ""
+        raise UnsupportedOperatorError(f"{str(error).removesuffix('.')}{end}.", error.operators) from error
     except MalformedError as error:
         words = untrusted.shortened(error, CHARACTERS)
         raise UnusableFileError(path, f"is no network that can be read: {words}") from error
