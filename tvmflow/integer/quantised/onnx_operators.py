@@ -383,7 +383,7 @@ def _sums(reading: Reading, node: Node, place: int, x_scale: int, w_scale: int, 
         return None
     if bias.dtype != np.int32 or any(scale is None for scale in scales):
         raise MalformedError(f"{node} has a bias of {bias.dtype}")
-    unit = np.float32(factor)
+    unit: np.ndarray = np.full(1, factor, np.float32)
     for scale in scales:
         unit = unit * np.asarray(scale, np.float32).reshape(-1)
     flat = bias.reshape(-1)

@@ -18,7 +18,6 @@ from tvmflow.network.foreign import report_unsupported
 from tvmflow.network.shapes import InputShape
 from tvmflow.system import untrusted
 
-
 REMEDY = "--dtype float32 computes its nodes as they stand"
 
 

@@ -190,7 +190,7 @@ def concatenated(graph: Graph, reals: Sequence[Real], axis: int, name: str) -> R
     shape = (*reals[0].shape[:axis], sum(real.shape[axis] for real in reals), *reals[0].shape[axis + 1 :])
     check_elements(*shape)
     integers = {real.integers for real in reals} == {True}
-    kept = {"integers": integers, "stored": reals[0].stored if integers else None}
+    kept: dict[str, Any] = {"integers": integers, "stored": reals[0].stored if integers else None}
     if all(map(is_read, reals)):
         values = [value_of(graph, real) for real in reals]
         if len({steps_of(value) for value in values}) == 1:
@@ -295,8 +295,8 @@ def _of_constant(graph: Graph, kind: str, real: Real, array: np.ndarray, turned:
     shape = np.broadcast_shapes(real.shape, array.shape)
     check_elements(*shape)
     wide = moved(graph, real, lambda places: np.ascontiguousarray(np.broadcast_to(places, shape)))
-    sides = (Constant(array=array), wide) if turned else (wide, Constant(array=array))
-    return arithmetic(graph, kind, *sides, name)
+    other = Constant(array=array)
+    return arithmetic(graph, kind, other, wide, name) if turned else arithmetic(graph, kind, wide, other, name)
 
 
 def _absorbed(graph: Graph, kind: str, real: Real, array: np.ndarray, turned: bool, name: str) -> Real:
@@ -680,7 +680,7 @@ def max_pool(graph: Graph, real: Real, kernel: Pair, stride: Pair, padding: Side
         return reading(
             largest(graph, real.core.value, window, shape, (name,)), integers=real.integers, stored=real.stored
         )
-    kept = {"integers": real.integers, "stored": real.stored}
+    kept: dict[str, Any] = {"integers": real.integers, "stored": real.stored}
     return Real(shape=shape, core=Largest(x=real, window=window, shape=shape), names=(name,), **kept)
 
 

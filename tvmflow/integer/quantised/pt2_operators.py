@@ -163,7 +163,12 @@ def _convolution(call: Call, transposed: bool) -> Tensor:
     else:
         rows, columns = call.pair("padding", real, 0)
         sides = (rows, columns, rows, columns)
-    about = {"stride": stride, "padding": sides, "dilation": dilation, "groups": int(call.get("groups", 1))}
+    about: dict[str, Any] = {
+        "stride": stride,
+        "padding": sides,
+        "dilation": dilation,
+        "groups": int(call.get("groups", 1)),
+    }
     weight, bias = call.get("weight"), call.constant("bias")
     if transposed:
         more = call.pair("output_padding", real, 0)
@@ -384,7 +389,7 @@ def move(call: Call) -> Sequence[Tensor]:
         return [
             value.moved(lambda array, n=number: _moved(call, array, given)[n])
             for number in range(_count(call, value.array, given))
-        ]  # type: ignore[misc]
+        ]
     _check_result(call, value)
     count = _count(call, np.zeros(value.shape, np.int32), given)
     return [

@@ -67,11 +67,16 @@ def _merged(before: AnyIntegerLayer, layer: IntegerNode) -> AnyIntegerLayer | No
         table = np.take_along_axis(second, first & 255, 1)
         if before.table.ndim == layer.table.ndim == 1:
             table = table[0]
-        limits = {"minimum": int(table.min()), "maximum": int(table.max())}
-        if table.min() == table.max():
-            limits = {"minimum": layer.minimum, "maximum": layer.maximum}
+        low, high = int(table.min()), int(table.max())
+        if low == high:
+            low, high = layer.minimum, layer.maximum
         return replace(
-            layer, inputs=before.inputs, input_shapes=before.input_shapes, table=np.ascontiguousarray(table), **limits
+            layer,
+            inputs=before.inputs,
+            input_shapes=before.input_shapes,
+            table=np.ascontiguousarray(table),
+            minimum=low,
+            maximum=high,
         )
     if isinstance(before, IntegerNode) and not isinstance(before.operator, CLIPPED):
         return None

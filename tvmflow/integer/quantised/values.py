@@ -73,9 +73,8 @@ class Constant:
 
     def moved(self, how: Any) -> Constant:
         """The same with `how` applied to each array, which moves elements only."""
-        given = (None if array is None else how(array) for array in (self.array, self.integers, self.scales))
-        array, integers, scales = given
-        return Constant(array=array, integers=integers, scales=scales)
+        integers, scales = (None if array is None else how(array) for array in (self.integers, self.scales))
+        return Constant(array=how(self.array), integers=integers, scales=scales)
 
 
 class Core(Protocol):
