@@ -435,6 +435,8 @@ def normalised(graph: Graph, real: Real, factor: np.ndarray, moved_by: np.ndarra
     shape = (-1, *[1] * (len(real.shape) - 2))
     if len(real.shape) < 2 or len(factor) != real.shape[1]:
         raise MalformedError("a normalisation of another number of channels")
+    if not (np.isfinite(factor).all() and np.isfinite(moved_by).all()):
+        raise MalformedError("a normalisation by numbers that are infinite or none")
     if isinstance(real.core, Elementwise):
         by, more = factor.astype(np.float32).reshape(shape), moved_by.astype(np.float32).reshape(shape)
         return elementwise(graph, real, lambda x: x * by + more, name, uniform=False)

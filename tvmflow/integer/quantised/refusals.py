@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tvmflow.integer.tflite.values import Refused
 from tvmflow.spec import UnsupportedOperatorError, UserError
 from tvmflow.system import untrusted
@@ -24,7 +26,9 @@ WRONG = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, 
 def sentence(path: Path, remedy: str = "") -> Iterator[None]:
     """What isn't taken of a file, with what to do then, or is wrong with it, as one sentence. Raises UserError."""
     try:
-        yield
+        # numbers of a file may be NaN or infinite; where that matters it is looked at
+        with np.errstate(all="ignore"):
+            yield
     except Refused as refused:
         words = untrusted.shortened(refused, CHARACTERS)
         end = f"; {remedy}" if remedy else ""
