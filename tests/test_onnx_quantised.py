@@ -20,7 +20,7 @@ from onnx_quantised import CASES, EVEN, POSITIVE, SIGNED, File, model_of
 
 from tvmflow.integer import qdq
 from tvmflow.integer.file import load, save
-from tvmflow.integer.frontend import integer_program
+from tvmflow.integer.frontend import comes_quantised, integer_program
 from tvmflow.integer.layers import RANGES
 from tvmflow.integer.network import IntegerNetwork, Port
 from tvmflow.integer.quantised.factors import single, snapped
@@ -308,10 +308,17 @@ def test_operators_that_are_not_taken_are_named_at_once():
         reading(file)
 
 
-def test_dynamic_quantisation_is_refused_by_name():
+def test_a_file_of_scales_that_are_found_at_run_time_is_no_such_file(tmp_path):
+    """Such a one is compiled as it stands."""
     file = File()
     q, scale, _ = file.node("DynamicQuantizeLinear", file.given((1, 4)), count=3)
     file.output(file.node("Mul", file.node("Cast", q, to=1), scale))
+    (tmp_path / "dynamic.onnx").write_bytes(file.model().SerializeToString())
+    (tmp_path / "static.onnx").write_bytes(content_of("qgemm"))
+    (tmp_path / "torn.onnx").write_bytes(content_of("qgemm")[:99])
+    assert not comes_quantised(str(tmp_path / "dynamic.onnx"))
+    assert comes_quantised(str(tmp_path / "static.onnx"))
+    assert not comes_quantised(str(tmp_path / "torn.onnx"))
     with pytest.raises(UnsupportedOperatorError, match="DynamicQuantizeLinear in /DynamicQuantizeLinear_0"):
         reading(file)
 

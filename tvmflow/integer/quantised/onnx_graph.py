@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 SUFFIX = ".onnx"
 OWN = ("", "ai.onnx")
 MICROSOFT = "com.microsoft"
-QUANTISED = ("QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QGemm")
+QUANTISED = ("QuantizeLinear", "QGemm")
 """Operators, with those whose names begin with QLinear, by which a file is known for quantised."""
+DYNAMIC = "DynamicQuantizeLinear"
+"""By which it is known for one that takes its scales of every input anew: its tensors have none."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,7 +66,7 @@ class FileGraph:
 
 
 def is_quantised(path: Path) -> bool:
-    """Whether a file is an ONNX file that can be read, with an operator that only quantised networks have."""
+    """Whether a file can be read and has quantised tensors, of scales that it says."""
     import onnx
 
     try:
@@ -73,7 +75,8 @@ def is_quantised(path: Path) -> bool:
     except Exception:  # protobuf's errors share no base class; who reads the file says what is wrong
         return False
     nodes = (*model.graph.node, *(node for function in model.functions for node in function.node))
-    return any(node.op_type in QUANTISED or node.op_type.startswith("QLinear") for node in nodes)
+    kinds = {node.op_type for node in nodes}
+    return DYNAMIC not in kinds and any(kind in QUANTISED or kind.startswith("QLinear") for kind in kinds)
 
 
 def read_graph(path: Path, given: Sequence[InputShape] = ()) -> FileGraph:
