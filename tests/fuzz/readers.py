@@ -510,8 +510,6 @@ def _onnx() -> list[Files]:
 
 def _onnx_quantised() -> list[Files]:
     # no input is to wait for what these import
-    import tvmflow.integer.post_training
-    import tvmflow.network.onnx_nodes.resize
     from onnx_quantised import CASES, model_of
 
     return _named("network.onnx", [model_of(name).SerializeToString() for name in CASES])
