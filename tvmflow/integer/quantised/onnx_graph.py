@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,7 @@ def is_quantised(path: Path) -> bool:
     except Exception:  # protobuf's errors share no base class; who reads the file says what is wrong
         return False
     nodes = (*model.graph.node, *(node for function in model.functions for node in function.node))
-    kinds = {node.op_type for node in nodes}
+    kinds = {_text(node.op_type) for node in nodes}
     return DYNAMIC not in kinds and any(kind in QUANTISED or kind.startswith("QLinear") for kind in kinds)
 
 
@@ -98,8 +98,11 @@ def read_graph(path: Path, given: Sequence[InputShape] = ()) -> FileGraph:
     limits.check_inputs({spec.name: spec.shape for spec in inputs}, str(path))
     onnx_graph.keep_needed_nodes(model)
     needed = {name for node in model.graph.node for name in node.input} | {entry.name for entry in model.graph.output}
+    named = {name: _text(name) for name in needed}
     try:
-        constants = {name: numpy_helper.to_array(tensor) for name, tensor in initializers.items() if name in needed}
+        constants = {
+            named[name]: numpy_helper.to_array(tensor) for name, tensor in initializers.items() if name in needed
+        }
         versions = {entry.domain: entry.version for entry in model.opset_import}
         nodes = tuple(_node(node, versions) for node in model.graph.node)
     except MalformedError as error:
@@ -107,8 +110,16 @@ def read_graph(path: Path, given: Sequence[InputShape] = ()) -> FileGraph:
     except Exception as error:  # of a type that NumPy doesn't know, or of too few bytes
         raise UserError(f"{path} is no valid ONNX model: {first_line(error)}.") from error
     return FileGraph(
-        nodes=nodes, constants=constants, inputs=inputs, outputs=tuple(entry.name for entry in model.graph.output)
+        nodes=nodes,
+        constants=constants,
+        inputs=tuple(replace(spec, name=_text(spec.name)) for spec in inputs),
+        outputs=tuple(_text(entry.name) for entry in model.graph.output),
     )
+
+
+def _text(value: str | bytes) -> str:
+    """A text of a file, which protobuf gives as bytes if it isn't UTF-8."""
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
 
 def _single(model: onnx.ModelProto, known: set[str], given: Sequence[InputShape]) -> Iterator[InputShape]:
@@ -125,6 +136,7 @@ def _single(model: onnx.ModelProto, known: set[str], given: Sequence[InputShape]
 def _node(node: onnx.NodeProto, versions: dict[str, int]) -> Node:
     from onnx import helper, numpy_helper
 
+    operator, domain = _text(node.op_type), _text(node.domain)
     attributes: dict[str, Any] = {}
     for attribute in node.attribute:
         value = helper.get_attribute_value(attribute)
@@ -133,15 +145,15 @@ def _node(node: onnx.NodeProto, versions: dict[str, int]) -> Node:
         elif isinstance(value, bytes):
             value = value.decode("utf-8", "replace")
         if isinstance(value, float) and not math.isfinite(value):
-            raise MalformedError(f"the {untrusted.shown(attribute.name)} of {node.op_type} is {value}")
-        attributes[attribute.name] = value
-    kind = node.op_type if node.domain in (*OWN, MICROSOFT) else f"{node.domain}.{node.op_type}"
+            raise MalformedError(f"the {untrusted.shown(attribute.name)} of {operator} is {value}")
+        attributes[_text(attribute.name)] = value
+    kind = operator if domain in (*OWN, MICROSOFT) else f"{domain}.{operator}"
     opset = next((versions[domain] for domain in OWN if domain in versions), 1)
     return Node(
         kind=kind,
-        label=node.name or next(iter(node.output), "") or node.op_type,
-        inputs=tuple(node.input),
-        outputs=tuple(node.output),
+        label=_text(node.name or next(iter(node.output), "")) or operator,
+        inputs=tuple(map(_text, node.input)),
+        outputs=tuple(map(_text, node.output)),
         attributes=attributes,
-        opset=opset if node.domain in OWN else 1,
+        opset=opset if domain in OWN else 1,
     )
