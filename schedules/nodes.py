@@ -20,7 +20,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvmflow.integer.layers import IntegerNode
+from tvmflow.integer.layers import IntegerNode, shares_of
 from tvmflow.integer.operators import (
     OUTSIDE,
     ArgMax,
@@ -315,7 +315,7 @@ def _rescaled(node: AnyNode, read: Read, sums: Sums, place: Place) -> Expr:
             value = twice(value * sums.constant(1 << node.shift), factor, by, sums.lanes)
             value = value if node.operator.signs[number] == 1 else sums.constant(0) - value
         found.append(value)
-    total = found[0] + found[1] if isinstance(node.operator, Sum) else found[0] * found[1]
+    total = found[0] * found[1] if isinstance(node.operator, Product) else sum(found[1:], start=found[0])
     return twice(total, multiplier, shift, sums.lanes) + sums.constant(offset)
 
 
@@ -530,7 +530,10 @@ def _exponentials(
 
 def _softmax(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:
     own = T.cast(constants[0][sums.load(0) - read(0, *place)], "int32")
-    return tirx.floordiv(own * T.int32(512) + sums.load(1), sums.load(1) * T.int32(2))
+    assert isinstance(node, IntegerNode)
+    share, bits = shares_of(node)
+    total = sums.load(1) << T.int32(bits) if bits else sums.load(1)
+    return tirx.floordiv(own * T.int32(2 * share) + total, total * T.int32(2))
 
 
 def _reciprocal(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, corner: Place) -> None:

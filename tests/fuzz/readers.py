@@ -509,6 +509,20 @@ def _onnx() -> list[Files]:
     return _named("network.onnx", (model.SerializeToString(),))
 
 
+def _onnx_quantised() -> list[Files]:
+    # no input is to wait for what these import
+    from onnx_quantised import CASES, model_of
+
+    return _named("network.onnx", [model_of(name).SerializeToString() for name in CASES])
+
+
+def _pt2_quantised() -> list[Files]:
+    import torch
+    from pt2_quantised import SHAPE, Converted, saved
+
+    return _named("network.pt2", [saved(Converted(), torch.zeros(SHAPE))])
+
+
 def _tflite() -> list[Files]:
     from tflite_cases import CASES, graphs_of
     from tflite_files import file_of
@@ -524,6 +538,12 @@ def _float_tflite() -> list[Files]:
     from tflite_float_cases import CASES
 
     return _named("network.tflite", [file_of(make()) for make in CASES.values()])
+
+
+def _read_integers(path: Path) -> None:
+    from tvmflow.integer.frontend import load_network
+
+    load_network(path)
 
 
 def _read_tflite(path: Path) -> None:
@@ -642,6 +662,8 @@ READERS: dict[str, Reader] = {
         Reader(name="pt2-network", read=_read_network, corpus=_pt2, path="network.pt2"),
         Reader(name="tflite", read=_read_tflite, corpus=_tflite, path="network.tflite"),
         Reader(name="float-tflite", read=_read_network, corpus=_float_tflite, path="network.tflite"),
+        Reader(name="pt2-quantised", read=_read_integers, corpus=_pt2_quantised, path="network.pt2"),
+        Reader(name="onnx-quantised", read=_read_integers, corpus=_onnx_quantised, path="network.onnx"),
         Reader(name="onnx", read=_read_network, corpus=_onnx, path="network.onnx"),
         Reader(name="vta-program", read=_read_vta_program, corpus=_vta_programs),
         Reader(name="vta-configuration", read=_read_vta_configuration, corpus=_vta_configurations, path="vta.json"),
@@ -655,5 +677,5 @@ READERS: dict[str, Reader] = {
     )
 }
 
-SLOW = ("float-tflite", "pt2", "pt2-network", "onnx")
+SLOW = ("float-tflite", "pt2", "pt2-network", "pt2-quantised", "onnx")
 """Readers that the tests leave to the command, for an input may take a second."""

@@ -54,7 +54,7 @@ def find_sources(
 
     Raises UserError, also where the quantised network isn't the one that the bundle was built from.
     """
-    from tvmflow.integer.frontend import FILES, load_network
+    from tvmflow.integer.frontend import is_integer, load_network
     from tvmflow.models import MODELS, comes_quantised
     from tvmflow.models import quantized as known
     from tvmflow.network.frontend import import_model
@@ -68,7 +68,7 @@ def find_sources(
     source = bundle.manifest["model"]["source"]
     if quantised is None and original is not None and is_quantised(original):
         quantised, original = original, None
-    if quantised is not None or (source.endswith(FILES) and Path(source).is_file()):
+    if quantised is not None or (Path(source).is_file() and is_integer(source)):
         network = load_network(Path(quantised or source))
     elif comes_quantised(bundle.name) and source == f"tvmflow.models:{bundle.name}":
         network = known(bundle.name, quantization["scheme"])

@@ -191,10 +191,10 @@ def is_quantised(model: str) -> bool:
 
     Raises UserError if it can't be read.
     """
-    from tvmflow.network.tflite.graph import is_quantised_tflite
+    from tvmflow.integer.frontend import comes_quantised
     from tvmflow.system.untrusted import read_tensors
 
-    if is_quantised_tflite(model):
+    if comes_quantised(model):
         return True
     return model.endswith(".safetensors") and "tvmflow" in read_tensors(Path(model))[0]
 
@@ -340,10 +340,10 @@ def _float(model: str, shapes: Sequence[InputShape]) -> _Network:
 
 
 def _integer(model: str, scheme: Scheme) -> _Network:
-    from tvmflow.integer.frontend import FILES, load_network
+    from tvmflow.integer.frontend import is_integer, load_network
     from tvmflow.models import quantized
 
-    network = load_network(Path(model)) if model.endswith(FILES) else quantized(model, scheme)
+    network = load_network(Path(model)) if is_integer(model) else quantized(model, scheme)
 
     def answer(inputs: Arrays) -> Arrays:
         pairs = zip(inputs, network.inputs, strict=True)

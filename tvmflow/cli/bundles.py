@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -25,6 +26,7 @@ from tvmflow.cli.options import (
     output_path,
 )
 from tvmflow.cli.outcome import show, show_report
+from tvmflow.network.shapes import InputShape
 from tvmflow.spec import UserError
 
 log = logging.getLogger("tvmflow.cli")
@@ -112,17 +114,18 @@ def build(
     """Compile a network for a board into a bundle, verified against PyTorch wherever its code can run.
 
     With --dtype int8, --model names a network that comes quantised, or a file of `tvmflow quantize`, and the bundle has
-    to match exact integer arithmetic bit for bit; a quantised .tflite file is such a network. --mean, --std and
-    --labels go into the bundle, for `tvmflow run` on images, in place of what the network says of itself.
+    to match exact integer arithmetic bit for bit; a quantised .tflite file is such a network, and an .onnx or .pt2 file
+    that others quantised. --mean, --std and --labels go into the bundle, for `tvmflow run` on images, in place of what
+    the network says of itself.
     """
     from dataclasses import replace
 
     from tvmflow import targets
     from tvmflow.bundles.build import build as build_bundle
     from tvmflow.bundles.build import check
+    from tvmflow.integer.frontend import comes_quantised
     from tvmflow.models.examples import check_described, parse_labels, parse_preprocessing
     from tvmflow.network.frontend import import_model, parse_input_shape
-    from tvmflow.network.tflite.graph import is_quantised_tflite
     from tvmflow.report import assemble
     from tvmflow.report.render import memory_text, rules_text, schedules_text, verdict_text
     from tvmflow.targets.kind import Timing
@@ -132,15 +135,15 @@ def build(
     if db is not None and not tuned:
         raise UserError("--db names records to use and --no-tuned says to use none; give one of them.")
     found = targets.find(target, board)
-    if is_quantised_tflite(model):  # no other dtype is in such a file
-        dtype = dtype or "int8"
+    if dtype is None and comes_quantised(model):
+        dtype = "int8"
     dtype = dtype or cast(Literal["float32", "float16", "int8"], found.arithmetic)
     searched = tuned_in(found)
     if db is not None and dtype != searched:
         raise UserError(
             f"--db names records of {searched} kernels, which --dtype {dtype} has none of; give one of them."
         )
-    if dtype == "int8" and input_shape:
+    if dtype == "int8" and input_shape and not model.endswith(".onnx"):
         raise UserError("--input-shape can't be chosen for a quantised network, which has one.")
     if dtype != "int8" and scheme is not None:
         raise UserError(f"--scheme says how a network was quantised, and --dtype {dtype} has none; give one of them.")
@@ -154,7 +157,7 @@ def build(
     check(found, out, linker, runner=runner is not None)  # before the import, which takes its time
     records = apply.find_records(found, db) if tuned and dtype == searched else {}
     log.info(f"Importing {model}")
-    program = _quantised(model, found, scheme) if dtype == "int8" else import_model(model, shapes)
+    program = _quantised(model, found, scheme, shapes) if dtype == "int8" else import_model(model, shapes)
     check_described(program.inputs, program.outputs, seen, named)
     seen, named = seen or program.preprocessing, named or program.labels
     program = replace(program, preprocessing=seen, labels=named)
@@ -180,24 +183,28 @@ def build(
     show("\n".join(lines), report, json)
 
 
-def _quantised(model: str, target: spec.Target, scheme: Literal["per-channel", "power-of-two"] | None) -> spec.Program:
+def _quantised(
+    model: str,
+    target: spec.Target,
+    scheme: Literal["per-channel", "power-of-two"] | None,
+    shapes: Sequence[InputShape],
+) -> spec.Program:
     """A quantised network, or what stands in the way: all such operators of a float one, and that it is one."""
-    from tvmflow.integer.frontend import import_quantized
+    from tvmflow.integer.frontend import import_quantized, is_integer
     from tvmflow.models import MODELS, comes_quantised
     from tvmflow.network.frontend import READERS, import_model
-    from tvmflow.network.tflite.graph import is_quantised_tflite
     from tvmflow.targets import KINDS, kind
 
     preferred = KINDS[target.kind].scheme
-    in_float = model.endswith(tuple(READERS)) and not is_quantised_tflite(model)
-    if in_float or (model in MODELS and not comes_quantised(model)):
-        kind.of(target).check_network(import_model(model), target)
+    is_float = model.endswith(tuple(READERS)) and not is_integer(model)
+    if is_float or (model in MODELS and not comes_quantised(model)):
+        kind.of(target).check_network(import_model(model, shapes), target)
         how = f" --scheme {scheme or preferred}" if scheme or preferred != "per-channel" else ""
         raise UserError(
             f"{model} isn't quantised yet: `tvmflow quantize --data … --model {model}{how}` makes a .safetensors file "
             "of it, to be given as --model."
         )
-    return import_quantized(model, scheme, preferred=preferred)
+    return import_quantized(model, scheme, shapes, preferred=preferred)
 
 
 def run(

@@ -51,6 +51,10 @@ MAX_MAP_ELEMENTS = 1 << 24
 """Of a layer's input or output: what a file says is allocated, and no board that runs integers holds more."""
 
 
+MAX_TERMS = 16
+"""Of a sum."""
+
+
 def _schema(version: int) -> dict[str, Any]:
     """What a file of a format says beside its arrays."""
     text: dict[str, Any] = {"type": "string", "maxLength": 1000, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*\Z"}
@@ -93,7 +97,7 @@ def _schema(version: int) -> dict[str, Any]:
     window = {"kernel": pair, "stride": pair, "padding": borders, "dilation": pair, "size": pair}
     axis = {"type": "integer", "minimum": 1, "maximum": 3}
     kinds: dict[str, dict[str, Any]] = {
-        "add": {"signs": {"type": "array", "items": {"enum": [-1, 1]}, "minItems": 2, "maxItems": 2}},
+        "add": {"signs": {"type": "array", "items": {"enum": [-1, 1]}, "minItems": 1, "maxItems": MAX_TERMS}},
         "multiply": {},
         "max_pool": {"window": record(window)},
         "average_pool": {"window": record(window)},

@@ -14,11 +14,15 @@ from tvmflow.integer.file import load
 from tvmflow.integer.layers import IntegerLayer, IntegerNode, Scheme
 from tvmflow.integer.network import IntegerNetwork, canonical
 from tvmflow.integer.operators import Shape
+from tvmflow.integer.quantised import onnx_graph, onnx_reader, pt2_reader
 from tvmflow.integer.reference import quantize
 from tvmflow.integer.tflite.reader import read
 from tvmflow.integer.tflite.schema import SUFFIX
 from tvmflow.models import accuracy, quantized
+from tvmflow.network import pt2_archive
 from tvmflow.network.names import PATH_SEPARATOR
+from tvmflow.network.shapes import InputShape
+from tvmflow.network.tflite.graph import is_quantised_tflite
 from tvmflow.spec import Layer, Program, TensorSpec, UserError, Vector
 
 if TYPE_CHECKING:
@@ -95,33 +99,60 @@ def _plain_kernel(layer: IntegerNode, sources: Sequence[Tensor], result: Tensor)
 
 
 FILES = (".safetensors", SUFFIX)
-"""Suffixes of the files that `load_network` takes."""
+"""Suffixes of the files that hold quantised networks alone."""
 
 
-def load_network(path: Path) -> IntegerNetwork:
-    """A file of `tvmflow quantize`, or a quantised .tflite file. Raises UserError."""
+def is_integer(model: str) -> bool:
+    """Whether this names a file that `load_network` takes."""
+    return model.endswith(FILES) or comes_quantised(model)
+
+
+def comes_quantised(model: str) -> bool:
+    """Whether this names a file that others quantised, which can be built as it is."""
+    if model.endswith(onnx_graph.SUFFIX):
+        return Path(model).is_file() and onnx_graph.is_quantised(Path(model))
+    if model.endswith(pt2_reader.SUFFIX):
+        return Path(model).is_file() and pt2_archive.is_quantised(Path(model))
+    return is_quantised_tflite(model)
+
+
+def load_network(path: Path, shapes: Sequence[InputShape] = ()) -> IntegerNetwork:
+    """A file of `tvmflow quantize`, or a quantised .tflite, .onnx or .pt2 file.
+
+    `shapes` are of inputs that an .onnx file leaves open. Raises UserError, UnsupportedOperatorError.
+    """
     if not path.is_file():
         raise UserError(f"There is no file {path}; --model takes a path to a file that exists.")
+    if path.suffix == onnx_graph.SUFFIX:
+        return onnx_reader.read(path, shapes)
+    if shapes:
+        raise UserError(f"--input-shape can't be chosen for {path}, which has the shapes of its inputs.")
+    if path.suffix == pt2_reader.SUFFIX:
+        return pt2_reader.read(path)
     return read(path) if path.suffix == SUFFIX else load(path)
 
 
-def import_quantized(model: str, scheme: Scheme | None = None, *, preferred: Scheme = "per-channel") -> Program:
-    """A network of the registry that comes quantised, a .safetensors file of `tvmflow quantize`, or a .tflite file.
+def import_quantized(
+    model: str, scheme: Scheme | None = None, shapes: Sequence[InputShape] = (), *, preferred: Scheme = "per-channel"
+) -> Program:
+    """A network of the registry that comes quantised, or a file that `load_network` takes.
 
     Without a `scheme` it is what the file was quantised by, else the one that is `preferred`, as a kind of target says
     (`tvmflow.targets.KINDS`). Raises UserError.
     """
-    if not model.endswith(FILES):
+    if not is_integer(model):
         program = integer_program(find_network(model, scheme, preferred=preferred), f"tvmflow.models:{model}")
         return replace(program, accuracy=accuracy(model, scheme or preferred))
-    return integer_program(find_network(model, scheme), model)
+    return integer_program(find_network(model, scheme, shapes), model)
 
 
-def find_network(model: str, scheme: Scheme | None = None, *, preferred: Scheme = "per-channel") -> IntegerNetwork:
+def find_network(
+    model: str, scheme: Scheme | None = None, shapes: Sequence[InputShape] = (), *, preferred: Scheme = "per-channel"
+) -> IntegerNetwork:
     """What `import_quantized` makes a Program of. Raises UserError."""
-    if not model.endswith(FILES):
+    if not is_integer(model):
         return quantized(model, scheme or preferred)
-    network = load_network(Path(model))
+    network = load_network(Path(model), shapes)
     if scheme not in (None, network.scheme):
         raise UserError(f"{model} was quantised by the scheme {network.scheme}, not {scheme}.")
     return network

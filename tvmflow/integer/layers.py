@@ -24,7 +24,8 @@ An `IntegerNode` has no weights. Its operator says what it does:
 - Resample: `clip((Σ rows·columns·x + 2^(shift−1)) >> shift)` with the operator's integer weights.
 - Function: `table[x & 255]`, negative numbers in two's complement; of 256 columns, a row for each channel if these
   differ.
-- Softmax, uint8: `min(255, (512·e + s) div (2·s))` with e = table[largest x on the axis − x] and s = Σ e.
+- Softmax, uint8: `min(255, (2·n·e + s·2^m) div (2·s·2^m))` with e = table[largest x on the axis − x] and s = Σ e; n
+  and m are its factors, or 256 and 0, and n·2^−m are the steps of 1.
 - LogSoftmax: `clip(((x − largest)·factors[0] − k·factors[1] + 2^(shift−1)) >> shift)`, where k of the 255 thresholds
   behind the 256 exponentials of its table are at most s, as above.
 - Normalise: with the sums s of a box's n elements and q of their squares, `w = max(1, n·q − s² + ε)`, where ε is
@@ -369,10 +370,23 @@ def _node_problem(node: IntegerNode, bounds: list[Bounds]) -> str:
             held = node.minimum <= low and high <= node.maximum
             return "" if held else f"has a table from {low} to {high}, beyond what it saturates at"
         count = node.output_shape[operator.axis]
-        most = high * max(512 + count, 2 * count)
+        if isinstance(operator, Softmax) and node.factors is not None:
+            given = node.factors
+            if given.dtype != np.int32 or given.shape != (2,) or given[0] < 1 or not 0 <= given[1] < MAX_SHIFT:
+                return "needs 2 factors, int32, of which the second is a shift"
+        share, bits = shares_of(node)
+        most = high * max(2 * share + (count << bits), 2 * count << bits)
         fine = node.table[0] == high and low >= 0 and high > 0 and most < 2**31 and node.dtype == "uint8"
         return "" if fine else "has a table of exponentials that could overflow int32, or no uint8 output"
     return ""
+
+
+def shares_of(node: IntegerNode) -> tuple[int, int]:
+    """The factors n and m of a Softmax."""
+    if node.factors is None:
+        return round(1 / SOFTMAX_SCALE), 0
+    share, bits = node.factors.tolist()
+    return share, bits
 
 
 def _log_softmax_problem(node: IntegerNode, operator: LogSoftmax) -> str:

@@ -482,7 +482,7 @@ class _Quantiser:
         values: dict[str, Any] = {}
         if isinstance(operator, Softmax):
             scale, dtype = SOFTMAX_SCALE, "uint8"
-            values["table"] = _exponentials(scales[0], layer.output_shape[operator.axis])
+            values["table"] = exponentials(scales[0], layer.output_shape[operator.axis])
         elif isinstance(operator, TIED):
             scale = scales[0]
             values["shift"] = 2 * operator.bits if isinstance(operator, Resample) else 0
@@ -572,20 +572,20 @@ def _factors(
     )
 
 
-def _exponentials(scale: float, count: int) -> np.ndarray:
-    """int32 e^(−difference), in units that keep the sum of `count` of them in int32."""
-    unit = min(1 << 15, (2**31 - 1) // max(512 + count, 2 * count))
+def exponentials(scale: float, count: int, share: int = 256, bits: int = 0) -> np.ndarray:
+    """int32 e^(−difference), in units that keep the sum of `count` of them, by the factors of a Softmax, in int32."""
+    unit = min(1 << 15, (2**31 - 1) // max(2 * share + (count << bits), 2 * count << bits))
     return np.maximum(np.rint(np.exp(-np.arange(256) * scale) * unit), 0).astype(np.int32)
 
 
 def logarithms(x_scale: float, y_scale: float, count: int) -> dict[str, Any]:
     """The table, the factors and the shift of a LogSoftmax over `count` elements."""
-    exponentials = _exponentials(x_scale, max(2, count))
+    table = exponentials(x_scale, max(2, count))
     step = math.log(max(2, count)) / THRESHOLDS
-    thresholds = exponentials[0] * np.exp((np.arange(THRESHOLDS) + 0.5) * step)
+    thresholds = table[0] * np.exp((np.arange(THRESHOLDS) + 0.5) * step)
     factors, shift = _factors([x_scale / y_scale, step / y_scale], [THRESHOLDS, THRESHOLDS], exact=False)
     return {
-        "table": np.concatenate([exponentials, np.ceil(thresholds).astype(np.int32)]),
+        "table": np.concatenate([table, np.ceil(thresholds).astype(np.int32)]),
         "factors": factors,
         "shift": shift,
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow.integer.layers import RANGES, AnyIntegerLayer, IntegerLayer, IntegerNode, accumulator_range
+from tvmflow.integer.layers import RANGES, AnyIntegerLayer, IntegerLayer, IntegerNode, accumulator_range, shares_of
 from tvmflow.integer.operators import (
     OUTSIDE,
     ArgMax,
@@ -200,8 +200,9 @@ def _softmax(node: IntegerNode, x: np.ndarray) -> np.ndarray:
     assert isinstance(node.operator, Softmax)
     axis = node.operator.axis
     exponentials = node.table[x.max(axis, keepdims=True) - x].astype(np.int64)
-    total = exponentials.sum(axis, keepdims=True)
-    return (512 * exponentials + total) // (2 * total)
+    share, bits = shares_of(node)
+    total = exponentials.sum(axis, keepdims=True) << bits
+    return (2 * share * exponentials + total) // (2 * total)
 
 
 def _log_softmax(node: IntegerNode, x: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ def from_onnx(path: Path, input_shapes: Sequence[InputShape]) -> Program:
 
     model = onnx_graph.load(path)
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-    inputs = _onnx_inputs(model, set(initializers), input_shapes, path)
+    inputs = onnx_inputs(model, set(initializers), input_shapes, path)
     limits.check_inputs({spec.name: spec.shape for spec in inputs}, str(path))
     onnx_graph.fix_shapes(model, {spec.name: spec.shape for spec in inputs})
     onnx_graph.keep_needed_nodes(model)
@@ -79,9 +79,10 @@ def from_onnx(path: Path, input_shapes: Sequence[InputShape]) -> Program:
     )
 
 
-def _onnx_inputs(
+def onnx_inputs(
     model: onnx.ModelProto, initializers: set[str], given: Sequence[InputShape], path: Path
 ) -> tuple[TensorSpec, ...]:
+    """What a network takes, in the shapes that the file or the user gives. Raises UserError."""
     from onnx import TensorProto
 
     graph_inputs = [entry for entry in model.graph.input if entry.name not in initializers]

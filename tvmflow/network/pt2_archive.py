@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmflow.network.foreign import first_line, quiet
-from tvmflow.network.pt2_graph import clean_payloads, clean_program
+from tvmflow.network.pt2_graph import QUANTISED, QUANTISING, clean_payloads, clean_program
 from tvmflow.spec import TvmflowError, UserError
 from tvmflow.system import limits
 from tvmflow.system.untrusted import shown
@@ -78,6 +78,32 @@ def load(path: Path) -> torch.export.ExportedProgram:
         ) from error
 
 
+def is_quantised(path: Path) -> bool:
+    """Whether the graph of a file has operators that only quantised networks have; False for what can't be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                graph = entry.filename.endswith((GRAPH, "serialized_exported_program.json"))
+                if graph and entry.file_size <= limits.GRAPH.bytes and QUANTISING.encode() in archive.read(entry):
+                    return True
+    except Exception:  # zipfile lets out whatever its parsers raise; who reads the file says what is wrong
+        return False
+    return False
+
+
+def _register_quantised(program: Mapping[str, Any]) -> None:
+    """Have PyTorch know these operators, if a graph has them. Raises UserError."""
+    targets = (node["target"] for node in program["graph_module"]["graph"]["nodes"])
+    if not any(target in QUANTISED for target in targets):
+        return
+    import torch
+
+    try:
+        import torch.ao.quantization.fx._decomposed
+    except ImportError as error:
+        raise UserError(f"PyTorch {torch.__version__} has no operators of quantised networks any more.") from error
+
+
 def _clean(path: Path) -> io.BytesIO:
     """An archive in PyTorch's layout that holds nothing but what was checked. Raises ValueError, UserError."""
     members = _members(path)
@@ -94,6 +120,7 @@ def _clean(path: Path) -> io.BytesIO:
     if GRAPH not in members:
         raise ValueError(f"no {GRAPH}")
     program = clean_program(_json(members[GRAPH], GRAPH), weights)
+    _register_quantised(program)
     written[GRAPH] = json.dumps(program).encode()
     root = "clean/"
     if not reads_todays_layout():

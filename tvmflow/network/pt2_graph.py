@@ -37,6 +37,16 @@ SIZE_OPERATORS = {
 """Arithmetic of sizes; powers and shifts could be numbers of any length."""
 GRAPH_OPERATORS = {"torch.ops.higher_order.wrap_with_set_grad_enabled", "torch.ops.higher_order.wrap_with_autocast"}
 """Their graphs are run as they stand."""
+QUANTISING = "torch.ops.quantized_decomposed."
+"""The namespace of what PyTorch's quantisers leave in a graph."""
+QUANTISED = {
+    f"{QUANTISING}{name}"
+    for name in (
+        *("quantize_per_tensor.default", "dequantize_per_tensor.default"),
+        *("quantize_per_tensor.tensor", "dequantize_per_tensor.tensor"),
+        *("quantize_per_channel.default", "dequantize_per_channel.default"),
+    )
+}
 HOUSEKEEPING = {
     *("lift_fresh_copy.default", "lift_fresh.default", "lift.default", "detach.default", "alias.default"),
     *("item.default", "sym_size.int", "sym_stride.int", "sym_numel.default", "sym_storage_offset.default"),
@@ -429,7 +439,7 @@ def known_operator(target: Any) -> bool:
     """Whether a node may call what PyTorch finds by the name `target`."""
     if not isinstance(target, str):
         return False
-    if target in SIZE_OPERATORS or target in GRAPH_OPERATORS:
+    if target in SIZE_OPERATORS or target in GRAPH_OPERATORS or target in QUANTISED:
         return True
     found = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.(\w+)", target)
     if found is None:

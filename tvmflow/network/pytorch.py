@@ -204,6 +204,11 @@ def from_pt2(path: Path, input_shapes: Sequence[InputShape]) -> Program:
 
     Raises UserError, UnsupportedOperatorError.
     """
+    if pt2_archive.is_quantised(path):
+        raise UserError(
+            f"{path} is quantised already, and this needs a network in float32; `tvmflow build --model {path}` takes "
+            "it as it is."
+        )
     exported = pt2_archive.load(path)
     interface = read_interface(exported, str(path))
     _give_sample_inputs(exported, interface, str(path))

@@ -10,6 +10,7 @@ import hashlib
 import math
 import re
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -22,6 +23,19 @@ from tvmflow.system.untrusted import MalformedError
 
 MAX_MOVED = 1 << 27
 """Values that all reshapes, slices and so on of a file move together."""
+
+
+class Typed(Protocol):
+    """What has a type and steps: a tensor of a file, or a value."""
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def scale(self) -> float: ...
+
+    @property
+    def zero_point(self) -> int: ...
 
 
 class Refused(Exception):
@@ -69,16 +83,119 @@ def natural(shape: Shape) -> np.ndarray:
     )
 
 
-class Network:
-    """Layers as they are made, and the values that they give, by the numbers of the file's tensors."""
+class Layers:
+    """Layers as they are made of a file, and where the values of its tensors lie in what they give.
 
-    def __init__(self, graph: FileGraph) -> None:
-        self.graph = graph
+    How a tensor of the file lies in 1×C×H×W is for subclasses to say.
+    """
+
+    def __init__(self) -> None:
         self.layers: list[AnyIntegerLayer] = []
-        self.values: dict[int, Value] = {}
         self.shapes: dict[str, Shape] = {}
         self.gathers: dict[tuple[str, Shape, int, bytes], str] = {}
         self.moved = 0
+
+    def natural(self, shape: Shape) -> np.ndarray:
+        """int32: where the values of a tensor of the file lie in 1×C×H×W."""
+        raise NotImplementedError
+
+    def laid(self, places: np.ndarray) -> np.ndarray:
+        """Places of a tensor of the file as 1×C×H×W."""
+        raise NotImplementedError
+
+    # -------------------------------------------------------------------------------------------------------- layers
+
+    def unused(self, name: str) -> str:
+        """`plain_name`, with a number behind it if it was given before."""
+        found, number = plain_name(name), 1
+        while found in self.shapes:
+            number += 1
+            found = f"{plain_name(name)}.{number}"
+        return found
+
+    def add(self, layer: AnyIntegerLayer) -> None:
+        self.layers.append(layer)
+        self.shapes[layer.name] = layer.output_shape
+
+    def node(self, operator: Operator, inputs: tuple[str, ...], like: Typed, name: str, **more: object) -> str:
+        """Add an operator without weights, whose result is of the type of `like`; returns its name."""
+        shapes = tuple(self.shapes[name] for name in inputs)
+        name = self.unused(name)
+        low, high = RANGES[like.dtype]
+        given = {"modules": (name,), "minimum": low, "maximum": high, **more}
+        self.add(
+            IntegerNode(
+                name=name,
+                operator=operator,
+                inputs=inputs,
+                dtype=like.dtype,
+                scale=like.scale,
+                zero_point=like.zero_point,
+                input_shapes=shapes,
+                output_shape=operator.out_shape(*shapes),
+                **given,  # type: ignore[arg-type]
+            )
+        )
+        return name
+
+    # -------------------------------------------------------------------------------------------------------- orders
+
+    def places(self, value: Value) -> np.ndarray:
+        self._count(math.prod(value.shape))
+        return self.natural(value.shape) if value.places is None else value.places
+
+    def moved_to(self, value: Value, places: np.ndarray) -> Value:
+        self._count(places.size)
+        return replace(value, shape=tuple(places.shape), places=places)
+
+    def _count(self, values: int) -> None:
+        self.moved += values
+        if self.moved > MAX_MOVED:
+            raise MalformedError(f"its reshapes, slices and borders move over {MAX_MOVED:,} values")
+
+    def read(self, value: Value) -> str:
+        """The name of a tensor of ours that has a value as its file's tensors lie in 1×C×H×W."""
+        return value.source if value.places is None else self.ordered(value, self.laid(self.places(value)))
+
+    def ordered(self, value: Value, wanted: np.ndarray) -> str:
+        """The name of a tensor of ours whose elements are those of the value's source at these places, 1×C×H×W."""
+        shape = self.shapes[value.source]
+        if wanted.shape == shape and np.array_equal(wanted.reshape(-1), np.arange(wanted.size)):
+            return value.source
+        if not wanted.size:
+            raise MalformedError("an operator reads a tensor without elements")
+        outside = value.zero_point if (wanted == OUTSIDE).any() else 0
+        gather = Gather(places=np.ascontiguousarray(wanted, np.int32), outside=outside)
+        key = value.source, wanted.shape, outside, hashlib.sha256(gather.places.tobytes()).digest()
+        if key not in self.gathers:  # another reader may have asked for the same
+            self.gathers[key] = self.node(gather, (value.source,), value, f"{value.source}.moved")
+        return self.gathers[key]
+
+    def mapped(self, value: Value, table: np.ndarray, like: Typed, name: str, **more: object) -> Value:
+        """A function of each element, whatever order they lie in: the result has the same."""
+        if value.places is not None and (value.places == OUTSIDE).any():
+            value = replace(value, source=self.read(value), places=None)
+        limits = {"minimum": int(table.min()), "maximum": int(table.max())}
+        if table.min() == table.max():  # no layer's outputs may all be alike as far as its limits say
+            limits = {}
+        source = self.node(Function(), (value.source,), like, name, table=table, **limits, **more)
+        return replace(value, source=source, dtype=like.dtype, scale=like.scale, zero_point=like.zero_point)
+
+
+class Network(Layers):
+    """What is made of the operators of a `.tflite` file: values by the numbers of its tensors, channels last."""
+
+    def __init__(self, graph: FileGraph) -> None:
+        super().__init__()
+        self.graph = graph
+        self.values: dict[int, Value] = {}
+
+    def natural(self, shape: Shape) -> np.ndarray:
+        return natural(shape)
+
+    def laid(self, places: np.ndarray) -> np.ndarray:
+        _, channels, height, width = inside(tuple(places.shape))
+        return places.reshape(height, width, channels).transpose(2, 0, 1)[None]
 
     # ------------------------------------------------------------------------------------------------------- tensors
 
@@ -129,8 +246,6 @@ class Network:
             raise MalformedError(f"{kind} lacks a tensor that it needs")
         return numbers[place]
 
-    # -------------------------------------------------------------------------------------------------------- layers
-
     def input(self, name: str, tensor: FileTensor) -> Port:
         """An input, of int8 or uint8, in the order that the file has."""
         check_type(tensor)
@@ -157,42 +272,6 @@ class Network:
             zero_point=port.zero_point,
         )
 
-    def unused(self, name: str) -> str:
-        """`plain_name`, with a number behind it if it was given before."""
-        found, number = plain_name(name), 1
-        while found in self.shapes:
-            number += 1
-            found = f"{plain_name(name)}.{number}"
-        return found
-
-    def add(self, layer: AnyIntegerLayer) -> None:
-        self.layers.append(layer)
-        self.shapes[layer.name] = layer.output_shape
-
-    def node(
-        self, operator: Operator, inputs: tuple[str, ...], like: FileTensor | Value, name: str, **more: object
-    ) -> str:
-        """Add an operator without weights, whose result is of the type of `like`; returns its name."""
-        shapes = tuple(self.shapes[name] for name in inputs)
-        name = self.unused(name)
-        low, high = RANGES[like.dtype]
-        given = {"minimum": low, "maximum": high, **more}
-        self.add(
-            IntegerNode(
-                name=name,
-                modules=(name,),
-                operator=operator,
-                inputs=inputs,
-                dtype=like.dtype,
-                scale=like.scale,
-                zero_point=like.zero_point,
-                input_shapes=shapes,
-                output_shape=operator.out_shape(*shapes),
-                **given,  # type: ignore[arg-type]
-            )
-        )
-        return name
-
     def result_of(self, operator: FileOperator, source: str, shape: Shape, tensor: FileTensor | Value) -> None:
         """What an operator gives is `source`, whose channels are the last dimension of `shape`."""
         made = Value(
@@ -204,53 +283,6 @@ class Network:
             zero_point=tensor.zero_point,
         )
         self.set(operator, made)
-
-    # -------------------------------------------------------------------------------------------------------- orders
-
-    def places(self, value: Value) -> np.ndarray:
-        self._count(math.prod(value.shape))
-        return natural(value.shape) if value.places is None else value.places
-
-    def moved_to(self, value: Value, places: np.ndarray) -> Value:
-        self._count(places.size)
-        return replace(value, shape=tuple(places.shape), places=places)
-
-    def _count(self, values: int) -> None:
-        self.moved += values
-        if self.moved > MAX_MOVED:
-            raise MalformedError(f"its reshapes, slices and borders move over {MAX_MOVED:,} values")
-
-    def read(self, value: Value) -> str:
-        """The name of a tensor of ours that has a value with its last dimension as channels."""
-        if value.places is None:
-            return value.source
-        _, channels, height, width = inside(value.shape)
-        wanted = self.places(value).reshape(height, width, channels).transpose(2, 0, 1)[None]
-        return self.ordered(value, wanted)
-
-    def ordered(self, value: Value, wanted: np.ndarray) -> str:
-        """The name of a tensor of ours whose elements are those of the value's source at these places, 1×C×H×W."""
-        shape = self.shapes[value.source]
-        if wanted.shape == shape and np.array_equal(wanted.reshape(-1), np.arange(wanted.size)):
-            return value.source
-        if not wanted.size:
-            raise MalformedError("an operator reads a tensor without elements")
-        outside = value.zero_point if (wanted == OUTSIDE).any() else 0
-        gather = Gather(places=np.ascontiguousarray(wanted, np.int32), outside=outside)
-        key = value.source, wanted.shape, outside, hashlib.sha256(gather.places.tobytes()).digest()
-        if key not in self.gathers:  # another reader may have asked for the same
-            self.gathers[key] = self.node(gather, (value.source,), value, f"{value.source}.moved")
-        return self.gathers[key]
-
-    def mapped(self, value: Value, table: np.ndarray, like: FileTensor | Value, name: str) -> Value:
-        """A function of each element, whatever order they lie in: the result has the same."""
-        if value.places is not None and (value.places == OUTSIDE).any():
-            value = replace(value, source=self.read(value), places=None)
-        limits = {"minimum": int(table.min()), "maximum": int(table.max())}
-        if table.min() == table.max():  # no layer's outputs may all be alike as far as its limits say
-            limits = {}
-        source = self.node(Function(), (value.source,), like, name, table=table, **limits)
-        return replace(value, source=source, dtype=like.dtype, scale=like.scale, zero_point=like.zero_point)
 
 
 def taken(places: np.ndarray, index: np.ndarray, axis: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from tvm import relax
@@ -22,6 +23,12 @@ class Axis:
     output: int
     scale: float
     region: tuple[float, float]
+
+
+class Attributes(Protocol):
+    """A node, of which the attributes are asked for alone."""
+
+    def get(self, attribute: str, default: Any = None) -> Any: ...
 
 
 Coordinates = Callable[[np.ndarray, Axis], np.ndarray]
@@ -116,7 +123,7 @@ def _resized(
 ) -> relax.Expr:
     shape = node.shape()
     axes = [axis % len(shape) for axis in node.get("axes") or range(len(shape))]
-    wanted = _axes(node, [shape[axis] for axis in axes], scales, sizes, region)
+    wanted = axes_of(node, [shape[axis] for axis in axes], scales, sizes, region)
     mode = node.get("mode", "nearest")
     data, outside, tables = node.inputs[0], [], []
     for number, axis in zip(axes, wanted, strict=True):
@@ -131,7 +138,7 @@ def _resized(
             places = np.clip(NEAREST[nearest](x), 0, axis.extent - 1).astype("int64")
             data = _taken(node, data, number, places)
         else:
-            inputs, weights = _taps(node, mode, x, axis)
+            inputs, weights = taps_of(node, mode, x, axis)
             dtype = "float64" if node.dtype() == "float64" else "float32"
             tables.append(Taps(axis=number, inputs=inputs.astype("int32"), weights=weights.astype(dtype)))
     if tables:
@@ -144,8 +151,8 @@ def _resized(
     return data
 
 
-def _axes(
-    node: Node, extents: list[int], scales: np.ndarray | None, sizes: np.ndarray | None, region: np.ndarray | None
+def axes_of(
+    node: Attributes, extents: list[int], scales: np.ndarray | None, sizes: np.ndarray | None, region: np.ndarray | None
 ) -> list[Axis]:
     count = len(extents)
     if scales is not None or sizes is None:
@@ -180,7 +187,7 @@ def _taken(node: Node, data: relax.Expr, axis: int, places: np.ndarray) -> relax
     return node.bind(op.take(data, constant(places), axis, mode="clip"))
 
 
-def _taps(node: Node, mode: str, x: np.ndarray, axis: Axis) -> tuple[np.ndarray, np.ndarray]:
+def taps_of(node: Attributes, mode: str, x: np.ndarray, axis: Axis) -> tuple[np.ndarray, np.ndarray]:
     """Places and weights of what each output is made of, both outputs×taps."""
     coefficient = node.get("cubic_coeff_a", -0.75)
     shrinks = bool(node.get("antialias", 0)) and axis.scale < 1
