@@ -94,10 +94,11 @@ def tensors_between(network: IntegerNetwork, target: Target) -> list[tuple[Group
 def tensors_of(network: IntegerNetwork, target: Target, found: Sequence[np.ndarray]) -> list[tuple[Names, np.ndarray]]:
     """For each kernel that a build for that board makes, the names of its layers, and the last one's tensor.
 
-    `found` is what the kernels left, of all runs, as it lies in memory; the tensors are int64 N×C×H×W.
+    `found` is what the kernels left, of all runs, as it lies in memory; the tensors are int64 N×C×H×W. Kernels of a
+    tail, which come last, are none of them.
     """
-    tensors = []
-    for (layers, form), stack in zip(tensors_between(network, target), found, strict=True):
+    tensors, forms = [], tensors_between(network, target)
+    for (layers, form), stack in zip(forms, found[: len(forms)], strict=True):
         last = layers[-1]
         _, channels, height, width = last.output_shape
         values = stack.view(form.dtype) if form.packed else stack
