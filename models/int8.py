@@ -139,11 +139,11 @@ def make(
         layers=layers,
         preprocessing=preprocessing,
         labels=program.labels,
-        tail=parts and _tail(parts.end, quantised),
+        tail=_tail(parts.end, quantised) if parts else None,
     )
     if parts is not None:
         _require_right_tail(parts.end, network, examples.others)
-    found = fidelity(graph, quantised, network, examples.others, program.original, parts and parts.end)
+    found = fidelity(graph, quantised, network, examples.others, program.original, parts.end if parts else None)
     if found.output_sqnr_db <= 0:
         raise VerificationError(
             f"Quantised, {program.name} gives more noise than answer ({found.output_sqnr_db:.1f} dB against the "

@@ -71,6 +71,9 @@ def quantize(
     json: Json = None,
 ) -> None:
     """Quantise a network to int8, and say layer by layer what that cost."""
+    if qat and keep_float:
+        raise UserError("--qat fine-tunes networks that are quantised whole, and --keep-float leaves parts; give one.")
+
     import shlex
 
     from tvmflow.integer import qdq
@@ -82,8 +85,6 @@ def quantize(
     from tvmflow.models import int8
     from tvmflow.models.data import is_cifar10, load_cifar10
 
-    if qat and keep_float:
-        raise UserError("--qat fine-tunes networks that are quantised whole, and --keep-float leaves parts; give one.")
     check_folder(out)
     if onnx is not None:
         _check_file(onnx, "--onnx")

@@ -232,7 +232,8 @@ def _vectors(network: IntegerNetwork) -> tuple[Vector, ...]:
 
 def _vector(name: str, arrays: Sequence[np.ndarray], network: IntegerNetwork) -> Vector:
     arrays = [array.view(port.dtype) for array, port in zip(arrays, network.inputs, strict=True)]
-    outputs, rounding = network.answer(tuple(arrays)), ()
+    outputs = network.answer(tuple(arrays))
+    rounding: tuple[float, ...] = ()
     if network.tail is not None:
         rounding = rounding_of(lambda *given: network.answer(given), arrays, outputs)
     return Vector(name=name, inputs=tuple(arrays), outputs=outputs, rounding=rounding)

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -13,7 +14,6 @@ from onnx import TensorProto, helper
 from tvmflow.integer.graph import AnyFloatLayer, FloatGraph, FloatLayer, FloatNode
 from tvmflow.integer.network import Port
 from tvmflow.integer.onnx_writer import (
-    UnsayableError,
     Writer,
     convolved,
     gathered,
@@ -61,7 +61,8 @@ class Cut:
 def cut(graph: FloatGraph, names: Sequence[str]) -> Cut:
     """Before the layers and modules of these names: they, and all that comes after them, are the end.
 
-    Raises UserError for a name that nothing has, and where the end would read the network's input.
+    Raises UserError for a name that nothing has, where the end would read the network's input, and for functions that
+    no Tail can have.
     """
     kept: set[str] = set()
     for name in names:
@@ -78,12 +79,21 @@ def cut(graph: FloatGraph, names: Sequence[str]) -> Cut:
                 f"{', '.join(names)} can't stay in float32: {layer.name} reads the network's input {', '.join(found)}, "
                 "and what stays in float32 comes after integer layers; name later ones."
             )
+    if unsaid := [layer.name for layer in last if _is_unsaid(layer)]:
+        raise UserError(
+            f"{', '.join(names)} can't stay in float32, for what these layers compute of single elements has no form "
+            f"there: {', '.join(unsaid)}; name layers behind them."
+        )
     wanted = {read for layer in last for read in layer.inputs} | {port.source for port in graph.outputs}
     given_on = [Port(name=layer.name, shape=layer.output_shape, scale=1.0) for layer in first if layer.name in wanted]
     return Cut(
         head=replace(graph, outputs=tuple(replace(port, source=port.name) for port in given_on), layers=first),
         end=replace(graph, inputs=tuple(given_on), layers=last),
     )
+
+
+def _is_unsaid(layer: AnyFloatLayer) -> bool:
+    return isinstance(layer, FloatNode) and isinstance(layer.operator, Function) and layer.operator.steps is None
 
 
 def _named(graph: FloatGraph, name: str) -> set[str]:
@@ -116,8 +126,8 @@ class _Real(Writer):
 
 
 def tail_of(end: FloatGraph, scales: Sequence[float], dtypes: Sequence[str]) -> Tail:
-    """The end of a network that reads integers of these scales and dtypes. Raises UserError for what can't be said."""
-    made, inputs, wrong = _Real(), [], {}
+    """The end of a network that reads integers of these scales and dtypes."""
+    made, inputs = _Real(), []
     names = [made.fresh(port.name) for port in end.outputs]
     for port, scale, dtype in zip(end.inputs, scales, dtypes, strict=True):
         made.layer, name = port.name, made.fresh(port.name)
@@ -126,14 +136,7 @@ def tail_of(end: FloatGraph, scales: Sequence[float], dtypes: Sequence[str]) -> 
         made.values[port.name] = made.node(DEQUANTIZE, [name, *parameters], f"{name}.real")
     for layer in end.layers:
         made.layer = layer.name
-        try:
-            made.values[layer.name] = _clamped(made, layer, _said(made, layer))
-        except UnsayableError as error:
-            wrong[layer.name] = str(error)
-            made.values[layer.name] = layer.name
-    if wrong:
-        named = ", ".join(f"{name} ({why})" for name, why in wrong.items())
-        raise UserError(f"{end.name} can't stay in float32 from there on, because of {named}; name later layers.")
+        made.values[layer.name] = _clamped(made, layer, _said(made, layer))
     outputs = []
     for port, name in zip(end.outputs, names, strict=True):
         made.layer = port.source
@@ -147,8 +150,6 @@ def tail_of(end: FloatGraph, scales: Sequence[float], dtypes: Sequence[str]) -> 
 
 def _said(made: _Real, layer: AnyFloatLayer) -> str:
     kind = layer.kind if isinstance(layer, FloatLayer) else type(layer.operator)
-    if kind not in WRITERS:
-        raise UnsayableError(layer.kind)
     return WRITERS[kind](made, layer, *(made.values[name] for name in layer.inputs))
 
 
@@ -213,15 +214,15 @@ def _resample(made: _Real, layer: FloatNode, real: str) -> str:
 def _function(made: _Real, layer: FloatNode, real: str) -> str:
     """By its steps, on the tensor as it is inside, so that channels are where the steps' constants have them."""
     assert isinstance(layer.operator, Function)
-    if layer.operator.steps is None:
-        raise UnsayableError("a function that has no form in float32 here")
+    assert layer.operator.steps is not None
     values = [real]
     for step in layer.operator.steps:
         inputs = [
             values[read] if isinstance(read, int) else made.array(read, "float32", f"{layer.name}.constant")
             for read in step.inputs
         ]
-        values.append(made.node(step.operator, inputs, f"{layer.name}.{step.operator.lower()}", **step.attributes))
+        wanted, attributes = f"{layer.name}.{step.operator.lower()}", dict[str, Any](step.attributes)
+        values.append(made.node(step.operator, inputs, wanted, **attributes))
     return values[-1]
 
 

@@ -20,10 +20,6 @@ IR_VERSION = 8
 """The one that came with this opset."""
 
 
-class UnsayableError(ValueError):
-    """What a layer does can't be said in ONNX; the message says what that is, and comes after its name."""
-
-
 class Writer:
     """Nodes and arrays of a graph."""
 

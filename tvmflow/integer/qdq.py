@@ -25,7 +25,6 @@ from onnx import TensorProto, helper
 from tvmflow.integer.layers import RANGES, THRESHOLDS, AnyIntegerLayer, IntegerLayer, IntegerNode
 from tvmflow.integer.network import IntegerNetwork, Port
 from tvmflow.integer.onnx_writer import (
-    UnsayableError,
     Writer,
     convolved,
     gathered,
@@ -62,6 +61,10 @@ NOTE = (
     "Quantised by tvmflow. Scales are float32 here and runtimes round halves to even, so that a number may differ by a "
     "step from tvmflow's integers, which are the same on every device."
 )
+
+
+class UnsayableError(ValueError):
+    """What a layer does can't be said in ONNX; the message says what that is, and comes after its name."""
 
 
 def write(network: IntegerNetwork, path: Path, *, integers: bool = False) -> None:
@@ -202,7 +205,8 @@ def _appended(made: _Graph, tail: Tail, ports: Sequence[Port]) -> list[onnx.Valu
     graph, names = tail.model.graph, {"": ""}  # an input that is left out has no name
     sources = {entry.name: made.tensors[port.source] for entry, port in zip(graph.input, ports, strict=True)}
     shapes = {entry.name: spec.shape for entry, spec in zip(graph.input, tail.inputs, strict=True)}
-    for array in graph.initializer:
+    read = {name for node in graph.node if node.op_type != DEQUANTIZE for name in node.input}
+    for array in (tensor for tensor in graph.initializer if tensor.name in read):
         names[array.name] = made.fresh(array.name)
         made.arrays.append(onnx.TensorProto())
         made.arrays[-1].CopyFrom(array)

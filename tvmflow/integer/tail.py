@@ -132,6 +132,8 @@ def _checked(content: bytes) -> onnx.ModelProto:
             raise MalformedError(f"its float part has the tensor {shown(spec.name)} of no possible size")
     if len({spec.name for spec in known}) < len({name for node in graph.node for name in node.output}):
         raise MalformedError("its float part has tensors of which nothing says how large they are")
+    if not graph.input or not graph.output:
+        raise MalformedError("its float part has no inputs or no outputs")
     if any(spec.dtype not in ("int8", "uint8") for spec in map(_spec, graph.input)):
         raise MalformedError("its float part reads something else than int8 and uint8")
     if any(spec.dtype != "float32" for spec in map(_spec, graph.output)):
