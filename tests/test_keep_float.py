@@ -248,6 +248,9 @@ SPOILT = {
     "a size": lambda model: model.graph.initializer[0].dims.append(1 << 40),
     "another opset": lambda model: setattr(model.opset_import[0], "version", 9),
     "a float input": lambda model: setattr(model.graph.input[0].type.tensor_type, "elem_type", 1),
+    "integers behind": lambda model: model.graph.output.append(
+        onnx.helper.make_tensor_value_info(model.graph.node[0].output[0], 1, [1, 4])
+    ),
     "an open shape": lambda model: setattr(model.graph.input[0].type.tensor_type.shape.dim[1], "dim_param", "n"),
 }
 

@@ -35,7 +35,7 @@ from tvmflow.integer.operators import (
     Softmax,
     Sum,
 )
-from tvmflow.integer.tail import DEQUANTIZE, Tail
+from tvmflow.integer.tail import Tail
 from tvmflow.spec import UserError
 
 LEAST = float(np.finfo(np.float32).min)
@@ -132,8 +132,8 @@ def tail_of(end: FloatGraph, scales: Sequence[float], dtypes: Sequence[str]) -> 
     for port, scale, dtype in zip(end.inputs, scales, dtypes, strict=True):
         made.layer, name = port.name, made.fresh(port.name)
         inputs.append(helper.make_tensor_value_info(name, getattr(TensorProto, dtype.upper()), port.shape))
-        parameters = [made.array(scale, "float32", f"{name}.scale"), made.array(0, dtype, f"{name}.zero_point")]
-        made.values[port.name] = made.node(DEQUANTIZE, [name, *parameters], f"{name}.real")
+        whole = made.node("Cast", [name], f"{name}.whole", to=TensorProto.FLOAT)
+        made.values[port.name] = made.times(whole, scale, f"{name}.real")
     for layer in end.layers:
         made.layer = layer.name
         made.values[layer.name] = _clamped(made, layer, _said(made, layer))

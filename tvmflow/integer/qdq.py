@@ -49,7 +49,7 @@ from tvmflow.integer.operators import (
     Softmax,
     Sum,
 )
-from tvmflow.integer.tail import DEQUANTIZE, Tail
+from tvmflow.integer.tail import Tail
 from tvmflow.spec import UserError
 from tvmflow.system import scratch
 
@@ -202,23 +202,20 @@ def _output(made: _Graph, port: Port, integers: bool) -> onnx.ValueInfoProto:
 
 def _appended(made: _Graph, tail: Tail, ports: Sequence[Port]) -> list[onnx.ValueInfoProto]:
     """The nodes of what stays in float32, behind the tensors that it reads, and its outputs."""
-    graph, names = tail.model.graph, {"": ""}  # an input that is left out has no name
-    sources = {entry.name: made.tensors[port.source] for entry, port in zip(graph.input, ports, strict=True)}
-    shapes = {entry.name: spec.shape for entry, spec in zip(graph.input, tail.inputs, strict=True)}
-    read = {name for node in graph.node if node.op_type != DEQUANTIZE for name in node.input}
-    for array in (tensor for tensor in graph.initializer if tensor.name in read):
+    names = {"": ""}  # an input that is left out has no name
+    for port, spec, real in zip(ports, tail.inputs, tail.read, strict=True):
+        tensor = made.tensors[port.source]
+        names[real] = made.dequantize(tensor, f"{tensor.name}.kept")
+        if tensor.shape != spec.shape:
+            names[real] = made.reshaped(names[real], spec.shape, f"{tensor.name}.shaped")
+    read = {name for node in tail.nodes for name in node.input}
+    for array in (tensor for tensor in tail.model.graph.initializer if tensor.name in read):
         names[array.name] = made.fresh(array.name)
         made.arrays.append(onnx.TensorProto())
         made.arrays[-1].CopyFrom(array)
         made.arrays[-1].name = names[array.name]
-    for node in graph.node:
+    for node in tail.nodes:
         (output,) = node.output
-        if node.op_type == DEQUANTIZE:
-            tensor = sources[node.input[0]]
-            names[output] = made.dequantize(tensor, f"{tensor.name}.kept")
-            if tensor.shape != shapes[node.input[0]]:
-                names[output] = made.reshaped(names[output], shapes[node.input[0]], f"{tensor.name}.shaped")
-            continue
         names[output] = made.fresh(output)
         made.nodes.append(onnx.NodeProto())
         made.nodes[-1].CopyFrom(node)

@@ -8,7 +8,7 @@ nothing beside numbers for them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -27,11 +27,10 @@ MOST_ELEMENTS = 1 << 24
 """Of any tensor in a tail, as of the integer layers' maps."""
 DTYPES = {1: "float32", 2: "uint8", 3: "int8", 7: "int64", 9: "bool"}
 """What tensors may be of, by ONNX's numbers."""
-DEQUANTIZE = "DequantizeLinear"
 OPERATORS = frozenset(
     {
         *("Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Clip", "Concat"),
-        *("Conv", "Cos", "Cosh", DEQUANTIZE, "Div", "Equal", "Erf", "Exp", "Floor", "Gather", "Gemm"),
+        *("Conv", "Cos", "Cosh", "Div", "Equal", "Erf", "Exp", "Floor", "Gather", "Gemm"),
         *("GlobalAveragePool", "Greater", "GreaterOrEqual", "Identity", "LeakyRelu", "Less", "LessOrEqual", "Log"),
         *("LogSoftmax", "MatMul", "Max", "MaxPool", "Min", "Mul", "Neg", "Not", "Or", "Pad", "Pow", "Reciprocal"),
         *("ReduceMean", "Relu", "Reshape", "Round", "Sigmoid", "Sign", "Sin", "Sinh", "Softmax", "Sqrt", "Sub", "Tan"),
@@ -43,7 +42,11 @@ OPERATORS = frozenset(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tail:
-    """`content` is the ONNX model. What it reads are the integer network's outputs, in their order."""
+    """`content` is the ONNX model. What it reads are the integer network's outputs, in their order.
+
+    Its first nodes, a Cast and a Mul for each input, make real numbers of them; nothing else reads integers. (ONNX's
+    evaluator has no DequantizeLinear of this version.)
+    """
 
     content: bytes
 
@@ -62,11 +65,20 @@ class Tail:
         return tuple(map(_spec, self.model.graph.output))
 
     @property
+    def nodes(self) -> Sequence[onnx.NodeProto]:
+        """Those behind the first ones."""
+        return self.model.graph.node[2 * len(self.model.graph.input) :]
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """What the inputs are called as real numbers."""
+        return tuple(node.output[0] for node in self.model.graph.node[1 : 2 * len(self.model.graph.input) : 2])
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """The names of what is computed in float32, in order."""
         outputs = {entry.name for entry in self.model.graph.output}
-        nodes = (node for node in self.model.graph.node if node.op_type != DEQUANTIZE and node.output[0] not in outputs)
-        return tuple(dict.fromkeys(node.name for node in nodes))
+        return tuple(dict.fromkeys(node.name for node in self.nodes if node.output[0] not in outputs))
 
     @property
     def parameters(self) -> int:
@@ -94,6 +106,17 @@ def _spec(entry: onnx.ValueInfoProto) -> TensorSpec:
     return TensorSpec(
         name=entry.name, shape=tuple(dim.dim_value for dim in kind.shape.dim), dtype=DTYPES.get(kind.elem_type, "")
     )
+
+
+def _reads_inputs_first(graph: onnx.GraphProto) -> bool:
+    arrays, first, count = {tensor.name for tensor in graph.initializer}, [], 2 * len(graph.input)
+    for entry, cast, scaled in zip(graph.input, graph.node[:count:2], graph.node[1:count:2], strict=True):
+        pair = [cast.op_type, *cast.input, scaled.op_type, scaled.input[0]]
+        if pair != ["Cast", entry.name, "Mul", cast.output[0]] or scaled.input[1] not in arrays:
+            return False
+        first += [entry.name, cast.output[0]]
+    others = {name for node in graph.node[count:] for name in node.input} | {entry.name for entry in graph.output}
+    return others.isdisjoint(first)
 
 
 def _checked(content: bytes) -> onnx.ModelProto:
@@ -134,6 +157,8 @@ def _checked(content: bytes) -> onnx.ModelProto:
         raise MalformedError("its float part has tensors of which nothing says how large they are")
     if not graph.input or not graph.output:
         raise MalformedError("its float part has no inputs or no outputs")
+    if not _reads_inputs_first(graph):
+        raise MalformedError("its float part doesn't begin with its inputs as real numbers")
     if any(spec.dtype not in ("int8", "uint8") for spec in map(_spec, graph.input)):
         raise MalformedError("its float part reads something else than int8 and uint8")
     if any(spec.dtype != "float32" for spec in map(_spec, graph.output)):
