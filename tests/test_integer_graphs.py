@@ -360,6 +360,17 @@ CASES = {
         lambda s, x: ((y := s.body(x).reshape(4, 3, 18)) * y.amax(2, keepdim=True)).reshape(1, -1),
         {"body": nn.Conv2d(4, 3, 1)},
     ),
+    "attention to channels and pixels": (
+        lambda s, x: (
+            (y := x * torch.sigmoid(s.gate(s.largest(x)) + s.gate(x.mean((2, 3), keepdim=True))))
+            * torch.sigmoid(s.map(torch.cat((y.mean(1, keepdim=True), torch.max(y, 1, keepdim=True)[0]), 1)))
+        ),
+        {"gate": nn.Conv2d(4, 4, 1), "largest": nn.AdaptiveMaxPool2d(1), "map": nn.Conv2d(2, 1, 3, padding=1)},
+    ),
+    "largest of uneven windows": (
+        lambda s, x: torch.cat((s.uneven(y := s.body(x)).flatten(2), s.line(y.flatten(2)), y.max(3).values), 2),
+        {"body": nn.Conv2d(4, 3, 1), "uneven": nn.AdaptiveMaxPool2d((4, 5)), "line": nn.AdaptiveMaxPool1d(7)},
+    ),
     "channel mean": (
         lambda s, x: s.body(torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)),
         {"body": nn.Conv2d(2, 3, 3)},
@@ -393,6 +404,13 @@ def test_networks_are_read_and_quantised(name, scheme):
     assert network.facts["output_sqnr_db"] > 22
     named = {path.partition(".")[0] for layer in network.layers for path in layer.modules}
     assert {name for name, layer in CASES[name][1].items() if isinstance(layer, nn.Module)} <= named
+
+
+def test_places_of_maxima_have_no_integer_form_where_they_are_read():
+    network = imported(_Function(lambda s, x: (x.max(1).values, x.max(2).indices.float())), (1, 4, 9, 8))
+    with pytest.raises(UnsupportedOperatorError) as error:
+        float_graph(network)
+    assert error.value.operators == {"argmax": ("max_2",)}
 
 
 @pytest.mark.parametrize("name", ["shufflenet_v2", "erfnet", "deeplab"])
