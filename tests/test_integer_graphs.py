@@ -51,10 +51,11 @@ from tvmflow.integer.post_training import Method, logarithms, normalised, quanti
 from tvmflow.integer.reader import float_graph
 from tvmflow.integer.reference import REFERENCES, run_layer
 from tvmflow.network.frontend import from_module, import_model
+from tvmflow.passes.integer_kernels import slices_of
 from tvmflow.schedules.nodes import VALUES
 from tvmflow.spec import Program, UnsupportedOperatorError, UserError
 from tvmflow.targets import TARGETS, compute_in
-from tvmflow.targets.kind import verify_library
+from tvmflow.targets.kind import of, verify_library
 
 HOST = TARGETS["host"]
 METHOD = Method(count=24)
@@ -404,6 +405,51 @@ def test_networks_are_read_and_quantised(name, scheme):
     assert network.facts["output_sqnr_db"] > 22
     named = {path.partition(".")[0] for layer in network.layers for path in layer.modules}
     assert {name for name, layer in CASES[name][1].items() if isinstance(layer, nn.Module)} <= named
+
+
+class _Branches(nn.Module):
+    """Concatenations of branches: of whole vectors of channels but for the last one, and of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.near, self.far = nn.Conv2d(4, 16, 3), nn.Conv2d(16, 32, 1), nn.Conv2d(16, 16, 3, padding=1)
+        self.pooled, self.next, self.odd = nn.Conv2d(16, 21, 1), nn.Conv2d(69, 16, 1), nn.Conv2d(16, 7, 1)
+        self.last = nn.Conv2d(39, 32, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        pooled = self.pooled(functional.max_pool2d(x, 3, 1, 1))
+        y = torch.cat((torch.relu(self.near(x)), torch.relu(x + self.far(x)), torch.relu(pooled)), 1)
+        z = torch.relu(self.next(functional.max_pool2d(y, 2)))
+        odd = self.odd(z)
+        return torch.cat((self.last(torch.cat((odd, functional.max_pool2d(z, 3, 1, 1), z), 1)), odd), 1)
+
+
+@functools.cache
+def branches() -> IntegerNetwork:
+    torch.manual_seed(3)
+    return quantised(imported(_Branches(), (1, 4, 9, 8)), "per-channel")
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("board", [board for board, _ in SHARING])
+def test_what_is_concatenated_is_stored_there_at_once(board, tmp_path):
+    """Of whole vectors of channels that nothing else reads; a kernel less, and each layer's tensor as it should be."""
+    target = compute_in(CPUS.get(board) or TARGETS[board], "int8")
+    if target.elf != HOST.elf:
+        needs_emulator(target)
+    program = integer_program(branches())
+    made = compiled(program, target, tmp_path)
+    verdict = verify_library(made.library, target, program.vectors, program.outputs)
+    assert (verdict["passed"], verdict["max_abs_error"]) == (True, 0)
+    assert set(slices_of(branches(), target)) == {"near", "add", "pooled"}
+    assert len(made.program.layers) == len(branches().layers) - 2
+    runs = [vector.inputs for vector in program.vectors[:2]]
+    _, left = of(target).capture(made.library, target, branches(), runs, [row.kernel for row in made.program.layers])
+    _, exact = branches().run_kept((np.concatenate([arrays[0] for arrays in runs]),))
+    assert {"near", "pooled", "cat"} <= {names[-1] for names, _ in left}
+    for names, tensor in left:
+        np.testing.assert_array_equal(tensor, exact[names[-1]], str(names))
 
 
 def test_places_of_maxima_have_no_integer_form_where_they_are_read():
