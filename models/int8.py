@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,18 @@ import torch
 from tvmflow.integer import file
 from tvmflow.integer.fine_tune import TuneConfig, tune
 from tvmflow.integer.graph import FloatGraph
+from tvmflow.integer.keep_float import cut, tail_of
 from tvmflow.integer.network import BATCH, IntegerNetwork, Scheme
 from tvmflow.integer.network import quantize as to_integers
 from tvmflow.integer.post_training import Method, Quantised, quantize
 from tvmflow.integer.reader import float_graph
+from tvmflow.integer.tail import Tail
 from tvmflow.models import CIFAR10_PREPROCESSING, quantized_name
 from tvmflow.models.data import Cifar10, Split
 from tvmflow.models.examples import Inputs
 from tvmflow.models.train import write_text
 from tvmflow.network.agreement import compare, failure_sentence
-from tvmflow.spec import Preprocessing, Program, UserError, VerificationError
+from tvmflow.spec import Preprocessing, Program, UserError, Vector, VerificationError
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -97,14 +99,18 @@ def make(
     preprocessing: Preprocessing | None = None,
     tuning: TuneConfig | None = None,
     work_dir: Path = Path("qat"),
+    keep_float: Sequence[str] = (),
 ) -> IntegerNetwork:
     """Quantise a network and, with `tuning`, fine-tune it; `facts` say how, and how near it came.
 
-    Raises UserError, and VerificationError if what was imported computes something else than the original.
+    The layers and modules of `keep_float`, and what comes after them, stay in float32. Raises UserError, and
+    VerificationError if what was imported computes something else than the original.
     """
     graph = float_graph(program)
     _require_faithful(graph, program)
-    quantised = quantize(graph, examples.calibration, scheme, method)
+    parts = cut(graph, keep_float) if keep_float else None
+    head, inner = (parts.head, parts.inner) if parts else (graph, frozenset[str]())
+    quantised = quantize(head, examples.calibration, scheme, method, inner)
     facts: dict[str, Any] = {
         "channel_factors": _factors_of(quantised),
         **examples.facts,
@@ -112,6 +118,8 @@ def make(
         "torch": torch.__version__,
     }
     layers = quantised.layers
+    if parts is not None:
+        facts["keep_float"] = [layer.name for layer in parts.end.layers]
     if tuning is not None:
         if examples.training is None or preprocessing != CIFAR10_PREPROCESSING:
             raise UserError("--qat fine-tunes on CIFAR-10's training images as the registry's networks see them alone.")
@@ -131,8 +139,11 @@ def make(
         layers=layers,
         preprocessing=preprocessing,
         labels=program.labels,
+        tail=_tail(parts.end, quantised) if parts else None,
     )
-    found = fidelity(graph, quantised, network, examples.others, program.original)
+    if parts is not None:
+        _require_right_tail(parts.end, network, examples.others)
+    found = fidelity(graph, quantised, network, examples.others, program.original, parts.end if parts else None)
     if found.output_sqnr_db <= 0:
         raise VerificationError(
             f"Quantised, {program.name} gives more noise than answer ({found.output_sqnr_db:.1f} dB against the "
@@ -140,6 +151,22 @@ def make(
             f"it was checked on {_largest(examples.others):.3g}; give inputs like those that it will meet."
         )
     return replace(network, facts={**facts, **dataclasses.asdict(found)})
+
+
+def _tail(end: FloatGraph, quantised: Quantised) -> Tail:
+    dtypes = {layer.name: layer.dtype for layer in quantised.layers}
+    ports = quantised.outputs
+    return tail_of(end, [port.scale for port in ports], [dtypes[port.source] for port in ports])
+
+
+def _require_right_tail(end: FloatGraph, network: IntegerNetwork, inputs: Arrays) -> None:
+    """Raises VerificationError unless what was written of the end computes what it does."""
+    given = tuple(to_integers(array[:2], port.scale) for array, port in zip(inputs, network.inputs, strict=True))
+    _, kept = network.run_kept(given)
+    real = end.outputs_of(tuple(kept[port.source] * np.float32(port.scale) for port in network.outputs))
+    verdict = compare([Vector(name="inputs", inputs=given, outputs=real)], [network.answer(given)])
+    if not verdict["passed"]:
+        raise VerificationError(failure_sentence(verdict, f"What stays in float32 of {network.name}"))
 
 
 def _factors_of(quantised: Quantised) -> dict[str, list[float]]:
@@ -172,8 +199,9 @@ def fidelity(
     network: IntegerNetwork,
     inputs: Arrays,
     original: Callable[..., tuple[np.ndarray, ...]] | None = None,
+    end: FloatGraph | None = None,
 ) -> Fidelity:
-    """Compare layer by layer on inputs, float32, in the units of the float network.
+    """Compare layer by layer on inputs, float32, in the units of the float network; `end` is what stays in float32.
 
     The outputs are compared with what `original` gives for one input at a time, or else with the graph's; of several
     outputs, agreement and divergence are the first one's.
@@ -187,28 +215,37 @@ def fidelity(
         real = tuple(array[start : start + BATCH] for array in inputs)
         ported = zip(real, network.inputs, strict=True)
         given, kept = network.run_kept(tuple(to_integers(array, port.scale) for array, port in ported))
+        found = [q * port.scale for port, q in zip(network.outputs, given, strict=True)]
+        real_end: dict[str, np.ndarray] = {}
+        if end is not None:
+            read = end.tensors_of(tuple(array.astype(np.float32) for array in found))
+            real_end = {name: tensor.double().numpy() for name, tensor in read.items()}
+            real_end |= {layer.name: after.double().numpy() for layer, _, after in end.run(read)}
+            found = [real_end[port.source].reshape(-1, *port.shape[1:]) for port in end.outputs]
         floats: dict[str, np.ndarray] = {}
         sources = {port.source for port in graph.outputs}
         for layer, _, after in graph.run(graph.tensors_of(real)):
             wanted = after.double().numpy()
             if layer.name in sources:
                 floats[layer.name] = wanted
-            q = kept[layer.name] * (layers[layer.name].scale * quantised.factors[layer.name][:, None, None])
+            if layer.name in layers:
+                own = kept[layer.name] * (layers[layer.name].scale * quantised.factors[layer.name][:, None, None])
+            else:
+                own = real_end[layer.name]
             signal[layer.name] += np.square(wanted).sum()
-            noise[layer.name] += np.square(wanted - q).sum()
+            noise[layer.name] += np.square(wanted - own).sum()
         if original is None:
             outputs = [floats[port.source] for port in graph.outputs]
         else:
             each = [original(*(array[place : place + 1].copy() for array in real)) for place in range(len(real[0]))]
-            outputs = [np.stack([found[place] for found in each]) for place in range(len(given))]
-        for place, (port, q) in enumerate(zip(network.outputs, given, strict=True)):
-            wanted = outputs[place].astype(np.float64).reshape(q.shape)
-            found = q * port.scale
+            outputs = [np.stack([found[place] for found in each]) for place in range(len(found))]
+        for place, answer in enumerate(found):
+            wanted = outputs[place].astype(np.float64).reshape(answer.shape)
             signal[""] += np.square(wanted).sum()
-            noise[""] += np.square(wanted - found).sum()
+            noise[""] += np.square(wanted - answer).sum()
             if place == 0:
-                agreeing += _agreement(wanted, q)
-                divergence += _divergence(wanted, found)
+                agreeing += _agreement(wanted, answer)
+                divergence += _divergence(wanted, answer)
     ratios = {name: round(_decibels(signal[name], noise[name]), 1) for name in signal}
     output = ratios.pop("")
     return Fidelity(
@@ -220,10 +257,12 @@ def fidelity(
     )
 
 
-def _agreement(wanted: np.ndarray, q: np.ndarray) -> float:
+def _agreement(wanted: np.ndarray, found: np.ndarray) -> float:
     """For how many of a batch the largest of the classes is the same; of maps, a share of the pixels."""
-    wanted, q = (array.reshape(len(array), array.shape[1] if array.ndim > 1 else 1, -1) for array in (wanted, q))
-    return float((wanted.argmax(1) == q.argmax(1)).mean(1).sum())
+    wanted, found = (
+        array.reshape(len(array), array.shape[1] if array.ndim > 1 else 1, -1) for array in (wanted, found)
+    )
+    return float((wanted.argmax(1) == found.argmax(1)).mean(1).sum())
 
 
 def _divergence(wanted: np.ndarray, found: np.ndarray) -> float:
@@ -245,10 +284,10 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def logits_of(network: IntegerNetwork, images: np.ndarray) -> np.ndarray:
-    """int8 logits N×classes of uint8 images N×H×W×3."""
+    """Logits N×classes of uint8 images N×H×W×3: int8, or float32 where the network ends in it."""
     assert network.preprocessing is not None
     parts = np.array_split(images, -(-len(images) // 500))
-    found = [network.run(network.quantize_input(network.preprocessing.apply(part))) for part in parts]
+    found = [network.answer((network.quantize_input(network.preprocessing.apply(part)),))[0] for part in parts]
     return np.concatenate(found).reshape(len(images), -1)
 
 
@@ -318,6 +357,12 @@ def model_card(name: str, network: IntegerNetwork, facts: dict[str, Any]) -> str
         for layer in network.layers
         if layer.name in facts["sqnr_db"]
     )
+    output = f"int8 logits, real = q · {network.output_scale:.6g}"
+    exact = "which is exact: all devices give the same logits,\nbit for bit."
+    if network.tail:
+        output = "float32, of layers that stay so"
+        rows += "".join(f"\n| {layer} |  | float32 | {facts['sqnr_db'][layer]:.1f} |" for layer in facts["keep_float"])
+        exact = "which is exact: all devices give what its\nfloat32 layers read bit for bit the same."
     return f"""# {name}
 
 {headline} The test images chose nothing.
@@ -327,7 +372,7 @@ def model_card(name: str, network: IntegerNetwork, facts: dict[str, Any]) -> str
 | Network | the int8 form of {network.name}: {facts["weight_bytes"]:,} bytes of weights, biases and requantisation |
 | Scheme | {network.scheme}: {REQUANTISATION[network.scheme].format(block=method["block"])} |
 | Input | int8, real = q · {network.input_scale:.6g} after the float network's preprocessing |
-| Output | int8 logits, real = q · {network.output_scale:.6g} |
+| Output | {output} |
 | Made with | `{facts["command"]}` |
 | Calibration | {method["count"]} {inputs}, drawn with seed {method["seed"]} |
 | PyTorch | {facts["torch"]} |
@@ -335,8 +380,7 @@ def model_card(name: str, network: IntegerNetwork, facts: dict[str, Any]) -> str
 
 {made}
 
-[docs/int8.md](../../docs/int8.md) has the method and the arithmetic, which is exact: all devices give the same logits,
-bit for bit.
+[docs/int8.md](../../docs/int8.md) has the method and the arithmetic, {exact}
 
 On {facts["images"]} {inputs} that calibrated nothing it chooses the float network's class for
 {facts["agreement"]:.2%}, and the mean divergence of its probabilities is {facts["divergence"]:.5f}. Signal to

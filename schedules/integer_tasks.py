@@ -27,8 +27,9 @@ class Tensor:
 
     An element is the network's value plus `offset`, in `dtype`. `shape` is the user's where the user gives or gets it,
     with the elements in the order of 1×C×H×W, else (H·W)×`stored`: there, channels from `channels` on are nobody's,
-    and may hold anything. With `packed`, four neighbouring channels lie in one int32, the first in its lowest byte,
-    and `shape` counts these.
+    and may hold anything. With `packed`, four neighbouring channels lie in one int32, the first in its lowest byte, and
+    `shape` counts these. What is written into a part of a larger tensor begins at the channel `first` of its pixels;
+    `stored` and `shape` are then the larger one's.
     """
 
     channels: int
@@ -37,6 +38,7 @@ class Tensor:
     shape: tuple[int, ...]
     offset: int = 0
     packed: bool = False
+    first: int = 0
 
     @property
     def is_plain(self) -> bool:

@@ -36,6 +36,9 @@ class IntegerRegistry(Protocol):
     def joins(self, group: Sequence[Any], layer: Any, target: Target) -> bool:
         """Whether a layer that alone reads what these give, in one kernel, can be computed in it."""
 
+    def slice_of(self, target: Target) -> int | None:
+        """How many channels a kernel can write into a part of a larger tensor, or a multiple; None if it can't."""
+
 
 PACKAGES: Mapping[str, str] = {"cuda": "tvmflow.schedules.cuda"}
 """Kinds whose rules aren't the CPUs'."""

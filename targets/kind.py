@@ -255,6 +255,16 @@ def check_graph(program: Program, target: Target) -> None:
         float_graph(program)
 
 
+def check_whole(program: Program, target: Target) -> None:
+    """Raises UserError for a quantised network that ends in float32, on boards that have no place for that."""
+    if program.integer is not None and program.integer.tail is not None:
+        named = ", ".join(program.integer.tail.layers)
+        raise UserError(
+            f"{program.name} can't be built for {target.name}, which computes quantised networks in integers alone, "
+            f"and these of its layers stay in float32: {named}; quantise it without --keep-float."
+        )
+
+
 def whole_memory(memory: Mapping[str, int], target: Target, tiles: Sequence[Tile]) -> Parts:
     """`Backend.parts` of a board with one memory for everything."""
     return {"memory": (sum(memory.values()), target.memory_bytes)}

@@ -131,7 +131,7 @@ def odd():
         def __init__(self) -> None:
             super().__init__()
             self.stem, self.first, self.second = nn.Conv2d(3, 4, 1), nn.LocalResponseNorm(3), nn.LocalResponseNorm(3)
-            self.last = nn.AdaptiveMaxPool2d(3)
+            self.last = nn.AdaptiveMaxPool3d(3)
 
         def forward(self, x):
             x = self.stem(x)

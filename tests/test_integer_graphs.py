@@ -51,10 +51,11 @@ from tvmflow.integer.post_training import Method, logarithms, normalised, quanti
 from tvmflow.integer.reader import float_graph
 from tvmflow.integer.reference import REFERENCES, run_layer
 from tvmflow.network.frontend import from_module, import_model
+from tvmflow.passes.integer_kernels import slices_of
 from tvmflow.schedules.nodes import VALUES
 from tvmflow.spec import Program, UnsupportedOperatorError, UserError
 from tvmflow.targets import TARGETS, compute_in
-from tvmflow.targets.kind import verify_library
+from tvmflow.targets.kind import of, verify_library
 
 HOST = TARGETS["host"]
 METHOD = Method(count=24)
@@ -382,6 +383,17 @@ CASES = {
         {"body": nn.Conv2d(4, 3, 1)},
     ),
     "stack": (lambda s, x: torch.stack((y := s.body(x), y * x), 0).amax(0), {"body": nn.Conv2d(4, 4, 1)}),
+    "attention to channels and pixels": (
+        lambda s, x: (
+            (y := x * torch.sigmoid(s.gate(s.largest(x)) + s.gate(x.mean((2, 3), keepdim=True))))
+            * torch.sigmoid(s.map(torch.cat((y.mean(1, keepdim=True), torch.max(y, 1, keepdim=True)[0]), 1)))
+        ),
+        {"gate": nn.Conv2d(4, 4, 1), "largest": nn.AdaptiveMaxPool2d(1), "map": nn.Conv2d(2, 1, 3, padding=1)},
+    ),
+    "largest of uneven windows": (
+        lambda s, x: torch.cat((s.uneven(y := s.body(x)).flatten(2), s.line(y.flatten(2)), y.max(3).values), 2),
+        {"body": nn.Conv2d(4, 3, 1), "uneven": nn.AdaptiveMaxPool2d((4, 5)), "line": nn.AdaptiveMaxPool1d(7)},
+    ),
     "channel mean": (
         lambda s, x: s.body(torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)),
         {"body": nn.Conv2d(2, 3, 3)},
@@ -425,6 +437,58 @@ def test_peaks_are_where_a_map_equals_its_largest_neighbour():
     x = torch.randn(1, 4, 9, 8)
     (found,) = read(network, (1, 4, 9, 8)).outputs_of((x.numpy(),))
     np.testing.assert_allclose(found, network(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+class _Branches(nn.Module):
+    """Concatenations of branches: of whole vectors of channels but for the last one, and of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.near, self.far = nn.Conv2d(4, 16, 3), nn.Conv2d(16, 32, 1), nn.Conv2d(16, 16, 3, padding=1)
+        self.pooled, self.next, self.odd = nn.Conv2d(16, 21, 1), nn.Conv2d(69, 16, 1), nn.Conv2d(16, 7, 1)
+        self.last = nn.Conv2d(39, 32, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        pooled = self.pooled(functional.max_pool2d(x, 3, 1, 1))
+        y = torch.cat((torch.relu(self.near(x)), torch.relu(x + self.far(x)), torch.relu(pooled)), 1)
+        z = torch.relu(self.next(functional.max_pool2d(y, 2)))
+        odd = self.odd(z)
+        return torch.cat((self.last(torch.cat((odd, functional.max_pool2d(z, 3, 1, 1), z), 1)), odd), 1)
+
+
+@functools.cache
+def branches() -> IntegerNetwork:
+    torch.manual_seed(3)
+    return quantised(imported(_Branches(), (1, 4, 9, 8)), "per-channel")
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("board", [board for board, _ in SHARING])
+def test_what_is_concatenated_is_stored_there_at_once(board, tmp_path):
+    """Of whole vectors of channels that nothing else reads; a kernel less, and each layer's tensor as it should be."""
+    target = compute_in(CPUS.get(board) or TARGETS[board], "int8")
+    if target.elf != HOST.elf:
+        needs_emulator(target)
+    program = integer_program(branches())
+    made = compiled(program, target, tmp_path)
+    verdict = verify_library(made.library, target, program.vectors, program.outputs)
+    assert (verdict["passed"], verdict["max_abs_error"]) == (True, 0)
+    assert set(slices_of(branches(), target)) == {"near", "add", "pooled"}
+    assert len(made.program.layers) == len(branches().layers) - 2
+    runs = [vector.inputs for vector in program.vectors[:2]]
+    _, left = of(target).capture(made.library, target, branches(), runs, [row.kernel for row in made.program.layers])
+    _, exact = branches().run_kept((np.concatenate([arrays[0] for arrays in runs]),))
+    assert {"near", "pooled", "cat"} <= {names[-1] for names, _ in left}
+    for names, tensor in left:
+        np.testing.assert_array_equal(tensor, exact[names[-1]], str(names))
+
+
+def test_places_of_maxima_have_no_integer_form_where_they_are_read():
+    network = imported(_Function(lambda s, x: (x.max(1).values, x.max(2).indices.float())), (1, 4, 9, 8))
+    with pytest.raises(UnsupportedOperatorError) as error:
+        float_graph(network)
+    assert error.value.operators == {"argmax": ("max_2",)}
 
 
 @pytest.mark.parametrize("name", ["shufflenet_v2", "erfnet", "deeplab"])

@@ -13,7 +13,7 @@ import pytest
 from tflite_cases import CASES, graphs_of, inputs_of
 from tflite_files import file_of
 
-from tvmflow.integer import qdq
+from tvmflow.integer import onnx_writer, qdq
 from tvmflow.integer.file import save
 from tvmflow.integer.layers import IntegerNode, Scheme
 from tvmflow.integer.network import SCHEMES, IntegerNetwork, Port
@@ -111,7 +111,7 @@ def test_files_say_what_they_are(tmp_path):
     model = onnx.load(tmp_path / "network.onnx")
     onnx.checker.check_model(model, full_check=True)
     said = {entry.key: entry.value for entry in model.metadata_props}
-    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", qdq.OPSET)]
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", onnx_writer.OPSET)]
     assert {layer.name for layer in network.layers} <= {node.name for node in model.graph.node}
     assert [value.name for value in model.graph.input] == [port.name for port in network.inputs]
     assert [value.name for value in model.graph.output] == [port.name for port in network.outputs]

@@ -152,7 +152,7 @@ def test_a_relu_and_a_normalisation_may_come_first():
     ("network", "shape", "words"),
     [
         (nn.Sequential(nn.Conv2d(3, 4, 1), nn.LocalResponseNorm(3)), (1, 3, 8, 8), "nn.avg_pool3d (1)"),
-        (nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.AdaptiveMaxPool2d(3)), (1, 3, 8, 8), "max_pool (2)"),
+        (nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.AdaptiveMaxPool3d(2)), (1, 3, 8, 8), "max_pool (2)"),
     ],
 )
 def test_what_has_no_integer_form_is_refused(network, shape, words):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from tvmflow.integer.frontend import tail_program
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fold_scales import fold_scales
 from tvmflow.passes.fuse_operators import fuse_operators
 from tvmflow.passes.integer_kernels import integer_kernels
+from tvmflow.passes.join_programs import join_programs
 from tvmflow.passes.lower import lower, plan_memory
 from tvmflow.passes.narrow_floats import narrow_floats
 from tvmflow.passes.propagate_nans import propagate_nans
@@ -29,7 +32,7 @@ from tvmflow.targets.vta.stages import check_program, cut_layers, describe_layer
 
 Stage = Callable[[Program, Target], Program]
 
-CPU: tuple[Stage, ...] = (
+CPU_KERNELS: tuple[Stage, ...] = (
     # graph: what needn't be computed at run time, isn't
     fold_batchnorm,
     fold_scales,
@@ -45,12 +48,16 @@ CPU: tuple[Stage, ...] = (
     narrow_floats,
     # not a number stays that through maxima and minima
     propagate_nans,
+)
+
+CPU: tuple[Stage, ...] = (
+    *CPU_KERNELS,
     # virtual machine: storage is planned, what is left becomes byte code
     plan_memory,
     lower,
 )
 
-CUDA: tuple[Stage, ...] = (
+CUDA_KERNELS: tuple[Stage, ...] = (
     # graph: what needn't be computed at run time, isn't
     fold_batchnorm,
     fold_scales,
@@ -66,15 +73,35 @@ CUDA: tuple[Stage, ...] = (
     narrow_floats,
     # source: kernels become CUDA C, whose names are those of C
     plain_names,
+)
+
+CUDA: tuple[Stage, ...] = (
+    *CUDA_KERNELS,
     # virtual machine: storage is planned, launches become a graph if told so, what is left becomes byte code
     plan_memory,
     capture_graph,
     lower,
 )
 
+KERNELS: dict[str, tuple[Stage, ...]] = {"llvm": CPU_KERNELS, "arm_cpu": CPU_KERNELS, "cuda": CUDA_KERNELS}
+"""Of float networks, as far as they may come behind integer kernels."""
+
+
+def append_tail(program: Program, target: Target) -> Program:
+    """What of a quantised network stays in float32 goes through a float network's stages, and behind its kernels."""
+    if program.integer.tail is None:
+        return program
+    tail, board = tail_program(program.integer), replace(target, arithmetic="float32")
+    for stage in KERNELS[target.kind]:
+        tail = stage(tail, board)
+    return join_programs(program, tail)
+
+
 INTEGER: tuple[Stage, ...] = (
     # kernels: each layer gets the first integer rule that fits it; weights and tensors lie as the rules read them
     integer_kernels,
+    # tail: what stays in float32 comes behind them
+    append_tail,
     # virtual machine: storage is planned, launches on a GPU become a graph if told so, what is left becomes byte code
     plan_memory,
     capture_graph,

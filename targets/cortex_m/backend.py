@@ -38,6 +38,7 @@ from tvmflow.targets.kind import (
     RunStages,
     Timing,
     check_graph,
+    check_whole,
     other_kernels,
     stated_in,
     versions,
@@ -63,6 +64,7 @@ def check_network(program: Program, target: Target) -> None:
     """What has an integer form, or needs no C library. Raises UserError, UnsupportedOperatorError."""
     from tvmflow.targets.cortex_m.stages import graph_of
 
+    check_whole(program, target)
     if target.arithmetic == "float32":
         graph_of(program)
     else:

@@ -251,7 +251,7 @@ def capture(
     if Gpu.of(target).cuda_graph:
         raise UserError("The kernels in a CUDA graph can't be looked at one by one; build it without --cuda-graph.")
     made = len(tensors_between(network, target))
-    if made != len(kernels):
+    if made != len(kernels) and (network.tail is None or made > len(kernels)):
         raise other_kernels(library, made, kernels)
     if target.elf == COMPUTER.elf and missing_device(target) is None:
         return "native", tensors_of(network, target, measure.capture_library(library, runs, kernels, device="cuda"))

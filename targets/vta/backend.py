@@ -22,6 +22,7 @@ from tvmflow.targets.kind import (
     RunStages,
     Timing,
     check_graph,
+    check_whole,
     other_kernels,
     verify_by_running,
     whole_memory,
@@ -56,6 +57,7 @@ verify = verify_by_running
 
 def check_network(program: Program, target: Target) -> None:
     """What `check_graph` raises, and of a quantised network what compiling it would."""
+    check_whole(program, target)
     if program.integer is not None:
         prepare(program.integer, configuration(target))
     else:

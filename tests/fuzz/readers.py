@@ -381,6 +381,10 @@ def _int8() -> list[Files]:
     from integer_networks import POOL, conv, dense, depthwise, random_network
 
     from tvmflow.integer import file
+    from tvmflow.integer.graph import FloatGraph, FloatNode
+    from tvmflow.integer.keep_float import tail_of
+    from tvmflow.integer.network import Port
+    from tvmflow.integer.operators import Softmax
 
     def make(folder: Path) -> None:
         shapes = (conv(5, 3), depthwise(), POOL, dense(4))
@@ -393,7 +397,25 @@ def _int8() -> list[Files]:
         graphs = [random_graph(rng, "per-channel", prefix=f"{kind}.", layers=2, kinds=(kind,)) for kind in DRAWN]
         file.save(together(graphs), folder / "network.safetensors")
 
-    return [_made(make), _made(make_graph)]
+    def make_tail(folder: Path) -> None:
+        """What stays in float32 is a softmax."""
+        drawn = random_network(np.random.default_rng(0), "per-channel", shapes=(dense(4),), input_shape=(1, 3, 1, 1))
+        last = drawn.layers[-1]
+        read = Port(name=last.name, shape=last.output_shape, scale=last.scale)
+        given = Port(name="output", shape=(1, 4), scale=1.0, source="softmax")
+        softmax = FloatNode(
+            name="softmax",
+            modules=(),
+            operator=Softmax(axis=1),
+            inputs=(last.name,),
+            input_shapes=(last.output_shape,),
+            output_shape=last.output_shape,
+        )
+        end = FloatGraph(name="end", inputs=(read,), outputs=(given,), layers=(softmax,))
+        tail = tail_of(end, [last.scale], [last.dtype])
+        file.save(replace(drawn, outputs=(replace(read, source=last.name),), tail=tail), folder / "network.safetensors")
+
+    return [_made(make), _made(make_graph), _made(make_tail)]
 
 
 def _read_int8(path: Path) -> None:

@@ -566,7 +566,7 @@ def _describe(
             "input_scale": program.integer.input_scale,
             "output_scale": program.integer.output_scale,
             "input_scales": [port.scale for port in program.integer.inputs],
-            "output_scales": [port.scale for port in program.integer.outputs],
+            "output_scales": list(program.integer.output_scales),
             **_zero_points(program.integer),
             **({"state": [vars(state) for state in program.integer.state]} if program.integer.state else {}),
         },
@@ -596,6 +596,8 @@ def _details(layer: Layer, program: Program) -> Mapping[str, Any]:
     if program.integer is None:
         return layer.details
     known = program.integer.facts.get("sqnr_db", {})
+    if program.integer.tail is not None and layer.modules and layer.modules[-1] in program.integer.tail.layers:
+        return {**layer.details, "sqnr_db": known[layer.modules[-1]]} if layer.modules[-1] in known else layer.details
     done = [found.name for found in program.integer.layers if set(found.modules) <= set(layer.modules)]
     return {**layer.details, "sqnr_db": known[done[-1]]} if done and done[-1] in known else layer.details
 

@@ -19,9 +19,10 @@ from tvmflow.bundles.evaluate import is_data_set, is_quantised, snr_db
 from tvmflow.integer.network import IntegerNetwork, canonical
 from tvmflow.integer.reference import quantize
 from tvmflow.models.examples import load_inputs
+from tvmflow.network import agreement
 from tvmflow.network.agreement import Arrays
 from tvmflow.network.shapes import InputShape
-from tvmflow.spec import Program, TensorSpec, UserError
+from tvmflow.spec import Program, TensorSpec, UserError, Vector
 from tvmflow.targets import kind
 
 LIKELY = 8
@@ -79,8 +80,8 @@ def find_sources(
         )
     for vector in bundle.vectors():
         same = [tuple(port.shape) for port in network.inputs] == [array.shape for array in vector.inputs]
-        given = network.run_all(vector.inputs) if same else ()
-        if len(given) != len(vector.outputs) or not all(map(np.array_equal, given, vector.outputs)):
+        given = network.answer(vector.inputs) if same else ()
+        if len(given) != len(vector.outputs) or not all(map(agreement.within_tolerance, vector.outputs, given)):
             raise UserError(
                 f"{quantised or source} isn't the network that {bundle.path} was built from: it gives other numbers "
                 f"for the golden vector {vector.name}; give the right one as --quantised."
@@ -104,6 +105,8 @@ def find_sources(
 def compare_tensors(bundle: Bundle, sources: Sources, inputs: str | None = None, count: int = 8) -> dict[str, Any]:
     """A row for each tensor in execution order, the first that differs, and where signal to noise falls most.
 
+    Of what stays in float32, its layers and the verdict on the outputs, which are its.
+
     `inputs` are as the float network takes them, in a form of `--data`, of which `count` are taken; by default the
     golden vectors. Raises UserError, and MissingDependencyError where the bundle's code can't be run here.
     """
@@ -113,7 +116,8 @@ def compare_tensors(bundle: Bundle, sources: Sources, inputs: str | None = None,
     captured = {names[-1]: values for names, values in left}
     _, reference = network.run_kept(whole)
     ratios = _ratios(network, sources.original, likely) if sources.original is not None else None
-    kernels = {name: layer for (names, _), layer in zip(left, bundle.layers, strict=True) for name in names}
+    integer = bundle.layers[: len(left)]  # a tail's come behind them
+    kernels = {name: layer for (names, _), layer in zip(left, integer, strict=True) for name in names}
     rows: list[dict[str, Any]] = []
     for layer in network.layers:
         found = captured.get(layer.name)
@@ -150,6 +154,22 @@ def compare_tensors(bundle: Bundle, sources: Sources, inputs: str | None = None,
         "first_difference": differing[0]["tensor"] if differing else None,
         "largest_fall": worst["tensor"] if worst is not None and worst["fall_db"] > 0 else None,
         "channel_factors": ratios.factors if ratios is not None else None,
+        **({"tail": _tail(bundle, network, whole)} if network.tail is not None else {}),
+    }
+
+
+def _tail(bundle: Bundle, network: IntegerNetwork, inputs: Arrays) -> dict[str, Any]:
+    """What the bundle's library gives against what stays in float32 makes of the exact integers."""
+    assert network.tail is not None
+    runs = [tuple(array[place : place + 1] for array in inputs) for place in range(len(inputs[0]))]
+    vectors = [Vector(name=str(place), inputs=run, outputs=network.answer(run)) for place, run in enumerate(runs)]
+    _, runner = kind.find_runner(bundle.library, bundle.target, bundle.outputs)
+    verdict = agreement.compare(vectors, runner(runs))
+    return {
+        "layers": list(network.tail.layers),
+        "passed": verdict["passed"],
+        "max_abs_error": verdict["max_abs_error"],
+        "max_rel_error": verdict["max_rel_error"],
     }
 
 
@@ -272,6 +292,12 @@ def text(found: Mapping[str, Any]) -> str:
         lines.append(
             f"The first tensor that differs from the exact integers is {row['tensor']}, by up to "
             f"{row['max_difference']} steps, made by the kernel {row['kernel']} ({row['schedule']})."
+        )
+    if tail := found.get("tail"):
+        lines.append(
+            f"The outputs, of layers that stay in float32 ({', '.join(tail['layers'])}), are "
+            f"{'right but for rounding' if tail['passed'] else 'wrong'}: off by up to {tail['max_abs_error']:.2g}, "
+            f"relatively {tail['max_rel_error']:.2g}."
         )
     if found["float_model"] is None:
         lines.append("Signal to noise takes the float network: give it as --model.")

@@ -47,6 +47,13 @@ def quantize(
     ] = Path("runs/int8"),
     count: Annotated[int, typer.Option("--count", min=1, help="Images for calibration.")] = 512,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which images, and in what order.")] = 0,
+    keep_float: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep-float",
+            help="A layer or module that stays in float32, with all that comes after it; once for each.",
+        ),
+    ] = None,
     qat: Annotated[bool, typer.Option("--qat", help="Fine-tune as well; stopped, it goes on where it was.")] = False,
     epochs: Annotated[float, typer.Option("--epochs", min=1e-3, help="Length of --qat.")] = 0.1,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images in a step of --qat.")] = 64,
@@ -64,10 +71,14 @@ def quantize(
     json: Json = None,
 ) -> None:
     """Quantise a network to int8, and say layer by layer what that cost."""
+    if qat and keep_float:
+        raise UserError("--qat fine-tunes networks that are quantised whole, and --keep-float leaves parts; give one.")
+
     import shlex
 
     from tvmflow.integer import qdq
     from tvmflow.integer.fine_tune import TuneConfig
+    from tvmflow.integer.keep_float import cut
     from tvmflow.integer.post_training import Method
     from tvmflow.integer.reader import float_graph
     from tvmflow.models import examples as given
@@ -82,7 +93,10 @@ def quantize(
     method = Method(count=count, seed=seed)
     tuning = TuneConfig(epochs=epochs, batch=batch, peak_rate=rate, seed=seed) if qat else None
     program = _imported(model, input_shape or [])
-    float_graph(program)  # what has no integer form is said before data are read
+    graph = float_graph(program)  # what has no integer form is said before data are read
+    if keep_float:
+        kept = ", ".join(layer.name for layer in cut(graph, keep_float).end.layers)
+        log.info(f"In float32 stay what is named and all that comes after it: {kept}")
     given.check_described(program.inputs, program.outputs, seen, named)
     shape, seen, cifar = program.inputs[0].shape, seen or program.preprocessing, None
     program = replace(program, labels=named or program.labels)
@@ -102,7 +116,7 @@ def quantize(
         examples = int8.of_inputs(found, method)
     log.info(f"Quantising {program.name} {scheme} on {count} {examples.facts.get('inputs', 'training images')}")
     try:
-        network = int8.make(program, examples, scheme, method, seen, tuning, work_dir or out / "qat")
+        network = int8.make(program, examples, scheme, method, seen, tuning, work_dir or out / "qat", keep_float or ())
     except KeyboardInterrupt:
         if qat:
             log.info(f"\nThe same command goes on from the last checkpoint in {work_dir or out / 'qat'}.")
@@ -139,13 +153,13 @@ def export(
     json: Json = None,
 ) -> None:
     """Write a quantised network as ONNX with QuantizeLinear and DequantizeLinear, for other runtimes."""
-    from tvmflow.integer import qdq
+    from tvmflow.integer import onnx_writer, qdq
     from tvmflow.integer.frontend import find_network
 
     _check_file(out, "--output")
     network = find_network(model, scheme)
     qdq.write(network, out)
-    facts = {"onnx": str(out), "model": network.name, "scheme": network.scheme, "opset": qdq.OPSET}
+    facts = {"onnx": str(out), "model": network.name, "scheme": network.scheme, "opset": onnx_writer.OPSET}
     show(_written(network, out), {**facts, "layers": len(network.layers), "file_bytes": out.stat().st_size}, json)
 
 
@@ -157,7 +171,7 @@ def _check_file(path: Path, option: str) -> None:
 
 
 def _written(network: IntegerNetwork, path: Path) -> str:
-    from tvmflow.integer.qdq import OPSET
+    from tvmflow.integer.onnx_writer import OPSET
 
     return (
         f"{path}: {network.name}, {network.scheme}, {len(network.layers)} layers with QuantizeLinear and "
@@ -176,7 +190,8 @@ def _imported(model: str, shapes: list[str]) -> Program:
 
 
 def _text(path: Path, facts: Any) -> str:
-    lines = [f"{name:40}{ratio:6.1f} dB" for name, ratio in facts["sqnr_db"].items()]
+    kept = facts.get("keep_float", ())
+    lines = [f"{name:40}{ratio:6.1f} dB{' float32' * (name in kept)}" for name, ratio in facts["sqnr_db"].items()]
     lines.append(f"{'output, against the original network':40}{facts['output_sqnr_db']:6.1f} dB")
     lines.append(
         f"{path}: the float network's answer on {facts['agreement']:.2%} of {facts['images']} "

@@ -24,7 +24,8 @@ QUANTISED = "quantised"
 
 
 class Draft:
-    """What converters of operators work on. `path` is the module whose operator is read, `reason` why it can't be.
+    """What converters of operators work on. `path` is the module whose operator is read, `reason` why it can't be, and
+    `fields` are the numbers of its results that somebody reads, where it has several.
 
     `finite`: there will be neither NaN nor infinity.
     """
@@ -37,6 +38,8 @@ class Draft:
         self.waiting: dict[Any, Any] = {}  # element-wise bindings that belong to no layer yet, by their variables
         self.same: dict[Any, Any] = {}  # other names of variables
         self.tuples: dict[Any, Sequence[Any]] = {}
+        self.fields: set[int] = set()
+        self.read_fields: dict[Any, set[int]] = defaultdict(set)  # the same of each variable
         self.missing: dict[str, list[str]] = defaultdict(list)  # an operator, with what is wrong with it → where
         self.uses: Counter[Any] = Counter()
         self.normal: dict[Any, Normalisation] = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow.integer import probe
+from tvmflow.integer import functions, probe
 from tvmflow.integer.draft import Draft
 from tvmflow.integer.graph import FloatLayer
 from tvmflow.integer.operators import Function, MatMul, Normalise, Operator, Product, Shape, Softmax, Sum
@@ -200,7 +200,9 @@ class Elementwise(Draft):
         views = [self.view(read) for read in reads]
         shape = shape_of(var)
         if name == "divide":
-            layer = self.append("function", Function(real=_reciprocal), (self.laid(views[1]),))
+            layer = self.append(
+                "function", Function(real=_reciprocal, steps=functions.RECIPROCAL), (self.laid(views[1]),)
+            )
             views[1] = View(layer=layer, shape=views[1].shape)
         product = name in ("multiply", "divide")
         operator: Operator = Product() if product else Sum(signs=(1, 1 if name == "add" else -1))
@@ -235,7 +237,7 @@ class Elementwise(Draft):
         if name not in COMPARISONS:
             return difference
         holds = COMPARISONS[name]
-        return self.append("function", Function(real=lambda x: np.float32(holds(x, 0))), (difference,))
+        return self.append("function", Function(real=lambda x: holds(x, 0).astype(np.float32)), (difference,))
 
     def function(self, var: Any) -> View:
         """What waited for `var`, from the one variable that it is computed from, as a layer."""
@@ -256,12 +258,27 @@ class Elementwise(Draft):
                 real = probe.function_of(self.module, bindings, root, view.shape, self.resolved)
                 shape = self.shapes[view.layer]
                 places = None if view.places is None else view.places.reshape(-1)
-                name = self.append("function", Function(real=_in_order(real, shape, view.shape, places)), (view.layer,))
+                found = functions.steps_of(
+                    [step[:3] for step in steps], root, self.resolved, lambda value: self.operand(view, value)
+                )
+                function = Function(real=_in_order(real, shape, view.shape, places), steps=found)
+                name = self.append("function", function, (view.layer,))
             modules = tuple(dict.fromkeys((*self.layers[name].modules, *paths)))
             self.layers[name] = replace(self.layers[name], modules=modules)
         finally:
             self.path = keep
         return View(layer=name, shape=view.shape, places=view.places)
+
+    def operand(self, view: View, value: Any) -> np.ndarray:
+        """A constant that is broadcast to the view, as numbers for the layer beneath."""
+        array = constant_of(value)
+        assert array is not None
+        if array.size == 1:
+            return array.reshape(())
+        found = self.by_channel(view, array)
+        if found is None:
+            raise functions.UnsaidError
+        return found.reshape(-1, 1, 1)
 
     def steps(self, var: Any, root: Any) -> list[tuple[Any, str, Any, str]]:
         """The waiting bindings between `root` and `var`, in order."""

@@ -1,6 +1,7 @@
 """The file of a quantised network: safetensors, with the arrays of each layer, and all else as JSON in its metadata.
 
 Format 2 has layers of every operator, inputs and outputs. Format 1, whose networks were chains, converts on loading.
+What stays in float32 is an array of the bytes of its ONNX model.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from tvmflow.integer.operators import (
     Softmax,
     Sum,
 )
+from tvmflow.integer.tail import Tail
 from tvmflow.integer.window import Window
 from tvmflow.spec import Preprocessing
 from tvmflow.system import limits, scratch, untrusted
@@ -44,6 +46,8 @@ WEIGHTED = ("weight", "bias", "multiplier", "shift")
 """Arrays of an IntegerLayer."""
 NODE = ("factors", "table")
 """Arrays of an IntegerNode; those of its operator come to them."""
+TAIL = "tail"
+"""The array of what stays in float32; those of layers have a dot in their names."""
 TABLES = ("row_places", "row_weights", "column_places", "column_weights")
 """Arrays of a Resample."""
 
@@ -173,6 +177,8 @@ def save(network: IntegerNetwork, path: Path) -> None:
         layers.append(fields)
         arrays |= {f"{layer.name}.{key}": np.ascontiguousarray(array) for key, array in own.items()}
     content = {**vars(network), "format": FORMAT, "layers": layers}
+    if (tail := content.pop("tail")) is not None:
+        arrays[TAIL] = np.frombuffer(tail.content, np.uint8)
     for key in ("inputs", "outputs"):
         ports = [{name: value for name, value in vars(port).items() if value != ""} for port in content[key]]
         content[key] = [_said(port, zero_point=0, dtype="int8") for port in ports]
@@ -237,9 +243,16 @@ def load(path: Path) -> IntegerNetwork:
             for port in content[key]:
                 _check_elements(port.shape, key, port.name)
         content["state"] = [State(**state) for state in content.pop("state", ())]
-        return IntegerNetwork(**_tuples(content), layers=layers, preprocessing=preprocessing)
+        tail = _tail(arrays[TAIL]) if TAIL in arrays else None
+        return IntegerNetwork(**_tuples(content), layers=layers, preprocessing=preprocessing, tail=tail)
     except MalformedError as error:
         raise UnusableFileError(path, f"is damaged: {error}", "quantise the network again") from error
+
+
+def _tail(array: np.ndarray) -> Tail:
+    if array.dtype != np.uint8 or array.ndim != 1:
+        raise MalformedError("what stays in float32 is no row of bytes")
+    return Tail(content=array.tobytes())
 
 
 def _layer(fields: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> AnyIntegerLayer:

@@ -20,7 +20,9 @@ from tvmflow.integer.tflite.reader import read
 from tvmflow.integer.tflite.schema import SUFFIX
 from tvmflow.models import accuracy, quantized
 from tvmflow.network import pt2_archive
+from tvmflow.network.foreign import quiet
 from tvmflow.network.names import PATH_SEPARATOR
+from tvmflow.network.rounding import rounding_of
 from tvmflow.network.shapes import InputShape
 from tvmflow.network.tflite.graph import is_quantised_tflite
 from tvmflow.spec import Layer, Program, TensorSpec, UserError, Vector
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 def integer_program(network: IntegerNetwork, source: str = "") -> Program:
     """`network` on int8 inputs. Its kernels are fused already: `Program.layers` has them all.
+
+    A tail isn't among them: that is joined to the integers' own kernels (`tail_program`), and outputs are its.
 
     Golden vectors are noise over the whole range, a noisy image, and the edges, with what the reference makes of them.
     """
@@ -79,6 +83,26 @@ def integer_program(network: IntegerNetwork, source: str = "") -> Program:
         for layer, call in zip(network.layers, kernel_calls(module), strict=True)
     )
     return replace(graphless_program(network, source), module=module, layers=layers)
+
+
+def tail_program(network: IntegerNetwork) -> Program:
+    """What stays in float32 as a network of its own, which reads the integer layers' outputs. It has no vectors."""
+    from tvmflow.network.names import name_outputs
+    from tvmflow.network.onnx_operators import import_graph
+
+    tail = network.tail
+    assert tail is not None
+    with quiet():
+        module = name_outputs(import_graph(tail.model, tail.inputs))
+    return Program(
+        name=network.name,
+        source=network.name,
+        module=module,
+        inputs=tail.inputs,
+        outputs=tail.outputs,
+        vectors=(),
+        parameters=tail.parameters,
+    )
 
 
 def plain_tensor(inside: Shape, dtype: str, shape: Shape) -> Tensor:
@@ -240,20 +264,21 @@ def _vectors(network: IntegerNetwork) -> tuple[Vector, ...]:
 
 def _vector(name: str, arrays: Sequence[np.ndarray], network: IntegerNetwork) -> Vector:
     arrays = [array.view(port.dtype) for array, port in zip(arrays, network.inputs, strict=True)]
-    return Vector(name=name, inputs=tuple(arrays), outputs=network.run_all(tuple(arrays)))
+    outputs = network.answer(tuple(arrays))
+    rounding: tuple[float, ...] = ()
+    if network.tail is not None:
+        rounding = rounding_of(lambda *given: network.answer(given), arrays, outputs)
+    return Vector(name=name, inputs=tuple(arrays), outputs=outputs, rounding=rounding)
 
 
 def graphless_program(network: IntegerNetwork, source: str = "") -> Program:
     """`integer_program` without the Relax module and its layers, for backends that compile the network itself."""
-    dtypes = network.dtypes
     return Program(
         name=network.name,
         source=source or network.name,
         module=None,
         inputs=tuple(TensorSpec(name=port.name, shape=tuple(port.shape), dtype=port.dtype) for port in network.inputs),
-        outputs=tuple(
-            TensorSpec(name=port.name, shape=tuple(port.shape), dtype=dtypes[port.source]) for port in network.outputs
-        ),
+        outputs=network.answers,
         vectors=_vectors(network),
         parameters=network.parameters,
         labels=network.labels,

@@ -197,7 +197,8 @@ class FloatGraph:
     def outputs_of(self, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """The network's outputs, of the ports' shapes but for the batch."""
         sources = {port.source for port in self.outputs}
-        found = {layer.name: out for layer, _, out in self.run(self.tensors_of(arrays)) if layer.name in sources}
+        given = self.tensors_of(arrays)
+        found = given | {layer.name: out for layer, _, out in self.run(given) if layer.name in sources}
         return tuple(found[port.source].numpy().reshape(-1, *port.shape[1:]) for port in self.outputs)
 
 

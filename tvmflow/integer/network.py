@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -26,8 +26,11 @@ from tvmflow.integer.layers import (
 )
 from tvmflow.integer.operators import Shape
 from tvmflow.integer.reference import BATCH, accumulate, quantize, requantize, run_layer
-from tvmflow.spec import Preprocessing, UserError
+from tvmflow.spec import Preprocessing, TensorSpec, UserError
 from tvmflow.system import untrusted
+
+if TYPE_CHECKING:
+    from tvmflow.integer.tail import Tail
 
 __all__ = [
     "BATCH",
@@ -92,8 +95,9 @@ class IntegerNetwork:
     """Layers in execution order, each of which reads inputs of the network or layers before it.
 
     The inputs are int8, real = q · their scale, but for those of files that say otherwise; outputs have the dtypes of
-    the layers that give them. `facts` say how the network was quantised. Raises UserError if a layer doesn't fit its
-    inputs or the scheme, or could overflow.
+    the layers that give them. With a `tail` they are what it reads, and what it gives is the network's answer. `facts`
+    say how the network was quantised. Raises UserError if a layer doesn't fit its inputs or the scheme, or could
+    overflow.
     """
 
     name: str
@@ -104,6 +108,7 @@ class IntegerNetwork:
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] = ()
     state: tuple[State, ...] = ()
+    tail: Tail | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -147,12 +152,27 @@ class IntegerNetwork:
     @property
     def output_scale(self) -> float:
         """Real value of one step of the first output."""
-        return self.outputs[0].scale
+        return self.output_scales[0]
+
+    @property
+    def output_scales(self) -> tuple[float, ...]:
+        """Real value of one step of each output of `answers`; those of a tail are real values themselves."""
+        return tuple(1.0 for _ in self.tail.outputs) if self.tail else tuple(port.scale for port in self.outputs)
+
+    @property
+    def answers(self) -> tuple[TensorSpec, ...]:
+        """What the user gets, as `answer` gives it for one input: float32 where there is a tail."""
+        if self.tail is not None:
+            return self.tail.outputs
+        dtypes = self.dtypes
+        return tuple(
+            TensorSpec(name=port.name, shape=tuple(port.shape), dtype=dtypes[port.source]) for port in self.outputs
+        )
 
     @property
     def output_shape(self) -> Shape:
         """Of the first output, as the user has it, for one input."""
-        return self.outputs[0].shape
+        return self.answers[0].shape
 
     @property
     def by_name(self) -> dict[str, AnyIntegerLayer]:
@@ -179,13 +199,15 @@ class IntegerNetwork:
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights, biases, requantisation and tables; a pool's weights, all 1, need not be kept."""
-        return sum(layer.constant_bytes for layer in self.layers)
+        tail = 4 * self.tail.parameters if self.tail else 0
+        return sum(layer.constant_bytes for layer in self.layers) + tail
 
     @property
     def parameters(self) -> int:
         """Weights and biases."""
         weighted = (layer for layer in self.layers if isinstance(layer, IntegerLayer) and layer.kind != "pool")
-        return sum(layer.weight.size + layer.bias.size for layer in weighted)
+        own = sum(layer.weight.size + layer.bias.size for layer in weighted)
+        return own + (self.tail.parameters if self.tail else 0)
 
     def quantize_input(self, real: np.ndarray) -> np.ndarray:
         """float32, the first input → its dtype: divided by its scale in float64, rounded half to even, saturated."""
@@ -212,6 +234,18 @@ class IntegerNetwork:
         Raises UserError if the inputs are another's.
         """
         return self._run(tuple(inputs), False)[0]
+
+    def answer(self, inputs: Arrays) -> Arrays:
+        """What the user gets: `run_all`, and with a tail what that makes of it, one input after the other.
+
+        Raises UserError if the inputs are another's, MissingDependencyError if nothing here can run the tail.
+        """
+        found = self.run_all(inputs)
+        if self.tail is None:
+            return found
+        each = [self.tail.run(*(array[place : place + 1] for array in found)) for place in range(len(found[0]))]
+        shaped = zip(zip(*each, strict=True), self.answers, strict=True)
+        return tuple(np.concatenate([part.reshape(-1, *spec.shape[1:]) for part in parts]) for parts, spec in shaped)
 
     def run_kept(self, inputs: Arrays) -> tuple[Arrays, dict[str, np.ndarray]]:
         """`run_all`, and every tensor by its name, N×C×H×W."""
@@ -275,9 +309,15 @@ def _check(network: IntegerNetwork) -> None:
         source = layers.get(port.source)
         if source is None or canonical(port.shape) != source.output_shape:
             raise _wrong(f"The output {port.name} of {network.name} is no layer's, or has another shape.")
-        if isinstance(source, IntegerLayer) and source.dtype != "int8" and network.scheme != "tflite":
+        free = network.scheme == "tflite" or network.tail is not None
+        if isinstance(source, IntegerLayer) and source.dtype != "int8" and not free:
             raise _wrong(f"The output of {network.name} is {source.dtype} instead of int8.")
     _check_state(network)
+    if network.tail is not None:
+        dtypes = network.dtypes
+        given = [(canonical(port.shape), dtypes[port.source]) for port in network.outputs]
+        if [(spec.shape, spec.dtype) for spec in network.tail.inputs] != given or network.state:
+            raise _wrong(f"What stays in float32 of {network.name} doesn't read what its integer layers give.")
     if not all(np.isfinite(port.scale) and port.scale > 0 for port in (*network.inputs, *network.outputs)):
         raise _wrong(f"The scales of {network.name}'s inputs and outputs aren't positive.")
 

@@ -10,8 +10,8 @@ integers in `reference`, and as loops in `tvmflow.schedules.nodes`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -174,14 +174,26 @@ class Resample:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Step:
+    """A part of a function: an operator of ONNX's on earlier steps by their numbers, 0 being what the function is of,
+    and on constants, float32: single numbers, or C×1×1."""
+
+    operator: str
+    inputs: tuple[int | np.ndarray, ...]
+    attributes: Mapping[str, float | int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Function:
     """A function of each element by itself. `real` computes it on float32 arrays of the input's shape, batch first.
 
-    An integer network has its table in place of it, and `real` is None there.
+    `steps` are what it is made of, the last of which is its value; None where that can't be said. An integer network
+    has its table in place of both.
     """
 
     kind: ClassVar = "table"
     real: Callable[[np.ndarray], np.ndarray] | None = None
+    steps: tuple[Step, ...] | None = None
 
     def out_shape(self, *shapes: Shape) -> Shape:
         return shapes[0] if len(shapes) == 1 else ()

@@ -12,8 +12,8 @@ import numpy as np
 from tvmflow.integer import probe
 from tvmflow.integer.draft import Draft
 from tvmflow.integer.network import canonical
-from tvmflow.integer.operators import Function, MaxPool, Resample, Shape, Sum
-from tvmflow.integer.views import View, added, places_of_view, shape_of, unless_ordered
+from tvmflow.integer.operators import Function, Gather, MaxPool, Resample, Shape, Sum
+from tvmflow.integer.views import View, added, constant_of, order_of, places_of_view, shape_of, unless_ordered
 from tvmflow.integer.window import Window
 
 
@@ -142,8 +142,18 @@ def average_pool(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
 
 def largest(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
     """The largest along some axes: of each channel's map as it lies, else of rows that are laid out for it."""
-    view, shape = draft.view(reads[0]), shape_of(call)
-    axes = probe.axes_of(draft.module, call, view.shape, reads[0], np.max)
+    return _largest(draft, call, reads[0])
+
+
+def largest_alone(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
+    """Of the places of the largest and what is there, the latter, if nobody reads the former."""
+    return _largest(draft, call, reads[0], field=1) if draft.fields == {1} else None
+
+
+def _largest(draft: Draft, call: Any, read: Any, field: int | None = None) -> View | None:
+    view = draft.view(read)
+    shape = tuple(int(dim) for dim in (call.ty if field is None else call.ty.fields[field]).shape.values)
+    axes = probe.axes_of(draft.module, call, view.shape, read, np.max, field)
     if axes is None:
         return None
     rank = len(view.shape)
@@ -155,6 +165,30 @@ def largest(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
         size = (count, 1)
     name = draft.append("max_pool", MaxPool(window=Window(kernel=size, size=size)), (read,))
     return View(layer=name, shape=shape)
+
+
+def listed_max_pool(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
+    """The largest of windows that tables list, outputs × places, one table for each axis.
+
+    Unless they lie one after the other, as they are listed, what they read is laid out so.
+    """
+    view = draft.view(reads[0])
+    tables = [array.astype(np.int64) for array in map(constant_of, call.args[1].fields[1:]) if array is not None]
+    if len(tables) not in (1, 2) or len(view.shape) != len(tables) + 2 or not hasattr(call.ty, "shape"):
+        return None
+    if len(tables) == 1:
+        tables.insert(0, np.zeros((1, 1), np.int64))
+    read = draft.laid(view)
+    shape = draft.shapes[read]
+    if any(((table < 0) | (table >= length)).any() for table, length in zip(tables, shape[2:], strict=True)):
+        return None
+    rows, columns = (table.reshape(-1) for table in tables)
+    places = order_of(shape)[:, :, rows][..., columns]
+    if unless_ordered(places, shape) is not None:
+        read = draft.append("gather", Gather(places=places), (read,))
+    kernel = (tables[0].shape[1], tables[1].shape[1])
+    window = Window(kernel=kernel, stride=kernel, size=(len(rows), len(columns)))
+    return View(layer=draft.append("max_pool", MaxPool(window=window), (read,)), shape=shape_of(call))
 
 
 def max_pool(draft: Draft, call: Any, reads: Sequence[Any]) -> View | None:
@@ -276,6 +310,8 @@ CONVERTERS: dict[str, Callable[[Draft, Any, Sequence[Any]], View | None]] = {
     "kernel.variance": variance,
     "max": largest,
     "kernel.max": largest,
+    "kernel.argmax": largest_alone,
+    "kernel.max_pool": listed_max_pool,
     "kernel.amax": largest,
     "nn.adaptive_avg_pool2d": adaptive_average,
     "nn.avg_pool1d": average_pool,

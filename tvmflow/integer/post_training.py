@@ -126,9 +126,15 @@ class Ties:
                 self._of[other] = first
 
 
-def quantize(graph: FloatGraph, inputs: tuple[np.ndarray, ...], scheme: Scheme, method: Method) -> Quantised:
+def quantize(
+    graph: FloatGraph,
+    inputs: tuple[np.ndarray, ...],
+    scheme: Scheme,
+    method: Method,
+    inner: frozenset[str] = frozenset(),
+) -> Quantised:
     """`inputs` are float32, preprocessed: many of each of the network's. Raises UserError for those that nothing can
-    be learnt from."""
+    be learnt from. `inner` are layers that give outputs which no user sees, so that they are quantised like others."""
     for array in inputs:
         if not np.isfinite(array).all():
             raise UserError("The network can't be quantised: among the calibration inputs are NaN or infinity.")
@@ -147,7 +153,7 @@ def quantize(graph: FloatGraph, inputs: tuple[np.ndarray, ...], scheme: Scheme, 
     factors = {layer.name: np.ones(layer.output_shape[1]) for layer in graph.layers}
     if method.equalise:
         graph, observed, factors = equalise(graph, observed, method)
-    made = _Quantiser(graph, inputs, scheme, method, observed)
+    made = _Quantiser(graph, inputs, scheme, method, observed, inner)
     for layer in graph.layers:
         made.take(layer)
     outputs = tuple(
@@ -252,6 +258,7 @@ class _Quantiser:
         scheme: Scheme,
         method: Method,
         observed: Mapping[str, Observed],
+        inner: frozenset[str],
     ) -> None:
         self.graph, self.scheme, self.method, self.observed = graph, scheme, method, observed
         self.layers: list[AnyIntegerLayer] = []
@@ -264,7 +271,7 @@ class _Quantiser:
         self.base: dict[str, float] = {}  # a set of tensors that differ by powers of two → the scale of one of them
         self.steps, self.ratios, self.signs = Ties(), Ties(), Ties()
         self.last = {name: layer.name for layer in graph.layers for name in layer.inputs}
-        self.outputs = {port.source for port in graph.outputs}
+        self.outputs = {port.source for port in graph.outputs} - inner
         for layer in graph.layers:
             if isinstance(layer, FloatNode) and isinstance(layer.operator, TIED):
                 self.steps.join((layer.name, *layer.inputs))

@@ -119,10 +119,15 @@ def places_of(module: Any, call: Any, shape: Shape, var: Any) -> tuple[np.ndarra
     return np.where(inside, places, OUTSIDE), float(added[0]) if len(added) else 0.0
 
 
-def axes_of(module: Any, call: Any, shape: Shape, var: Any, reduce: Reduce) -> tuple[int, ...] | None:
-    """Along which axes of `var`, of `shape`, a kernel is `reduce`; None if it does something else."""
+def axes_of(
+    module: Any, call: Any, shape: Shape, var: Any, reduce: Reduce, field: int | None = None
+) -> tuple[int, ...] | None:
+    """Along which axes of `var`, of `shape`, a kernel is `reduce`; None if it does something else.
+
+    Of a kernel of several results, `field` is the one that is asked.
+    """
     x = np.random.default_rng(0).standard_normal(shape, np.float32)
-    found = _compiled(module, [(None, call)], var, shape, lambda read: var)(x).reshape(-1)
+    found = _compiled(module, [(None, call)], var, shape, lambda read: var, field)(x).reshape(-1)
     several = [axis for axis in range(len(shape)) if shape[axis] > 1]
     for number in range(1, len(several) + 1):
         for axes in itertools.combinations(several, number):
@@ -162,11 +167,16 @@ _KNOWN: dict[Any, tuple[Any, Any]] = {}
 
 
 def _compiled(
-    module: Any, steps: Sequence[tuple[Any, Any]], root: Any, shape: Shape, resolved: Resolve
+    module: Any,
+    steps: Sequence[tuple[Any, Any]],
+    root: Any,
+    shape: Shape,
+    resolved: Resolve,
+    field: int | None = None,
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """The last step's value as a function of `root`. Raises UnreadableError."""
+    """The last step's value, or a field of it, as a function of `root`. Raises UnreadableError."""
     try:
-        small = _function_module(module, steps, root, shape, resolved)
+        small = _function_module(module, steps, root, shape, resolved, field)
         key = tvm_ffi.structural_hash(small)
         for known, machine in _KNOWN.get(key, ()):
             if tvm_ffi.structural_equal(known, small):
@@ -186,8 +196,10 @@ def _runner(machine: Any) -> Callable[[np.ndarray], np.ndarray]:
     return run
 
 
-def _function_module(module: Any, steps: Sequence[tuple[Any, Any]], root: Any, shape: Shape, resolved: Resolve) -> Any:
-    """`main`, which takes `root` and gives the last step's value."""
+def _function_module(
+    module: Any, steps: Sequence[tuple[Any, Any]], root: Any, shape: Shape, resolved: Resolve, field: int | None
+) -> Any:
+    """`main`, which takes `root` and gives the last step's value, or a field of it."""
     builder = relax.BlockBuilder()
     param = relax.Var("x", relax.TensorType(shape, "float32"))
     values: dict[Any, Any] = {root: param}
@@ -215,7 +227,7 @@ def _function_module(module: Any, steps: Sequence[tuple[Any, Any]], root: Any, s
                     result = builder.emit(relax.TupleGetItem(result, 0))
                 if var is not None:
                     values[var] = result
-            out = builder.emit_output(result)
+            out = builder.emit_output(result if field is None else relax.TupleGetItem(result, field))
         builder.emit_func_output(out)
     return builder.get()
 

@@ -20,13 +20,20 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from tvmflow import __version__
 from tvmflow.integer.layers import RANGES, THRESHOLDS, AnyIntegerLayer, IntegerLayer, IntegerNode
 from tvmflow.integer.network import IntegerNetwork, Port
+from tvmflow.integer.onnx_writer import (
+    Writer,
+    convolved,
+    gathered,
+    matrix_of,
+    normalised,
+    pooled,
+    resampled,
+)
 from tvmflow.integer.operators import (
-    OUTSIDE,
     AveragePool,
     Concat,
     Function,
@@ -42,13 +49,10 @@ from tvmflow.integer.operators import (
     Softmax,
     Sum,
 )
+from tvmflow.integer.tail import Tail
 from tvmflow.spec import UserError
 from tvmflow.system import scratch
 
-OPSET = 17
-"""Of the default domain, the only one that is used."""
-IR_VERSION = 8
-"""The one that came with this opset."""
 STEPS = 0.02
 """How far off a result may be, in its steps, for a factor to be left out that is nearly 1."""
 LARGEST = 255
@@ -73,9 +77,9 @@ def write(network: IntegerNetwork, path: Path, *, integers: bool = False) -> Non
 def model_of(network: IntegerNetwork, *, integers: bool = False) -> onnx.ModelProto:
     """The network, float32 → float32: inputs as the float network takes them, outputs as it gives them, of one image.
 
-    With `integers` inputs and outputs are uint8, and so is every tensor: int8 lies around a zero point 128 higher,
-    which some runtimes multiply faster. Nodes that compute have their layers' names. Raises UserError if layers can't
-    be said in ONNX, and names them all.
+    With `integers` inputs and outputs are uint8, but for those of a tail, and so is every tensor: int8 lies around a
+    zero point 128 higher, which some runtimes multiply faster. Nodes that compute have their layers' names. Raises
+    UserError if layers can't be said in ONNX, and names them all.
     """
     made = _Graph(integers, exact_halves=network.scheme == "power-of-two")
     inputs = [_input(made, port, integers) for port in network.inputs]
@@ -89,16 +93,11 @@ def model_of(network: IntegerNetwork, *, integers: bool = False) -> onnx.ModelPr
     if wrong:
         named = ", ".join(f"{name} ({why})" for name, why in wrong.items())
         raise UserError(f"{network.name} can't be written as ONNX, because of {named}.")
-    outputs = [_output(made, port, integers) for port in network.outputs]
-    graph = helper.make_graph(made.nodes, network.name, inputs, outputs, made.arrays)
-    model = helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="tvmflow",
-        producer_version=__version__,
-        doc_string=NOTE,
-    )
+    if network.tail is None:
+        outputs = [_output(made, port, integers) for port in network.outputs]
+    else:
+        outputs = _appended(made, network.tail, network.outputs)
+    model = made.model(network.name, inputs, outputs, NOTE)
     helper.set_model_props(model, {"tvmflow.scheme": network.scheme, **_state(network)})
     if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
         raise UserError(f"{network.name} has {model.ByteSize():,} bytes as ONNX, and a file of it holds 2 GiB.")
@@ -118,7 +117,7 @@ class _Tensor:
     shape: Shape
 
 
-class _Graph:
+class _Graph(Writer):
     """Nodes and arrays as they are added.
 
     With `exact_halves` sums are a quarter of their unit larger, which rounds halves up and nothing else otherwise. That
@@ -126,32 +125,9 @@ class _Graph:
     """
 
     def __init__(self, unsigned: bool, exact_halves: bool) -> None:
+        super().__init__()
         self.unsigned, self.exact_halves = unsigned, exact_halves
-        self.nodes: list[onnx.NodeProto] = []
-        self.arrays: list[onnx.TensorProto] = []
         self.tensors: dict[str, _Tensor] = {}
-        self._names: dict[str, set[str]] = {"value": set(), "node": set()}
-
-    def fresh(self, wanted: str, of: str = "value") -> str:
-        """That name, or one like it if it is taken."""
-        name, number = wanted, 0
-        while name in self._names[of]:
-            number += 1
-            name = f"{wanted}.{number}"
-        self._names[of].add(name)
-        return name
-
-    def node(self, kind: str, inputs: Sequence[str], wanted: str, *, named: str = "", **attributes: Any) -> str:
-        """A node of one result, called `named`, or else like its result."""
-        output = self.fresh(wanted)
-        name = self.fresh(named or output, "node")
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=name, **attributes))
-        return output
-
-    def array(self, value: Any, dtype: str, wanted: str) -> str:
-        name = self.fresh(wanted)
-        self.arrays.append(numpy_helper.from_array(np.asarray(value, dtype), name))
-        return name
 
     def stored(self, name: str, scale: float, zero: int, dtype: str, shape: Shape) -> _Tensor:
         """A tensor of ours as it lies in the file."""
@@ -185,12 +161,6 @@ class _Graph:
         # quantised once more, so that what reads it is between both as well
         moved = self.reshaped(found, wanted, f"{name}.shaped")
         return self.dequantize(self.quantize(moved, replace(tensor, name=f"{name}.again")), f"{name}.again")
-
-    def reshaped(self, real: str, shape: Shape, wanted: str) -> str:
-        return self.node("Reshape", [real, self.array(shape, "int64", f"{wanted}.shape")], wanted)
-
-    def times(self, real: str, factor: Any, wanted: str) -> str:
-        return self.node("Mul", [real, self.array(factor, "float32", f"{wanted}.factor")], wanted)
 
 
 def _state(network: IntegerNetwork) -> dict[str, str]:
@@ -228,6 +198,31 @@ def _output(made: _Graph, port: Port, integers: bool) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(made.dequantize(tensor, name, name), TensorProto.FLOAT, shape)
     moved = made.reshaped(made.dequantize(tensor, name), shape, name)
     return helper.make_tensor_value_info(moved, TensorProto.FLOAT, shape)
+
+
+def _appended(made: _Graph, tail: Tail, ports: Sequence[Port]) -> list[onnx.ValueInfoProto]:
+    """The nodes of what stays in float32, behind the tensors that it reads, and its outputs."""
+    names = {"": ""}  # an input that is left out has no name
+    for port, spec, real in zip(ports, tail.inputs, tail.read, strict=True):
+        tensor = made.tensors[port.source]
+        names[real] = made.dequantize(tensor, f"{tensor.name}.kept")
+        if tensor.shape != spec.shape:
+            names[real] = made.reshaped(names[real], spec.shape, f"{tensor.name}.shaped")
+    read = {name for node in tail.nodes for name in node.input}
+    for array in (tensor for tensor in tail.model.graph.initializer if tensor.name in read):
+        names[array.name] = made.fresh(array.name)
+        made.arrays.append(onnx.TensorProto())
+        made.arrays[-1].CopyFrom(array)
+        made.arrays[-1].name = names[array.name]
+    for node in tail.nodes:
+        (output,) = node.output
+        names[output] = made.fresh(output)
+        made.nodes.append(onnx.NodeProto())
+        made.nodes[-1].CopyFrom(node)
+        made.nodes[-1].name = made.fresh(node.name or output, "node")
+        made.nodes[-1].output[0] = names[output]
+        made.nodes[-1].input[:] = [names[name] for name in node.input]
+    return [helper.make_tensor_value_info(names[spec.name], TensorProto.FLOAT, spec.shape) for spec in tail.outputs]
 
 
 def _exported(made: _Graph, layer: AnyIntegerLayer) -> _Tensor:
@@ -308,17 +303,7 @@ def _weights(made: _Graph, layer: IntegerLayer) -> list[str]:
 def _conv(made: _Graph, layer: IntegerLayer) -> str:
     if any(layer.padding) and made.tensors[layer.inputs[0]].zero:
         raise UnsayableError("a border of something else than zero")
-    return made.node(
-        "Conv",
-        [made.real(layer), *_weights(made, layer)],
-        f"{layer.name}.sums",
-        named=layer.name,
-        kernel_shape=layer.weight.shape[2:],
-        strides=layer.stride,
-        dilations=layer.dilation,
-        pads=layer.padding,
-        group=layer.groups,
-    )
+    return convolved(made, layer, [made.real(layer), *_weights(made, layer)])
 
 
 def _dense(made: _Graph, layer: IntegerLayer) -> str:
@@ -402,27 +387,9 @@ def _passed(made: _Graph, layer: IntegerNode, place: int = 0) -> str:
 
 def _max_pool(made: _Graph, layer: IntegerNode) -> str:
     assert isinstance(layer.operator, MaxPool)
-    window, real, name = layer.operator.window, _passed(made, layer), layer.name
-    pads = window.padding
-    if any(border >= window.kernel[place % 2] for place, border in enumerate(pads)):  # which runtimes refuse
-        tensor = made.tensors[layer.inputs[0]]
-        least = (RANGES[tensor.dtype][0] - tensor.more - layer.zero_point) * layer.scale
-        real = _bordered(made, real, pads, least, f"{name}.bordered")
-        pads = (0, 0, 0, 0)
-    return made.node(
-        *("MaxPool", [real], f"{name}.largest"),
-        named=name,
-        kernel_shape=window.kernel,
-        strides=window.stride,
-        dilations=window.dilation,
-        pads=pads,
-    )
-
-
-def _bordered(made: _Graph, real: str, padding: Sequence[int], value: float, wanted: str) -> str:
-    top, left, bottom, right = padding
-    pads = made.array([0, 0, top, left, 0, 0, bottom, right], "int64", f"{wanted}.pads")
-    return made.node("Pad", [real, pads, made.array(value, "float32", f"{wanted}.value")], wanted)
+    tensor = made.tensors[layer.inputs[0]]
+    least = (RANGES[tensor.dtype][0] - tensor.more - layer.zero_point) * layer.scale
+    return pooled(made, layer.name, layer.operator.window, _passed(made, layer), least)
 
 
 def _average_pool(made: _Graph, layer: IntegerNode) -> str:
@@ -446,52 +413,20 @@ def _concat(made: _Graph, layer: IntegerNode) -> str:
 
 
 def _gather(made: _Graph, layer: IntegerNode) -> str:
-    """Elements by their places: along one axis after the other where that is possible, else one by one."""
     assert isinstance(layer.operator, Gather)
-    operator, shape, name = layer.operator, layer.input_shapes[0], layer.name
-    real, outside = _passed(made, layer), (layer.operator.outside - layer.zero_point) * layer.scale
-    tables = operator.axes(shape)
-    if tables is None:
-        count = math.prod(shape)
-        real = made.reshaped(real, (count,), f"{name}.flat")
-        if (operator.places == OUTSIDE).any():
-            real = made.node(
-                "Concat", [real, made.array([outside], "float32", f"{name}.outside")], f"{name}.all", axis=0
-            )
-        places = np.where(operator.places == OUTSIDE, count, operator.places)
-        return made.node("Gather", [real, made.array(places, "int64", f"{name}.places")], f"{name}.moved", named=name)
-    if operator.places.shape == shape and np.array_equal(operator.places.reshape(-1), np.arange(math.prod(shape))):
-        return made.node("Identity", [real], f"{name}.same", named=name)
-    for axis, table in enumerate(tables, 1):
-        length = shape[axis]
-        if np.array_equal(table, np.arange(length)):
-            continue
-        if (table == OUTSIDE).any():
-            pads = made.array([*[0] * (4 + axis), 1, *[0] * (3 - axis)], "int64", f"{name}.pads{axis}")
-            value = made.array(outside, "float32", f"{name}.value{axis}")
-            real = made.node("Pad", [real, pads, value], f"{name}.bordered{axis}")
-        along = made.array(np.where(table == OUTSIDE, length, table), "int64", f"{name}.places{axis}")
-        real = made.node("Gather", [real, along], f"{name}.moved{axis}", named=name, axis=axis)
-    return real
+    outside = (layer.operator.outside - layer.zero_point) * layer.scale
+    return gathered(made, layer.name, layer.operator, layer.input_shapes[0], _passed(made, layer), outside)
 
 
 def _resample(made: _Graph, layer: IntegerNode) -> str:
-    """Products with the matrices of both axes, of the operator's integers."""
+    """By the operator's integers."""
     assert isinstance(layer.operator, Resample)
-    operator, name = layer.operator, layer.name
+    operator = layer.operator
     rows, columns = (
-        _matrix(places, weights * 2.0**-operator.bits, length)
+        matrix_of(places, weights * 2.0**-operator.bits, length)
         for (places, _), weights, length in zip(operator.axes, operator.integers, layer.input_shape[2:], strict=True)
     )
-    down = made.node("MatMul", [made.array(rows, "float32", f"{name}.rows"), _passed(made, layer)], f"{name}.down")
-    across = made.array(columns.T, "float32", f"{name}.columns")
-    return made.node("MatMul", [down, across], f"{name}.across", named=name)
-
-
-def _matrix(places: np.ndarray, weights: np.ndarray, length: int) -> np.ndarray:
-    matrix = np.zeros((len(places), length))
-    np.add.at(matrix, (np.arange(len(places))[:, None], places), weights)
-    return matrix
+    return resampled(made, layer.name, rows, columns, _passed(made, layer))
 
 
 def _function(made: _Graph, layer: IntegerNode) -> str:
@@ -562,20 +497,15 @@ def _normalise(made: _Graph, layer: IntegerNode) -> str:
     assert isinstance(layer.operator, Normalise)
     assert layer.factors is not None
     assert layer.table is not None
-    operator, name, shape = layer.operator, layer.name, layer.output_shape
-    unit = (made.tensors[layer.inputs[0]].scale / operator.count) ** 2
+    unit = (made.tensors[layer.inputs[0]].scale / layer.operator.count) ** 2
     epsilon = max(1.0, float(layer.factors[0]) * 2.0 ** float(layer.factors[1])) * unit
-    pairs = [(whole // own, own) for own, whole in zip(operator.lengths, shape[1:], strict=True)]
-    boxed = made.reshaped(made.real(layer), (1, *(length for pair in pairs for length in pair)), f"{name}.boxes")
-    mean = made.node("ReduceMean", [boxed], f"{name}.mean", axes=[2, 4, 6])
-    centred = made.node("Sub", [boxed, mean], f"{name}.centred")
-    squares = made.node("Mul", [centred, centred], f"{name}.squares")
-    variance = made.node("ReduceMean", [squares], f"{name}.variance", axes=[2, 4, 6])
-    wide = made.node("Add", [variance, made.array(epsilon, "float32", f"{name}.epsilon")], f"{name}.wide")
-    normal = made.node("Div", [centred, made.node("Sqrt", [wide], f"{name}.root")], f"{name}.normal", named=name)
     gamma, beta = layer.table.reshape(2, -1, 1, 1) * layer.scale
-    scaled = made.times(made.reshaped(normal, shape, f"{name}.shaped"), gamma * 2.0**-layer.shift, f"{name}.scaled")
-    return made.node("Add", [scaled, made.array(beta / 256, "float32", f"{name}.beta")], f"{name}.moved")
+    return normalised(
+        *(made, layer.name, layer.operator.lengths, layer.output_shape, made.real(layer)),
+        epsilon=epsilon,
+        gamma=gamma * 2.0**-layer.shift,
+        beta=beta / 256,
+    )
 
 
 EXPORTERS: dict[str | type, Callable[[_Graph, Any], str]] = {

@@ -148,6 +148,8 @@ class _Reader(Elementwise):
         self.values = [binding.value for binding in bindings]
         for binding in bindings:
             self.uses.update(self.reads(binding))
+            if isinstance(binding.value, relax.TupleGetItem):
+                self.read_fields[self.resolved(binding.value.tuple_value)].add(int(binding.value.index))
         given = self.tuple_of(self.resolved(result), bindings)
         self.uses.update(self.resolved(var) for var in given)
         for binding in bindings:
@@ -203,7 +205,7 @@ class _Reader(Elementwise):
             if whole in self.tuples:
                 self.same[var] = self.resolved(self.tuples[whole][int(value.index)])
                 self.uses[self.same[var]] += self.uses[var] - 1
-            elif (whole in self.waiting or whole in self.views) and int(value.index) == 0:  # of a normalisation's three
+            elif (whole in self.waiting or whole in self.views) and int(value.index) in (0, *self.alone(whole)):
                 self.same[var] = whole
                 self.uses[whole] = self.uses[var]
             return
@@ -215,7 +217,7 @@ class _Reader(Elementwise):
         if any(v not in self.views and v not in self.waiting for v in reads):
             self.skip(binding)
             return
-        self.reason = ""
+        self.reason, self.fields = "", self.read_fields[var]
         try:
             done = bool(reads) and self.convert(f"kernel.{name}" if kernel else name, var, value, reads)
         except probe.UnreadableError:
@@ -229,6 +231,10 @@ class _Reader(Elementwise):
             wrong = self.reason or REFUSED.get(name, "")
             self.missing[f"{name} {wrong}".strip()].append(self.path or var.name)
             self.skip(binding)
+
+    def alone(self, var: Any) -> set[int]:
+        """Of several results, the one that is read if no other is. (Of a normalisation's three it is the first.)"""
+        return self.read_fields[var] if len(self.read_fields[var]) == 1 else set()
 
     def skip(self, binding: Any) -> None:
         """Go on behind what can't be taken, to find others; there will be no graph."""

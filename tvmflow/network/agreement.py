@@ -26,7 +26,12 @@ LARGEST_FLOOR = TOLERANCE["float16"]
 
 def tolerance(dtype: str, arithmetic: str = "float32") -> float:
     """What is allowed of an output of that dtype if float32 networks are computed in `arithmetic`, relatively."""
-    return TOLERANCE.get(arithmetic if dtype == "float32" else dtype, 0.0)
+    return TOLERANCE.get(_computed_in(dtype, arithmetic), 0.0)
+
+
+def _computed_in(dtype: str, arithmetic: str) -> str:
+    """What an output is computed in; what a quantised network keeps in float32, in that."""
+    return arithmetic if dtype == "float32" and arithmetic in TOLERANCE else dtype
 
 
 def tolerances(vectors: Sequence[Vector], arithmetic: str = "float32") -> list[tuple[float, ...]]:
@@ -49,7 +54,7 @@ def _allowed(outputs: Sequence[np.ndarray], moved: Sequence[float], arithmetic: 
     dtype = str(outputs[0].dtype)
     if dtype not in TOLERANCE:
         return [0.0] * len(outputs)
-    computed_in = arithmetic if dtype == "float32" else dtype
+    computed_in = _computed_in(dtype, arithmetic)
     relative, step = TOLERANCE[computed_in], MOVED_BY[computed_in]
     magnitudes = [_magnitude(output) for output in outputs]
     highest = max(relative, LARGEST_FLOOR) * max(magnitudes)

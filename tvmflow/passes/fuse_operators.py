@@ -85,7 +85,10 @@ def kernel_calls(module: tvm.IRModule) -> list[relax.VarBinding]:
 
 
 def _is_call_tir(value: relax.Expr) -> bool:
-    return isinstance(value, relax.Call) and getattr(value.op, "name", "") == "relax.call_tir"
+    return isinstance(value, relax.Call) and getattr(value.op, "name", "") in (
+        "relax.call_tir",
+        "relax.call_tir_inplace",
+    )
 
 
 def _members(legal: tvm.IRModule) -> list[list[str]]:

@@ -37,3 +37,10 @@ def joins(group: Sequence[AnyIntegerLayer], layer: AnyIntegerLayer, target: Targ
     from tvmflow.schedules.cpu.integer import _between
 
     return _between.joins(group, layer, target)
+
+
+def slice_of(target: Target) -> int | None:
+    """How many channels a kernel can write into a part of a larger tensor, or a multiple: a vector's."""
+    from tvmflow.schedules.instructions import instructions_of
+
+    return instructions_of(target).lanes

@@ -9,7 +9,8 @@
    their writer does for nothing, and the bias takes it back. For PMADDWD they are stored in 16 bits, so that two inputs
    are spread by one load; bytes would have to be widened anew for each block of weights.
 4. A border is made by a copy, whose channels are filled up to four; so is the user's NCHW.
-5. Sums with other tensors that follow the layer are done in registers, before anything is stored.
+5. Sums with other tensors that follow the layer are done in registers, before anything is stored; and what is
+   concatenated is stored where it then lies.
 6. The last tile of pixels starts earlier and computes some again. Of weights that are the larger operand, all pixels
    meet one block before the next, which is meanwhile fetched into the L2 cache. Threads share the tiles.
 
@@ -212,13 +213,14 @@ def _loops(task: Task, instructions: Instructions, tile: Tile, parallel: bool) -
                     ]
                     if count > 1:
                         value = requantisation.packed(sums, task.result)
-                        store_vector(result, value, first + p, channel, lanes=count * lanes)
+                        place_in = channel + task.result.first
+                        store_vector(result, value, first + p, place_in, lanes=count * lanes)
                         continue
                     if task.tail:
                         value = with_tail(task, requantisation.value(*sums[0]), others, first + p, channel, lanes)
                     else:
                         value = requantisation.finish(*sums[0], task.result)
-                    store_result(task.result, result, value, first + p, channel, lanes, scratch)
+                    store_result(task.result, result, value, first + p, channel + task.result.first, lanes, scratch)
     return Kernel(func=builder.get(), constants=constants)
 
 

@@ -35,6 +35,11 @@ def joins(group: Sequence[Any], layer: Any, target: Target) -> bool:
     return False
 
 
+def slice_of(target: Target) -> int | None:
+    """Kernels write tensors of their own."""
+    return None
+
+
 def form(layer: Any, readers: Sequence[Any], target: Target) -> Tensor:
     """How the result of `layer` lies in memory for other kernels. Sums over channels want signed bytes."""
     channels, height, width = layer.output_shape[1:]
