@@ -348,6 +348,10 @@ CASES = {
         {"body": nn.Conv2d(4, 8, 3, 2), "mix": nn.MultiheadAttention(8, 2, batch_first=True)},
     ),
     "quotient": (lambda s, x: x / (1 + s.body(x).exp()), {"body": nn.Conv2d(4, 4, 1)}),
+    "expected places": (
+        lambda s, x: s.places(x.flatten(2).softmax(1).unsqueeze(3)),
+        {"places": nn.Conv2d(4, 2, 1, bias=False)},
+    ),
     "log-softmax": (lambda s, x: s.last(x.flatten(1)).log_softmax(1), {"last": nn.Linear(288, 10)}),
     "a token and places": (
         lambda s, x: torch.cat((s.token, s.body(x)), 1) * s.place + s.place,

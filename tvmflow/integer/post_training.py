@@ -286,12 +286,16 @@ class _Quantiser:
         self._take_inputs(inputs)
 
     def _signed(self) -> set[str]:
-        """The sets of tensors that are int8: all in powers of two, else those that may be negative, inputs, outputs."""
+        """The sets of tensors that are int8: those that may be negative, inputs, outputs.
+
+        In powers of two it is all of them but probabilities that no layer with weights reads, which takes int8 there.
+        """
+        weighted = {name for layer in self.graph.layers if isinstance(layer, FloatLayer) for name in layer.inputs}
         softmax = {layer.name for layer in self.graph.layers if layer.kind == Softmax.kind}
         signed = {self.signs.find(name) for name in {port.name for port in self.graph.inputs} | self.outputs - softmax}
         for layer in self.graph.layers:
             follows = isinstance(layer, FloatNode) and isinstance(layer.operator, TIED) and not _overshoots(layer)
-            if layer.name in softmax:
+            if layer.name in softmax and not (self.scheme == "power-of-two" and layer.name in weighted):
                 continue
             if self.scheme == "power-of-two" or (layer.kind != "pool" and not follows and not self._positive(layer)):
                 signed.add(self.signs.find(layer.name))
