@@ -35,7 +35,7 @@ autodoc_preserve_defaults = True
 # Other projects' names: their inventories are on the network. Ours without a page: what users needn't name.
 nitpick_ignore_regex = [
     ("py:.*", r"(np|numpy|pathlib|collections|subprocess|torch|tvm|tirx)\..*|Path|PrimFunc|Module"),
-    ("py:.*", r"tvmflow\.(integer\.chain|system\.toolchain|tune|schedules\.cortex_m\._kernel)\..*"),
+    ("py:.*", r"tvmflow\.(integer\.chain|integer\.tail|system\.toolchain|tune|schedules\.cortex_m\._kernel)\..*"),
     ("py:.*", r"tvmflow\.(measure\.cycles|targets\.vta\.config)\..*"),
     ("py:.*", r"Best|tvmflow\.spec\.OfKind|FloatLayer|Made|Rule|Runner|Scheme|Shape"),
 ]

@@ -225,7 +225,7 @@ def test_operators_are_checked_before_data_are_read(tvmflow, tmp_path):
 def with_norms():
     norms = [torch.nn.LocalResponseNorm(3) for _ in range(2)]
     convolutions = [torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 4, 1)]
-    parts = [convolutions[0], norms[0], convolutions[1], norms[1], torch.nn.ReLU(), torch.nn.AdaptiveMaxPool2d(3)]
+    parts = [convolutions[0], norms[0], convolutions[1], norms[1], torch.nn.ReLU(), torch.nn.AdaptiveMaxPool3d(3)]
     return torch.nn.Sequential(*parts).eval()
 
 

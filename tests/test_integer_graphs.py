@@ -582,7 +582,7 @@ def test_a_relu_behind_what_others_read_is_its_own():
 
 
 def test_all_that_stands_in_the_way_is_named():
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.LocalResponseNorm(3), nn.Conv2d(4, 4, 1), nn.AdaptiveMaxPool2d(2))
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.LocalResponseNorm(3), nn.Conv2d(4, 4, 1), nn.AdaptiveMaxPool3d(2))
     with pytest.raises(UnsupportedOperatorError, match="no integer form of") as caught:
         read(network, (1, 3, 6, 6))
     assert {path for paths in caught.value.operators.values() for path in paths} == {"1", "3"}

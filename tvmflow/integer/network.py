@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -26,11 +26,9 @@ from tvmflow.integer.layers import (
 )
 from tvmflow.integer.operators import Shape
 from tvmflow.integer.reference import BATCH, accumulate, quantize, requantize, run_layer
+from tvmflow.integer.tail import Tail
 from tvmflow.spec import Preprocessing, TensorSpec, UserError
 from tvmflow.system import untrusted
-
-if TYPE_CHECKING:
-    from tvmflow.integer.tail import Tail
 
 __all__ = [
     "BATCH",
