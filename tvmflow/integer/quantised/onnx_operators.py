@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -325,8 +326,6 @@ def _fits(bias: Tensor | None, weight: Constant) -> bool:
 
 def _same(before: Real, after: Real) -> Real:
     """What a part of a node's work gave, without naming the node twice."""
-    from dataclasses import replace
-
     return replace(after, names=before.names)
 
 
@@ -448,10 +447,6 @@ def _gelu(node: Node) -> operations.Function:
         root, part = np.float32(math.sqrt(2 / math.pi)), np.float32(0.044715)
         return lambda x: np.float32(0.5) * x * (1 + np.tanh(root * (x + part * x * x * x)))
     return lambda x: np.float32(0.5) * x * (1 + _erf(x * np.float32(math.sqrt(0.5))))
-
-
-def _attribute(name: str, default: float) -> Callable[[Node], np.float32]:
-    return lambda node: np.float32(node.get(name, default))
 
 
 def _with(of: Callable[..., np.ndarray], *attributes: tuple[str, float]) -> Callable[[Node], operations.Function]:

@@ -109,7 +109,7 @@ def _steps(call: Call, dtype: torch.dtype) -> Steps:
 def quantize(call: Call) -> Tensor:
     """With limits that may be narrower than the type."""
     if isinstance(call.get("input"), Constant):
-        return _evaluated(call)[0]
+        return evaluated(call)[0]
     real, steps = call.real("input"), _steps(call, call.get("dtype"))
     low, high = RANGES[steps.dtype]
     ends = max(low, int(call.get("quant_min", low))), min(high, int(call.get("quant_max", high)))
@@ -476,11 +476,7 @@ def identity(call: Call) -> Tensor:
     return value
 
 
-def getitem(call: Call) -> Tensor:
-    raise Refused("a part of several results")
-
-
-def _evaluated(call: Call) -> list[Constant]:
+def evaluated(call: Call) -> list[Constant]:
     """PyTorch's operator on constants."""
     import torch
 
@@ -496,8 +492,6 @@ def _evaluated(call: Call) -> list[Constant]:
         check_elements(*part.shape)
     return [Constant(array=part.contiguous().numpy()) for part in parts]
 
-
-evaluated = _evaluated
 
 FUNCTIONS = (
     *("sigmoid", "tanh", "hardswish", "hardsigmoid", "silu", "gelu", "leaky_relu", "elu", "selu", "celu", "mish"),
