@@ -560,6 +560,8 @@ def power(reading: Reading, node: Node) -> Sequence[Tensor]:
 
 def batch_normalization(reading: Reading, node: Node) -> Sequence[Tensor]:
     gamma, beta, mean, variance = (reading.array(node, place) for place in (1, 2, 3, 4))
+    if int(node.get("training_mode", 0)):
+        raise Refused("statistics of the batch")
     if gamma is None or beta is None or mean is None or variance is None or len(node.outputs) > 1:
         raise Refused("parameters that aren't constant")
     wide = [array.astype(np.float64).reshape(-1) for array in (gamma, beta, mean, variance)]
@@ -593,7 +595,7 @@ def cast(reading: Reading, node: Node) -> Sequence[Tensor]:
     x, to = reading.real(node), int(node.get("to", 1))
     if x.integers:
         raise Refused("integers that are made real numbers by no scale")
-    if to in (1, 10, 11, 16):
+    if to in (1, 11):
         return [x]
     if to not in (6, 7):
         raise Refused("numbers made of another type")

@@ -472,6 +472,9 @@ def interpolate(call: Call) -> Tensor:
 
 
 def identity(call: Call) -> Tensor:
+    dtype = call.get("dtype")
+    if dtype is not None and str(dtype) not in ("torch.float32", "torch.float64"):
+        raise Refused(f"numbers made {str(dtype).removeprefix('torch.')}")
     value: Tensor = next(iter(call.arguments.values()))
     return value
 
@@ -493,6 +496,7 @@ def evaluated(call: Call) -> list[Constant]:
     return [Constant(array=part.contiguous().numpy()) for part in parts]
 
 
+# names of ATen's operators without their overloads
 FUNCTIONS = (
     *("sigmoid", "tanh", "hardswish", "hardsigmoid", "silu", "gelu", "leaky_relu", "elu", "selu", "celu", "mish"),
     *("softplus", "softsign", "exp", "log", "sqrt", "rsqrt", "reciprocal", "abs", "neg", "erf", "sin", "cos", "pow"),
