@@ -125,14 +125,15 @@ def estimate(
 ) -> None:
     """Say what a network takes at least on boards, by its graph and their data sheets; nothing is built or run."""
     from tvmflow import targets
-    from tvmflow.integer.frontend import graphless_program, is_integer, load_network
+    from tvmflow.bundles.evaluate import is_quantised
+    from tvmflow.integer.frontend import graphless_program, load_network
     from tvmflow.measure.roof import measure_roof
     from tvmflow.network.frontend import import_model, parse_input_shape
     from tvmflow.report import estimate as estimates
 
     found = [targets.find(None, name) for name in board or targets.TARGETS]
     shapes, host = [parse_input_shape(text) for text in input_shape or []], HOST
-    if is_integer(model):
+    if is_quantised(model):
         found = [targets.compute_in(target, "int8") for target in found if board or "int8" in target.arithmetics]
         host = targets.compute_in(HOST, "int8")
         program = graphless_program(load_network(Path(model), shapes), model)
