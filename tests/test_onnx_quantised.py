@@ -420,6 +420,20 @@ def test_a_file_is_built_and_run_by_its_name_alone(tvmflow, network_of, tmp_path
     assert next(iter(done.json["outputs"].values())) == network_of("residual").run(inputs[0]).tolist()
 
 
+def test_it_is_estimated_in_integers(tvmflow, tmp_path):
+    path = tmp_path / "residual.onnx"
+    path.write_bytes(content_of("residual"))
+    boards = ("--board", "raspberry-pi-4b", "--board", "mps3-an547", "--board", "pynq-z1")
+    done = tvmflow("estimate", "--model", path, *boards, "--json", "-")
+    assert done.code == 0, done.err
+    rows = {row["target"]: row for row in done.json["estimates"]}
+    assert {row["arithmetic"] for row in rows.values()} == {"int8"}
+    assert [rows[name]["build"]["possible"] for name in rows] == [True, True, False]
+    assert sum(row["macs"] for row in rows["mps3-an547"]["layers"]) == 4 * 4 * 9 * 64 + 4 * 10
+    # the input, the same with its border, and what the convolution makes of that
+    assert rows["mps3-an547"]["memory"]["activations_bytes"] == 4 * (64 + 100 + 64)
+
+
 def test_an_open_batch_is_one(tmp_path):
     file = File()
     file.output(file.input((1, 4)))

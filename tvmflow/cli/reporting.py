@@ -125,20 +125,28 @@ def estimate(
 ) -> None:
     """Say what a network takes at least on boards, by its graph and their data sheets; nothing is built or run."""
     from tvmflow import targets
+    from tvmflow.bundles.evaluate import is_quantised
+    from tvmflow.integer.frontend import graphless_program, load_network
     from tvmflow.measure.roof import measure_roof
     from tvmflow.network.frontend import import_model, parse_input_shape
     from tvmflow.report import estimate as estimates
 
     found = [targets.find(None, name) for name in board or targets.TARGETS]
-    program = import_model(model, [parse_input_shape(text) for text in input_shape or []])
-    network = estimates.analyse(program)
-    host = HOST
+    shapes, host = [parse_input_shape(text) for text in input_shape or []], HOST
+    if is_quantised(model):
+        found = [targets.compute_in(target, "int8") for target in found if board or "int8" in target.arithmetics]
+        host = targets.compute_in(HOST, "int8")
+        program = graphless_program(load_network(Path(model), shapes), model)
+        network = estimates.analyse_quantised(program)
+    else:
+        program = import_model(model, shapes)
+        network = estimates.analyse(program)
     touched = estimates.ELEMENT_BYTES[host.arithmetic] * (network.weights + network.activations)
     rows = [
         estimates.estimate(
             network,
             target,
-            measure_roof(host.cpu, host.arithmetic, host.cpu.cores, touched) if target is host else None,
+            measure_roof(host.cpu, host.arithmetic, host.cpu.cores, touched) if target.name == host.name else None,
         )
         for target in found
     ]

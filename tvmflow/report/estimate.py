@@ -98,6 +98,37 @@ def analyse(program: Program) -> Network:
     )
 
 
+def analyse_quantised(program: Program) -> Network:
+    """Count what a network does that comes in integers: a byte each, and every layer is a kernel."""
+    import math
+
+    network = program.integer
+    assert network is not None
+    sizes = {name: math.prod(shape) for name, shape in network.shapes.items()}
+    works = []
+    for layer in network.layers:
+        inputs, output = sum(sizes[name] for name in layer.inputs), sizes[layer.name]
+        macs, live = (0, 0) if layer.kind == "pool" else (layer.macs, layer.live_macs)  # as in float
+        counted = Layer(
+            kernel=layer.kind,
+            modules=layer.modules,
+            macs=macs,
+            live_macs=live,
+            bytes=layer.constant_bytes + inputs + output,
+        )
+        works.append(Work(layer=counted, tile=Tile(), weights=layer.constant_bytes, inputs=inputs, output=output))
+    last = {name: step for step, layer in enumerate(network.layers) for name in layer.inputs}
+    last |= {port.source: len(network.layers) for port in network.outputs}
+    most, held = 0, {port.name for port in network.inputs}
+    for step, layer in enumerate(network.layers):
+        held.add(layer.name)
+        most = max(most, sum(sizes[name] for name in held))
+        held = {name for name in held if last.get(name, -1) > step}
+    return Network(
+        program=program, imported=program, works=tuple(works), weights=network.weight_bytes, activations=most
+    )
+
+
 def _tile(func: tirx.PrimFunc, shapes: Sequence[tuple[int, ...]]) -> Tile:
     """Of convolutions the largest; what isn't one, such as a pool, reads whole maps."""
     from tvmflow.schedules.convolutions import read_convolutions

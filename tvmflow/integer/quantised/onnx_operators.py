@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -325,8 +326,6 @@ def _fits(bias: Tensor | None, weight: Constant) -> bool:
 
 def _same(before: Real, after: Real) -> Real:
     """What a part of a node's work gave, without naming the node twice."""
-    from dataclasses import replace
-
     return replace(after, names=before.names)
 
 
@@ -450,10 +449,6 @@ def _gelu(node: Node) -> operations.Function:
     return lambda x: np.float32(0.5) * x * (1 + _erf(x * np.float32(math.sqrt(0.5))))
 
 
-def _attribute(name: str, default: float) -> Callable[[Node], np.float32]:
-    return lambda node: np.float32(node.get(name, default))
-
-
 def _with(of: Callable[..., np.ndarray], *attributes: tuple[str, float]) -> Callable[[Node], operations.Function]:
     def made(node: Node) -> operations.Function:
         numbers = [np.float32(node.get(name, default)) for name, default in attributes]
@@ -565,6 +560,8 @@ def power(reading: Reading, node: Node) -> Sequence[Tensor]:
 
 def batch_normalization(reading: Reading, node: Node) -> Sequence[Tensor]:
     gamma, beta, mean, variance = (reading.array(node, place) for place in (1, 2, 3, 4))
+    if int(node.get("training_mode", 0)):
+        raise Refused("statistics of the batch")
     if gamma is None or beta is None or mean is None or variance is None or len(node.outputs) > 1:
         raise Refused("parameters that aren't constant")
     wide = [array.astype(np.float64).reshape(-1) for array in (gamma, beta, mean, variance)]
@@ -598,7 +595,7 @@ def cast(reading: Reading, node: Node) -> Sequence[Tensor]:
     x, to = reading.real(node), int(node.get("to", 1))
     if x.integers:
         raise Refused("integers that are made real numbers by no scale")
-    if to in (1, 10, 11, 16):
+    if to in (1, 11):
         return [x]
     if to not in (6, 7):
         raise Refused("numbers made of another type")

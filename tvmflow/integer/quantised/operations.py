@@ -676,7 +676,7 @@ def window_of(real: Real, kernel: Pair, stride: Pair, padding: Sides, dilation: 
 
 def max_pool(graph: Graph, real: Real, kernel: Pair, stride: Pair, padding: Sides, dilation: Pair, name: str) -> Real:
     window, shape = window_of(real, kernel, stride, padding, dilation)
-    if not MAX_POOLS(window):
+    if not meets_everywhere(window):
         raise Refused("a window that lies beside the map")
     if is_read(real):
         return reading(
@@ -686,7 +686,7 @@ def max_pool(graph: Graph, real: Real, kernel: Pair, stride: Pair, padding: Side
     return Real(shape=shape, core=Largest(x=real, window=window, shape=shape), names=(name,), **kept)
 
 
-def MAX_POOLS(window: Window) -> bool:
+def meets_everywhere(window: Window) -> bool:
     """Whether every window has something of the map."""
     return all(taps for axis in (0, 1) for _, _, taps in window.cuts(axis))
 
@@ -698,7 +698,7 @@ def average_pool(
     window, shape = window_of(real, kernel, stride, padding)
     x, (channels, size) = value_of(graph, real), planes(real.shape)
     if any(padding) and not include:
-        if not MAX_POOLS(window):
+        if not meets_everywhere(window):
             raise Refused("a window that lies beside the map")
         return Real(shape=shape, core=Average(x=x, window=window, shape=shape), names=(name,))
     count = math.prod(kernel)

@@ -109,7 +109,7 @@ def _steps(call: Call, dtype: torch.dtype) -> Steps:
 def quantize(call: Call) -> Tensor:
     """With limits that may be narrower than the type."""
     if isinstance(call.get("input"), Constant):
-        return _evaluated(call)[0]
+        return evaluated(call)[0]
     real, steps = call.real("input"), _steps(call, call.get("dtype"))
     low, high = RANGES[steps.dtype]
     ends = max(low, int(call.get("quant_min", low))), min(high, int(call.get("quant_max", high)))
@@ -472,15 +472,14 @@ def interpolate(call: Call) -> Tensor:
 
 
 def identity(call: Call) -> Tensor:
+    dtype = call.get("dtype")
+    if dtype is not None and str(dtype) not in ("torch.float32", "torch.float64"):
+        raise Refused(f"numbers made {str(dtype).removeprefix('torch.')}")
     value: Tensor = next(iter(call.arguments.values()))
     return value
 
 
-def getitem(call: Call) -> Tensor:
-    raise Refused("a part of several results")
-
-
-def _evaluated(call: Call) -> list[Constant]:
+def evaluated(call: Call) -> list[Constant]:
     """PyTorch's operator on constants."""
     import torch
 
@@ -497,8 +496,7 @@ def _evaluated(call: Call) -> list[Constant]:
     return [Constant(array=part.contiguous().numpy()) for part in parts]
 
 
-evaluated = _evaluated
-
+# names of ATen's operators without their overloads
 FUNCTIONS = (
     *("sigmoid", "tanh", "hardswish", "hardsigmoid", "silu", "gelu", "leaky_relu", "elu", "selu", "celu", "mish"),
     *("softplus", "softsign", "exp", "log", "sqrt", "rsqrt", "reciprocal", "abs", "neg", "erf", "sin", "cos", "pow"),
