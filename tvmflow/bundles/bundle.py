@@ -274,7 +274,7 @@ def load_array(path: Path, spec: TensorSpec) -> np.ndarray:
 
 
 def load_calls(path: Path, spec: TensorSpec) -> np.ndarray:
-    """A .npy file with one tensor of that shape and dtype, or with those of many calls: (calls, *shape).
+    """A .npy file with one tensor of that shape and dtype, or with those of many calls, which come first in its shape.
 
     Those of many calls lie along a dimension before the others, or along the first where a call has 1. Raises
     UserError.

@@ -38,7 +38,7 @@ def described(bundle: Bundle, method: str, calls: Sequence[Arrays]) -> dict[str,
 
 
 def save_outputs(path: Path, bundle: Bundle, calls: Sequence[Arrays]) -> None:
-    """Write the outputs to a .npz file, each (calls, *shape) under its name. Raises UserError.
+    """Write the outputs to a .npz file, each under its name, calls first. Raises UserError.
 
     The file is whole or as it was before.
     """
@@ -116,7 +116,7 @@ def prepare_images(bundle: Bundle, images: np.ndarray) -> np.ndarray:
 
 
 def read_input(path: Path, spec: TensorSpec, bundle: Bundle) -> np.ndarray:
-    """What a file gives an input at each call, (calls, *shape): a .npy file's, or an image's as the network sees it.
+    """What a file gives an input at each call, calls first: a .npy file's, or an image's as the network sees it.
 
     Raises UserError.
     """

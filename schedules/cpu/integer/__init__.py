@@ -7,12 +7,11 @@ kernels a tensor is pixels × channels, its channels filled up to whole vectors:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tvmflow.schedules.integer_tasks import Rule, Tensor, rule_of
 
 if TYPE_CHECKING:
-    from tvmflow.integer.layers import AnyIntegerLayer
     from tvmflow.spec import Target
 
 RULES: dict[str, Rule] = {
@@ -25,14 +24,14 @@ RULES: dict[str, Rule] = {
 }
 
 
-def form(layer: AnyIntegerLayer, readers: Sequence[AnyIntegerLayer], target: Target) -> Tensor:
+def form(layer: Any, readers: Sequence[Any], target: Target) -> Tensor:
     """How the result of `layer` lies in memory for other kernels: as its readers' instructions want it."""
     from tvmflow.schedules.cpu.integer import _between
 
     return _between.form(layer, readers, target)
 
 
-def joins(group: Sequence[AnyIntegerLayer], layer: AnyIntegerLayer, target: Target) -> bool:
+def joins(group: Sequence[Any], layer: Any, target: Target) -> bool:
     """Whether a layer that alone reads what these give can be computed in their kernel."""
     from tvmflow.schedules.cpu.integer import _between
 
