@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ BOARDS = {"host": 1000, "raspberry-pi-4b": 100, "mps2-an386": 20, "mps2-an500": 
 """How many inputs each of them gets."""
 FRAMES = 200
 """Calls of a stream on this computer."""
+LEAST = 5
+"""Inputs that every network gets; four of them are no noise."""
+ORACLE_SECONDS = 300
+"""What the other library may take: of large networks, for which its kernels are slow, there are fewer inputs."""
 LIMIT_SECONDS = 7200
 SHAPES = {"ch_ppocr_mobile_v2.0_cls_infer": ("1x3x48x192",), "basic_pitch_nmp": ("1x43844x1",)}
 """Of files that leave them open, as whoever published them gives them."""
@@ -102,16 +107,23 @@ def _take(path: Path, board: str, most: int, folder: Path) -> dict[str, Any]:
         count = min(most or BOARDS[board], BOARDS[board])
         if bundle.state and board == "host":
             count = min(count, FRAMES)
-        calls = inputs_of(bundle, count)
-        kept = _kept(bundle)
-        given = run(calls, kept)
         library, answer = oracle(path, bundle)
         own = [spec.name not in bundle.state for spec in bundle.inputs]
-        expected = answer([tuple(array for array, is_own in zip(call, own, strict=True) if is_own) for call in calls])
+        started = time.perf_counter()
+        answer([_own(call, own) for call in inputs_of(bundle, LEAST)])
+        count = min(count, max(LEAST, int(LEAST * ORACLE_SECONDS / (time.perf_counter() - started))))
+        calls, kept = inputs_of(bundle, count), _kept(bundle)
+        given = run(calls, kept)
+        library, answer = oracle(path, bundle)  # anew: a stream begins
+        expected = answer([_own(call, own) for call in calls])
         row |= {"method": method, "against": library, **_compared(bundle, given, expected)}
         with contextlib.suppress(AttributeError):  # kinds that count no instructions
             row["instructions"] = _instructions(bundle)
     return row
+
+
+def _own(call: Arrays, own: Sequence[bool]) -> Arrays:
+    return tuple(array for array, is_own in zip(call, own, strict=True) if is_own)
 
 
 def inputs_of(bundle: Any, count: int) -> list[Arrays]:
