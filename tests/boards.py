@@ -90,6 +90,12 @@ def free_port() -> int:
     raise AssertionError("none of a hundred ports is free")
 
 
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def ssh_board(folder: Path, enter: str = "") -> Iterator[Board]:
     """A board whose files are in `folder`. `enter` is the command that runs a client's there, by default a shell."""
@@ -198,10 +204,11 @@ class EmulatedBoard:
 
     @contextlib.contextmanager
     def serving(self, command: str, port: int) -> Iterator[subprocess.Popen]:
-        """A server on the board, once it listens."""
+        """A server on the board, once it listens. What a server before it left there, a session's process, ends first."""
+        wait_for(lambda: not listens(port))
         with self.running(f"exec {command}") as process:
             for _ in range(1200):
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                if listens(port):
                     break
                 assert process.poll() is None, "the server ended"
                 time.sleep(0.1)

@@ -122,13 +122,13 @@ def _plain_kernel(layer: IntegerNode, sources: Sequence[Tensor], result: Tensor)
     return made
 
 
-FILES = (".safetensors", SUFFIX)
-"""Suffixes of the files that hold quantised networks alone."""
+OWN = ".safetensors"
+"""The suffix of files of `tvmflow quantize`."""
 
 
 def is_integer(model: str) -> bool:
     """Whether this names a file that `load_network` takes."""
-    return model.endswith(FILES) or comes_quantised(model)
+    return model.endswith(OWN) or comes_quantised(model)
 
 
 def comes_quantised(model: str) -> bool:
