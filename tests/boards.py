@@ -204,7 +204,7 @@ class EmulatedBoard:
 
     @contextlib.contextmanager
     def serving(self, command: str, port: int) -> Iterator[subprocess.Popen]:
-        """A server on the board, once it listens, and once what served on the port before has ended, sessions and all."""
+        """A server on the board, once it listens. Whatever served on the port before has to end first."""
         wait_for(lambda: not listens(port))
         with self.running(f"exec {command}") as process:
             for _ in range(1200):
