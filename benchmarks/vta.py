@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--db", type=Path, help="records of `tvmflow tune --target vta`")
     parser.add_argument("--data", type=Path, help="CIFAR-10; without it, images are noise")
     parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, help="by default in benchmarks/results, by the network's name")
     options = parser.parse_args()
 
     from tvmflow import models
@@ -60,8 +60,10 @@ def main() -> None:
         "source": source,
         "equal": count_equal(network, board, options.db, images),
     }
-    write_json(options.output, document)
-    write_text(options.output.with_suffix(".md"), markdown(document))
+    own = RESULTS if network.name == "dilated-net" else RESULTS.with_name(f"vta-{network.name}.json")
+    output = options.output or own
+    write_json(output, document)
+    write_text(output.with_suffix(".md"), markdown(document))
     print(markdown(document))
     if document["equality"]["equal"] != len(images):
         raise SystemExit(f"{len(images) - document['equality']['equal']} images differ from the reference.")
