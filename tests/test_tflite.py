@@ -356,3 +356,48 @@ def test_a_header_has_what_a_stream_keeps(networks, tmp_path):
             scores = np.empty_like(wanted)
             library.next(frame.ctypes.data_as(ctypes.c_void_p), scores.ctypes.data_as(ctypes.c_void_p))
             assert np.array_equal(scores, wanted)
+
+
+ALMOST = np.array([-460936, -264328, -67720, -2184, 2184, 67720, 264328, 460936], np.int32)
+"""Sums that the scales below make all but a half of."""
+NEARER = np.array([-105, -60, -15, 0, 0, 15, 60, 105])
+"""What they become where scales are multiplied in float64; in float32 all are a step farther from 0."""
+
+
+@pytest.mark.parametrize("kind", ["CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_the_last_bit_of_a_scale_is_that_of_the_kernels(dtype, kind, tmp_path):
+    """As TensorFlow Lite Micro answered for int8, and LiteRT's reference kernels for uint8."""
+    count, zero, graph = len(ALMOST), 128 if dtype == "uint8" else 0, Graph()
+    width = count if kind == "DEPTHWISE_CONV_2D" else 4
+    shapes = {"DEPTHWISE_CONV_2D": (1, 1, 1, count), "FULLY_CONNECTED": (count, width)}
+    flat = kind == "FULLY_CONNECTED"
+    x = graph.input((1, width) if flat else (1, 1, 1, width), 0.32211121916770935, zero, dtype)
+    weights = np.full(shapes.get(kind, (count, 1, 1, width)), zero, dtype)
+    given = [x, graph.constant(weights, 0.003062973730266094, zero), graph.constant(ALMOST, 1e-3)]
+    shape = (1, count) if flat else (1, 1, 1, count)
+    if kind == "TRANSPOSE_CONV":
+        given = [graph.constant(np.array(shape, np.int32)), given[1], x, given[2]]
+    options = {} if flat else {"padding": 1, "stride_h": 1, "stride_w": 1}
+    if "CONV_2D" in kind:
+        options |= {"dilation_h": 1, "dilation_w": 1, "depth_multiplier": 1}
+    result = graph.tensor(shape, 4.310600757598877, zero, dtype=dtype)
+    graph.outputs = [graph.add(kind, given, result, **options)]
+    found = read(written(tmp_path, graph)).run(np.full(graph.tensors[x]["shape"], zero, dtype)).reshape(-1)
+    farther = dtype == "uint8" and not flat
+    assert (found.astype(int) - zero).tolist() == (NEARER + np.sign(ALMOST) * farther).tolist()
+
+
+def test_the_last_bit_of_a_product_of_pixels_is_that_of_the_kernels(tmp_path):
+    """LiteRT's reference kernels gave 232 and 122; with scales of float64, it would be a step less or more."""
+    for scales, pairs, answer in (
+        ((0.18644778430461884, 0.3516884446144104, 7.446231842041016), ([106, 124], [248, 212]), 232),
+        ((0.12926986813545227, 0.2394789457321167, 4.810401439666748), ([87, 93], [217, 203]), 122),
+    ):
+        graph = Graph()
+        given = [graph.input((1, 1, 1, 2), scale, 0, "uint8") for scale in scales[:2]]
+        result = graph.tensor((1, 1, 1, 2), scales[2], 0, dtype="uint8")
+        graph.outputs = [graph.add("MUL", given, result, fused=0)]
+        arrays = tuple(np.array(values, np.uint8).reshape(1, 1, 1, 2) for values in pairs)
+        (found,) = read(written(tmp_path, graph)).run_all(arrays)
+        assert found.reshape(-1).tolist() == [answer] * 2

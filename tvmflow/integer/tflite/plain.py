@@ -98,7 +98,10 @@ def _expanded(network: Network, value: Value, rank: int) -> Value:
 def _rows(kind: Sum | Product, scales: list[float], zeros: list[int], result: FileTensor) -> np.ndarray:
     """int32, for each input and the result: offset, multiplier, shift."""
     if isinstance(kind, Product):
-        (multiplier,), (shift,) = factors(np.array([scales[0] * scales[1] / result.scale]))
+        # LiteRT, whose kernels alone take uint8, does this in float32, and nothing else of sums and products
+        real = np.float32 if result.dtype == "uint8" else np.float64
+        factor = float(real(real(scales[0]) * real(scales[1])) / real(result.scale))
+        (multiplier,), (shift,) = factors(np.array([factor]))
         rows = [(-zero, 0, 0) for zero in zeros]
     else:
         largest = 2 * max(scales)

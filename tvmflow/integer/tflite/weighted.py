@@ -211,7 +211,7 @@ def layer(
     bias = bias - x.zero_point * values.reshape(count, -1).sum(1, dtype=np.int64)
     if np.abs(bias).max() >= 2**31:
         raise Refused(f"{operator.kind} with a bias that, with the zero point, leaves int32")
-    multipliers, shifts = factors(_scales(x, weights, result, count))
+    multipliers, shifts = factors(_scales(operator, x, weights, result, count))
     low, high = limits_of(result, operator.integer("fused"))
     source = source or network.read(x)
     name = network.unused(result.name)
@@ -247,10 +247,17 @@ def check_channels(operator: FileOperator, count: int) -> None:
         raise MalformedError(f"{operator.kind} has {count:,} outputs for each pixel; there are up to {MAX_CHANNELS:,}")
 
 
-def _scales(x: Value, weights: Weights, result: FileTensor, count: int) -> np.ndarray:
-    """By what sums are multiplied, float64 for each output."""
+def _scales(operator: FileOperator, x: Value, weights: Weights, result: FileTensor, count: int) -> np.ndarray:
+    """By what sums are multiplied, float64 for each output.
+
+    LiteRT multiplies the two scales in float32 for uint8, though not in FULLY_CONNECTED: the last bits decide where a
+    result is all but a half.
+    """
     scales = np.broadcast_to(weights.scales, count).astype(np.float64)
-    return x.scale * scales / result.scale
+    product = x.scale * scales
+    if result.dtype == "uint8" and operator.kind != "FULLY_CONNECTED":
+        product = product.astype(np.float32).astype(np.float64)
+    return product / result.scale
 
 
 def _halved(network: Network, x: Value, values: np.ndarray, groups: int) -> tuple[Value, np.ndarray]:
