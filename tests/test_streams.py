@@ -95,6 +95,40 @@ PROGRAM = """
 """
 
 
+TAKEN = """
+    from tvmflow.system import interrupt
+    interrupt.watch()
+
+    import ctypes, os, signal, time
+
+    c = ctypes.CDLL(None)
+    c.signal.argtypes, c.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    taken = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: print("taken"))
+    with interrupt.deferred():
+        before = c.signal(signal.SIGINT, ctypes.cast(taken, ctypes.c_void_p))
+        os.kill(os.getpid(), signal.SIGINT)
+        c.signal(signal.SIGINT, before)
+        time.sleep(0.1)
+        try:
+            interrupt.check()
+        except KeyboardInterrupt:
+            print("noted")
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1000)
+    except KeyboardInterrupt:
+        print("raised")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its system has no such signals")
+def test_a_library_that_takes_the_signal_for_itself_loses_none():
+    """As Z3 does while it works, inside TVM; afterwards the handler of before is back."""
+    command = [sys.executable, "-c", textwrap.dedent(TAKEN)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "noted\nraised\n", "")
+
+
 @pytest.mark.parametrize(
     ("signals", "code", "words", "cleaning"),
     [

@@ -64,6 +64,8 @@ def import_tvmflow() -> None:
 def main() -> None:
     how, module = json.loads(sys.argv[1]), sys.argv[2]
     sys.path[:] = how["path"]
+    if hasattr(signal, "pthread_sigmask"):  # the parent may wait for it in a thread (`tvmflow.system.interrupt`)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if how["parent"] is not None:
         end_with(how["parent"], how["by_main_thread"])
     import_tvmflow()
