@@ -26,6 +26,7 @@ AMD EPYC (Zen 4, AVX-512, 2 virtual cores), TVM 0.27.0, 2026-11-25.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -252,44 +253,54 @@ def _tile(
     """Emit the loops of one tile. `corner` is its image, block of weights, row and column."""
     n, weight_tile, y0, x0 = corner
     (rows, columns), (vectors, lanes) = cut, lanes_of
-    for total in sums:
-        with T.unroll(0, len(vectors)) as v, T.vectorized(0, lanes) as lane:
-            T.buffer_store(total, T.float32(0), [v, lane])
+    # One vectorised loop around many statements: what TVM takes to flatten an index grows with the loops before it.
+    with T.vectorized(0, lanes) as lane:
+        for total in sums:
+            for v in range(len(vectors)):
+                T.buffer_store(total, T.float32(0), [v, lane])
 
-    def tap(c: Expr, r: Expr, s: Expr, down: Sequence[int], right: Sequence[int]) -> None:
+    def tap(c: Expr, r: Expr, s: Expr, lane: Expr, down: Sequence[int], right: Sequence[int]) -> None:
         for dy, dx in ((dy, dx) for dy in down for dx in right):
             y = (y0 + dy) * conv.stride[0] + r * conv.dilation[0] - conv.pad[0]
             x = (x0 + dx) * conv.stride[1] + s * conv.dilation[1] - conv.pad[1]
             pixel, total = conv.data[blocked(conv.data, n, c, y, x)], sums[dy * width + dx]
             for v, first in enumerate(vectors):
-                with T.vectorized(0, lanes) as lane:
-                    product = pixel * conv.weight[weight_tile, c, r, s, first + lane]
-                    T.buffer_store(total, total[v, lane] + product, [v, lane])
+                product = pixel * conv.weight[weight_tile, c, r, s, first + lane]
+                T.buffer_store(total, total[v, lane] + product, [v, lane])
 
-    def row_of_taps(c: Expr, r: Expr, down: Sequence[int]) -> None:
+    def row_of_taps(c: Expr, r: Expr, lane: Expr, down: Sequence[int]) -> None:
         met = [s for s, right in enumerate(columns.live) if right]
         if _is_long(columns, len(vectors)):
             with T.serial(met[0], met[-1] + 1) as s:
-                tap(c, r, s, down, columns.live[met[0]])
+                tap(c, r, s, lane, down, columns.live[met[0]])
         else:
             for s in met:
-                tap(c, r, s, down, columns.live[s])
+                tap(c, r, s, lane, down, columns.live[s])
 
     live = [r for r, places in enumerate(rows.live) if places]
     if live and any(columns.live):
         step = conv.data_block or 1  # two loops, so that no index needs a division
         with T.serial(0, conv.in_channels // step) as group, T.serial(0, step) as member:
             c = group * step + member
-            if _is_loop(rows):
-                begin, end = _taps(conv, y0) if rows.varies else (live[0], live[-1] + 1)
-                with T.serial(begin, end) as r:
-                    row_of_taps(c, r, rows.live[live[0]])
-            else:
-                for r in live:
-                    row_of_taps(c, r, rows.live[r])
-    for pixel, total in enumerate(sums):
-        y, x = y0 + pixel // width, x0 + pixel % width
-        for v, first in enumerate(vectors):
-            with (T.vectorized if conv.out_block else T.unroll)(0, lanes) as lane:
-                place = (n, weight_tile * conv.weight_block + first + lane, y, x)
-                T.buffer_store(conv.output, conv.finish(total[v, lane], place), blocked(conv.output, *place))
+            with T.vectorized(0, lanes) as lane:
+                if _is_loop(rows):
+                    begin, end = _taps(conv, y0) if rows.varies else (live[0], live[-1] + 1)
+                    with T.serial(begin, end) as r:
+                        row_of_taps(c, r, lane, rows.live[live[0]])
+                else:
+                    for r in live:
+                        row_of_taps(c, r, lane, rows.live[r])
+
+    def store(pixel: int, v: int, lane: Expr) -> None:
+        place = (n, weight_tile * conv.weight_block + vectors[v] + lane, y0 + pixel // width, x0 + pixel % width)
+        T.buffer_store(conv.output, conv.finish(sums[pixel][v, lane], place), blocked(conv.output, *place))
+
+    results = list(itertools.product(range(len(sums)), range(len(vectors))))
+    if conv.out_block:
+        with T.vectorized(0, lanes) as lane:
+            for pixel, v in results:
+                store(pixel, v, lane)
+    else:
+        for pixel, v in results:
+            with T.unroll(0, lanes) as lane:
+                store(pixel, v, lane)

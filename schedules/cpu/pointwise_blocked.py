@@ -21,6 +21,7 @@ Intel Xeon (AVX-512, 2 virtual cores), TVM 0.27.0, 2026-11-23.
 from __future__ import annotations
 
 import itertools
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -134,14 +135,16 @@ def _loops(conv: Convolution, tile: Tile, lanes: int, parallel: bool, element_by
     with kernel(conv.func) as builder:
         # one buffer for each: TVM puts a kilobyte on the heap, and then the sums are no registers to LLVM
         total = [T.sblock_alloc_buffer((vectors, lanes), "float32") for _ in range(rows)]
+        sums = list(itertools.product(range(rows), range(vectors)))
         with (T.parallel if parallel else T.serial)(0, weight_tiles * conv.batch * pixel_tiles) as index:
             if weights_outside:
                 weight_tile, n, pixel_tile = unfuse(index, weight_tiles, conv.batch, pixel_tiles)
             else:
                 n, pixel_tile, weight_tile = unfuse(index, conv.batch, pixel_tiles, weight_tiles)
             p0 = pixel_start(pixel_tile)
-            for p in range(rows):
-                with T.unroll(0, vectors) as v, T.vectorized(0, lanes) as lane:
+            # One vectorised loop around many statements: what TVM takes to flatten an index grows with the loops before.
+            with T.vectorized(0, lanes) as lane:
+                for p, v in sums:
                     T.buffer_store(total[p], T.float32(0), [v, lane])
             with T.serial(0, steps) as step:
                 if weights_outside and share >= CACHE_LINE:
@@ -150,15 +153,14 @@ def _loops(conv: Convolution, tile: Tile, lanes: int, parallel: bool, element_by
                     for line in range(share // CACHE_LINE):
                         ahead = weight_bytes + done * share + line * CACHE_LINE
                         _prefetch(tirx.handle_add_byte_offset(start, ahead))
-                with T.unroll(0, unroll) as more:
+                with T.unroll(0, unroll) as more, T.vectorized(0, lanes) as lane:
                     c = step * unroll + more
-                    for p in range(rows):
-                        with T.unroll(0, vectors) as v, T.vectorized(0, lanes) as lane:
-                            pixel = conv.data[blocked(conv.data, n, c, *at(p0 + p))]
-                            product = pixel * conv.weight[weight_tile, c, 0, 0, v * lanes + lane]
-                            T.buffer_store(total[p], total[p][v, lane] + product, [v, lane])
-            for p in range(rows):
-                with T.unroll(0, vectors) as v, T.vectorized(0, lanes) as lane:
+                    for p, v in sums:
+                        pixel = conv.data[blocked(conv.data, n, c, *at(p0 + p))]
+                        product = pixel * conv.weight[weight_tile, c, 0, 0, v * lanes + lane]
+                        T.buffer_store(total[p], total[p][v, lane] + product, [v, lane])
+            with T.vectorized(0, lanes) as lane:
+                for p, v in sums:
                     place = (n, weight_tile * block + v * lanes + lane, *at(p0 + p))
                     T.buffer_store(conv.output, conv.finish(total[p][v, lane], place), blocked(conv.output, *place))
     return builder.get()
