@@ -21,7 +21,6 @@ Intel Xeon (AVX-512, 2 virtual cores), TVM 0.27.0, 2026-11-23.
 from __future__ import annotations
 
 import itertools
-import itertools
 import math
 from typing import TYPE_CHECKING
 

@@ -63,13 +63,15 @@ def _read_graph(program: Program, purpose: str) -> FloatGraph:
     import tvm
     from tvm import relax
 
+    from tvmflow.passes.constants import fold_views
+
     _check_inputs(program, purpose)
     clean = [
         relax.transform.FoldConstant(),
         relax.transform.CanonicalizeBindings(),
         relax.transform.DeadCodeElimination(),
     ]
-    module = tvm.ir.transform.Sequential(clean)(_with_ranges(program.module))
+    module = tvm.ir.transform.Sequential(clean)(fold_views(_with_ranges(program.module)))
     reader = _Reader(module, program, purpose)
     return reader.graph()
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import tvm
 from tvm import relax
+from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tvmflow.passes.multiply_adds import static_shape
 
@@ -38,6 +39,35 @@ def read_constants(bindings: Iterable[relax.VarBinding]) -> dict[relax.Var, np.n
             turned = array.transpose(None if axes is None else [int(axis) for axis in axes])
             found[binding.var] = turned if name == "relax.permute_dims" else array.reshape(static_shape(value.ty))
     return found
+
+
+def fold_views(module: tvm.IRModule) -> tvm.IRModule:
+    """`module` with constants of another shape or order of axes for those that `main` only gives one.
+
+    TVM's FoldConstant compiles and runs a kernel for each shape of them.
+    """
+    main = module["main"]
+    bindings = [binding for block in main.body.blocks for binding in block.bindings]
+    found = {
+        var: relax.const(np.ascontiguousarray(array))
+        for var, array in read_constants(bindings).items()
+        if isinstance(var, relax.DataflowVar) and array.dtype.kind in "biuf"  # neither a result nor one of ml_dtypes
+    }
+    if not found:
+        return module
+    module = tvm.IRModule(module.functions, attrs=module.attrs)
+    module["main"] = _Views(found).visit_expr(main)
+    return relax.transform.DeadCodeElimination()(module)
+
+
+@mutator
+class _Views(PyExprMutator):
+    def __init__(self, constants: Mapping[relax.Var, relax.Expr]) -> None:
+        super().__init__()
+        self.constants = constants
+
+    def visit_dataflow_var_(self, var: relax.DataflowVar) -> relax.Expr:
+        return self.constants[var] if var in self.constants else super().visit_dataflow_var_(var)
 
 
 def keeps_precision(before: np.ndarray, scaled: np.ndarray) -> bool:

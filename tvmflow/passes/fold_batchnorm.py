@@ -10,7 +10,7 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from tvmflow.passes.constants import is_constant, keeps_precision, operator, read_constants
+from tvmflow.passes.constants import fold_views, is_constant, keeps_precision, operator, read_constants
 from tvmflow.passes.multiply_adds import static_shape
 from tvmflow.spec import Program, Target
 
@@ -31,7 +31,7 @@ def fold_batchnorm(program: Program, target: Target) -> Program:
             relax.transform.FoldConstant(),
             relax.transform.DeadCodeElimination(),
         ]
-    )(module)
+    )(fold_views(module))
     return replace(program, module=module)
 
 
