@@ -141,7 +141,7 @@ def _loops(conv: Convolution, tile: Tile, lanes: int, parallel: bool, element_by
             else:
                 n, pixel_tile, weight_tile = unfuse(index, conv.batch, pixel_tiles, weight_tiles)
             p0 = pixel_start(pixel_tile)
-            # One vectorised loop around many statements: TVM takes the longer for an index the more loops are before it.
+            # One vectorised loop around many statements: TVM takes longer for an index the more loops come before.
             with T.vectorized(0, lanes) as lane:
                 for p, v in sums:
                     T.buffer_store(total[p], T.float32(0), [v, lane])
