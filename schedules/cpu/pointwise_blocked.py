@@ -58,12 +58,10 @@ Tile = tuple[int, int, str]
 
 def pointwise_blocked(func: tirx.PrimFunc, target: Target, tile: Tile | None = None) -> Schedule | None:
     """By default the pixels that should need the fewest instructions, and the larger operand outside."""
-    conv, registers = _read(func), vectors_of(target)
+    conv, registers = _read(func, target), vectors_of(target)
     if conv is None:
         return None
     lanes = math.gcd(registers.lanes, conv.out_block)
-    if lanes < 4 or conv.weight_block // lanes > most_vectors(registers):
-        return None
     if tile is None:
         rows = min(_pixels(conv, registers), key=lambda rows: _cost(conv, rows, lanes))
         unroll = max(steps for steps in _unrolls(conv) if steps <= registers.unroll)
@@ -74,7 +72,7 @@ def pointwise_blocked(func: tirx.PrimFunc, target: Target, tile: Tile | None = N
 
 def tiles(func: tirx.PrimFunc, target: Target) -> list[Tile]:
     """What `tile` may be for this kernel."""
-    conv = _read(func)
+    conv = _read(func, target)
     if conv is None:
         return []
     return list(itertools.product(_pixels(conv, vectors_of(target)), _unrolls(conv), (WEIGHTS, PIXELS)))
@@ -93,9 +91,12 @@ def weight_block(channels: int, block: int, target: Target) -> int:
     return max(length for length in range(block, max(block, most) + 1, block) if channels % length == 0)
 
 
-def _read(func: tirx.PrimFunc) -> Convolution | None:
-    found = read_convolutions(func)
+def _read(func: tirx.PrimFunc, target: Target) -> Convolution | None:
+    found, registers = read_convolutions(func), vectors_of(target)
     if len(found) != 1 or not fits(found[0]) or not found[0].out_block or not found[0].weight_block:
+        return None
+    lanes = math.gcd(registers.lanes, found[0].out_block)
+    if lanes < 4 or found[0].weight_block // lanes > most_vectors(registers):
         return None
     return found[0] if found[0].weight_block % found[0].out_block == 0 else None
 

@@ -19,7 +19,7 @@ from tvmflow.passes.fuse_operators import kernel_calls
 from tvmflow.passes.multiply_adds import static_shape
 from tvmflow.passes.relayout import Blocked, Layout, Layouts, relayout, relayout_calls
 from tvmflow.schedules.convolutions import Convolution, is_plain, is_reduction, loads, read_convolution, vectors_of
-from tvmflow.schedules.cpu import RULES, conv_blocked, depthwise_blocked, lanes, pointwise_blocked
+from tvmflow.schedules.cpu import RULES, conv_blocked, depthwise_blocked, lanes, pointwise_blocked, tiles
 from tvmflow.spec import Program, Target
 
 MOST_LANES, FEWEST_LANES = 16, 8
@@ -68,7 +68,7 @@ def _is_served(call: _KernelCall, blocks: Layouts, target: Target) -> bool:
     func = relayout(call.func, blocks)
     if call.convolution is None:
         return RULES["concat_blocked"](func, target) is not None or lanes.in_vectors(func, target)
-    return any(RULES[rule](func, target) is not None for rule in CONVOLUTIONS)
+    return any(tiles(rule, func, target) for rule in CONVOLUTIONS)
 
 
 def block_length(target: Target) -> int:
