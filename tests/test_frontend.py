@@ -210,11 +210,19 @@ def test_onnx(tmp_path):
     assert [layer.modules[0] for layer in bundle.layers if layer.macs] == ["stem.conv", "head"]
 
 
-def test_onnx_with_an_open_batch_needs_a_shape(tmp_path):
+def test_onnx_with_an_open_batch_is_for_one(tmp_path):
     path = saved(onnx_model(batch="N"), tmp_path)
-    with pytest.raises(UserError, match="--input-shape image="):
-        import_model(path)
+    assert import_model(path).inputs[0].shape == (1, 3, 8, 8)
     assert import_model(path, [parse_input_shape("image=2x3x8x8")]).outputs[0].shape == (2, 4)
+
+
+@pytest.mark.parametrize("dims", [["N", 3, "H", 8], [1, 3, "H", 8], ["N"]])
+def test_onnx_with_other_open_dimensions_needs_a_shape(tmp_path, dims):
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "net", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "x.onnx")
+    with pytest.raises(UserError, match="--input-shape x="):
+        import_model(str(tmp_path / "x.onnx"))
 
 
 @pytest.mark.parametrize(("shape", "words"), [("1x3x9x9", "doesn't fit"), ("x=1x3x8x8", "no input 'x'")])

@@ -82,7 +82,10 @@ def from_onnx(path: Path, input_shapes: Sequence[InputShape]) -> Program:
 def onnx_inputs(
     model: onnx.ModelProto, initializers: set[str], given: Sequence[InputShape], path: Path
 ) -> tuple[TensorSpec, ...]:
-    """What a network takes, in the shapes that the file or the user gives. Raises UserError."""
+    """What a network takes, in the shapes that the file or the user gives; a batch that nobody gives is 1.
+
+    Raises UserError.
+    """
     from onnx import TensorProto
 
     graph_inputs = [entry for entry in model.graph.input if entry.name not in initializers]
@@ -93,6 +96,8 @@ def onnx_inputs(
             raise UserError(f"{path} takes {entry.name!r}, which is no tensor; inputs are tensors of {kinds}.")
         dims = [max(0, dim.dim_value) for dim in entry.type.tensor_type.shape.dim]  # some write −1 for an open one
         shape = shapes.get(entry.name)
+        if shape is None and len(dims) > 1 and not dims[0] and all(dims[1:]):
+            shape = (1, *dims[1:])  # exporters leave the batch open whatever was exported
         if shape is None and not all(dims):
             raise UserError(
                 f"{path} leaves the shape of its input {entry.name!r} open "
