@@ -269,6 +269,15 @@ def test_what_is_wrong_is_one_sentence(change, words, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_joined_has_as_many_dimensions(tmp_path):
+    """Along the last axis of 1×6×4, what is left of it and of 1×6 is the same."""
+    graph = Graph()
+    given = [graph.input(shape, 0.5, 0) for shape in ([1, 6, 4], [1, 6])]
+    graph.outputs = [graph.result("CONCATENATION", given, [1, 6, 4], 0.5, 0, axis=2)]
+    with pytest.raises(UserError, match="tensors that don't fit together"):
+        read(written(tmp_path, graph))
+
+
 def test_half_a_file_is_refused(tmp_path):
     whole = file_of(*graphs_of("conv"))
     for count in (0, 3, 8, 40, len(whole) // 2):

@@ -171,7 +171,7 @@ def concatenate(network: Network, operator: FileOperator) -> None:
         raise MalformedError(f"CONCATENATION along the axis {axis} of {rank} dimensions")
     axis %= rank
     rests = {value.shape[:axis] + value.shape[axis + 1 :] for value in values}
-    if len(rests) != 1:
+    if len(rests) != 1 or any(len(value.shape) != rank for value in values):
         raise MalformedError("CONCATENATION of tensors that don't fit together")
     first = values[0].shape
     shape = (*first[:axis], sum(value.shape[axis] for value in values), *first[axis + 1 :])
