@@ -359,7 +359,13 @@ def plain_float(file: File) -> None:
     file.output(file.quantised(file.node("Relu", file.given((1, 4)))))
 
 
+def of_unlike_ranks(file: File) -> None:
+    """What is left of either without its axis 2 is the same."""
+    file.output(file.quantised(file.node("Concat", file.input((1, 6, 4)), file.input((1, 6)), axis=2)))
+
+
 REFUSED = [
+    (of_unlike_ranks, "tensors that don't fit together"),
     (
         between,
         r"Sigmoid \(/Sigmoid_4\): what Conv_3 gives, which isn't quantised before; Sigmoid \(/Sigmoid_12\): what",

@@ -183,7 +183,7 @@ def _lengthened(graph: Graph, real: Real, axis: int, before: int, after: int) ->
 
 def concatenated(graph: Graph, reals: Sequence[Real], axis: int, name: str) -> Real:
     rests = {real.shape[:axis] + real.shape[axis + 1 :] for real in reals}
-    if len(rests) != 1:
+    if len(rests) != 1 or len({len(real.shape) for real in reals}) != 1:
         raise MalformedError("tensors that don't fit together")
     if len(reals) == 1:
         return reals[0]
