@@ -17,6 +17,7 @@ from tvm.script import relax as R
 
 from tvmflow.models import MODELS
 from tvmflow.network.frontend import import_model, parse_input_shape
+from tvmflow.passes.constants import fold_views
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
 from tvmflow.passes.fold_scales import fold_scales
 from tvmflow.passes.fuse_operators import fuse_operators, kernel_calls
@@ -382,3 +383,18 @@ def test_packing_changes_no_weight():
     scales = 9 * (1024 + 1024)  # the dilated layers of the last two modules
     shifts = 32 + 64 + 128 + 256 + 512 + 512 + 1024 + 1024 + 1024  # of two for each batch normalisation one is left
     assert program.memory["weights_bytes"] == 4 * (plain - scales - shifts)
+
+
+@pytest.mark.parametrize(("dtype", "shape"), [("float64", ()), ("int64", (1, 1)), ("float32", (1,)), ("float16", ())])
+def test_a_reshaped_constant_keeps_dtype_and_shape(dtype, shape):
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((2, 3), dtype))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            view = builder.emit(relax.op.reshape(relax.const(np.array([7], dtype), dtype), shape))
+            result = builder.emit_output(relax.op.add(x, view))
+        builder.emit_func_output(result)
+    main = fold_views(builder.get())["main"]
+    ((binding,),) = (block.bindings for block in main.body.blocks)
+    given = binding.value.args[1].value.numpy()
+    assert (str(given.dtype), given.shape, given.item()) == (dtype, shape, 7)

@@ -49,7 +49,7 @@ def fold_views(module: tvm.IRModule) -> tvm.IRModule:
     main = module["main"]
     bindings = [binding for block in main.body.blocks for binding in block.bindings]
     found = {
-        var: relax.const(np.ascontiguousarray(array), str(array.dtype))
+        var: relax.const(np.asarray(array, order="C"), str(array.dtype))
         for var, array in read_constants(bindings).items()
         if isinstance(var, relax.DataflowVar) and array.dtype.kind in "biuf"  # neither a result nor one of ml_dtypes
     }
