@@ -305,7 +305,7 @@ def efficientnet() -> nn.Module:
     return nn.Sequential(conv(3, 8, 3, 2, act=nn.SiLU), block, conv(8, 24, 1, act=nn.SiLU), head(24))
 
 
-@stranger("EfficientNet-Lite0: ReLU6 for SiLU, nothing squeezed, all of its stages, narrow", (1, 3, 32, 32))
+@stranger("EfficientNet-Lite0: ReLU6 for SiLU, nothing squeezed, all of its stages, narrow", (1, 3, 64, 64))
 def efficientnet_lite0() -> nn.Module:
     stages = [(1, 4, 1, 1, 3), (6, 4, 2, 2, 3), (6, 6, 2, 2, 5), (6, 8, 2, 2, 3), (6, 12, 2, 1, 5), (6, 16, 2, 2, 5)]
     blocks, inputs = [], 4

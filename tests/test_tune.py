@@ -344,15 +344,16 @@ INTERRUPTED = """
                     test_tune.search(tasks, Path(sys.argv[1], folder), seed=number, **options)
             except KeyboardInterrupt:
                 print(folder)
+        assert signal.getsignal(signal.SIGINT) is interrupt._raise
 """
 
 
 def test_ctrl_c_at_any_moment(tmp_path):
     """Also inside MetaSchedule, which doesn't survive an exception there, and inside Z3, which forgets the signal."""
-    command = [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(tmp_path), "0.3", "0.8", "1.3"]
+    command = [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(tmp_path), "0.3", "0.8", "1.2", "1.7"]
     ended = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, check=False, timeout=300)
     assert ended.returncode == 0, ended.stderr
-    assert len(ended.stdout.split()) == 3
+    assert len(ended.stdout.split()) == 4
     for folder in ended.stdout.split():
         with Store(tmp_path / folder, writable=True) as store:
             assert store.quarantined == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,8 +93,7 @@ def read_graph(path: Path, given: Sequence[InputShape] = ()) -> FileGraph:
     if model.graph.sparse_initializer:
         raise UserError(f"{path} isn't taken: it has sparse weights.")
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-    shapes = [*given, *_single(model, set(initializers), given)]
-    inputs = onnx_inputs(model, set(initializers), shapes, path)
+    inputs = onnx_inputs(model, set(initializers), given, path)
     limits.check_inputs({spec.name: spec.shape for spec in inputs}, str(path))
     onnx_graph.keep_needed_nodes(model)
     needed = {name for node in model.graph.node for name in node.input} | {entry.name for entry in model.graph.output}
@@ -120,17 +119,6 @@ def read_graph(path: Path, given: Sequence[InputShape] = ()) -> FileGraph:
 def _text(value: str | bytes) -> str:
     """A text of a file, which protobuf gives as bytes if it isn't UTF-8."""
     return value if isinstance(value, str) else value.decode("utf-8", "replace")
-
-
-def _single(model: onnx.ModelProto, known: set[str], given: Sequence[InputShape]) -> Iterator[InputShape]:
-    """A batch of 1 for inputs whose shape nobody gave, and of which nothing else is open."""
-    if any(shape.name is None for shape in given):
-        return
-    named = {shape.name for shape in given}
-    for entry in model.graph.input:
-        dims = [dim.dim_value for dim in entry.type.tensor_type.shape.dim]
-        if entry.name not in known | named and dims and dims[0] < 1 and all(dim > 0 for dim in dims[1:]):
-            yield InputShape(name=entry.name, shape=(1, *dims[1:]))
 
 
 def _node(node: onnx.NodeProto, versions: dict[str, int]) -> Node:
