@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import warm_children
 from warm import UNREAD_WHEN_IMPORTING, WarmProcess
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ SECONDS = {
     "test_hostile_networks": 20,
 }
 """What the longest groups of tests take, about: they are begun in this order, so that none is left alone at the end."""
+FROM_NOTHING = ("test_children", "test_package", "test_streams")
+"""Files that look at how Python children begin and end."""
 
 
 def needs_emulator(board: Target) -> None:
@@ -193,7 +196,24 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def tvmflow() -> Iterator[Callable[..., Finished]]:
+def child_servers(tmp_path_factory) -> warm_children.Servers | None:
+    """Where children come from that have their imports done; None where the system can't have them."""
+    if not warm_children.possible():
+        return None
+    return warm_children.Servers(str(tmp_path_factory.mktemp("children")))
+
+
+@pytest.fixture(autouse=True)
+def _warm_children(request: pytest.FixtureRequest, monkeypatch, child_servers) -> None:
+    """Children of this process needn't import what they run, but where a test is about that."""
+    if child_servers is not None and request.path.stem not in FROM_NOTHING:
+        from tvmflow.system import children
+
+        monkeypatch.setattr(children, "python", child_servers.python)
+
+
+@pytest.fixture(scope="session")
+def tvmflow(child_servers) -> Iterator[Callable[..., Finished]]:
     """`tvmflow("build", …)` runs the command line in a process of its own.
 
     It has its imports done, unless `warm` says no or a variable is given that may be read while importing.
@@ -206,8 +226,10 @@ def tvmflow() -> Iterator[Callable[..., Finished]]:
             imports_little = words[:1] in (["boards"], ["deploy"], ["db"])  # it has ended before a server has begun
             if warm and variables.keys() <= UNREAD_WHEN_IMPORTING and (server or not imports_little):
                 if not server:
-                    server.append(WarmProcess())
+                    server.append(WarmProcess(child_servers.folder if child_servers else None))
                     stack.callback(server[0].close)
+                if child_servers is not None:
+                    child_servers.start("compiler" if words[:1] == ["tune"] else "libraries")
                 code, out, err = server[0].run(words, cwd, environment)
                 return Finished(code=code, out=out, err=err)
             done = subprocess.run(

@@ -26,12 +26,12 @@ UNREAD_WHEN_IMPORTING = frozenset({"TMPDIR", "XDG_CACHE_HOME"})
 
 
 class WarmProcess:
-    """A server of commands."""
+    """A server of commands, whose children come from the servers in a folder (`warm_children`) if one is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, children: str | None = None) -> None:
         self._connection, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, __file__, str(theirs.fileno())]
+            command = [sys.executable, __file__, str(theirs.fileno()), *([children] if children else [])]
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         self._answers = self._connection.makefile("r", encoding="utf-8")
 
@@ -105,9 +105,13 @@ def _exit(code: int) -> None:
 
 
 if __name__ == "__main__":
+    import warm_children
+
     # As for `python -m tvmflow`, whose __main__ takes the first folder away: this file's is none of its.
     del sys.path[0]
     _import_everything()
+    for folder in sys.argv[2:]:
+        warm_children.use(folder)
     from tvmflow.cli import main
 
     _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tvmflow.network.aten import OPERATORS, WHOLE, Call, Converter
@@ -73,12 +74,12 @@ def decompose(exported: torch.export.ExportedProgram) -> torch.export.ExportedPr
 
     Operators outside the core that nothing here knows are taken apart by PyTorch's other decompositions.
     """
-    import torch
     from torch._decomp import decomposition_table
 
-    table = torch.export.default_decompositions()
-    for operator in (operator for operator in list(table.keys()) if operator.__name__ in WHOLE):
-        del table[operator]
+    called = [node.target for node in exported.graph.nodes if node.op == "call_function"]
+    foreign = any(getattr(operator, "namespace", "aten") != "aten" for operator in called)
+    # PyTorch looks through all of its operators to make the table; others' may have been registered since.
+    table = dict((_decompositions.__wrapped__ if foreign else _decompositions)())
     known = torch_importer()().convert_map
     while True:
         exported = exported.run_decompositions(table)
@@ -94,6 +95,14 @@ def decompose(exported: torch.export.ExportedProgram) -> torch.export.ExportedPr
             return exported
         for operator in left:
             table[operator] = decomposition_table[operator]
+
+
+@functools.cache
+def _decompositions() -> Mapping[Any, Callable[..., Any]]:
+    """What takes operators apart, but for those that stay whole."""
+    import torch
+
+    return {op: apart for op, apart in torch.export.default_decompositions().items() if op.__name__ not in WHOLE}
 
 
 def _arguments(node: torch.fx.Node) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ import os
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's second thread would spin at first, beside what is timed
 sys.modules["torch"] = None  # type: ignore[assignment]
 os.environ["TVM_USE_RUNTIME_LIB"] = "1"
 
