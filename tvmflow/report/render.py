@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvmflow.report import Report, networks, not_shown, views
 from tvmflow.report.answers import answers, repeat
@@ -13,6 +14,9 @@ from tvmflow.report.estimate import origin
 from tvmflow.report.search import convergence
 from tvmflow.system.text import text_table, to_json
 from tvmflow.system.untrusted import printable_document
+
+if TYPE_CHECKING:
+    import jinja2
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -186,6 +190,25 @@ def report_text(report: Report, *, layers: bool = True) -> str:
 
 def render_html(document: Mapping[str, Any]) -> str:
     """A collection of reports as one HTML page that needs no network."""
+    template = _environment().get_template(TEMPLATE.name)
+    reports = [{"device": None, "timeline": None, **report} for report in document["reports"]]
+    return template.render(
+        {
+            **document,
+            "reports": reports,
+            "device_columns": views.page_columns(reports),
+            "networks": networks.tables(document),
+            "network_notes": networks.notes(document),
+            "not_shown": not_shown(reports),
+            "nothing": networks.NOTHING,
+            "overhead": f"{views.OVERHEAD:g}",
+        }
+    )
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """What templates may use. It keeps those that it has read."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -220,20 +243,7 @@ def render_html(document: Mapping[str, Any]) -> str:
         layers_sum=views.layers_sum,
         origin=origin,
     )
-    template = environment.get_template(TEMPLATE.name)
-    reports = [{"device": None, "timeline": None, **report} for report in document["reports"]]
-    return template.render(
-        {
-            **document,
-            "reports": reports,
-            "device_columns": views.page_columns(reports),
-            "networks": networks.tables(document),
-            "network_notes": networks.notes(document),
-            "not_shown": not_shown(reports),
-            "nothing": networks.NOTHING,
-            "overhead": f"{views.OVERHEAD:g}",
-        }
-    )
+    return environment
 
 
 def render_markdown(document: Mapping[str, Any]) -> str:
