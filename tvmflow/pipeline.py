@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from tvmflow.integer.frontend import tail_program
+from tvmflow.passes.elementary_functions import elementary_functions
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
+from tvmflow.passes.fold_padding import fold_padding
 from tvmflow.passes.fold_scales import fold_scales
 from tvmflow.passes.fuse_operators import fuse_operators
 from tvmflow.passes.integer_kernels import integer_kernels
@@ -34,6 +36,7 @@ Stage = Callable[[Program, Target], Program]
 
 CPU_KERNELS: tuple[Stage, ...] = (
     # graph: what needn't be computed at run time, isn't
+    fold_padding,
     fold_batchnorm,
     fold_scales,
     # kernels: operators become loops, neighbours become one kernel
@@ -46,6 +49,8 @@ CPU_KERNELS: tuple[Stage, ...] = (
     schedule_kernels,
     # numbers: float16 where the board is told so
     narrow_floats,
+    # vectors: exponentials and their kin without the C library
+    elementary_functions,
     # not a number stays that through maxima and minima
     propagate_nans,
 )
@@ -59,6 +64,7 @@ CPU: tuple[Stage, ...] = (
 
 CUDA_KERNELS: tuple[Stage, ...] = (
     # graph: what needn't be computed at run time, isn't
+    fold_padding,
     fold_batchnorm,
     fold_scales,
     flatten_averages,
@@ -110,6 +116,7 @@ INTEGER: tuple[Stage, ...] = (
 
 MCU: tuple[Stage, ...] = (
     # graph: what needn't be computed at run time, isn't
+    fold_padding,
     fold_batchnorm,
     fold_scales,
     # kernels: layers become loops over plain pointers, two depthwise ones in a row one kernel in place

@@ -40,8 +40,10 @@ class Builder:
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        from tvmflow.passes.elementary_functions import with_arithmetic
         from tvmflow.system import toolchain
 
+        self.finish = with_arithmetic
         self.target = tvm.target.Target(settings["target"])
         linker = toolchain.Linker(name="", command=tuple(settings["linker"]), version="")
         self.candidates = settings["candidates"]
@@ -50,7 +52,8 @@ class Builder:
     def __call__(self, job: dict[str, Any]) -> Answer:
         module = tvm.ir.load_json(job["module"])
         if self.candidates is None:
-            library = tvm.compile(module, target=self.target)
+            functions = {name: self.finish(function) for name, function in module.functions.items()}
+            library = tvm.compile(tvm.IRModule(functions, attrs=module.attrs), target=self.target)
         else:
             library = import_module(self.candidates).compile_kernel(module, self.target)
         library.export_library(job["output"], fcompile=self.compiler)

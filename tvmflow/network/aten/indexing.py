@@ -162,7 +162,7 @@ def pad(call: Call) -> Any:
 
     PyTorch lists borders from the last axis on.
     """
-    from tvm import te, tirx
+    from tvm import relax, tirx
 
     x, given = call.arguments[0], call.arguments[1]
     mode, value = call.named.get("mode", "constant"), call.named.get("value") or 0
@@ -193,19 +193,7 @@ def pad(call: Call) -> Any:
     if not any(map(any, widths)):
         return x
 
-    def padded(x: Any) -> Any:
-        def read(*index: Any) -> Any:
-            found = [at - low for at, (low, _) in zip(index, widths, strict=True)]
-            bounds = [
-                tirx.all(place >= 0, place < size)
-                for place, size, borders in zip(found, x.shape, widths, strict=True)
-                if any(borders)
-            ]
-            return tirx.if_then_else(tirx.all(*bounds), x[tuple(found)], tirx.const(value, x.dtype))
-
-        return te.compute(result, read, name="pad")
-
-    return call.compute("pad", padded, x)
+    return call.emit(relax.op.nn.pad(x, [side for pair in widths for side in pair], "constant", value))
 
 
 def unfold(call: Call) -> Any:
