@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import integer_networks
 import numpy as np
 import pytest
 
-from benchmarks import arm_instructions, depthwise, experiments, peers, plots, runners, variants
+from benchmarks import arm_instructions, convert, depthwise, experiments, networks, peers, plots, runners, variants
 from tvmflow.bundles.bundle import open_bundle
 from tvmflow.integer import qdq
 from tvmflow.measure import device
@@ -90,6 +91,30 @@ def test_tables_and_plots(tmp_path):
         assert all(model in drawn for model in models)
 
 
+def test_every_output_is_held_against_the_original():
+    one, other = np.ones((1, 3), np.float32), np.full((1, 2), 4, np.float32)
+    assert runners.largest_error([one, other], [one, other]) == 0
+    assert runners.largest_error([one, other], [one, other + 1]) == pytest.approx(0.2)
+    assert runners.largest_error([one], [one, other]) == float("inf")
+
+
+def test_what_a_converter_does_not_take_is_absent(tmp_path, monkeypatch):
+    """For those that would run its file as well; and others have theirs, and what to answer."""
+
+    def refuse(*_):
+        raise ValueError("no such operator\nand more of it")
+
+    one, other = np.ones((1, 3), np.float32), np.zeros((1, 2), np.float32)
+    vector = SimpleNamespace(inputs=(one,), outputs=(one, other))
+    monkeypatch.setattr(networks, "NETWORKS", {"tiny": lambda: None})
+    monkeypatch.setattr(convert, "to_onnx", refuse)
+    monkeypatch.setattr(convert, "to_ncnn", lambda *_: "")
+    program = SimpleNamespace(name="tiny", vectors=[vector])
+    absent = convert.convert(program, tmp_path, libraries=["openvino", "ncnn", "pytorch"])
+    assert absent == dict.fromkeys(("onnxruntime", "openvino"), "ValueError: no such operator")
+    assert runners.largest_error([one, other], runners.expected_of(tmp_path)) == 0
+
+
 def test_c_of_the_instruction_counts_compiles(tmp_path):
     compiler = [sys.executable, "-m", "ziglang", "cc", "-Wall", "-Wextra", "-Werror", "-fPIC"]
     for name in ("count_instructions", "run_bundle"):
@@ -163,8 +188,8 @@ def test_a_quantised_network_for_onnxruntime_has_its_numbers(tmp_path):
     images = integer_networks.random_input(np.random.default_rng(5), network.input_shape, 1)
     np.save(tmp_path / "input.npy", images)
     run, _ = runners.run_onnxruntime(tmp_path, 1)
-    assert runners.error_of(run(), network.run(images)) <= runners.tolerance("onnxruntime-int8")
-    assert runners.error_of(run(), -network.run(images)) > runners.tolerance("onnxruntime-int8")
+    assert runners.largest_error(run(), [network.run(images)]) <= runners.tolerance("onnxruntime-int8")
+    assert runners.largest_error(run(), [-network.run(images)]) > runners.tolerance("onnxruntime-int8")
 
 
 def test_table_of_int8():
