@@ -120,7 +120,10 @@ def run_ncnn(folder: Path, threads: int) -> tuple[Run, str]:
     network.load_param(str(folder / "model.ncnn.param"))
     network.load_model(str(folder / "model.ncnn.bin"))
     outputs = [f"out{place}" for place in range(len(expected_of(folder)))]
-    array = _input(folder)[0]  # ncnn.Mat looks at it and doesn't keep it
+    batch = _input(folder)
+    if len(batch) > 1:
+        raise ValueError("ncnn takes one input at a time")
+    array = batch[0]  # ncnn.Mat looks at it and doesn't keep it
     image = ncnn.Mat(array).clone()
 
     def run() -> list[np.ndarray]:
