@@ -1,4 +1,4 @@
-"""A network of the registry in a folder, in the form that each of `benchmarks.runners` takes."""
+"""A network in a folder, in the form that each of `benchmarks.runners` takes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from benchmarks.runners import save_expected
 
 if TYPE_CHECKING:
     import torch
@@ -21,18 +24,25 @@ if TYPE_CHECKING:
 
 TO_LITERT = """
     import sys, torch, litert_torch
-    network = litert_torch.to_channel_last_io(torch.export.load(sys.argv[1]).module(), args=[0])
+    network = torch.export.load(sys.argv[1]).module()
     example = torch.zeros([int(dim) for dim in sys.argv[3:]])
+    if example.dim() == 4:
+        network = litert_torch.to_channel_last_io(network, args=[0])
     litert_torch.convert(network, (example,)).export(sys.argv[2])
 """
-"""LiteRT's own converter; the network takes images as LiteRT lays them out, N×H×W×C."""
+"""LiteRT's own converter; a network of images takes them as LiteRT lays them out, N×H×W×C."""
+
+CONVERTED = ("onnxruntime", "ncnn", "litert")
+"""What the network is converted for. OpenVINO takes ONNX Runtime's file, PyTorch and TVM the network itself."""
 
 
-def convert(program: Program, folder: Path, litert_python: str = sys.executable) -> dict[str, str]:
-    """Put input.npy, expected.npy and the network into `folder` as other libraries take it.
+def convert(
+    program: Program, folder: Path, litert_python: str = sys.executable, libraries: Collection[str] = CONVERTED
+) -> dict[str, str]:
+    """Put input.npy, expected.npy and the network into `folder` as other libraries take it, for `libraries` alone.
 
     `litert_python` is the interpreter of an environment that has litert-torch, which can't share one with TVM: it wants
-    an older typing-extensions. Returns the runners that have nothing to run, and why.
+    an older typing-extensions. Returns the runners that have nothing to run, and why: no converter takes everything.
     """
     import numpy as np
     import torch
@@ -41,15 +51,34 @@ def convert(program: Program, folder: Path, litert_python: str = sys.executable)
 
     example = torch.from_numpy(program.vectors[0].inputs[0])
     np.save(folder / "input.npy", program.vectors[0].inputs[0])
-    np.save(folder / "expected.npy", program.vectors[0].outputs[0])
+    save_expected(folder, program.vectors[0].outputs)
     (folder / "model").write_text(program.name)
     network = NETWORKS[program.name]()
-    torch.onnx.export(network, (example,), folder / "model.onnx", dynamo=True, verbose=False)
-    reasons = {
-        "ncnn": to_ncnn(network, example, folder),
-        "litert": to_litert(network, example, folder, litert_python),
+    converters: dict[str, Callable[[], str]] = {
+        "onnxruntime": lambda: to_onnx(network, example, folder),
+        "ncnn": lambda: to_ncnn(network, example, folder),
+        "litert": lambda: to_litert(network, example, folder, litert_python),
     }
+    if "openvino" in libraries:
+        libraries = {*libraries, "onnxruntime"}
+    reasons: dict[str, str] = {}
+    for name in converters:
+        if name in libraries:
+            try:
+                reasons[name] = converters[name]()
+            except Exception as error:  # those of PyTorch's exporters have no class in common
+                reasons[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    if "openvino" in libraries:
+        reasons["openvino"] = reasons["onnxruntime"]
     return {name: reason for name, reason in reasons.items() if reason}
+
+
+def to_onnx(network: torch.nn.Module, example: torch.Tensor, folder: Path) -> str:
+    """By PyTorch's exporter, for ONNX Runtime and OpenVINO."""
+    import torch
+
+    torch.onnx.export(network, (example,), folder / "model.onnx", dynamo=True, verbose=False)
+    return ""
 
 
 def to_ncnn(network: torch.nn.Module, example: torch.Tensor, folder: Path) -> str:
@@ -74,7 +103,8 @@ def to_litert(network: torch.nn.Module, example: torch.Tensor, folder: Path, pyt
     import torch
 
     torch.export.save(torch.export.export(network, (example,)), folder / "model.pt2")
-    script, shape = textwrap.dedent(TO_LITERT), map(str, example.permute(0, 2, 3, 1).shape)
+    shape = map(str, (example.permute(0, 2, 3, 1) if example.dim() == 4 else example).shape)
+    script = textwrap.dedent(TO_LITERT)
     return _run([python, "-c", script, "model.pt2", "model.tflite", *shape], folder)
 
 
@@ -86,11 +116,12 @@ def host(cpu: str | None) -> Target:
     return replace(known, tvm={**known.tvm, "mcpu": cpu}) if cpu else known
 
 
-def build_bundles(program: Program, folder: Path, cpu: str | None = None) -> Bundle:
-    """tvmflow's own bundle of the network for this computer, and one without schedules."""
+def build_bundles(program: Program, folder: Path, cpu: str | None = None, *, untuned: bool = True) -> Bundle:
+    """tvmflow's own bundle of the network for this computer, and, if it is wanted, one without schedules."""
     from tvmflow.bundles.build import build
 
-    build(program, replace(host(cpu), schedules=()), folder / "untuned")
+    if untuned:
+        build(program, replace(host(cpu), schedules=()), folder / "untuned")
     return build(program, host(cpu), folder / "bundle")
 
 

@@ -1,4 +1,4 @@
-"""Networks that benchmarks take beside those of the registry, and their int8 forms."""
+"""Networks that benchmarks take: those of the registry and those of the zoo, and their int8 forms."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.zoo import ZOO, Entry
 from tvmflow.models import MODELS, WEIGHTS, Model, quantized, quantized_name
 
 if TYPE_CHECKING:
     from tvmflow.integer.network import IntegerNetwork
     from tvmflow.spec import Program
 
-NETWORKS: dict[str, Model] = {
+NETWORKS: dict[str, Model | Entry] = {
     **MODELS,
     "mobilenet-v2-224": Model(
         name="mobilenet-v2-224",
@@ -22,17 +23,19 @@ NETWORKS: dict[str, Model] = {
         labels=(),
         preprocessing=MODELS["dilated-net"].preprocessing,
     ),
+    **ZOO,
 }
 COUNT = 16
 """Random inputs that an untrained network is quantised on: its speed doesn't depend on them."""
 
 
 def program_of(name: str, batch: int = 1) -> Program:
-    """The network, imported."""
+    """The network, imported, for `batch` times as many inputs at a time as its entry says."""
     from tvmflow.network.frontend import InputShape, import_model
 
     entry = NETWORKS[name]
-    shape = InputShape(name=None, shape=(batch, *entry.input_shape[1:]))
+    images, *rest = entry.input_shape
+    shape = InputShape(name=None, shape=(batch * images, *rest))
     return replace(import_model(name if name in MODELS else entry.factory, [shape]), name=name)
 
 

@@ -1,7 +1,7 @@
 """Ways of running a network, all by the same protocol: `python -m benchmarks.runners NAME FOLDER THREADS`.
 
 A runner takes the network from FOLDER, where `benchmarks.convert` has put it, and makes a function of no arguments that
-returns the output. The process says in one line of JSON which version it is and how far its answer is off, or that it
+returns the outputs. The process says in one line of JSON which version it is and how far its answer is off, or that it
 is `absent` and why. Then each line of its input is a number of seconds, and it answers with the median time of an
 inference; or, with `--inferences N`, it runs the network that often and ends. Only NumPy and the library are imported.
 """
@@ -14,7 +14,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,7 +28,7 @@ INT8_TOLERANCE = 0.05
 INT8 = "-int8"
 """How the names of runners end that take the quantised network, from the folder's own folder "int8"."""
 
-Run = Callable[[], np.ndarray]
+Run = Callable[[], Sequence[np.ndarray]]
 
 
 def run_tvmflow(folder: Path, threads: int) -> tuple[Run, str]:
@@ -49,7 +49,12 @@ def _run_tvm(bundle: Path) -> Run:
     machine = relax.VirtualMachine(tvm.runtime.load_module(str(bundle / "model.so")), tvm.cpu())
     tensor = tvm.runtime.tensor(_input(bundle.parent))
     main = machine["main"]
-    return lambda: main(tensor).numpy()
+
+    def run() -> list[np.ndarray]:
+        result = main(tensor)
+        return [output.numpy() for output in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
+
+    return run
 
 
 def run_onnxruntime(folder: Path, threads: int) -> tuple[Run, str]:
@@ -62,7 +67,7 @@ def run_onnxruntime(folder: Path, threads: int) -> tuple[Run, str]:
     (given,) = session.get_inputs()
     array = _input(folder)
     feeds = {given.name: (array.view(np.uint8) ^ 128) if given.type == "tensor(uint8)" else array}
-    return lambda: session.run(None, feeds)[0], onnxruntime.__version__
+    return lambda: session.run(None, feeds), onnxruntime.__version__
 
 
 def run_openvino(folder: Path, threads: int) -> tuple[Run, str]:
@@ -77,9 +82,9 @@ def run_openvino(folder: Path, threads: int) -> tuple[Run, str]:
     compiled = openvino.Core().compile_model(str(folder / "model.onnx"), "CPU", settings)
     request, tensor = compiled.create_infer_request(), openvino.Tensor(_input(folder))
 
-    def run() -> np.ndarray:
+    def run() -> list[np.ndarray]:
         request.infer([tensor])
-        return request.get_output_tensor(0).data
+        return [output.data for output in request.output_tensors]
 
     return run, version("openvino")
 
@@ -89,12 +94,18 @@ def run_litert(folder: Path, threads: int) -> tuple[Run, str]:
 
     interpreter = Interpreter(model_path=str(folder / "model.tflite"), num_threads=threads)  # XNNPACK by default
     interpreter.allocate_tensors()
-    given, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
-    interpreter.set_tensor(given, np.ascontiguousarray(_input(folder).transpose(0, 2, 3, 1)))
+    array, (given,) = _input(folder), interpreter.get_input_details()
+    # in the order in which the network gives them, which their places in the file needn't have
+    results = [
+        output["index"] for output in sorted(interpreter.get_output_details(), key=lambda output: output["name"])
+    ]
+    if array.ndim == 4:  # images; other inputs stay as they are
+        array = np.ascontiguousarray(array.transpose(0, 2, 3, 1))
+    interpreter.set_tensor(given["index"], array)
 
-    def run() -> np.ndarray:
+    def run() -> list[np.ndarray]:
         interpreter.invoke()
-        return interpreter.get_tensor(result)
+        return [interpreter.get_tensor(result) for result in results]
 
     return run, version("ai-edge-litert")
 
@@ -108,13 +119,17 @@ def run_ncnn(folder: Path, threads: int) -> tuple[Run, str]:
         setattr(network.opt, name, False)  # float32, as all the others
     network.load_param(str(folder / "model.ncnn.param"))
     network.load_model(str(folder / "model.ncnn.bin"))
-    array = _input(folder)[0]  # ncnn.Mat looks at it and doesn't keep it
+    outputs = [f"out{place}" for place in range(len(expected_of(folder)))]
+    batch = _input(folder)
+    if len(batch) > 1:
+        raise ValueError("ncnn takes one input at a time")
+    array = batch[0]  # ncnn.Mat looks at it and doesn't keep it
     image = ncnn.Mat(array).clone()
 
-    def run() -> np.ndarray:
+    def run() -> list[np.ndarray]:
         with network.create_extractor() as extractor:
             extractor.input("in0", image)
-            return np.array(extractor.extract("out0")[1])[None]
+            return [np.array(extractor.extract(output)[1])[None] for output in outputs]
 
     return run, version("ncnn")
 
@@ -122,20 +137,20 @@ def run_ncnn(folder: Path, threads: int) -> tuple[Run, str]:
 def run_pytorch(folder: Path, threads: int) -> tuple[Run, str]:
     import torch
 
-    from tvmflow.models import MODELS
+    from benchmarks.networks import NETWORKS
 
     torch.set_num_threads(threads)
-    return _run_torch(MODELS[(folder / "model").read_text()](), folder)
+    return _run_torch(NETWORKS[(folder / "model").read_text()](), folder)
 
 
 def run_pytorch_compiled(folder: Path, threads: int) -> tuple[Run, str]:
     os.environ |= {"TORCHINDUCTOR_FREEZING": "1", "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
     import torch
 
-    from tvmflow.models import MODELS
+    from benchmarks.networks import NETWORKS
 
     torch.set_num_threads(threads)
-    return _run_torch(torch.compile(MODELS[(folder / "model").read_text()]()), folder)
+    return _run_torch(torch.compile(NETWORKS[(folder / "model").read_text()]()), folder)
 
 
 def _run_torch(network: Callable, folder: Path) -> tuple[Run, str]:
@@ -143,15 +158,28 @@ def _run_torch(network: Callable, folder: Path) -> tuple[Run, str]:
 
     tensor = torch.from_numpy(_input(folder))
 
-    def run() -> np.ndarray:
+    def run() -> list[np.ndarray]:
         with torch.inference_mode():
-            return network(tensor).numpy()
+            result = network(tensor)
+            return [output.numpy() for output in ([result] if isinstance(result, torch.Tensor) else result)]
 
     return run, torch.__version__
 
 
 def _input(folder: Path) -> np.ndarray:
     return np.load(folder / "input.npy")
+
+
+def save_expected(folder: Path, outputs: Sequence[np.ndarray]) -> None:
+    """Put what the network answers into `folder`: expected.npy, and expected-1.npy and so on if there is more."""
+    for place, output in enumerate(outputs):
+        np.save(folder / (f"expected-{place}.npy" if place else "expected.npy"), output)
+
+
+def expected_of(folder: Path) -> list[np.ndarray]:
+    """What `save_expected` has put there."""
+    count = 1 + len(list(folder.glob("expected-*.npy")))
+    return [np.load(folder / (f"expected-{place}.npy" if place else "expected.npy")) for place in range(count)]
 
 
 RUNNERS = {
@@ -186,7 +214,7 @@ def main() -> None:
     folder = options.folder / "int8" if options.name.endswith(INT8) else options.folder
     try:
         run, library_version = RUNNERS[options.name](folder, options.threads)
-        error = error_of(run(), np.load(folder / "expected.npy"))
+        error = largest_error(run(), expected_of(folder))
     except Exception as reason:
         print(json.dumps({"absent": f"{type(reason).__name__}: {reason}".splitlines()[0]}), file=answers)
         return
@@ -198,6 +226,13 @@ def main() -> None:
     for line in sys.stdin:
         _samples(run, WARMUP_SECONDS)
         print(json.dumps({"p50": statistics.median(_samples(run, float(line)))}), file=answers)
+
+
+def largest_error(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    """That of the output that is furthest off by `error_of`; infinite if there are more or fewer of them."""
+    if len(outputs) != len(expected):
+        return float("inf")
+    return max(error_of(output, other) for output, other in zip(outputs, expected, strict=True))
 
 
 def error_of(output: np.ndarray, expected: np.ndarray) -> float:

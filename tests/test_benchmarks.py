@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import integer_networks
 import numpy as np
 import pytest
 
-from benchmarks import arm_instructions, depthwise, experiments, peers, plots, runners, variants
+from benchmarks import arm_instructions, convert, depthwise, experiments, networks, peers, plots, runners, variants
+from tvmflow import report
 from tvmflow.bundles.bundle import open_bundle
 from tvmflow.integer import qdq
 from tvmflow.measure import device
@@ -90,6 +93,168 @@ def test_tables_and_plots(tmp_path):
         assert all(model in drawn for model in models)
 
 
+@pytest.fixture(scope="module")
+def ten():
+    """A made-up document of ten networks, two of them the registry's; a library is absent for one of them."""
+
+    def libraries(**times):
+        return {name: {"p50": value, "rounds": [value], "times_tvmflow": [value / 2]} for name, value in times.items()}
+
+    around = {
+        "cpu": "a CPU",
+        "cores": 2,
+        "date": "2026-01-01",
+        "versions": {"tvmflow": "1", "onnxruntime": "2", "ncnn": "3"},
+    }
+    layer = {"modules": ["stem"], "schedule": "lanes", "us": 1.0, "gflops": 50.0, "of_peak": 0.5, "gbps": 3.0}
+    networks = []
+    for place, model in enumerate(("dilated-net", "resnet-8", *(f"net-{number}" for number in range(8)))):
+        rows = [
+            {"threads": 1, "libraries": libraries(tvmflow=2.0, onnxruntime=16.0 / 2**place, ncnn=4.0)},
+            {"threads": 2, "libraries": libraries(tvmflow=2.0, onnxruntime=4.0, ncnn=8.0)},
+        ]
+        if place == 3:
+            for row in rows:
+                del row["libraries"]["ncnn"]
+        networks.append(
+            {
+                "model": model,
+                "description": f"about {model}",
+                "input_shape": [1, 9, 128],
+                "multiply_adds": 4_600_000,
+                "batch": 1,
+                "environment": around,
+                "rounds": 1,
+                "seconds": 0.1,
+                "load_after": 0.5,
+                "limits": {"gflops": 100.0, "gbps": 30.0, "gbps_l2": 60.0, "gbps_memory": 10.0} if place < 2 else {},
+                "absent": {"ncnn": "no such operator"} if place == 3 else {},
+                "rows": rows,
+                "layers": [{**layer, "of_bandwidth": 0.1, "intensity": 8.0}] if place < 2 else [],
+            }
+        )
+    return {"networks": networks}
+
+
+def test_the_page_of_many_networks_begins_with_all_of_them(ten):
+    text = peers.markdown(ten, "peers-all")
+    head, *sections = text.split("\n## ")
+    assert "![ratios](peers-all-ratios.svg)" in head
+    assert sections[0].startswith("10 networks\n")
+    rows = [line for line in sections[0].splitlines() if " / " in line]
+    named = [line.split(" | ")[0].removeprefix("| ") for line in rows]
+    # what another library is best at comes first
+    assert named == [*(f"net-{number}" for number in range(7, 0, -1)), "dilated-net", "resnet-8", "net-0"]
+    assert rows[0] == "| net-7 | 2.000 / 2.000 | **0.02** / 2.00 | 2.00 / 4.00 | **0.02** / 2.00 |"
+    assert "| net-1 | 2.000 / 2.000 | 1.00 / 2.00 | – / – | 1.00 / 2.00 |" in rows
+    assert "| dilated-net | 2.000 / 2.000 | 8.00 / 2.00 | 2.00 / 4.00 | 2.00 / 2.00 |" in rows
+    assert "| onnxruntime | **0.35** | 6 of 10 | 2.00 | 0 of 10 |" in sections[0]
+    assert "| ncnn | 2.00 | 0 of 9 | 4.00 | 0 of 9 |" in sections[0]
+    assert "| fastest of them | **0.29** | 6 of 10 | 2.00 | 0 of 10 |" in sections[0]
+    # then each, in the document's order, and layers of the registry's alone
+    assert [section.partition("\n")[0] for section in sections[1:]] == [each["model"] for each in ten["networks"]]
+    assert ["| stem | lanes |" in section for section in sections[1:]] == [True, True, *[False] * 8]
+    assert "about net-1; 1×9×128, 4.6 M multiply-adds." in sections[4]
+    assert "Not measured: ncnn (no such operator)." in sections[4]
+
+
+def test_plots_of_many_networks(ten, tmp_path):
+    assert plots.drawn(ten) == ["ratios", "latency", "roofline"]
+    for name, draw in plots.PLOTS.items():
+        draw(ten, tmp_path / f"{name}.svg")
+        drawn = (tmp_path / f"{name}.svg").read_text()
+        assert [network["model"] in drawn for network in ten["networks"]] == [True, True, *[name == "ratios"] * 8]
+    without = {"networks": [*ten["networks"][2:], *ten["networks"][2:4]]}
+    assert plots.drawn(without) == ["ratios"]
+    assert "latency.svg" not in peers.markdown(without, "peers")
+
+
+def test_which_networks_are_meant():
+    known = ["a", "b", "c"]
+    assert peers.chosen(["all"], known, ["b"]) == known
+    assert peers.chosen(["missing"], known, ["b"]) == ["a", "c"]
+    assert peers.chosen(["c", "missing"], known, ["b", "c"]) == ["c", "a"]
+    with pytest.raises(ValueError, match="there is no network d"):
+        peers.chosen(["a", "d"], known, [])
+
+
+def test_results_are_there_after_each_network_and_kept(tmp_path, monkeypatch, capsys, ten):
+    """A network that fails isn't in them, and is said at the end; `missing` is what they lack, and is named."""
+    monkeypatch.setattr(report, "environment", lambda versions: {"cpu": "a CPU"})
+    monkeypatch.setattr(peers.roofline, "limits", dict)
+    monkeypatch.setattr(networks, "NETWORKS", dict.fromkeys(network["model"] for network in ten["networks"][2:5]))
+    output = tmp_path / "all.json"
+
+    def measure(model, *_):
+        measured.append(model)
+        if model == "net-1" and len(measured) < 4:
+            raise peers.RunnerError("tvmflow can't be timed")
+        assert len(json.loads(output.read_text())["networks"] if output.exists() else ()) == len(done)
+        done.append(model)
+        return next(network for network in ten["networks"] if network["model"] == model)
+
+    def run(*options):
+        monkeypatch.setattr(sys, "argv", ["peers", *options, "--output", str(output)])
+        peers.main()
+
+    measured, done = [], []
+    monkeypatch.setattr(peers, "measure", measure)
+    with pytest.raises(SystemExit, match=r"Not measured, for the reasons above: net-1\."):
+        run("--models", "all")
+    assert measured == ["net-0", "net-1", "net-2"]
+    run("--models", "missing", "--append")
+    assert measured[3:] == ["net-1"]
+    assert "Missing from all.json: net-1." in capsys.readouterr().err
+    assert [network["model"] for network in json.loads(output.read_text())["networks"]] == ["net-0", "net-1", "net-2"]
+    with pytest.raises(SystemExit):
+        run("--models", "missing")
+    assert "--models missing goes with --append" in capsys.readouterr().err
+
+
+def test_a_library_that_fails_while_it_is_timed_is_absent_and_ours_is_not(folder, monkeypatch):
+    def turn(contestant, seconds):
+        if contestant.name == failing:
+            raise peers.RunnerError(f"{failing} failed while it was timed: exit code 1")
+        return 1.0
+
+    monkeypatch.setattr(peers.Contestant, "turn", turn)
+    # the same runner by another name
+    process = peers.process
+    monkeypatch.setattr(peers, "process", lambda name, *others: process("tvmflow", *others))
+    options = argparse.Namespace(dtype="float32", rounds=2, seconds=0.01)
+    failing, absent = "ncnn", {}
+    row = peers.compare(folder, ["tvmflow", "ncnn"], 1, options, {}, absent)
+    assert row["libraries"].keys() == {"tvmflow"}
+    assert absent == {"ncnn": "ncnn failed while it was timed: exit code 1"}
+    failing = "tvmflow"
+    with pytest.raises(peers.RunnerError):
+        peers.compare(folder, ["tvmflow", "ncnn"], 1, options, {}, absent)
+
+
+def test_every_output_is_held_against_the_original():
+    one, other = np.ones((1, 3), np.float32), np.full((1, 2), 4, np.float32)
+    assert runners.largest_error([one, other], [one, other]) == 0
+    assert runners.largest_error([one, other], [one, other + 1]) == pytest.approx(0.2)
+    assert runners.largest_error([one], [one, other]) == float("inf")
+
+
+def test_what_a_converter_does_not_take_is_absent(tmp_path, monkeypatch):
+    """For those that would run its file as well; and others have theirs, and what to answer."""
+
+    def refuse(*_):
+        raise ValueError("no such operator\nand more of it")
+
+    one, other = np.ones((1, 3), np.float32), np.zeros((1, 2), np.float32)
+    vector = SimpleNamespace(inputs=(one,), outputs=(one, other))
+    monkeypatch.setattr(networks, "NETWORKS", {"tiny": lambda: None})
+    monkeypatch.setattr(convert, "to_onnx", refuse)
+    monkeypatch.setattr(convert, "to_ncnn", lambda *_: "")
+    program = SimpleNamespace(name="tiny", vectors=[vector])
+    absent = convert.convert(program, tmp_path, libraries=["openvino", "ncnn", "pytorch"])
+    assert absent == dict.fromkeys(("onnxruntime", "openvino"), "ValueError: no such operator")
+    assert runners.largest_error([one, other], runners.expected_of(tmp_path)) == 0
+
+
 def test_c_of_the_instruction_counts_compiles(tmp_path):
     compiler = [sys.executable, "-m", "ziglang", "cc", "-Wall", "-Wextra", "-Werror", "-fPIC"]
     for name in ("count_instructions", "run_bundle"):
@@ -163,8 +328,8 @@ def test_a_quantised_network_for_onnxruntime_has_its_numbers(tmp_path):
     images = integer_networks.random_input(np.random.default_rng(5), network.input_shape, 1)
     np.save(tmp_path / "input.npy", images)
     run, _ = runners.run_onnxruntime(tmp_path, 1)
-    assert runners.error_of(run(), network.run(images)) <= runners.tolerance("onnxruntime-int8")
-    assert runners.error_of(run(), -network.run(images)) > runners.tolerance("onnxruntime-int8")
+    assert runners.largest_error(run(), [network.run(images)]) <= runners.tolerance("onnxruntime-int8")
+    assert runners.largest_error(run(), [-network.run(images)]) > runners.tolerance("onnxruntime-int8")
 
 
 def test_table_of_int8():
