@@ -174,11 +174,11 @@ FUNCTIONS = ("tirx.exp", "tirx.sigmoid", "tirx.tanh", "tirx.erf", "tirx.log", "t
 """What takes dozens of instructions for a number, or for a vector of them."""
 
 
-def calls_functions(func: tirx.PrimFunc) -> bool:
-    """Whether a kernel computes exponentials and the like."""
-    found: list[tvm.ir.Call] = []
-    tvm_ffi.structural_walk(func.body, (tvm.ir.Call, lambda call: found.append(call)))
-    return any(getattr(call.op, "name", "") in FUNCTIONS for call in found)
+def has_long_tail(func: tirx.PrimFunc) -> bool:
+    """Whether a kernel computes exponentials and the like, or chooses between two results."""
+    found: list[Any] = []
+    tvm_ffi.structural_walk(func.body, [(tvm.ir.Call, found.append), (tirx.Select, found.append)])
+    return any(isinstance(node, tirx.Select) or getattr(node.op, "name", "") in FUNCTIONS for node in found)
 
 
 def _block_length(buffer: tirx.Buffer) -> int:

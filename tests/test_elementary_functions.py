@@ -89,6 +89,18 @@ def test_every_kind_of_number(name):
     assert (np.abs(found[finite] - exact[finite]) / last_place).max() <= function.ulps
 
 
+@pytest.mark.parametrize(
+    ("name", "number", "exact"),
+    [
+        *[("erf", -np.inf, -1), ("erf", 3.99, 1), ("erf", -30, -1), ("log1pf", -1, -np.inf), ("log1pf", -0.0, 0)],
+        *[("exp", -np.inf, 0), ("sigmoid", -np.inf, 0), ("tanh", np.inf, 1), ("log", 0, -np.inf), ("expm1f", 0, 0)],
+    ],
+)
+def test_ends_are_exact(name, number, exact):
+    made = library(FUNCTIONS[name].call, 16, count=16)
+    assert (results(made, np.full(16, number, np.float32)) == np.float32(exact)).all()
+
+
 @pytest.mark.parametrize("lanes", LANES)
 def test_every_width_gives_the_same(lanes):
     numbers = np.resize(np.linspace(-30, 30, 1009, dtype=np.float32), lanes * 64)

@@ -40,8 +40,8 @@ from tvmflow.schedules.convolutions import (
     Convolution,
     Expr,
     blocked,
-    calls_functions,
     fitting,
+    has_long_tail,
     kernel,
     most_pixels,
     most_vectors,
@@ -311,8 +311,8 @@ def _tile(
         return conv.finish(sums[pixel][v, lane], place_of(pixel, v, lane))
 
     results = list(itertools.product(range(len(sums)), range(len(vectors))))
-    first = calls_functions(conv.func) and not conv.out_block
-    if first:  # functions are computed in vectors, before their elements go apart
+    first = has_long_tail(conv.func) and not conv.out_block
+    if first:  # it is computed in vectors, before their elements go apart
         with T.vectorized(0, lanes) as lane:
             for pixel, v in results:
                 T.buffer_store(sums[pixel], finished(pixel, v, lane), [v, lane])

@@ -279,7 +279,8 @@ def tanh(code: Code, x: str) -> str:
 def erf(code: Code, x: str) -> str:
     x = code.within(x, -4, 4)
     square = code.times(x, x)
-    return code.over(code.times(x, code.polynomial(ERF_ABOVE, square)), code.polynomial(ERF_BELOW, square))
+    found = code.over(code.times(x, code.polynomial(ERF_ABOVE, square)), code.polynomial(ERF_BELOW, square))
+    return code.within(found, -1, 1)  # a GELU multiplies what is left of 1 by any number
 
 
 def log(code: Code, x: str) -> str:
@@ -303,7 +304,9 @@ def log1p(code: Code, x: str) -> str:
     """log(1 + x), exact to the last places for small numbers, too: what 1 + x has lost is made good."""
     whole = code.plus(code.number(1), x)
     lost = code.over(code.minus(x, code.minus(whole, code.number(1))), whole)
-    return code.select("olt", x, code.number(INFINITY), code.plus(log(code, whole), lost), x)
+    near = log(code, whole)
+    found = code.select("oeq", whole, code.number(0), near, code.plus(near, lost))
+    return code.select("olt", x, code.number(INFINITY), found, x)
 
 
 FUNCTIONS: Mapping[str, Callable[[Code, str], str]] = {
