@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tvm import relax
 
+from tvmflow.bundles.build import build
 from tvmflow.network.frontend import from_module
 from tvmflow.passes.constants import operator
 from tvmflow.passes.fold_batchnorm import fold_batchnorm
@@ -215,6 +216,13 @@ def test_every_convolution_is_one_of_maps(name):
     ]
     assert signatures[0] == signatures[1]
     tvm.ir.assert_structural_equal(lifted.module["main"].ret_ty, program.module["main"].ret_ty)
+
+
+def test_gpus_take_the_rules_of_maps(tmp_path):
+    """On the stand-in, where there is no such GPU."""
+    built = build(imported("two_inputs")[1], TARGETS["jetson-orin-nano"], tmp_path / "out")
+    assert built.manifest["verify"]["passed"]
+    assert [layer.schedule for layer in built.layers if layer.macs] == ["convolution"] * 3
 
 
 def test_nothing_is_between_a_convolution_and_its_tail():
