@@ -16,6 +16,7 @@ from tvmflow.passes.integer_kernels import integer_kernels
 from tvmflow.passes.join_programs import join_programs
 from tvmflow.passes.lower import lower, plan_memory
 from tvmflow.passes.narrow_floats import narrow_floats
+from tvmflow.passes.part_transposed import part_transposed
 from tvmflow.passes.propagate_nans import propagate_nans
 from tvmflow.passes.rows_as_maps import rows_as_maps
 from tvmflow.passes.schedule_kernels import schedule_kernels
@@ -41,6 +42,7 @@ CPU_KERNELS: tuple[Stage, ...] = (
     fold_batchnorm,
     fold_scales,
     rows_as_maps,
+    part_transposed,
     # kernels: operators become loops, neighbours become one kernel
     fuse_operators,
     # layouts: tensors and weights lie as the schedules read them

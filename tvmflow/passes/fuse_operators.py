@@ -20,6 +20,8 @@ from tvmflow.passes.spread_taps import LEGALISED
 from tvmflow.passes.tile_by_tables import tiled
 from tvmflow.spec import Layer, Program, Target
 
+OUT_ELEMENTWISE = 4
+"""TVM's kOutEWiseFusable: only what is element-wise may follow in the same kernel."""
 OWN_NAMES = re.compile(r"[lg]v\d*")
 """Names that TVM gives to bindings which have none from the importer."""
 
@@ -35,6 +37,7 @@ def fuse_operators(program: Program, target: Target) -> Program:
             root_blocks,
             infinite_extremes,
             exact_floats,
+            _begin_with_borders,
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FoldConstant(),
             relax.transform.DeadCodeElimination(),
@@ -67,6 +70,18 @@ def fuse_operators(program: Program, target: Target) -> Program:
             )
         )
     return replace(program, module=module, layers=tuple(layers))
+
+
+@tvm.transform.module_pass(opt_level=0, name="begin_with_borders")
+def _begin_with_borders(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+    """Have a border begin a kernel: as the end of a convolution's it would leave that to no rule.
+
+    FuseOps then takes it for something like a convolution itself, behind which element-wise work may come.
+    """
+    for var, func in module.functions.items():
+        if isinstance(func, tirx.PrimFunc) and re.fullmatch(r"pad\d*", var.name_hint):
+            module[var] = func.with_attr("op_pattern", OUT_ELEMENTWISE)
+    return module
 
 
 def _bindings(module: tvm.IRModule) -> Iterator[relax.VarBinding]:

@@ -108,6 +108,7 @@ class _Lift(PyExprMutator):
             **dict.fromkeys(ELEMENTWISE, self.elementwise),
             **dict.fromkeys(POOLING, self.pool),
             "relax.nn.conv1d": self.convolution,
+            "relax.nn.conv1d_transpose": self.convolution,
             "relax.nn.prelu": self.prelu,
             "relax.nn.pad": self.pad,
             "relax.concat": self.concat,
@@ -205,15 +206,18 @@ class _Lift(PyExprMutator):
         return True
 
     def convolution(self, call: relax.Call) -> relax.Expr | None:
+        """An ordinary one or a transposed one; weights that aren't known stay as they are, for no rule packs them."""
+        transposed = "transpose" in operator(call)
         layouts = str(call.attrs.data_layout), str(call.attrs.kernel_layout), str(call.attrs.out_layout)
-        if layouts != ("NCW", "OIW", "NCW") or not is_constant(call.args[1]) or _shape(call) is None:
+        if layouts != ("NCW", "IOW" if transposed else "OIW", "NCW") or not is_constant(call.args[1]):
             return None
         data, weight = map(self.raised, call.args)
         if data is None or weight is None:
             return None
         self.convolutions += 1
         left, right = (int(width) for width in call.attrs.padding)
-        return relax.op.nn.conv2d(
+        more = {"output_padding": (0, int(call.attrs.output_padding[0]))} if transposed else {}
+        return (relax.op.nn.conv2d_transpose if transposed else relax.op.nn.conv2d)(
             data,
             weight,
             strides=(1, int(call.attrs.strides[0])),
@@ -221,6 +225,7 @@ class _Lift(PyExprMutator):
             dilation=(1, int(call.attrs.dilation[0])),
             groups=int(call.attrs.groups),
             out_dtype=call.attrs.out_dtype,
+            **more,
         )
 
     def pool(self, call: relax.Call) -> relax.Expr | None:
