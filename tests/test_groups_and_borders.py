@@ -68,7 +68,7 @@ def test_right_and_served(name, board, tmp_path):
     assert manifest["verify"]["passed"] is not False
     if TARGETS[board].kind != "cuda":
         slow = [layer for layer in manifest["layers"] if layer["macs"] and layer["schedule"] in CATCH_ALLS]
-        assert [layer["modules"] for layer in slow] == [["row"]] * (name == "bordered" and bool(slow))
+        assert not [layer["modules"] for layer in slow]
 
 
 def test_a_border_that_others_read_stays(tmp_path):
