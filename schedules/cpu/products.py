@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -191,20 +191,20 @@ def read_product(func: tirx.PrimFunc) -> Product | None:
     if not all_equal(core.body.indices, spatial, core) or static_shape(total) != lengths:
         return None
     n, k = spatial[-1], reduced[0]
-    data, weight = factors if not _uses(factors[0].indices, n) and not _panel(factors[0], n, k, core) else factors[::-1]
-    panel = _panel(weight, n, k, core)
-    for load in (data,) if panel else factors:
-        if not all(isinstance(index, tirx.IntImm) or index in extent for index in load.indices):
-            return None
-    of_data, of_weight = data.indices, (n, k) if panel else weight.indices
-    if not _uses(of_data, k) or _uses(of_data, n) or not _uses(of_weight, k) or not _uses(of_weight, n):
+    is_data = [_is_direct(load, extent) and not _uses(load.indices, n) for load in factors]
+    if sum(is_data) != 1:
         return None
-    if not panel and not any(weight.indices[-1].same_as(var) for var in (n, k)):
+    data, weight = factors if is_data[0] else factors[::-1]
+    panel = 0 if _is_direct(weight, extent) else _panel(weight, n, k, core)
+    of_weight = (k, n) if panel else weight.indices
+    if not panel and not _is_direct(weight, extent):
         return None
-    if not panel and sum(index.same_as(var) for index in weight.indices for var in (n, k)) != 2:
+    if not _uses(data.indices, k) or not any(of_weight[-1].same_as(var) for var in (n, k)):
         return None
-    possible = [place for place, axis in enumerate(spatial[:-1]) if _uses(of_data, axis) and not _uses(of_weight, axis)]
-    if not possible:
+    if [sum(index.same_as(var) for index in of_weight) for var in (n, k)] != [1, 1]:
+        return None
+    rows = [axis for axis in spatial[:-1] if _uses(data.indices, axis) and not _uses(of_weight, axis)]
+    if not rows:
         return None
 
     output, finish = total, None
@@ -225,7 +225,7 @@ def read_product(func: tirx.PrimFunc) -> Product | None:
     return Product(
         axes=tuple(spatial),
         lengths=lengths,
-        row=max(possible, key=lambda place: (lengths[place], place)),
+        row=spatial.index(max(rows, key=lambda axis: extent[axis])),
         inner=k,
         inputs=extent[k],
         data=data,
@@ -240,6 +240,11 @@ def read_product(func: tirx.PrimFunc) -> Product | None:
 
 def _uses(indices: Sequence[Expr], var: tirx.Var) -> bool:
     return any(index.same_as(var) for index in indices)
+
+
+def _is_direct(load: TensorLoad, axes: Container[tirx.Var]) -> bool:
+    """Whether each index is an axis or a number."""
+    return all(isinstance(index, tirx.IntImm) or index in axes for index in load.indices)
 
 
 def _panel(weight: TensorLoad, n: tirx.Var, k: tirx.Var, core: SBlock) -> int:
