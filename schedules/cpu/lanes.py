@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from tvmflow.spec import Target
 
 CHUNKS_PER_CORE = 4
+FEWEST_IN_PARTS = 1024
+"""Elements that a kernel reduces, from which it is worth a buffer of partial results."""
 ROWS, VECTORS = 4, 2
 
 
@@ -88,6 +90,8 @@ def _shape(sch: Schedule, block: Any, target: Target, tile: tuple[int, int]) -> 
         return False
     long = [index for index, loop in enumerate(spatial) if int(sch.get(loop).extent) > 1]
     lane, place = _vector(sch.get(block), target)
+    if reduced and lane == 1 and work >= FEWEST_IN_PARTS and _in_parts(sch, block, target):
+        return True
     if not reduced and long and place == long[-1]:
         lane = 1  # LLVM does these by itself
     inner = []
@@ -107,6 +111,58 @@ def _shape(sch: Schedule, block: Any, target: Target, tile: tuple[int, int]) -> 
     if inner and sch.get(block).init is not None:
         sch.decompose_reduction(block, reduced[0])
     return bool(inner) or parallel
+
+
+def _in_parts(sch: Schedule, block: Any, target: Target) -> bool:
+    """Sum rows up by vectors of partial sums, which are added at last. True if the block could be read so.
+
+    A sum that is one number waits four cycles for each addition. In another order its rounding is another, and less.
+    TVM knows no such parts of a maximum from minus infinity on.
+    """
+    axes = [axis for axis in sch.get(block).iter_vars if axis.iter_type == tirx.IterVar.CommReduce]
+    spatial = len(sch.get(block).iter_vars) - len(axes)
+    if any(axis.iter_type != tirx.IterVar.CommReduce for axis in sch.get(block).iter_vars[spatial:]):
+        return False
+    if not isinstance(sch.get(block).body.value, tirx.Add):
+        return False
+    result = sch.get(block).writes[0].source
+    reads = [load for load in loads(sch.get(block).body.value) if not load.source.same_as(result)]
+    if not reads or any(str(load.source.dtype) != "float32" for load in reads):
+        return False
+    count = 1  # of the last axes: those that lie behind one another are one
+    while count < len(axes) and all(_follows(load, axes[-count - 1], axes[-count]) for load in reads):
+        count += 1
+    length = math.gcd(math.prod(int(axis.dom.extent) for axis in axes[-count:]), vectors_of(target).lanes)
+    last = axes[-1]
+    if length < 4 or any(_stride(load, last.var) not in (0, 1) for load in reads):
+        return False
+    *_, row = reduced = sch.get_loops(block)[spatial:]
+    if count > 1:
+        row = sch.fuse(*reduced[-count:])
+    _, lane = sch.split(row, [None, length])
+    parts = sch.rfactor(lane, len(result.shape))
+    outer = sch.get_loops(parts)
+    sch.vectorize(outer[-1])
+    sch.decompose_reduction(parts, outer[spatial])
+    return True
+
+
+def _stride(load: TensorLoad, axis: tirx.Var) -> int | None:
+    """By how many elements an access moves with an axis; None if that isn't known."""
+    shape = static_shape(load.source)
+    if shape is None:
+        return None
+    offset = 0
+    for index, dim in zip(load.indices, shape, strict=True):
+        offset = offset * dim + index
+    step = sym.Analyzer().simplify(substitute(offset, {axis: axis + 1}) - offset)
+    return int(step) if isinstance(step, tirx.IntImm) else None
+
+
+def _follows(load: TensorLoad, outer: tirx.IterVar, inner: tirx.IterVar) -> bool:
+    """Whether an access goes on with the next of an outer axis where the inner one ends."""
+    steps = _stride(load, outer.var), _stride(load, inner.var)
+    return None not in steps and steps[0] == steps[1] * int(inner.dom.extent)
 
 
 def _share(sch: Schedule, loops: list[Any], target: Target) -> bool:
