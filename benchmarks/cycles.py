@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parent / "results" / "cycles.json"
 MODELS = ("dilated-net", "mobilenet-v1", "squeezenet", "small-vgg")
 WAYS: dict[str, tuple[str, ...] | None] = {
     "blocks": None,
-    "NCHW": ("pointwise_nchw", "depthwise_rows", "depthwise_nchw", "direct_nchw", "dense", "lanes"),
+    "NCHW": ("pointwise_nchw", "depthwise_rows", "depthwise_nchw", "direct_nchw", "dense", "products", "lanes"),
     "TVM's loops": (),
 }
 """Rules that shape the kernels; None: this computer's own."""

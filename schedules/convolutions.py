@@ -175,10 +175,12 @@ FUNCTIONS = ("tirx.exp", "tirx.sigmoid", "tirx.tanh", "tirx.erf", "tirx.log", "t
 
 
 def has_long_tail(func: tirx.PrimFunc) -> bool:
-    """Whether a kernel computes exponentials and the like, or chooses between two results."""
+    """Whether a kernel does more to its sums than to add to them and to cut off what is negative."""
     found: list[Any] = []
-    tvm_ffi.structural_walk(func.body, [(tvm.ir.Call, found.append), (tirx.Select, found.append)])
-    return any(isinstance(node, tirx.Select) or getattr(node.op, "name", "") in FUNCTIONS for node in found)
+    longer = (tvm.ir.Call, tirx.Select, tirx.Min, tirx.Div)
+    tvm_ffi.structural_walk(func.body, [(kind, found.append) for kind in longer])
+    calls = [node.op for node in found if isinstance(node, tvm.ir.Call)]
+    return len(found) > len(calls) or any(getattr(operator, "name", "") in FUNCTIONS for operator in calls)
 
 
 def _block_length(buffer: tirx.Buffer) -> int:

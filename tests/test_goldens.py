@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_schedules import LANES, Kernel, convolution, depthwise, in_blocks, plain
+from test_schedules import LANES, Kernel, convolution, depthwise, in_blocks, plain, product
 from tvm import relax, tirx
 
 from tvmflow.schedules.cpu import RULES
@@ -34,6 +34,7 @@ KERNELS: Mapping[str, Kernel] = {
     "depthwise_nchw": depthwise((1, 4, 8, 8), taps=(1, 3), padding=(0, 1, 0, 1)),
     "direct_nchw": convolution((1, 3, 4, 4), (4, 3, 3, 3), padding=(1, 1, 1, 1)),
     "dense": replace(plain("dense", relax.op.matmul, torch.matmul, (1, 8), (8, 4)), turned=True),
+    "products": product((3, 2), (2, 8), tail="bias+relu"),
     "lanes": next(kernel for kernel in LANES if kernel.name == "add"),
 }
 """A new rule needs a line here: the smallest kernel that shows its strategy."""

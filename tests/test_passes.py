@@ -350,7 +350,7 @@ def test_the_papers_network_on_every_cpu(name):
     ]
 
 
-@pytest.mark.parametrize(("rows", "rule"), [(1, "dense"), (3, "dense"), (4, "lanes")])
+@pytest.mark.parametrize(("rows", "rule"), [(1, "dense"), (3, "dense"), (4, "products")])
 def test_weights_of_few_rows_are_turned_round(rows, rule):
     graph = Graph(rows, 64)
     weight = RANDOM.standard_normal((64, 16)).astype("float32")

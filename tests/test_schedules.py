@@ -17,7 +17,7 @@ from torch.nn import functional
 from tvm import relax, tirx
 
 import tvmflow.schedules.cpu
-from tvmflow.passes.relayout import Blocked, Layout, Transposed, relayout
+from tvmflow.passes.relayout import Blocked, Layout, Panels, Transposed, relayout
 from tvmflow.schedules import convolutions
 from tvmflow.schedules.cpu import RULES, conv_blocked, pointwise_blocked, tiles
 from tvmflow.spec import Target
@@ -57,7 +57,7 @@ class Kernel:
 
     `blocked` are the arguments that have their channels in blocks, the result being the last of all arguments;
     `packed` says that a convolution's weights are so, which they are with any of these; `turned` that the second
-    argument is a matrix by columns. It is compiled in the ways of `labels`.
+    argument is a matrix by columns, or in `panels` of so many. It is compiled in the ways of `labels`.
     """
 
     name: str
@@ -68,12 +68,15 @@ class Kernel:
     blocked: tuple[int, ...] = ()
     packed: bool = False
     turned: bool = False
+    panels: int = 0
     labels: tuple[str, ...] = LABELS
 
     def layouts(self, target: Target) -> dict[int, Layout]:
         """Of the arguments that don't lie as they always do."""
         if self.turned:
             return {1: Transposed()}
+        if self.panels:
+            return {1: Panels(self.panels)}
         if not self.blocked and not self.packed:
             return {}
         lengths: dict[int, Layout] = {place: Blocked(1, block_length(target)) for place in self.blocked}
@@ -524,6 +527,51 @@ DENSE = [
     )
 ]
 
+
+def product(data: tuple[int, ...], weight: tuple[int, ...], *, tail: str = "", **options) -> Kernel:
+    """`tail` is some of "bias", "residual", "gelu", "relu"; `weight` is (…, inputs, outputs)."""
+    result = (*np.broadcast_shapes(data[:-2], weight[:-2]), data[-2], weight[-1])
+    more = [shape for word, shape in (("bias", weight[-1:]), ("residual", result)) if word in tail]
+
+    def emit(builder, x, matrix, *others):
+        value = relax.op.matmul(x, matrix)
+        for other in others:
+            value = relax.op.add(builder.emit(value), other)
+        for word, function in (("gelu", relax.op.nn.gelu), ("relu", relax.op.nn.relu)):
+            value = function(builder.emit(value)) if word in tail else value
+        return value
+
+    def oracle(x, matrix, *others):
+        value = sum(others, x @ matrix)
+        for word, function in (("gelu", functional.gelu), ("relu", functional.relu)):
+            value = function(value) if word in tail else value
+        return value
+
+    words = ["x".join(map(str, shape)) for shape in (data, weight)]
+    name = f"product_{words[0]}_w{words[1]}_{tail.replace('+', '_')}_{'_'.join(options)}"
+    return Kernel(name=name, shapes=(data, weight, *more), emit=emit, oracle=oracle, **options)
+
+
+PRODUCTS = [
+    *(
+        labelled(label, product((rows, inputs), (inputs, outputs), tail=tail))
+        for rows, inputs, outputs, tail, label in pairwise(
+            (2, 7, 16, 65), (1, 3, 64, 200), (4, 17, 48, 130), ("", "bias+gelu", "bias+residual"), LABELS
+        )
+    ),
+    product((3, 65, 64), (3, 64, 65)),
+    product((2, 3, 5, 9), (9, 21), tail="bias+relu"),
+    product((2, 1, 6, 20), (1, 3, 20, 33), tail="residual"),
+    product((7, 1, 12), (12, 19), tail="bias"),
+    product((1, 10, 8), (4, 8, 16)),
+    product((1, 1, 9, 31), (2, 2, 31, 8), tail="gelu"),
+    product((17, 33), (33, 40), tail="bias+gelu", turned=True),
+    product((70, 5), (5, 37), turned=True),
+    product((13, 30), (30, 64), tail="bias+residual+gelu", panels=32),
+    product((9, 64), (64, 48), tail="bias", panels=16),
+    product((33, 64), (64, 96), panels=48),
+]
+
 BLOCKED_LANES = [
     replace(LANES[0], name="mean_blocked", shapes=((2, 704, 16, 16),), blocked=(0,)),
     replace(LANES[2], name="max_pool_blocked", shapes=((1, 48, 32, 31),), blocked=(0, 1)),
@@ -552,6 +600,7 @@ SERVED = {
     "depthwise_nchw": DEPTHWISE,
     "direct_nchw": DIRECT,
     "dense": DENSE,
+    "products": PRODUCTS,
     "lanes": [*LANES[:2], *BLOCKED_LANES, *LANES[2:]],
 }
 

@@ -25,6 +25,7 @@ from tvmflow.system import interrupt, scratch
 from tvmflow.targets.cortex_m.stages import choose_float_kernels, choose_kernels, lower_kernels, place_tensors
 from tvmflow.targets.cpu.passes.block_channels import block_channels
 from tvmflow.targets.cpu.passes.fuse_depthwise import fuse_depthwise
+from tvmflow.targets.cpu.passes.pack_products import pack_products
 from tvmflow.targets.cpu.passes.transpose_dense import transpose_dense
 from tvmflow.targets.cuda.passes.bind_threads import bind_threads
 from tvmflow.targets.cuda.passes.capture_graph import capture_graph
@@ -49,6 +50,7 @@ CPU_KERNELS: tuple[Stage, ...] = (
     block_channels,
     fuse_depthwise,
     transpose_dense,
+    pack_products,
     # loops: each kernel gets the first schedule that fits it
     schedule_kernels,
     # numbers: float16 where the board is told so

@@ -23,6 +23,7 @@ NAMES = (
     "depthwise_nchw",
     "direct_nchw",
     "dense",
+    "products",
     "lanes",
 )
 """In the order in which boards try them."""

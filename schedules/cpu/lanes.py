@@ -1,4 +1,4 @@
-"""Any kernel of plain loops that no other rule takes: pooling, reductions, matrix products, element-wise chains.
+"""Any kernel of plain loops that no other rule takes: pooling, reductions, element-wise chains.
 
 1. Element-wise steps that one other step reads are computed there, in place of a pass through memory.
 2. Of tensors that have their channels in blocks, a vector holds channels, in a reduction or not; a border around such

@@ -25,7 +25,7 @@ from tvmflow.spec import Program, Target, UserError
 
 WIDE, NARROW = "float32", "float16"
 LARGEST = float(np.finfo(NARROW).max)
-IN_FLOAT32 = ("dense", "pool_dense", "lanes", "direct", "dlight", "default")
+IN_FLOAT32 = ("dense", "pool_dense", "products", "lanes", "direct", "dlight", "default")
 """Schedules of kernels that read and write float16 and compute in float32: sums of any length, exponentials. They are
 bound by memory. Convolutions sum in float16, as the vector instructions do."""
 

@@ -51,6 +51,21 @@ class Transposed:
         return np.ascontiguousarray(array.T)
 
 
+@dataclass(frozen=True)
+class Panels:
+    """A matrix in panels of some columns, one after the other: K×N becomes N/length×K×length."""
+
+    length: int
+
+    def place(self, *indices: Any) -> tuple[Any, ...]:
+        row, column = indices
+        return column // self.length, row, column % self.length
+
+    def array(self, array: np.ndarray) -> np.ndarray:
+        rows, columns = array.shape
+        return np.ascontiguousarray(array.reshape(rows, columns // self.length, self.length).swapaxes(0, 1))
+
+
 Layouts = Mapping[int, Layout]
 """Layouts of some of a kernel's arguments, by their places; the result is the last."""
 
@@ -96,6 +111,7 @@ class _Rewrite(PyExprMutator):
         super().__init__(module)
         self.module, self.layouts, self.suffix = module, layouts, suffix
         self.made: dict[Any, tvm.ir.GlobalVar] = {}
+        self.arrays: dict[tuple[relax.Expr, Layout], relax.Expr] = {}
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         layouts = self.layouts.get(binding.var)
@@ -106,7 +122,7 @@ class _Rewrite(PyExprMutator):
         values = [self.visit_expr(value) for value in call.args[1].fields]
         for place, layout in layouts.items():
             if place < len(values) and isinstance(values[place], tvm.ir.expr.GenericConst):
-                values[place] = relax.const(layout.array(values[place].value.numpy()))
+                values[place] = self._array(values[place], layout)
         key = call.args[0], tuple(sorted(layouts.items()))
         if key not in self.made:
             name = call.args[0].name_hint
@@ -116,3 +132,10 @@ class _Rewrite(PyExprMutator):
         emit = self.builder_.emit if isinstance(binding.var, relax.DataflowVar) else self.builder_.emit_output
         call = relax.call_tir(self.made[key], relax.Tuple(values), result)
         self.set_var_remap(binding.var, emit(call, binding.var.name))
+
+    def _array(self, constant: relax.Expr, layout: Layout) -> relax.Expr:
+        """A constant that several kernels read stays one."""
+        key = constant, layout
+        if key not in self.arrays:
+            self.arrays[key] = relax.const(layout.array(constant.value.numpy()))
+        return self.arrays[key]
