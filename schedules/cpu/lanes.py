@@ -5,7 +5,8 @@
    a tensor is a condition for each vector.
 3. A reduction whose neighbouring outputs read neighbouring (or the same) elements gets a few vectors of them innermost
    and its own loops outside, so the results stay in registers. All else is left to LLVM, which vectorises simple loops.
-4. The outer loops are shared among threads if there is enough to do.
+4. A sum or maximum along rows, as in a softmax, is one for each place of a vector first, and these are put together.
+5. The outer loops are shared among threads if there is enough to do.
 
 It claims little, so it can serve everything: steps that TVM's checks refuse are skipped, and a kernel in which nothing
 could be improved is left to TVM's default. A vector length that doesn't divide the axis is never used, because
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 CHUNKS_PER_CORE = 4
 ROWS, VECTORS = 4, 2
+LOWEST: float = tirx.min_value("float32").value
 
 
 def lanes(func: tirx.PrimFunc, target: Target, tile: tuple[int, int] | None = None) -> Schedule | None:
@@ -53,14 +55,18 @@ def lanes(func: tirx.PrimFunc, target: Target, tile: tuple[int, int] | None = No
     """
     if not all(tirx.is_buffer_var(param) and static_shape(param) for param in func.params):
         return None
-    sch = Schedule(func)
+    # TVM takes a maximum apart only if it starts from the lowest finite number; ours start from −∞
+    finite = _with_number(func, -math.inf, LOWEST) if not _has_number(func, LOWEST) else func
+    sch = Schedule(finite)
     blocks = sch.get_child_blocks(sch.get_sblock("root"))
     if not blocks or not all(is_plain(sch, block) for block in blocks):
         return None
     changed = _inline(sch, blocks)
     for block in blocks:
-        changed |= _shape(sch, block, target, tile or (ROWS, VECTORS))
-    return sch if changed else None
+        changed |= _in_parts(sch, block, target) or _shape(sch, block, target, tile or (ROWS, VECTORS))
+    if not changed or finite is func:
+        return sch if changed else None
+    return Schedule(_with_number(sch.mod["main"], LOWEST, -math.inf))
 
 
 def in_vectors(func: tirx.PrimFunc, target: Target) -> bool:
@@ -107,6 +113,69 @@ def _shape(sch: Schedule, block: Any, target: Target, tile: tuple[int, int]) -> 
     if inner and sch.get(block).init is not None:
         sch.decompose_reduction(block, reduced[0])
     return bool(inner) or parallel
+
+
+def _in_parts(sch: Schedule, block: Any, target: Target) -> bool:
+    """Sum each lanes-th element along a row on its own, then what came of that; maxima too. True if that was done.
+
+    A sum of floats one by one waits for each addition, as LLVM may not change their order.
+    """
+    loops, axes = sch.get_loops(block), sch.get(block).iter_vars
+    reduced = [place for place, axis in enumerate(axes) if axis.iter_type == tirx.IterVar.CommReduce]
+    if len(reduced) != 1 or reduced[0] != len(loops) - 1 or len(loops) < 2:
+        return False
+    store, axis = sch.get(block).body, axes[-1]
+    is_sum = isinstance(store.value, tirx.Add) and _starts_from(sch.get(block), 0)
+    is_maximum = isinstance(store.value, tirx.Max) and _starts_from(sch.get(block), LOWEST)
+    if not (is_sum or is_maximum) or str(store.buffer.dtype) not in ("float32", "float64"):
+        return False
+    before = store.value.a
+    if not isinstance(before, TensorLoad) or not before.source.same_as(store.buffer):
+        return False
+    length = math.gcd(int(axis.dom.extent), vectors_of(target).lanes)
+    if length < 4 or int(axis.dom.extent) < 2 * length or _vector(sch.get(block), target)[0] > 1:
+        return False
+    reads = loads(store.value.b)
+    if any(load.source.same_as(store.buffer) for load in reads):
+        return False
+    steps = [_step(load.source, load.indices, axis.var, length) for load in reads]
+    if 1 not in steps or not all(step in (0, 1) for step in steps) or _depends(store.value, axis.var):
+        return False
+    work = math.prod(int(sch.get(loop).extent) for loop in loops)
+    along, lane = sch.split(loops[-1], [None, length])
+    part = sch.rfactor(lane, len(loops) - 1)
+    *outer, along, lane = sch.get_loops(part)
+    if worth_threads(work, target):
+        _share(sch, outer, target)
+    sch.vectorize(lane)
+    sch.decompose_reduction(part, along)
+    return True
+
+
+def _starts_from(block: SBlock, number: float) -> bool:
+    start = block.init
+    return (
+        isinstance(start, tirx.BufferStore) and isinstance(start.value, tirx.FloatImm) and start.value.value == number
+    )
+
+
+def _has_number(func: tirx.PrimFunc, number: float) -> bool:
+    found: list[float] = []
+    tvm_ffi.structural_walk(func.body, (tirx.FloatImm, lambda other: found.append(other.value)))
+    return number in found
+
+
+def _with_number(func: tirx.PrimFunc, before: float, after: float) -> tirx.PrimFunc:
+    """`func` with one number of float32 in the place of another."""
+    if not _has_number(func, before):
+        return func
+
+    def changed(number: tirx.FloatImm) -> tirx.FloatImm:
+        is_it = number.value == before and str(number.ty.dtype) == "float32"
+        return tirx.FloatImm("float32", after) if is_it else number
+
+    body = tvm_ffi.structural_map(func.body, [(tirx.FloatImm, changed)], order="post")
+    return tirx.PrimFunc(func.params, body, func.ret_type, attrs=func.attrs)
 
 
 def _share(sch: Schedule, loops: list[Any], target: Target) -> bool:
