@@ -350,6 +350,24 @@ def test_the_papers_network_on_every_cpu(name):
     ]
 
 
+@pytest.mark.parametrize("added", [0.0, float(np.finfo("float32").min)])
+def test_maxima_along_rows_are_exact(added):
+    """They are found in parts, and the largest of −∞ is −∞, of the lowest numbers the lowest, and of NaN NaN."""
+    graph = Graph(40, 64)
+    graph.array[:3] = -np.inf
+    graph.array[3, ::2] = -np.inf
+    graph.array[4] = np.finfo("float32").min
+    graph.array[5, 7], graph.array[6, 60] = np.nan, np.inf
+    most = graph.builder.emit(relax.op.max(graph.input, [-1], keepdims=True))
+    value = relax.op.add(most, relax.const(np.float32(added)))
+    program = graph.program(graph.emit("most", value, graph.exact[graph.input].amax(-1, keepdim=True)))
+    compiled = run_stages(program, HOST)
+    library = tvm.relax.build(compiled.module, tvm.target.Target(tvm_target_dict(HOST)), relax_pipeline=None)
+    given = relax.VirtualMachine(library, tvm.cpu())["main"](tvm.runtime.tensor(graph.array)).numpy()
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(given, graph.array.max(-1, keepdims=True) + np.float32(added))
+
+
 @pytest.mark.parametrize(("rows", "rule"), [(1, "dense"), (3, "dense"), (4, "products")])
 def test_weights_of_few_rows_are_turned_round(rows, rule):
     graph = Graph(rows, 64)

@@ -324,6 +324,8 @@ LANES = [
     plain("gelu", relax.op.nn.gelu, functional.gelu, (4, 99, 33, 31)),
     plain("add", relax.op.add, torch.add, (3, 64, 64, 64), (64, 1, 1)),
     plain("softmax", relax.op.nn.softmax, lambda x: x.softmax(-1), (8000, 64)),
+    plain("sum_of_rows", lambda x: relax.op.sum(x, [-1]), lambda x: x.sum(-1), (5, 40, 96)),
+    plain("max_of_rows", lambda x: relax.op.max(x, [-1]), lambda x: x.amax(-1), (300, 200)),
     convolution((1, 24, 33, 33), (20, 12, 3, 3), groups=2, padding=(1, 1, 1, 1), tail="bias+relu"),
 ]
 """Kernels large enough that the fallback has something to do."""

@@ -5,7 +5,8 @@
    a tensor is a condition for each vector.
 3. A reduction whose neighbouring outputs read neighbouring (or the same) elements gets a few vectors of them innermost
    and its own loops outside, so the results stay in registers. All else is left to LLVM, which vectorises simple loops.
-4. The outer loops are shared among threads if there is enough to do.
+4. A sum or maximum along rows, as in a softmax, is one for each place of a vector first, and these are put together.
+5. The outer loops are shared among threads if there is enough to do.
 
 It claims little, so it can serve everything: steps that TVM's checks refuse are skipped, and a kernel in which nothing
 could be improved is left to TVM's default. A vector length that doesn't divide the axis is never used, because
@@ -42,9 +43,8 @@ if TYPE_CHECKING:
     from tvmflow.spec import Target
 
 CHUNKS_PER_CORE = 4
-FEWEST_IN_PARTS = 1024
-"""Elements that a kernel reduces, from which it is worth a buffer of partial results."""
 ROWS, VECTORS = 4, 2
+LOWEST: float = tirx.min_value("float32").value
 
 
 def lanes(func: tirx.PrimFunc, target: Target, tile: tuple[int, int] | None = None) -> Schedule | None:
@@ -55,14 +55,18 @@ def lanes(func: tirx.PrimFunc, target: Target, tile: tuple[int, int] | None = No
     """
     if not all(tirx.is_buffer_var(param) and static_shape(param) for param in func.params):
         return None
-    sch = Schedule(func)
+    # TVM takes a maximum apart only if it starts from the lowest finite number; ours start from −∞
+    finite = _with_number(func, -math.inf, LOWEST) if not _has_number(func, LOWEST) else func
+    sch = Schedule(finite)
     blocks = sch.get_child_blocks(sch.get_sblock("root"))
     if not blocks or not all(is_plain(sch, block) for block in blocks):
         return None
     changed = _inline(sch, blocks)
     for block in blocks:
-        changed |= _shape(sch, block, target, tile or (ROWS, VECTORS))
-    return sch if changed else None
+        changed |= _in_parts(sch, block, target) or _shape(sch, block, target, tile or (ROWS, VECTORS))
+    if not changed or finite is func:
+        return sch if changed else None
+    return Schedule(_with_number(sch.mod["main"], LOWEST, -math.inf))
 
 
 def in_vectors(func: tirx.PrimFunc, target: Target) -> bool:
@@ -90,8 +94,6 @@ def _shape(sch: Schedule, block: Any, target: Target, tile: tuple[int, int]) -> 
         return False
     long = [index for index, loop in enumerate(spatial) if int(sch.get(loop).extent) > 1]
     lane, place = _vector(sch.get(block), target)
-    if reduced and lane == 1 and work >= FEWEST_IN_PARTS and _in_parts(sch, block, target):
-        return True
     if not reduced and long and place == long[-1]:
         lane = 1  # LLVM does these by itself
     inner = []
@@ -114,36 +116,47 @@ def _shape(sch: Schedule, block: Any, target: Target, tile: tuple[int, int]) -> 
 
 
 def _in_parts(sch: Schedule, block: Any, target: Target) -> bool:
-    """Sum rows up by vectors of partial sums, which are added at last. True if the block could be read so.
+    """Sum each lanes-th element along a row on its own, then what came of that; maxima too. True if that was done.
 
-    A sum that is one number waits four cycles for each addition. In another order its rounding is another, and less.
-    TVM knows no such parts of a maximum from minus infinity on.
+    A sum of floats one by one waits for each addition, as LLVM may not change their order.
     """
-    axes = [axis for axis in sch.get(block).iter_vars if axis.iter_type == tirx.IterVar.CommReduce]
-    spatial = len(sch.get(block).iter_vars) - len(axes)
-    if any(axis.iter_type != tirx.IterVar.CommReduce for axis in sch.get(block).iter_vars[spatial:]):
+    loops = sch.get_loops(block)
+    spatial = [axis for axis in sch.get(block).iter_vars if axis.iter_type == tirx.IterVar.DataPar]
+    axes = list(sch.get(block).iter_vars)[len(spatial) :]
+    if not spatial or not axes or any(axis.iter_type != tirx.IterVar.CommReduce for axis in axes):
         return False
-    if not isinstance(sch.get(block).body.value, tirx.Add):
+    store = sch.get(block).body
+    is_sum = isinstance(store.value, tirx.Add) and _starts_from(sch.get(block), 0)
+    is_maximum = isinstance(store.value, tirx.Max) and _starts_from(sch.get(block), LOWEST)
+    if not (is_sum or is_maximum) or str(store.buffer.dtype) not in ("float32", "float64"):
         return False
-    result = sch.get(block).writes[0].source
-    reads = [load for load in loads(sch.get(block).body.value) if not load.source.same_as(result)]
-    if not reads or any(str(load.source.dtype) != "float32" for load in reads):
+    before = store.value.a
+    if not isinstance(before, TensorLoad) or not before.source.same_as(store.buffer):
+        return False
+    reads = loads(store.value.b)
+    if any(load.source.same_as(store.buffer) for load in reads):
         return False
     count = 1  # of the last axes: those that lie behind one another are one
     while count < len(axes) and all(_follows(load, axes[-count - 1], axes[-count]) for load in reads):
         count += 1
-    length = math.gcd(math.prod(int(axis.dom.extent) for axis in axes[-count:]), vectors_of(target).lanes)
-    last = axes[-1]
-    if length < 4 or any(_stride(load, last.var) not in (0, 1) for load in reads):
+    row = math.prod(int(axis.dom.extent) for axis in axes[-count:])
+    length = math.gcd(row, vectors_of(target).lanes)
+    if length < 4 or row < 2 * length or _vector(sch.get(block), target)[0] > 1:
         return False
-    *_, row = reduced = sch.get_loops(block)[spatial:]
-    if count > 1:
-        row = sch.fuse(*reduced[-count:])
-    _, lane = sch.split(row, [None, length])
-    parts = sch.rfactor(lane, len(result.shape))
-    outer = sch.get_loops(parts)
-    sch.vectorize(outer[-1])
-    sch.decompose_reduction(parts, outer[spatial])
+    steps = [_stride(load, axes[-1].var) for load in reads]
+    if 1 not in steps or not all(step in (0, 1) for step in steps):
+        return False
+    if any(_depends(store.value, axis.var) for axis in axes[-count:]):
+        return False
+    work = math.prod(int(sch.get(loop).extent) for loop in loops)
+    _, lane = sch.split(sch.fuse(*loops[-count:]) if count > 1 else loops[-1], [None, length])
+    part = sch.rfactor(lane, len(store.buffer.shape))
+    *outer, lane = sch.get_loops(part)
+    along = outer[len(spatial)]
+    if worth_threads(work, target):
+        _share(sch, outer[: len(spatial)], target)
+    sch.vectorize(lane)
+    sch.decompose_reduction(part, along)
     return True
 
 
@@ -161,8 +174,34 @@ def _stride(load: TensorLoad, axis: tirx.Var) -> int | None:
 
 def _follows(load: TensorLoad, outer: tirx.IterVar, inner: tirx.IterVar) -> bool:
     """Whether an access goes on with the next of an outer axis where the inner one ends."""
-    steps = _stride(load, outer.var), _stride(load, inner.var)
-    return None not in steps and steps[0] == steps[1] * int(inner.dom.extent)
+    outside, inside = _stride(load, outer.var), _stride(load, inner.var)
+    return outside is not None and inside is not None and outside == inside * int(inner.dom.extent)
+
+
+def _starts_from(block: SBlock, number: float) -> bool:
+    start = block.init
+    return (
+        isinstance(start, tirx.BufferStore) and isinstance(start.value, tirx.FloatImm) and start.value.value == number
+    )
+
+
+def _has_number(func: tirx.PrimFunc, number: float) -> bool:
+    found: list[float] = []
+    tvm_ffi.structural_walk(func.body, (tirx.FloatImm, lambda other: found.append(other.value)))
+    return number in found
+
+
+def _with_number(func: tirx.PrimFunc, before: float, after: float) -> tirx.PrimFunc:
+    """`func` with one number of float32 in the place of another."""
+    if not _has_number(func, before):
+        return func
+
+    def changed(number: tirx.FloatImm) -> tirx.FloatImm:
+        is_it = number.value == before and str(number.ty.dtype) == "float32"
+        return tirx.FloatImm("float32", after) if is_it else number
+
+    body = tvm_ffi.structural_map(func.body, [(tirx.FloatImm, changed)], order="post")
+    return tirx.PrimFunc(func.params, body, func.ret_type, attrs=func.attrs)
 
 
 def _share(sch: Schedule, loops: list[Any], target: Target) -> bool:

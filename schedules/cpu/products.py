@@ -249,7 +249,7 @@ def _is_direct(load: TensorLoad, axes: Container[tirx.Var]) -> bool:
 
 def _panel(weight: TensorLoad, n: tirx.Var, k: tirx.Var, core: SBlock) -> int:
     """How many outputs lie in a panel of the weight; 0 if it isn't in panels."""
-    length = static_shape(weight.source)[-1]
+    length = int(weight.source.shape[-1])
     return length if all_equal(weight.indices, (n // length, k, n % length), core) else 0
 
 

@@ -58,7 +58,7 @@ def fuse_operators(program: Program, target: Target) -> Program:
     for binding, names, is_kernel in zip(kernel_calls(fused), members, computed, strict=True):
         if not is_kernel:
             continue  # a reshape: a view from here on
-        names = [work for name in names for work in (*program.folded.get(name, ()), name)]
+        names = list(dict.fromkeys(work for name in names for work in (*program.folded.get(name, ()), name)))
         named = [name for name in names if name in macs and not OWN_NAMES.fullmatch(name)]
         layers.append(
             Layer(

@@ -13,10 +13,11 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax
+from tvm import relax, te, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tvmflow.network.names import NUMBER_SEPARATOR
@@ -26,14 +27,17 @@ from tvmflow.spec import Program, Target
 
 
 def part_transposed(program: Program, target: Target) -> Program:
-    """Those of two dimensions whose weights are known; others stay as they are."""
+    """Those of two dimensions whose weights are known; others stay as they are.
+
+    `Program.folded` has the multiply-adds of each phase: one for each element of the input and each weight, as before.
+    """
     part = _Part(program.module)
     main = part.visit_expr(program.module["main"])
-    if not part.parted:
+    if not part.works:
         return program
     module = part.builder_.get()
     module["main"] = main
-    return replace(program, module=module)
+    return replace(program, module=module, folded={**program.folded, **part.works})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,67 +68,89 @@ def phases_of(size: int, kernel: int, stride: int, pad: int, result: int) -> lis
 
 @mutator
 class _Part(PyExprMutator):
-    """Each transposed convolution becomes several ordinary ones and a kernel that puts their results together."""
+    """Each transposed convolution becomes ordinary ones and a kernel that puts their results together.
+
+    `works` are the multiply-adds of what has been made, by names of bindings.
+    """
 
     def __init__(self, module: tvm.IRModule) -> None:
         super().__init__(module)
-        self.parted = 0
+        self.works: dict[str, dict[str, int]] = {}
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
-        call = binding.value
+        call, name = binding.value, binding.var.name
         axes = _phases(call)
         if axes is None:
             super().visit_var_binding_(binding)
             return
         is_output = self.builder_.current_block_is_dataflow() and not isinstance(binding.var, relax.DataflowVar)
         emit = self.builder_.emit_output if is_output else self.builder_.emit
-        data, groups = self.visit_expr(call.args[0]), int(call.attrs.groups)
-        weight = _by_outputs(call.args[1].value.numpy(), groups)
         alike: dict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)
-        for number, place in enumerate(itertools.product(*(range(len(axis)) for axis in axes))):
-            here = [axis[phase] for axis, phase in zip(axes, place, strict=True)]
+        for down, right in itertools.product(*(range(len(axis)) for axis in axes)):
+            here = axes[0][down], axes[1][right]
             borders = [width for phase in here for width in (len(phase.taps), phase.before, phase.after)]
-            alike[(*borders, number if groups > 1 else 0)].append(place)
-        made = []
-        for number, places in enumerate(alike.values()):
-            vertical, horizontal = (axis[phase] for axis, phase in zip(axes, places[0], strict=True))
-            parts = [weight[:, :, axes[0][down].taps][..., axes[1][right].taps] for down, right in places]
-            conv = relax.op.nn.conv2d(
-                data,
-                relax.const(np.ascontiguousarray(np.concatenate(parts)), str(call.args[1].ty.dtype)),
-                padding=[vertical.before, horizontal.before, vertical.after, horizontal.after],
-                groups=groups,
-            )
-            if len(axes[0]) * len(axes[1]) == 1:
-                self.set_var_remap(binding.var, emit(conv, binding.var.name))
-                self.parted += 1
-                return
-            name = f"{binding.var.name}{NUMBER_SEPARATOR}phase{number}"
-            made.append((self.builder_.emit(conv, name), places))
-        self.set_var_remap(binding.var, emit(self._together(call, made), binding.var.name))
-        self.parted += 1
+            alike[tuple(borders)].append((down, right))
+        places = list(alike.values())
+        convolutions = [self._convolution(call, axes, alike) for alike in places]
+        if len(axes[0]) * len(axes[1]) == 1:
+            made, self.works[name] = emit(convolutions[0], name), {name: _multiply_adds(call, convolutions[0])}
+        else:
+            parts = [
+                self.builder_.emit(convolution, f"{name}{NUMBER_SEPARATOR}phase{number}")
+                for number, convolution in enumerate(convolutions)
+            ]
+            for part, convolution in zip(parts, convolutions, strict=True):
+                self.works[part.name] = {part.name: _multiply_adds(call, convolution)}
+            made = emit(self._together(call, parts, places), name)
+        self.set_var_remap(binding.var, made)
 
-    def _together(self, call: relax.Call, made: Sequence[tuple[relax.Var, list[tuple[int, int]]]]) -> relax.Expr:
-        from tvm import te, tirx
+    def _convolution(
+        self, call: relax.Call, axes: tuple[list[Phase], list[Phase]], places: Sequence[tuple[int, int]]
+    ) -> relax.Call:
+        """The convolution of phases that meet the same pixels, the outputs of each group phase by phase."""
+        groups = int(call.attrs.groups)
+        weight = call.args[1].value.numpy()  # inputs × outputs of a group
+        inputs, outputs, *_ = weight.shape
+        parts = [weight[:, :, axes[0][down].taps][..., axes[1][right].taps] for down, right in places]
+        of_group = np.stack(parts, 1).reshape(groups, inputs // groups, len(parts) * outputs, *parts[0].shape[2:])
+        by_outputs = of_group.swapaxes(1, 2).reshape(-1, inputs // groups, *parts[0].shape[2:])
+        vertical, horizontal = (axis[phase] for axis, phase in zip(axes, places[0], strict=True))
+        return relax.op.nn.conv2d(
+            self.visit_expr(call.args[0]),
+            relax.const(np.ascontiguousarray(by_outputs), str(call.args[1].ty.dtype)),
+            padding=[vertical.before, horizontal.before, vertical.after, horizontal.after],
+            groups=groups,
+        )
 
+    def _together(
+        self, call: relax.Call, parts: Sequence[relax.Var], places: Sequence[Sequence[tuple[int, int]]]
+    ) -> relax.Expr:
+        """Each element of the result from the part that has its phase."""
         strides = [int(step) for step in call.attrs.strides]
-        shape = static_shape(call.ty)
+        shape, of_group = static_shape(call.ty), static_shape(call.args[1].ty)[1]
 
-        def joined(*parts: te.Tensor) -> te.Tensor:
-            def read(n, c, y, x):  # type: ignore[no-untyped-def]
-                phase = tuple(tirx.floormod(at, step) for at, step in zip((y, x), strides, strict=True))
-                place = tuple(tirx.floordiv(at, step) for at, step in zip((y, x), strides, strict=True))
-                value = None
-                for part, (_, places) in reversed(list(zip(parts, made, strict=True))):
-                    for number, (down, right) in reversed(list(enumerate(places))):
-                        element = part[(n, number * shape[1] + c, *place)]
+        def joined(*tensors: te.Tensor) -> te.Tensor:
+            def read(n: Any, c: Any, *at: Any) -> Any:
+                phase = [tirx.floormod(here, step) for here, step in zip(at, strides, strict=True)]
+                place = [tirx.floordiv(here, step) for here, step in zip(at, strides, strict=True)]
+                found = None
+                for tensor, alike in zip(tensors, places, strict=True):
+                    for number, (down, right) in enumerate(alike):
+                        channel = (tirx.floordiv(c, of_group) * len(alike) + number) * of_group
+                        element = tensor[(n, channel + tirx.floormod(c, of_group), *place)]
                         here = tirx.all(tirx.EQ(phase[0], down), tirx.EQ(phase[1], right))
-                        value = element if value is None else tirx.if_then_else(here, element, value)
-                return value
+                        found = element if found is None else tirx.if_then_else(here, element, found)
+                return found
 
             return te.compute(shape, read, name="phases")
 
-        return self.builder_.call_te(joined, *(var for var, _ in made), primfunc_name_hint="phases")
+        return self.builder_.call_te(joined, *parts, primfunc_name_hint="phases")
+
+
+def _multiply_adds(call: relax.Call, convolution: relax.Call) -> int:
+    """One for each pixel of the input and each weight of a phase, borders left out."""
+    batch, _, *size = static_shape(call.args[0].ty)
+    return batch * math.prod(size) * math.prod(static_shape(convolution.args[1].ty))
 
 
 def _phases(value: relax.Expr) -> tuple[list[Phase], list[Phase]] | None:
@@ -143,10 +169,3 @@ def _phases(value: relax.Expr) -> tuple[list[Phase], list[Phase]] | None:
     ]
     vertical, horizontal = found
     return None if vertical is None or horizontal is None else (vertical, horizontal)
-
-
-def _by_outputs(weight: np.ndarray, groups: int) -> np.ndarray:
-    """Weights of inputs × outputs of a group as outputs × inputs of a group."""
-    inputs, outputs, *taps = weight.shape
-    parts = weight.reshape(groups, inputs // groups, outputs, *taps)
-    return parts.swapaxes(1, 2).reshape(groups * outputs, inputs // groups, *taps)
