@@ -49,7 +49,8 @@ class Convolution:
     """out[n, f, y, x] = finish(Σ data[n, c, y·stride + r·dilation − pad, …] · weight[f, c, r, s], (n, f, y, x)).
 
     All pairs are (vertical, horizontal). `pad` is the border above and to the left; the border of zeros below and to
-    the right is as wide as the outputs need. With `depthwise`, c is f and the sum goes over r and s only.
+    the right is as wide as the outputs need. With `depthwise`, c is f and the sum goes over r and s only. Outputs of
+    one of several `groups` read the `in_channels` of their group alone, from `first_channel` on.
     """
 
     func: tirx.PrimFunc
@@ -67,6 +68,11 @@ class Convolution:
     pad: tuple[int, int]
     depthwise: bool
     finish: Callable[[Expr, Sequence[Expr]], Expr]
+    groups: int = 1
+
+    def first_channel(self, channel: Expr) -> Expr:
+        """Of the input, of those that an output's channel reads."""
+        return channel // (self.channels // self.groups) * self.in_channels if self.groups > 1 else 0
 
     @property
     def data_block(self) -> int:
@@ -164,6 +170,19 @@ def loads(node: Any) -> list[TensorLoad]:
     return found
 
 
+FUNCTIONS = ("tirx.exp", "tirx.sigmoid", "tirx.tanh", "tirx.erf", "tirx.log", "tirx.call_pure_extern")
+"""What takes dozens of instructions for a number, or for a vector of them."""
+
+
+def has_long_tail(func: tirx.PrimFunc) -> bool:
+    """Whether a kernel does more to its sums than to add to them and to cut off what is negative."""
+    found: list[Any] = []
+    longer = (tvm.ir.Call, tirx.Select, tirx.Min, tirx.Div)
+    tvm_ffi.structural_walk(func.body, [(kind, found.append) for kind in longer])
+    calls = [node.op for node in found if isinstance(node, tvm.ir.Call)]
+    return len(found) > len(calls) or any(getattr(operator, "name", "") in FUNCTIONS for operator in calls)
+
+
 def _block_length(buffer: tirx.Buffer) -> int:
     return int(buffer.shape[4]) if len(buffer.shape) == 5 else 0
 
@@ -193,18 +212,19 @@ def plain_shape(buffer: tirx.Buffer, axis: int) -> tuple[int, ...] | None:
     return (*shape[:axis], shape[axis] * shape[4], *shape[axis + 1 : 4])
 
 
-def read_convolution(func: tirx.PrimFunc) -> Convolution | None:
+def read_convolution(func: tirx.PrimFunc, *, grouped: bool = False) -> Convolution | None:
     """The NCHW convolution that `func` computes, or None."""
-    found = read_convolutions(func)
+    found = read_convolutions(func, grouped=grouped)
     if len(found) != 1 or found[0].data_block or found[0].weight_block or found[0].out_block:
         return None
     return found[0]
 
 
 @functools.lru_cache(maxsize=512)
-def read_convolutions(func: tirx.PrimFunc) -> tuple[Convolution, ...]:
+def read_convolutions(func: tirx.PrimFunc, *, grouped: bool = False) -> tuple[Convolution, ...]:
     """The convolutions that `func` computes, each of what the one before it gave; none if it does anything else.
 
+    Those with groups, of which there is one for each input channel if they are depthwise, are found only if asked for.
     Each rule, each pass and each tile of a search asks for the same functions again.
     """
     if not all(tirx.is_buffer_var(param) and static_shape(param) for param in func.params):
@@ -214,6 +234,8 @@ def read_convolutions(func: tirx.PrimFunc) -> tuple[Convolution, ...]:
     for border, core, tail in steps:
         conv = _read(func, border, core, tail, found[-1].output if found else None)
         if conv is None or (param_of(func, conv.output) is not None) != (len(found) == len(steps) - 1):
+            return ()
+        if conv.groups > 1 and not grouped:
             return ()
         found.append(conv)
     return tuple(found)
@@ -247,11 +269,15 @@ def _read(
     vertical, horizontal = _steps(row, y, r, core), _steps(column, x, s, core)
     if vertical is None or horizontal is None or not _equal(image, n, core):
         return None
+    bordered = plain_shape(data.source, 1)
     depthwise = extent[c] == 1 and _equal(channel, f + c, core)
-    if not depthwise and not _equal(channel, c, core):
+    groups = 1
+    if bordered is not None and 1 < extent[c] < bordered[1] and extent[f] % (bordered[1] // extent[c]) == 0:
+        groups = bordered[1] // extent[c]
+    first = tirx.floordiv(f, extent[f] // groups) * extent[c] if groups > 1 else 0
+    if not depthwise and not _equal(channel, first + c, core):
         return None
 
-    bordered = plain_shape(data.source, 1)
     source, pad = data.source, (0, 0)
     if border is not None:
         inner = _border(border)
@@ -267,7 +293,8 @@ def _read(
         return None
     if plain_shape(weight.source, 0) != (extent[f], extent[c], extent[r], extent[s]):
         return None
-    if shape[0] != extent[n] or shape[1] != (extent[f] if depthwise else extent[c]) or bordered[:2] != shape[:2]:
+    read = extent[f] if depthwise else extent[c] * groups
+    if shape[:2] != (extent[n], read) or bordered[:2] != shape[:2]:
         return None
     for axis, (out, tap, (stride, dilation)) in enumerate(((y, r, vertical), (x, s, horizontal))):
         if (extent[out] - 1) * stride + (extent[tap] - 1) * dilation >= bordered[2 + axis]:
@@ -298,7 +325,7 @@ def _read(
         weight=weight.source,
         output=output,
         batch=extent[n],
-        in_channels=shape[1],
+        in_channels=shape[1] // groups,
         channels=extent[f],
         size=(shape[2], shape[3]),
         out_size=(extent[y], extent[x]),
@@ -308,6 +335,7 @@ def _read(
         pad=pad,
         depthwise=depthwise,
         finish=finish,
+        groups=groups,
     )
 
 

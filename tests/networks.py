@@ -45,6 +45,26 @@ def chain() -> nn.Module:
     return network.eval()
 
 
+def activations() -> nn.Module:
+    """One convolution, and behind it every function that the C library would be asked for."""
+    torch.manual_seed(7)
+    layers = (
+        *(nn.GELU(), nn.GELU(approximate="tanh"), nn.SiLU(), nn.Sigmoid(), nn.Tanh(), nn.ELU(), nn.SELU()),
+        *(nn.Softplus(), nn.Mish(), nn.LogSigmoid(), nn.Softmax(1), nn.LogSoftmax(1)),
+    )
+    branches = [nn.Sequential(nn.Conv2d(8, 16, 1), layer) for layer in layers]
+
+    class Side(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branches = nn.ModuleList(branches)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([branch(x) for branch in self.branches], 1)
+
+    return Side().eval()
+
+
 class _Exotic(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.digamma(x) + torch.special.i0(x)

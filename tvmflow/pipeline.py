@@ -16,7 +16,9 @@ from tvmflow.passes.integer_kernels import integer_kernels
 from tvmflow.passes.join_programs import join_programs
 from tvmflow.passes.lower import lower, plan_memory
 from tvmflow.passes.narrow_floats import narrow_floats
+from tvmflow.passes.part_transposed import part_transposed
 from tvmflow.passes.propagate_nans import propagate_nans
+from tvmflow.passes.rows_as_maps import rows_as_maps
 from tvmflow.passes.schedule_kernels import schedule_kernels
 from tvmflow.spec import Program, Target
 from tvmflow.system import interrupt, scratch
@@ -36,10 +38,12 @@ from tvmflow.targets.vta.stages import check_program, cut_layers, describe_layer
 Stage = Callable[[Program, Target], Program]
 
 CPU_KERNELS: tuple[Stage, ...] = (
-    # graph: what needn't be computed at run time, isn't
+    # graph: what needn't be computed at run time, isn't; rows are maps of height 1
     fold_padding,
     fold_batchnorm,
     fold_scales,
+    rows_as_maps,
+    part_transposed,
     # kernels: operators become loops, neighbours become one kernel
     fuse_operators,
     # layouts: tensors and weights lie as the schedules read them
@@ -65,10 +69,11 @@ CPU: tuple[Stage, ...] = (
 )
 
 CUDA_KERNELS: tuple[Stage, ...] = (
-    # graph: what needn't be computed at run time, isn't
+    # graph: what needn't be computed at run time, isn't; rows are maps of height 1
     fold_padding,
     fold_batchnorm,
     fold_scales,
+    rows_as_maps,
     flatten_averages,
     # kernels: operators become loops, neighbours become one kernel
     count_order,

@@ -41,6 +41,7 @@ from tvmflow.schedules.convolutions import (
     Expr,
     blocked,
     fitting,
+    has_long_tail,
     kernel,
     most_pixels,
     most_vectors,
@@ -126,10 +127,14 @@ def weight_block(channels: int, target: Target) -> int:
 
 
 def _read(func: tirx.PrimFunc) -> Convolution | None:
-    found = read_convolutions(func)
+    found = read_convolutions(func, grouped=True)
     if len(found) != 1 or found[0].depthwise or not found[0].weight_block:
         return None
-    return found[0] if not found[0].out_block or found[0].weight_block % found[0].out_block == 0 else None
+    (conv,) = found
+    parted = conv.channels // conv.groups % conv.weight_block or conv.in_channels % (conv.data_block or 1)
+    if conv.groups > 1 and parted:  # a block of weights has to be of one group, and a group of inputs whole blocks
+        return None
+    return conv if not conv.out_block or conv.weight_block % conv.out_block == 0 else None
 
 
 def _lanes(conv: Convolution, target: Target) -> int:
@@ -259,11 +264,19 @@ def _tile(
             for v in range(len(vectors)):
                 T.buffer_store(total, T.float32(0), [v, lane])
 
+    first_channel = conv.first_channel(weight_tile * conv.weight_block)
+
+    def pixel_of(c: Expr, y: Expr, x: Expr) -> tuple[Expr, ...]:
+        if not conv.data_block:
+            return n, first_channel + c, y, x
+        first_block = tirx.floordiv(first_channel, conv.data_block)
+        return n, first_block + tirx.floordiv(c, conv.data_block), y, x, tirx.floormod(c, conv.data_block)
+
     def tap(c: Expr, r: Expr, s: Expr, lane: Expr, down: Sequence[int], right: Sequence[int]) -> None:
         for dy, dx in ((dy, dx) for dy in down for dx in right):
             y = (y0 + dy) * conv.stride[0] + r * conv.dilation[0] - conv.pad[0]
             x = (x0 + dx) * conv.stride[1] + s * conv.dilation[1] - conv.pad[1]
-            pixel, total = conv.data[blocked(conv.data, n, c, y, x)], sums[dy * width + dx]
+            pixel, total = conv.data[pixel_of(c, y, x)], sums[dy * width + dx]
             for v, first in enumerate(vectors):
                 product = pixel * conv.weight[weight_tile, c, r, s, first + lane]
                 T.buffer_store(total, total[v, lane] + product, [v, lane])
@@ -291,11 +304,23 @@ def _tile(
                     for r in live:
                         row_of_taps(c, r, lane, rows.live[r])
 
-    def store(pixel: int, v: int, lane: Expr) -> None:
-        place = (n, weight_tile * conv.weight_block + vectors[v] + lane, y0 + pixel // width, x0 + pixel % width)
-        T.buffer_store(conv.output, conv.finish(sums[pixel][v, lane], place), blocked(conv.output, *place))
+    def place_of(pixel: int, v: int, lane: Expr) -> tuple[Expr, ...]:
+        return n, weight_tile * conv.weight_block + vectors[v] + lane, y0 + pixel // width, x0 + pixel % width
+
+    def finished(pixel: int, v: int, lane: Expr) -> Expr:
+        return conv.finish(sums[pixel][v, lane], place_of(pixel, v, lane))
 
     results = list(itertools.product(range(len(sums)), range(len(vectors))))
+    first = has_long_tail(conv.func) and not conv.out_block
+    if first:  # it is computed in vectors, before their elements go apart
+        with T.vectorized(0, lanes) as lane:
+            for pixel, v in results:
+                T.buffer_store(sums[pixel], finished(pixel, v, lane), [v, lane])
+
+    def store(pixel: int, v: int, lane: Expr) -> None:
+        value = sums[pixel][v, lane] if first else finished(pixel, v, lane)
+        T.buffer_store(conv.output, value, blocked(conv.output, *place_of(pixel, v, lane)))
+
     if conv.out_block:
         with T.vectorized(0, lanes) as lane:
             for pixel, v in results:

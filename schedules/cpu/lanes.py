@@ -5,8 +5,7 @@
    a tensor is a condition for each vector.
 3. A reduction whose neighbouring outputs read neighbouring (or the same) elements gets a few vectors of them innermost
    and its own loops outside, so the results stay in registers. All else is left to LLVM, which vectorises simple loops.
-4. A sum or maximum along rows, as in a softmax, is one for each place of a vector first, and these are put together.
-5. The outer loops are shared among threads if there is enough to do.
+4. The outer loops are shared among threads if there is enough to do.
 
 It claims little, so it can serve everything: steps that TVM's checks refuse are skipped, and a kernel in which nothing
 could be improved is left to TVM's default. A vector length that doesn't divide the axis is never used, because
@@ -43,6 +42,8 @@ if TYPE_CHECKING:
     from tvmflow.spec import Target
 
 CHUNKS_PER_CORE = 4
+FEWEST_IN_PARTS = 1024
+"""Elements that a kernel reduces, from which it is worth a buffer of partial results."""
 ROWS, VECTORS = 4, 2
 LOWEST: float = tirx.min_value("float32").value
 
@@ -63,7 +64,7 @@ def lanes(func: tirx.PrimFunc, target: Target, tile: tuple[int, int] | None = No
         return None
     changed = _inline(sch, blocks)
     for block in blocks:
-        changed |= _in_parts(sch, block, target) or _shape(sch, block, target, tile or (ROWS, VECTORS))
+        changed |= _shape(sch, block, target, tile or (ROWS, VECTORS))
     if not changed or finite is func:
         return sch if changed else None
     return Schedule(_with_number(sch.mod["main"], LOWEST, -math.inf))
@@ -94,6 +95,8 @@ def _shape(sch: Schedule, block: Any, target: Target, tile: tuple[int, int]) -> 
         return False
     long = [index for index, loop in enumerate(spatial) if int(sch.get(loop).extent) > 1]
     lane, place = _vector(sch.get(block), target)
+    if reduced and lane == 1 and work >= FEWEST_IN_PARTS and _in_parts(sch, block, target):
+        return True
     if not reduced and long and place == long[-1]:
         lane = 1  # LLVM does these by itself
     inner = []
@@ -116,39 +119,36 @@ def _shape(sch: Schedule, block: Any, target: Target, tile: tuple[int, int]) -> 
 
 
 def _in_parts(sch: Schedule, block: Any, target: Target) -> bool:
-    """Sum each lanes-th element along a row on its own, then what came of that; maxima too. True if that was done.
+    """Sum rows up by vectors of partial sums, which are added at last; maxima too. True if the block could be read so.
 
-    A sum of floats one by one waits for each addition, as LLVM may not change their order.
+    A sum that is one number waits four cycles for each addition. In another order its rounding is another, and less.
     """
-    loops, axes = sch.get_loops(block), sch.get(block).iter_vars
-    reduced = [place for place, axis in enumerate(axes) if axis.iter_type == tirx.IterVar.CommReduce]
-    if len(reduced) != 1 or reduced[0] != len(loops) - 1 or len(loops) < 2:
+    axes = [axis for axis in sch.get(block).iter_vars if axis.iter_type == tirx.IterVar.CommReduce]
+    spatial = len(sch.get(block).iter_vars) - len(axes)
+    if any(axis.iter_type != tirx.IterVar.CommReduce for axis in sch.get(block).iter_vars[spatial:]):
         return False
-    store, axis = sch.get(block).body, axes[-1]
-    is_sum = isinstance(store.value, tirx.Add) and _starts_from(sch.get(block), 0)
-    is_maximum = isinstance(store.value, tirx.Max) and _starts_from(sch.get(block), LOWEST)
-    if not (is_sum or is_maximum) or str(store.buffer.dtype) not in ("float32", "float64"):
+    value = sch.get(block).body.value
+    if not isinstance(value, tirx.Add) and not (isinstance(value, tirx.Max) and _starts_from(sch.get(block), LOWEST)):
         return False
-    before = store.value.a
-    if not isinstance(before, TensorLoad) or not before.source.same_as(store.buffer):
+    result = sch.get(block).writes[0].source
+    reads = [load for load in loads(sch.get(block).body.value) if not load.source.same_as(result)]
+    if not reads or any(str(load.source.dtype) != "float32" for load in reads):
         return False
-    length = math.gcd(int(axis.dom.extent), vectors_of(target).lanes)
-    if length < 4 or int(axis.dom.extent) < 2 * length or _vector(sch.get(block), target)[0] > 1:
+    count = 1  # of the last axes: those that lie behind one another are one
+    while count < len(axes) and all(_follows(load, axes[-count - 1], axes[-count]) for load in reads):
+        count += 1
+    length = math.gcd(math.prod(int(axis.dom.extent) for axis in axes[-count:]), vectors_of(target).lanes)
+    last = axes[-1]
+    if length < 4 or any(_stride(load, last.var) not in (0, 1) for load in reads):
         return False
-    reads = loads(store.value.b)
-    if any(load.source.same_as(store.buffer) for load in reads):
-        return False
-    steps = [_step(load.source, load.indices, axis.var, length) for load in reads]
-    if 1 not in steps or not all(step in (0, 1) for step in steps) or _depends(store.value, axis.var):
-        return False
-    work = math.prod(int(sch.get(loop).extent) for loop in loops)
-    along, lane = sch.split(loops[-1], [None, length])
-    part = sch.rfactor(lane, len(loops) - 1)
-    *outer, along, lane = sch.get_loops(part)
-    if worth_threads(work, target):
-        _share(sch, outer, target)
-    sch.vectorize(lane)
-    sch.decompose_reduction(part, along)
+    *_, row = reduced = sch.get_loops(block)[spatial:]
+    if count > 1:
+        row = sch.fuse(*reduced[-count:])
+    _, lane = sch.split(row, [None, length])
+    parts = sch.rfactor(lane, len(result.shape))
+    outer = sch.get_loops(parts)
+    sch.vectorize(outer[-1])
+    sch.decompose_reduction(parts, outer[spatial])
     return True
 
 
@@ -176,6 +176,24 @@ def _with_number(func: tirx.PrimFunc, before: float, after: float) -> tirx.PrimF
 
     body = tvm_ffi.structural_map(func.body, [(tirx.FloatImm, changed)], order="post")
     return tirx.PrimFunc(func.params, body, func.ret_type, attrs=func.attrs)
+
+
+def _stride(load: TensorLoad, axis: tirx.Var) -> int | None:
+    """By how many elements an access moves with an axis; None if that isn't known."""
+    shape = static_shape(load.source)
+    if shape is None:
+        return None
+    offset = 0
+    for index, dim in zip(load.indices, shape, strict=True):
+        offset = offset * dim + index
+    step = sym.Analyzer().simplify(substitute(offset, {axis: axis + 1}) - offset)
+    return int(step) if isinstance(step, tirx.IntImm) else None
+
+
+def _follows(load: TensorLoad, outer: tirx.IterVar, inner: tirx.IterVar) -> bool:
+    """Whether an access goes on with the next of an outer axis where the inner one ends."""
+    steps = _stride(load, outer.var), _stride(load, inner.var)
+    return None not in steps and steps[0] == steps[1] * int(inner.dom.extent)
 
 
 def _share(sch: Schedule, loops: list[Any], target: Target) -> bool:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -71,15 +71,26 @@ LANES = (*range(1, 17), 24, 32, 48, 64)
 
 
 def elementary_functions(program: Program, target: Target) -> Program:
-    """In all kernels of `Program.module`."""
+    """In all kernels of `Program.module`, the first of which that has any brings the functions for all.
+
+    LLVM takes a pass through the whole network for each kernel that brings some.
+    """
     module = tvm.IRModule(program.module.functions, attrs=program.module.attrs)
-    for name, func in kernels(module).items():
-        module[name] = with_arithmetic(func)
+    found = {name: _replaced(func) for name, func in kernels(module).items()}
+    names = frozenset().union(*(names for _, names in found.values()))
+    for name, (func, own) in found.items():
+        module[name] = _bringing(func, names) if own else func
+        names = names if not own else frozenset()
     return replace(program, module=module)
 
 
 def with_arithmetic(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """The kernel with operators of this module, and with what they are in LLVM's language."""
+    return _bringing(*_replaced(func))
+
+
+def _replaced(func: tirx.PrimFunc) -> tuple[tirx.PrimFunc, frozenset[str]]:
+    """The kernel with operators of this module, and which."""
     found: set[str] = set()
 
     def replaced(call: tvm.ir.Call) -> Any:
@@ -98,10 +109,35 @@ def with_arithmetic(func: tirx.PrimFunc) -> tirx.PrimFunc:
             return tvm.ir.Call(operator, arguments, ret_ty=dtype)
         return tirx.Cast(dtype, tvm.ir.Call(operator, [tirx.Cast(wide, arguments[0])], ret_ty=wide))
 
-    body = tvm_ffi.structural_map(func.body, [(tvm.ir.Call, replaced)], order="post")
-    if not found:
+    body = tvm_ffi.structural_map(func.body, [(tvm.ir.Call, replaced), (tirx.Div, _of_limited)], order="post")
+    return (func if body.same_as(func.body) else _of_body(func, body)), frozenset(found)
+
+
+def _of_limited(quotient: tirx.Div) -> Any:
+    """A number that is limited to n and divided by n, as in a hard-swish, is multiplied by 1/n.
+
+    That may differ in the last place, and takes a tenth of the time.
+    """
+    value = quotient.b.value if isinstance(quotient.b, tirx.Broadcast) else quotient.b
+    if not isinstance(value, tirx.FloatImm) or "float32" not in str(quotient.ty.dtype):
+        return quotient
+    limits: list[tirx.Min] = []
+    tvm_ffi.structural_walk(quotient.a, (tirx.Min, limits.append))
+    numbers = [number for limit in limits for number in (limit.a, limit.b)]
+    numbers = [number.value if isinstance(number, tirx.Broadcast) else number for number in numbers]
+    if not any(isinstance(number, tirx.FloatImm) and number.value == value.value for number in numbers):
+        return quotient
+    return quotient.a * tirx.const(1 / value.value, str(quotient.b.ty.dtype))
+
+
+def _bringing(func: tirx.PrimFunc, names: frozenset[str]) -> tirx.PrimFunc:
+    if not names:
         return func
-    body = tirx.AttrStmt(tirx.const(0), "pragma_import_llvm", tvm.ir.StringImm(_module(frozenset(found))), body)
+    text = tvm.ir.StringImm(_module(names))
+    return _of_body(func, tirx.AttrStmt(tirx.const(0), "pragma_import_llvm", text, func.body))
+
+
+def _of_body(func: tirx.PrimFunc, body: Any) -> tirx.PrimFunc:
     return tirx.PrimFunc(func.params, body, func.ret_type, attrs=func.attrs)
 
 
@@ -125,7 +161,7 @@ def _symbol(name: str, lanes: int) -> str:
 
 
 @functools.cache
-def _module(names: Collection[str]) -> str:
+def _module(names: frozenset[str]) -> str:
     """LLVM's text of these functions. As `linkonce_odr`, one that is called nowhere is in no library."""
     declared = [Code(lanes).declaration for lanes in LANES]
     return "\n".join([*declared, *(_function(name, lanes) for name in sorted(names) for lanes in LANES)])
@@ -260,7 +296,8 @@ def tanh(code: Code, x: str) -> str:
 def erf(code: Code, x: str) -> str:
     x = code.within(x, -4, 4)
     square = code.times(x, x)
-    return code.over(code.times(x, code.polynomial(ERF_ABOVE, square)), code.polynomial(ERF_BELOW, square))
+    found = code.over(code.times(x, code.polynomial(ERF_ABOVE, square)), code.polynomial(ERF_BELOW, square))
+    return code.within(found, -1, 1)  # a GELU multiplies what is left of 1 by any number
 
 
 def log(code: Code, x: str) -> str:
@@ -284,7 +321,9 @@ def log1p(code: Code, x: str) -> str:
     """log(1 + x), exact to the last places for small numbers, too: what 1 + x has lost is made good."""
     whole = code.plus(code.number(1), x)
     lost = code.over(code.minus(x, code.minus(whole, code.number(1))), whole)
-    return code.select("olt", x, code.number(INFINITY), code.plus(log(code, whole), lost), x)
+    near = log(code, whole)
+    found = code.select("oeq", whole, code.number(0), near, code.plus(near, lost))
+    return code.select("olt", x, code.number(INFINITY), found, x)
 
 
 FUNCTIONS: Mapping[str, Callable[[Code, str], str]] = {

@@ -20,6 +20,8 @@ from tvmflow.passes.spread_taps import LEGALISED
 from tvmflow.passes.tile_by_tables import tiled
 from tvmflow.spec import Layer, Program, Target
 
+BROADCAST, REDUCTION, OUT_ELEMENTWISE, OPAQUE = 1, 3, 4, 8
+"""TVM's OpPatternKind. Behind the third only what is element-wise may follow in the same kernel."""
 OWN_NAMES = re.compile(r"[lg]v\d*")
 """Names that TVM gives to bindings which have none from the importer."""
 
@@ -35,7 +37,9 @@ def fuse_operators(program: Program, target: Target) -> Program:
             root_blocks,
             infinite_extremes,
             exact_floats,
+            _begin_with_borders,
             relax.transform.AnnotateTIROpPattern(),
+            _begin_with_scales,
             relax.transform.FoldConstant(),
             relax.transform.DeadCodeElimination(),
         ]
@@ -67,6 +71,84 @@ def fuse_operators(program: Program, target: Target) -> Program:
             )
         )
     return replace(program, module=module, layers=tuple(layers))
+
+
+@tvm.transform.module_pass(opt_level=0, name="begin_with_borders")
+def _begin_with_borders(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+    """Have a border begin a kernel: as the end of a convolution's it would leave that to no rule.
+
+    FuseOps then takes it for something like a convolution itself, behind which element-wise work may come.
+    """
+    for var, func in module.functions.items():
+        if isinstance(func, tirx.PrimFunc) and re.fullmatch(r"pad\d*", var.name_hint):
+            module[var] = func.with_attr("op_pattern", OUT_ELEMENTWISE)
+    return module
+
+
+@tvm.transform.module_pass(opt_level=0, name="begin_with_scales")
+def _begin_with_scales(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+    """Have what spreads a small sum over a map begin a kernel, as the factors of squeeze-and-excite.
+
+    At the end of the sum's own kernel it would be all of that kernel's loops, and each element would ask for the sum.
+    """
+    apart = _Scales(module)
+    main = apart.visit_expr(module["main"])
+    if not apart.found:
+        return module
+    module = apart.builder_.get()
+    module["main"] = main
+    return module
+
+
+@mutator
+class _Scales(PyExprMutator):
+    """Calls that spread a sum get a kernel of their own that is marked so."""
+
+    def __init__(self, module: tvm.IRModule) -> None:
+        super().__init__(module)
+        self.original = module
+        self.bound = {binding.var: binding.value for binding in _bindings(module)}
+        self.found = 0
+
+    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
+        call = binding.value
+        if not self._spreads_a_sum(binding):
+            super().visit_var_binding_(binding)
+            return
+        kernel = self.original[call.args[0]].with_attr("op_pattern", OUT_ELEMENTWISE)
+        name = self.builder_.add_func(kernel, f"{call.args[0].name_hint}_of_sum")
+        is_output = self.builder_.current_block_is_dataflow() and not isinstance(binding.var, relax.DataflowVar)
+        emit = self.builder_.emit_output if is_output else self.builder_.emit
+        arguments = [name, *(self.visit_expr(argument) for argument in call.args[1:])]
+        self.set_var_remap(
+            binding.var, emit(relax.Call(call.op, arguments, call.attrs, call.ty_args), binding.var.name)
+        )
+        self.found += 1
+
+    def _spreads_a_sum(self, binding: relax.VarBinding) -> bool:
+        if not _is_call_tir(binding.value) or self._pattern(binding.value) > BROADCAST:
+            return False
+        made = binding.var.ty
+        if isinstance(made, relax.TupleType):
+            return False
+        elements = math.prod(static_shape(made))
+        return any(
+            math.prod(static_shape(given.ty)) < elements and self._is_sum(given)
+            for given in binding.value.args[1].fields
+            if isinstance(given, relax.Var)
+        )
+
+    def _is_sum(self, var: relax.Var) -> bool:
+        """Whether it is a sum, or what element-wise work has made of one."""
+        value = self.bound.get(var)
+        if value is None or not _is_call_tir(value):
+            return False
+        if (pattern := self._pattern(value)) > BROADCAST:
+            return pattern in (REDUCTION, OUT_ELEMENTWISE)
+        return any(self._is_sum(given) for given in value.args[1].fields if isinstance(given, relax.Var))
+
+    def _pattern(self, call: relax.Call) -> int:
+        return int((self.original[call.args[0]].attrs or {}).get("op_pattern", OPAQUE))
 
 
 def _bindings(module: tvm.IRModule) -> Iterator[relax.VarBinding]:

@@ -36,7 +36,7 @@ def block_channels(program: Program, target: Target) -> Program:
     writers = {call.result for call in calls if _can_write(call, block_length(target))}
     packers = {call.result for call in calls if _can_pack(call, target)}
     while True:
-        values = _blocked_values(program.module, calls, writers, packers)
+        values = _blocked_values(program.module, calls, writers, packers, block_length(target))
         rewritten = {call.result: blocks for call in calls if (blocks := _blocks(call, values, packers, target))}
         unserved = {
             call.result
@@ -56,8 +56,8 @@ def _blocks(call: _KernelCall, values: set[relax.Var], packers: set[relax.Var], 
     if (conv := call.convolution) is not None:
         if call.result in values:
             blocks[call.place_of(conv.weight)] = Blocked(0, weight_block(conv, target))
-        elif blocks or (call.result in packers and not pointwise_blocked.fits(conv)):
-            blocks[call.place_of(conv.weight)] = Blocked(0, conv_blocked.weight_block(conv.channels, target))
+        elif blocks or (call.result in packers and (conv.groups > 1 or not pointwise_blocked.fits(conv))):
+            blocks[call.place_of(conv.weight)] = Blocked(0, packed_block(conv, target))
     return blocks
 
 
@@ -79,7 +79,12 @@ def block_length(target: Target) -> int:
 def weight_block(conv: Convolution, target: Target) -> int:
     """Output channels of a block of the weights of a convolution whose result is in blocks."""
     block = block_length(target)
-    return block if conv.depthwise else pointwise_blocked.weight_block(conv.channels, block, target)
+    return block if conv.depthwise else pointwise_blocked.weight_block(conv.channels // conv.groups, block, target)
+
+
+def packed_block(conv: Convolution, target: Target) -> int:
+    """Output channels of a block of the weights of a convolution whose result is NCHW; 0 if there is no good one."""
+    return conv_blocked.weight_block(conv.channels // conv.groups, target)
 
 
 class _KernelCall:
@@ -90,7 +95,7 @@ class _KernelCall:
         self.func = module[binding.value.args[0]]
         self.values = (*binding.value.args[1].fields, binding.var)
         self.is_known = len(self.func.params) == len(self.values)
-        self.convolution = read_convolution(self.func) if self.is_known else None
+        self.convolution = read_convolution(self.func, grouped=True) if self.is_known else None
 
     def place_of(self, buffer: tirx.Buffer) -> int:
         return next(place for place, param in enumerate(self.func.params) if param.same_as(buffer))
@@ -111,7 +116,7 @@ class _KernelCall:
 
 
 def _blocked_values(
-    module: tvm.IRModule, calls: list[_KernelCall], writers: set[relax.Var], packers: set[relax.Var]
+    module: tvm.IRModule, calls: list[_KernelCall], writers: set[relax.Var], packers: set[relax.Var], block: int
 ) -> set[relax.Var]:
     """The results that will be in blocks: all that could be but for those that something speaks against."""
     values = set(writers)
@@ -130,7 +135,9 @@ def _blocked_values(
             if (
                 call.result in values
                 and _agrees(call, values)
-                and all(_can_read(reader, call.result, values, packers) for reader in readers.get(call.result, []))
+                and all(
+                    _can_read(reader, call.result, values, packers, block) for reader in readers.get(call.result, [])
+                )
             ):
                 kept.add(call.result)
         if kept == values:
@@ -143,7 +150,7 @@ def _can_write(call: _KernelCall, block: int) -> bool:
     if call.convolution is None:
         return call.is_known and _is_map(call.result, block) and _is_plain(call.func)
     conv = call.convolution
-    if conv.channels % block or not _is_constant(call.value_of(conv.weight)):
+    if conv.channels // conv.groups % block or not _is_constant(call.value_of(conv.weight)):
         return False
     return not conv.depthwise or depthwise_blocked.fits(conv)
 
@@ -153,7 +160,7 @@ def _can_pack(call: _KernelCall, target: Target) -> bool:
     conv = call.convolution
     if conv is None or conv.depthwise or not _is_constant(call.value_of(conv.weight)):
         return False
-    return conv_blocked.weight_block(conv.channels, target) > 0
+    return packed_block(conv, target) > 0
 
 
 def _agrees(call: _KernelCall, values: set[relax.Var]) -> bool:
@@ -167,11 +174,13 @@ def _agrees(call: _KernelCall, values: set[relax.Var]) -> bool:
     return all(value in values for value in call.same_shape())
 
 
-def _can_read(call: _KernelCall, value: relax.Var, values: set[relax.Var], packers: set[relax.Var]) -> bool:
+def _can_read(call: _KernelCall, value: relax.Var, values: set[relax.Var], packers: set[relax.Var], block: int) -> bool:
     conv = call.convolution
     if conv is not None:
         if call.value_of(conv.weight) is value:
             return False
+        if conv.groups > 1 and conv.in_channels % block and call.value_of(conv.data).same_as(value):
+            return False  # a group would begin within a block
         return call.result in values or (call.result in packers and value not in call.same_shape())
     if call.result in values:
         return True
