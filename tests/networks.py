@@ -33,6 +33,10 @@ def heavy() -> nn.Module:
     return nn.Linear(1200, 1200).eval()
 
 
+def rectifier() -> nn.Module:
+    return nn.Sequential(nn.ReLU()).eval()
+
+
 def chain() -> nn.Module:
     """Every kind of layer that a microcontroller takes in float32; channels and maps fill no tile."""
     torch.manual_seed(5)

@@ -274,6 +274,8 @@ CASES: dict[str, dict[str, Case]] = {
         "casts": function(
             lambda x: (x.bool(), x.half().float(), x.double()), without="not finite, minus infinity, large mean"
         ),
+        "lowest of all numbers": function(lambda x: torch.maximum(x, torch.tensor(torch.finfo(x.dtype).min))),
+        "clamped to finite": function(lambda x: x.clamp(-3.4028234663852886e38, 3.4028234663852886e38)),
         "to integers": function(lambda x: (x.int(), x.long()), without="not finite, minus infinity"),
     },
     "reductions": {

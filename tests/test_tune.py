@@ -68,9 +68,14 @@ def _cost_model_that_is_trained_quickly() -> Iterator[None]:
         yield
 
 
-def is_served(task: Task) -> bool:
-    """Whether a rule schedules it."""
-    return any(RULES[rule](task.func, HOST) for rule in HOST.schedules)
+@pytest.fixture(scope="module")
+def unscheduled() -> tuple[Task, ...]:
+    """Kernels that no rule serves: element-wise work alone is left to LLVM."""
+    from tvmflow.network.frontend import import_model, parse_input_shape
+
+    found = extract(import_model("networks:rectifier", [parse_input_shape("1x3x9x7")]), HOST)
+    assert not any(RULES[rule](task.func, HOST) for task in found for rule in HOST.schedules)
+    return found
 
 
 def recorded_ms(candidate) -> float:
@@ -258,9 +263,8 @@ def test_a_lying_runner_never_wins(tasks, tmp_path, lie):
 
 
 @pytest.mark.parametrize("outcome", ["crashed", "hung", "wrong", "build failed", "build hung"])
-def test_failures_are_kept_by_class(tasks, tmp_path, outcome):
+def test_failures_are_kept_by_class(unscheduled, tmp_path, outcome):
     answers = {"default": Result(outcome=outcome, message="so it was")}
-    unscheduled = [task for task in tasks if not is_served(task)]
     state, _ = search(unscheduled, tmp_path, Recorded(answers=answers), trials=10)
     assert dict(state.failures) == {outcome: len(unscheduled)}
     again = Store(tmp_path)
@@ -411,12 +415,12 @@ def test_candidate_that_cannot_be_built(measurer):
 
 
 @pytest.fixture(scope="module")
-def searched(tasks, measurer, tmp_path_factory) -> Path:
+def searched(tasks, unscheduled, measurer, tmp_path_factory) -> Path:
     """A short search of the tiny network by real measurements, in a work dir."""
     work_dir = tmp_path_factory.mktemp("tune")
     folder = work_dir / identity(HOST).folder
     # whatever the times, a rule's knobs and MetaSchedule's space are both tried
-    for chosen in ([task for task in tasks if "relu" in task.name], [task for task in tasks if not is_served(task)]):
+    for chosen in ([task for task in tasks if "relu" in task.name], unscheduled):
         search(chosen, folder, measurer, trials=5)
     state, _ = search(tasks, folder, measurer, trials=24)
     assert state.spent == 24
@@ -459,12 +463,21 @@ def test_build_applies_records(tiny, tasks, searched, tmp_path):
     built = building.build(tiny, HOST, tmp_path / "net", records=records)
     schedules = [layer.schedule for layer in built.layers]
     assert any(schedule.startswith("pointwise_nchw(tile=") for schedule in schedules)
-    assert "searched" in schedules
     assert built.manifest["verify"]["passed"] is True
     report = assemble(built, built.manifest["verify"], Timing())
     assert f"{sum('searched' in schedule for schedule in schedules)} searched, " in schedules_text(report["layers"])
     timed = assemble(built, built.manifest["verify"], Timing(layers=layer_rows([[1.0]] * len(schedules))))
     assert f"of their time), 0 default (0% of their time) of {len(schedules)} layers" in schedules_text(timed["layers"])
+
+
+def test_build_applies_what_metaschedule_found(unscheduled, searched, tmp_path):
+    from tvmflow.network.frontend import import_model, parse_input_shape
+
+    records = apply.find_records(HOST, with_winners(searched, tmp_path / "db", unscheduled))
+    program = import_model("networks:rectifier", [parse_input_shape("1x3x9x7")])
+    built = building.build(program, HOST, tmp_path / "net", records=records)
+    assert [layer.schedule for layer in built.layers] == ["searched"]
+    assert built.manifest["verify"]["passed"] is True
 
 
 def test_records_of_another_board_are_refused(searched, tmp_path):

@@ -1,7 +1,8 @@
 """Maxima start from −∞ and minima from ∞, where TVM starts from the lowest or the highest finite number.
 
 Max pooling of −∞ would give −3.4e38. It comes when each operator has become a kernel of its own and none is fused yet:
-then such a number in a kernel that reduces to extremes is where these start, or the border around what is pooled.
+then such a number in a kernel that reduces to extremes is where these start, or the border around what is pooled. In a
+kernel that reduces nothing it is the network's own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import tvm
 import tvm_ffi
 from tvm import tirx
+from tvm.s_tir import SBlock
 
 
 @tvm.transform.module_pass(opt_level=0, name="infinite_extremes")
@@ -36,7 +38,9 @@ def _from_infinity(func: tirx.PrimFunc) -> tirx.PrimFunc:
             return tirx.FloatImm(dtype, math.inf)
         return number
 
-    if not kinds:
+    blocks: list[Any] = []
+    tvm_ffi.structural_walk(func.body, (SBlock, blocks.append))
+    if not kinds or all(block.init is None for block in blocks):
         return func
     body = tvm_ffi.structural_map(func.body, [(tirx.FloatImm, start)], order="post")
     return tirx.PrimFunc(func.params, body, func.ret_type, attrs=func.attrs)
