@@ -10,9 +10,10 @@
    takes up to six times as long. Where that would still be much code, rows of the output at the border share the code
    of the others, and their loops begin later or end earlier; and so many taps in a row are a loop too.
 4. Bias, ReLU and the like are applied to the registers, and each pixel's block of channels is stored whole, or channel
-   by channel if the result is NCHW.
+   by channel if the result is NCHW: what is more than a bias and a ReLU is then applied to whole vectors before.
 5. A vector or a tile that doesn't fit its axis starts earlier and computes some elements again. The larger operand is
    walked once, in the outer loop; threads share the weights' blocks and the rows of tiles.
+6. Of groups, each block of the weights is of one, and reads the input's channels of that alone.
 
 The input may be NCHW: it is only ever read one element at a time. Lanes along a row (`direct_nchw`) leave maps of 8×8
 and 4×4 half and three quarters of a vector, and need a copy with a border. Eight pixels of two vectors are all that
