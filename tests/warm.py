@@ -94,7 +94,7 @@ def _serve(connection: socket.socket) -> None:
         return
 
 
-def _exit(code: int) -> None:
+def end_with(code: int) -> None:
     """End as the interpreter does, but for taking apart each of some thousand modules."""
     threading._shutdown()
     atexit._run_exitfuncs()
@@ -118,4 +118,4 @@ if __name__ == "__main__":
     try:
         main()
     except SystemExit as end:
-        _exit(int(end.code or 0))
+        end_with(int(end.code or 0))

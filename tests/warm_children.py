@@ -20,7 +20,6 @@ import socket
 import sys
 
 if not sys.flags.isolated:
-    import atexit
     import contextlib
     import ctypes
     import importlib
@@ -28,10 +27,11 @@ if not sys.flags.isolated:
     import runpy
     import subprocess
     import tempfile
-    import threading
     import traceback
     from collections.abc import Callable
     from typing import Any
+
+    from warm import end_with
 
 LIBRARIES = (
     *("tvmflow.system.without_compiler", "numpy", "psutil", "tvm", "tvm.runtime.vm", "tvm.rpc"),
@@ -256,12 +256,7 @@ def _run(words: list[str]) -> None:
     except BaseException:
         traceback.print_exc()
         code = 1
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            stream.flush()
-    os._exit(code)
+    end_with(code)
 
 
 if __name__ == "__main__":
