@@ -274,6 +274,13 @@ CASES: dict[str, dict[str, Case]] = {
         "casts": function(
             lambda x: (x.bool(), x.half().float(), x.double()), without="not finite, minus infinity, large mean"
         ),
+        "limited and divided": function(
+            lambda x: (x.clamp(0, 6) / 6, x.clamp(max=1e-38) / 1e-38, x.clamp(max=1e38) / 1e38)
+        ),
+        "borders of whole numbers": function(
+            lambda x: (F.pad(x, (1, 2), value=7), F.pad(x > 0, (1, 0), value=True), F.pad(x.int(), (0, 1, 2, 0))),
+            x=[WHOLE],
+        ),
         "lowest of all numbers": function(lambda x: torch.maximum(x, torch.tensor(torch.finfo(x.dtype).min))),
         "clamped to finite": function(lambda x: x.clamp(-3.4028234663852886e38, 3.4028234663852886e38)),
         "to integers": function(lambda x: (x.int(), x.long()), without="not finite, minus infinity"),

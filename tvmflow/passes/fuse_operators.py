@@ -108,6 +108,7 @@ class _Scales(PyExprMutator):
         super().__init__(module)
         self.original = module
         self.bound = {binding.var: binding.value for binding in _bindings(module)}
+        self.sums: dict[relax.Var, bool] = {}
         self.found = 0
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
@@ -140,6 +141,11 @@ class _Scales(PyExprMutator):
 
     def _is_sum(self, var: relax.Var) -> bool:
         """Whether it is a sum, or what element-wise work has made of one."""
+        if var not in self.sums:
+            self.sums[var] = self._comes_of_a_sum(var)
+        return self.sums[var]
+
+    def _comes_of_a_sum(self, var: relax.Var) -> bool:
         value = self.bound.get(var)
         if value is None or not _is_call_tir(value):
             return False
