@@ -232,6 +232,20 @@ def test_readers_that_know_no_blocks_keep_tensors_plain():
     assert set(layouts(program)) == {4}
 
 
+@pytest.mark.parametrize("target", [HOST, NARROW], ids=["host", "narrow"])
+@pytest.mark.parametrize("axes", [(2, 3), (1,)], ids=["channels", "pixels"])
+def test_maps_that_factors_scale_stay_in_blocks(axes, target):
+    graph = Graph(1, 3, 12, 10)
+    x = graph.relu(graph.conv(graph.input, "first", 32, (3, 3), padding=(1, 1)))
+    most = relax.op.max(x, list(axes), keepdims=True)
+    factors = graph.emit("factors", most, graph.exact[x].amax(axes, keepdim=True))
+    scaled = graph.emit("scaled", relax.op.multiply(x, factors), graph.exact[x] * graph.exact[factors])
+    program = graph.program(graph.pool(graph.relu(graph.conv(scaled, "last", 32))))
+    graph.check(program, target)
+    blocked = [5, 4, 5, 5, 4] if axes == (2, 3) else [4, 4, 4, 5, 4]
+    assert layouts(program, target) == blocked
+
+
 def test_a_border_around_one_pixel_stays_plain():
     graph = Graph(1, 3, 8, 1)
     x = graph.relu(graph.conv(graph.input, "first", 32))

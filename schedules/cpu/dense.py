@@ -2,7 +2,7 @@
 
 1. A tile is some outputs of one row. Each has a vector of sums over every lanes-th input, so that weights are read as
    they lie, some streams side by side, and each vector of inputs is read once for the whole tile.
-2. A vector's sums are added by halves.
+2. A vector's sums are added by halves. Inputs that don't fill a vector join on the way, in halves that they fill.
 3. Bias, ReLU and the like are applied to the results, and they are stored.
 4. A last tile that doesn't fit starts earlier and computes some outputs again. Threads share the tiles.
 
@@ -28,6 +28,7 @@ from tvmflow.schedules.convolutions import (
     Expr,
     all_equal,
     finish_of,
+    fitting,
     is_plain,
     is_reduction,
     kernel,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from tvmflow.spec import Target
 
 MOST_ROWS = 3
+FEWEST_INPUTS = 4
 OUTPUTS = (8, 7, 6, 5, 4)
 
 
@@ -67,7 +69,7 @@ def dense(func: tirx.PrimFunc, target: Target, tile: int | None = None) -> Sched
     product, possible = read_product(func), tiles(func, target)
     if product is None or not possible:
         return None
-    lanes = math.gcd(vectors_of(target).lanes, product.inputs)
+    lanes = fitting(vectors_of(target).lanes, product.inputs)
     outputs = tile or min(possible, key=lambda count: math.ceil(product.outputs / count) * (count + 1))
     parallel = worth_threads(product.rows * product.outputs * product.inputs, target)
     return Schedule(_loops(func, product, outputs, lanes, parallel))
@@ -78,7 +80,7 @@ def tiles(func: tirx.PrimFunc, target: Target) -> list[int]:
     product = read_product(func)
     if product is None or not product.by_output or product.rows > MOST_ROWS:
         return []
-    if math.gcd(vectors_of(target).lanes, product.inputs) < 4:
+    if product.inputs < FEWEST_INPUTS:
         return []
     return [count for count in OUTPUTS if count <= product.outputs] or [product.outputs]
 
@@ -153,19 +155,28 @@ def _loops(func: tirx.PrimFunc, product: Product, outputs: int, lanes: int, para
             for total in sums:
                 with T.vectorized(0, lanes) as lane:
                     T.buffer_store(total, T.float32(0), [lane])
-            with T.serial(0, product.inputs // lanes) as step:
+
+            def add(k0: Expr, width: int) -> None:
                 for place, total in enumerate(sums):
-                    with T.vectorized(0, lanes) as lane:
-                        k = step * lanes + lane
+                    with T.vectorized(0, width) as lane:
+                        k = k0 + lane
                         value = total[lane] + product.data[m, k] * product.weight[n0 + place, k]
                         T.buffer_store(total, value, [lane])
-            half = lanes // 2
-            while half > 1:
+
+            done, width = product.inputs // lanes * lanes, lanes
+            with T.serial(0, product.inputs // lanes) as step:
+                add(step * lanes, lanes)
+            while width > 2:
+                width //= 2
                 for total in sums:
-                    with T.vectorized(0, half) as lane:
-                        T.buffer_store(total, total[lane] + total[lane + half], [lane])
-                half //= 2
+                    with T.vectorized(0, width) as lane:
+                        T.buffer_store(total, total[lane] + total[lane + width], [lane])
+                if product.inputs - done >= width:
+                    add(done, width)
+                    done += width
             for place, total in enumerate(sums):
-                where = (m, n0 + place)
-                T.buffer_store(product.output, product.finish(total[0] + total[1], where), where)
+                where, value = (m, n0 + place), total[0] + total[1]
+                if done < product.inputs:
+                    value = value + product.data[m, done] * product.weight[n0 + place, done]
+                T.buffer_store(product.output, product.finish(value, where), where)
     return builder.get()

@@ -168,7 +168,8 @@ def _agrees(call: _KernelCall, values: set[relax.Var]) -> bool:
     conv = call.convolution
     if conv is None:
         given = [value for value in call.values[:-1] if not _is_constant(value)]
-        return bool(given) and all(value in values for value in given)
+        whole = [value for value in given if not _is_spread(value, call.result)]
+        return bool(whole) and all(value in values for value in whole)
     if conv.depthwise and call.value_of(conv.data) not in values:
         return False
     return all(value in values for value in call.same_shape())
@@ -209,6 +210,18 @@ def _is_map(value: relax.Var, block: int) -> bool:
         return False
     shape = static_shape(tensor)
     return shape[1] % block == 0 and math.prod(shape[2:]) > 1
+
+
+def _is_spread(value: relax.Expr, over: relax.Var) -> bool:
+    """Whether an element of `value` goes with several of `over`: factors of squeeze-and-excite, or of an attention map.
+
+    Such tensors are small, and stay NCHW.
+    """
+    tensors = value.ty, over.ty
+    if not all(isinstance(tensor, relax.TensorType) and tensor.ndim == 4 for tensor in tensors):
+        return False
+    small, large = map(static_shape, tensors)
+    return small != large and all(a in (1, b) for a, b in zip(small, large, strict=True))
 
 
 def _is_plain(func: tirx.PrimFunc) -> bool:
