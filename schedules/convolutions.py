@@ -116,19 +116,21 @@ class Vectors:
     """What the vector registers of a CPU allow.
 
     `lanes` are float32 in one register; `tiles` of sums, (rows of weights, vectors), leave registers for their factors;
-    `unroll` steps of a reduction make one. LLVM loads all weights of a step first, to the stack if it must.
+    `unroll` steps of a reduction make one. LLVM loads all weights of a step first, to the stack if it must. With
+    `by_element` a product takes its factor from any place of a register: neighbours are loaded by one instruction.
     """
 
     lanes: int
     tiles: tuple[tuple[int, int], ...]
     unroll: int
+    by_element: bool = False
 
 
 AVX512 = Vectors(lanes=16, tiles=((6, 4), (12, 2), (8, 2), (4, 4), (12, 1), (8, 1)), unroll=4)
 AVX = Vectors(lanes=8, tiles=((6, 2), (5, 2), (4, 2), (4, 3), (8, 1)), unroll=4)
 SSE = replace(AVX, lanes=4)
-NEON = replace(AVX512, lanes=4)
-NEON_FLOAT16 = replace(NEON, lanes=8)
+NEON = replace(AVX512, lanes=4, by_element=True)
+NEON_FLOAT16 = replace(NEON, lanes=8, by_element=False)  # there only half of the registers can be such factors
 NEON_32BIT = Vectors(lanes=4, tiles=((5, 2), (4, 2), (3, 3), (6, 1)), unroll=1)
 
 

@@ -20,6 +20,7 @@ from tvmflow.bundles.bundle import open_bundle
 from tvmflow.integer import qdq
 from tvmflow.measure import device
 from tvmflow.models.dilated_net import DilatedNetConfig
+from tvmflow.spec import Vector
 
 
 @pytest.fixture(scope="module")
@@ -368,3 +369,14 @@ def test_another_cpu_goes_with_int8_alone(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         peers.main()
     assert "--cpu goes with --dtype int8" in capsys.readouterr().err
+
+
+def test_an_input_whose_answer_is_certain_is_timed():
+    given, answer = (np.zeros((1, 2), "float32"),), np.array([[3.0, 400.0]], "float32")
+    infinite = np.full_like(answer, np.inf)
+    vectors = [
+        Vector(name=str(place), inputs=given, outputs=(output,), rounding=(moved,))
+        for place, (output, moved) in enumerate([(answer, 1.0), (infinite, 0.0), (answer, 1e-6)])
+    ]
+    assert convert.certain(vectors).name == "2"
+    assert convert.certain(vectors[:2]).name == "0"
