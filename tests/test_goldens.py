@@ -35,6 +35,7 @@ KERNELS: Mapping[str, Kernel] = {
     "direct_nchw": convolution((1, 3, 4, 4), (4, 3, 3, 3), padding=(1, 1, 1, 1)),
     "dense": replace(plain("dense", relax.op.matmul, torch.matmul, (1, 8), (8, 4)), turned=True),
     "products": product((3, 2), (2, 8), tail="bias+relu"),
+    "segments": plain("concat", lambda *x: relax.op.concat(x, 1), lambda *x: torch.cat(x, 1), (1, 2, 3), (1, 1, 3)),
     "lanes": next(kernel for kernel in LANES if kernel.name == "add"),
 }
 """A new rule needs a line here: the smallest kernel that shows its strategy."""

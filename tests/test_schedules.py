@@ -341,7 +341,6 @@ OTHERS = [
     plain("dense", relax.op.matmul, torch.matmul, (1, 1024), (1024, 10)),
     plain("transposed", relax.op.nn.conv2d_transpose, functional.conv_transpose2d, (1, 6, 8, 8), (6, 4, 3, 3)),
     plain("permute", lambda x: relax.op.permute_dims(x, [0, 2, 3, 1]), lambda x: x.permute(0, 2, 3, 1), (1, 8, 5, 7)),
-    plain("concat", lambda *x: relax.op.concat(x, 1), lambda *x: torch.cat(x, 1), (1, 3, 5, 7), (1, 4, 5, 7)),
     plain(
         "nhwc",
         lambda a, b: relax.op.nn.conv2d(a, b, data_layout="NHWC", kernel_layout="OHWI"),
@@ -596,6 +595,23 @@ BLOCKED_LANES = [
     ),
 ]
 
+SEGMENTS = [
+    plain("concat", lambda *x: relax.op.concat(x, 1), lambda *x: torch.cat(x, 1), (2, 3, 5, 7), (2, 4, 5, 7)),
+    plain("concat_last", lambda *x: relax.op.concat(x, 2), lambda *x: torch.cat(x, 2), (3, 5, 1), (3, 5, 8), (3, 5, 2)),
+    plain("stack", lambda *x: relax.op.stack(x, 0), lambda *x: torch.stack(x), *[(1, 24)] * 40),
+    plain(
+        "border", lambda x: relax.op.nn.pad(x, [0, 0, 2, 1, 0, 3]), lambda x: functional.pad(x, (0, 3, 2, 1)), (4, 6, 5)
+    ),
+    plain(
+        "pad",
+        lambda x: relax.op.nn.pad(x, [0, 0, 0, 0, 1, 1, 1, 2], pad_value=3.5),
+        lambda x: functional.pad(x, (1, 2, 1, 1), value=3.5),
+        (2, 16, 64, 48),
+    ),
+    plain("wide", lambda *x: relax.op.concat(x, 0), lambda *x: torch.cat(x, 0), (20, 64, 64), (33, 64, 64)),
+]
+"""Kernels with conditions on places; threads share the last two, outside of the parts and within them."""
+
 SERVED = {
     "pointwise_blocked": BLOCKED_POINTWISE,
     "depthwise_blocked": BLOCKED_DEPTHWISE,
@@ -607,6 +623,7 @@ SERVED = {
     "direct_nchw": DIRECT,
     "dense": DENSE,
     "products": PRODUCTS,
+    "segments": SEGMENTS,
     "lanes": [*LANES[:2], *BLOCKED_LANES, *LANES[2:]],
 }
 
@@ -694,7 +711,7 @@ def test_weights_are_fetched_ahead_by_their_own_bytes():
 def test_only_exact_shapes_are_served():
     for kernel in OTHERS:
         func = kernel.prim_func()
-        for rule in RULES.keys() - {"lanes"}:
+        for rule in RULES.keys() - {"segments", "lanes"}:
             assert RULES[rule](func, HOST) is None, f"{rule} took {kernel.name}"
     for kernel in (*BLOCKED_POINTWISE[:5], *BLOCKED_DEPTHWISE[-8:], *BLOCKED_CONV[-8:]):
         for rule in ("pointwise_nchw", "depthwise_rows", "depthwise_nchw", "direct_nchw"):

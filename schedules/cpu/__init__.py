@@ -24,6 +24,7 @@ NAMES = (
     "direct_nchw",
     "dense",
     "products",
+    "segments",
     "lanes",
 )
 """In the order in which boards try them."""

@@ -259,12 +259,20 @@ def _vector(block: SBlock, target: Target) -> tuple[int, int]:
 def _vector_length(block: SBlock, axis: tirx.IterVar, target: Target) -> int:
     store = block.body
     length = math.gcd(int(axis.dom.extent), vectors_of(target).lanes)
-    reads = loads(store.value)
+    reads = [load for load in loads(store.value) if not _is_place(load, axis.var)]
     if any(str(access.source.dtype) != "float32" for access in reads) or str(store.buffer.dtype) != "float32":
         return 1
     if length < 4 or _depends(store.value, axis.var) or _step(store.buffer, store.indices, axis.var, length) != 1:
         return 1
     return length if all(_step(load.source, load.indices, axis.var, length) in (0, 1) for load in reads) else 1
+
+
+def _is_place(load: TensorLoad, axis: tirx.Var) -> bool:
+    """Whether it is an integer that all of a vector read, as the number of a step in a recurrent layer."""
+    found: list[tirx.Var] = []
+    for index in load.indices:
+        tvm_ffi.structural_walk(index, (tirx.Var, found.append))
+    return str(load.source.dtype).startswith("int") and not any(var.same_as(axis) for var in found)
 
 
 def _depends(value: Any, axis: tirx.Var) -> bool:

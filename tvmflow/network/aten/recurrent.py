@@ -14,8 +14,9 @@ from tvmflow.network.aten.call import Call, Converter, shape_of
 from tvmflow.network.aten.indexing import strided
 
 State = tuple[Any, ...]
-Step = Callable[[Call, Any, Any, State], State]
-"""From the input's share of the gates, the state's share of them, and the state: the next state, hidden one first."""
+Step = Callable[[Call, Any, int, Any, State], State]
+"""From the inputs' shares of the gates in all steps, the number of this one, the state's share of them, and the state:
+the next state, hidden one first."""
 
 
 def recurrent(step: Step, states: int) -> Converter:
@@ -89,7 +90,7 @@ def _run(
         recurred = call.emit(relax.op.matmul(state[0], transposed))
         if biases:
             recurred = call.emit(relax.op.add(recurred, weights[3]))
-        state = step(call, _row(call, shares, at), recurred, state)
+        state = step(call, shares, at, recurred, state)
         if projected:
             state = (call.emit(relax.op.matmul(state[0], call.emit(relax.op.permute_dims(weights[-1])))), *state[1:])
         results[at] = state[0]
@@ -101,6 +102,12 @@ def _product(call: Call, x: Any, weight: Any, bias: Any) -> Any:
 
     result = call.emit(relax.op.matmul(x, call.emit(relax.op.permute_dims(weight))))
     return result if bias is None else call.emit(relax.op.add(result, bias))
+
+
+def _number(at: int) -> Any:
+    from tvm import relax
+
+    return relax.const(at, "int64")
 
 
 def _row(call: Call, x: Any, index: int) -> Any:
@@ -116,59 +123,69 @@ def _stacked(call: Call, rows: Sequence[Any]) -> Any:
     return call.emit(relax.op.concat(grown, 0)) if len(grown) > 1 else grown[0]
 
 
-def lstm_step(call: Call, share: Any, recurred: Any, state: State) -> State:
+def _at(shares: Any, number: Any) -> Callable[[Any, Any], Any]:
+    """A step's share of the gates. Its number is a tensor, so that all steps have one kernel and not one each."""
+    return lambda row, column: shares[number(), row, column]
+
+
+def lstm_step(call: Call, shares: Any, at: int, recurred: Any, state: State) -> State:
     """Gates i, f, g, o: c′ = σ(f) · c + σ(i) · tanh(g), h′ = σ(o) · tanh(c′)."""
     from tvm import relax, te, tirx
 
-    def make(share: Any, recurred: Any, cell: Any) -> Any:
-        width = int(cell.shape[1])
+    def make(shares: Any, number: Any, recurred: Any, cell: Any) -> Any:
+        width, share = int(cell.shape[1]), _at(shares, number)
 
-        def gate(number: int, at: Any, unit: Any) -> Any:
-            return share[at, number * width + unit] + recurred[at, number * width + unit]
+        def gate(place: int, row: Any, unit: Any) -> Any:
+            return share(row, place * width + unit) + recurred[row, place * width + unit]
 
-        def after(at: Any, unit: Any) -> Any:
-            forget = tirx.sigmoid(gate(1, at, unit)) * cell[at, unit]
-            return forget + tirx.sigmoid(gate(0, at, unit)) * libm_of("tanh", gate(2, at, unit))
+        def after(row: Any, unit: Any) -> Any:
+            forget = tirx.sigmoid(gate(1, row, unit)) * cell[row, unit]
+            return forget + tirx.sigmoid(gate(0, row, unit)) * libm_of("tanh", gate(2, row, unit))
 
         cells = te.compute(cell.shape, after, name="cell")
         hidden = te.compute(
             cell.shape,
-            lambda at, unit: tirx.sigmoid(gate(3, at, unit)) * libm_of("tanh", cells(at, unit)),
+            lambda row, unit: tirx.sigmoid(gate(3, row, unit)) * libm_of("tanh", cells(row, unit)),
             name="hidden",
         )
         return [hidden, cells]
 
-    both = call.compute("lstm_step", make, share, recurred, state[1])
+    both = call.compute("lstm_step", make, shares, _number(at), recurred, state[1])
     return tuple(call.emit(relax.TupleGetItem(both, number)) for number in range(2))
 
 
-def gru_step(call: Call, share: Any, recurred: Any, state: State) -> State:
+def gru_step(call: Call, shares: Any, at: int, recurred: Any, state: State) -> State:
     """Gates r, z, n: h′ = (1 − z) · tanh(x_n + r · h_n) + z · h, as PyTorch adds it: n + z · (h − n)."""
     from tvm import te, tirx
 
-    def make(share: Any, recurred: Any, hidden: Any) -> Any:
-        width = int(hidden.shape[1])
+    def make(shares: Any, number: Any, recurred: Any, hidden: Any) -> Any:
+        width, share = int(hidden.shape[1]), _at(shares, number)
 
-        def value(at: Any, unit: Any) -> Any:
+        def value(row: Any, unit: Any) -> Any:
             reset, update = (
-                tirx.sigmoid(share[at, gate * width + unit] + recurred[at, gate * width + unit]) for gate in range(2)
+                tirx.sigmoid(share(row, gate * width + unit) + recurred[row, gate * width + unit]) for gate in range(2)
             )
-            new = libm_of("tanh", share[at, 2 * width + unit] + reset * recurred[at, 2 * width + unit])
-            return new + update * (hidden[at, unit] - new)
+            new = libm_of("tanh", share(row, 2 * width + unit) + reset * recurred[row, 2 * width + unit])
+            return new + update * (hidden[row, unit] - new)
 
         return te.compute(hidden.shape, value, name="hidden")
 
-    return (call.compute("gru_step", make, share, recurred, state[0]),)
+    return (call.compute("gru_step", make, shares, _number(at), recurred, state[0]),)
 
 
 def plain_step(activation: str) -> Step:
     """h′ = activation(x + h)."""
 
-    def step(call: Call, share: Any, recurred: Any, state: State) -> State:
-        from tvm import relax
+    def step(call: Call, shares: Any, at: int, recurred: Any, state: State) -> State:
+        from tvm import te, tirx
 
-        total = call.emit(relax.op.add(share, recurred))
-        return (call.emit({"tanh": relax.op.tanh, "relu": relax.op.nn.relu}[activation](total)),)
+        def make(shares: Any, number: Any, recurred: Any) -> Any:
+            share = _at(shares, number)
+            total = te.compute(recurred.shape, lambda row, unit: share(row, unit) + recurred[row, unit], name="total")
+            made = {"tanh": lambda x: libm_of("tanh", x), "relu": lambda x: tirx.max(x, tirx.const(0, x.ty.dtype))}
+            return te.compute(recurred.shape, lambda *place: made[activation](total(*place)), name="hidden")
+
+        return (call.compute("rnn_step", make, shares, _number(at), recurred),)
 
     return step
 
