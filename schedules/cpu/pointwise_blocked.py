@@ -35,6 +35,7 @@ from tvmflow.schedules.convolutions import (
     kernel,
     most_pixels,
     most_vectors,
+    prefetch,
     read_convolutions,
     starts,
     unfuse,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from tvmflow.spec import Target
 
 CACHE_LINE = 64
-TO_L2 = 2  # llvm.prefetch's locality: everywhere but in L1, which the tile itself needs
 FEWEST_PIXELS = 4
 MOST_UNROLLED = 16
 WEIGHTS, PIXELS = "weights", "pixels"
@@ -152,7 +152,7 @@ def _loops(conv: Convolution, tile: Tile, lanes: int, parallel: bool, element_by
                     start = T.address_of(conv.weight[weight_tile, 0, 0, 0, 0])
                     for line in range(share // CACHE_LINE):
                         ahead = weight_bytes + done * share + line * CACHE_LINE
-                        _prefetch(tirx.handle_add_byte_offset(start, ahead))
+                        prefetch(tirx.handle_add_byte_offset(start, ahead))
                 with T.unroll(0, unroll) as more, T.vectorized(0, lanes) as lane:
                     c = step * unroll + more
                     for p, v in sums:
@@ -164,8 +164,3 @@ def _loops(conv: Convolution, tile: Tile, lanes: int, parallel: bool, element_by
                     place = (n, weight_tile * block + v * lanes + lane, *at(p0 + p))
                     T.buffer_store(conv.output, conv.finish(total[p][v, lane], place), blocked(conv.output, *place))
     return builder.get()
-
-
-def _prefetch(address) -> None:
-    """To read, of data. Beyond the end of the weights it does nothing."""
-    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, *(tirx.const(n, "int32") for n in (0, TO_L2, 1))))
