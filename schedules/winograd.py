@@ -1,8 +1,8 @@
 """Convolutions 3×3 by Winograd's minimal filtering: the transforms, the weights, and a kernel's definition.
 
 F(m×m, 3×3) gives m×m outputs of (m + 2)² inputs by (m + 2)² products for each pair of channels, where the direct sum
-takes 9·m²: y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2015, arXiv
-1509.09308). Over all channels these are (m + 2)² matrix products. The weights are transformed when a network is
+takes 9·m²: y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2015,
+arXiv 1509.09308). Over all channels these are (m + 2)² matrix products. The weights are transformed when a network is
 compiled, in float64, and rounded once.
 
 The matrices follow from m + 1 points at which polynomials are evaluated, beside infinity. They decide the error: with
@@ -38,7 +38,10 @@ from tvmflow.schedules.convolutions import (
 )
 
 TAPS = 3
-POINTS: dict[int, tuple[float, ...]] = {2: (0, 1, -1), 4: (0, math.sqrt(2), -math.sqrt(2), math.sqrt(0.5), -math.sqrt(0.5))}
+POINTS: dict[int, tuple[float, ...]] = {
+    2: (0, 1, -1),
+    4: (0, math.sqrt(2), -math.sqrt(2), math.sqrt(0.5), -math.sqrt(0.5)),
+}
 """Of F(m×m, 3×3) by m: where polynomials are evaluated, beside infinity; 0, then pairs of opposite signs."""
 ATTRIBUTE = "tvmflow.winograd"
 """Of a kernel that `define` made: its m."""
@@ -67,7 +70,7 @@ def matrices(outputs: int) -> Matrices:
         weights.append([point**power / scale for power in range(TAPS)])
         data.append([*np.poly(others)[::-1], 0.0])
     weights.append([0.0] * (TAPS - 1) + [1.0])
-    data.append(np.poly(points)[::-1])
+    data.append([*np.poly(points)[::-1]])
     return Matrices(restore=np.array(restore), weights=np.array(weights), data=np.array(data))
 
 
@@ -127,8 +130,8 @@ def serves(conv: Convolution) -> bool:
 def define(func: tirx.PrimFunc, outputs: int) -> tirx.PrimFunc:
     """`func`, the kernel of one convolution with weights in blocks, as F(m×m, 3×3) of transformed weights.
 
-    The sum's block becomes three: the transformed inputs, their products summed over the channels, and the outputs. What
-    is before and behind it stays. Rules that know nothing of it take it for what it is, a kernel of three sums.
+    The sum's block becomes three: the transformed inputs, their products summed over the channels, and the outputs.
+    What is before and behind it stays. Rules that know nothing of it take it for what it is, a kernel of three sums.
     """
     (conv,) = read_convolutions(func)
     assert serves(conv)
@@ -195,7 +198,8 @@ def _entry(matrix: np.ndarray, row: Expr, column: Expr) -> Expr:
     found = tirx.const(0, "float32")
     for (i, j), value in np.ndenumerate(matrix):
         if value:
-            found = tirx.Select(tirx.all(tirx.EQ(row, i), tirx.EQ(column, j)), tirx.const(float(value), "float32"), found)
+            here = tirx.all(tirx.EQ(row, i), tirx.EQ(column, j))
+            found = tirx.Select(here, tirx.const(float(value), "float32"), found)
     return found
 
 
@@ -207,25 +211,25 @@ def read_winograd(func: tirx.PrimFunc) -> Winograd | None:
     outputs = int(func.attrs[ATTRIBUTE])
     sch = s_tir.Schedule(func)
     names = sch.get_child_blocks(sch.get_sblock("root"))
-    blocks = {sch.get(name).name_hint: place for place, name in enumerate(names)}
-    first, last = blocks[TRANSFORMED], blocks[RESTORED]
+    hints = [sch.get(name).name_hint for name in names]
+    if outputs not in POINTS or not {TRANSFORMED, PRODUCTS, RESTORED} <= set(hints):
+        return None  # it has a schedule
+    first, last = hints.index(TRANSFORMED), hints.index(RESTORED)
     for name in names[last + 1 : -1]:
         sch.compute_inline(name)
-    steps = [sch.get(name) for name in (*names[: last + 1], *names[last + 1 :][-1:])]
-    bordered, total = next(load.source for load in loads(steps[first].body)), steps[last].writes[0].source
-    source, pad = bordered, (0, 0)
-    if first:
-        inner = border_of(steps[0])
-        assert inner is not None
-        source, pad = inner
-    output, finish = total, unchanged
-    if last + 1 < len(steps):
-        output, following = steps[-1].writes[0].source, finish_of(steps[-1], total)
-        assert following is not None
-        finish = following
-    weight = next(load.source for load in loads(steps[first + 1].body) if param_of(func, load.source) is not None)
+    before, after = [sch.get(name) for name in names[:first]], [sch.get(name) for name in names[last + 1 :][-1:]]
+    source = next(load.source for load in loads(sch.get(names[first]).body))
+    total = sch.get(names[last]).writes[0].source
+    border = border_of(before[0]) if before else (source, (0, 0))
+    output, finish = (after[0].writes[0].source, finish_of(after[0], total)) if after else (total, unchanged)
+    products = loads(sch.get(names[first + 1]).body)
+    weight = next((load.source for load in products if param_of(func, load.source) is not None), None)
+    if border is None or finish is None or weight is None:
+        return None
+    source, pad = border
     shape, result = plain_shape(source, 1), plain_shape(output, 1)
-    assert shape is not None and result is not None
+    if shape is None or result is None:
+        return None
     conv = Convolution(
         func=func,
         data=source,
@@ -234,8 +238,8 @@ def read_winograd(func: tirx.PrimFunc) -> Winograd | None:
         batch=shape[0],
         in_channels=shape[1],
         channels=result[1],
-        size=shape[2:],
-        out_size=result[2:],
+        size=(shape[2], shape[3]),
+        out_size=(result[2], result[3]),
         kernel=(TAPS, TAPS),
         stride=(1, 1),
         dilation=(1, 1),

@@ -8,8 +8,8 @@
    have in common is computed once. Only a tile at the border asks for each of its pixels whether it is there, and
    outputs beyond the map aren't stored.
 3. Between the transforms are (m + 2)² matrix products, tiles × weights, for one block of output channels after the
-   other. The lanes are output channels; the sums of some tiles stay in registers through all input channels, each vector
-   of weights is loaded once for them and each input once, spread over the lanes.
+   other. The lanes are output channels; the sums of some tiles stay in registers through all input channels, each
+   vector of weights is loaded once for them and each input once, spread over the lanes.
 4. Weights lie in the order in which they are read. They are four times as many as before (F(4×4)), and more than the L2
    cache holds in all but the narrowest layers, so the next product's are fetched into it during each.
 5. Bias, ReLU and the like are applied to the outputs' vectors before they are stored.
@@ -80,9 +80,7 @@ def tiles(func: tirx.PrimFunc, target: Target) -> list[Tile]:
     count = form.conv.batch * math.prod(form.tiles)
     strips = [strip, *(max(1, min(count, math.ceil(strip * part))) for part in (0.5, 2, 0.25))]
     most = min(rows + 1, _most_rows(form, target))
-    found = [
-        (many, several) for many in dict.fromkeys(strips) for several in range(most, 1, -1) if several <= many
-    ]
+    found = [(many, several) for many in dict.fromkeys(strips) for several in range(most, 1, -1) if several <= many]
     return list(dict.fromkeys([(strip, rows), *found]))
 
 
@@ -277,9 +275,7 @@ class _Kernel:
                     where = [r * self.form.inputs + s, number, vector * self.channel_lanes + lane]
                     T.buffer_store(seen, value, where)
 
-    def multiply(
-        self, weight_tile: Expr, seen: tirx.Buffer, made: tirx.Buffer, sums: Sequence[tirx.Buffer]
-    ) -> None:
+    def multiply(self, weight_tile: Expr, seen: tirx.Buffer, made: tirx.Buffer, sums: Sequence[tirx.Buffer]) -> None:
         """The products of all tiles of a strip with one block of the weights."""
         conv, taken = self.conv, self.form.inputs
         groups, group_start = starts(self.strip, self.rows)

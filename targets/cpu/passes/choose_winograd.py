@@ -5,8 +5,8 @@ weights are four times as many or 16/9. Which is the fastest is estimated layer 
 
 - the products, each with its share of the loads, by as many tiles at a time as there are;
 - the transforms of the inputs, once for each vector of input channels, and of the outputs;
-- the weights' bytes, which come from beyond the L2 cache once an inference, as many instructions as the cores could have
-  executed meanwhile.
+- the weights' bytes, which come from beyond the L2 cache once an inference, as many instructions as the cores could
+  have executed meanwhile.
 
 What has few pixels and many channels stays as it is, for its time goes into the weights, and so does what has too few
 channels for the transforms to pay. The estimate depends on the network and the board's figures alone.
@@ -31,18 +31,20 @@ from tvmflow.schedules.winograd import POINTS, TAPS, define, products_of, serves
 from tvmflow.spec import Program, Target
 
 DIRECT = 0
-GAIN = 1.1
+GAIN = 1.2
 """By how much an estimate has to be better than the direct sum's."""
-DATA_COST: Mapping[int, int] = {2: 64, 4: 216}
-RESULT_COST: Mapping[int, int] = {2: 76, 4: 208}
+DATA_COST: Mapping[int, int] = {2: 128, 4: 432}
+RESULT_COST: Mapping[int, int] = {2: 152, 4: 416}
 """Instructions of a tile and a vector of channels, by m: loads, stores and arithmetic of the inputs' transform, and of
-the outputs' with the products' stores."""
+the outputs' with the products' stores, twice: that many fit small maps, on which loops begin and end all the time."""
 BYTE_COST = 0.34
 """Instructions in whose time a byte of weights comes from the L3 cache.
 
 By the times of 256→256 at 14×14 and 512→512 at 7×7 by F(2×2) and F(4×4): 0.33 to 0.36. Intel Xeon (AVX-512, 2 virtual
 cores), TVM 0.27.0, 2026-11-30.
 """
+REACHED = 0.5
+"""The share of a board's stated bandwidth that weights are taken to come with: no board was at hand to measure it."""
 
 
 def choose_winograd(program: Program, target: Target) -> Program:
@@ -101,7 +103,7 @@ def _fetching(conv: Convolution, weights: int, target: Target) -> float:
     cpu, each = target.cpu, BYTE_COST
     if cpu.memory_gbps and cpu.flops_per_cycle:  # all cores wait for one memory
         vectors_per_s = cpu.cores * cpu.clock_mhz * 1e6 * cpu.flops_per_cycle / 2 / vectors_of(target).lanes
-        each = max(each, vectors_per_s / (1e9 * cpu.memory_gbps))
+        each = max(each, vectors_per_s / (1e9 * cpu.memory_gbps * REACHED))
     return each * 4 * weights * conv.in_channels * conv.channels
 
 
@@ -156,7 +158,8 @@ class _Rewrite(PyExprMutator):
         values[place] = self._transformed(values[place], outputs)
         key = call.args[0], outputs
         if key not in self.made:
-            self.made[key] = self.builder_.add_func(define(func, outputs), f"{call.args[0].name_hint}_winograd{outputs}")
+            name = f"{call.args[0].name_hint}_winograd{outputs}"
+            self.made[key] = self.builder_.add_func(define(func, outputs), name)
         emit = self.builder_.emit if isinstance(binding.var, relax.DataflowVar) else self.builder_.emit_output
         made = relax.call_tir(self.made[key], relax.Tuple(values), binding.var.ty)
         self.set_var_remap(binding.var, emit(made, binding.var.name))
