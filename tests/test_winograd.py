@@ -8,18 +8,23 @@ import numpy as np
 import pytest
 import torch
 import tvm
+import tvm_ffi
 from test_passes import RANDOM, Graph
 from test_schedules import HOST, Kernel, compiled, convolution, in_blocks
 from torch import nn
 from tvm import relax
+from tvm.s_tir import Schedule
 
+from tvmflow.passes.records import ANNOTATION, expand
 from tvmflow.pipeline import run_stages
+from tvmflow.schedules import spell
 from tvmflow.schedules.convolutions import Convolution, read_convolutions
-from tvmflow.schedules.cpu import RULES
+from tvmflow.schedules.cpu import RULES, tiles
 from tvmflow.schedules.winograd import POINTS, define, matrices, products_of, read_winograd, serves, transform_weights
 from tvmflow.spec import Target
 from tvmflow.targets import TARGETS
 from tvmflow.targets.cpu.passes import choose_winograd
+from tvmflow.tune.tasks import extract, task_of
 
 BOARD = TARGETS["raspberry-pi-4b"]
 """One whose choices don't depend on the computer that runs the tests."""
@@ -90,8 +95,8 @@ def test_error_is_of_the_direct_sums_size(outputs, times):
     [
         (blocked(64, 64, 56), 4),
         (blocked(128, 128, 28), 4),
-        (blocked(512, 512, 7), 2),
-        (blocked(512, 512, 4), DIRECT),  # its weights take longer to come than to be used
+        (blocked(256, 256, 14), 2),  # of which F(4×4) would have more weights than time for them
+        (blocked(512, 512, 7), DIRECT),  # its weights take longer to come than to be used
         (blocked(256, 256, 3), DIRECT),
         (blocked(64, 64, 1), DIRECT),
     ],
@@ -112,11 +117,17 @@ def test_others_are_left_alone():
     assert read_winograd(blocked(16, 16, 8).prim_func()) is None
 
 
+@pytest.fixture
+def always(monkeypatch):
+    """F(4×4) wherever it can be, whatever the computer that runs the tests is good at."""
+    monkeypatch.setattr(choose_winograd, "choose", lambda conv, target: 4)
+
+
 def layers_of(graph: Graph, target: Target, *results: relax.Var):
     return graph.check(graph.program(*results), target).layers
 
 
-def test_a_network_keeps_its_multiply_adds():
+def test_a_network_keeps_its_multiply_adds(always):
     """Those of the network are reported, and those that are done beside them; one array serves two layers."""
     graph = Graph(1, 64, 24, 24)
     weight = relax.const((RANDOM.standard_normal((64, 64, 3, 3)) / 24).astype("float32"))
@@ -134,7 +145,7 @@ def test_a_network_keeps_its_multiply_adds():
 
 
 @pytest.mark.parametrize("factor", [np.inf, 1e38])
-def test_weights_that_would_overflow_stay(factor):
+def test_weights_that_would_overflow_stay(factor, always):
     weight = RANDOM.uniform(0.5, 1, (64, 64, 3, 3)).astype("float32")
     weight[3, 4, 1, 1] = factor
     graph = Graph(1, 64, 24, 24)
@@ -144,12 +155,28 @@ def test_weights_that_would_overflow_stay(factor):
     assert "winograd" not in {layer.schedule for layer in result.layers}
 
 
-def test_boards_can_do_without():
+def test_boards_can_do_without(always):
     graph = Graph(1, 64, 24, 24)
     value = graph.relu(graph.conv(graph.input, "first", 64))
     value = graph.pool(graph.conv(value, "second", 64, (3, 3), padding=(1, 1)))
     without = replace(HOST, schedules=tuple(rule for rule in HOST.schedules if rule != "winograd"))
     assert "winograd" not in {layer.schedule for layer in layers_of(graph, without, value)}
+
+
+def test_searches_know_it(always):
+    """A task comes back from a store's line with its rule's tiles, and a record of one makes the kernel."""
+    graph = Graph(1, 64, 24, 24)
+    value = graph.relu(graph.conv(graph.input, "first", 64))
+    program = graph.program(graph.pool(graph.conv(value, "second", 64, (3, 3), padding=(1, 1))))
+    (task,) = (task for task in extract(program, HOST) if task.modules == ("second",))
+    again = task_of(task.key, task.name, task.workload)
+    assert again is not None
+    found = tiles("winograd", again.func, HOST)
+    assert len(found) > 2
+    scheduled = Schedule(again.module)
+    scheduled.annotate(scheduled.get_sblock("root"), ANNOTATION, spell("winograd", {"tile": found[-1]}))
+    kernel = expand(scheduled.mod, again.module, HOST)["main"]
+    assert tvm_ffi.structural_equal(kernel.body, RULES["winograd"](again.func, HOST, found[-1]).mod["main"].body)
 
 
 def test_not_a_number_reaches_its_tile_and_nothing_else():

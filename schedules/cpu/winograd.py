@@ -77,7 +77,7 @@ def tiles(func: tirx.PrimFunc, target: Target) -> list[Tile]:
     if form is None or lanes_of(form.conv, target) < 4:
         return []
     strip, rows = default_tile(form, target)
-    count = form.conv.batch * math.prod(form.tiles)
+    count = _count(form)
     strips = [strip, *(max(1, min(count, math.ceil(strip * part))) for part in (0.5, 2, 0.25))]
     most = min(rows + 1, _most_rows(form, target))
     found = [(many, several) for many in dict.fromkeys(strips) for several in range(most, 1, -1) if several <= many]
@@ -91,7 +91,7 @@ def lanes_of(conv: Convolution, target: Target) -> int:
 def default_tile(form: Winograd, target: Target) -> Tile:
     """Strips that are as long as each other and fit the cache, and the tiles at a time that need the fewest steps."""
     conv, cores = form.conv, _cores(form, target)
-    count = conv.batch * math.prod(form.tiles)
+    count = _count(form)
     room = target.cpu.l2_bytes // CACHE_SHARE
     if _is_apart(form, target):  # each thread has a strip in the cache, beside all weights
         own = room if target.cpu.l3_bytes else room // cores  # without an L3 cache, L2 is what the cores share
@@ -121,9 +121,23 @@ def _cores(form: Winograd, target: Target) -> int:
     return target.cpu.cores if worth_threads(form.macs, target) else 1
 
 
+def busy_cores(form: Winograd, target: Target) -> float:
+    """How many cores have something to do, on average over a kernel."""
+    strips = math.ceil(_count(form) / default_tile(form, target)[0])
+    parts = strips if _is_apart(form, target) else form.conv.channels // form.conv.weight_block
+    return parts / math.ceil(parts / _cores(form, target))
+
+
+def _count(form: Winograd) -> int:
+    """Tiles of all maps."""
+    return form.conv.batch * math.prod(form.tiles)
+
+
 def _is_apart(form: Winograd, target: Target) -> bool:
     """Whether threads share the strips, and not what is in a strip."""
     cores, weight_tiles = _cores(form, target), form.conv.channels // form.conv.weight_block
+    if _count(form) < cores * FEWEST_TILES:
+        return False
     uneven = weight_tiles % cores > 0 and weight_tiles < 2 * cores
     return uneven or weight_bytes(form) <= target.cpu.l2_bytes // CACHE_SHARE
 
@@ -203,7 +217,7 @@ class _Kernel:
 
     def loops(self) -> tirx.PrimFunc:
         conv, taken, outputs = self.conv, self.form.inputs, self.form.outputs
-        strips, strip_start = starts(conv.batch * math.prod(self.form.tiles), self.strip)
+        strips, strip_start = starts(_count(self.form), self.strip)
         threads, apart = worth_threads(self.form.macs, self.target), _is_apart(self.form, self.target)
         over_strips, within = (T.parallel if threads and here else T.serial for here in (apart, not apart))
 

@@ -5,8 +5,10 @@ weights are four times as many or 16/9. Which is the fastest is estimated layer 
 
 - the products, each with its share of the loads, by as many tiles at a time as there are;
 - the transforms of the inputs, once for each vector of input channels, and of the outputs;
-- the weights' bytes, which come from beyond the L2 cache once an inference, as many instructions as the cores could
-  have executed meanwhile.
+- the weights' bytes, which come from beyond the L2 cache once an inference, as many instructions as a core could have
+  executed meanwhile.
+
+What threads share is divided by the cores that have something to do.
 
 What has few pixels and many channels stays as it is, for its time goes into the weights, and so does what has too few
 channels for the transforms to pay. The estimate depends on the network and the board's figures alone.
@@ -25,9 +27,9 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tvmflow.passes.constants import is_constant
 from tvmflow.passes.fuse_operators import call_bytes, constant_bytes, kernel_calls
-from tvmflow.schedules.convolutions import Convolution, most_pixels, read_convolutions, vectors_of
-from tvmflow.schedules.cpu import conv_blocked
-from tvmflow.schedules.winograd import POINTS, TAPS, define, products_of, serves, tiles_of, transform_weights
+from tvmflow.schedules.convolutions import Convolution, most_pixels, read_convolutions, vectors_of, worth_threads
+from tvmflow.schedules.cpu import conv_blocked, winograd
+from tvmflow.schedules.winograd import POINTS, TAPS, Winograd, define, products_of, serves, transform_weights
 from tvmflow.spec import Program, Target
 
 DIRECT = 0
@@ -84,25 +86,27 @@ def choose(conv: Convolution, target: Target) -> int:
 
 
 def cost(conv: Convolution, outputs: int, target: Target) -> float:
-    """Instructions of F(m×m, 3×3), m being `outputs`."""
+    """Instructions of F(m×m, 3×3), m being `outputs`, in the time of a core."""
+    form = Winograd(conv=conv, outputs=outputs)
     lanes = math.gcd(vectors_of(target).lanes, conv.out_block)
-    vectors, tiles = conv.weight_block // lanes, conv.batch * math.prod(tiles_of(conv, outputs))
+    vectors, tiles = conv.weight_block // lanes, conv.batch * math.prod(form.tiles)
     rows = min(most_pixels(vectors_of(target), vectors), tiles)
     products = products_of(conv, outputs) / lanes * (rows * vectors + rows + vectors) / (rows * vectors)
     transforms = tiles * (DATA_COST[outputs] * conv.in_channels + RESULT_COST[outputs] * conv.channels) / lanes
-    return products + transforms + _fetching(conv, (outputs + TAPS - 1) ** 2, target)
+    return (products + transforms) / winograd.busy_cores(form, target) + _fetching(conv, form.inputs**2, target)
 
 
 def direct_cost(conv: Convolution, target: Target) -> float:
-    """Instructions of `conv_blocked`."""
-    return conv_blocked.instructions(conv.func, target) + _fetching(conv, TAPS**2, target)
+    """Instructions of `conv_blocked`, in the time of a core."""
+    cores = target.cpu.cores if worth_threads(conv.macs, target) else 1
+    return conv_blocked.instructions(conv.func, target) / cores + _fetching(conv, TAPS**2, target)
 
 
 def _fetching(conv: Convolution, weights: int, target: Target) -> float:
     """Instructions in whose time so many weights come for each pair of channels."""
     cpu, each = target.cpu, BYTE_COST
-    if cpu.memory_gbps and cpu.flops_per_cycle:  # all cores wait for one memory
-        vectors_per_s = cpu.cores * cpu.clock_mhz * 1e6 * cpu.flops_per_cycle / 2 / vectors_of(target).lanes
+    if cpu.memory_gbps and cpu.flops_per_cycle:  # one memory for all cores
+        vectors_per_s = cpu.clock_mhz * 1e6 * cpu.flops_per_cycle / 2 / vectors_of(target).lanes
         each = max(each, vectors_per_s / (1e9 * cpu.memory_gbps * REACHED))
     return each * 4 * weights * conv.in_channels * conv.channels
 
