@@ -3,7 +3,7 @@
 A rule is `rule(func, target, tile=None) -> Schedule | None`. A board lists the names of its rules (`Target.schedules`),
 and each kernel gets the first that fits. The rules of a kind of target are one folder here, with a registry RULES; a
 new schedule is one file there and one line in it, and the rule, its file and its name there are called the same.
-`convolutions` and `patches` are what rules of every kind read kernels with.
+`convolutions`, `patches` and `winograd` are what rules of every kind read kernels with.
 
 One function is both the hand-written schedule and the search space: without a `tile` it is the rule's own choice, and
 `tiles(func, target)` in the same file lists what `tvmflow tune` may try instead.
@@ -28,7 +28,7 @@ Rule = Callable[..., "Schedule | None"]
 Knobs = Mapping[str, Any]
 """Keyword arguments of a rule."""
 
-SHARED = tuple(Path(__file__).with_name(name) for name in ("convolutions.py", "patches.py"))
+SHARED = tuple(Path(__file__).with_name(name) for name in ("convolutions.py", "patches.py", "winograd.py"))
 """The files that rules of every kind use."""
 
 

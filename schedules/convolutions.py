@@ -282,7 +282,7 @@ def _read(
 
     source, pad = data.source, (0, 0)
     if border is not None:
-        inner = _border(border)
+        inner = border_of(border)
         if inner is None or not border.writes[0].source.same_as(source):
             return None
         source, pad = inner
@@ -308,7 +308,7 @@ def _read(
         return None
     finish: Callable[[Expr, Sequence[Expr]], Expr] | None
     if tail is None:
-        output, finish = total, _unchanged
+        output, finish = total, unchanged
     else:
         output = tail.writes[0].source
         finish = finish_of(tail, total)
@@ -359,7 +359,7 @@ def _steps_of(func: tirx.PrimFunc) -> list[Step]:
         for place, following in zip(sums, [*sums[1:], None], strict=True):
             after = names[place + 1 : following]
             next_border = None
-            if following is not None and after and _border(sch.get(after[-1])) is not None:
+            if following is not None and after and border_of(sch.get(after[-1])) is not None:
                 next_border = after.pop()
             for name in after[:-1]:
                 sch.compute_inline(name)
@@ -444,7 +444,7 @@ def _steps(index: Expr, out: tirx.Var, tap: tirx.Var, core: s_tir.SBlock) -> tup
     return (stride, dilation) if _equal(index, out * stride + tap * dilation, core) else None
 
 
-def _border(block: s_tir.SBlock) -> tuple[tirx.Buffer, tuple[int, int]] | None:
+def border_of(block: s_tir.SBlock) -> tuple[tirx.Buffer, tuple[int, int]] | None:
     """The buffer that a block surrounds with zeros, and the border above and to the left."""
     axes = [axis.var for axis in block.iter_vars]
     if len(axes) != 4 or not _same(block.body.indices, axes):
@@ -517,7 +517,7 @@ def _of_one_dtype(node: Expr) -> Expr:
 _PAIRS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)
 
 
-def _unchanged(value: Expr, indices: Sequence[Expr]) -> Expr:
+def unchanged(value: Expr, indices: Sequence[Expr]) -> Expr:
     return value
 
 
@@ -618,6 +618,14 @@ def cheapest_tile(channels: int, pixels: int, lanes: int, vectors: Vectors, most
 def worth_threads(macs: int, target: Target) -> bool:
     """Whether a kernel has work enough for starting threads to pay."""
     return target.cpu.cores > 1 and macs >= THREAD_MACS_PER_LANE * vectors_of(target).lanes
+
+
+TO_L2 = 2  # llvm.prefetch's locality: everywhere but in L1, which a tile itself needs
+
+
+def prefetch(address: Expr) -> None:
+    """Emit a fetch of data into the L2 cache, to be read. Beyond the end of a tensor it does nothing."""
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, *(tirx.const(n, "int32") for n in (0, TO_L2, 1))))
 
 
 @contextmanager

@@ -58,6 +58,7 @@ SECONDS = {
     "test_onnx": 55,
     "test_cortex_m_graphs": 50,
     "test_integer_kernels": 50,
+    "test_winograd": 30,
     "test_vta_graphs": 50,
     "test_fuzz": 50,
     "test_tune_remote": 50,

@@ -49,6 +49,18 @@ def test_multiply_adds_with_padding_are_not_counted(network):
     assert all(work.layer.live_macs <= work.layer.macs for work in network.works)
 
 
+def test_bounds_hold_for_winograds_algorithm():
+    """A quarter of the multiply-adds, where the board has the rule and computes in float32."""
+    torch.manual_seed(0)
+    program = from_module(nn.Conv2d(64, 64, 3, padding=1).eval(), "one", "one", [(1, 64, 16, 16)])
+    (row,) = (row for row in estimate(analyse(program), PI)["layers"] if row["macs"])
+    without = replace(PI, schedules=tuple(rule for rule in PI.schedules if rule != "winograd"))
+    (direct,) = (row for row in estimate(analyse(program), without)["layers"] if row["macs"])
+    assert row["macs"] == direct["macs"] == 16 * 16 * 9 * 64 * 64
+    assert row["us"] == pytest.approx(1e6 * row["macs"] / 4 / roof_of(PI).macs_per_s)
+    assert direct["us"] == pytest.approx(1e6 * direct["live_macs"] / roof_of(PI).macs_per_s)
+
+
 def test_elements_are_counted(network):
     model = networks.plain()
     by_name = {name: work for work in network.works for name in work.layer.modules}

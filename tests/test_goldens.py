@@ -25,6 +25,7 @@ KERNELS: Mapping[str, Kernel] = {
         depthwise((1, 8, 1, 4), taps=(1, 3), dilation=(1, 2), padding=(0, 2, 0, 2), tail="bias+relu")
     ),
     "conv_blocked": in_blocks(convolution((1, 8, 1, 4), (8, 8, 1, 2), padding=(0, 1, 0, 0), tail="bias+relu")),
+    "winograd": replace(in_blocks(convolution((1, 8, 4, 4), (8, 8, 3, 3), tail="bias+relu")), winograd=2),
     "concat_blocked": replace(
         plain("concat", lambda *x: relax.op.concat(x, 1), lambda *x: torch.cat(x, 1), (1, 8, 2, 2), (1, 16, 2, 2)),
         blocked=(0, 1, 2),

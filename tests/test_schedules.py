@@ -20,6 +20,7 @@ import tvmflow.schedules.cpu
 from tvmflow.passes.relayout import Blocked, Layout, Panels, Transposed, relayout
 from tvmflow.schedules import convolutions
 from tvmflow.schedules.cpu import RULES, conv_blocked, pointwise_blocked, tiles
+from tvmflow.schedules.winograd import define, transform_weights
 from tvmflow.spec import Target
 from tvmflow.system.toolchain import tvm_target_dict
 from tvmflow.targets import TARGETS
@@ -57,7 +58,8 @@ class Kernel:
 
     `blocked` are the arguments that have their channels in blocks, the result being the last of all arguments;
     `packed` says that a convolution's weights are so, which they are with any of these; `turned` that the second
-    argument is a matrix by columns, or in `panels` of so many. It is compiled in the ways of `labels`.
+    argument is a matrix by columns, or in `panels` of so many; and `winograd` is the m of a convolution in blocks whose
+    weights were transformed for F(m×m, 3×3), else 0. It is compiled in the ways of `labels`.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Kernel:
     packed: bool = False
     turned: bool = False
     panels: int = 0
+    winograd: int = 0
     labels: tuple[str, ...] = LABELS
 
     def layouts(self, target: Target) -> dict[int, Layout]:
@@ -89,6 +92,15 @@ class Kernel:
 
     def prim_func(self, target: Target = HOST) -> tirx.PrimFunc:
         return _laid_out(self, tuple(self.layouts(target).items()))
+
+    def laid_out(self, target: Target, *arrays: np.ndarray) -> list[np.ndarray]:
+        """All arguments, or all but the result, as the kernel takes them."""
+        layouts = dict(self.layouts(target))
+        if self.winograd:
+            weight = layouts.pop(1)
+            transformed = transform_weights(arrays[1], self.winograd, weight.length)
+            arrays = (arrays[0], transformed, *arrays[2:])
+        return [layouts[place].array(array) if place in layouts else array for place, array in enumerate(arrays)]
 
     def arrays(self) -> list[np.ndarray]:
         generator = np.random.default_rng(0)
@@ -121,7 +133,8 @@ def _fused(kernel: Kernel) -> tirx.PrimFunc:
 @functools.cache
 def _laid_out(kernel: Kernel, layouts: tuple[tuple[int, Layout], ...]) -> tirx.PrimFunc:
     """The same function for the same question, of which rules remember what they have read."""
-    return relayout(_fused(kernel), dict(layouts))
+    func = relayout(_fused(kernel), dict(layouts))
+    return define(func, kernel.winograd) if kernel.winograd else func
 
 
 @functools.cache
@@ -612,9 +625,31 @@ SEGMENTS = [
 ]
 """Kernels with conditions on places; threads share the last two, outside of the parts and within them."""
 
+WINOGRAD = [
+    *(
+        replace(
+            in_blocks(convolution((batch, inputs, *size), (outputs, inputs, 3, 3), padding=padding, tail=tail)),
+            winograd=form,
+            labels=(label,),
+        )
+        for form, size, inputs, outputs, padding, tail, batch, label in pairwise(
+            (2, 4),
+            ((3, 3), (13, 6), (7, 19)),
+            (16, 48),
+            (16, 64),
+            ((1, 1, 1, 1), (2, 0, 1, 3)),
+            ("", "bias+residual+relu", "bias+silu"),
+            (1, 3),
+            LABELS,
+        )
+    ),
+    replace(in_blocks(convolution((1, 64, 28, 28), (64, 64, 3, 3), padding=(1, 1, 1, 1), tail="bias")), winograd=4),
+]
+
 SERVED = {
     "pointwise_blocked": BLOCKED_POINTWISE,
     "depthwise_blocked": BLOCKED_DEPTHWISE,
+    "winograd": WINOGRAD,
     "conv_blocked": BLOCKED_CONV,
     "concat_blocked": BLOCKED_CONCAT,
     "pointwise_nchw": POINTWISE,
@@ -636,10 +671,7 @@ def compiled(funcs: dict[str, tirx.PrimFunc]) -> tvm.runtime.Module:
 def check(library, kernel: Kernel, name: str, target: Target = HOST) -> None:
     arrays = kernel.arrays()
     exact = kernel.oracle(*(torch.from_numpy(array.astype("float64")) for array in arrays)).numpy()
-    layouts = kernel.layouts(target)
-    *arrays, exact = [
-        layouts[place].array(array) if place in layouts else array for place, array in enumerate((*arrays, exact))
-    ]
+    *arrays, exact = kernel.laid_out(target, *arrays, exact)
     result = tvm.runtime.tensor(np.full(exact.shape, np.nan, kernel.dtype))
     library[name](*map(tvm.runtime.tensor, arrays), result)
     tolerance = 2e-2 if kernel.dtype == "float16" else 1e-5

@@ -24,6 +24,7 @@ from tvmflow.spec import Program, Target
 from tvmflow.system import interrupt, scratch
 from tvmflow.targets.cortex_m.stages import choose_float_kernels, choose_kernels, lower_kernels, place_tensors
 from tvmflow.targets.cpu.passes.block_channels import block_channels
+from tvmflow.targets.cpu.passes.choose_winograd import choose_winograd
 from tvmflow.targets.cpu.passes.fuse_depthwise import fuse_depthwise
 from tvmflow.targets.cpu.passes.pack_products import pack_products
 from tvmflow.targets.cpu.passes.transpose_dense import transpose_dense
@@ -49,6 +50,7 @@ CPU_KERNELS: tuple[Stage, ...] = (
     # layouts: tensors and weights lie as the schedules read them
     block_channels,
     fuse_depthwise,
+    choose_winograd,
     transpose_dense,
     pack_products,
     # loops: each kernel gets the first schedule that fits it

@@ -65,9 +65,10 @@ class Layer:
     `bytes` is the tensor traffic if every operand is read and every result written once; `schedule` is the rule of
     `tvmflow.schedules.RULES` that shaped the kernel, with ", searched" and the knobs if a search chose them, "searched"
     if it is MetaSchedule's own ("modelled choice" in place of "searched" if nothing was measured), "default" where
-    nothing shaped it. `live_macs` are those of `macs` that read the input and not its border, `weight_bytes` those of
-    `bytes` that are constants, `live_bytes` what of the planned activations is needed while it runs; None in bundles
-    that don't say. `details` is what only one kind of target knows of a layer; docs/report.md has the names.
+    nothing shaped it. `live_macs` are those of `macs` that read the input and not its border, or what a shorter
+    algorithm (Winograd's) multiplies in their place, `weight_bytes` those of `bytes` that are constants, `live_bytes`
+    what of the planned activations is needed while it runs; None in bundles that don't say. `details` is what only one
+    kind of target knows of a layer; docs/report.md has the names.
     """
 
     kernel: str

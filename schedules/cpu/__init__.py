@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 NAMES = (
     "pointwise_blocked",
     "depthwise_blocked",
+    "winograd",
     "conv_blocked",
     "concat_blocked",
     "pointwise_nchw",

@@ -111,6 +111,16 @@ def tiles(func: tirx.PrimFunc, target: Target) -> list[Tile]:
     return [tile for tile in possible if _products(conv, tile, vectors) <= MOST_PRODUCTS]
 
 
+def instructions(func: tirx.PrimFunc, target: Target) -> float:
+    """Of vectors, loads counted, by the tile that is taken by default; infinity where the rule doesn't serve it."""
+    conv, possible = _read(func), tiles(func, target)
+    if conv is None or not possible:
+        return math.inf
+    vectors = len(_vectors(conv, target))
+    steps = conv.batch * conv.in_channels * (conv.channels // conv.weight_block)
+    return steps * min(_cost(conv, tile, vectors) for tile in possible)
+
+
 def weight_block(channels: int, target: Target) -> int:
     """Output channels of a block of the weights if the result is NCHW; 0 if there is no good one."""
     registers = vectors_of(target)

@@ -36,6 +36,7 @@ from tvmflow.schedules.convolutions import (
     kernel,
     most_pixels,
     most_vectors,
+    prefetch,
     read_convolutions,
     starts,
     unfuse,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from tvmflow.spec import Target
 
 CACHE_LINE = 64
-TO_L2 = 2  # llvm.prefetch's locality: everywhere but in L1, which the tile itself needs
 FEWEST_PIXELS = 4
 MOST_UNROLLED = 16
 WEIGHTS, PIXELS = "weights", "pixels"
@@ -158,7 +158,7 @@ def _loops(
                     start = T.address_of(conv.weight[weight_tile, 0, 0, 0, 0])
                     for line in range(share // CACHE_LINE):
                         ahead = weight_bytes + done * share + line * CACHE_LINE
-                        _prefetch(tirx.handle_add_byte_offset(start, ahead))
+                        prefetch(tirx.handle_add_byte_offset(start, ahead))
                 if whole:
                     with T.vectorized(0, unroll) as member:
                         for p in range(rows):
@@ -175,8 +175,3 @@ def _loops(
                     place = (n, weight_tile * block + v * lanes + lane, *at(p0 + p))
                     T.buffer_store(conv.output, conv.finish(total[p][v, lane], place), blocked(conv.output, *place))
     return builder.get()
-
-
-def _prefetch(address) -> None:
-    """To read, of data. Beyond the end of the weights it does nothing."""
-    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, *(tirx.const(n, "int32") for n in (0, TO_L2, 1))))

@@ -3,7 +3,8 @@
 Every figure of time is modelled and a lower bound: programs as tvmflow makes them can't be faster, and are slower. A
 layer takes at least as long as its multiply-adds at the highest rate that the board has, and as what has to come from
 memory takes on the way: weights if all of them are more than the last cache holds, and tensors as far as those of one
-layer are. Multiply-adds with padding aren't counted, nor is what a kernel takes to be started.
+layer are. Multiply-adds with padding aren't counted, nor is what a kernel takes to be started. Of convolutions that the
+board may compute by Winograd's minimal filtering, its products count.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ ELEMENT_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 class Work:
     """A layer of the graph, and its elements of weights, inputs and output.
 
-    `tile` is the least that an accelerator holds of it at a time, for one block of channels.
+    `tile` is the least that an accelerator holds of it at a time, for one block of channels. `fewest_macs` are the
+    multiply-adds of the shortest algorithm there is for it, `layer.live_macs` where that is the sum itself.
     """
 
     layer: Layer
@@ -32,6 +34,12 @@ class Work:
     weights: int
     inputs: int
     output: int
+    fewest_macs: int | None = None
+
+    def macs_on(self, target: Target) -> int:
+        """The least that a board does of it."""
+        shortest = "winograd" in target.schedules and target.arithmetic == "float32"
+        return (self.fewest_macs if shortest and self.fewest_macs is not None else self.layer.live_macs) or 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +94,7 @@ def analyse(program: Program) -> Network:
                 weights=weights,
                 inputs=inputs,
                 output=math.prod(static_shape(binding.var.ty)),
+                fewest_macs=_fewest_macs(program.module[layer.kernel], layer.live_macs),
             )
         )
     planned = plan_memory(program, HOST).memory
@@ -144,6 +153,17 @@ def _tile(func: tirx.PrimFunc, shapes: Sequence[tuple[int, ...]]) -> Tile:
     )
 
 
+def _fewest_macs(func: tirx.PrimFunc, macs: int | None) -> int | None:
+    """Of a kernel, by the direct sum or by Winograd's minimal filtering."""
+    from tvmflow.schedules.convolutions import read_convolutions
+    from tvmflow.schedules.winograd import POINTS, products_of, serves
+
+    found = read_convolutions(func)
+    if macs is None or len(found) != 1 or not serves(found[0]):
+        return macs
+    return min(macs, *(products_of(found[0], outputs) for outputs in POINTS))
+
+
 def estimate(network: Network, target: Target, roof: Roof | None = None) -> dict[str, Any]:
     """What the network takes at least on a board: memory, and where the board's roof is known, time. Modelled.
 
@@ -165,11 +185,11 @@ def estimate(network: Network, target: Target, roof: Roof | None = None) -> dict
         if roof is not None:
             streamed = 1 - roof.cache_bytes / memory["weights_bytes"] if streams else 0.0
             moved = round(size * work.weights * streamed) + _beyond(size, work, roof.cache_bytes)
-            row["us"], row["bound"] = _bound(roof, work.layer.live_macs or 0, moved)
+            row["us"], row["bound"] = _bound(roof, work.macs_on(target), moved)
             total += row["us"]
         rows.append(row)
     if roof is not None and roof.bytes_per_s and streams:  # as much of the weights may still be there from before
-        least = sum(1e6 * (work.layer.live_macs or 0) / roof.macs_per_s for work in network.works)
+        least = sum(1e6 * work.macs_on(target) / roof.macs_per_s for work in network.works)
         total = max(least, total - 1e6 * min(roof.cache_bytes, memory["weights_bytes"]) / roof.bytes_per_s)
     return {
         "target": target.name,
