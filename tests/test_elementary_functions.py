@@ -101,6 +101,12 @@ def test_ends_are_exact(name, number, exact):
     assert (results(made, np.full(16, number, np.float32)) == np.float32(exact)).all()
 
 
+@pytest.mark.parametrize("name", ["tanh", "erf"])
+def test_signs_of_zeros_stay(name):
+    zeros = np.resize(np.array([0.0, -0.0], np.float32), 16)
+    assert np.array_equal(np.signbit(results(library(FUNCTIONS[name].call, 16, count=16), zeros)), np.signbit(zeros))
+
+
 @pytest.mark.parametrize("lanes", LANES)
 def test_every_width_gives_the_same(lanes):
     numbers = np.resize(np.linspace(-30, 30, 1009, dtype=np.float32), lanes * 64)

@@ -60,6 +60,7 @@ LOG = (
     *(0.14201760419067452, -0.13160199054494928, 0.12761567856339773, -0.0763444148904189),
 )
 """(log(1 + f) − f + f² / 2) / f³ for 1 + f from √½ to √2."""
+SIGN_BIT = -(1 << 31)
 INFINITY, NAN = float("inf"), float("nan")
 
 NAMES: Mapping[str, str] = {
@@ -292,8 +293,12 @@ def sigmoid(code: Code, x: str) -> str:
 
 
 def tanh(code: Code, x: str) -> str:
-    t = expm1(code, code.times(code.within(x, -10, 10), code.number(2)))
-    return code.over(t, code.plus(t, code.number(2)))
+    """By that of |x|, with the sign of x: of −0 it is −0."""
+    sign = code.ints("and", code.bits(x), code.whole(SIGN_BIT))
+    size = code.of_bits(code.ints("and", code.bits(code.within(x, -10, 10)), code.whole(~SIGN_BIT)))
+    t = expm1(code, code.times(size, code.number(2)))
+    found = code.over(t, code.plus(t, code.number(2)))
+    return code.of_bits(code.ints("or", code.bits(found), sign))
 
 
 def erf(code: Code, x: str) -> str:
