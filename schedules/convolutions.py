@@ -585,6 +585,13 @@ def unfuse(index: Expr, *lengths: int) -> list[Expr]:
     return found[::-1]
 
 
+def live_rows(conv: Convolution, y: Expr) -> tuple[Expr, Expr]:
+    """The first row of taps that meets the input for a row of the output, and the one behind the last."""
+    above = conv.pad[0] - y * conv.stride[0]
+    first = tirx.max(0, (above + conv.dilation[0] - 1) // conv.dilation[0])
+    return first, tirx.min(conv.kernel[0], (conv.size[0] - 1 + above) // conv.dilation[0] + 1)
+
+
 def every_tile(
     channels: int, pixels: int, lanes: int, vectors: Vectors, most: int = INDEX_LIMIT
 ) -> list[tuple[int, int]]:

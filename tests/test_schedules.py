@@ -436,6 +436,9 @@ BLOCKED_DEPTHWISE = [
                 (1, 2, (4, 4)),
             )
         ),
+        depthwise((1, 16, 17, 21), taps=(9, 9), padding=(4, 4, 4, 4), tail="bias+residual+relu"),
+        depthwise((2, 32, 9, 30), taps=(7, 7), padding=(3, 3, 3, 3), stride=(2, 2), tail="bias"),
+        depthwise((1, 16, 40, 5), taps=(13, 11), padding=(5, 6, 7, 5), dilation=(2, 1)),
         depthwise((1, 16, 20, 20), dilation=(2, 5), padding=(2, 5, 2, 5)),
         depthwise((1, 16, 20, 20), dilation=(7, 1), padding=(7, 1, 7, 1), tail="bias+residual+relu"),
         depthwise((2, 80, 13, 17), stride=(2, 1), dilation=(1, 3), padding=(1, 3, 1, 3), tail="relu"),

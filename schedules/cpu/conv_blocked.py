@@ -44,6 +44,7 @@ from tvmflow.schedules.convolutions import (
     fitting,
     has_long_tail,
     kernel,
+    live_rows,
     most_pixels,
     most_vectors,
     read_convolutions,
@@ -251,13 +252,6 @@ def _loops(conv: Convolution, tile: Tile, target: Target) -> tirx.PrimFunc:
     return builder.get()
 
 
-def _taps(conv: Convolution, y: Expr) -> tuple[Expr, Expr]:
-    """The first row of taps that meets the input for a row of the output, and the one behind the last."""
-    above = conv.pad[0] - y * conv.stride[0]
-    first = tirx.max(0, (above + conv.dilation[0] - 1) // conv.dilation[0])
-    return first, tirx.min(conv.kernel[0], (conv.size[0] - 1 + above) // conv.dilation[0] + 1)
-
-
 def _tile(
     conv: Convolution,
     sums: Sequence[tirx.Buffer],
@@ -308,7 +302,7 @@ def _tile(
             c = group * step + member
             with T.vectorized(0, lanes) as lane:
                 if _is_loop(rows):
-                    begin, end = _taps(conv, y0) if rows.varies else (live[0], live[-1] + 1)
+                    begin, end = live_rows(conv, y0) if rows.varies else (live[0], live[-1] + 1)
                     with T.serial(begin, end) as r:
                         row_of_taps(c, r, lane, rows.live[live[0]])
                 else:

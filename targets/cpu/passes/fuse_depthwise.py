@@ -24,4 +24,5 @@ def _pays(first: tirx.PrimFunc, second: tirx.PrimFunc, place: int) -> bool:
         return False
     if not second.params[place].same_as(after[0].data):
         return False
-    return before[0].depthwise and after[0].depthwise and depthwise_blocked.fuses(before[0], before[0].out_block)
+    both = before[0].depthwise and after[0].depthwise
+    return both and depthwise_blocked.fuses(before[0], after[0], before[0].out_block)
