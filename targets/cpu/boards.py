@@ -20,7 +20,10 @@ from tvmflow.targets.about import Kind, Tool, Tracer
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
-HOST = replace(COMPUTER, schedules=tuple(RULES))
+BOTH = ("module", "library")
+"""What boards take that TVM's runtime is published for."""
+
+HOST = replace(COMPUTER, schedules=tuple(RULES), deliveries=BOTH)
 
 RASPBERRY_PI_3B = Target(
     name="raspberry-pi-3b",
@@ -51,6 +54,7 @@ RASPBERRY_PI_3B = Target(
     schedules=tuple(RULES),
     identity="Raspberry Pi 3 Model B",
     arithmetics=("float32", "int8"),
+    deliveries=BOTH,
 )
 
 RASPBERRY_PI_3B_32BIT = replace(
@@ -98,6 +102,7 @@ RASPBERRY_PI_4B = Target(
     schedules=tuple(RULES),
     identity="Raspberry Pi 4 Model B",
     arithmetics=("float32", "int8"),
+    deliveries=BOTH,
 )
 
 RASPBERRY_PI_5 = Target(
@@ -130,6 +135,7 @@ RASPBERRY_PI_5 = Target(
     schedules=tuple(RULES),
     identity="Raspberry Pi 5",
     arithmetics=("float32", "float16", "int8"),
+    deliveries=BOTH,
 )
 
 ANDROID_ARM64 = replace(
