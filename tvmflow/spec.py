@@ -201,9 +201,9 @@ class Target:
     wins. `identity` is how the board's name in its device tree begins, by which it is known when it is measured.
     `arithmetic` is what networks are computed in: float32 ones in float32 or float16, quantised ones in int8. It is one
     of `arithmetics`, those that the board has instructions for. `delivery` is how a network is delivered, one of
-    `deliveries`, of which the first is what commands take by default: a "module" for TVM's runtime, or a "library" for C
-    that needs none. `facts` are those that only its kind has. Where kernels
-    run on something beside a CPU, `cpu` and `elf` are those of the computer that it belongs to.
+    `deliveries`, of which the first is what commands take by default: a "module" for TVM's runtime, or a "library" for
+    C that needs none. `facts` are those that only its kind has. Where kernels run on something beside a CPU, `cpu` and
+    `elf` are those of the computer that it belongs to.
     """
 
     name: str

@@ -32,7 +32,6 @@ from tvmflow.system import children, toolchain
 from tvmflow.system.toolchain import Linker
 from tvmflow.targets.cpu.boards import HOST
 from tvmflow.targets.cpu.library import usage
-from tvmflow.targets.cpu.library.objects import LIBM
 from tvmflow.targets.cpu.library.systems import compiled_for
 from tvmflow.targets.kind import (
     Artifacts,
@@ -164,7 +163,7 @@ def _beside_the_runtime(made: Artifacts, target: Target, vectors: Sequence[Vecto
         return {"same_bits": None, "runtime_reason": str(error)}
     same = digest_of(results) == bits
     assert made.c_library is not None
-    math = sorted(LIBM.intersection(made.c_library["undefined"]))
+    math = made.c_library["math"]
     if not same and not math:
         raise VerificationError(
             f"{made.program.name} as a library for {target.name} gives other bits than by TVM's runtime."

@@ -29,7 +29,9 @@ SOURCE = "source"
 
 COMPILE = ("-std=c99", "-O2", "-g0", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden", "-c")
 """Of the calls. What is said of stacks and atomics keeps helpers of compilers' own libraries out."""
-WITHOUT_HELPERS = ("-fno-stack-protector",)
+WITHOUT_HELPERS = ("-fno-stack-protector", "-fno-unwind-tables", "-fno-asynchronous-unwind-tables")
+UNWINDING = ("__aeabi_unwind_cpp_pr0", "__aeabi_unwind_cpp_pr1")
+"""What tables for unwinding name on 32-bit ARM, and what nothing calls in a network."""
 LINK = ("-shared", "-fPIC", "-s")
 
 
@@ -62,7 +64,7 @@ def make(compiled: Program, target: Target, folder: Path, linker: Linker) -> Lib
     (source / f"{name}.c").write_text(text, encoding="utf-8")
     shutil.copyfile(POOL, source / POOL.name)
     members = [folder / f"{name}.o", kernels]
-    options = (*COMPILE, *WITHOUT_HELPERS, *_no_outlines(target), *system.options, f"-I{folder}")
+    options = (*COMPILE, *WITHOUT_HELPERS, *_processor(target, linker), *system.options, f"-I{folder}")
     toolchain.link(linker, members[0], [source / f"{name}.c"], options)
     if calls.constants:
         members.append(folder / f"{name}_weights.o")
@@ -81,6 +83,7 @@ def make(compiled: Program, target: Target, folder: Path, linker: Linker) -> Lib
         "name": name,
         "hash": digest,
         "undefined": undefined,
+        "math": sorted(objects.LIBM.intersection(undefined)),
         "code_bytes": toolchain.section_bytes(kernels)["code_bytes"],
         "system": system.name,
         "shared": None if shared is None else {"file": shared.name, **objects.shared_facts(shared)},
@@ -95,6 +98,7 @@ def _kernels(compiled: Program, target: Target, name: str, folder: Path, linker:
     described = tvm.target.Target(toolchain.tvm_target_dict(target))
     raw, made = folder / "raw.o", folder / f"{name}_kernels.o"
     portable_c.generate(functions, "llvm", described).write_to_file(str(raw), "o")
+    objects.weaken(raw, UNWINDING)
     toolchain.link(linker, made, [raw], ("-r", "-nostdlib", "-Wl,-S"))
     return made
 
@@ -121,16 +125,22 @@ def _digest(paths: Sequence[Path], text: str) -> str:
     return found.hexdigest()
 
 
-def _no_outlines(target: Target) -> tuple[str, ...]:
-    """On 64-bit ARM compilers call a library of theirs for atomics, unless they are told not to."""
-    return ("-mno-outline-atomics",) if target.elf == (64, "AArch64") else ()
+def _processor(target: Target, linker: Linker) -> tuple[str, ...]:
+    """On ARM compilers call a library of theirs for atomics, or for divisions, unless they are told of the processor."""
+    if target.elf == (64, "AArch64"):
+        return ("-mno-outline-atomics",)
+    if target.elf == (32, "ARM"):
+        cpu = target.tvm["mcpu"]
+        return (f"-mcpu={cpu.replace('-', '_') if linker.name == 'zig' else cpu}",)
+    return ()
 
 
 def _shared(members: Sequence[Path], target: Target, folder: Path, linker: Linker, name: str) -> Path:
     """The shared library, which shows nothing but its interface."""
     system, made, listed = system_of(target), folder / f"lib{name}.so", folder / "exports.map"
     api = ("big_cores", "free", "hash", "init", "memory_bytes", "reset", "run", "step", "version")
-    symbols = " ".join(f"{name}_{function};" for function in api)
+    defined, _ = objects.symbols(members[0])
+    symbols = " ".join(f"{name}_{function};" for function in api if f"{name}_{function}" in defined)
     listed.write_text(f"{{ global: {symbols} local: *; }};\n")
     options = [*LINK, f"-Wl,-soname,{made.name}", f"-Wl,--version-script={listed}"]
     options += [f"-Wl,-z,max-page-size={system.page_bytes}"] if system.page_bytes > 4096 else []
@@ -143,6 +153,8 @@ def _shared(members: Sequence[Path], target: Target, folder: Path, linker: Linke
         files += ["-lm", "-pthread"]
     toolchain.link(linker, made, files, options)
     objects.check_pages(made, system.page_bytes)
+    if system.stubs and (strange := objects.strangers(objects.symbols(made)[1], compiler=False)):
+        raise UserError(f"{made.name} needs {', '.join(strange)}, which {system.name} has not.")
     return made
 
 

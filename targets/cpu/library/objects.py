@@ -101,12 +101,13 @@ COMPILER = ("__aeabi_", "__gnu_", "__div", "__udiv", "__mod", "__umod", "__mul",
 
 
 def symbols(path: Path) -> tuple[frozenset[str], frozenset[str]]:
-    """The global symbols that an ELF file defines, and those that it lacks."""
+    """The global symbols that an ELF file defines, and those that it lacks and can't do without."""
     defined, lacking = set(), set()
     for symbol in _table(path):
-        if not symbol.name or symbol["st_info"]["bind"] == "STB_LOCAL":
+        bound, undefined = symbol["st_info"]["bind"], symbol["st_shndx"] == "SHN_UNDEF"
+        if not symbol.name or bound == "STB_LOCAL" or (undefined and bound == "STB_WEAK"):
             continue
-        (lacking if symbol["st_shndx"] == "SHN_UNDEF" else defined).add(symbol.name)
+        (lacking if undefined else defined).add(symbol.name)
     return frozenset(defined), frozenset(lacking)
 
 
@@ -120,6 +121,29 @@ def _table(path: Path) -> list[Any]:
         return list(table.iter_symbols()) if table else []
 
 
+def weaken(path: Path, names: Collection[str]) -> None:
+    """Have an object do without these symbols, which it names and calls nowhere, where nothing defines them."""
+    from elftools.elf.elffile import ELFFile
+
+    with path.open("r+b") as file:
+        elf = ELFFile(file)
+        table: Any = elf.get_section_by_name(".symtab")
+        place = 12 if elf.elfclass == 32 else 4  # of a symbol's kind and binding among its bytes
+        found = [
+            table["sh_offset"] + number * table["sh_entsize"] + place
+            for number, symbol in enumerate(table.iter_symbols())
+            if symbol.name in names
+        ]
+        for offset in found:
+            file.seek(offset)
+            kind = file.read(1)[0] & 0xF
+            file.seek(offset)
+            file.write(bytes([STB_WEAK << 4 | kind]))
+
+
+STB_WEAK = 2
+
+
 def lacking(paths: Sequence[Path]) -> list[str]:
     """What object files need of others than themselves."""
     found = [symbols(path) for path in paths]
@@ -127,9 +151,13 @@ def lacking(paths: Sequence[Path]) -> list[str]:
     return sorted(frozenset().union(*(names for _, names in found)) - defined - {"_GLOBAL_OFFSET_TABLE_"})
 
 
-def strangers(names: Collection[str]) -> list[str]:
-    """Those of the names that are no function of the C or the mathematical library, and no compiler's own."""
-    return sorted(name for name in names if name not in LIBC and name not in LIBM and not name.startswith(COMPILER))
+def strangers(names: Collection[str], *, compiler: bool = True) -> list[str]:
+    """Those of the names that are no function of the C or the mathematical library, and no compiler's own.
+
+    Without `compiler` the latter are strangers, too.
+    """
+    own = COMPILER if compiler else ()
+    return sorted(name for name in names if name not in LIBC and name not in LIBM and not name.startswith(own))
 
 
 def shared_facts(path: Path) -> Mapping[str, Any]:
