@@ -75,9 +75,10 @@ def lower_loops(module: tvm.IRModule) -> tvm.IRModule:
 
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """Statements of one phase, and the parallel loop that they are, if they are one."""
+    """Statements of one phase, how many come before their end, and the parallel loop that they are, if they are one."""
 
     statements: tuple[Any, ...]
+    end: int
     loop: tirx.For | None = None
 
 
@@ -87,57 +88,72 @@ class _Kernel:
     def __init__(self, name: str, kernel: tirx.PrimFunc) -> None:
         self.name, self.kernel = name, kernel
         self.pointers = [_pointer(param) for param in kernel.params]
-        self.setup: list[Any] = [
-            DeclBuffer(param, data=pointer) for param, pointer in zip(kernel.params, self.pointers, strict=True)
+        self.items: list[Any] = [
+            *(DeclBuffer(param, data=pointer) for param, pointer in zip(kernel.params, self.pointers, strict=True)),
+            *_flat(kernel.body),
         ]
-        self.allocated: list[AllocBuffer] = []
+        self.pragmas = _pragmas(kernel.body)
+        self.named = {_defined(item): item for item in self.items if _only_names(item)}
+        self.names_of = {name: _free(item) for name, item in self.named.items()}
 
     def split(self) -> list[tuple[Phase, tirx.PrimFunc]]:
         groups = self._groups()
-        used = [_free(SeqStmt([*group.statements, Evaluate(0)])) for group in groups]
+        needed = [self._needed(group) for group in groups]
         scratch: dict[int, tuple[AllocBuffer, tirx.Var]] = {}
-        local: list[list[AllocBuffer]] = [[] for _ in groups]
-        for number, allocation in enumerate(self.allocated):
-            readers = [place for place, names in enumerate(used) if allocation.buffer in names]
-            if len(readers) > 1 or _bytes(allocation) > MOST_ON_THE_STACK:
-                scratch[number] = (allocation, _pointer(allocation.buffer))
-            elif readers:
-                local[readers[0]].append(allocation)
+        for number, item in enumerate(self.items):
+            if isinstance(item, AllocBuffer):
+                readers = sum(item.buffer in names for names in needed)
+                if readers > 1 or (readers and _bytes(item) > MOST_ON_THE_STACK):
+                    scratch[number] = (item, _pointer(item.buffer))
         made = []
-        for place, (group, kept) in enumerate(zip(groups, local, strict=True)):
+        for place, (group, names) in enumerate(zip(groups, needed, strict=True)):
             named = self.name if len(groups) == 1 else f"{self.name}__{place}"
-            made.append(self._phase(named, group, kept, scratch))
+            made.append(self._phase(named, group, names, scratch))
+        for pragma in self.pragmas:  # one that brings functions in LLVM's language brings them for all
+            phase, func = made[0]
+            body = AttrStmt(pragma.node, pragma.attr_key, pragma.value, func.body)
+            made[0] = (phase, tirx.PrimFunc(func.params, body, func.ret_type, attrs=func.attrs))
         return made
 
     def _groups(self) -> list[_Group]:
-        """The phases' statements; what only says where something lies goes to all of them."""
+        """The phases' statements. What only names something goes to all phases that need it."""
         groups: list[_Group] = []
         between: list[Any] = []
 
-        def close() -> None:
+        def close(end: int) -> None:
             if between:
-                groups.append(_Group(statements=tuple(between)))
+                groups.append(_Group(statements=tuple(between), end=end))
                 between.clear()
 
-        for statement in _flat(self.kernel.body):
-            if isinstance(statement, AllocBuffer):
-                self.allocated.append(statement)
-            elif isinstance(statement, DeclBuffer | Bind):
-                self.setup.append(statement)
-            elif isinstance(statement, tirx.For) and statement.kind == PARALLEL and _extent(statement) is not None:
-                close()
-                groups.append(_Group(statements=(statement,), loop=statement))
+        for number, item in enumerate(self.items):
+            if _only_names(item):
+                continue
+            if isinstance(item, tirx.For) and item.kind == PARALLEL and _extent(item) is not None:
+                close(number)
+                groups.append(_Group(statements=(item,), end=number, loop=item))
             else:
-                between.append(statement)
-        close()
+                between.append(item)
+        close(len(self.items))
+        values = [_defined(item) for item in self.items if isinstance(item, Bind) and not _only_names(item)]
+        if any(value in self._needed(group) for group in groups for value in values):
+            # a value that one phase reads from memory is another's: the kernel stays whole
+            whole = [item for item in self.items if not _only_names(item)]
+            return [_Group(statements=tuple(whole), end=len(self.items))]
         return groups
 
+    def _needed(self, group: _Group) -> set[Any]:
+        """The names that its statements need, and those that these need."""
+        found: set[Any] = set()
+        left = list(_free(*group.statements))
+        while left:
+            name = left.pop()
+            if name not in found:
+                found.add(name)
+                left += self.names_of.get(name, ())
+        return found
+
     def _phase(
-        self,
-        name: str,
-        group: _Group,
-        kept: Sequence[AllocBuffer],
-        scratch: Mapping[int, tuple[AllocBuffer, tirx.Var]],
+        self, name: str, group: _Group, needed: set[Any], scratch: Mapping[int, tuple[AllocBuffer, tirx.Var]]
     ) -> tuple[Phase, tirx.PrimFunc]:
         shares: list[tuple[AllocBuffer, tirx.Var]] = []
 
@@ -150,29 +166,56 @@ class _Kernel:
 
         rules = [(AllocBuffer, move), (tirx.For, _serial)]
         bounds: list[tirx.Var] = []
+        statements: Sequence[Any] = group.statements
         if group.loop is not None:
             loop, kind = group.loop, str(group.loop.loop_var.ty.dtype)
             bounds = [tirx.Var("begin", kind), tirx.Var("end", kind)]
             body = tvm_ffi.structural_map(loop.body, rules, order="post")
-            statements: list[Any] = [tirx.For(loop.loop_var, bounds[0], bounds[1] - bounds[0], SERIAL, body)]
-        else:
-            statements = [tvm_ffi.structural_map(statement, rules, order="post") for statement in group.statements]
-        setup = [DeclBuffer(allocation.buffer, data=pointer) for allocation, pointer in scratch.values()]
+            statements = [tirx.For(loop.loop_var, bounds[0], bounds[1] - bounds[0], SERIAL, body)]
+        body = [
+            DeclBuffer(item.buffer, data=scratch[number][1]) if number in scratch else item
+            for number, item in enumerate(self.items)
+            if _only_names(item) and number < group.end and _defined(item) in needed
+        ]
+        order = {id(item): number for number, item in enumerate(self.items)}
+        if group.loop is None:
+            places = {order[id(item)] for item in group.statements}
+            body = [
+                DeclBuffer(item.buffer, data=scratch[number][1])
+                if number in scratch
+                else tvm_ffi.structural_map(item, rules, order="post")
+                if number in places
+                else item
+                for number, item in enumerate(self.items)
+                if number in places or (_only_names(item) and number < group.end and _defined(item) in needed)
+            ]
+            statements = ()
+        used = {number: given for number, given in scratch.items() if given[0].buffer in needed}
         params = [
             *self.pointers,
-            *(pointer for _, pointer in scratch.values()),
+            *(pointer for _, pointer in used.values()),
             *(pointer for _, pointer in shares),
             *bounds,
         ]
-        # what is set up may read what has just been declared
-        body = SeqStmt([*setup, *kept, *self.setup, *statements])
         phase = Phase(
             function=name,
             extent=None if group.loop is None else _extent(group.loop),
-            scratch={number: _bytes(allocation) for number, (allocation, _) in scratch.items()},
+            scratch={number: _bytes(allocation) for number, (allocation, _) in used.items()},
             shares=tuple(_bytes(allocation) for allocation, _ in shares),
         )
-        return phase, tirx.PrimFunc(params, body, self.kernel.ret_type, attrs=self.kernel.attrs)
+        attrs = self.kernel.attrs
+        return phase, tirx.PrimFunc(params, SeqStmt([*body, *statements]), self.kernel.ret_type, attrs=attrs)
+
+
+def _only_names(item: Any) -> bool:
+    """Whether a statement does nothing but name memory, or a value that is the same wherever it is computed."""
+    if not isinstance(item, Bind):
+        return isinstance(item, DeclBuffer | AllocBuffer)
+    return not any(type(name.ty).__name__ == "BufferType" for name in _free(item))  # what is in memory may change
+
+
+def _defined(item: Any) -> Any:
+    return item.var if isinstance(item, Bind) else item.buffer
 
 
 def _flat(statement: Any) -> list[Any]:
@@ -181,6 +224,15 @@ def _flat(statement: Any) -> list[Any]:
     if isinstance(statement, AttrStmt) and statement.attr_key.startswith("pragma"):
         return _flat(statement.body)
     return [statement]
+
+
+def _pragmas(statement: Any) -> list[AttrStmt]:
+    """Those around the whole of a kernel, which `_flat` leaves out."""
+    if isinstance(statement, SeqStmt):
+        return [pragma for inner in statement.seq for pragma in _pragmas(inner)]
+    if isinstance(statement, AttrStmt) and statement.attr_key.startswith("pragma"):
+        return [statement, *_pragmas(statement.body)]
+    return []
 
 
 def _serial(loop: tirx.For) -> tirx.For:
@@ -203,8 +255,8 @@ def _pointer(buffer: Any) -> tirx.Var:
     return tirx.Var(f"{buffer.name}_data", tvm.ir.PointerType(kind, "global"))
 
 
-def _free(statement: Any) -> set[Any]:
-    return set(tirx.analysis.undefined_vars(statement, []))
+def _free(*statements: Any) -> set[Any]:
+    return set(tirx.analysis.undefined_vars(SeqStmt([*statements, Evaluate(0)]), []))
 
 
 def _bytes(allocation: AllocBuffer) -> int:
