@@ -1,4 +1,4 @@
-"""Networks as C libraries without TVM's runtime: the same bits, an interface that holds, and nothing that a board lacks."""
+"""Networks as C libraries without TVM's runtime: the same bits, an interface that holds, nothing that a board lacks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import needs_emulator
+from conftest import needs_commands, needs_emulator
 
 from tvmflow import targets
 from tvmflow.bundles.build import build
@@ -42,7 +42,16 @@ def facts(bundle, tmp_path_factory) -> dict[str, str]:
     """What check.c says, compiled as any user would."""
     made = tmp_path_factory.mktemp("check") / "check"
     root = bundle.root
-    command = ["cc", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wl,--wrap=malloc", f"-I{root}", str(HERE / "check.c")]
+    command = [
+        "cc",
+        "-std=gnu11",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wl,--wrap=malloc",
+        f"-I{root}",
+        str(HERE / "check.c"),
+    ]
     subprocess.run([*command, str(root / "libthreaded.a"), "-lm", "-pthread", "-o", str(made)], check=True)
     said = subprocess.run([str(made)], capture_output=True, text=True, check=True).stdout
     return dict(line.split("=") for line in said.splitlines())
@@ -143,6 +152,53 @@ def test_threads_by_posix_give_the_same(bundle, tmp_path):
     subprocess.run(["cc", *options, *sources, "-lm", "-pthread", "-o", str(made)], check=True)
     said = subprocess.run([str(made)], capture_output=True, text=True, check=True).stdout
     assert "threads_same=1" in said.splitlines()
+
+
+def test_cpp_has_spans(bundle, tmp_path):
+    needs_commands("g++")
+    root, source = bundle.root, tmp_path / "main.cc"
+    source.write_text(CPP)
+    include = [f"-I{root}", f"-I{root}/bindings"]
+    command = ["g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-fno-exceptions", *include, str(source)]
+    subprocess.run([*command, str(root / "libthreaded.a"), "-pthread", "-o", str(tmp_path / "main")], check=True)
+    assert subprocess.run([str(tmp_path / "main")], check=False).returncode == 0
+
+
+CPP = """
+#include <array>
+#include "threaded.hpp"
+int main() {
+  threaded_options options{};
+  options.threads = 2;
+  threaded::network network(options), moved = std::move(network);
+  static std::array<float, THREADED_INPUT_SIZE> input;
+  std::array<float, THREADED_OUTPUT_SIZE> output;
+  return moved.status() + moved.run(input, output) + moved.reset();
+}
+"""
+
+
+def test_rust_has_slices(bundle, tmp_path):
+    needs_commands("rustc")
+    root, source = bundle.root, tmp_path / "main.rs"
+    source.write_text(RUST.replace("BINDINGS", str(root / "bindings/threaded.rs")))
+    link = ["-L", f"native={root}", "-l", "static=threaded", "-l", "m"]
+    subprocess.run(["rustc", "-D", "warnings", str(source), *link, "-o", str(tmp_path / "main")], check=True)
+    assert subprocess.run([str(tmp_path / "main")], check=False).returncode == 0
+
+
+RUST = """
+#[allow(dead_code)]
+mod threaded { include!("BINDINGS"); }
+fn main() {
+    let input = [0.5f32; threaded::INPUT_SIZE];
+    let mut output = [0f32; threaded::OUTPUT_SIZE];
+    let mut network = threaded::Network::new(2).unwrap();
+    network.run(&input, &mut output).unwrap();
+    network.reset();
+    assert!(output.iter().any(|value| *value != 0.0));
+}
+"""
 
 
 def test_the_runner_tests_itself(bundle):

@@ -1,4 +1,4 @@
-"""The backend of boards with a CPU under an operating system, or of none: how a network is delivered decides who does it."""
+"""The backend of boards with a CPU. How a network is delivered decides which module compiles, verifies and times it."""
 
 from __future__ import annotations
 

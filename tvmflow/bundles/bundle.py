@@ -417,8 +417,8 @@ def write(
     A folder that exists stays, be it the current one, a link's or a mounted one, and what is in it is replaced.
     `library` becomes LIBRARY, with its own suffix. `runner` is a folder of `device.make_runner`; `extras` are other
     files and folders, by their names in the bundle. `usage` says in the README how the library is used, if not by TVM's
-    runtime in Python; there is no run.py then. `c_library` are the facts of a library for C. The same build gives the same bytes. Raises UserError, also for a full
-    disk.
+    runtime in Python; there is no run.py then. `c_library` are the facts of a library for C.
+    The same build gives the same bytes. Raises UserError, also for a full disk.
     """
     place = Path(os.path.realpath(out))
     try:

@@ -13,7 +13,7 @@ def verify_bundle(bundle: Bundle) -> dict[str, Any]:
     """`verify_library` for a bundle that has been built, on this computer; what the build left out is named again.
 
     Of a library for C whose bits were those of TVM's runtime, `same_bits` says whether they still are. Raises
-    VerificationError if not, unless it calls a C library's functions of real numbers, which differ from one to the other.
+    VerificationError if not, unless it calls functions of real numbers, in which C libraries differ.
     """
     vectors = bundle.vectors()
     verdict = kind.verify_library(bundle.library, bundle.target, vectors, bundle.outputs, bundle.tolerances(vectors))

@@ -84,7 +84,7 @@ def compile(  # noqa: A001 (a kind's functions are called by its name)
         if verify:
             _make_module(compiled, target, folder / MODULE)
     sizes = {"library_bytes": made.archive.stat().st_size, "code_bytes": made.facts["code_bytes"]}
-    extras = {made.header.name: made.header, made.source.name: made.source}
+    extras = {made.header.name: made.header, made.source.name: made.source, "bindings": folder / "bindings"}
     if made.shared is not None:
         extras[made.shared.name] = made.shared
     return Artifacts(
@@ -173,7 +173,7 @@ def _beside_the_runtime(made: Artifacts, target: Target, vectors: Sequence[Vecto
 
 
 def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
-    """ "native", or "emulated" under qemu: a program with the archive in it, linked anew. Raises MissingDependencyError."""
+    """ "native", or "emulated" under qemu: a program that is linked with the archive. Raises MissingDependencyError."""
     method, command = _way_to_run(target)
     return method, in_turn(lambda inputs: _run(library, target, command, inputs, outputs))
 
@@ -215,8 +215,8 @@ def capture(
 ) -> tuple[str, Left]:
     """A library shows none of its tensors but the outputs: always raises UserError."""
     raise UserError(
-        f"{library.name} shows no tensors but its outputs; build the network with --format module, whose kernels are the "
-        "same, and compare that."
+        f"{library.name} shows no tensors but its outputs; build the network with --format module, which has the same "
+        "kernels, and compare that."
     )
 
 

@@ -49,8 +49,8 @@ class Calls:
 
     `tensors` are the bytes of what lies in the arena, `outputs` those of what the caller gets, `constants` have their
     values. `copies` come last: from a place to an output. `phases` are those of each kernel, `offsets` where in the
-    arena each place lies, in bytes, once that is known; a step's scratch memory is there as "4 scratch 0". `origin` is the
-    Relax module that was read, of which TVM's runtime can be given the same kernels.
+    arena each place lies, in bytes, once that is known; a step's scratch memory is there as "4 scratch 0". `origin` is
+    the Relax module that was read, of which TVM's runtime can be given the same kernels.
     """
 
     steps: tuple[Step, ...]
@@ -82,7 +82,7 @@ def calls_of(program: Program) -> Calls:
 
 
 def write_calls(program: Program, target: Target) -> Program:
-    """`Program.made` becomes the calls of `main`; of the module the kernels stay. Raises UserError for what C can't do."""
+    """`Program.made` becomes the calls of `main`; the module's kernels stay. Raises UserError for what C can't do."""
     module = tvm.ir.transform.Sequential(
         [relax.transform.ToNonDataflow(), relax.transform.RemovePurityChecking(), relax.transform.CallTIRRewrite()]
     )(program.module)

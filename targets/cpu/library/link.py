@@ -1,4 +1,4 @@
-"""Kernels, weights and calls → an archive, a shared library, their header and sources, and a program that tests them."""
+"""Kernels, weights and calls → an archive, a shared library, their header and sources, and a program to test them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tvmflow.passes import portable_c
 from tvmflow.spec import Program, Target, UserError
 from tvmflow.system import toolchain
 from tvmflow.system.toolchain import Linker
-from tvmflow.targets.cpu.library import objects, program
+from tvmflow.targets.cpu.library import bindings, objects, program
 from tvmflow.targets.cpu.library.calls import Calls, calls_of, kernels_of
 from tvmflow.targets.cpu.library.places import ALIGNMENT
 from tvmflow.targets.cpu.library.source import POOL, caller, header, interface_of, weight_offsets
@@ -88,6 +88,7 @@ def make(compiled: Program, target: Target, folder: Path, linker: Linker) -> Lib
         "system": system.name,
         "shared": None if shared is None else {"file": shared.name, **objects.shared_facts(shared)},
     }
+    bindings.write(folder / bindings.FOLDER, interface)
     runner = _runner(compiled, target, folder, linker, made)
     return Library(archive=made, shared=shared, header=made_header, source=source, runner=runner, facts=facts)
 
@@ -126,7 +127,7 @@ def _digest(paths: Sequence[Path], text: str) -> str:
 
 
 def _processor(target: Target, linker: Linker) -> tuple[str, ...]:
-    """On ARM compilers call a library of theirs for atomics, or for divisions, unless they are told of the processor."""
+    """On ARM compilers call a library of theirs for atomics or divisions, unless they are told of the processor."""
     if target.elf == (64, "AArch64"):
         return ("-mno-outline-atomics",)
     if target.elf == (32, "ARM"):

@@ -1,8 +1,8 @@
 """Kernels become functions over plain pointers that C calls: one of each parallel loop and of what lies between two.
 
-The loops are lowered as for TVM's runtime, up to where it would wrap a kernel into its own calling convention, so the
-instructions of a kernel are the same. A parallel loop's function takes the range of its iterations: who calls it cuts the
-loop among threads. Memory that a kernel allocates for itself is a pointer more, unless it is small enough for the stack.
+The loops are lowered as for TVM's runtime, up to where it would wrap a kernel into its own calling convention, so that
+a kernel computes the same. A parallel loop's function takes the range of its iterations, and who calls it cuts the loop
+among threads. Memory that a kernel allocates for itself is one more pointer, unless it is small enough for the stack.
 """
 
 from __future__ import annotations

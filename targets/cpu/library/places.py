@@ -1,4 +1,4 @@
-"""Everything that lives only for a while gets its place: in one arena, packed by lifetime, or in a thread's own memory."""
+"""What lives only for a while gets its place: in one arena, packed by lifetime, or in a thread's own memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALIGNMENT = 64
 
 
 def place_in_arena(program: Program, target: Target) -> Program:
-    """`Calls.offsets` and the sizes of the arena and of a thread's memory; the latter go into `Program.memory` as well."""
+    """`Calls.offsets`, and the sizes of the arena and of a thread's memory, go into the calls and `Program.memory`."""
     calls = calls_of(program)
     offsets, arena = pack([*lifetimes(calls), *_scratch(calls)], ALIGNMENT)
     share = max((sum(map(aligned, phase.shares)) for phases in calls.phases.values() for phase in phases), default=0)

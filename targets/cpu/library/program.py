@@ -10,11 +10,11 @@ from tvmflow.spec import Program, UserError
 from tvmflow.targets.cpu.library.source import C_TYPES, Interface, interface_of, quoted
 
 HERE = Path(__file__).parent
-_ADAPTER = (HERE / "adapter.template").read_text(encoding="utf-8")
+_ADAPTER = (HERE / "adapter.c.in").read_text(encoding="utf-8")
 
 
 def adapter(program: Program, vectors: Sequence[str], tolerances: Sequence[Sequence[float]]) -> str:
-    """The C of an implementation of `tvmflow.h` by the library. Raises UserError for tensors that it has no room for."""
+    """The C that implements `tvmflow.h` by the library. Raises UserError for tensors that it has no room for."""
     interface = interface_of(program)
     arguments = [
         *(f"inputs[{number}]" for number in range(len(interface.inputs))),

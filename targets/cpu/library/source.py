@@ -316,5 +316,5 @@ int {name}_step({", ".join((f"{name}_context *context", *interface.stepped))}) {
 """
 
 
-_HEADER = (HERE / "header.template").read_text(encoding="utf-8")
-_CALLER = (HERE / "caller.template").read_text(encoding="utf-8")
+_HEADER = (HERE / "header.h.in").read_text(encoding="utf-8")
+_CALLER = (HERE / "caller.c.in").read_text(encoding="utf-8")

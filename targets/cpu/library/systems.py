@@ -1,4 +1,4 @@
-"""What a library is made for beside a processor: the C library that it finds there, and what can be linked for it here."""
+"""What a library is made for beside a processor: the C library that is there, and what can be linked for it here."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class System:
     """One kind of them, by how a board's triple ends.
 
     `compiled` is the triple that C for it is compiled for, where it isn't the board's own; {arch} stands for the
-    processor's name. `shared` says whether a shared library is linked here, `stubs` which libraries it finds on the board
-    that nobody has here, and `page_bytes` how its pages must lie. `options` are for compiling C.
+    processor's name. `shared` says whether a shared library is linked here, `stubs` which libraries it finds on the
+    board that nobody has here, and `page_bytes` how its pages must lie. `options` are for compiling C.
     """
 
     name: str

@@ -31,8 +31,8 @@ def readme(program: Program, target: Target, facts: Mapping[str, Any]) -> str:
 
 Link it with `lib{name}.a`{shared}: `cc main.c lib{name}.a -lm -pthread`. What the archive needs of others is
 {", ".join(f"`{symbol}`" for symbol in facts["undefined"]) or "nothing"}. `source/` has the calls of the kernels as C99:
-compiled with `-I.` and linked before the archive, they take the place of the archive's own, for a system whose C library
-or threads are others.
+compiled with `-I.` and linked before the archive, they take the place of the archive's own, for a system whose C
+library or threads are others. `bindings/` has the same interface for C++20 and for Rust.
 
 `runner/run` is a program that needs nothing but Linux:
 
