@@ -206,6 +206,26 @@ def test_the_runner_tests_itself(bundle):
     assert done.returncode == 0
 
 
+def test_a_board_that_has_but_a_shell_can_be_given_it(bundle, board):
+    report = board.deploy(bundle.path, seconds=0.2)
+    assert (report["verify"]["method"], report["verify"]["passed"]) == ("device", True)
+
+
+@pytest.mark.parametrize(
+    ("machine", "elf", "possible"),
+    [
+        ({"machine": "armv7l"}, (32, "ARM"), True),
+        ({"machine": "aarch64", "bits": "64"}, (32, "ARM"), True),
+        ({"machine": "aarch64", "libc": "musl"}, (64, "AArch64"), True),
+        ({"machine": "armv7l"}, (64, "AArch64"), False),
+    ],
+)
+def test_what_runs_alone_asks_for_a_processor_only(machine, elf, possible):
+    from tvmflow.remote.deploy import why_incompatible
+
+    assert (why_incompatible(elf, machine, "board", alone=True) is None) == possible
+
+
 def test_a_runner_of_tvms_is_not_made_beside_it(tiny, tmp_path):
     with pytest.raises(UserError, match="has a runner anyway"):
         build(tiny, targets.deliver_as(TARGETS["host"], "library"), tmp_path / "out", runner=True)
