@@ -45,6 +45,8 @@ class Said:
 
 
 def _emulated(target: Target) -> str:
+    if target.deliveries[0] == "library":
+        return "`emulated`: a program with the whole library runs under qemu-user, as the board's CPU"
     emulator = emulate.EMULATORS[target.elf]
     if emulator.whole:
         return "`emulated`: the whole network runs under qemu-user, as the board's CPU"

@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import needs_commands, needs_emulator
+from tflite_cases import graphs_of, inputs_of
+from tflite_files import file_of
 
 from tvmflow import targets
 from tvmflow.bundles.build import build
 from tvmflow.bundles.bundle import Bundle, open_bundle
 from tvmflow.bundles.verify import verify_bundle
+from tvmflow.integer.frontend import integer_program
+from tvmflow.integer.tflite.reader import read
 from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.spec import UserError, VerificationError
 from tvmflow.targets import TARGETS
@@ -207,7 +211,7 @@ def test_the_runner_tests_itself(bundle):
 
 
 def test_a_board_that_has_but_a_shell_can_be_given_it(bundle, board):
-    report = board.deploy(bundle.path, seconds=0.2)
+    report = board.deploy(bundle.path)
     assert (report["verify"]["method"], report["verify"]["passed"]) == ("device", True)
 
 
@@ -243,6 +247,77 @@ def test_boards_without_a_runtime_take_libraries_by_default(board):
 def test_a_microcontroller_has_its_own_form():
     with pytest.raises(UserError, match="isn't made for mps3-an547"):
         targets.deliver_as(TARGETS["mps3-an547"], "library")
+
+
+def test_a_stream_keeps_its_state(tmp_path):
+    """In int8: every call is what exact integers make of its input and of the state that they left before."""
+    import ctypes
+
+    (tmp_path / "streaming.tflite").write_bytes(file_of(*graphs_of("streaming")))
+    network = read(tmp_path / "streaming.tflite")
+    board = targets.deliver_as(targets.compute_in(TARGETS["host"], "int8"), "library")
+    built = build(integer_program(network), board, tmp_path / "out")
+    name = built.manifest["c_library"]["name"]
+    loaded, context = ctypes.CDLL(str(built.root / f"lib{name}.so")), ctypes.c_void_p()
+    assert getattr(loaded, f"{name}_init")(ctypes.byref(context), None) == 0
+    step, kept = getattr(loaded, f"{name}_step"), {state.input: state for state in network.state}
+    for _ in range(2):
+        given = {name: np.full(_shape(network, name), state.initial, np.int8) for name, state in kept.items()}
+        for arrays in inputs_of("streaming"):
+            wanted = dict(
+                zip(
+                    (port.name for port in network.outputs),
+                    network.run_all((arrays[0], *(given[port.name] for port in network.inputs[1:]))),
+                    strict=True,
+                )
+            )
+            given = {name: wanted[state.output] for name, state in kept.items()}
+            outputs = [
+                np.empty_like(wanted[port.name])
+                for port in network.outputs
+                if port.name not in {state.output for state in kept.values()}
+            ]
+            pointers = [ctypes.c_void_p(array.ctypes.data) for array in (arrays[0], *outputs)]
+            assert step(context, *pointers) == 0
+            np.testing.assert_array_equal(outputs[0], wanted[network.outputs[0].name])
+        getattr(loaded, f"{name}_reset")(context)  # the same again from the beginning
+
+
+def _shape(network, name):
+    return next(port.shape for port in network.inputs if port.name == name)
+
+
+def test_several_inputs_and_outputs_keep_their_order(tmp_path):
+    program = import_model("networks:two_in_two_out", [parse_input_shape("2x6"), parse_input_shape("2x5")])
+    assert library_for("host", program, tmp_path / "out").manifest["verify"]["same_bits"] is True
+
+
+@pytest.mark.emulated
+def test_in_float16_the_bits_are_those_of_tvms_runtime(tiny, tmp_path):
+    board = targets.compute_in(TARGETS["raspberry-pi-5"], "float16")
+    needs_emulator(board)
+    built = build(tiny, targets.deliver_as(board, "library"), tmp_path / "out")
+    assert built.manifest["verify"]["same_bits"] is True
+
+
+def test_a_kernel_is_split_at_its_parallel_loops_and_its_memory_is_the_arenas():
+    import tvm
+    from tvm import s_tir, te
+
+    from tvmflow.targets.cpu.library.phases import _Kernel, lower_loops
+
+    given = te.placeholder((7, 1000), name="given")
+    inner = te.compute(given.shape, lambda i, j: given[i, j] * 2 + i, name="inner")
+    outer = te.compute(given.shape, lambda i, j: inner[i, j] - inner[i, 999 - j], name="outer")
+    schedule = s_tir.Schedule(te.create_prim_func([given, outer]))
+    for name in ("inner", "outer"):
+        schedule.parallel(schedule.get_loops(schedule.get_sblock(name))[0])
+    func = schedule.mod["main"].without_attr("global_symbol")
+    with tvm.target.Target("llvm"):
+        lowered = lower_loops(tvm.IRModule({"fold": func}))["fold"]
+    found = [phase for phase, _ in _Kernel("fold", lowered).split()]
+    assert [phase.extent for phase in found] == [7, 7]
+    assert [set(phase.scratch.values()) for phase in found] == [{28000}, {28000}]
 
 
 @pytest.fixture(scope="module")
