@@ -191,10 +191,11 @@ class _Reader:
         raise self._refused(name)
 
     def _called(self, call: relax.Call) -> Value:
-        arguments = tuple(self._value(argument, None) for argument in call.args)
-        if not all(isinstance(place, str) for place in arguments):
+        values = [self._value(argument, None) for argument in call.args]
+        arguments = [place for place in values if isinstance(place, str)]
+        if len(arguments) != len(values):
             raise self._refused(f"a tuple that {call.op.name_hint} takes")
-        self.steps.append(Step(kernel=call.op.name_hint, arguments=arguments))
+        self.steps.append(Step(kernel=call.op.name_hint, arguments=tuple(arguments)))
         return ()
 
     def _constant(self, constant: Any) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tvm
 
 from tvmflow.measure import device
@@ -111,7 +112,7 @@ def _weights(calls: Calls, folder: Path, name: str) -> Path:
     with path.open("wb") as file:
         for place, array in calls.constants.items():
             file.write(bytes(offsets[place] - file.tell()))
-            file.write(memoryview(array.reshape(-1).view("u1")) if array.size else b"")
+            file.write(np.ascontiguousarray(array).tobytes())
         file.write(bytes(size - file.tell()))
     (folder / "weights.S").write_text(_WEIGHTS.format(name=name, file=path, align=ALIGNMENT))
     return path
@@ -189,7 +190,7 @@ def link_program(source: Path, made: Path, target: Target, linker: Linker, archi
     root = archive.parent
     alone, options = program_linker(target, linker)
     include = (f"-I{root}", f"-I{device.HERE}")
-    files = [source, root / device.FOLDER / "network.c", archive, "-lm"]
+    files: list[str | Path] = [source, root / device.FOLDER / "network.c", archive, "-lm"]
     toolchain.link(alone, made, files, ("-std=gnu11", "-O2", "-s", *include, *options))
 
 

@@ -102,7 +102,8 @@ COMPILER = ("__aeabi_", "__gnu_", "__div", "__udiv", "__mod", "__umod", "__mul",
 
 def symbols(path: Path) -> tuple[frozenset[str], frozenset[str]]:
     """The global symbols that an ELF file defines, and those that it lacks and can't do without."""
-    defined, lacking = set(), set()
+    defined: set[str] = set()
+    lacking: set[str] = set()
     for symbol in _table(path):
         bound, undefined = symbol["st_info"]["bind"], symbol["st_shndx"] == "SHN_UNDEF"
         if not symbol.name or bound == "STB_LOCAL" or (undefined and bound == "STB_WEAK"):
