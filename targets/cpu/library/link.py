@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ from tvmflow.targets.cpu.library import bindings, objects, program
 from tvmflow.targets.cpu.library.calls import Calls, calls_of, kernels_of
 from tvmflow.targets.cpu.library.places import ALIGNMENT
 from tvmflow.targets.cpu.library.source import POOL, caller, header, interface_of, weight_offsets
-from tvmflow.targets.cpu.library.systems import program_linker, system_of
+from tvmflow.targets.cpu.library.systems import program_linkers, system_of
+
+log = logging.getLogger(__name__)
 
 SOURCE = "source"
 """The folder of a bundle with the calls as C."""
@@ -188,10 +191,19 @@ def _runner(compiled: Program, target: Target, folder: Path, linker: Linker, arc
 def link_program(source: Path, made: Path, target: Target, linker: Linker, archive: Path) -> None:
     """A program over `tvmflow.h` with the network of an archive, whose bundle is the folder that it lies in."""
     root = archive.parent
-    alone, options = program_linker(target, linker)
     include = (f"-I{root}", f"-I{device.HERE}")
+    math = not objects.LIBM.isdisjoint(objects.lacking_of(archive))
+    *others, last = program_linkers(target, linker, math)
     files: list[str | Path] = [source, root / device.FOLDER / "network.c", archive, "-lm"]
-    toolchain.link(alone, made, files, ("-std=gnu11", "-O2", "-s", *include, *options))
+    options = ("-std=gnu11", "-O2", "-s", *include)
+    for other, own in others:
+        try:
+            toolchain.link(other, made, files, (*options, *own))
+        except UserError:
+            log.info(f"{other.name} links no static programs here.")
+        else:
+            return
+    toolchain.link(last[0], made, files, (*options, *last[1]))
 
 
 _WEIGHTS = """    .section .rodata.{name}_weights, "a", %progbits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,20 @@ def archive(path: Path, members: Sequence[Path]) -> None:
         for member in members:
             _member(file, f"/{start}", member.read_bytes())
             start += len(member.name) + 2
+
+
+def lacking_of(path: Path) -> list[str]:
+    """`lacking` of an archive's members."""
+    content = path.read_bytes()
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
+        members, place = [], 8
+        while place + 60 <= len(content):
+            title, size = content[place : place + 16].rstrip(), int(content[place + 48 : place + 58])
+            if title not in (b"/", b"//"):
+                members.append(Path(name) / f"{len(members)}.o")
+                members[-1].write_bytes(content[place + 60 : place + 60 + size])
+            place += _padded(60 + size)
+        return lacking(members)
 
 
 def _member(file: Any, name: str, content: bytes) -> None:

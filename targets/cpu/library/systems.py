@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tvmflow.spec import Target
-from tvmflow.system import toolchain
+from tvmflow.system import children, toolchain
+from tvmflow.system.host import COMPUTER
 from tvmflow.system.toolchain import Linker
 
 
@@ -69,10 +70,21 @@ def compiled_for(target: Target) -> Target:
     return replace(target, triple=compiled) if compiled else target
 
 
-def program_linker(target: Target, linker: Linker) -> tuple[Linker, tuple[str, ...]]:
-    """What links programs that need nothing of a board but Linux, or of this computer its own C library."""
+def program_linkers(target: Target, linker: Linker, math: bool) -> list[tuple[Linker, tuple[str, ...]]]:
+    """What may link programs that need nothing of a board but Linux, by preference, with its options.
+
+    Before zig has linked the first static program for a processor it makes musl for it, which takes a minute or two, so
+    what is there already is preferred: this computer's own C library, and of the two for 32-bit ARM the one that boards
+    with hard floats need. Only a program that passes floats to functions (`math`) has to have its board's.
+    """
+    if target.triple == COMPUTER.triple:
+        return [(linker, ("-pthread",))]
     if linker.name != "zig":
-        return linker, ("-pthread",) if linker.name == "cc" else ("-static", "-pthread")
+        return [(linker, ("-static", "-pthread"))]
     arch, abi = architecture(target)
-    alone = replace(target, triple=f"{arch}-linux-musl{abi}", kind="arm_cpu")
-    return toolchain.select_linker(alone, "zig"), ("-static",)
+    abi = abi if math or not abi else "eabihf"
+    alone = replace(target, triple=f"{arch}-linux-musl{abi}", kind="")
+    found = [(toolchain.select_linker(alone, "zig"), ("-static",))]
+    if target.elf == COMPUTER.elf and (path := children.which("cc")):
+        found.insert(0, (Linker(name="cc", command=(path,), version=""), ("-static", "-pthread")))
+    return found
