@@ -77,7 +77,7 @@ KINDS: dict[str, Said] = {
         verify="`native`: it runs here",
         time="`measured`",
         deploy="`measured`, over SSH, on a computer with the same CPU",
-        tune="timed here (`--runner local`)",
+        tune=_on_the_board("timed here (`--runner local`)"),
         commands=(
             "tvmflow build -o {name}",
             "tvmflow build --dtype int8 -o {name}-int8",

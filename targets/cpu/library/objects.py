@@ -30,6 +30,7 @@ LIBC = frozenset(
         "pthread_cond_broadcast",
         "pthread_cond_destroy",
         "read",
+        "sched_yield",
         "syscall",
         "__aeabi_memcpy",
         "__aeabi_memcpy4",

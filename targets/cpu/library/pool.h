@@ -1,7 +1,7 @@
 /* Threads for the parallel loops of one network, each there from NAME_init to NAME_free, which allocate nothing.
  *
- * Whoever runs the network computes the first part of a loop and waits for the others. Workers look for work for a while
- * and then sleep, until they are woken. NETWORK_THREADS says what they sleep by: 1, Linux's futex, which Android has as
+ * A loop is cut into shares, which whoever runs the network and the workers take one after the other: what a worker that
+ * the system doesn't let run hasn't taken, others compute. Workers look for work for a while and then sleep. NETWORK_THREADS says what they sleep by: 1, Linux's futex, which Android has as
  * well and which is in no C library's header; 2, POSIX's conditions; 0, there are no threads. This file is included by the
  * C of one network and everything in it is that file's own.
  */
@@ -21,20 +21,16 @@
 #endif
 #endif
 
-#define POOL_LOOKS 4000 /* how often work is looked for before sleeping: some tens of microseconds */
+#define POOL_LOOKS 300  /* how often work is looked for at once: some ten microseconds */
+#define POOL_YIELDS 50  /* and how often after others were let run, before sleeping */
+#define POOL_SHARES 2   /* of a loop, for each thread */
 
 typedef void (*pool_task)(const void *closure, int32_t worker, int32_t begin, int32_t end);
-
-/* The iterations of a loop that are the share of one of `threads`. */
-static inline void pool_share(pool_task task, const void *closure, int32_t extent, int32_t worker, int32_t threads) {
-  int32_t length = (extent + threads - 1) / threads;
-  int32_t begin = worker * length, end = begin + length < extent ? begin + length : extent;
-  if (begin < end) task(closure, worker, begin, end);
-}
 
 #if NETWORK_THREADS
 
 #include <pthread.h>
+#include <sched.h>
 
 struct pool;
 
@@ -48,10 +44,11 @@ typedef struct {
 typedef struct pool {
   pool_task task;
   const void *closure;
-  int32_t extent, threads, started, stopping;
-  uint32_t round;    /* grows with each loop, and once more at the end */
-  uint32_t waiting;  /* workers that sleep until `round` changes */
-  uint32_t unfinished, caller_waits;
+  int32_t extent, shares, threads, started, stopping;
+  uint32_t ticket;     /* the shares that nobody has taken, in its last eight bits; those before count the loops */
+  uint32_t unfinished; /* shares */
+  uint32_t waiting;    /* workers that may be asleep until `ticket` changes */
+  uint32_t caller_waits;
 #if NETWORK_THREADS == 2
   pthread_mutex_t mutex;
   pthread_cond_t condition;
@@ -157,9 +154,12 @@ static void pool_stay_on(int32_t core) { (void)core; }
 /* Returns when the word has another value; `sleepers` is told while this thread may be asleep. */
 static uint32_t pool_await_change(pool *pool, uint32_t *word, uint32_t value, uint32_t *sleepers) {
   uint32_t found;
-  for (int look = 0; look < POOL_LOOKS; look++) {
-    if ((found = __atomic_load_n(word, __ATOMIC_ACQUIRE)) != value) return found;
-    pool_relax();
+  for (int look = 0; look < POOL_LOOKS + POOL_YIELDS; look++) {
+    if ((found = __atomic_load_n(word, __ATOMIC_SEQ_CST)) != value) return found;
+    if (look < POOL_LOOKS)
+      pool_relax();
+    else
+      sched_yield();
   }
   __atomic_add_fetch(sleepers, 1, __ATOMIC_SEQ_CST);
   while ((found = __atomic_load_n(word, __ATOMIC_SEQ_CST)) == value) pool_sleep(pool, word, value);
@@ -167,41 +167,58 @@ static uint32_t pool_await_change(pool *pool, uint32_t *word, uint32_t value, ui
   return found;
 }
 
-static void *pool_work(void *argument) {
-  pool_worker *self = argument;
-  pool *pool = self->pool;
-  uint32_t round = 0;
-  pool_stay_on(self->core);
-  for (;;) {
-    round = pool_await_change(pool, &pool->round, round, &pool->waiting);
-    if (__atomic_load_n(&pool->stopping, __ATOMIC_SEQ_CST)) return NULL;
-    pool_share(pool->task, pool->closure, pool->extent, self->number, pool->threads);
+/* Computes shares for as long as there are any. What a loop is may be read once a share of it was taken: it stays until
+ * all are finished. Returns the ticket that had none left. */
+static uint32_t pool_take(pool *pool, int32_t worker) {
+  uint32_t ticket = __atomic_load_n(&pool->ticket, __ATOMIC_SEQ_CST);
+  while (ticket & 255) {
+    int32_t length, begin, end;
+    if (!__atomic_compare_exchange_n(&pool->ticket, &ticket, ticket - 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) continue;
+    length = (pool->extent + pool->shares - 1) / pool->shares;
+    begin = (pool->shares - (int32_t)(ticket & 255)) * length;
+    end = begin + length < pool->extent ? begin + length : pool->extent;
+    if (begin < end) pool->task(pool->closure, worker, begin, end);
     if (__atomic_sub_fetch(&pool->unfinished, 1, __ATOMIC_SEQ_CST) == 0 &&
         __atomic_load_n(&pool->caller_waits, __ATOMIC_SEQ_CST))
       pool_wake(pool, &pool->unfinished);
+    ticket = __atomic_load_n(&pool->ticket, __ATOMIC_SEQ_CST);
   }
+  return ticket;
 }
 
-static void pool_next_round(pool *pool) {
-  __atomic_add_fetch(&pool->round, 1, __ATOMIC_SEQ_CST);
-  if (__atomic_load_n(&pool->waiting, __ATOMIC_SEQ_CST)) pool_wake(pool, &pool->round);
+static void *pool_work(void *argument) {
+  pool_worker *self = argument;
+  pool *pool = self->pool;
+  pool_stay_on(self->core);
+  while (!__atomic_load_n(&pool->stopping, __ATOMIC_SEQ_CST))
+    pool_await_change(pool, &pool->ticket, pool_take(pool, self->number), &pool->waiting);
+  return NULL;
+}
+
+/* A ticket of so many shares, for whoever waits for one. */
+static void pool_offer(pool *pool, int32_t shares) {
+  uint32_t loop = (__atomic_load_n(&pool->ticket, __ATOMIC_SEQ_CST) >> 8) + 1;
+  __atomic_store_n(&pool->ticket, loop << 8 | (uint32_t)shares, __ATOMIC_SEQ_CST);
+  if (__atomic_load_n(&pool->waiting, __ATOMIC_SEQ_CST)) pool_wake(pool, &pool->ticket);
 }
 
 static void pool_run(pool *pool, pool_task task, const void *closure, int32_t extent) {
   uint32_t left;
+  int32_t shares = POOL_SHARES * pool->threads;
   pool->task = task;
   pool->closure = closure;
   pool->extent = extent;
-  __atomic_store_n(&pool->unfinished, (uint32_t)pool->started, __ATOMIC_SEQ_CST);
-  pool_next_round(pool);
-  pool_share(task, closure, extent, 0, pool->threads);
-  while ((left = __atomic_load_n(&pool->unfinished, __ATOMIC_ACQUIRE)) != 0)
+  pool->shares = shares < extent ? shares : extent;
+  __atomic_store_n(&pool->unfinished, (uint32_t)pool->shares, __ATOMIC_SEQ_CST);
+  pool_offer(pool, pool->shares);
+  pool_take(pool, 0);
+  while ((left = __atomic_load_n(&pool->unfinished, __ATOMIC_SEQ_CST)) != 0)
     pool_await_change(pool, &pool->unfinished, left, &pool->caller_waits);
 }
 
 static void pool_stop(pool *pool) {
   __atomic_store_n(&pool->stopping, 1, __ATOMIC_SEQ_CST);
-  pool_next_round(pool);
+  pool_offer(pool, 0);
   for (int32_t number = 0; number < pool->started; number++) pthread_join(pool->workers[number].thread, NULL);
 #if NETWORK_THREADS == 2
   pthread_cond_destroy(&pool->condition);
@@ -216,7 +233,7 @@ static int pool_start(pool *pool, pool_worker *workers, int32_t threads, uint64_
   pool->workers = workers;
   pool->threads = threads;
   pool->started = pool->stopping = 0;
-  pool->round = pool->waiting = pool->unfinished = pool->caller_waits = 0;
+  pool->ticket = pool->waiting = pool->unfinished = pool->caller_waits = 0;
 #if NETWORK_THREADS == 2
   if (pthread_mutex_init(&pool->mutex, NULL) != 0) return -1;
   if (pthread_cond_init(&pool->condition, NULL) != 0) return -1;
