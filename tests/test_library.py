@@ -57,7 +57,7 @@ def facts(bundle, tmp_path_factory) -> dict[str, str]:
         str(HERE / "check.c"),
     ]
     subprocess.run([*command, str(root / "libthreaded.a"), "-lm", "-pthread", "-o", str(made)], check=True)
-    said = subprocess.run([str(made)], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run([str(made)], capture_output=True, text=True, check=True, timeout=120).stdout
     return dict(line.split("=") for line in said.splitlines())
 
 
@@ -107,6 +107,7 @@ def test_the_shared_library_shows_its_interface_alone(bundle):
         "cores_same": "1",
         "own_pool_same": "1",
         "own_pool_used": "1",
+        "ended": "300",
         "own_memory_same": "1",
         "own_memory_allocations_of_init": "0",
         "serial_allocations": "0",
@@ -154,7 +155,7 @@ def test_threads_by_posix_give_the_same(bundle, tmp_path):
     sources = [str(HERE / "check.c"), str(root / "source/threaded.c"), str(root / "libthreaded.a")]
     options = ["-std=gnu11", "-DNETWORK_THREADS=2", "-Wl,--wrap=malloc", f"-I{root}"]
     subprocess.run(["cc", *options, *sources, "-lm", "-pthread", "-o", str(made)], check=True)
-    said = subprocess.run([str(made)], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run([str(made)], capture_output=True, text=True, check=True, timeout=120).stdout
     assert "threads_same=1" in said.splitlines()
 
 

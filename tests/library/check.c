@@ -73,6 +73,15 @@ int main(void) {
   with((threaded_options){.threads = 2, .parallel = backwards}, "own_pool");
   printf("own_pool_used=%d\n", ranges > 0);
 
+  /* threads that have just come may be told to go */
+  int ended = 0;
+  for (int again = 0; again < 300; again++) {
+    threaded_context *context;
+    if (threaded_init(&context, &(threaded_options){.threads = 2 + again % 3}) == THREADED_OK) ended++;
+    threaded_free(context);
+  }
+  printf("ended=%d\n", ended);
+
   size_t bytes = threaded_memory_bytes(1);
   void *memory = malloc(bytes);
   int before = allocations;

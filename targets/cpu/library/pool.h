@@ -190,9 +190,12 @@ static void *pool_work(void *argument) {
   pool_worker *self = argument;
   pool *pool = self->pool;
   pool_stay_on(self->core);
-  while (!__atomic_load_n(&pool->stopping, __ATOMIC_SEQ_CST))
-    pool_await_change(pool, &pool->ticket, pool_take(pool, self->number), &pool->waiting);
-  return NULL;
+  for (;;) {
+    uint32_t ticket = pool_take(pool, self->number);
+    /* the last ticket comes after `stopping` was set: whoever has it knows, and all others see it change */
+    if (__atomic_load_n(&pool->stopping, __ATOMIC_SEQ_CST)) return NULL;
+    pool_await_change(pool, &pool->ticket, ticket, &pool->waiting);
+  }
 }
 
 /* A ticket of so many shares, for whoever waits for one. */
