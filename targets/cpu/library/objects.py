@@ -210,7 +210,8 @@ def lacking_of(path: Path) -> list[str]:
     """`lacking` of an archive's members."""
     content = path.read_bytes()
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
-        members, place = [], 8
+        members: list[Path] = []
+        place = 8
         while place + 60 <= len(content):
             title, size = content[place : place + 16].rstrip(), int(content[place + 48 : place + 58])
             if title not in (b"/", b"//"):

@@ -84,7 +84,7 @@ def program_linkers(target: Target, linker: Linker, math: bool) -> list[tuple[Li
     arch, abi = architecture(target)
     abi = abi if math or not abi else "eabihf"
     alone = replace(target, triple=f"{arch}-linux-musl{abi}", kind="")
-    found = [(toolchain.select_linker(alone, "zig"), ("-static",))]
+    found: list[tuple[Linker, tuple[str, ...]]] = [(toolchain.select_linker(alone, "zig"), ("-static",))]
     if target.elf == COMPUTER.elf and (path := children.which("cc")):
         found.insert(0, (Linker(name="cc", command=(path,), version=""), ("-static", "-pthread")))
     return found
