@@ -133,10 +133,15 @@ def host(cpu: str | None) -> Target:
     return replace(known, tvm={**known.tvm, "mcpu": cpu}) if cpu else known
 
 
-def build_bundles(program: Program, folder: Path, cpu: str | None = None, *, untuned: bool = True) -> Bundle:
-    """tvmflow's own bundle of the network for this computer, and, if it is wanted, one without schedules."""
+def build_bundles(
+    program: Program, folder: Path, cpu: str | None = None, *, untuned: bool = True, library: bool = False
+) -> Bundle:
+    """tvmflow's own bundle of the network for this computer, and, if wanted, one without schedules and a C library."""
     from tvmflow.bundles.build import build
+    from tvmflow.targets import deliver_as
 
+    if library:
+        build(program, deliver_as(host(cpu), "library"), folder / "library")
     if untuned:
         build(program, replace(host(cpu), schedules=()), folder / "untuned")
     return build(program, host(cpu), folder / "bundle")

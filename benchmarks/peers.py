@@ -35,14 +35,14 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import plots, roofline
 from benchmarks.convert import build_bundles, convert, convert_int8
-from benchmarks.runners import INT8, RUNNERS, tolerance
+from benchmarks.runners import INT8, LIBRARY, RUNNERS, tolerance
 
 if TYPE_CHECKING:
     from tvmflow.bundles.bundle import Bundle
 
 OURS = {"float32": "tvmflow", "int8": f"tvmflow{INT8}"}
 LIBRARIES = {
-    "float32": [name for name in RUNNERS if not name.endswith(INT8)],
+    "float32": [name for name in RUNNERS if not name.endswith(INT8) and name != LIBRARY],
     "int8": [f"tvmflow{INT8}", "tvmflow", f"onnxruntime{INT8}", "onnxruntime"],
 }
 """What is compared by default, ours first."""
@@ -155,7 +155,8 @@ def measure(model: str, limits: dict[str, float], libraries: list[str], options:
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
         folder, program = Path(name), program_of(model, options.batch)
         absent = convert(program, folder, options.litert_python, libraries)
-        bundle = build_bundles(program, folder, options.cpu, untuned="tvm-untuned" in libraries)
+        wanted = {"untuned": "tvm-untuned" in libraries, "library": LIBRARY in libraries}
+        bundle = build_bundles(program, folder, options.cpu, **wanted)
         if options.dtype == "int8":
             bundle = convert_int8(int8_of(model, program), folder, options.cpu)
         versions: dict[str, str] = {}

@@ -28,6 +28,9 @@ INT8_TOLERANCE = 0.05
 INT8 = "-int8"
 """How the names of runners end that take the quantised network, from the folder's own folder "int8"."""
 
+LIBRARY = "tvmflow-library"
+"""The same kernels, called by C instead of TVM's runtime; compared where it is asked for."""
+
 Run = Callable[[], Sequence[np.ndarray]]
 
 
@@ -35,6 +38,29 @@ def run_tvmflow(folder: Path, threads: int) -> tuple[Run, str]:
     from tvmflow import __version__
 
     return _run_tvm(folder / "bundle"), __version__
+
+
+def run_tvmflow_library(folder: Path, threads: int) -> tuple[Run, str]:
+    """The shared library of C, called by ctypes; its bundle is in the folder "library"."""
+    import ctypes
+
+    manifest = json.loads((folder / "library" / "manifest.json").read_text())
+    name = manifest["c_library"]["name"]
+    library = ctypes.CDLL(str(folder / "library" / f"lib{name}.so"))
+    options, context = (ctypes.c_int32 * 64)(threads), ctypes.c_void_p()  # zeros behind the first are the defaults
+    if getattr(library, f"{name}_init")(ctypes.byref(context), options):
+        raise RuntimeError("its context can't be made")
+    array = np.ascontiguousarray(_input(folder))
+    outputs = [np.empty(spec["shape"], spec["dtype"]) for spec in manifest["outputs"]]
+    pointers = [ctypes.c_void_p(tensor.ctypes.data) for tensor in (array, *outputs)]
+    function = getattr(library, f"{name}_run")
+
+    def run(given: np.ndarray = array) -> list[np.ndarray]:  # whose memory has to stay
+        if function(context, *pointers):
+            raise RuntimeError("it refused its arguments")
+        return outputs
+
+    return run, manifest["versions"]["tvmflow"]
 
 
 def run_tvm_untuned(folder: Path, threads: int) -> tuple[Run, str]:
@@ -191,6 +217,7 @@ RUNNERS = {
     "pytorch": run_pytorch,
     "pytorch-compiled": run_pytorch_compiled,
     "tvm-untuned": run_tvm_untuned,
+    LIBRARY: run_tvmflow_library,
     f"tvmflow{INT8}": run_tvmflow,
     f"onnxruntime{INT8}": run_onnxruntime,
 }

@@ -45,6 +45,8 @@ class Said:
 
 
 def _emulated(target: Target) -> str:
+    if target.deliveries[0] == "library":
+        return "`emulated`: a program with the whole library runs under qemu-user, as the board's CPU"
     emulator = emulate.EMULATORS[target.elf]
     if emulator.whole:
         return "`emulated`: the whole network runs under qemu-user, as the board's CPU"
@@ -75,7 +77,7 @@ KINDS: dict[str, Said] = {
         verify="`native`: it runs here",
         time="`measured`",
         deploy="`measured`, over SSH, on a computer with the same CPU",
-        tune="timed here (`--runner local`)",
+        tune=_on_the_board("timed here (`--runner local`)"),
         commands=(
             "tvmflow build -o {name}",
             "tvmflow build --dtype int8 -o {name}-int8",
@@ -86,7 +88,7 @@ KINDS: dict[str, Said] = {
         ),
     ),
     "arm_cpu": Said(
-        pages=("walkthrough.md", "deploy.md", "device.md", "serve.md", "int8.md", "tune.md"),
+        pages=("walkthrough.md", "deploy.md", "device.md", "library.md", "serve.md", "int8.md", "tune.md"),
         verify=_emulated,
         time=_on_the_board(
             "`measured` on a 64-bit ARM computer; elsewhere none, for time under an emulator says nothing. "
@@ -335,6 +337,7 @@ def _is_default(target: Target) -> bool:
 def _what_works(target: Target, kind: Said) -> str:
     rows = [
         ["`build`", f"in {', '.join(target.arithmetics)}" + (" by default" if len(target.arithmetics) == 1 else "")],
+        *([["`build --format`", _formats(target)]] if "library" in target.deliveries else []),
         ["`verify`", _said(kind.verify, target)],
         ["`bench`, `profile`", _said(kind.time, target)],
         ["`deploy`", _said(kind.deploy, target)],
@@ -344,12 +347,21 @@ def _what_works(target: Target, kind: Said) -> str:
     return _table(["command", "on this board"], rows)
 
 
+def _formats(target: Target) -> str:
+    """How a network is delivered, the default first."""
+    return ", ".join(f"`{delivery}`" for delivery in target.deliveries) + (
+        " (the first by default)" if len(target.deliveries) > 1 else ""
+    )
+
+
 def _said(words: Words, target: Target) -> str:
     return words if isinstance(words, str) else words(target)
 
 
 def _commands(target: Target, kind: Said) -> str:
     served = runtime.why_none(target) is None or target.kind != "arm_cpu"
+    if "module" not in target.deliveries:
+        return f"```sh\ntvmflow build --board {target.name} -o {target.name}.tar\ntvmflow verify {target.name}.tar\n```"
     lines = [
         line.format(name=target.name, runner=" --runner c" if served else "")
         for line in kind.commands

@@ -58,6 +58,21 @@ def compute_in(target: Target, dtype: str) -> Target:
     return replace(target, arithmetic=dtype)
 
 
+def deliver_as(target: Target, delivery: str | None) -> Target:
+    """The board, whose builds are delivered as a "module" or as a "library", by default as what it can load.
+
+    Raises UserError if it has nothing of that kind.
+    """
+    delivery = delivery or target.deliveries[0]
+    if delivery not in target.deliveries:
+        others = ", ".join(board.name for board in TARGETS.values() if delivery in board.deliveries)
+        raise UserError(
+            f"--format {delivery} isn't made for {target.name}, which takes {' or '.join(target.deliveries)}; boards "
+            f"that take it: {others}."
+        )
+    return replace(target, delivery=delivery)
+
+
 def compile_also(target: Target, architectures: Sequence[str]) -> Target:
     """The board, whose builds are for other GPUs as well: "sm_90", or "compute_90" for PTX. Raises UserError."""
     if not architectures:

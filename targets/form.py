@@ -58,7 +58,7 @@ def check_json(content: Mapping[str, Any]) -> None:
 def from_json(content: Mapping[str, Any]) -> Target:
     """The board that was written so, after `schema` and `check_json` found nothing."""
     kind = KINDS[content["kind"]]
-    lists = {key: tuple(content[key]) for key in ("schedules", "arithmetics") if key in content}
+    lists = {key: tuple(content[key]) for key in ("schedules", "arithmetics", "deliveries") if key in content}
     facts = _record(kind.facts, content[kind.facts.NAME]) if kind.facts.NAME else Facts()
     elf = (content["elf"]["bits"], content["elf"]["machine"])
     return _record(Target, {**content, **lists, "cpu": _record(Cpu, content["cpu"]), "facts": facts, "elf": elf})

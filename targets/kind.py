@@ -6,6 +6,7 @@ A new kind is one folder, with the functions of Backend in its `backend` and wha
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -89,7 +90,7 @@ class Artifacts:
     `memory` are bytes by what they are for, `versions` what the library was made with, and `extras` other files and
     folders by their names in the bundle. `runner` is the folder of a runner that belongs to every bundle of the kind,
     `usage` the words of the bundle's README on how the library is used, if not by TVM's runtime in Python, and `notes`
-    are to be said to whoever builds.
+    are to be said to whoever builds. `c_library` are facts of a library for C, for the manifest.
     """
 
     program: Program
@@ -100,6 +101,7 @@ class Artifacts:
     runner: Path | None = None
     usage: str | None = None
     notes: Sequence[str] = ()
+    c_library: Mapping[str, Any] | None = None
 
 
 Left = list[tuple[tuple[str, ...], np.ndarray]]
@@ -214,7 +216,16 @@ def verify_library(
         results = runner([vector.inputs for vector in vectors])
     except MissingDependencyError as error:
         return unverified(error)
-    return {"method": method, **compare(vectors, results, target.arithmetic, allowed)}
+    bits = {"bits": digest_of(results)} if target.delivery == "library" else {}
+    return {"method": method, **compare(vectors, results, target.arithmetic, allowed), **bits}
+
+
+def digest_of(results: Sequence[Arrays]) -> str:
+    """The SHA-256 of all outputs, one after the other: the same bits give the same digest."""
+    found = hashlib.sha256()
+    for output in (output for outputs in results for output in outputs):
+        found.update(np.ascontiguousarray(output).tobytes())
+    return found.hexdigest()
 
 
 def verify_by_running(made: Artifacts, target: Target, vectors: Sequence[Vector]) -> tuple[dict[str, Any], Artifacts]:

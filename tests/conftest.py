@@ -56,6 +56,7 @@ SECONDS = {
     "test_tflite_float": 45,
     "test_onnx_nodes": 25,
     "test_onnx": 55,
+    "test_library": 45,
     "test_cortex_m_graphs": 50,
     "test_integer_kernels": 50,
     "test_winograd": 30,

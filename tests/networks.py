@@ -214,3 +214,11 @@ def enormous() -> nn.Module:
     network = nn.Linear(4, 2, bias=False).eval()
     nn.init.constant_(network.weight, 1e6)
     return network
+
+
+def threaded() -> nn.Module:
+    """A convolution that is worth several threads, and a classifier that isn't."""
+    torch.manual_seed(9)
+    return nn.Sequential(
+        nn.Conv2d(8, 32, 3, padding=1), nn.GELU(), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(32 * 8 * 8, 10)
+    ).eval()

@@ -17,7 +17,9 @@ from tvmflow.bundles.bundle import open_bundle
 from tvmflow.integer.file import save
 from tvmflow.integer.frontend import integer_program
 from tvmflow.measure import cycles
+from tvmflow.network.c_interface import c_name
 from tvmflow.network.frontend import import_model, parse_input_shape
+from tvmflow.passes import arena
 from tvmflow.passes.lifetimes import Tensor
 from tvmflow.passes.multiply_adds import multiply_adds
 from tvmflow.pipeline import run_stages
@@ -28,11 +30,11 @@ from tvmflow.spec import MissingDependencyError, UserError, VerificationError
 from tvmflow.system.text import to_json
 from tvmflow.system.toolchain import select_linker, tvm_target_dict
 from tvmflow.targets import TARGETS, kind
-from tvmflow.targets.cortex_m import arena, machine
 from tvmflow.targets.cortex_m import compile as compiling
+from tvmflow.targets.cortex_m import machine
 from tvmflow.targets.cortex_m.backend import network_name
 from tvmflow.targets.cortex_m.boards import EMULATOR
-from tvmflow.targets.cortex_m.compile import c_name, compile_object
+from tvmflow.targets.cortex_m.compile import compile_object
 
 pytestmark = pytest.mark.packages
 

@@ -25,6 +25,7 @@ from tvmflow.integer.network import IntegerNetwork, Port
 from tvmflow.integer.operators import OUTSIDE, Concat, Function, Gather, MaxPool, Product, Resample, Softmax, Sum
 from tvmflow.integer.window import Window
 from tvmflow.network.agreement import compare
+from tvmflow.network.c_interface import c_name, ports
 from tvmflow.network.frontend import from_module
 from tvmflow.pipeline import run_stages
 from tvmflow.spec import UnsupportedOperatorError
@@ -32,7 +33,7 @@ from tvmflow.system.toolchain import link, select_linker, tvm_target_dict
 from tvmflow.targets import TARGETS, compute_in
 from tvmflow.targets.cortex_m import machine
 from tvmflow.targets.cortex_m.backend import check_network
-from tvmflow.targets.cortex_m.compile import c_name, compile_object, header, lay_out, ports, write_source
+from tvmflow.targets.cortex_m.compile import compile_object, header, lay_out, write_source
 from tvmflow.targets.cortex_m.stages import IN_PLACE
 
 pytestmark = pytest.mark.packages

@@ -23,6 +23,9 @@ from tvmflow.passes.schedule_kernels import schedule_kernels
 from tvmflow.spec import Program, Target
 from tvmflow.system import interrupt, scratch
 from tvmflow.targets.cortex_m.stages import choose_float_kernels, choose_kernels, lower_kernels, place_tensors
+from tvmflow.targets.cpu.library.calls import write_calls
+from tvmflow.targets.cpu.library.phases import split_kernels
+from tvmflow.targets.cpu.library.places import place_in_arena
 from tvmflow.targets.cpu.passes.block_channels import block_channels
 from tvmflow.targets.cpu.passes.choose_winograd import choose_winograd
 from tvmflow.targets.cpu.passes.fuse_depthwise import fuse_depthwise
@@ -70,6 +73,17 @@ CPU: tuple[Stage, ...] = (
     lower,
 )
 
+CALLED_BY_C: tuple[Stage, ...] = (
+    # calls: the kernels in their order, and what they read and write
+    write_calls,
+    # phases: a function over plain pointers of each parallel loop of a kernel, and of what lies between two
+    split_kernels,
+    # memory: one arena for each context, packed by lifetime
+    place_in_arena,
+)
+
+CPU_LIBRARY: tuple[Stage, ...] = (*CPU_KERNELS, *CALLED_BY_C)
+
 CUDA_KERNELS: tuple[Stage, ...] = (
     # graph: what needn't be computed at run time, isn't; rows are maps of height 1
     fold_padding,
@@ -112,11 +126,17 @@ def append_tail(program: Program, target: Target) -> Program:
     return join_programs(program, tail)
 
 
-INTEGER: tuple[Stage, ...] = (
+INTEGER_KERNELS: tuple[Stage, ...] = (
     # kernels: each layer gets the first integer rule that fits it; weights and tensors lie as the rules read them
     integer_kernels,
     # tail: what stays in float32 comes behind them
     append_tail,
+)
+
+INTEGER_LIBRARY: tuple[Stage, ...] = (*INTEGER_KERNELS, *CALLED_BY_C)
+
+INTEGER: tuple[Stage, ...] = (
+    *INTEGER_KERNELS,
     # virtual machine: storage is planned, launches on a GPU become a graph if told so, what is left becomes byte code
     plan_memory,
     capture_graph,
@@ -166,10 +186,22 @@ INTEGER_STAGES: dict[str, tuple[Stage, ...]] = {
 }
 """Of quantised networks."""
 
+LIBRARY_STAGES: dict[str, tuple[Stage, ...]] = {"llvm": CPU_LIBRARY, "arm_cpu": CPU_LIBRARY}
+INTEGER_LIBRARY_STAGES: dict[str, tuple[Stage, ...]] = {"llvm": INTEGER_LIBRARY, "arm_cpu": INTEGER_LIBRARY}
+"""Where C calls the kernels."""
+
+DELIVERED: dict[tuple[str, bool], dict[str, tuple[Stage, ...]]] = {
+    ("module", False): STAGES,
+    ("module", True): INTEGER_STAGES,
+    ("library", False): LIBRARY_STAGES,
+    ("library", True): INTEGER_LIBRARY_STAGES,
+}
+"""By how a network is delivered (`Target.delivery`), and whether it is a quantised one."""
+
 
 def run_stages(program: Program, target: Target, dump_dir: Path | None = None) -> Program:
     """Take `program` through the stages of its target; each stage's result goes into `dump_dir` as text."""
-    stages = (STAGES if program.integer is None else INTEGER_STAGES)[target.kind]
+    stages = DELIVERED[target.delivery, program.integer is not None][target.kind]
     digits = len(str(len(stages) - 1))  # the files' names sort as the stages come
     for number, stage in enumerate(stages):
         program = stage(program, target)

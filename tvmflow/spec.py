@@ -201,8 +201,10 @@ class Target:
     `datasheet` cites the figures' source; `schedules` names the rules of `tvmflow.schedules.RULES` to try, first match
     wins. `identity` is how the board's name in its device tree begins, by which it is known when it is measured.
     `arithmetic` is what networks are computed in: float32 ones in float32 or float16, quantised ones in int8. It is one
-    of `arithmetics`, those that the board has instructions for. `facts` are those that only its kind has. Where kernels
-    run on something beside a CPU, `cpu` and `elf` are those of the computer that it belongs to.
+    of `arithmetics`, those that the board has instructions for. `delivery` is how a network is delivered, one of
+    `deliveries`, of which the first is what commands take by default: a "module" for TVM's runtime, or a "library" for
+    C that needs none. `facts` are those that only its kind has. Where kernels run on something beside a CPU, `cpu` and
+    `elf` are those of the computer that it belongs to.
     """
 
     name: str
@@ -218,6 +220,8 @@ class Target:
     identity: str = ""
     arithmetic: str = "float32"
     arithmetics: tuple[str, ...] = ("float32",)
+    delivery: str = "module"
+    deliveries: tuple[str, ...] = ("module",)
     facts: Facts = Facts()
 
     @property

@@ -88,7 +88,8 @@ def compile(  # noqa: A001 (a kind's functions are called by its name)
     """
     import tvm
 
-    from tvmflow.targets.cortex_m.compile import c_name, compile_object, write_source
+    from tvmflow.network.c_interface import c_name
+    from tvmflow.targets.cortex_m.compile import compile_object, write_source
 
     assert linker is not None
     if (program.integer is None) != (target.arithmetic == "float32"):

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from tvmflow.network.agreement import tolerances
+from tvmflow.network.c_interface import CPort, literal, ports
 from tvmflow.spec import Program, Target
 from tvmflow.system.toolchain import Linker
-from tvmflow.targets.cortex_m.compile import CPort, literal, ports
 from tvmflow.targets.cortex_m.facts import Mcu
 from tvmflow.targets.cortex_m.machine import ELEMENTS, HERE, KINDS, MACHINES, linker_script
 from tvmflow.targets.cortex_m.options import compiler_options

@@ -30,12 +30,12 @@ from tvmflow.integer.network import IntegerNetwork
 from tvmflow.integer.operators import Gather
 from tvmflow.integer.reader import float_graph
 from tvmflow.network.names import module_path
+from tvmflow.passes.arena import pack
 from tvmflow.passes.lifetimes import Tensor, live_bytes
 from tvmflow.passes.portable_c import lower_loops
 from tvmflow.schedules.cortex_m import LONGEST_CHAIN, AnyLayer, Kernel, Node, choose
 from tvmflow.schedules.nodes import VALUES_OF_FLOATS
 from tvmflow.spec import Layer, Program, Target, UnsupportedOperatorError
-from tvmflow.targets.cortex_m.arena import pack
 from tvmflow.targets.cortex_m.facts import Mcu
 
 LAYERS, READS, RESULT, OUTPUT, CONSTANTS, SCRATCH, IN_PLACE, ARGUMENTS = (

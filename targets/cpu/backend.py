@@ -1,48 +1,47 @@
-"""The backend of boards with a CPU under an operating system: TVM's runtime runs one shared library."""
+"""The backend of boards with a CPU. How a network is delivered decides which module compiles, verifies and times it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from tvmflow.measure import device
-from tvmflow.measure.local import capture_library, profile_library, run_vectors, time_library
-from tvmflow.measure.roof import measure_roof
-from tvmflow.network.agreement import Runner, in_turn
-from tvmflow.spec import Built, Measurement, Program, Roof, Target, TensorSpec
+from tvmflow.network.agreement import Runner
+from tvmflow.spec import Built, Program, Roof, Target, TensorSpec, Vector
 from tvmflow.system import toolchain
-from tvmflow.targets.cpu.boards import HOST
 from tvmflow.targets.kind import (
     Arrays,
     Artifacts,
+    Backend,
     Left,
     RunStages,
     Timing,
     check_graph,
-    layer_rows,
-    other_kernels,
     stated_in,
-    verify_by_running,
-    versions,
     whole_memory,
 )
 
 if TYPE_CHECKING:
     from tvmflow.integer.network import IntegerNetwork
 
+DELIVERIES: Mapping[str, str] = {
+    "module": "tvmflow.targets.cpu.module",
+    "library": "tvmflow.targets.cpu.library.backend",
+}
+"""By `Target.delivery`, the module that compiles, verifies and times what is delivered so."""
+
 check_network = check_graph
-verify = verify_by_running
-
-LIBRARY = "model.so"
+parts = whole_memory
 
 
-def check(target: Target, linker: str = "auto", *, runner: bool = False) -> toolchain.Linker:
+def _of(target: Target) -> Backend:
+    return cast(Backend, import_module(DELIVERIES[target.delivery]))
+
+
+def check(target: Target, linker: str = "auto", *, runner: bool = False) -> toolchain.Linker | None:
     """The linker; also whether there can be a runner. Raises UserError, MissingDependencyError."""
-    if runner:
-        device.check(target)
-    return toolchain.select_linker(target, linker)
+    return _of(target).check(target, linker, runner=runner)
 
 
 def compile(  # noqa: A001 (a kind's functions are called by its name)
@@ -57,21 +56,42 @@ def compile(  # noqa: A001 (a kind's functions are called by its name)
     source: bool = False,
 ) -> Artifacts:
     """Run the stages, generate machine code and link it."""
-    import tvm
-    from tvm import relax
-
-    assert linker is not None
-    library = folder / LIBRARY
-    tvm_target = tvm.target.Target(toolchain.tvm_target_dict(target))
-    with tvm_target:
-        compiled = run_stages(program, target, dump_dir)
-        executable = relax.build(compiled.module, tvm_target, relax_pipeline=None)
-    executable.export_library(
-        str(library), fcompile=toolchain.fcompile(linker, target.tvm.get("mtriple", target.triple))
+    return _of(target).compile(
+        program,
+        target,
+        folder,
+        linker=linker,
+        run_stages=run_stages,
+        dump_dir=dump_dir,
+        verify=verify,
+        source=source,
     )
-    toolchain.check_elf(library, target.elf, target.name)
-    memory = {**compiled.memory, **toolchain.section_bytes(library), "library_bytes": library.stat().st_size}
-    return Artifacts(program=compiled, library=library, memory=memory, versions=versions(linker))
+
+
+def verify(made: Artifacts, target: Target, vectors: Sequence[Vector]) -> tuple[dict[str, Any], Artifacts]:
+    """The verdict on what was compiled. Raises VerificationError."""
+    return _of(target).verify(made, target, vectors)
+
+
+def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
+    """ "native", or "emulated" or "emulated kernels" under qemu. Raises MissingDependencyError."""
+    return _of(target).find_runner(library, target, outputs)
+
+
+def capture(
+    library: Path, target: Target, network: IntegerNetwork, runs: Sequence[Arrays], kernels: Sequence[str]
+) -> tuple[str, Left]:
+    """What the kernels leave. Raises UserError where a delivery doesn't show it."""
+    return _of(target).capture(library, target, network, runs, kernels)
+
+
+def time(
+    bundle: Built, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
+) -> Timing:
+    """Measured where this computer runs the bundle's code itself."""
+    return _of(bundle.target).time(
+        bundle, threads=threads, repeats=repeats, seconds=seconds, whole=whole, layers=layers
+    )
 
 
 WIDTHS = {"float32": 1, "float16": 2, "int8": 4}
@@ -89,76 +109,4 @@ def roof(target: Target) -> Roof | None:
         cache_bytes=cpu.l3_bytes + cpu.l2_bytes * (cpu.cores if cpu.l3_bytes else 1),
         source=stated_in(target, cpu.unverified),
         unverified=cpu.unverified,
-    )
-
-
-parts = whole_memory
-
-
-def find_runner(library: Path, target: Target, outputs: Sequence[TensorSpec]) -> tuple[str, Runner]:
-    """ "native", or "emulated" or "emulated kernels" under qemu."""
-    if target.elf == HOST.elf:
-        return "native", lambda inputs, kept=(): run_vectors(library, inputs, outputs, kept=kept)
-    from tvmflow.measure import emulate
-
-    return emulate.method(target), in_turn(lambda inputs: emulate.run_vectors(library, target, inputs, outputs))
-
-
-def capture(
-    library: Path, target: Target, network: IntegerNetwork, runs: Sequence[Arrays], kernels: Sequence[str]
-) -> tuple[str, Left]:
-    """ "native" by TVM's virtual machine, or "emulated kernels", one by one, under qemu."""
-    from tvmflow.measure import emulate
-    from tvmflow.passes.integer_kernels import tensors_between, tensors_of
-
-    made = len(tensors_between(network, target))
-    if made != len(kernels) and (network.tail is None or made > len(kernels)):
-        raise other_kernels(library, made, kernels)
-    if target.elf == HOST.elf:
-        return "native", tensors_of(network, target, capture_library(library, runs, kernels))
-    return "emulated kernels", tensors_of(network, target, emulate.capture_kernels(library, target, runs, kernels))
-
-
-def time(
-    bundle: Built, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
-) -> Timing:
-    """Measured where this computer runs the bundle's code itself; each layer in a run of its own."""
-    host = HOST
-    if bundle.target.elf != host.elf:
-        return Timing(note=f"no {bundle.target.name} was at hand, and emulation checks answers, never speed.")
-    inputs = bundle.vectors()[0].inputs
-    before = _measured_roof(bundle, threads)
-    measurement: Measurement | None = None
-    layer_us: Sequence[Sequence[float]] = ()
-    if whole:
-        measurement = time_library(bundle.library, inputs, threads=threads, repeats=repeats, seconds=seconds)
-        if bundle.target.name != host.name:
-            warning = f"Built for {bundle.target.name}, timed on this computer ({host.cpu.model})."
-            measurement = replace(measurement, warnings=(*measurement.warnings, warning))
-    if layers:
-        runs = (None if whole else repeats) or 50
-        layer_us = profile_library(bundle.library, inputs, bundle.layers, threads=threads, repeats=runs)
-    return Timing(
-        measurement=measurement,
-        note="" if whole else "only profiled.",
-        layers=layer_rows(layer_us),
-        roof=_higher(before, _measured_roof(bundle, threads)),
-    )
-
-
-def _measured_roof(bundle: Built, threads: int | None) -> Roof | None:
-    memory, host = bundle.manifest["memory"], HOST.cpu
-    touched = memory["weights_bytes"] + memory["activations_bytes"]
-    return measure_roof(host, bundle.target.arithmetic, threads or host.cores, touched)
-
-
-def _higher(before: Roof | None, after: Roof | None) -> Roof | None:
-    """What was reached before the timed runs or after them: a clock that rose meanwhile rose for both."""
-    if before is None or after is None or not before.bytes_per_s or not after.bytes_per_s:
-        return after
-    return replace(
-        after,
-        macs_per_s=max(before.macs_per_s, after.macs_per_s),
-        bytes_per_s=max(before.bytes_per_s, after.bytes_per_s),
-        source=f"{after.source}; before and after the network",
     )

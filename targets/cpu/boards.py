@@ -20,7 +20,10 @@ from tvmflow.targets.about import Kind, Tool, Tracer
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
-HOST = replace(COMPUTER, schedules=tuple(RULES))
+BOTH = ("module", "library")
+"""What boards take that TVM's runtime is published for."""
+
+HOST = replace(COMPUTER, schedules=tuple(RULES), deliveries=BOTH)
 
 RASPBERRY_PI_3B = Target(
     name="raspberry-pi-3b",
@@ -51,6 +54,7 @@ RASPBERRY_PI_3B = Target(
     schedules=tuple(RULES),
     identity="Raspberry Pi 3 Model B",
     arithmetics=("float32", "int8"),
+    deliveries=BOTH,
 )
 
 RASPBERRY_PI_3B_32BIT = replace(
@@ -67,6 +71,7 @@ RASPBERRY_PI_3B_32BIT = replace(
     },
     triple="arm-linux-gnueabihf.2.28",
     elf=(32, "ARM"),
+    deliveries=BOTH[::-1],
 )
 
 RASPBERRY_PI_4B = Target(
@@ -98,6 +103,7 @@ RASPBERRY_PI_4B = Target(
     schedules=tuple(RULES),
     identity="Raspberry Pi 4 Model B",
     arithmetics=("float32", "int8"),
+    deliveries=BOTH,
 )
 
 RASPBERRY_PI_5 = Target(
@@ -130,6 +136,7 @@ RASPBERRY_PI_5 = Target(
     schedules=tuple(RULES),
     identity="Raspberry Pi 5",
     arithmetics=("float32", "float16", "int8"),
+    deliveries=BOTH,
 )
 
 ANDROID_ARM64 = replace(
@@ -160,7 +167,103 @@ ANDROID_ARM64 = replace(
     ),
     memory_bytes=6 * GIB,
     identity="",
+    deliveries=BOTH[::-1],
     datasheet="Arm 100798, Cortex-A76 TRM; Qualcomm Snapdragon 855 product brief",
+)
+
+ANDROID_ARM32 = replace(
+    ANDROID_ARM64,
+    name="android-arm32",
+    description="Android phone with 32-bit Arm cores, or a 32-bit app on a 64-bit one (armeabi-v7a with NEON)",
+    # Floats are passed in integer registers there, and computed in NEON's.
+    tvm={
+        "kind": "llvm",
+        "mtriple": "armv7a-linux-androideabi",
+        "mcpu": "cortex-a53",
+        "mattr": ["+neon", "+vfp4"],
+        "mfloat-abi": "soft",
+        "num-cores": 4,
+    },
+    triple="armv7-linux-androideabi",
+    elf=(32, "ARM"),
+    cpu=Cpu(
+        model="Cortex-A53",
+        cores=4,
+        clock_mhz=1400,
+        l1d_bytes=32 * KIB,
+        l2_bytes=512 * KIB,
+        cache_note="L2 shared; clock of the Snapdragon 425",
+        flops_per_cycle=8,
+        memory_gbps=5.3,  # 32 bits of LPDDR3-1333
+        unverified=("clock_mhz", "flops_per_cycle", "memory_gbps"),
+    ),
+    memory_bytes=2 * GIB,
+    datasheet="Arm DDI 0500, Cortex-A53 TRM",
+    arithmetics=("float32", "int8"),
+    delivery="library",
+    deliveries=("library",),
+)
+
+MUSL_ARM64 = replace(
+    RASPBERRY_PI_4B,
+    name="musl-arm64",
+    description="64-bit Arm board whose Linux has musl as its C library, or none but what a program brings along",
+    triple="aarch64-linux-musl",
+    identity="",
+    delivery="library",
+    deliveries=("library",),
+)
+
+MUSL_ARM32 = replace(
+    RASPBERRY_PI_3B_32BIT,
+    name="musl-arm32",
+    description="32-bit Arm board (ARMv7, hard float) whose Linux has musl as its C library",
+    triple="arm-linux-musleabihf",
+    identity="",
+    delivery="library",
+    deliveries=("library",),
+)
+
+MUSL_X64 = Target(
+    name="musl-x64",
+    kind="llvm",
+    description="64-bit x86 computer with AVX2 (2013 on) whose Linux has musl as its C library",
+    tvm={"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3", "num-cores": 4},
+    triple="x86_64-linux-musl",
+    elf=(64, "x64"),
+    cpu=Cpu(
+        model="x86-64-v3",
+        cores=4,
+        clock_mhz=2000,
+        l1d_bytes=32 * KIB,
+        l2_bytes=256 * KIB,
+        l3_bytes=8 * MIB,
+        cache_note="of a Haswell processor, the first with these instructions",
+        unverified=("clock_mhz", "l3_bytes"),
+    ),
+    memory_bytes=4 * GIB,
+    datasheet="System V ABI, AMD64 supplement: microarchitecture level v3",
+    schedules=tuple(RULES),
+    arithmetics=("float32", "int8"),
+    delivery="library",
+    deliveries=("library",),
+)
+
+QNX_ARM64 = replace(
+    RASPBERRY_PI_4B,
+    name="qnx-arm64",
+    description="In-vehicle computer with 64-bit Arm cores under QNX: objects that its own compiler links",
+    triple="aarch64-unknown-qnx",
+    identity="",
+    delivery="library",
+    deliveries=("library",),
+)
+
+BARE_ARM64 = replace(
+    QNX_ARM64,
+    name="bare-arm64",
+    description="64-bit Arm cores without an operating system: objects that need memcpy and memset alone",
+    triple="aarch64-none-elf",
 )
 
 BACKEND = "tvmflow.targets.cpu.backend"
@@ -184,4 +287,17 @@ KINDS = (
     ),
 )
 
-BOARDS = (HOST, RASPBERRY_PI_3B, RASPBERRY_PI_3B_32BIT, RASPBERRY_PI_4B, RASPBERRY_PI_5, ANDROID_ARM64)
+BOARDS = (
+    HOST,
+    RASPBERRY_PI_3B,
+    RASPBERRY_PI_3B_32BIT,
+    RASPBERRY_PI_4B,
+    RASPBERRY_PI_5,
+    ANDROID_ARM64,
+    ANDROID_ARM32,
+    MUSL_ARM64,
+    MUSL_ARM32,
+    MUSL_X64,
+    QNX_ARM64,
+    BARE_ARM64,
+)

@@ -70,6 +70,7 @@ def build(
             verify=verdict,
             extras=made.extras,
             usage=made.usage,
+            c_library=made.c_library,
         )
         if not runner:
             return write(out, runner=made.runner)

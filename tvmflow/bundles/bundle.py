@@ -410,14 +410,15 @@ def write(
     runner: Path | None = None,
     extras: Mapping[str, Path] = MappingProxyType({}),
     usage: str | None = None,
+    c_library: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write a bundle to `out`, replacing the bundle that may be there; if that fails, `out` is as it was before.
 
     A folder that exists stays, be it the current one, a link's or a mounted one, and what is in it is replaced.
     `library` becomes LIBRARY, with its own suffix. `runner` is a folder of `device.make_runner`; `extras` are other
     files and folders, by their names in the bundle. `usage` says in the README how the library is used, if not by TVM's
-    runtime in Python; there is no run.py then. The same build gives the same bytes. Raises UserError, also for a full
-    disk.
+    runtime in Python; there is no run.py then. `c_library` are the facts of a library for C.
+    The same build gives the same bytes. Raises UserError, also for a full disk.
     """
     place = Path(os.path.realpath(out))
     try:
@@ -432,6 +433,7 @@ def write(
                 (shutil.copytree if path.is_dir() else shutil.copyfile)(path, root / name)
             _write_vectors(root, program)
             content = _describe(program, target, versions, memory, verify, library_name(library), runner is not None)
+            content |= {"c_library": dict(c_library)} if c_library else {}
             (root / "README.md").write_text(_readme(content, target, usage or _python_usage(content)), encoding="utf-8")
             if usage is None:
                 (root / "run.py").write_text(_runner(content, target), encoding="utf-8")
@@ -547,6 +549,7 @@ def _describe(
             "tvm": toolchain.tvm_target_dict(target),
             "schedules": list(target.schedules),
             "arithmetics": list(target.arithmetics),
+            "deliveries": list(target.deliveries),
         },
         "versions": dict(versions),
         "inputs": [{**asdict(spec), "shape": list(spec.shape)} for spec in program.inputs],
@@ -603,8 +606,11 @@ def _details(layer: Layer, program: Program) -> Mapping[str, Any]:
 
 
 def library_name(library: Path) -> str:
-    """What a library is called in a bundle: "model", with the suffix of its kind; VTA's program.bin stays that."""
-    return library.name if library.suffix == ".bin" else Path(LIBRARY).with_suffix(library.suffix).name
+    """What a library is called in a bundle: "model", with the suffix of its kind.
+
+    VTA's program.bin stays that, and an archive, which programs are linked with, has its network's name.
+    """
+    return library.name if library.suffix in (".bin", ".a") else Path(LIBRARY).with_suffix(library.suffix).name
 
 
 def _write_vectors(root: Path, program: Program) -> None:

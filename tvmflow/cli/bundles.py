@@ -79,6 +79,10 @@ def build(
         Literal["float32", "float16", "int8"] | None,
         typer.Option("--dtype", help="What the network is computed in; float16 on boards whose CPU has it."),
     ] = None,
+    delivery: Annotated[
+        Literal["module", "library"] | None,
+        typer.Option("--format", help="A module for TVM's runtime, or a C library that needs none; by the board."),
+    ] = None,
     scheme: Annotated[
         Literal["per-channel", "power-of-two"] | None,
         typer.Option("--scheme", help="With --dtype int8: how the network was quantised."),
@@ -152,6 +156,7 @@ def build(
     found = targets.compile_also(targets.compute_in(found, dtype), arch or [])
     if cuda_graph:
         found = targets.capture_graph(found)
+    found = targets.deliver_as(found, delivery)
     shapes = [parse_input_shape(text) for text in input_shape or []]
     seen, named = parse_preprocessing(mean, std), parse_labels(labels) if labels is not None else ()
     check(found, out, linker, runner=runner is not None)  # before the import, which takes its time

@@ -222,6 +222,21 @@ def command(target: Target) -> list[str]:
     return [qemu, "-cpu", cpu_model(qemu, target), "-L", str(find_root(emulator))]
 
 
+def alone(target: Target) -> list[str]:
+    """What to put before a program that needs no library of the board's. Raises MissingDependencyError."""
+    qemu = _find_qemu(_find_emulator(target))
+    return [qemu, "-cpu", cpu_model(qemu, target)]
+
+
+def run_program(command: Sequence[str], folder: Path, what: str, *, stall_seconds: float = STALL_SECONDS) -> None:
+    """Run a program that leaves output-0.raw, … in `folder`; `what` says to people what it runs.
+
+    Raises VerificationError if it crashes, fails, or leaves nothing more for `stall_seconds`, and
+    MissingDependencyError if it can't be run.
+    """
+    _run(command, folder, what, stall_seconds)
+
+
 def _describe_bundle(folder: Path, library: Path, inputs: Sequence[np.ndarray], outputs: Sequence[TensorSpec]) -> None:
     """Make `folder` as much of a bundle as libtvmflow.so has to see."""
     shutil.copyfile(library, folder / "model.so")

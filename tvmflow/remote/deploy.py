@@ -54,8 +54,14 @@ STEADY_PACE = 1.1
 THROTTLED_NOW = 0xF
 """The flags of `vcgencmd get_throttled` that are about now; the others are about the time since it was switched on."""
 
-MACHINES = {("x86_64", "64"): (64, "x64"), ("aarch64", "64"): (64, "AArch64")}
+MACHINES = {
+    ("x86_64", "64"): (64, "x64"),
+    ("aarch64", "64"): (64, "AArch64"),
+    **dict.fromkeys((("aarch64", "32"), ("armv7l", "32"), ("armv8l", "32")), (32, "ARM")),
+}
 """`uname -m` and `getconf LONG_BIT` → ELF class and machine; a 64-bit kernel may carry a 32-bit system."""
+BITS = {"armv7l": "32", "armv8l": "32"}
+"""Of boards that have no `getconf` to ask; of all others 64."""
 MOST_CORES = 4096
 OLDEST_GLIBC = (2, 28)
 
@@ -177,7 +183,8 @@ def deploy(
             raise UserError(f"{path} has no runner for a device; build it with --runner c.")
         with connect(host, ssh_config) as connection:
             before = facts(connection)
-            if reason := why_incompatible(bundle.target.elf, before, host):
+            alone = bundle.target.delivery == "library"
+            if reason := why_incompatible(bundle.target.elf, before, host, alone=alone):
                 raise UserError(reason)
             place = folder or f".cache/tvmflow/{bundle.digest[:16]}"
             upload(bundle, connection, place, ours=folder is None)
@@ -349,18 +356,23 @@ def throttling(said: Any) -> int | None:
     return int(said, 16) if isinstance(said, str) and re.fullmatch("0x[0-9a-fA-F]{1,8}", said) else None
 
 
-def why_incompatible(elf: tuple[int, str], board: Mapping[str, Any], host: str) -> str | None:
+def why_incompatible(elf: tuple[int, str], board: Mapping[str, Any], host: str, *, alone: bool = False) -> str | None:
     """Why a board that says this of itself can't run code of that ELF class and machine; None if it can.
 
-    A bundle without a library has none that could be another board's.
+    A bundle without a library has none that could be another board's. What runs `alone` needs no C library of it, and
+    runs on a 64-bit ARM kernel in 32 bits as well.
     """
     if elf == NO_ELF:
         return None
-    if MACHINES.get((board.get("machine", ""), board.get("bits", "64"))) != elf:
+    machine = board.get("machine", "")
+    bits = board.get("bits") or BITS.get(machine, "64")
+    if MACHINES.get((machine, bits)) != elf and not (alone and MACHINES.get((machine, f"{elf[0]}")) == elf):
         return (
             f"The bundle is {elf[0]}-bit {elf[1]} code; {host} is {board.get('machine', 'of an unknown kind')} with a "
             f"{board.get('bits', '?')}-bit system. Nothing was sent."
         )
+    if alone:
+        return None
     name, _, version = board.get("libc", "").partition(" ")
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if name != "glibc" or numbers < OLDEST_GLIBC:

@@ -30,6 +30,8 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
         words.append(f"same class on {verdict['argmax_agreement']:.0%}")
     for place in verdict.get("constant_outputs", ()):
         words.append(f"output {place} is the same in all vectors, so little is known of it")
+    if verdict.get("same_bits") is not None:
+        words.append(f"{'the same bits as' if verdict['same_bits'] else 'other bits than'} by TVM's runtime")
     if verdict.get("left_out"):
         words.append(f"unlike the original on {' and '.join(verdict['left_out'])}")
     count = len(verdict["vectors"])

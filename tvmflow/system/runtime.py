@@ -33,6 +33,8 @@ PLATFORMS: dict[tuple[int, str], tuple[str, ...]] = {
 
 def why_none(target: Target) -> str | None:
     """None where TVM has a runtime for the board, else a sentence why not."""
+    if "module" not in target.deliveries:
+        return f"TVM publishes no runtime for the system of {target.name}, whose networks are libraries for C."
     if target.triple.endswith("-android"):
         return f"TVM publishes no runtime for Android's C library, which {target.name} has."
     if target.elf not in PLATFORMS and not _is_host(target.elf):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import io
 import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tvmflow.spec import MissingDependencyError, Target, UserError
 from tvmflow.system import cache, children, limits
@@ -41,7 +42,7 @@ def select_linker(target: Target, choice: str = "auto") -> Linker:
     """
     from tvmflow.system.host import COMPUTER
 
-    native = target.elf == COMPUTER.elf and target.kind == "llvm"
+    native = target.elf == COMPUTER.elf and target.kind == "llvm" and not target.triple.endswith("-musl")
     if choice == "auto":
         candidates = [_system if native else _zig, _zig if native else _cross]
         for candidate in candidates:
@@ -174,16 +175,38 @@ def tvm_target_dict(target: Target) -> dict[str, Any]:
 
 
 def read_elf(path: Path) -> tuple[int, str]:
-    """(Class in bits, machine) of an ELF file. Raises UserError if it is none."""
+    """(Class in bits, machine) of an ELF file, or of the first in an archive. Raises UserError if it is none."""
     from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
 
     try:
         with path.open("rb") as file:
-            elf = ELFFile(file)
+            begins = _first_member(file)
+            file.seek(begins)
+            elf = ELFFile(file if not begins else io.BytesIO(file.read()))
             return elf.elfclass, elf.get_machine_arch()
     except ELFError as error:
         raise UserError(f"{path.name} is no ELF file, so no library of a Linux or Android board: {error}.") from error
+
+
+ARCHIVE, MEMBER_HEADER = b"!<arch>\n", 60
+
+
+def _first_member(file: BinaryIO) -> int:
+    """Where the first object of an archive begins, behind its index and its names; 0 in files that are no archives."""
+    if file.read(len(ARCHIVE)) != ARCHIVE:
+        return 0
+    place = len(ARCHIVE)
+    for _ in range(3):  # the index, the long names, and the first object
+        file.seek(place)
+        header = file.read(MEMBER_HEADER)
+        name, size = header[:16].rstrip(), header[48:58].strip()
+        if len(header) < MEMBER_HEADER or not size.isdigit():
+            return 0
+        if name not in (b"/", b"//"):
+            return place + MEMBER_HEADER
+        place += MEMBER_HEADER + int(size) + int(size) % 2
+    return 0
 
 
 def check_elf(path: Path, elf: tuple[int, str], wanted_by: str) -> None:
