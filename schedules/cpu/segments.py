@@ -76,6 +76,8 @@ def _only_step(func: tirx.PrimFunc) -> SBlock | None:
         return None
     try:
         for name in names[:-1]:
+            if len(sch.get_consumers(name)) != 1:  # it would be computed as often as it is read
+                return None
             sch.compute_inline(name)
     except ScheduleError:  # another of the kernel's results
         return None
