@@ -4,8 +4,8 @@
 # modelled, and the SSH client that deploying takes. With --tests also the SSH server that the tests of deploying run for
 # themselves (Debian starts one of its own, too), proot for the emulated board of tools/emulated-board.py, the bare-metal
 # compiler and CMake of the example in microcontrollers' bundles, Oclgrind, which sees data races of GPU kernels, and
-# Chromium, in which reports are looked at. With --list it installs nothing and prints their names. Everything else,
-# linkers included, comes with `pip install tvmflow`.
+# Chromium, in which reports are looked at, and a Rust compiler if there is none. With --list it installs nothing and
+# prints their names. Everything else, linkers included, comes with `pip install tvmflow`.
 set -eu
 
 packages="qemu-user-static libc6-arm64-cross libstdc++6-arm64-cross libc6-armhf-cross qemu-system-arm \
@@ -13,7 +13,10 @@ packages="qemu-user-static libc6-arm64-cross libstdc++6-arm64-cross libc6-armhf-
 listed=""
 for option in "$@"; do
     case $option in
-    --tests) packages="$packages openssh-server proot gcc-arm-none-eabi cmake oclgrind chromium" ;;
+    --tests)
+        packages="$packages openssh-server proot gcc-arm-none-eabi cmake oclgrind chromium"
+        command -v rustc >/dev/null || packages="$packages rustc"
+        ;;
     --list) listed=yes ;;
     *)
         echo "$0 takes --tests and --list, no $option." >&2
