@@ -88,7 +88,7 @@ def tiles(func: tirx.PrimFunc, target: Target) -> list[int]:
     if not all(map(_is_short, convs)):
         return [1] if len(convs) == 1 else []
     possible = [vectors for vectors in (1, 2, 4) if block % (vectors * lanes) == 0]
-    return [vectors for vectors in possible if len(convs) == 1 or fuses(*convs, vectors * lanes)]
+    return [vectors for vectors in possible if len(convs) == 1 or fuses(convs[0], convs[1], vectors * lanes)]
 
 
 def fits(conv: Convolution) -> bool:
