@@ -246,7 +246,7 @@ def test_what_a_converter_does_not_take_is_absent(tmp_path, monkeypatch):
         raise ValueError("no such operator\nand more of it")
 
     one, other = np.ones((1, 3), np.float32), np.zeros((1, 2), np.float32)
-    vector = SimpleNamespace(inputs=(one,), outputs=(one, other))
+    vector = Vector(name="ones", inputs=(one,), outputs=(one, other))
     monkeypatch.setattr(networks, "NETWORKS", {"tiny": lambda: None})
     monkeypatch.setattr(convert, "to_onnx", refuse)
     monkeypatch.setattr(convert, "to_ncnn", lambda *_: "")
