@@ -43,8 +43,8 @@ from tvmflow.schedules.convolutions import (
 if TYPE_CHECKING:
     from tvmflow.spec import Target
 
-MOST_PARTS = 1024
-"""Combinations of parts, each of which has code of its own."""
+MOST_PARTS, MOST_CONDITIONS = 160, 20_000
+"""Combinations of parts, each of which has code of its own, and conditions to be decided in all of them together."""
 NCHW = 4
 """Tensors of more axes are in blocks."""
 
@@ -56,7 +56,8 @@ def segments(func: tirx.PrimFunc, target: Target, tile: None = None) -> Schedule
         return None
     value = _simplified(block.body.value, [(axis.var, 0, int(axis.dom.extent)) for axis in block.iter_vars])
     cuts = [_cuts(value, axis) for axis in block.iter_vars]
-    if not 1 < math.prod(len(found) - 1 for found in cuts) <= MOST_PARTS:
+    parts = math.prod(len(found) - 1 for found in cuts)
+    if not 1 < parts <= MOST_PARTS or parts * len(_comparisons(value)) > MOST_CONDITIONS:
         return None
     return Schedule(_loops(func, block, value, cuts, target))
 
