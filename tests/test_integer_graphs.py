@@ -412,9 +412,12 @@ with torch.random.fork_rng(devices=[]):
     torch.manual_seed(0)
     for _, _layers in CASES.values():
         for _layer in _layers.values():
+            if isinstance(_layer, nn.Parameter):
+                nn.init.normal_(_layer)
             for _module in _layer.modules() if isinstance(_layer, nn.Module) else ():
-                if hasattr(_module, "reset_parameters"):
-                    _module.reset_parameters()  # the same in every process
+                for _reset in ("reset_parameters", "_reset_parameters"):  # the latter is attention's
+                    if hasattr(_module, _reset):
+                        getattr(_module, _reset)()  # the same in every process
 
 
 def imported(network: nn.Module, *shapes: tuple[int, ...]) -> Program:

@@ -461,6 +461,7 @@ EXCEPTIONS: dict[str, tuple[str, set[str]]] = {
     "tvmflow/measure/local.py": (OF_ITS_OWN_PROCESS, {"json.loads"}),
     "tvmflow/measure/worker.py": (OF_ITS_OWN_PROCESS, {"json.loads"}),
     "tvmflow/remote/rpc_worker.py": (OF_ITS_OWN_PROCESS, {"json.loads"}),
+    "targets/cpu/library/backend.py": (OF_ITS_OWN_PROCESS, {"json.loads"}),
     "targets/cuda/standin/__init__.py": (OF_ITS_OWN_PROCESS, {"import pickle"}),
     "targets/cuda/standin/__main__.py": (OF_ITS_OWN_PROCESS, {"import pickle"}),
     "models/__init__.py": ("cards of weights, which tvmflow brings", {"json.loads"}),

@@ -262,10 +262,15 @@ def _samples(bundle: Built, threads: int, seconds: float) -> Mapping[str, Any]:
         runner.chmod(0o700)
         (Path(name) / "vectors").symlink_to((root / "vectors").resolve())
         environment = {**children.environment(), "TVM_NUM_THREADS": str(threads)}
-        done = subprocess.run(
-            [str(runner), "--samples", repr(seconds)],
-            capture_output=True, text=True, check=False, timeout=SECONDS + seconds, env=environment,
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                [str(runner), "--samples", repr(seconds)],
+                capture_output=True, text=True, check=False, timeout=SECONDS + seconds, env=environment,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise VerificationError(
+                f"The runner of {bundle.library.name} didn't end in {error.timeout:g} s."
+            ) from error
     if done.returncode != 0:
         raise VerificationError(f"The runner of {bundle.library.name} failed: {done.stderr.strip() or 'no message'}")
     return json.loads(done.stdout)
