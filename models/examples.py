@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +45,9 @@ class Inputs:
 
 def is_function(data: str | Path) -> bool:
     """Whether `--data` names a function and no path."""
-    return re.fullmatch(r"[\w.]+:\w+", str(data)) is not None and not Path(data).exists()
+    from tvmflow.network.pytorch import names_function
+
+    return names_function(str(data)) and not Path(data).exists()
 
 
 def load_inputs(

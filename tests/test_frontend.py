@@ -80,6 +80,17 @@ def test_several_inputs_and_outputs(tmp_path):
     assert [spec.shape for spec in built(program, tmp_path).outputs] == [(2, 3), (2, 3)]
 
 
+def test_a_factory_may_lie_in_a_file_that_names_its_neighbours(tmp_path):
+    folder = tmp_path / "my networks: old"
+    folder.mkdir()
+    (folder / "beside.py").write_text("CHANNELS = 5\n")
+    (folder / "of_a_file.py").write_text(
+        "import torch\nfrom beside import CHANNELS\ndef make():\n    return torch.nn.Conv2d(3, CHANNELS, 1)\n"
+    )
+    program = import_model(f"{folder}/of_a_file.py:make", [parse_input_shape("1x3x4x4")])
+    assert (program.name, program.outputs[0].shape) == ("make", (1, 5, 4, 4))
+
+
 def test_network_without_kernels(tmp_path):
     assert built(import_model("networks:constant", SHAPE), tmp_path).layers == ()
 
@@ -94,6 +105,8 @@ def test_network_without_kernels(tmp_path):
         ("networks:number", SHAPE, "gave a int"),
         ("networks:tiny", [parse_input_shape("1x4x9x7")], "1×4×9×7"),
         ("no-such-net", [], "dilated-net"),
+        ("nowhere/at_all.py:tiny", SHAPE, "there is no file nowhere/at_all.py"),
+        ("some/networks.py", SHAPE, "some/networks.py:function"),
         ("weights.pth", [], "pickle"),
         ("missing.pt2", [], "no file missing.pt2"),
         ("missing.onnx", [], "no file missing.onnx"),

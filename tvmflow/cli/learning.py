@@ -89,7 +89,7 @@ def evaluate(
         typer.Option(
             "--data",
             help="CIFAR-10 or Tiny ImageNet, a folder with one of images for each class, a .npy or .npz file, or "
-            "package.module:function that yields batches.",
+            "module:function or file.py:function that yields batches.",
         ),
     ],
     model: Annotated[

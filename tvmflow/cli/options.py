@@ -44,7 +44,7 @@ Target = Annotated[
 ]
 Board = Annotated[str | None, typer.Option("--board", help="A board of `tvmflow boards`, or a board's .toml file.")]
 ModelName = Annotated[
-    str, typer.Option("--model", help="Registry name, package.module:factory, .pt2, .onnx or .tflite file.")
+    str, typer.Option("--model", help="Registry name, module:factory, file.py:factory, .pt2, .onnx or .tflite file.")
 ]
 InputShapes = Annotated[
     list[str] | None, typer.Option("--input-shape", help="1x3x32x32 or name=1x3x32x32; once per input.")

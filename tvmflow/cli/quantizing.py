@@ -30,7 +30,7 @@ def quantize(
         typer.Option(
             "--data",
             help="CIFAR-10 (archive, folder or batches), a folder of images, a .npy or .npz file, or "
-            "package.module:function that yields batches.",
+            "module:function or file.py:function that yields batches.",
         ),
     ],
     model: ModelName = "dilated-net",

@@ -1,22 +1,21 @@
 """A trained network, in whatever form it comes, becomes a Program: Relax module, interface and reference vectors.
 
-Five forms are taken: a name in `tvmflow.models.MODELS`, `package.module:factory` (a function without arguments that
-returns an `nn.Module`), a `.pt2` file of `torch.export.save`, an `.onnx` file, and a `.tflite` file that computes in
-float32. PyTorch networks go through `torch.export`; every Relax binding is named after the module (or ONNX node, or
-tensor of a `.tflite` file) that it came from, so that reports can speak of `joint.3.pointwise` instead of
-`fused_conv2d9_add3_relu3`. The readers are in `tvmflow.network`.
+Five forms are taken: a name in `tvmflow.models.MODELS`, `package.module:factory` or `file.py:factory` (a function
+without arguments that returns an `nn.Module`), a `.pt2` file of `torch.export.save`, an `.onnx` file, and a `.tflite`
+file that computes in float32. PyTorch networks go through `torch.export`; every Relax binding is named after the module
+(or ONNX node, or tensor of a `.tflite` file) that it came from, so that reports can speak of `joint.3.pointwise`
+instead of `fused_conv2d9_add3_relu3`. The readers are in `tvmflow.network`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tvmflow.integer.tflite.schema import SUFFIX
 from tvmflow.models import MODELS
 from tvmflow.network.onnx_file import from_onnx
-from tvmflow.network.pytorch import from_factory, from_module, from_pt2, from_registry
+from tvmflow.network.pytorch import from_factory, from_module, from_pt2, from_registry, names_function
 from tvmflow.network.shapes import InputShape, parse_input_shape
 from tvmflow.network.tflite.file import from_tflite
 from tvmflow.network.tflite.graph import is_float
@@ -58,9 +57,11 @@ def import_model(model: str, input_shapes: Sequence[InputShape] = ()) -> Program
                 "takes it as it is."
             )
         return READERS[path.suffix](path, input_shapes)
-    if re.fullmatch(r"[\w.]+:\w+", model):
+    if path.suffix == ".py":
+        raise UserError(f"--model {model} is a file of Python; name the function in it too, as {model}:function.")
+    if names_function(model):
         return from_factory(model, input_shapes)
     raise UserError(
-        f"--model {model!r} is neither a known network ({', '.join(MODELS)}), nor package.module:factory, "
-        f"nor a {' or '.join(READERS)} file."
+        f"--model {model!r} is neither a known network ({', '.join(MODELS)}), nor a function "
+        f"(package.module:factory or file.py:factory), nor a {' or '.join(READERS)} file."
     )

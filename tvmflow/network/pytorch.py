@@ -54,11 +54,11 @@ def from_factory(text: str, input_shapes: Sequence[InputShape]) -> Program:
         raise UserError(f"A factory doesn't say its input's shape: give --input-shape 1x3x32x32 (or so) with {text}.")
     network = call_factory(text)
     positional, by_keyword = _arguments(network, input_shapes, text)
-    return _from_network(network, text.partition(":")[2], text, positional, by_keyword, None)
+    return _from_network(network, text.rpartition(":")[2], text, positional, by_keyword, None)
 
 
 def call_factory(text: str) -> torch.nn.Module:
-    """The network, in eval mode, that `package.module:function` returns. Raises UserError."""
+    """The network, in eval mode, that `package.module:function` or `file.py:function` returns. Raises UserError."""
     import torch
 
     what = "a function that returns a torch.nn.Module"
@@ -71,14 +71,25 @@ def call_factory(text: str) -> torch.nn.Module:
     return network
 
 
+def names_function(text: str) -> bool:
+    """Whether `text` has the form of `package.module:function`, or of `file.py:function`."""
+    return re.fullmatch(r"([\w.]+|.+\.py):\w+", text) is not None
+
+
 @contextlib.contextmanager
 def imported_function(text: str, option: str, wanted: str) -> Iterator[Callable[[], Any]]:
-    """What `package.module:function` names, for a block that calls it, whose errors become UserError.
+    """What `package.module:function` or `file.py:function` names, for a block that calls it; errors become UserError.
 
     `option` gave it, and `wanted` says in a sentence what it has to be.
     """
-    module_name, _, attribute = text.partition(":")
-    with _importable_from_here(module_name.partition(".")[0]):
+    module_name, _, attribute = text.rpartition(":")
+    folder = os.getcwd()
+    if module_name.endswith(".py"):
+        file = Path(module_name).absolute()
+        if not file.is_file():
+            raise UserError(f"{option} {text}: there is no file {module_name}.")
+        module_name, folder = file.stem, str(file.parent)
+    with _importable_from(folder, module_name.partition(".")[0]):
         try:
             with contained():
                 function = getattr(importlib.import_module(module_name), attribute)
@@ -363,25 +374,24 @@ def _check_weights(exported: torch.export.ExportedProgram, source: str) -> None:
 
 
 @contextlib.contextmanager
-def _importable_from_here(module: str) -> Iterator[None]:
-    """Let a factory be imported from the current directory, as `python -m` would, and what it imports from there.
+def _importable_from(folder: str, module: str) -> Iterator[None]:
+    """Let a factory be imported from `folder`, as `python -m` would from the current one, and what it imports there.
 
-    That directory comes first for the module that was asked for and last for all others: what this process still has to
+    That folder comes first for the module that was asked for and last for all others: what this process still has to
     import of its own doesn't come from there.
     """
-    here = os.getcwd()
-    finder = _Finder(module, here)
+    finder = _Finder(module, folder)
     sys.meta_path.insert(0, finder)
-    added = here not in sys.path
+    added = folder not in sys.path
     if added:
-        sys.path.append(here)
+        sys.path.append(folder)
     try:
         yield
     finally:
         sys.meta_path.remove(finder)
         if added:
             with contextlib.suppress(ValueError):  # the factory may have done it
-                sys.path.remove(here)
+                sys.path.remove(folder)
 
 
 class _Finder(MetaPathFinder):
