@@ -180,7 +180,7 @@ def test_command_line_from_file_to_classes(tvmflow, tmp_path):
         preprocessing=Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2)),
     )
     save(network, tmp_path / "net.safetensors")
-    common = ("build", "--dtype", "int8", "-o", tmp_path / "bundle", "--model", tmp_path / "net.safetensors")
+    common = ("build", "-o", tmp_path / "bundle", "--model", tmp_path / "net.safetensors")
     built = tvmflow(*common, "--json", "-")
     assert built.code == 0, built.err
     assert built.json["verify"]["max_abs_error"] == 0

@@ -117,17 +117,17 @@ def build(
 ) -> None:
     """Compile a network for a board into a bundle, verified against PyTorch wherever its code can run.
 
-    With --dtype int8, --model names a network that comes quantised, or a file of `tvmflow quantize`, and the bundle has
-    to match exact integer arithmetic bit for bit; a quantised .tflite file is such a network, and an .onnx or .pt2 file
-    that others quantised. --mean, --std and --labels go into the bundle, for `tvmflow run` on images, in place of what
-    the network says of itself.
+    A file of `tvmflow quantize` is computed in int8, and the bundle has to match exact integer arithmetic bit for bit;
+    so is a quantised .tflite file, and an .onnx or .pt2 file that others quantised. --dtype int8 asks for that of a
+    network of the registry that comes quantised. --mean, --std and --labels go into the bundle, for `tvmflow run` on
+    images, in place of what the network says of itself.
     """
     from dataclasses import replace
 
     from tvmflow import targets
     from tvmflow.bundles.build import build as build_bundle
     from tvmflow.bundles.build import check
-    from tvmflow.integer.frontend import comes_quantised
+    from tvmflow.integer.frontend import is_integer
     from tvmflow.models.examples import check_described, parse_labels, parse_preprocessing
     from tvmflow.network.frontend import import_model, parse_input_shape
     from tvmflow.report import assemble
@@ -139,7 +139,7 @@ def build(
     if db is not None and not tuned:
         raise UserError("--db names records to use and --no-tuned says to use none; give one of them.")
     found = targets.find(target, board)
-    if dtype is None and comes_quantised(model):
+    if dtype is None and is_integer(model):
         dtype = "int8"
     dtype = dtype or cast(Literal["float32", "float16", "int8"], found.arithmetic)
     searched = tuned_in(found)
