@@ -30,6 +30,7 @@ from tvmflow.targets.cpu.passes.block_channels import block_channels
 from tvmflow.targets.cpu.passes.choose_winograd import choose_winograd
 from tvmflow.targets.cpu.passes.fuse_depthwise import fuse_depthwise
 from tvmflow.targets.cpu.passes.pack_products import pack_products
+from tvmflow.targets.cpu.passes.roll_steps import roll_steps
 from tvmflow.targets.cpu.passes.transpose_dense import transpose_dense
 from tvmflow.targets.cuda.passes.bind_threads import bind_threads
 from tvmflow.targets.cuda.passes.capture_graph import capture_graph
@@ -48,6 +49,8 @@ CPU_KERNELS: tuple[Stage, ...] = (
     fold_scales,
     rows_as_maps,
     part_transposed,
+    # steps of a recurrent layer become one kernel
+    roll_steps,
     # kernels: operators become loops, neighbours become one kernel
     fuse_operators,
     # layouts: tensors and weights lie as the schedules read them

@@ -23,6 +23,7 @@ NAMES = (
     "depthwise_rows",
     "depthwise_nchw",
     "direct_nchw",
+    "recurrent",
     "dense",
     "products",
     "segments",

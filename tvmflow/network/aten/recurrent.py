@@ -18,6 +18,9 @@ Step = Callable[[Call, Any, int, Any, State], State]
 """From the inputs' shares of the gates in all steps, the number of this one, the state's share of them, and the state:
 the next state, hidden one first."""
 
+STEP = {"tvmflow.step": True}
+"""Marks the kernels of steps for `roll_steps`, which makes one of all steps of a layer."""
+
 
 def recurrent(step: Step, states: int) -> Converter:
     """Layers, each in one or two directions; the result is what the last one gives and the states at the end."""
@@ -49,11 +52,8 @@ def recurrent(step: Step, states: int) -> Converter:
                 outputs.append(steps)
                 for kind, state in enumerate(last):
                     finals[kind].append(state)
-            rows = [
-                call.emit(relax.op.concat(list(at), 1)) if directions > 1 else at[0]
-                for at in zip(*outputs, strict=True)
-            ]
-            x = _stacked(call, rows)
+            made = [_stacked(call, steps) for steps in outputs]
+            x = call.emit(relax.op.concat(made, 2)) if directions > 1 else made[0]
         last_states = [_stacked(call, kind) for kind in finals]
         if single:
             x = call.emit(relax.op.squeeze(x, [1]))
@@ -150,7 +150,7 @@ def lstm_step(call: Call, shares: Any, at: int, recurred: Any, state: State) -> 
         )
         return [hidden, cells]
 
-    both = call.compute("lstm_step", make, shares, _number(at), recurred, state[1])
+    both = call.compute("lstm_step", make, shares, _number(at), recurred, state[1], facts=STEP)
     return tuple(call.emit(relax.TupleGetItem(both, number)) for number in range(2))
 
 
@@ -170,7 +170,7 @@ def gru_step(call: Call, shares: Any, at: int, recurred: Any, state: State) -> S
 
         return te.compute(hidden.shape, value, name="hidden")
 
-    return (call.compute("gru_step", make, shares, _number(at), recurred, state[0]),)
+    return (call.compute("gru_step", make, shares, _number(at), recurred, state[0], facts=STEP),)
 
 
 def plain_step(activation: str) -> Step:
@@ -185,7 +185,7 @@ def plain_step(activation: str) -> Step:
             made = {"tanh": lambda x: libm_of("tanh", x), "relu": lambda x: tirx.max(x, tirx.const(0, x.ty.dtype))}
             return te.compute(recurred.shape, lambda *place: made[activation](total(*place)), name="hidden")
 
-        return (call.compute("rnn_step", make, shares, _number(at), recurred),)
+        return (call.compute("rnn_step", make, shares, _number(at), recurred, facts=STEP),)
 
     return step
 
