@@ -195,7 +195,8 @@ S4, B4, M4, V4 = w(4), w(4), w(4), np.abs(w(4)) + f32(0.1)
 S6 = w(6, 7)
 LSTM = (w(2, 20, 4, scale=0.5), w(2, 20, 5, scale=0.5), w(2, 40, scale=0.5))
 GRU = (w(1, 15, 4, scale=0.5), w(1, 15, 5, scale=0.5), w(1, 30, scale=0.5))
-STEPS = (3, 2, 4)
+STEPS = (7, 2, 4)
+"""More than are left unrolled."""
 QUANTISED = (f32(0.05)[0], np.uint8(128))
 ZERO4, SCALE4 = np.array([0, 3, -4, 9], "int8"), f32(0.5, 0.25, 0.1, 0.05)
 
@@ -635,6 +636,10 @@ CASES: dict[str, dict[str, Case]] = {
             for linear in (0, 1)
         },
         "RNN": one("RNN", w(1, 5, 4), w(1, 5, 5), w(1, 10), x=STEPS, hidden_size=5, results=2, without="large mean"),
+        "RNN with ReLU": one(
+            "RNN", w(1, 5, 4), w(1, 5, 5, scale=0.5), None, x=STEPS, hidden_size=5, activations=["Relu"], results=2
+        ),
+        "LSTM with clipped gates": one("LSTM", *(part[:1] for part in LSTM), x=STEPS, hidden_size=5, clip=0.7),
         "Gemm": one("Gemm", w(3, 2), w(3), x=(2, 4), transA=1, transB=1, alpha=0.5, beta=2.0),
         "Gemm without its third": one("Gemm", w(4, 3), w(3), x=(2, 4), beta=0.0),
         "MatMul of vectors": one("MatMul", w(4), x=(4,)),

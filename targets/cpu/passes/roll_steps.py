@@ -18,7 +18,7 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from tvmflow.network.aten.recurrent import STEP
+from tvmflow.network.steps import FACTS
 from tvmflow.passes.constants import is_constant
 from tvmflow.passes.fuse_operators import OPAQUE
 from tvmflow.passes.multiply_adds import static_shape
@@ -120,7 +120,7 @@ class _Reading:
         if not _is_call(call, "relax.call_tir"):
             return None
         func = self.module[call.args[0]]
-        if func.attrs is None or not set(STEP) <= set(func.attrs.keys()):
+        if func.attrs is None or not set(FACTS) <= set(func.attrs.keys()):
             return None
         number = call.args[1].fields[1]
         if not is_constant(number) or str(call.args[1].fields[0].ty.dtype) != "float32":
@@ -253,18 +253,20 @@ class _Roll(PyExprMutator):
 
     def _stacks(self, value: relax.Expr, chain: _Chain) -> bool:
         """Whether a value is all of a chain's hidden states, one behind the other."""
-        if not _is_call(value, "relax.concat") or not isinstance(value.args[0], relax.Tuple):
+        joined = next((name for name in ("relax.concat", "relax.stack") if _is_call(value, name)), None)
+        if joined is None or int(value.attrs.axis) != 0 or not isinstance(value.args[0], relax.Tuple):
             return False
         rows = list(value.args[0].fields)
-        if int(value.attrs.axis) != 0 or len(rows) != len(chain.steps):
-            return False
-        for row, state in zip(rows, chain.states, strict=True):
-            grown = self.reading.value(row)
-            if not _is_call(grown, "relax.expand_dims") or list(map(int, grown.attrs.axis)) != [0]:
-                return False
-            if not grown.args[0].same_as(state):
-                return False
-        return True
+        if joined == "relax.concat":
+            rows = [self._grown(row) for row in rows]
+        pairs = zip(rows, chain.states, strict=False)
+        return len(rows) == len(chain.steps) and all(_same(row, state) for row, state in pairs)
+
+    def _grown(self, row: relax.Expr) -> relax.Expr | None:
+        """What got a first axis."""
+        value = self.reading.value(row)
+        grown = _is_call(value, "relax.expand_dims") and list(map(int, value.attrs.axis)) == [0]
+        return value.args[0] if grown else None
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         if binding.var in self.ends:
@@ -285,7 +287,7 @@ class _Roll(PyExprMutator):
         weight = relax.const(pack(product.weight.value.numpy(), form, self.target), "float32")
         bias = [] if product.bias is None else [relax.const(_flat(product.bias), "float32")]
         func = define(form, self.target).with_attr("op_pattern", OPAQUE)
-        name = f"{first.binding.value.args[0].name_hint}s"
+        name = f"{first.binding.value.args[0].name_hint.removesuffix('_step')}_steps"
         given = relax.Tuple([self.visit_expr(first.given[0]), *before, weight, *bias])
         state = (form.batch, form.units)
         shapes = [(form.count + 1, *state), *(state for _ in form.kept)]
@@ -310,6 +312,8 @@ class _Roll(PyExprMutator):
         """Whether anything but steps and stacks of all states needs a hidden state."""
         for reader in self.reading.readers[var]:
             if reader in self.gone:
+                continue
+            if reader in self.stacks:
                 continue
             readers = self.reading.readers[reader]
             if not readers or any(other not in self.stacks for other in readers) or reader in self.reading.kept:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tvmflow.network.aten.call import Call, Converter, dtype_name, dtype_of, is_floating, is_tensor
+from tvmflow.network.libm import libm_of
 
 
 def operands(call: Call, dtype: str | None = None, count: int = 2) -> list[Any]:
@@ -378,17 +379,6 @@ def _sign(x: Any) -> Any:
 
 def exp_minus_1(x: Any) -> Any:
     return libm_of("expm1", x)
-
-
-def libm_of(name: str, *values: Any) -> Any:
-    """A function of C's library, which CUDA C has as well."""
-    from tvm import tirx
-
-    dtype = str(values[0].ty.dtype)
-    suffix = "" if dtype == "float64" else "f"
-    wide = "float64" if dtype == "float64" else "float32"
-    called = tirx.call_pure_extern(wide, name + suffix, *(value.astype(wide) for value in values))
-    return called if dtype == wide else called.astype(dtype)
 
 
 def libm(name: str, count: int = 1) -> Converter:

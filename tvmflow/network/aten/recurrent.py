@@ -1,7 +1,7 @@
 """LSTM, GRU and plain recurrent layers, unrolled over time.
 
 For all steps at once the inputs are multiplied by their weights, in one matrix product. A step is then one more
-product, of the state with all gates' weights, and one kernel of all that comes after it.
+product, of the state with all gates' weights, and one kernel of all that comes after it (`tvmflow.network.steps`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tvmflow.network.aten.arithmetic import libm_of
+from tvmflow.network import steps
 from tvmflow.network.aten.call import Call, Converter, shape_of
 from tvmflow.network.aten.indexing import strided
 
@@ -17,9 +17,6 @@ State = tuple[Any, ...]
 Step = Callable[[Call, Any, int, Any, State], State]
 """From the inputs' shares of the gates in all steps, the number of this one, the state's share of them, and the state:
 the next state, hidden one first."""
-
-STEP = {"tvmflow.step": True}
-"""Marks the kernels of steps for `roll_steps`, which makes one of all steps of a layer."""
 
 
 def recurrent(step: Step, states: int) -> Converter:
@@ -48,12 +45,12 @@ def recurrent(step: Step, states: int) -> Converter:
                 number = layer * directions + direction
                 own = weights[number * per : (number + 1) * per]
                 start = tuple(_row(call, state, number) for state in given)
-                steps, last = _run(call, step, x, start, own, biases, projected, backwards=direction == 1)
-                outputs.append(steps)
+                made, last = _run(call, step, x, start, own, biases, projected, backwards=direction == 1)
+                outputs.append(made)
                 for kind, state in enumerate(last):
                     finals[kind].append(state)
-            made = [_stacked(call, steps) for steps in outputs]
-            x = call.emit(relax.op.concat(made, 2)) if directions > 1 else made[0]
+            stacked = [_stacked(call, rows) for rows in outputs]
+            x = call.emit(relax.op.concat(stacked, 2)) if directions > 1 else stacked[0]
         last_states = [_stacked(call, kind) for kind in finals]
         if single:
             x = call.emit(relax.op.squeeze(x, [1]))
@@ -104,12 +101,6 @@ def _product(call: Call, x: Any, weight: Any, bias: Any) -> Any:
     return result if bias is None else call.emit(relax.op.add(result, bias))
 
 
-def _number(at: int) -> Any:
-    from tvm import relax
-
-    return relax.const(at, "int64")
-
-
 def _row(call: Call, x: Any, index: int) -> Any:
     from tvm import relax
 
@@ -123,76 +114,28 @@ def _stacked(call: Call, rows: Sequence[Any]) -> Any:
     return call.emit(relax.op.concat(grown, 0)) if len(grown) > 1 else grown[0]
 
 
-def _at(shares: Any, number: Any) -> Callable[[Any, Any], Any]:
-    """A step's share of the gates. Its number is a tensor, so that all steps have one kernel and not one each."""
-    return lambda row, column: shares[number(), row, column]
+def _lstm(call: Call, shares: Any, at: int, recurred: Any, state: State) -> State:
+    from tvm import relax
+
+    both = call.compute("lstm_step", steps.lstm, shares, steps.number(at), recurred, state[1], facts=steps.FACTS)
+    return tuple(call.emit(relax.TupleGetItem(both, place)) for place in range(2))
 
 
-def lstm_step(call: Call, shares: Any, at: int, recurred: Any, state: State) -> State:
-    """Gates i, f, g, o: c′ = σ(f) · c + σ(i) · tanh(g), h′ = σ(o) · tanh(c′)."""
-    from tvm import relax, te, tirx
-
-    def make(shares: Any, number: Any, recurred: Any, cell: Any) -> Any:
-        width, share = int(cell.shape[1]), _at(shares, number)
-
-        def gate(place: int, row: Any, unit: Any) -> Any:
-            return share(row, place * width + unit) + recurred[row, place * width + unit]
-
-        def after(row: Any, unit: Any) -> Any:
-            forget = tirx.sigmoid(gate(1, row, unit)) * cell[row, unit]
-            return forget + tirx.sigmoid(gate(0, row, unit)) * libm_of("tanh", gate(2, row, unit))
-
-        cells = te.compute(cell.shape, after, name="cell")
-        hidden = te.compute(
-            cell.shape,
-            lambda row, unit: tirx.sigmoid(gate(3, row, unit)) * libm_of("tanh", cells(row, unit)),
-            name="hidden",
-        )
-        return [hidden, cells]
-
-    both = call.compute("lstm_step", make, shares, _number(at), recurred, state[1], facts=STEP)
-    return tuple(call.emit(relax.TupleGetItem(both, number)) for number in range(2))
+def _gru(call: Call, shares: Any, at: int, recurred: Any, state: State) -> State:
+    return (call.compute("gru_step", steps.gru, shares, steps.number(at), recurred, state[0], facts=steps.FACTS),)
 
 
-def gru_step(call: Call, shares: Any, at: int, recurred: Any, state: State) -> State:
-    """Gates r, z, n: h′ = (1 − z) · tanh(x_n + r · h_n) + z · h, as PyTorch adds it: n + z · (h − n)."""
-    from tvm import te, tirx
-
-    def make(shares: Any, number: Any, recurred: Any, hidden: Any) -> Any:
-        width, share = int(hidden.shape[1]), _at(shares, number)
-
-        def value(row: Any, unit: Any) -> Any:
-            reset, update = (
-                tirx.sigmoid(share(row, gate * width + unit) + recurred[row, gate * width + unit]) for gate in range(2)
-            )
-            new = libm_of("tanh", share(row, 2 * width + unit) + reset * recurred[row, 2 * width + unit])
-            return new + update * (hidden[row, unit] - new)
-
-        return te.compute(hidden.shape, value, name="hidden")
-
-    return (call.compute("gru_step", make, shares, _number(at), recurred, state[0], facts=STEP),)
-
-
-def plain_step(activation: str) -> Step:
-    """h′ = activation(x + h)."""
-
+def _plain(activation: str) -> Step:
     def step(call: Call, shares: Any, at: int, recurred: Any, state: State) -> State:
-        from tvm import te, tirx
-
-        def make(shares: Any, number: Any, recurred: Any) -> Any:
-            share = _at(shares, number)
-            total = te.compute(recurred.shape, lambda row, unit: share(row, unit) + recurred[row, unit], name="total")
-            made = {"tanh": lambda x: libm_of("tanh", x), "relu": lambda x: tirx.max(x, tirx.const(0, x.ty.dtype))}
-            return te.compute(recurred.shape, lambda *place: made[activation](total(*place)), name="hidden")
-
-        return (call.compute("rnn_step", make, shares, _number(at), recurred, facts=STEP),)
+        make = steps.plain(activation)
+        return (call.compute("rnn_step", make, shares, steps.number(at), recurred, facts=steps.FACTS),)
 
     return step
 
 
 OPERATORS: dict[str, Converter] = {
-    "lstm.input": recurrent(lstm_step, 2),
-    "gru.input": recurrent(gru_step, 1),
-    "rnn_tanh.input": recurrent(plain_step("tanh"), 1),
-    "rnn_relu.input": recurrent(plain_step("relu"), 1),
+    "lstm.input": recurrent(_lstm, 2),
+    "gru.input": recurrent(_gru, 1),
+    "rnn_tanh.input": recurrent(_plain("tanh"), 1),
+    "rnn_relu.input": recurrent(_plain("relu"), 1),
 }

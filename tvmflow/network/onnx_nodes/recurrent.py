@@ -1,13 +1,19 @@
-"""Recurrent layers, unrolled: the products with the inputs of all steps are one, each step adds that of its state."""
+"""Recurrent layers, unrolled: the products with the inputs of all steps are one, each step adds that of its state.
+
+Layers as PyTorch has them are made of the kernels of its reader (`tvmflow.network.steps`), which CPUs roll up again.
+Clipped gates, peepholes and other activations are operators of each step.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from tvm import relax
 from tvm.relax import op
 
+from tvmflow.network import steps
 from tvmflow.network.onnx_nodes.node import Node, constant, dtype_of, piece, reshape, shape_of
 
 MOST_STEPS = 2048
@@ -75,6 +81,53 @@ class Layer:
         shifted = self.node.bind(op.add(product, constant(bias)))
         return [piece(shifted, 0, step * self.batch, (step + 1) * self.batch) for step in range(self.steps)]
 
+    def is_plain(self, defaults: Sequence[str], direction: int) -> bool:
+        """Whether a step has the activations that are `defaults`, and clips nothing."""
+        names = self.node.get("activations") or list(defaults) * 2
+        chosen = [name.lower() for name in names[direction * len(defaults) : (direction + 1) * len(defaults)]]
+        own = any(self.node.get(name) for name in ("activation_alpha", "activation_beta", "clip"))
+        return not own and chosen == [name.lower() for name in defaults]
+
+    def run(
+        self,
+        direction: int,
+        make: Callable[..., Any],
+        order: Sequence[int],
+        biases: tuple[np.ndarray, np.ndarray | None],
+        state: tuple[relax.Expr, ...],
+        given: Sequence[int],
+    ) -> tuple[list[relax.Expr], tuple[relax.Expr, ...]]:
+        """All steps by a kernel of `tvmflow.network.steps`: the hidden states of all, and the states at the end.
+
+        The gates that the kernel wants are those at `order` of ONNX's; `biases` are of the inputs and of the state; the
+        kernel gets the parts of the state at `given`.
+        """
+        bind = self.node.bind
+
+        def reordered(array: np.ndarray) -> np.ndarray:
+            parts = array.reshape(self.gates, self.hidden, -1)[list(order)]
+            return np.ascontiguousarray(parts.reshape(self.gates * self.hidden, -1))
+
+        of_input, of_state = self.weights(1, direction), self.weights(2, direction)
+        assert of_input is not None
+        assert of_state is not None
+        first, second = (None if bias is None else constant(reordered(bias).reshape(-1)) for bias in biases)
+        product = bind(op.matmul(self.rows, constant(np.ascontiguousarray(reordered(of_input).T))))
+        shares = bind(op.add(product, first))
+        shares = bind(reshape(shares, (self.steps, self.batch, self.gates * self.hidden)))
+        weight = constant(np.ascontiguousarray(reordered(of_state).T))
+        made: dict[int, relax.Expr] = {}
+        for at in self.order(direction):
+            recurred = bind(op.matmul(state[0], weight))
+            if second is not None:
+                recurred = bind(op.add(recurred, second))
+            needed = [state[place] for place in given]
+            result = self.node.kernel(make, shares, steps.number(at), recurred, *needed, facts=steps.FACTS)
+            several = isinstance(result.ty, relax.TupleType)
+            state = tuple(bind(relax.TupleGetItem(result, place)) for place in range(2)) if several else (result,)
+            made[at] = state[0]
+        return [made[at] for at in range(self.steps)], state
+
     def order(self, direction: int) -> list[int]:
         return list(range(self.steps))[:: -1 if self.backwards[direction] else 1]
 
@@ -102,14 +155,21 @@ def lstm(node: Node) -> relax.Expr | tuple:
     layer, bind = Layer(node, 4), node.bind
     sequences, hidden_ends, cell_ends = [], [], []
     for direction in range(len(layer.backwards)):
-        f, g, h = _activations(node, ("Sigmoid", "Tanh", "Tanh"), direction)
         first, second = layer.biases(direction)
+        peepholes = layer.weights(7, direction)
+        hidden, cell = layer.state(5, direction), layer.state(6, direction)
+        is_plain = peepholes is None and not node.get("input_forget", 0)
+        if is_plain and layer.is_plain(("Sigmoid", "Tanh", "Tanh"), direction):
+            states, last = layer.run(direction, steps.lstm, (0, 2, 3, 1), (first + second, None), (hidden, cell), (1,))
+            sequences.append(states)
+            hidden_ends.append(last[0])
+            cell_ends.append(last[1])
+            continue
+        f, g, h = _activations(node, ("Sigmoid", "Tanh", "Tanh"), direction)
         inputs = layer.projected(direction, first + second)
         weight = layer.weights(2, direction)
         assert weight is not None
         recurrent = constant(np.ascontiguousarray(weight.T))
-        peepholes = layer.weights(7, direction)
-        hidden, cell = layer.state(5, direction), layer.state(6, direction)
         made: dict[int, relax.Expr] = {}
         for step in layer.order(direction):
             total = bind(op.add(bind(op.matmul(hidden, recurrent)), inputs[step]))
@@ -134,15 +194,21 @@ def gru(node: Node) -> relax.Expr | tuple:
     layer, bind = Layer(node, 3), node.bind
     sequences, ends = [], []
     for direction in range(len(layer.backwards)):
-        f, g = _activations(node, ("Sigmoid", "Tanh"), direction)
         first, second = layer.biases(direction)
         width = 2 * layer.hidden
         linear = bool(node.get("linear_before_reset", 0))
+        if linear and layer.is_plain(("Sigmoid", "Tanh"), direction):
+            start = (layer.state(5, direction),)
+            states, last = layer.run(direction, steps.gru, (1, 0, 2), (first, second), start, (0,))
+            sequences.append(states)
+            ends.append(last[0])
+            continue
+        f, g = _activations(node, ("Sigmoid", "Tanh"), direction)
         joint = second.copy() if not linear else np.concatenate([second[:width], np.zeros_like(second[width:])])
         inputs = layer.projected(direction, first + joint)
         weight = layer.weights(2, direction)
         assert weight is not None
-        gates, last = constant(np.ascontiguousarray(weight[:width].T)), constant(np.ascontiguousarray(weight[width:].T))
+        gates, own = constant(np.ascontiguousarray(weight[:width].T)), constant(np.ascontiguousarray(weight[width:].T))
         hidden = layer.state(5, direction)
         made: dict[int, relax.Expr] = {}
         for step in layer.order(direction):
@@ -151,10 +217,10 @@ def gru(node: Node) -> relax.Expr | tuple:
             both = bind(f(layer.clipped(both)))
             z, r = bind(layer.gate(both, 0)), bind(layer.gate(both, 1))
             if linear:
-                state = bind(op.add(bind(op.matmul(hidden, last)), constant(second[width:])))
+                state = bind(op.add(bind(op.matmul(hidden, own)), constant(second[width:])))
                 state = bind(op.multiply(r, state))
             else:
-                state = bind(op.matmul(bind(op.multiply(r, hidden)), last))
+                state = bind(op.matmul(bind(op.multiply(r, hidden)), own))
             new = bind(g(layer.clipped(op.add(state, layer.gate(given, 2)))))
             kept = op.multiply(z, hidden)
             hidden = made[step] = bind(op.add(op.multiply(op.subtract(node.like(1), z), new), kept))
@@ -167,8 +233,15 @@ def rnn(node: Node) -> relax.Expr | tuple:
     layer, bind = Layer(node, 1), node.bind
     sequences, ends = [], []
     for direction in range(len(layer.backwards)):
-        (f,) = _activations(node, ("Tanh",), direction)
         first, second = layer.biases(direction)
+        kind = next((kind for kind in ("tanh", "relu") if layer.is_plain((kind,), direction)), None)
+        if kind is not None:
+            start = (layer.state(5, direction),)
+            states, last = layer.run(direction, steps.plain(kind), (0,), (first + second, None), start, ())
+            sequences.append(states)
+            ends.append(last[0])
+            continue
+        (f,) = _activations(node, ("Tanh",), direction)
         inputs = layer.projected(direction, first + second)
         weight = layer.weights(2, direction)
         assert weight is not None
