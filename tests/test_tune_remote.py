@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -187,7 +188,7 @@ def test_on_an_emulated_board(emulated, tvmflow, tmp_path):
             *("tune", "--target", "arm_cpu", "--model", "networks:tiny", "--input-shape", "1x3x9x7", "--trials", "16"),
             *("--runner", "rpc", "--host", emulated.address, "--token-file", emulated.token_file),
             *("--min-gain", "0", "--work-dir", tmp_path, "--json", tmp_path / "tune.json"),
-            cwd=ROOT / "tests",
+            PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         )
     assert done.code == 0, done.err
     assert "16/16 trials (16 in this run), failed: none" in done.out
