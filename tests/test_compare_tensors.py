@@ -28,7 +28,7 @@ from tvmflow.targets.cortex_m import machine
 
 FACTORY, SHAPE = "test_compare_tensors:residual", (1, 3, 10, 12)
 SHAPES = [parse_input_shape("1x3x10x12")]
-PATH = f"{ROOT}:{ROOT / 'tests'}"
+TESTS = ROOT / "tests"
 
 
 class _Residual(nn.Module):
@@ -205,7 +205,7 @@ def test_a_bundle_of_other_kernels_is_refused(made):
 
 def test_the_command(tvmflow, made):
     options = ("--model", FACTORY, "--inputs", made / "inputs.npz", "--count", "3", "--json", made / "found.json")
-    done = tvmflow("compare", made / "int8", *options, PYTHONPATH=PATH)
+    done = tvmflow("compare", made / "int8", *options, cwd=TESTS)
     assert done.code == 0, done.err
     assert "its own library, run on this computer: 3 inputs of inputs.npz" in done.out
     assert (made / "found.json").is_file()

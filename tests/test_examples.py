@@ -17,7 +17,7 @@ from tvmflow.spec import Preprocessing, TensorSpec, UserError
 IMAGE = (TensorSpec(name="x", shape=(1, 3, 8, 8), dtype="float32"),)
 TWO = (TensorSpec(name="a", shape=(1, 5), dtype="float32"), TensorSpec(name="b", shape=(1, 5), dtype="float32"))
 SEEN = Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3)
-PATH = f"{ROOT}:{ROOT / 'tests'}"
+TESTS = ROOT / "tests"
 
 
 def rows(count: int, *shape: int) -> np.ndarray:
@@ -216,7 +216,7 @@ def test_operators_are_checked_before_data_are_read(tvmflow, tmp_path):
     done = tvmflow(
         *("quantize", "--data", tmp_path / "missing.npz", "--model", "test_examples:with_norms"),
         *("--input-shape", "1x3x8x8", "-o", tmp_path / "out"),
-        PYTHONPATH=PATH,
+        cwd=TESTS,
     )
     done.failed_with(8, "there is no integer form of", "nn.avg_pool3d (1, 3)", "max_pool (5)")
     assert not (tmp_path / "out").exists()
@@ -250,14 +250,14 @@ def embedding():
 )
 def test_inputs_that_cannot_be_quantised(tvmflow, tmp_path, model, shape, words):
     options = ("--data", tmp_path / "missing.npz", "--model", model, "--input-shape", shape, "-o", tmp_path / "out")
-    done = tvmflow("quantize", *options, PYTHONPATH=PATH)
+    done = tvmflow("quantize", *options, cwd=TESTS)
     assert (done.code, words in done.err) == (4, True), done.err
 
 
 def test_a_network_of_two_inputs_is_quantised_on_a_function(tvmflow, tmp_path):
     options = ("--model", "test_examples:sum_of_two", "--input-shape", "a=1x5", "--input-shape", "b=1x5")
     data = ("--data", "test_examples:two_by_name", "--count", "12", "--labels", "cat,dog,bird")
-    done = tvmflow("quantize", *data, *options, "-o", tmp_path, PYTHONPATH=PATH)
+    done = tvmflow("quantize", *data, *options, "-o", tmp_path, cwd=TESTS)
     assert done.code == 0, done.err
     network = file.load(tmp_path / "sum_of_two-int8.safetensors")
     assert [port.name for port in network.inputs] == ["a", "b"]
@@ -269,8 +269,8 @@ def test_what_the_build_is_told_is_in_the_bundle(tvmflow, tmp_path):
     """And images can be run then, whose class has a name."""
     told = ("--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--labels", "a,b,c,d")
     options = ("--model", "networks:tiny", "--input-shape", "1x3x9x7", "-o", tmp_path / "net", "--no-verify")
-    tvmflow("build", *options, *told[:4], "--labels", "a,b", PYTHONPATH=PATH).failed_with(4, "--labels names 2 classes")
-    done = tvmflow("build", *options, *told, PYTHONPATH=PATH)
+    tvmflow("build", *options, *told[:4], "--labels", "a,b", cwd=TESTS).failed_with(4, "--labels names 2 classes")
+    done = tvmflow("build", *options, *told, cwd=TESTS)
     assert done.code == 0, done.err
     Image.new("RGB", (20, 20), (9, 99, 200)).save(tmp_path / "photo.png")
     ran = tvmflow("run", tmp_path / "net", "--input", tmp_path / "photo.png", "--json", "-")

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-UNREAD_WHEN_IMPORTING = frozenset({"TMPDIR", "XDG_CACHE_HOME"})
+UNREAD_WHEN_IMPORTING = frozenset({"CUDA_VISIBLE_DEVICES", "TMPDIR", "XDG_CACHE_HOME"})
 """The variables of which it makes no difference whether they were set before the imports."""
 
 
@@ -63,8 +63,11 @@ def _import_everything() -> None:
         *("tvmflow.targets.cpu.backend", "tvmflow.report.estimate", "tvmflow.bundles.evaluate", "tvmflow.models"),
         *("tvmflow.network.frontend", "tvmflow.integer.frontend", "tvmflow.network.pytorch", "tvmflow.pipeline"),
         *("tvmflow.report", "tvmflow.schedules", "tvmflow.tune.apply", "tvmflow.tune.command"),
+        *("numpy.ma", "tvmflow.report.render", "tvmflow.schedules.registry", "tvmflow.tune.tasks"),
     ):
         importlib.import_module(name)
+    with contextlib.suppress(ImportError):  # the part of it that reads options, which has no name that it promises
+        importlib.import_module("typer._adapters")
 
 
 def _serve(connection: socket.socket) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tvmflow.passes import type_checks  # noqa: F401 (rules call methods of schedules by the thousand)
 from tvmflow.passes.fuse_operators import kernels
 from tvmflow.passes.records import tuned_kernel
 from tvmflow.schedules import registry as rules
