@@ -32,9 +32,9 @@ from tvmflow.spec import UnsupportedOperatorError
 from tvmflow.system.toolchain import link, select_linker, tvm_target_dict
 from tvmflow.targets import TARGETS, compute_in
 from tvmflow.targets.cortex_m import machine
+from tvmflow.targets.cortex_m.attributes import IN_PLACE
 from tvmflow.targets.cortex_m.backend import check_network
 from tvmflow.targets.cortex_m.compile import compile_object, header, lay_out, write_source
-from tvmflow.targets.cortex_m.stages import IN_PLACE
 
 pytestmark = pytest.mark.packages
 

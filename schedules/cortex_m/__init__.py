@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from tvmflow.schedules.cortex_m._kernel import AnyLayer, Kernel, Node
+from tvmflow.schedules.cortex_m._kernel import AdaptedLayer, AnyLayer, Kernel, Node
 
-__all__ = ["CORES", "KERNELS", "LONGEST_CHAIN", "AnyLayer", "Kernel", "Node", "choose"]
+__all__ = ["CORES", "KERNELS", "LONGEST_CHAIN", "AdaptedLayer", "AnyLayer", "Kernel", "Node", "choose"]
 
 KERNELS: dict[str, str] = {
     "pointwise": "a whole convolution of integers, 1×1 above all: four pixels at a time, by SMLAD or VMLADAV",
@@ -28,19 +28,23 @@ CORES = ("plain", "dsp", "mve")
 
 LONGEST_CHAIN = 2
 
-Make = Callable[[Sequence[AnyLayer], Sequence[str], str, Sequence[bool]], Kernel | None]
-"""A kernel for just these layers, or None: (layers, dtypes of what is read, core, which of that may be overwritten)."""
+Make = Callable[[Sequence[AnyLayer], Sequence[str], str, Sequence[bool], bool], Kernel | None]
+"""A kernel for just these layers, or None: (layers, dtypes of what is read, core, which of that may be overwritten,
+whether that is worth copying a part of it first)."""
 
 
-def choose(layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable: Sequence[bool]) -> Kernel:
+def choose(
+    layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable: Sequence[bool], frugal: bool = False
+) -> Kernel:
     """The kernel of the first of `layers`, or of more of them.
 
     `dtypes` and `writable` are of the tensors that the first reads, each of them once; those that are writable may be
-    overwritten. Of the others, each has to read the one before, and nobody else may.
+    overwritten, also where that takes more instructions if `frugal`. Of the others, each has to read the one before,
+    and nobody else may.
     """
     for name in KERNELS:
         make: Make = getattr(import_module(f"tvmflow.schedules.cortex_m.{name}"), name)
         for count in range(min(len(layers), LONGEST_CHAIN), 0, -1):
-            if kernel := make(layers[:count], dtypes, core, writable):
+            if kernel := make(layers[:count], dtypes, core, writable, frugal):
                 return kernel
     raise AssertionError("direct and node serve every layer")

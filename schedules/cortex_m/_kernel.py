@@ -25,6 +25,37 @@ LEAST = -(1 << 31)
 Expr = Any
 """A tvm.ir.Expr or a Python number."""
 
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AdaptedLayer(IntegerLayer):
+    """A layer that reads its input as it is, where others have a copy made of it first.
+
+    Beyond the input there is `border`, which isn't 0 where another number stands for the real 0. With `interleaved` the
+    input lies as H×W×C.
+    """
+
+    border: int
+    interleaved: bool
+
+
+def border_of(layer: WeightedLayer) -> int:
+    """What a layer meets beyond its input."""
+    return layer.border if isinstance(layer, AdaptedLayer) else 0
+
+
+def is_interleaved(layer: WeightedLayer) -> bool:
+    """Whether the channels of a pixel of the input are neighbours in memory."""
+    return isinstance(layer, AdaptedLayer) and layer.interleaved
+
+
+def place_of(layer: WeightedLayer, channel: Expr, y: Expr, x: Expr) -> Expr:
+    """Which element of a layer's input is at a channel, row and column."""
+    _, channels, height, width = layer.input_shape
+    if is_interleaved(layer):
+        return (y * width + x) * channels + channel
+    return (channel * height + y) * width + x
+
+
 WeightedLayer = FloatLayer | IntegerLayer
 """A layer with weights, of a float32 network or of an integer one."""
 Node = FloatNode | IntegerNode
@@ -246,19 +277,19 @@ def tap_of(layer: WeightedLayer, number: Expr) -> tuple[Expr, Expr, Expr]:
 
 
 def met_by(layer: WeightedLayer, source: tirx.Buffer, tap: tuple[Expr, Expr, Expr], pixel: Expr) -> Expr:
-    """What an output pixel meets at a channel, row and column of the weights; 0 beyond the border."""
+    """What an output pixel meets at a channel, row and column of the weights."""
     channel, row, column = tap
     if is_pointwise(layer):
-        return source[channel * pixels_of(layer) + pixel]
+        return source[place_of(layer, channel, 0, 0) + pixel * (layer.input_shape[1] if is_interleaved(layer) else 1)]
     _, _, height, width = layer.input_shape
     y, x = tirx.truncdiv(pixel, layer.output_shape[3]), tirx.truncmod(pixel, layer.output_shape[3])
     y = y * layer.stride[0] - layer.padding[0] + row * layer.dilation[0]
     x = x * layer.stride[1] - layer.padding[1] + column * layer.dilation[1]
-    value = source[(channel * height + y) * width + x]
+    value = source[place_of(layer, channel, y, x)]
     if not any(layer.padding):
         return value
     inside = tirx.all(y >= 0, y < height, x >= 0, x < width)
-    return tirx.if_then_else(inside, value, tirx.const(0, source.dtype))
+    return tirx.if_then_else(inside, value, tirx.const(border_of(layer), source.dtype))
 
 
 def sizes(layer: WeightedLayer) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from tvmflow.integer.graph import FloatLayer
 from tvmflow.schedules.cortex_m._kernel import (
     AnyLayer,
     Kernel,
+    Pointer,
     block_start,
     constant_pointers,
     finish,
@@ -53,7 +54,7 @@ TILES = {"dsp": Tile(lanes=1, vectors=4, outputs=6, unroll=8), "mve": Tile(lanes
 
 
 def convolution_float(
-    layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable: Sequence[bool]
+    layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable: Sequence[bool], frugal: bool
 ) -> Kernel | None:
     if len(layers) != 1 or core not in TILES:
         return None
@@ -67,15 +68,18 @@ def convolution_float(
     width = vectors * lanes
     unroll = next(count for count in range(tile.unroll, 0, -1) if inputs % count == 0)
     constants = {"stream": stream_of(layer, together)}
+    # all blocks gather their own pixels, and nothing else meets these
+    in_place = writable[0] and is_pointwise(layer) and pixels % width == 0
+    ends: dict[str, Pointer] = {"source": (dtype, before), "destination": (layer.dtype, after)}
     pointers = {
-        "source": (dtype, before),
-        "destination": (layer.dtype, after),
+        **({"data": (dtype, max(before, after))} if in_place else ends),
         "scratch": (dtype, width * inputs),
         **constant_pointers(constants),
     }
     places = [(t, v, lanes_at((t * vectors + v) * lanes, lanes)) for t in range(together) for v in range(vectors)]
     with function(pointers) as (builder, given):
-        source, scratch, stream = given["source"], given["scratch"], given["stream"]
+        source, destination = (given["data" if in_place else name] for name in ends)
+        scratch, stream = given["scratch"], given["stream"]
         sums = T.alloc_buffer((together * width,), "float32", scope="local")
         with T.serial(0, -(-pixels // width)) as block:
             first = block_start(block, width, pixels)
@@ -107,13 +111,14 @@ def convolution_float(
                 for t, v, place in places:
                     value = (finish_vector if lanes > 1 else finish)(layer, T.bind(sums[place]), ())
                     at = (channel + t) * pixels + first + v * lanes
-                    T.buffer_store(given["destination"], value, [lanes_at(at, lanes)])
+                    T.buffer_store(destination, value, [lanes_at(at, lanes)])
     return Kernel(
         schedule="convolution_float",
         layers=(layer,),
         func=builder.get(),
         constants=constants,
         scratch={"scratch": 4 * width * inputs},
+        in_place=0 if in_place else None,
     )
 
 

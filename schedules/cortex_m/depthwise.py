@@ -2,12 +2,15 @@
 
 1. Of two layers, the first writes a plane into a scratch buffer that the second reads at once. Then nothing reads the
    plane of the input any more, and the result takes its place: planes of the output begin no later than the input's.
+   Of one layer alone the plane is copied first, which vectors need anyway, and otherwise if the memory is worth it.
 2. The rows of the output are cut where the set of taps that meet the map changes, so that nothing is computed of rows
    beyond the border: of a dilation of 5 on 8×8, most of it.
 3. Scalars: columns are cut in the same way. Weights lie in registers, two in each with DSP (SMLABB and SMLABT take
    either half), and a load and a multiply-add is all that a tap costs.
 4. MVE: four pixels of a row at a time, each tap one widening load and one VMLA by a scalar. The planes get columns of
-   zeros left and right; only taps that meet no column at all are left out. The last four overlap the ones before.
+   the border left and right; only taps that meet no column at all are left out. The last four overlap the ones before.
+5. A border of another number than 0 adds as much times the weights of the taps that aren't computed: once for a channel
+   and a set of taps, to what its sums begin with.
 
 3×3 of dilation 5 and a plain 3×3 behind it on 64×32×32, stride 2: 2.8 instructions for each multiply-add, those of the
 border counted as work, on a Cortex-M7 and 1.1 on a Cortex-M55, counted under qemu-system-arm 7.2; on 1024×4×4, of which
@@ -16,7 +19,9 @@ a third is computed, 1.3 and 0.5. TVM 0.27.0, 2026-11-25.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +36,7 @@ from tvmflow.schedules.cortex_m._kernel import (
     Kernel,
     WeightedLayer,
     accumulator,
+    border_of,
     constant_pointers,
     finish,
     finish_vector,
@@ -85,7 +91,9 @@ class Room:
         return -(-self.rows * self.pitch // COPY_LANES[0]) * COPY_LANES[0]
 
 
-def depthwise(layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable: Sequence[bool]) -> Kernel | None:
+def depthwise(
+    layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable: Sequence[bool], frugal: bool
+) -> Kernel | None:
     fitting = [layer for layer in layers if isinstance(layer, WeightedLayer) and _fits(layer)]
     if len(layers) > 2 or len(fitting) < len(layers):
         return None
@@ -94,11 +102,13 @@ def depthwise(layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writ
     dtype = dtypes[0]
     dtypes = [dtype, *(layer.dtype for layer in layers)]
     before, after = sizes(layers[0])[0], sizes(layers[-1])[1]
-    in_place = writable[0] and len(layers) == 2 and after <= before
+    # of one layer alone the plane has to be copied, as vectors do anyway
+    copied = vectors[0] or (len(layers) == 1 and frugal and writable[0] and after <= before)
+    in_place = writable[0] and (len(layers) == 2 or copied) and after <= before
     rooms = {
         f"plane{number}": _room(layer, dtypes[number], vectors[number])
         for number, layer in enumerate(layers)
-        if number or vectors[number]
+        if number or copied
     }
     constants: dict[str, np.ndarray] = {}
     for number, layer in enumerate(layers):
@@ -110,15 +120,16 @@ def depthwise(layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writ
     }
     with function(pointers) as (builder, given):
         source, destination = (given["data"], given["data"]) if in_place else (given["source"], given["destination"])
-        for name, room in rooms.items():
-            if room.left or room.right:
-                _clear(given[name], room)
+        for number, layer in enumerate(layers):
+            room = rooms.get(f"plane{number}")
+            if room is not None and (room.left or room.right):
+                _clear(given[f"plane{number}"], room, border_of(layer))
         with T.serial(0, layers[0].input_shape[1]) as c:
             here = _whole(source, layers[0].input_shape, c)
             for number, layer in enumerate(layers):
-                if number == 0 and vectors[0]:
+                if number == 0 and copied:
                     copy = _inside(given["plane0"], rooms["plane0"])
-                    _copy(here, copy, layer.input_shape)
+                    (_copy if vectors[0] else _copy_whole)(here, copy, layer.input_shape)
                     here = copy
                 last = layer is layers[-1]
                 there = (
@@ -171,11 +182,11 @@ def _inside(buffer: tirx.Buffer, room: Room) -> Plane:
     return Plane(buffer=buffer, first=room.left, pitch=room.pitch)
 
 
-def _clear(buffer: tirx.Buffer, room: Room) -> None:
+def _clear(buffer: tirx.Buffer, room: Room, border: int) -> None:
     lanes = COPY_LANES[0]
     with T.serial(0, room.size // lanes) as index:
-        zeros = T.Broadcast(T.Cast(room.dtype, T.int32(0)), lanes)
-        T.buffer_store(buffer, zeros, [T.ramp(index * lanes, 1, lanes)])
+        values = T.Broadcast(T.Cast(room.dtype, T.int32(border)), lanes)
+        T.buffer_store(buffer, values, [T.ramp(index * lanes, 1, lanes)])
 
 
 def _copy(source: Plane, destination: Plane, shape: tuple[int, ...]) -> None:
@@ -187,19 +198,34 @@ def _copy(source: Plane, destination: Plane, shape: tuple[int, ...]) -> None:
             T.buffer_store(destination.buffer, value, [T.ramp(destination.at(y, x), 1, lanes)])
 
 
+def _copy_whole(source: Plane, destination: Plane, shape: tuple[int, ...]) -> None:
+    """All of a plane, of whose rows each follows the one before: what LLVM makes a call of memcpy."""
+    with T.serial(0, shape[2] * shape[3]) as place:
+        T.buffer_store(destination.buffer, source.buffer[source.first + place], [destination.first + place])
+
+
 def _begin(layer: WeightedLayer, table: tirx.Buffer, c: Expr) -> tuple[Expr, By]:
     begin, by = parameters_at(layer, table, c)
     return T.bind(begin), tuple(map(T.bind, by))
 
 
 def _weights(layer: WeightedLayer, weight: tirx.Buffer, c: Expr) -> dict[tuple[int, int], Expr]:
-    """The channel's weights of the taps that meet the input, in the dtype of the sums."""
+    """The channel's weights of the taps that meet the input, or a border other than 0, in the dtype of the sums."""
     height, width = layer.weight.shape[2:]
+    rows, columns = (range(height), range(width)) if border_of(layer) else (met(layer, 0), met(layer, 1))
     return {
-        (r, s): T.bind(T.Cast(accumulator(layer), weight[(c * height + r) * width + s]))
-        for r in met(layer, 0)
-        for s in met(layer, 1)
+        (r, s): T.bind(T.Cast(accumulator(layer), weight[(c * height + r) * width + s])) for r in rows for s in columns
     }
+
+
+def _with_border(
+    layer: WeightedLayer, begin: Expr, weights: Mapping[tuple[int, int], Expr], meeting: set[tuple[int, int]]
+) -> Expr:
+    """What a sum begins with, and what the taps add to it that meet the border; those in `meeting` don't."""
+    border = [weight for tap, weight in weights.items() if tap not in meeting]
+    if not border_of(layer) or not border:
+        return begin
+    return T.bind(begin + T.int32(border_of(layer)) * functools.reduce(operator.add, border))
 
 
 def _scalars(
@@ -224,9 +250,10 @@ def _scalars(
             halves[low] = ("smlabb", word)
     for top, rows, vertical in layer.window.cuts(0):
         for first, columns, horizontal in layer.window.cuts(1):
+            start = _with_border(layer, begin, weights, {(r, s) for r in vertical for s in horizontal})
             with T.serial(0, rows) as row, T.serial(0, columns) as column:
                 y, x = top + row, first + column
-                total = begin
+                total = start
                 for r in vertical:
                     for s in horizontal:
                         value = T.Cast(accumulator(layer), here.buffer[here.at(*_met_by(layer, y, x, r, s))])
@@ -251,8 +278,8 @@ def _vectors(
     weights = _weights(layer, constants[1], c)
     width = layer.output_shape[3]
 
-    def four(y: Expr, x: Expr, vertical: Sequence[int]) -> None:
-        total = T.Broadcast(begin, LANES)
+    def four(y: Expr, x: Expr, vertical: Sequence[int], start: Expr) -> None:
+        total = T.Broadcast(start, LANES)
         for r in vertical:
             for s in met(layer, 1):
                 index = T.ramp(here.at(*_met_by(layer, y, x, r, s)), layer.stride[1], LANES)
@@ -262,11 +289,12 @@ def _vectors(
         T.buffer_store(there.buffer, value, [T.ramp(there.at(y, x), 1, LANES)])
 
     for top, rows, vertical in layer.window.cuts(0):
+        start = _with_border(layer, begin, weights, {(r, s) for r in vertical for s in met(layer, 1)})
         with T.serial(0, rows) as row:
             with T.serial(0, width // LANES) as vector:
-                four(top + row, vector * LANES, vertical)
+                four(top + row, vector * LANES, vertical, start)
             if width % LANES:
-                four(top + row, width - LANES, vertical)
+                four(top + row, width - LANES, vertical, start)
 
 
 def _met_by(layer: WeightedLayer, y: Expr, x: Expr, r: int, s: int) -> tuple[Expr, Expr]:

@@ -19,18 +19,22 @@ from tvmflow.schedules.cortex_m._kernel import (
     Kernel,
     WeightedLayer,
     accumulator,
+    border_of,
     constant_pointers,
     finish,
     function,
     multiply_add,
     parameters,
     parameters_at,
+    place_of,
     sizes,
     weights_of,
 )
 
 
-def direct(layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable: Sequence[bool]) -> Kernel | None:
+def direct(
+    layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable: Sequence[bool], frugal: bool
+) -> Kernel | None:
     if len(layers) != 1 or not isinstance(layers[0], WeightedLayer):
         return None
     layer, (dtype,) = layers[0], dtypes
@@ -41,7 +45,7 @@ def direct(layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writabl
     _, _, height, width = layer.input_shape
     _, outputs, out_height, out_width = layer.output_shape
     _, inputs, *kernel = layer.weight.shape
-    padded = any(layer.padding)
+    padded, border = any(layer.padding), border_of(layer)
     pointers = {
         "source": (dtype, before),
         "destination": (layer.dtype, after),
@@ -59,7 +63,7 @@ def direct(layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writabl
                 column = x * layer.stride[1] + s * layer.dilation[1] - layer.padding[1]
 
                 def add() -> None:
-                    value = T.Cast(total.dtype, given["source"][((group + i) * height + row) * width + column])
+                    value = T.Cast(total.dtype, given["source"][place_of(layer, group + i, row, column)])
                     if "weight" in given:
                         at = ((o * inputs + i) * kernel[0] + r) * kernel[1] + s
                         sum_ = multiply_add(core, total[0], value, T.Cast(total.dtype, given["weight"][at]))
@@ -67,11 +71,20 @@ def direct(layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writabl
                         sum_ = total[0] + value
                     T.buffer_store(total, sum_, [0])
 
-                if padded:
-                    with T.If(tirx.all(row >= 0, row < height, column >= 0, column < width)), T.Then():
-                        add()
-                else:
+                inside = tirx.all(row >= 0, row < height, column >= 0, column < width)
+                if not padded:
                     add()
+                elif border:
+                    at = ((o * inputs + i) * kernel[0] + r) * kernel[1] + s
+                    with T.If(inside):
+                        with T.Then():
+                            add()
+                        with T.Else():
+                            weight = T.Cast(total.dtype, given["weight"][at])
+                            T.buffer_store(total, total[0] + T.int32(border) * weight, [0])
+                else:
+                    with T.If(inside), T.Then():
+                        add()
             value = finish(layer, total[0], by)
             T.buffer_store(given["destination"], T.Cast(layer.dtype, value), [(o * out_height + y) * out_width + x])
     return Kernel(schedule="direct", layers=(layer,), func=builder.get(), constants=constants)

@@ -31,7 +31,9 @@ from tvmflow.schedules.nodes import (
 )
 
 
-def node(layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable: Sequence[bool]) -> Kernel | None:
+def node(
+    layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable: Sequence[bool], frugal: bool
+) -> Kernel | None:
     if len(layers) != 1 or not isinstance(layers[0], Node):
         return None
     layer = layers[0]

@@ -10,7 +10,9 @@
    as is usual, takes twice as many instructions besides the products. Weights, biases and multipliers are one stream.
 3. With MVE, VMLADAV adds sixteen products of one output channel and one pixel to a general register; four pixels share
    a load of weights. VMLADAV has no signed by unsigned form: unsigned inputs have 128 taken off, and the bias makes up.
-4. Four sums of one channel are four neighbouring pixels of the result.
+4. Four sums of one channel are four neighbouring pixels of the result. They can lie where the input was, if nobody
+   else reads that: of a 1×1 convolution nothing meets those pixels any more, whatever the number of channels. Of
+   others, as many rows as the taps have are copied first, with a border of zeros, if the memory is worth it.
 
 1024 to 1024 channels of 4×4: 0.83 instructions for each multiply-add on a Cortex-M7, 0.16 on a Cortex-M55, counted
 under qemu-system-arm 7.2; of the network with depthwise layers 0.92 and 0.20. TVM 0.27.0, 2026-11-25.
@@ -19,7 +21,8 @@ under qemu-system-arm 7.2; of the network with depthwise layers 0.92 and 0.20. T
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from tvm import tirx
@@ -30,10 +33,13 @@ from tvmflow.schedules.cortex_m._kernel import (
     AnyLayer,
     Expr,
     Kernel,
+    Pointer,
     block_start,
+    border_of,
     constant_pointers,
     function,
     intrinsic,
+    is_pointwise,
     met_by,
     parameters,
     pixels_of,
@@ -54,37 +60,158 @@ LANES = 16
 MVE_UNROLL = 4
 
 
-def pointwise(layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable: Sequence[bool]) -> Kernel | None:
+def pointwise(
+    layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable: Sequence[bool], frugal: bool
+) -> Kernel | None:
     if len(layers) != 1 or core not in ("dsp", "mve"):
         return None
     layer = layers[0]
     if not isinstance(layer, IntegerLayer) or layer.kind == "pool" or layer.groups != 1 or pixels_of(layer) < PIXELS:
         return None
-    return (_dsp if core == "dsp" else _mve)(layer, dtypes[0])
+    overwrites = writable[0]  # signed or unsigned, a byte is one
+    window = Window.of(layer) if overwrites and frugal and not is_pointwise(layer) else None
+    in_place = overwrites and (is_pointwise(layer) or window is not None)
+    return (_dsp if core == "dsp" else _mve)(layer, dtypes[0], in_place, window)
 
 
-def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """As many rows of the input as the taps have, with a border left and right: what a row of the result meets.
+
+    That row then lies where the input was. Row y of the input, counted from the first of the border, is at y modulo
+    `rows`.
+    """
+
+    channels: int
+    rows: int
+    columns: int
+    left: int
+    pitch: int
+    above: int
+    border: int
+
+    @classmethod
+    def of(cls, layer: IntegerLayer) -> Window | None:
+        """For a layer whose result's map is as large as its input's, and meets its neighbours."""
+        _, channels, height, width = layer.input_shape
+        top, left, _, right = layer.padding
+        rows, _ = layer.weight.shape[2:]
+        if layer.output_shape[2:] != (height, width) or width < PIXELS or layer.stride != (1, 1):
+            return None
+        if layer.dilation != (1, 1) or not top < rows:
+            return None
+        return cls(
+            channels=channels,
+            rows=rows,
+            columns=width,
+            left=left,
+            pitch=left + width + right,
+            above=top,
+            border=border_of(layer),
+        )
+
+    @property
+    def bytes(self) -> int:
+        return -(-self.channels * self.rows * self.pitch // LANES) * LANES
+
+    def clear(self, buffer: tirx.Buffer) -> None:
+        with T.serial(0, self.bytes) as place:
+            T.buffer_store(buffer, tirx.const(self.border, buffer.dtype), [place])
+
+    def take(self, source: tirx.Buffer, height: int, buffer: tirx.Buffer, y: Expr) -> None:
+        """Row `y` of the input, in all channels, or the border where there is none."""
+        slot = tirx.truncmod(y + self.above, self.rows)
+
+        def rows(value: Callable[[Expr, Expr], Expr]) -> None:
+            with T.serial(0, self.channels) as c, T.serial(0, self.columns) as x:
+                at = (c * self.rows + slot) * self.pitch + self.left + x
+                T.buffer_store(buffer, value(c, x), [at])
+
+        with T.If(y < height):
+            with T.Then():
+                rows(lambda c, x: source[(c * height + y) * self.columns + x])
+            with T.Else():
+                rows(lambda c, x: tirx.const(self.border, buffer.dtype))
+
+    def element(self, buffer: tirx.Buffer, tap: tuple[Expr, Expr, Expr], y: Expr, x: Expr) -> Expr:
+        """What the pixel at row `y` and column `x` of the result meets at a channel, row and column of the weights."""
+        channel, row, column = tap
+        return buffer[(channel * self.rows + tirx.truncmod(y + row, self.rows)) * self.pitch + x + column]
+
+
+Met = Callable[[Expr, int], Expr]
+"""What the pixel of that number in a block meets as the value of that number."""
+Emit = Callable[[Expr, int, Met], None]
+"""Emits the work on a block: its first pixel, how many there are, and what they meet."""
+
+
+def _in_blocks(layer: IntegerLayer, given: Mapping[str, tirx.Buffer], window: Window | None, emit: Emit) -> None:
+    """All pixels in blocks of four.
+
+    Where four don't divide them, the last block overlaps the one before, or it is smaller, if the one before has
+    overwritten what it meets.
+    """
+    pixels, in_place = pixels_of(layer), "data" in given
+    source = given["data" if in_place else "source"]
+    if window is None:
+        count = pixels // PIXELS if in_place else -(-pixels // PIXELS)
+
+        def met(first: Expr) -> Met:
+            return lambda number, j: met_by(layer, source, tap_of(layer, number), first + j)
+
+        with T.serial(0, count) as block:
+            first = block * PIXELS if in_place else block_start(block, PIXELS, pixels)
+            emit(first, PIXELS, met(first))
+        if in_place and pixels % PIXELS:
+            first = T.int32(pixels - pixels % PIXELS)
+            emit(first, pixels % PIXELS, met(first))
+        return
+    buffer, (height, width) = given["rows"], layer.output_shape[2:]
+    window.clear(buffer)
+    below = window.rows - 1 - window.above
+    for y in range(below):
+        window.take(source, height, buffer, T.int32(y))
+    with T.serial(0, height) as y:
+        window.take(source, height, buffer, y + below)
+        with T.serial(0, -(-width // PIXELS)) as block:
+            x = block_start(block, PIXELS, width)
+            emit(y * width + x, PIXELS, _of_window(layer, window, buffer, y, x))
+
+
+def _of_window(layer: IntegerLayer, window: Window, buffer: tirx.Buffer, y: Expr, x: Expr) -> Met:
+    return lambda number, j: window.element(buffer, tap_of(layer, number), y, x + j)
+
+
+def _pointers(layer: IntegerLayer, dtype: str, in_place: bool, window: Window | None) -> dict[str, Pointer]:
+    """Of the input and the result, and of what is kept of the input."""
     before, after = sizes(layer)
+    found: dict[str, Pointer] = {"source": (dtype, before), "destination": (layer.dtype, after)}
+    if in_place:
+        found = {"data": (dtype, max(before, after))}
+    return found if window is None else {**found, "rows": (dtype, window.bytes)}
+
+
+def _dsp(layer: IntegerLayer, dtype: str, in_place: bool, window: Window | None) -> Kernel:
     inputs, outputs, pixels = layer.weight[0].size, layer.output_shape[1], pixels_of(layer)
     pairs, steps, header = -(-outputs // 2), -(-inputs // 2), 2 + 2 * len(layer.factors)
     constants = {"stream": stream_of(layer)}
     pointers = {
-        "source": (dtype, before),
-        "destination": (layer.dtype, after),
+        **_pointers(layer, dtype, in_place, window),
         "scratch": ("int32", DSP_PITCH * steps),
         **constant_pointers(constants),
     }
     unroll = next(count for count in (DSP_UNROLL, 8, 4, 2, 1) if steps % count == 0)
     with function(pointers) as (builder, given):
         stream, scratch = given["stream"], given["scratch"]
+        destination = given["data" if in_place else "destination"]
         begin = T.alloc_buffer((PIXELS,), "int32", scope="local")
         both, second = (T.alloc_buffer((PIXELS,), "int32", scope="local") for _ in range(2))
-        with T.serial(0, -(-pixels // PIXELS)) as block:
-            first = block_start(block, PIXELS, pixels)
-            _gather_pairs(layer, given["source"], scratch, begin, first)
+
+        def emit(first: Expr, several: int, met: Met) -> None:
+            _gather_pairs(layer, scratch, begin, several, met)
             with T.serial(0, pairs) as pair:
                 base = pair * (header + steps)
-                for j in range(PIXELS):
+                for j in range(several):
                     T.buffer_store(both, wrapping(operator.add, begin[j], stream[base]), [j])
                     T.buffer_store(second, stream[base + 1], [j])
                 with T.serial(0, steps // unroll) as many:
@@ -92,14 +219,14 @@ def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:
                         step = many * unroll + one
                         word = T.bind(stream[base + header + step])
                         upper = T.bind(intrinsic("sxtb16", rotate_right(word, 8)))
-                        for j in range(PIXELS):
+                        for j in range(several):
                             x = T.bind(scratch[step * DSP_PITCH + PLACES[j]])
                             T.buffer_store(both, intrinsic("smlad", word, x, both[j]), [j])
                             T.buffer_store(second, intrinsic("smlad", upper, x, second[j]), [j])
                 for number in range(2):
 
                     def store(number: int = number) -> None:
-                        for j in range(PIXELS):
+                        for j in range(several):
                             total = (
                                 second[j]
                                 if number
@@ -108,20 +235,27 @@ def _dsp(layer: IntegerLayer, dtype: str) -> Kernel:
                             by = tuple(stream[base + place + number] for place in range(2, header, 2))
                             value = requantised(layer, total, *by)
                             at = (2 * pair + number) * pixels + first + j
-                            T.buffer_store(given["destination"], T.Cast(layer.dtype, value), [at])
+                            T.buffer_store(destination, T.Cast(destination.dtype, value), [at])
 
                     if number and outputs % 2:
                         with T.If(pair < pairs - 1), T.Then():
                             store()
                     else:
                         store()
+
+        _in_blocks(layer, given, window, emit)
     return Kernel(
         schedule="pointwise",
         layers=(layer,),
         func=builder.get(),
         constants=constants,
-        scratch={"scratch": 4 * DSP_PITCH * steps},
+        scratch={**_kept(window), "scratch": 4 * DSP_PITCH * steps},
+        in_place=0 if in_place else None,
     )
+
+
+def _kept(window: Window | None) -> dict[str, int]:
+    return {} if window is None else {"rows": window.bytes}
 
 
 def stream_of(layer: IntegerLayer) -> np.ndarray:
@@ -138,22 +272,15 @@ def stream_of(layer: IntegerLayer) -> np.ndarray:
     return np.concatenate([header, words], 1).astype(np.uint32).view(np.int32)
 
 
-def _gather_pairs(
-    layer: IntegerLayer, source: tirx.Buffer, scratch: tirx.Buffer, begin: tirx.Buffer, first: Expr
-) -> None:
-    """Two values of four pixels at a time; `begin` becomes −128 times the sum of each pixel."""
+def _gather_pairs(layer: IntegerLayer, scratch: tirx.Buffer, begin: tirx.Buffer, several: int, met: Met) -> None:
+    """Two values of some pixels at a time; `begin` becomes −128 times the sum of each pixel."""
     inputs = layer.weight[0].size
-    for j in range(PIXELS):
+    for j in range(several):
         T.buffer_store(begin, T.int32(0), [j])
 
     def gather(step: Expr, values: int) -> None:
-        for j in range(PIXELS):
-            low, high = (
-                T.Cast("int32", met_by(layer, source, tap_of(layer, 2 * step + half), first + j))
-                if half < values
-                else T.int32(0)
-                for half in range(2)
-            )
+        for j in range(several):
+            low, high = (T.Cast("int32", met(2 * step + half, j)) if half < values else T.int32(0) for half in range(2))
             word = T.bind(tirx.bitwise_or(tirx.bitwise_and(low, 0xFFFF), tirx.shift_left(high, T.int32(16))))
             T.buffer_store(scratch, word, [step * DSP_PITCH + PLACES[j]])
             T.buffer_store(begin, intrinsic("smlad", word, T.int32(TWICE_MINUS_128), begin[j]), [j])
@@ -164,8 +291,7 @@ def _gather_pairs(
         gather(inputs // 2, 1)
 
 
-def _mve(layer: IntegerLayer, dtype: str) -> Kernel:
-    before, after = sizes(layer)
+def _mve(layer: IntegerLayer, dtype: str, in_place: bool, window: Window | None) -> Kernel:
     inputs, outputs, pixels = layer.weight[0].size, layer.output_shape[1], pixels_of(layer)
     steps = -(-inputs // LANES)
     excess = 128 if dtype == "uint8" else 0
@@ -178,21 +304,20 @@ def _mve(layer: IntegerLayer, dtype: str) -> Kernel:
     columns = table.shape[1]
     constants = {"parameters": table, "weight": weight}
     pointers = {
-        "source": (dtype, before),
-        "destination": (layer.dtype, after),
+        **_pointers(layer, dtype, in_place, window),
         "scratch": ("int8", PIXELS * LANES * steps),
         **constant_pointers(constants),
     }
     unroll = next(count for count in (MVE_UNROLL, 2, 1) if steps % count == 0)
     with function(pointers) as (builder, given):
-        scratch = given["scratch"]
+        scratch, destination = given["scratch"], given["data" if in_place else "destination"]
         totals = T.alloc_buffer((PIXELS,), "int32", scope="local")
-        with T.serial(0, -(-pixels // PIXELS)) as block:
-            first = block_start(block, PIXELS, pixels)
+
+        def emit(first: Expr, several: int, met: Met) -> None:
             with T.serial(0, inputs) as c:
                 row = tirx.floordiv(c, LANES) * (PIXELS * LANES) + tirx.floormod(c, LANES)
-                for j in range(PIXELS):
-                    value = T.Cast("int32", met_by(layer, given["source"], tap_of(layer, c), first + j)) - excess
+                for j in range(several):
+                    value = T.Cast("int32", met(c, j)) - excess
                     T.buffer_store(scratch, T.Cast("int8", value), [row + j * LANES])
             with T.serial(0, outputs) as o:
                 for j in range(PIXELS):
@@ -207,14 +332,23 @@ def _mve(layer: IntegerLayer, dtype: str) -> Kernel:
                 sums = T.bind(T.Shuffle([totals[j] for j in range(PIXELS)], list(range(PIXELS))))
                 by = tuple(given["parameters"][columns * o + place] for place in range(1, columns))
                 value = requantize_vector(layer, sums, by)
-                at = T.ramp(o * pixels + first, 1, PIXELS)
-                T.buffer_store(given["destination"], T.Cast(f"{layer.dtype}x{PIXELS}", value), [at])
+                if several == PIXELS:
+                    at = T.ramp(o * pixels + first, 1, PIXELS)
+                    T.buffer_store(destination, T.Cast(f"{destination.dtype}x{PIXELS}", value), [at])
+                    return
+                vector = T.bind(value)
+                for j in range(several):  # the other sums are of what a block before left
+                    one = T.Cast(destination.dtype, T.Shuffle([vector], [j]))
+                    T.buffer_store(destination, one, [o * pixels + first + j])
+
+        _in_blocks(layer, given, window, emit)
     return Kernel(
         schedule="pointwise",
         layers=(layer,),
         func=builder.get(),
         constants=constants,
-        scratch={"scratch": PIXELS * LANES * steps},
+        scratch={**_kept(window), "scratch": PIXELS * LANES * steps},
+        in_place=0 if in_place else None,
     )
 
 

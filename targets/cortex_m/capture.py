@@ -20,9 +20,10 @@ import numpy as np
 from tvmflow.spec import Program, Target, VerificationError
 from tvmflow.system import children
 from tvmflow.targets.cortex_m import machine
+from tvmflow.targets.cortex_m.attributes import IN_PLACE, LAYERS, NOTHING, READS, RESULT
 from tvmflow.targets.cortex_m.facts import Mcu
 from tvmflow.targets.cortex_m.machine import Arrays
-from tvmflow.targets.cortex_m.stages import IN_PLACE, LAYERS, NOTHING, READS, RESULT, choose_kernels, functions_of
+from tvmflow.targets.cortex_m.stages import choose_kernels, functions_of
 
 SP, LR, PC = 13, 14, 15
 ARGUMENTS_IN_REGISTERS = 4

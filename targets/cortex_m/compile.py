@@ -19,9 +19,10 @@ from tvmflow.passes import portable_c
 from tvmflow.spec import Program, Target
 from tvmflow.system import toolchain
 from tvmflow.system.toolchain import Linker
+from tvmflow.targets.cortex_m.attributes import ARGUMENTS, CONSTANTS
 from tvmflow.targets.cortex_m.facts import Mcu
 from tvmflow.targets.cortex_m.options import STACK_BYTES, compiler_options
-from tvmflow.targets.cortex_m.stages import ARGUMENTS, CONSTANTS, functions_of
+from tvmflow.targets.cortex_m.stages import functions_of
 
 ALIGNMENT = 16
 """Bytes, of each tensor in flash."""

@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -25,27 +25,32 @@ import tvm
 from tvm import tirx
 
 from tvmflow.integer.graph import FloatGraph, FloatLayer, FloatNode
-from tvmflow.integer.layers import IntegerNode
+from tvmflow.integer.layers import IntegerLayer, IntegerNode
 from tvmflow.integer.network import IntegerNetwork
-from tvmflow.integer.operators import Gather
+from tvmflow.integer.operators import OUTSIDE, Gather
 from tvmflow.integer.reader import float_graph
 from tvmflow.network.names import module_path
-from tvmflow.passes.arena import pack
+from tvmflow.passes.arena import least, pack
 from tvmflow.passes.lifetimes import Tensor, live_bytes
 from tvmflow.passes.portable_c import lower_loops
-from tvmflow.schedules.cortex_m import LONGEST_CHAIN, AnyLayer, Kernel, Node, choose
+from tvmflow.schedules.cortex_m import LONGEST_CHAIN, AdaptedLayer, AnyLayer, Kernel, Node, choose
 from tvmflow.schedules.nodes import VALUES_OF_FLOATS
 from tvmflow.spec import Layer, Program, Target, UnsupportedOperatorError
+from tvmflow.targets.cortex_m.attributes import (
+    ARGUMENTS,
+    CONSTANTS,
+    IN_PLACE,
+    LAYERS,
+    NOTHING,
+    OUTPUT,
+    READS,
+    RESULT,
+    SCRATCH,
+)
+from tvmflow.targets.cortex_m.check import check_arena
 from tvmflow.targets.cortex_m.facts import Mcu
 
-LAYERS, READS, RESULT, OUTPUT, CONSTANTS, SCRATCH, IN_PLACE, ARGUMENTS = (
-    f"tvmflow.{name}"
-    for name in ("layers", "reads", "result", "output", "constants", "scratch", "in_place", "arguments")
-)
 PURPOSE = "compiled for a microcontroller in float32"
-NOTHING = -1
-"""In place of a number: none."""
-
 Graph = FloatGraph | IntegerNetwork
 
 
@@ -92,29 +97,66 @@ def _choose(
 ) -> Program:
     """`network` are the graph's layers; `folded` is by their names, too."""
     network, outputs = _with_copies(network, [port.source for port in graph.outputs])
+    network = _with_adapted(network, [port.name for port in graph.inputs], outputs)
     made_by = {port.name: f"input {number}" for number, port in enumerate(graph.inputs)}
     dtypes = {port.name: spec.dtype for port, spec in zip(graph.inputs, program.inputs, strict=True)}
     dtypes |= {layer.name: layer.dtype for layer in network}
     last_read = {name: step for step, layer in enumerate(network) for name in layer.inputs}
     kept = {*outputs, *made_by}  # the caller's inputs are read only, and what he gets is left as it is
     functions: dict[str, tirx.PrimFunc] = {}
+    frugal: dict[str, tirx.PrimFunc] = {}
     layers: list[Layer] = []
     step = 0
     while step < len(network):
         chain = _chain(network[step:], outputs)
         read = list(dict.fromkeys(chain[0].inputs))
-        # the result of any of these may become the kernel's, and an output has a place of its own
-        inside = not any(layer.name in outputs for layer in chain)
-        writable = [inside and name not in kept and last_read[name] == step for name in read]
-        kernel = choose(chain, [dtypes[name] for name in read], Mcu.of(target).core, writable)
+        free = [name not in kept and last_read[name] == step for name in read]
+        given = [dtypes[name] for name in read], Mcu.of(target).core
+
+        def chosen(
+            frugal: bool,
+            chain: Sequence[AnyLayer] = chain,
+            free: Sequence[bool] = free,
+            given: tuple[Sequence[str], str] = given,
+        ) -> Kernel:
+            # the result of any of these may become the kernel's, and an output has a place of its own
+            inside = not any(layer.name in outputs for layer in chain)
+            kernel = choose(chain, *given, [inside and one for one in free], frugal)
+            alone = not inside and len(kernel.layers) == 1 and chain[0].name not in outputs
+            return choose(chain[:1], *given, free, frugal) if alone else kernel
+
+        kernel, smaller = chosen(frugal=False), chosen(frugal=True)
         name = f"{len(layers):02}_{re.sub(r'[^0-9A-Za-z]+', '_', kernel.layers[0].name)}"
         last = kernel.layers[-1].name
         output = outputs.index(last) if last in outputs else NOTHING
-        functions[name] = _annotate(kernel, [made_by[source] for source in read], output)
+        reads = [made_by[source] for source in read]
+        functions[name] = _annotate(kernel, reads, output)
+        if smaller.in_place != kernel.in_place and smaller.layers == kernel.layers:
+            frugal[name] = _annotate(smaller, reads, output)
         layers.append(_describe(kernel, name, folded))
         made_by[last] = name
         step += len(kernel.layers)
-    return replace(program, module=tvm.IRModule(functions), layers=tuple(layers))
+    return replace(program, module=tvm.IRModule(_with(functions, frugal)), layers=tuple(layers))
+
+
+def _with(functions: Mapping[str, tirx.PrimFunc], frugal: Mapping[str, tirx.PrimFunc]) -> Mapping[str, tirx.PrimFunc]:
+    """As few of the kernels that save memory by more instructions as the smallest arena takes.
+
+    From all of them on, one after the other is given up if the arena stays as it is.
+    """
+
+    def size(chosen: Mapping[str, tirx.PrimFunc]) -> int:
+        return least(list(_tensors(chosen).tensors.values()))
+
+    chosen = {**functions, **frugal}
+    smallest = size(chosen)
+    if size(functions) <= smallest:
+        return functions
+    for name in frugal:
+        without = {**chosen, name: functions[name]}
+        if size(without) <= smallest:
+            chosen = without
+    return chosen
 
 
 def _with_copies(network: Sequence[AnyLayer], outputs: Sequence[str]) -> tuple[Sequence[AnyLayer], Sequence[str]]:
@@ -144,6 +186,82 @@ def _with_copies(network: Sequence[AnyLayer], outputs: Sequence[str]) -> tuple[S
                 layers.append(IntegerNode(**common, **limits, dtype=given.dtype, scale=given.scale))
             sources[number] = name
     return layers, sources
+
+
+def _with_adapted(layers: Sequence[AnyLayer], inputs: Collection[str], outputs: Collection[str]) -> Sequence[AnyLayer]:
+    """The layers, where a convolution itself knows what lies beyond its input, and how the network's input lies.
+
+    Networks with zero points of their own have borders of that number, and those of TensorFlow have images as H×W×C;
+    their readers make a layer of either, which is a copy of the whole tensor.
+    """
+    readers: dict[str, list[AnyLayer]] = defaultdict(list)
+    for layer in layers:
+        for source in layer.inputs:
+            readers[source].append(layer)
+    copies: dict[str, _Copy] = {}
+    for layer in layers:
+        copy = _copy_of(layer)
+        if copy is None or layer.name in outputs or (copy.interleaved and copy.node.inputs[0] not in inputs):
+            continue
+        if all(_reads_copies(reader, copy) for reader in readers[layer.name]):
+            copies[layer.name] = copy
+    found: list[AnyLayer] = []
+    for layer in layers:
+        if layer.name in copies:
+            continue
+        copy = copies.get(layer.inputs[0])
+        if copy is not None:
+            assert isinstance(layer, IntegerLayer)
+            kept = {field.name: getattr(layer, field.name) for field in fields(IntegerLayer)}
+            kept |= {"inputs": copy.node.inputs, "input_shape": copy.shape, "padding": copy.padding}
+            kept |= {"modules": tuple(dict.fromkeys((*copy.node.modules, *layer.modules)))}
+            layer = AdaptedLayer(**kept, border=copy.border, interleaved=copy.interleaved)
+        found.append(layer)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Copy:
+    """A layer that puts a border around maps, and may have its input as H×W×C; `shape` is the input's as 1×C×H×W."""
+
+    node: IntegerNode
+    shape: tuple[int, int, int, int]
+    padding: tuple[int, int, int, int]
+    border: int
+    interleaved: bool
+
+
+def _reads_copies(layer: AnyLayer, copy: _Copy) -> bool:
+    """Whether a layer can read the original: depthwise kernels read planes."""
+    if not isinstance(layer, IntegerLayer) or layer.kind != "conv2d" or any(layer.padding):
+        return False
+    return not copy.interleaved or layer.groups == 1
+
+
+def _copy_of(layer: AnyLayer) -> _Copy | None:
+    if not isinstance(layer, IntegerNode) or not isinstance(layer.operator, Gather):
+        return None
+    places, given = layer.operator.places, layer.input_shape
+    rows, columns = (np.flatnonzero((places != OUTSIDE).any(axis)) for axis in ((0, 1, 3), (0, 1, 2)))
+    if not len(rows):
+        return None
+    top, left = int(rows[0]), int(columns[0])
+    count = np.arange(math.prod(given))
+    for interleaved in (False, True):
+        shape = (1, given[3], given[1], given[2]) if interleaved else (1, given[1], given[2], given[3])
+        plain = np.moveaxis(count.reshape(given), 3, 1) if interleaved else count.reshape(given)
+        whole = np.full(places.shape, OUTSIDE)
+        inner = whole[:, :, top : top + shape[2], left : left + shape[3]]
+        if inner.shape != shape or (interleaved and shape == tuple(given)):
+            continue
+        inner[...] = plain
+        if np.array_equal(whole, places):
+            below, right = places.shape[2] - top - shape[2], places.shape[3] - left - shape[3]
+            padding = top, left, below, right
+            return _Copy(
+                node=layer, shape=shape, padding=padding, border=layer.operator.outside, interleaved=interleaved
+            )
+    return None
 
 
 def _chain(layers: Sequence[AnyLayer], outputs: Sequence[str]) -> Sequence[AnyLayer]:
@@ -201,27 +319,12 @@ def _bytes(shape: Sequence[int], dtype: str) -> int:
 def place_tensors(program: Program, target: Target) -> Program:
     """Every pointer gets its place: activations and scratch share one arena, packed by lifetime."""
     functions = functions_of(program)
-    last_read = {str(read): step for step, func in enumerate(functions.values()) for read in func.attrs[READS]}
-    lies_in: dict[str, str] = {f"input {number}": f"input {number}" for number in range(len(program.inputs))}
-    tensors: dict[str, Tensor] = {}
-    for step, (name, func) in enumerate(functions.items()):
-        for scratch, size in func.attrs[SCRATCH].items():
-            key = f"{name} {scratch}"
-            tensors[key] = Tensor(name=key, bytes=int(size), first=step, last=step)
-        overwritten, output = int(func.attrs[IN_PLACE]), int(func.attrs[OUTPUT])
-        last = last_read.get(name, step)
-        if output != NOTHING:
-            lies_in[name] = f"output {output}"
-        elif overwritten != NOTHING:
-            lies_in[name] = lies_in[func.attrs[READS][overwritten]]
-            tensors[lies_in[name]] = replace(tensors[lies_in[name]], last=last)
-        else:
-            lies_in[name] = name
-            tensors[name] = Tensor(name=name, bytes=int(func.attrs[RESULT]), first=step, last=last)
+    found = _tensors(functions)
+    tensors, lies_in = found.tensors, found.lies_in
     offsets, size = pack(list(tensors.values()))
     placed = {}
     for name, func in functions.items():
-        pointed = [lies_in[read] for read in func.attrs[READS]]
+        pointed = [lies_in.get(read, read) for read in func.attrs[READS]]
         if int(func.attrs[IN_PLACE]) == NOTHING:
             pointed.append(lies_in[name])
         pointed += [f"{name} {scratch}" for scratch in func.attrs[SCRATCH]]
@@ -231,7 +334,40 @@ def place_tensors(program: Program, target: Target) -> Program:
     memory = {**program.memory, "weights_bytes": weights, "activations_bytes": size}
     live = live_bytes(list(tensors.values()), len(functions))
     layers = tuple(replace(layer, live_bytes=count) for layer, count in zip(program.layers, live, strict=True))
+    check_arena(placed, size)
     return replace(program, module=tvm.IRModule(placed), memory=memory, layers=layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tensors:
+    """What lives in the arena, by name, and what each function's result is called there; outputs lie elsewhere."""
+
+    tensors: Mapping[str, Tensor]
+    lies_in: Mapping[str, str]
+
+
+def _tensors(functions: Mapping[str, tirx.PrimFunc]) -> _Tensors:
+    last_read = {str(read): step for step, func in enumerate(functions.values()) for read in func.attrs[READS]}
+    lies_in: dict[str, str] = {}
+    tensors: dict[str, Tensor] = {}
+    for step, (name, func) in enumerate(functions.items()):
+        for scratch, size in func.attrs[SCRATCH].items():
+            key = f"{name} {scratch}"
+            tensors[key] = Tensor(name=key, bytes=int(size), first=step, last=step)
+        overwritten, output = int(func.attrs[IN_PLACE]), int(func.attrs[OUTPUT])
+        last = last_read.get(name, step)
+        if output != NOTHING:
+            lies_in[name] = f"output {output}"
+        else:
+            lies_in[name] = name
+            place = tensors[func.attrs[READS][overwritten]].lies_at if overwritten != NOTHING else ""
+            tensors[name] = Tensor(name=name, bytes=int(func.attrs[RESULT]), first=step, last=last, place=place)
+    return _Tensors(tensors=tensors, lies_in=lies_in)
+
+
+def least_arena(program: Program) -> int:
+    """Bytes of which no arena can have fewer, for these kernels in this order: what lives together at one of them."""
+    return least(list(_tensors(functions_of(program)).tensors.values()))
 
 
 def lower_kernels(program: Program, target: Target) -> Program:

@@ -2,33 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from tvmflow.passes.lifetimes import Tensor, live_bytes
+from tvmflow.passes.lifetimes import Tensor, by_place, live_bytes
 
 ALIGNMENT = 16
 """Bytes; what a vector of MVE is long."""
+TRIES = 400
+"""Orders in which places are packed anew, each with the topmost one before all others, where none is the best yet."""
+
+Places = Mapping[str, Sequence[Tensor]]
 
 
 def pack(tensors: Sequence[Tensor], alignment: int = ALIGNMENT) -> tuple[Mapping[str, int], int]:
-    """The offset of each tensor in bytes, and the arena's size: the largest first, each as low as it can lie.
+    """The offset of each tensor in bytes, and the arena's size, both multiples of `alignment`.
 
-    Offsets and the size are multiples of `alignment`.
+    Places come one after the other, each as low as it can lie: in some orders that are usually good, the largest first
+    above all, and then with what lies on top moved to the front, until the arena is as small as `least` says that it
+    can be, or nothing has helped for a while. The same tensors get the same offsets everywhere.
     """
-    placed: list[tuple[int, Tensor]] = []
-    for tensor in sorted(tensors, key=lambda tensor: (-tensor.bytes, tensor.first, tensor.name)):
+    places, bound = by_place(tensors), least(tensors, alignment)
+    best: tuple[Mapping[str, int], int] | None = None
+    for key in ORDERS:
+        order = sorted(places, key=lambda place: (*key(places[place]), place))
+        for _ in range(TRIES // len(ORDERS)):
+            offsets = _packed(places, order, alignment)
+            tops = {place: offsets[place] + max(tensor.bytes for tensor in places[place]) for place in places}
+            size = _aligned(max(tops.values(), default=0), alignment)
+            if best is None or size < best[1]:
+                best = {tensor.name: offsets[tensor.lies_at] for tensor in tensors}, size
+            if best[1] == bound:
+                return best
+            highest = max(tops, key=lambda place: (tops[place], place))
+            if order[0] == highest:
+                break
+            order = [highest, *(place for place in order if place != highest)]
+    assert best is not None
+    return best
+
+
+def _largest(together: Sequence[Tensor]) -> tuple[int, ...]:
+    return -max(tensor.bytes for tensor in together), together[0].first
+
+
+def _longest(together: Sequence[Tensor]) -> tuple[int, ...]:
+    return -sum(tensor.bytes * (tensor.last - tensor.first + 1) for tensor in together), together[0].first
+
+
+def _earliest(together: Sequence[Tensor]) -> tuple[int, ...]:
+    return together[0].first, -together[0].bytes
+
+
+ORDERS: Sequence[Callable[[Sequence[Tensor]], tuple[int, ...]]] = (_largest, _longest, _earliest)
+
+
+def least(tensors: Sequence[Tensor], alignment: int = ALIGNMENT) -> int:
+    """What lives together at the most crowded step, in multiples of `alignment`: no arena can be smaller."""
+    return max(live_bytes(tensors, max((tensor.last for tensor in tensors), default=-1) + 1, alignment), default=0)
+
+
+def _packed(places: Places, order: Sequence[str], alignment: int) -> dict[str, int]:
+    offsets: dict[str, int] = {}
+    for place in order:
+        taken = sorted(
+            (offsets[other] - tensor.bytes, offsets[other] + theirs.bytes)
+            for other in offsets
+            for theirs in places[other]
+            for tensor in places[place]
+            if tensor.meets(theirs)
+        )  # it can't begin between these
         offset = 0
-        for start, other in sorted(placed, key=lambda pair: pair[0]):
-            if tensor.meets(other) and start < offset + tensor.bytes and offset < start + other.bytes:
-                offset = _aligned(start + other.bytes, alignment)
-        placed.append((offset, tensor))
-    size = max((offset + tensor.bytes for offset, tensor in placed), default=0)
-    return {tensor.name: offset for offset, tensor in placed}, _aligned(size, alignment)
-
-
-def least(tensors: Sequence[Tensor]) -> int:
-    """What lives together at the most crowded step: no arena can be smaller."""
-    return max(live_bytes(tensors, max((tensor.last for tensor in tensors), default=-1) + 1), default=0)
+        for after, until in taken:
+            if offset <= after:
+                break
+            offset = max(offset, _aligned(until, alignment))
+        offsets[place] = offset
+    return offsets
 
 
 def _aligned(offset: int, alignment: int) -> int:
