@@ -39,6 +39,8 @@ from tvmflow.targets.kind import (
     RunStages,
     Timing,
     digest_of,
+    layer_rows,
+    other_kernels,
     verify_library,
     versions,
 )
@@ -223,37 +225,57 @@ def capture(
 def time(
     bundle: Built, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
 ) -> Timing:
-    """Measured by the bundle's own runner, where this computer runs its code itself; layers aren't timed apart."""
+    """Measured by the bundle's own runner, where this computer runs its code itself; each layer in a run of its own."""
+    from tvmflow.targets.cpu import module as of_runtime
+
     if bundle.target.elf != HOST.elf:
         return Timing(note=f"no {bundle.target.name} was at hand, and emulation checks answers, never speed.")
-    if not whole:
-        return Timing(note="a library's layers aren't timed apart: build the network with --format module for that.")
     threads = threads or len(os.sched_getaffinity(0))
+    before = of_runtime.measured_roof(bundle, threads)
+    measurement = _measured(bundle, threads, repeats, seconds) if whole else None
+    layer_us = _layers(bundle, threads, (None if whole else repeats) or 50) if layers else ()
+    return Timing(
+        measurement=measurement,
+        note="" if whole else "only profiled.",
+        layers=layer_rows(layer_us),
+        roof=of_runtime.higher(before, of_runtime.measured_roof(bundle, threads)),
+    )
+
+
+def _measured(bundle: Built, threads: int, repeats: int | None, seconds: float) -> Measurement:
     if repeats is not None:
         log.info("A library's runner takes --seconds and makes as many runs as fit; --repeats is left out.")
     load = os.getloadavg()[0]
-    found = _samples(bundle, threads, seconds)
+    found = _ask(bundle, threads, "--samples", repr(seconds), seconds=seconds)
     samples = found["samples"]
     p50, p90 = np.percentile(samples, [50, 90])
     warnings = [f"The machine was busy: load {load:.1f} before the run."] if load > 0.5 * (os.cpu_count() or 1) else []
     if bundle.target.name != HOST.name:
         warnings.append(f"Built for {bundle.target.name}, timed on this computer ({HOST.cpu.model}).")
-    return Timing(
-        measurement=Measurement(
-            basis="measured",
-            samples_ms=tuple(samples),
-            threads=threads,
-            setup_ms=found["setup"],
-            first_ms=found["first"],
-            warmup_ms=tuple(found["warmup"]),
-            warnings=(*warnings, *disturbances(p50, p90, min(samples), len(samples))),
-            facts={"load_before": round(load, 2), "attempts": 1},
-        )
+    return Measurement(
+        basis="measured",
+        samples_ms=tuple(samples),
+        threads=threads,
+        setup_ms=found["setup"],
+        first_ms=found["first"],
+        warmup_ms=tuple(found["warmup"]),
+        warnings=(*warnings, *disturbances(p50, p90, min(samples), len(samples))),
+        facts={"load_before": round(load, 2), "attempts": 1},
     )
 
 
-def _samples(bundle: Built, threads: int, seconds: float) -> Mapping[str, Any]:
-    """What the runner says, run from a copy that may be executed."""
+def _layers(bundle: Built, threads: int, repeats: int) -> list[list[float]]:
+    """Of each layer its times in µs. Raises UserError for a bundle of an earlier version."""
+    if "kernels" not in bundle.manifest["c_library"]:
+        raise UserError(f"{bundle.library.name} can't time its layers apart; build it again, with this version.")
+    found = _ask(bundle, threads, "--profile", str(repeats), seconds=0)["kernels"]
+    if len(found) != len(bundle.layers):
+        raise other_kernels(bundle.library, len(bundle.layers), [kernel["name"] for kernel in found])
+    return [kernel["samples"] for kernel in found]
+
+
+def _ask(bundle: Built, threads: int, *words: str, seconds: float) -> Mapping[str, Any]:
+    """What the runner says to these words within so many seconds, run from a copy that may be executed."""
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
         root = bundle.library.parent
         runner = Path(name) / device.PROGRAM
@@ -264,7 +286,7 @@ def _samples(bundle: Built, threads: int, seconds: float) -> Mapping[str, Any]:
         environment = {**children.environment(), "TVM_NUM_THREADS": str(threads)}
         try:
             done = subprocess.run(
-                [str(runner), "--samples", repr(seconds)],
+                [str(runner), *words],
                 capture_output=True, text=True, check=False, timeout=SECONDS + seconds, env=environment,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:

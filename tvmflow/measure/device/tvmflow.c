@@ -241,6 +241,16 @@ int tvmflow_run_again(tvmflow_network *network) {
   return call(network->entry.v_obj, network->arguments, network->input_count, &network->result, "main");
 }
 
+const char *tvmflow_kernel(const tvmflow_network *network, int index) {
+  (void)network, (void)index;
+  return NULL;
+}
+
+int tvmflow_profile(tvmflow_network *network, double *microseconds) {
+  (void)network, (void)microseconds;
+  return fail("%s", "kernels of a module are timed apart by `tvmflow profile` alone");
+}
+
 /* Copy the elements of an axis, and of those within it, from wherever they lie; the position behind the copy. */
 static char *gather(const DLTensor *tensor, int axis, const char *from, size_t width, char *to) {
   if (axis == tensor->ndim) {
