@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "libraries.json"
 BOARDS = ("musl-x64", "musl-arm64", "musl-arm32")
 LIMIT_SECONDS = 7200
+REGISTRY = "registry:"
+"""What stands before a name of the registry that tests/strangers.py has as well."""
 FACTS = ("kernels", "parallel_loops", "serial_loops")
 """Of the manifest's `c_library`, for the page."""
 
@@ -60,7 +62,7 @@ def chosen(networks: Sequence[str]) -> list[str]:
     """What the command's arguments mean: names, and paths of files. Raises SystemExit for what is neither."""
     from tvmflow.models import MODELS
 
-    known = [*zoo(), *MODELS]
+    known = [*zoo(), *(f"{REGISTRY}{name}" if name in zoo() else name for name in MODELS)]
     found: list[str] = []
     for network in networks or known:
         path = Path(network)
@@ -113,6 +115,7 @@ def program_of(network: str) -> Any:
     if network in zoo():
         shapes = [parse_input_shape("x".join(map(str, shape))) for shape in zoo()[network].shapes]
         return import_model(f"strangers:{network}", shapes)
+    network = network.removeprefix(REGISTRY)
     shapes = [parse_input_shape(shape) for shape in SHAPES.get(Path(network).stem, ())]
     if comes_quantised(network):
         return import_quantized(network, None, shapes)

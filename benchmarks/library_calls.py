@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import tempfile
 from pathlib import Path
@@ -25,6 +26,9 @@ from tvmflow.report import environment
 
 RESULTS = Path(__file__).parent / "results" / "library_calls.json"
 FORMS = ("module", "library")
+KERNELS = "kernels"
+RUNS = 500
+"""Inferences in which kernels are timed, in each round."""
 HEAD = "head"
 SMALL = (HEAD, "lenet", "resnet-8", "ds_cnn", "autoencoder", "har", "tcn", "squeezenet")
 """Networks that a microcontroller could run as well, where calls weigh most."""
@@ -70,10 +74,12 @@ def measure(network: str, folder: Path, options: argparse.Namespace) -> dict[str
         "threads": {},
     }
     for threads in options.threads:
-        found: dict[str, list[float]] = {form: [] for form in FORMS}
+        found: dict[str, list[float]] = {form: [] for form in (*FORMS, KERNELS)}
         for place in range(options.rounds):
             for form in FORMS if place % 2 else reversed(FORMS):
-                found[form].append(_turn(folder / form, threads, options.seconds))
+                found[form].append(1e3 * _ask(folder / form, threads, "--bench", str(options.seconds))["p50"])
+            kernels = _ask(folder / "library", threads, "--profile", str(RUNS))["kernels"]
+            found[KERNELS].append(sum(kernel["p50"] for kernel in kernels))
         row["threads"][threads] = found
     row["load_after"] = round(os.getloadavg()[0], 2)
     return row
@@ -99,12 +105,12 @@ def head() -> Any:
     return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)).eval()
 
 
-def _turn(bundle: Path, threads: int, seconds: float) -> float:
-    """The median latency of single inferences that the bundle's runner says, in µs."""
+def _ask(bundle: Path, threads: int, *words: str) -> dict[str, Any]:
+    """What the bundle's runner says to these words."""
     around = {**os.environ, "TVM_NUM_THREADS": str(threads)}
-    command = [str(bundle / "runner" / "run"), "--bench", str(seconds)]
+    command = [str(bundle / "runner" / "run"), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=around)
-    return 1e3 * json.loads(done.stdout)["p50"]
+    return json.loads(done.stdout)
 
 
 def page(document: dict[str, Any]) -> str:
@@ -116,18 +122,20 @@ def page(document: dict[str, Any]) -> str:
         f"{around['cpu']}, {around['cores']} cores, {around['date']}; *measured*, in µs: the median over rounds of "
         "each round's median, and in brackets the lowest and the highest round; × is how many times as long the "
         f"module takes, by the same rule over the ratios of each round. {rows[0]['rounds']} rounds of "
-        f"{rows[0]['seconds']} s, the C runners of both in turns. Made by `python -m benchmarks.library_calls`.",
+        f"{rows[0]['seconds']} s, the C runners of both in turns. *Kernels alone* is the sum of their medians in the "
+        "library, a reading of the clock in each. Made by `python -m benchmarks.library_calls`.",
         "",
         "| network | kernels | "
-        + " | ".join(f"module, {count} thr. | library, {count} thr. | ×" for count in counts)
+        + " | ".join(f"module, {count} thr. | library | × | kernels alone" for count in counts)
         + " | load after |",
-        "|---" * (3 + 3 * len(counts)) + "|",
+        "|---" * (3 + 4 * len(counts)) + "|",
     ]
     for row in rows:
         cells = []
         for found in row["threads"].values():
             ratios = [module / library for module, library in zip(found["module"], found["library"], strict=True)]
             cells += [spread(found["module"], 2), spread(found["library"], 2), spread(ratios, 2)]
+            cells.append(f"{statistics.median(found[KERNELS]):.2f}")
         lines.append(f"| {row['network']} | {row['kernels']} | " + " | ".join(cells) + f" | {row['load_after']} |")
     return "\n".join(lines) + "\n"
 

@@ -7,10 +7,11 @@ that wait are stopped. Beside each layer stands what part it reaches of this com
 `--dtype int8` does the same for the quantised network, beside float32 (benchmarks/results/peers-int8.json); with
 `--cpu znver3`, both are tvmflow's and compiled for that CPU of LLVM's, here one with AVX2 alone, which this one has to
 be able to stand in for.
-`--models` takes several networks, or `all` that benchmarks/networks.py has (to benchmarks/results/peers-all.json), and
-`--batch 8` that many images at a time (to peers-batch.json). `pip install .[bench,peers]` brings what is compared; a
-library that isn't there, or can't run a network, is listed as absent, and a network that tvmflow can't build is said at
-the end.
+`--libraries tvmflow-library onnxruntime` compares the library for C, which calls the same kernels without TVM's runtime
+(to peers-library.json; without layers, which are the same). `--models` takes several networks, or `all` that
+benchmarks/networks.py has (to benchmarks/results/peers-all.json), and `--batch 8` that many images at a time (to
+peers-batch.json). `pip install .[bench,peers]` brings what is compared; a library that isn't there, or can't run a
+network, is listed as absent, and a network that tvmflow can't build is said at the end.
 
 Results are written after each network, whole or not at all, so that a run can be stopped. `--append` keeps what they
 have already, measures every network that is named, even if they have it, and takes its new figures; what a run has not
@@ -76,6 +77,7 @@ def main() -> None:
     if options.output is None:
         kind = "-int8" if options.dtype == "int8" else "" if options.batch == 1 else "-batch"
         kind += "-all" if options.models in (["all"], ["missing"]) else ""
+        kind += "-library" if LIBRARY in (options.libraries or ()) else ""
         cpu = f"-{options.cpu}" if options.cpu else ""
         options.output = RESULTS.with_stem(f"{RESULTS.stem}{kind}{cpu}")
     if options.dtype == "int8" and (options.batch, options.append) != (1, False):
@@ -102,7 +104,7 @@ def main() -> None:
     if any(network["environment"]["cpu"] != environment({})["cpu"] for network in kept):
         raise SystemExit("What --append keeps was measured on another CPU: these can't stand in one table.")
     many = len({*networks, *((model, options.batch) for model in models)}) >= plots.MANY
-    limits = roofline.limits() if options.dtype == "float32" else {}
+    limits = roofline.limits() if options.dtype == "float32" and LIBRARY not in libraries else {}
     failed = []
     for place, model in enumerate(models, 1):
         print(f"{model} ({place} of {len(models)})", file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ from tflite_cases import graphs_of, inputs_of
 from tflite_files import file_of
 
 from tvmflow import targets
+from tvmflow.bundles import compare
 from tvmflow.bundles.build import build
 from tvmflow.bundles.bundle import Bundle, open_bundle
 from tvmflow.bundles.verify import verify_bundle
@@ -335,6 +336,27 @@ def test_a_stream_keeps_its_state(stream):
             assert getattr(loaded, f"{name}_step")(context, *pointers) == 0
             np.testing.assert_array_equal(output, wanted)
         getattr(loaded, f"{name}_reset")(context)  # the same again from the beginning
+
+
+def test_tensors_are_compared(stream, tmp_path):
+    """Those of the library itself, after each of its kernels."""
+    built, _, _ = stream
+    found = compare.compare_tensors(
+        built, compare.find_sources(built, str(built.path.parent / "streaming.tflite"), None)
+    )
+    assert found["identical"] is True
+    assert len(found["tensors"]) == len(built.layers)
+
+
+@pytest.mark.emulated
+def test_tensors_are_compared_under_emulation(tmp_path):
+    board = targets.compute_in(TARGETS["musl-arm64"], "int8")
+    needs_emulator(board)
+    (tmp_path / "streaming.tflite").write_bytes(file_of(*graphs_of("streaming")))
+    built = build(integer_program(read(tmp_path / "streaming.tflite")), board, tmp_path / "out")
+    found = compare.compare_tensors(built, compare.find_sources(built, str(tmp_path / "streaming.tflite"), None))
+    assert "as a program under qemu-user" in compare.text(found)
+    assert found["identical"] is True
 
 
 def test_rust_has_streams(stream, tmp_path):

@@ -191,20 +191,9 @@ def _way_to_run(target: Target) -> tuple[str, Sequence[str]]:
 def _run(
     library: Path, target: Target, command: Sequence[str], inputs: Sequence[Arrays], outputs: Sequence[TensorSpec]
 ) -> list[Arrays]:
-    from tvmflow.measure import emulate
-    from tvmflow.targets.cpu.library.link import link_program
-
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
         folder = Path(name)
-        program = folder / "program"
-        try:
-            linker = toolchain.select_linker(compiled_for(target))
-            link_program(Path(emulate.__file__).with_name("emulated_runner.c"), program, target, linker, library)
-        except UserError as error:
-            raise MissingDependencyError(f"The program that runs the library can't be made: {error}") from error
-        for index, arrays in enumerate(zip(*inputs, strict=True)):
-            np.stack(arrays).tofile(folder / f"input-{index}.raw")
-        emulate.run_program([*command, str(program), str(len(inputs))], folder, f"{library.name} for {target.name}")
+        _run_program(library, target, command, inputs, folder)
         stacks = [
             np.fromfile(folder / f"output-{index}.raw", np.dtype(spec.dtype)).reshape(-1, *spec.shape)
             for index, spec in enumerate(outputs)
@@ -212,14 +201,43 @@ def _run(
     return [tuple(stack[index] for stack in stacks) for index in range(len(inputs))]
 
 
+def _run_program(
+    library: Path, target: Target, command: Sequence[str], inputs: Sequence[Arrays], folder: Path, *words: str
+) -> None:
+    """Link emulated_runner.c with the archive and run it in a folder, where it leaves what it says of itself."""
+    from tvmflow.measure import emulate
+    from tvmflow.targets.cpu.library.link import link_program
+
+    program = folder / "program"
+    try:
+        linker = toolchain.select_linker(compiled_for(target))
+        link_program(Path(emulate.__file__).with_name("emulated_runner.c"), program, target, linker, library)
+    except UserError as error:
+        raise MissingDependencyError(f"The program that runs the library can't be made: {error}") from error
+    for index, arrays in enumerate(zip(*inputs, strict=True)):
+        np.stack(arrays).tofile(folder / f"input-{index}.raw")
+    words = (str(program), str(len(inputs)), *words)
+    emulate.run_program([*command, *words], folder, f"{library.name} for {target.name}")
+
+
 def capture(
     library: Path, target: Target, network: IntegerNetwork, runs: Sequence[Arrays], kernels: Sequence[str]
 ) -> tuple[str, Left]:
-    """A library shows none of its tensors but the outputs: always raises UserError."""
-    raise UserError(
-        f"{library.name} shows no tensors but its outputs; build the network with --format module, which has the same "
-        "kernels, and compare that."
-    )
+    """ "native", or "emulated program" under qemu: one linked with the archive looks at the arena after each kernel."""
+    from tvmflow.passes.integer_kernels import tensors_between, tensors_of
+
+    forms = tensors_between(network, target)
+    if len(forms) != len(kernels) and (network.tail is None or len(forms) > len(kernels)):
+        raise other_kernels(library, len(forms), kernels)
+    method, command = _way_to_run(target)
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
+        folder = Path(name)
+        _run_program(library, target, command, runs, folder, "keep")
+        stacks = [
+            np.fromfile(folder / f"kernel-{number}.raw", form.memory_dtype).reshape(len(runs), -1)
+            for number, (_, form) in enumerate(forms)
+        ]
+    return "native" if method == "native" else "emulated program", tensors_of(network, target, stacks)
 
 
 def time(
