@@ -9,7 +9,7 @@
 static int allocations;
 void *__real_malloc(size_t size);
 void *__wrap_malloc(size_t size) {
-  allocations++;
+  __atomic_add_fetch(&allocations, 1, __ATOMIC_SEQ_CST);
   return __real_malloc(size);
 }
 
