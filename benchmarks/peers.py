@@ -296,6 +296,13 @@ def process(name: str, folder: Path, threads: int) -> Iterator[subprocess.Popen[
             runner.kill()
 
 
+BY_PYTHON = (
+    f"{LIBRARY} is the library for C with the same kernels. Python calls it by ctypes and the module by TVM's "
+    "interface for Python, whose share is in the figures; `python -m benchmarks.library_calls` has both called from C.",
+    "",
+)
+
+
 def markdown(document: dict[str, Any], stem: str) -> str:
     """The document as tables: all networks beside each other, then each one's latencies, and layers unless it is long.
 
@@ -308,6 +315,11 @@ def markdown(document: dict[str, Any], stem: str) -> str:
         "and in brackets the lowest and the highest round. × is how many times as long as tvmflow it takes, by the "
         "same rule over the ratios of each round. Made by `python -m benchmarks.peers`.",
         "",
+        *(
+            BY_PYTHON
+            if any(LIBRARY in row["libraries"] for each in document["networks"] for row in each["rows"])
+            else ()
+        ),
         *(f"![{name}]({stem}-{name}.svg)" for name in plots.drawn(document)),
         *(summary(document) if len(document["networks"]) > 1 else []),
     ]

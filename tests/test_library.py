@@ -69,6 +69,19 @@ def test_the_bits_are_those_of_tvms_runtime(bundle):
     assert bundle.manifest["verify"]["same_bits"] is True
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_bits_are_those_of_numbers(dtype):
+    """Of what is none there are many, and processors give one or the other."""
+    import ml_dtypes
+
+    numbers = np.array([0.0, 1.5, np.nan], np.dtype(getattr(ml_dtypes, dtype, dtype)))
+    negated = np.array([0.0, 1.5, -np.nan], numbers.dtype)
+    assert numbers.tobytes() != negated.tobytes()
+    assert kind.digest_of([(numbers,)]) == kind.digest_of([(negated,)])
+    assert kind.digest_of([(numbers,)]) != kind.digest_of([(np.array([-0.0, 1.5, np.nan], numbers.dtype),)])
+    assert kind.digest_of([(np.arange(3),)]) != kind.digest_of([(np.arange(3)[::-1],)])
+
+
 def test_a_bundle_is_verified_again_to_the_bit(bundle):
     assert verify_bundle(bundle)["same_bits"] is True
 
