@@ -7,10 +7,11 @@ that wait are stopped. Beside each layer stands what part it reaches of this com
 `--dtype int8` does the same for the quantised network, beside float32 (benchmarks/results/peers-int8.json); with
 `--cpu znver3`, both are tvmflow's and compiled for that CPU of LLVM's, here one with AVX2 alone, which this one has to
 be able to stand in for.
-`--models` takes several networks, or `all` that benchmarks/networks.py has (to benchmarks/results/peers-all.json), and
-`--batch 8` that many images at a time (to peers-batch.json). `pip install .[bench,peers]` brings what is compared; a
-library that isn't there, or can't run a network, is listed as absent, and a network that tvmflow can't build is said at
-the end.
+`--libraries tvmflow-library onnxruntime` compares the library for C, which calls the same kernels without TVM's runtime
+(to peers-library.json; without layers, which are the same). `--models` takes several networks, or `all` that
+benchmarks/networks.py has (to benchmarks/results/peers-all.json), and `--batch 8` that many images at a time (to
+peers-batch.json). `pip install .[bench,peers]` brings what is compared; a library that isn't there, or can't run a
+network, is listed as absent, and a network that tvmflow can't build is said at the end.
 
 Results are written after each network, whole or not at all, so that a run can be stopped. `--append` keeps what they
 have already, measures every network that is named, even if they have it, and takes its new figures; what a run has not
@@ -76,6 +77,7 @@ def main() -> None:
     if options.output is None:
         kind = "-int8" if options.dtype == "int8" else "" if options.batch == 1 else "-batch"
         kind += "-all" if options.models in (["all"], ["missing"]) else ""
+        kind += "-library" if LIBRARY in (options.libraries or ()) else ""
         cpu = f"-{options.cpu}" if options.cpu else ""
         options.output = RESULTS.with_stem(f"{RESULTS.stem}{kind}{cpu}")
     if options.dtype == "int8" and (options.batch, options.append) != (1, False):
@@ -102,7 +104,7 @@ def main() -> None:
     if any(network["environment"]["cpu"] != environment({})["cpu"] for network in kept):
         raise SystemExit("What --append keeps was measured on another CPU: these can't stand in one table.")
     many = len({*networks, *((model, options.batch) for model in models)}) >= plots.MANY
-    limits = roofline.limits() if options.dtype == "float32" else {}
+    limits = roofline.limits() if options.dtype == "float32" and LIBRARY not in libraries else {}
     failed = []
     for place, model in enumerate(models, 1):
         print(f"{model} ({place} of {len(models)})", file=sys.stderr, flush=True)
@@ -294,6 +296,13 @@ def process(name: str, folder: Path, threads: int) -> Iterator[subprocess.Popen[
             runner.kill()
 
 
+BY_PYTHON = (
+    f"{LIBRARY} is the library for C with the same kernels. Python calls it by ctypes and the module by TVM's "
+    "interface for Python, whose share is in the figures; `python -m benchmarks.library_calls` has both called from C.",
+    "",
+)
+
+
 def markdown(document: dict[str, Any], stem: str) -> str:
     """The document as tables: all networks beside each other, then each one's latencies, and layers unless it is long.
 
@@ -306,6 +315,11 @@ def markdown(document: dict[str, Any], stem: str) -> str:
         "and in brackets the lowest and the highest round. × is how many times as long as tvmflow it takes, by the "
         "same rule over the ratios of each round. Made by `python -m benchmarks.peers`.",
         "",
+        *(
+            BY_PYTHON
+            if any(LIBRARY in row["libraries"] for each in document["networks"] for row in each["rows"])
+            else ()
+        ),
         *(f"![{name}]({stem}-{name}.svg)" for name in plots.drawn(document)),
         *(summary(document) if len(document["networks"]) > 1 else []),
     ]

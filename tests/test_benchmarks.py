@@ -14,7 +14,19 @@ import integer_networks
 import numpy as np
 import pytest
 
-from benchmarks import arm_instructions, convert, depthwise, experiments, networks, peers, plots, runners, variants
+from benchmarks import (
+    arm_instructions,
+    convert,
+    depthwise,
+    experiments,
+    libraries,
+    library_calls,
+    networks,
+    peers,
+    plots,
+    runners,
+    variants,
+)
 from tvmflow import report
 from tvmflow.bundles.bundle import open_bundle
 from tvmflow.integer import qdq
@@ -296,6 +308,37 @@ def test_depthwise_layers_compute_the_same_in_each_layout_and_are_tabled():
     assert "0.50 times tvmflow's time as geometric mean over 1 sizes" in text
     assert "Not measured: ncnn (ncnn is not installed)." in text
     assert "| 32 | 4 | 1 | 2 | 2.0 | 4.0 | 3.0 | 9.0 | 0.50 | 0.75 |" in text
+
+
+def test_the_page_of_libraries_says_how_many_have_the_same_bits():
+    row = {"state": "same bits", "kernels": 3, "parallel_loops": 2, "serial_loops": 0}
+    other = {**row, "state": "other bits", "said": "The C libraries differ in powf.", "parallel_loops": 1}
+    networks = {"one": {"musl-arm32": row, "musl-x64": row}, "two": {"musl-arm32": other, "musl-x64": row}}
+    text = libraries.page({"networks": networks, "environment": {"date": "2026-11-30"}})
+    assert "- musl-x64: 2 same bits\n- musl-arm32: 1 same bits, 1 other bits\n" in text
+    assert "| `two` | same bits | other bits | 3 | 1 / 2 | 0 |" in text
+    assert "- The C libraries differ in powf. — two (musl-arm32)" in text
+
+
+def test_libraries_are_asked_for_by_names_and_files(tmp_path):
+    (tmp_path / "a.tflite").touch()
+    (tmp_path / "b.txt").touch()
+    assert libraries.chosen(["lenet", str(tmp_path)]) == ["lenet", str(tmp_path / "a.tflite")]
+    assert {"lenet", "squeezenet", "registry:squeezenet", "resnet-8"} <= {*libraries.chosen([])}
+    with pytest.raises(SystemExit, match="nonesuch is no network"):
+        libraries.chosen(["nonesuch"])
+
+
+def test_a_library_is_a_fault_of_its_own():
+    assert libraries.take("nonesuch.onnx", ["musl-x64"])["musl-x64"]["state"] == "refused"
+
+
+def test_calls_of_libraries_stand_beside_their_kernels():
+    found = {"module": [4.0, 6.0, 5.0], "library": [2.0, 2.0, 2.5], "kernels": [1.5, 1.25, 1.75]}
+    row = {"network": "head", "kernels": 2, "rounds": 3, "seconds": 0.3, "threads": {"1": found}, "load_after": 0.5}
+    around = {"cpu": "a CPU", "cores": 2, "date": "2026-11-30"}
+    text = library_calls.page({"networks": [row], "environment": around})
+    assert "| head | 2 | 5.00 (4.00–6.00) | 2.00 (2.00–2.50) | 2.00 (2.00–3.00) | 1.50 | 0.5 |" in text
 
 
 def test_counts_of_microcontrollers_are_those_of_the_table():

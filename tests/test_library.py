@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -12,14 +14,16 @@ from tflite_cases import graphs_of, inputs_of
 from tflite_files import file_of
 
 from tvmflow import targets
+from tvmflow.bundles import compare
 from tvmflow.bundles.build import build
 from tvmflow.bundles.bundle import Bundle, open_bundle
 from tvmflow.bundles.verify import verify_bundle
 from tvmflow.integer.frontend import integer_program
 from tvmflow.integer.tflite.reader import read
 from tvmflow.network.frontend import import_model, parse_input_shape
+from tvmflow.report.survey import survey
 from tvmflow.spec import UserError, VerificationError
-from tvmflow.targets import TARGETS
+from tvmflow.targets import TARGETS, kind
 from tvmflow.targets.cpu.library import objects
 
 HERE = Path(__file__).parent / "library"
@@ -65,6 +69,19 @@ def test_the_bits_are_those_of_tvms_runtime(bundle):
     assert bundle.manifest["verify"]["same_bits"] is True
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_bits_are_those_of_numbers(dtype):
+    """Of what is none there are many, and processors give one or the other."""
+    import ml_dtypes
+
+    numbers = np.array([0.0, 1.5, np.nan], np.dtype(getattr(ml_dtypes, dtype, dtype)))
+    negated = np.array([0.0, 1.5, -np.nan], numbers.dtype)
+    assert numbers.tobytes() != negated.tobytes()
+    assert kind.digest_of([(numbers,)]) == kind.digest_of([(negated,)])
+    assert kind.digest_of([(numbers,)]) != kind.digest_of([(np.array([-0.0, 1.5, np.nan], numbers.dtype),)])
+    assert kind.digest_of([(np.arange(3),)]) != kind.digest_of([(np.arange(3)[::-1],)])
+
+
 def test_a_bundle_is_verified_again_to_the_bit(bundle):
     assert verify_bundle(bundle)["same_bits"] is True
 
@@ -86,9 +103,8 @@ def test_what_is_lacking_is_of_the_c_library(bundle):
 
 def test_the_shared_library_shows_its_interface_alone(bundle):
     defined, _ = objects.symbols(bundle.root / "libthreaded.so")
-    assert defined == {
-        f"threaded_{name}" for name in ("big_cores", "free", "hash", "init", "memory_bytes", "reset", "run", "version")
-    }
+    functions = ("big_cores", "free", "hash", "init", "memory_bytes", "reset", "run", "run_timed", "version")
+    assert defined == {f"threaded_{name}" for name in functions}
 
 
 @pytest.mark.parametrize(
@@ -107,19 +123,41 @@ def test_the_shared_library_shows_its_interface_alone(bundle):
         "cores_same": "1",
         "own_pool_same": "1",
         "own_pool_used": "1",
+        "many_workers_same": "1",
+        "lazy_pool": "5",
+        "stranger_pool": "5",
+        "beyond_pool": "5",
+        "side_by_side": "1",
+        "timed": "0",
+        "timed_apart": "1",
+        "timed_same": "1",
+        "no_clock": "1",
         "ended": "300",
         "own_memory_same": "1",
         "own_memory_allocations_of_init": "0",
         "serial_allocations": "0",
         "threads_allocations": "0",
         "too_little": "2",
+        "shifted_memory_same": "1",
+        "never_made": "1",
+        "gone": "1",
+        "negative": "1",
+        "after_failure": "1",
         "too_many": "1",
         "reset": "0",
         "anywhere": "1",
+        "not_aligned": "1",
     }.items(),
 )
 def test_what_a_program_sees(facts, name, value):
     assert facts[name] == value
+
+
+def test_each_thread_has_memory_of_its_own(bundle):
+    """Which is what contexts side by side, and pools of others, could mix up."""
+    found = re.search(r"THREADED_THREAD_BYTES (\d+)", (bundle.root / "threaded.h").read_text())
+    assert found is not None
+    assert int(found[1]) > 0
 
 
 def test_a_program_computes_what_the_network_does(bundle, tmp_path):
@@ -211,6 +249,32 @@ def test_the_runner_tests_itself(bundle):
     assert done.returncode == 0
 
 
+def test_the_runner_times_each_kernel(bundle):
+    done = subprocess.run([str(bundle.root / "runner/run"), "--profile", "7"], capture_output=True, check=True)
+    said = json.loads(done.stdout)
+    assert (said["basis"], said["unit"]) == ("measured", "us")
+    assert [kernel["name"] for kernel in said["kernels"]] == [", ".join(layer.modules) for layer in bundle.layers]
+    assert all(len(kernel["samples"]) == 7 and kernel["min"] <= kernel["p50"] for kernel in said["kernels"])
+
+
+def test_layers_are_profiled(bundle):
+    report = survey(bundle.path, threads=1, repeats=5, timed=False)
+    assert all(layer["latency"]["basis"] == "measured" for layer in report["layers"])
+
+
+def test_an_earlier_versions_library_is_to_be_built_again(bundle):
+    facts = {name: fact for name, fact in bundle.manifest["c_library"].items() if name != "kernels"}
+    old = Bundle(path=bundle.path, root=bundle.root, manifest={**bundle.manifest, "c_library": facts})
+    with pytest.raises(UserError, match="build it again"):
+        kind.of(bundle.target).time(old, threads=1, repeats=1, seconds=0.1, whole=False, layers=True)
+
+
+def test_how_kernels_were_cut_is_in_the_manifest(bundle):
+    facts = bundle.manifest["c_library"]
+    assert (facts["kernels"], facts["serial_loops"]) == (len(bundle.layers), 0)
+    assert facts["parallel_loops"] >= 2
+
+
 def test_a_board_that_has_but_a_shell_can_be_given_it(bundle, board):
     report = board.deploy(bundle.path)
     assert (report["verify"]["method"], report["verify"]["passed"]) == ("device", True)
@@ -250,38 +314,103 @@ def test_a_microcontroller_has_its_own_form():
         targets.deliver_as(TARGETS["mps3-an547"], "library")
 
 
-def test_a_stream_keeps_its_state(tmp_path):
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory) -> tuple[Bundle, list[np.ndarray], list[np.ndarray]]:
+    """A network that keeps state, the inputs of its calls, and what exact integers make of them one after the other."""
+    folder = tmp_path_factory.mktemp("stream")
+    (folder / "streaming.tflite").write_bytes(file_of(*graphs_of("streaming")))
+    network = read(folder / "streaming.tflite")
+    board = targets.deliver_as(targets.compute_in(TARGETS["host"], "int8"), "library")
+    kept = {state.input: state for state in network.state}
+    given = {name: np.full(_shape(network, name), state.initial, np.int8) for name, state in kept.items()}
+    calls, answers = [], []
+    for arrays in inputs_of("streaming"):
+        states = [given[port.name] for port in network.inputs[1:]]
+        wanted = dict(zip((port.name for port in network.outputs), network.run_all((arrays[0], *states)), strict=True))
+        given = {name: wanted[state.output] for name, state in kept.items()}
+        calls.append(arrays[0])
+        answers.append(wanted[network.outputs[0].name])
+    assert {port.name for port in network.outputs[1:]} == {state.output for state in kept.values()}
+    return build(integer_program(network), board, folder / "out"), calls, answers
+
+
+def test_a_stream_keeps_its_state(stream):
     """In int8: every call is what exact integers make of its input and of the state that they left before."""
     import ctypes
 
-    (tmp_path / "streaming.tflite").write_bytes(file_of(*graphs_of("streaming")))
-    network = read(tmp_path / "streaming.tflite")
-    board = targets.deliver_as(targets.compute_in(TARGETS["host"], "int8"), "library")
-    built = build(integer_program(network), board, tmp_path / "out")
+    built, calls, answers = stream
     name = built.manifest["c_library"]["name"]
     loaded, context = ctypes.CDLL(str(built.root / f"lib{name}.so")), ctypes.c_void_p()
     assert getattr(loaded, f"{name}_init")(ctypes.byref(context), None) == 0
-    step, kept = getattr(loaded, f"{name}_step"), {state.input: state for state in network.state}
     for _ in range(2):
-        given = {name: np.full(_shape(network, name), state.initial, np.int8) for name, state in kept.items()}
-        for arrays in inputs_of("streaming"):
-            wanted = dict(
-                zip(
-                    (port.name for port in network.outputs),
-                    network.run_all((arrays[0], *(given[port.name] for port in network.inputs[1:]))),
-                    strict=True,
-                )
-            )
-            given = {name: wanted[state.output] for name, state in kept.items()}
-            outputs = [
-                np.empty_like(wanted[port.name])
-                for port in network.outputs
-                if port.name not in {state.output for state in kept.values()}
-            ]
-            pointers = [ctypes.c_void_p(array.ctypes.data) for array in (arrays[0], *outputs)]
-            assert step(context, *pointers) == 0
-            np.testing.assert_array_equal(outputs[0], wanted[network.outputs[0].name])
+        for given, wanted in zip(calls, answers, strict=True):
+            output = np.empty_like(wanted)
+            pointers = [ctypes.c_void_p(array.ctypes.data) for array in (given, output)]
+            assert getattr(loaded, f"{name}_step")(context, *pointers) == 0
+            np.testing.assert_array_equal(output, wanted)
         getattr(loaded, f"{name}_reset")(context)  # the same again from the beginning
+
+
+def test_tensors_are_compared(stream, tmp_path):
+    """Those of the library itself, after each of its kernels."""
+    built, _, _ = stream
+    found = compare.compare_tensors(
+        built, compare.find_sources(built, str(built.path.parent / "streaming.tflite"), None)
+    )
+    assert found["identical"] is True
+    assert len(found["tensors"]) == len(built.layers)
+
+
+@pytest.mark.emulated
+def test_tensors_are_compared_under_emulation(tmp_path):
+    board = targets.compute_in(TARGETS["musl-arm64"], "int8")
+    needs_emulator(board)
+    (tmp_path / "streaming.tflite").write_bytes(file_of(*graphs_of("streaming")))
+    built = build(integer_program(read(tmp_path / "streaming.tflite")), board, tmp_path / "out")
+    found = compare.compare_tensors(built, compare.find_sources(built, str(tmp_path / "streaming.tflite"), None))
+    assert "as a program under qemu-user" in compare.text(found)
+    assert found["identical"] is True
+
+
+def test_rust_has_streams(stream, tmp_path):
+    needs_commands("rustc")
+    built, calls, answers = stream
+    name = built.manifest["c_library"]["name"]
+    bindings = built.root / "bindings" / f"{name}.rs"
+    sizes = re.findall(r"const (\w+_SIZE)", bindings.read_text())
+    names = {"BINDINGS": str(bindings), "INPUT": sizes[0], "OUTPUT": sizes[len(sizes) // 2]}
+    source = RUST_STREAM
+    for word, meant in names.items():
+        source = source.replace(f"<{word}>", meant)
+    (tmp_path / "main.rs").write_text(source)
+    for file, arrays in (("calls", calls), ("answers", answers)):
+        np.stack(arrays).tofile(tmp_path / file)
+    link = ["-L", f"native={built.root}", "-l", f"static={name}", "-l", "m"]
+    command = ["rustc", "-D", "warnings", str(tmp_path / "main.rs"), *link, "-o", str(tmp_path / "main")]
+    subprocess.run(command, check=True)
+    assert subprocess.run([str(tmp_path / "main")], check=False).returncode == 0
+
+
+RUST_STREAM = """
+use std::convert::TryInto;
+#[allow(dead_code)]
+mod network { include!("<BINDINGS>"); }
+fn as_i8(bytes: &[u8]) -> Vec<i8> { bytes.iter().map(|byte| *byte as i8).collect() }
+fn main() {
+    let calls = as_i8(include_bytes!("calls"));
+    let answers = as_i8(include_bytes!("answers"));
+    let mut network = network::Network::new(1).unwrap();
+    for _ in 0..2 {
+        let wanted = answers.chunks(network::<OUTPUT>);
+        for (call, answer) in calls.chunks(network::<INPUT>).zip(wanted) {
+            let mut output = [0i8; network::<OUTPUT>];
+            network.step(call.try_into().unwrap(), &mut output).unwrap();
+            assert_eq!(&output[..], answer);
+        }
+        network.reset();
+    }
+}
+"""
 
 
 def _shape(network, name):

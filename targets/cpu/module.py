@@ -102,7 +102,7 @@ def time(
     if bundle.target.elf != host.elf:
         return Timing(note=f"no {bundle.target.name} was at hand, and emulation checks answers, never speed.")
     inputs = bundle.vectors()[0].inputs
-    before = _measured_roof(bundle, threads)
+    before = measured_roof(bundle, threads)
     measurement: Measurement | None = None
     layer_us: Sequence[Sequence[float]] = ()
     if whole:
@@ -117,17 +117,18 @@ def time(
         measurement=measurement,
         note="" if whole else "only profiled.",
         layers=layer_rows(layer_us),
-        roof=_higher(before, _measured_roof(bundle, threads)),
+        roof=higher(before, measured_roof(bundle, threads)),
     )
 
 
-def _measured_roof(bundle: Built, threads: int | None) -> Roof | None:
+def measured_roof(bundle: Built, threads: int | None) -> Roof | None:
+    """What this computer can do at most now, of multiply-adds as of bytes, on what a network touches."""
     memory, host = bundle.manifest["memory"], HOST.cpu
     touched = memory["weights_bytes"] + memory["activations_bytes"]
     return measure_roof(host, bundle.target.arithmetic, threads or host.cores, touched)
 
 
-def _higher(before: Roof | None, after: Roof | None) -> Roof | None:
+def higher(before: Roof | None, after: Roof | None) -> Roof | None:
     """What was reached before the timed runs or after them: a clock that rose meanwhile rose for both."""
     if before is None or after is None or not before.bytes_per_s or not after.bytes_per_s:
         return after

@@ -1,4 +1,5 @@
 /* What a program sees of the library of `networks:threaded`: prints a line NAME=VALUE for each fact. */
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,7 +9,7 @@
 static int allocations;
 void *__real_malloc(size_t size);
 void *__wrap_malloc(size_t size) {
-  allocations++;
+  __atomic_add_fetch(&allocations, 1, __ATOMIC_SEQ_CST);
   return __real_malloc(size);
 }
 
@@ -25,6 +26,52 @@ static void backwards(void *pool, threaded_task task, const void *closure, int32
   task(closure, 0, 0, middle);
   ranges += 2;
   highest_worker = 1;
+}
+
+/* Ones that have workers from the highest down, a range for each iteration, and ones that do what isn't asked of them. */
+static void each_apart(void *pool, threaded_task task, const void *closure, int32_t extent) {
+  int32_t threads = *(const int32_t *)pool;
+  for (int32_t place = extent - 1; place >= 0; place--) task(closure, threads - 1 - place % threads, place, place + 1);
+}
+
+static void lazy(void *pool, threaded_task task, const void *closure, int32_t extent) {
+  (void)pool;
+  task(closure, 0, 0, extent - 1);
+}
+
+static void stranger(void *pool, threaded_task task, const void *closure, int32_t extent) {
+  (void)pool;
+  task(closure, 2, 0, extent);
+}
+
+static void beyond(void *pool, threaded_task task, const void *closure, int32_t extent) {
+  (void)pool;
+  task(closure, 0, 0, extent + 1);
+}
+
+/* Two threads of the caller's, each with a context of its own that has threads of its own. */
+typedef struct {
+  const float *given, *wanted;
+  int right;
+} stream;
+
+static void *streams(void *argument) {
+  stream *self = argument;
+  threaded_context *context;
+  float *found = malloc(sizeof output);
+  self->right = threaded_init(&context, &(threaded_options){.threads = 2}) == THREADED_OK;
+  for (int run = 0; run < 200 && self->right; run++) {
+    memset(found, 0, sizeof output);
+    self->right = threaded_run(context, self->given, found) == THREADED_OK && memcmp(found, self->wanted, sizeof output) == 0;
+  }
+  threaded_free(context);
+  free(found);
+  return NULL;
+}
+
+static uint64_t time_of_mine(void) {
+  static uint64_t time;
+  return time += 7;
 }
 
 static int same(void) { return memcmp(output, expected, sizeof output) == 0; }
@@ -73,6 +120,34 @@ int main(void) {
   with((threaded_options){.threads = 2, .parallel = backwards}, "own_pool");
   printf("own_pool_used=%d\n", ranges > 0);
 
+  int32_t many = THREADED_MOST_THREADS;
+  with((threaded_options){.threads = many, .parallel = each_apart, .pool = &many}, "many_workers");
+  threaded_parallel liars[] = {lazy, stranger, beyond};
+  const char *names[] = {"lazy_pool", "stranger_pool", "beyond_pool"};
+  for (int liar = 0; liar < 3; liar++) {
+    threaded_context *context;
+    threaded_init(&context, &(threaded_options){.threads = 2, .parallel = liars[liar]});
+    printf("%s=%d\n", names[liar], threaded_run(context, input, output));
+    threaded_free(context);
+  }
+
+  static float others_expected[THREADED_OUTPUT_SIZE];
+  threaded_run(one, other, others_expected);
+  stream side_by_side[2] = {{input, expected, 0}, {other, others_expected, 0}};
+  pthread_t threads[2];
+  for (int place = 0; place < 2; place++) pthread_create(&threads[place], NULL, streams, &side_by_side[place]);
+  for (int place = 0; place < 2; place++) pthread_join(threads[place], NULL);
+  printf("side_by_side=%d\n", side_by_side[0].right && side_by_side[1].right);
+
+  uint64_t ticks[THREADED_KERNELS + 1] = {0};
+  const char *const kernels[] = THREADED_KERNEL_NAMES;
+  int apart = sizeof kernels / sizeof *kernels == THREADED_KERNELS;
+  memset(output, 0, sizeof output);
+  printf("timed=%d\n", threaded_run_timed(one, input, output, time_of_mine, ticks));
+  for (int kernel = 0; kernel < THREADED_KERNELS; kernel++) apart = apart && ticks[kernel + 1] - ticks[kernel] == 7;
+  printf("timed_apart=%d\ntimed_same=%d\n", apart, same());
+  printf("no_clock=%d\n", threaded_run_timed(one, input, output, NULL, ticks));
+
   /* threads that have just come may be told to go */
   int ended = 0;
   for (int again = 0; again < 300; again++) {
@@ -88,6 +163,18 @@ int main(void) {
   with((threaded_options){.memory = (char *)memory, .memory_bytes = bytes}, "own_memory");
   printf("own_memory_allocations_of_init=%d\n", allocations - before);
   printf("too_little=%d\n", with((threaded_options){.memory = memory, .memory_bytes = bytes - 1}, "never"));
+  char *shifted = malloc(bytes + 1);
+  with((threaded_options){.memory = shifted + 1, .memory_bytes = bytes}, "shifted_memory");
+  threaded_context *never = (threaded_context *)memory;
+  memset(memory, 0, bytes);
+  printf("never_made=%d\n", threaded_run(never, input, output));
+  threaded_init(&never, &(threaded_options){.memory = memory, .memory_bytes = bytes});
+  threaded_context *gone = never;
+  threaded_free(never);
+  printf("gone=%d\n", threaded_run(gone, input, output) == THREADED_ERROR_ARGUMENT && threaded_reset(gone));
+  threaded_free(gone);
+  printf("negative=%d\n", with((threaded_options){.threads = -1}, "never"));
+  printf("after_failure=%d\n", threaded_init(&never, &(threaded_options){.threads = -1}) && never == NULL);
   printf("too_many=%d\n", with((threaded_options){.threads = THREADED_MOST_THREADS + 1}, "never"));
   printf("reset=%d\n", threaded_reset(one));
   /* what the caller gives may lie anywhere */
@@ -95,6 +182,7 @@ int main(void) {
   memcpy(odd + 4, input, sizeof input);
   threaded_run(one, (float *)(odd + 4), output);
   printf("anywhere=%d\n", same());
+  printf("not_aligned=%d\n", threaded_run(one, (float *)(odd + 1), output));
   threaded_free(one);
   return 0;
 }

@@ -1,8 +1,9 @@
 """Where an int8 bundle goes wrong: each of its tensors against the exact integers and against the float network.
 
 The tensors are those of the deployed library itself, taken after each of its kernels by the board's kind: TVM's virtual
-machine where this computer or the stand-in for CUDA runs the library, the kernels under qemu-user for ARM boards, VTA's
-simulator, and a microcontroller's firmware under qemu-system. No network is compiled for this.
+machine where this computer or the stand-in for CUDA runs the library, the kernels under qemu-user for ARM boards, a
+program around a library for C, VTA's simulator, and a microcontroller's firmware under qemu-system. No network is
+compiled for this.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ METHODS = {
     "emulated kernels": "kernel by kernel under qemu-user",
     "stand-in": "kernel by kernel on the stand-in for CUDA",
     "simulated": "layer by layer on VTA's simulator",
+    "emulated program": "as a program under qemu-user and looked at after each kernel",
     "emulated": "as firmware under qemu-system and stopped after each kernel",
 }
 """How a library is run for its tensors, in a sentence."""

@@ -121,7 +121,7 @@ int main(int argc, char **argv) {
   provide(library, "__TVMBackendParallelBarrier", (void *)barrier);
 
   for (uint32_t length; fread(&length, sizeof length, 1, stdin) == 1; fflush(stdout)) {
-    char symbol[512] = "__tvm_ffi_";
+    char symbol[1 << 14] = "__tvm_ffi_";
     size_t prefix = strlen(symbol);
     if (length >= sizeof symbol - prefix) fail("a kernel's name is too long");
     receive(symbol + prefix, length);

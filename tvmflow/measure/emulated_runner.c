@@ -1,16 +1,18 @@
-/* Runs a compiled network inside an emulator: emulated_runner RUNS.
+/* Runs a compiled network inside an emulator: emulated_runner RUNS [keep].
  *
  * The current folder is a bundle as libtvmflow.so knows it, with input-0.raw, input-1.raw, …, each with the tensors of all
  * runs one after the other; output-0.raw, … are left there in the same form, and in maps what Linux says of the
- * process's memory. Exit status 1 and one line on standard error: the library refused, or its files are not what they
+ * process's memory. With `keep`, kernel-0.raw, … are what each kernel of a library for C leaves, of all runs. Exit status 1 and one line on standard error: the library refused, or its files are not what they
  * should be.
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "tvmflow.h"
 
 #define MAX_TENSORS 64
+#define MAX_KERNELS 1000
 
 static void fail(const char *what) {
   fprintf(stderr, "%s\n", what);
@@ -25,6 +27,14 @@ static FILE *open_numbered(const char *stem, int index, const char *mode) {
   return file;
 }
 
+static FILE *kernel_files[MAX_KERNELS];
+
+static void keep(int kernel, const void *data, size_t bytes) {
+  if (kernel >= MAX_KERNELS) fail("there are too many kernels");
+  if (kernel_files[kernel] == NULL) kernel_files[kernel] = open_numbered("kernel", kernel, "wb");
+  if (fwrite(data, 1, bytes, kernel_files[kernel]) != bytes) fail("what a kernel leaves can't be written");
+}
+
 static void copy_maps(void) {
   FILE *from = fopen("/proc/self/maps", "r"), *to = fopen("maps", "w");
   if (from == NULL || to == NULL) fail("the map of memory can't be copied");
@@ -36,8 +46,9 @@ static void copy_maps(void) {
 int main(int argc, char **argv) {
   FILE *input_files[MAX_TENSORS], *output_files[MAX_TENSORS];
   void *inputs[MAX_TENSORS], *outputs[MAX_TENSORS];
-  tvmflow_network *network = argc == 2 ? tvmflow_load(".") : NULL;
-  if (network == NULL) fail(argc == 2 ? tvmflow_error() : "emulated_runner takes RUNS");
+  int kept = argc == 3 && strcmp(argv[2], "keep") == 0;
+  tvmflow_network *network = argc == 2 || kept ? tvmflow_load(".") : NULL;
+  if (network == NULL) fail(argc == 2 || kept ? tvmflow_error() : "emulated_runner takes RUNS [keep]");
   int input_count = 0, output_count = 0;
   for (; tvmflow_input(network, input_count) != NULL; ++input_count) {
     inputs[input_count] = malloc(tvmflow_input(network, input_count)->bytes + 1);
@@ -52,13 +63,17 @@ int main(int argc, char **argv) {
       size_t bytes = tvmflow_input(network, index)->bytes;
       if (fread(inputs[index], 1, bytes, input_files[index]) != bytes) fail("an input ends early");
     }
-    if (tvmflow_run(network, (const void *const *)inputs, outputs) != 0) fail(tvmflow_error());
+    int status = kept ? tvmflow_capture(network, (const void *const *)inputs, outputs, keep)
+                      : tvmflow_run(network, (const void *const *)inputs, outputs);
+    if (status != 0) fail(tvmflow_error());
     for (int index = 0; index < output_count; ++index) {
       size_t bytes = tvmflow_output(network, index)->bytes;
       if (fwrite(outputs[index], 1, bytes, output_files[index]) != bytes || fflush(output_files[index]) != 0)
         fail("an output can't be written");
     }
   }
+  for (int kernel = 0; kernel < MAX_KERNELS && kernel_files[kernel] != NULL; ++kernel)
+    if (fclose(kernel_files[kernel]) != 0) fail("what a kernel leaves can't be written");
   copy_maps();
   return 0;
 }

@@ -39,6 +39,8 @@ from tvmflow.targets.kind import (
     RunStages,
     Timing,
     digest_of,
+    layer_rows,
+    other_kernels,
     verify_library,
     versions,
 )
@@ -189,20 +191,9 @@ def _way_to_run(target: Target) -> tuple[str, Sequence[str]]:
 def _run(
     library: Path, target: Target, command: Sequence[str], inputs: Sequence[Arrays], outputs: Sequence[TensorSpec]
 ) -> list[Arrays]:
-    from tvmflow.measure import emulate
-    from tvmflow.targets.cpu.library.link import link_program
-
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
         folder = Path(name)
-        program = folder / "program"
-        try:
-            linker = toolchain.select_linker(compiled_for(target))
-            link_program(Path(emulate.__file__).with_name("emulated_runner.c"), program, target, linker, library)
-        except UserError as error:
-            raise MissingDependencyError(f"The program that runs the library can't be made: {error}") from error
-        for index, arrays in enumerate(zip(*inputs, strict=True)):
-            np.stack(arrays).tofile(folder / f"input-{index}.raw")
-        emulate.run_program([*command, str(program), str(len(inputs))], folder, f"{library.name} for {target.name}")
+        _run_program(library, target, command, inputs, folder)
         stacks = [
             np.fromfile(folder / f"output-{index}.raw", np.dtype(spec.dtype)).reshape(-1, *spec.shape)
             for index, spec in enumerate(outputs)
@@ -210,50 +201,99 @@ def _run(
     return [tuple(stack[index] for stack in stacks) for index in range(len(inputs))]
 
 
+def _run_program(
+    library: Path, target: Target, command: Sequence[str], inputs: Sequence[Arrays], folder: Path, *words: str
+) -> None:
+    """Link emulated_runner.c with the archive and run it in a folder, where it leaves what it says of itself."""
+    from tvmflow.measure import emulate
+    from tvmflow.targets.cpu.library.link import link_program
+
+    program = folder / "program"
+    try:
+        linker = toolchain.select_linker(compiled_for(target))
+        link_program(Path(emulate.__file__).with_name("emulated_runner.c"), program, target, linker, library)
+    except UserError as error:
+        raise MissingDependencyError(f"The program that runs the library can't be made: {error}") from error
+    for index, arrays in enumerate(zip(*inputs, strict=True)):
+        np.stack(arrays).tofile(folder / f"input-{index}.raw")
+    words = (str(program), str(len(inputs)), *words)
+    emulate.run_program([*command, *words], folder, f"{library.name} for {target.name}")
+
+
 def capture(
     library: Path, target: Target, network: IntegerNetwork, runs: Sequence[Arrays], kernels: Sequence[str]
 ) -> tuple[str, Left]:
-    """A library shows none of its tensors but the outputs: always raises UserError."""
-    raise UserError(
-        f"{library.name} shows no tensors but its outputs; build the network with --format module, which has the same "
-        "kernels, and compare that."
-    )
+    """ "native", or "emulated program" under qemu: one linked with the archive looks at the arena after each kernel."""
+    from tvmflow.passes.integer_kernels import tensors_between, tensors_of
+
+    forms = tensors_between(network, target)
+    if len(forms) != len(kernels) and (network.tail is None or len(forms) > len(kernels)):
+        raise other_kernels(library, len(forms), kernels)
+    method, command = _way_to_run(target)
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
+        folder = Path(name)
+        _run_program(library, target, command, runs, folder, "keep")
+        stacks = [
+            np.fromfile(folder / f"kernel-{number}.raw", form.memory_dtype).reshape(len(runs), -1)
+            for number, (_, form) in enumerate(forms)
+        ]
+    return "native" if method == "native" else "emulated program", tensors_of(network, target, stacks)
 
 
 def time(
     bundle: Built, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
 ) -> Timing:
-    """Measured by the bundle's own runner, where this computer runs its code itself; layers aren't timed apart."""
+    """Measured by the bundle's own runner, where this computer runs its code itself; each layer in a run of its own."""
+    from tvmflow.targets.cpu import module as of_runtime
+
     if bundle.target.elf != HOST.elf:
         return Timing(note=f"no {bundle.target.name} was at hand, and emulation checks answers, never speed.")
-    if not whole:
-        return Timing(note="a library's layers aren't timed apart: build the network with --format module for that.")
     threads = threads or len(os.sched_getaffinity(0))
+    before = of_runtime.measured_roof(bundle, threads)
+    measurement = _measured(bundle, threads, repeats, seconds) if whole else None
+    layer_us = _layers(bundle, threads, (None if whole else repeats) or 50) if layers else ()
+    return Timing(
+        measurement=measurement,
+        note="" if whole else "only profiled.",
+        layers=layer_rows(layer_us),
+        roof=of_runtime.higher(before, of_runtime.measured_roof(bundle, threads)),
+    )
+
+
+def _measured(bundle: Built, threads: int, repeats: int | None, seconds: float) -> Measurement:
     if repeats is not None:
         log.info("A library's runner takes --seconds and makes as many runs as fit; --repeats is left out.")
     load = os.getloadavg()[0]
-    found = _samples(bundle, threads, seconds)
+    found = _ask(bundle, threads, "--samples", repr(seconds), seconds=seconds)
     samples = found["samples"]
     p50, p90 = np.percentile(samples, [50, 90])
     warnings = [f"The machine was busy: load {load:.1f} before the run."] if load > 0.5 * (os.cpu_count() or 1) else []
     if bundle.target.name != HOST.name:
         warnings.append(f"Built for {bundle.target.name}, timed on this computer ({HOST.cpu.model}).")
-    return Timing(
-        measurement=Measurement(
-            basis="measured",
-            samples_ms=tuple(samples),
-            threads=threads,
-            setup_ms=found["setup"],
-            first_ms=found["first"],
-            warmup_ms=tuple(found["warmup"]),
-            warnings=(*warnings, *disturbances(p50, p90, min(samples), len(samples))),
-            facts={"load_before": round(load, 2), "attempts": 1},
-        )
+    return Measurement(
+        basis="measured",
+        samples_ms=tuple(samples),
+        threads=threads,
+        setup_ms=found["setup"],
+        first_ms=found["first"],
+        warmup_ms=tuple(found["warmup"]),
+        warnings=(*warnings, *disturbances(p50, p90, min(samples), len(samples))),
+        facts={"load_before": round(load, 2), "attempts": 1},
     )
 
 
-def _samples(bundle: Built, threads: int, seconds: float) -> Mapping[str, Any]:
-    """What the runner says, run from a copy that may be executed."""
+def _layers(bundle: Built, threads: int, repeats: int) -> list[list[float]]:
+    """Of each layer its times in µs. Raises UserError for a bundle of an earlier version."""
+    if "kernels" not in bundle.manifest["c_library"]:
+        raise UserError(f"{bundle.library.name} can't time its layers apart; build it again, with this version.")
+    found = _ask(bundle, threads, "--profile", str(repeats), seconds=0)["kernels"]
+    if len(found) != len(bundle.layers):
+        raise other_kernels(bundle.library, len(bundle.layers), [kernel["name"] for kernel in found])
+    return [kernel["samples"] for kernel in found]
+
+
+def _ask(bundle: Built, threads: int, *words: str, seconds: float) -> Mapping[str, Any]:
+    """What the runner says to these words within so many seconds, run from a copy that may be executed."""
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
         root = bundle.library.parent
         runner = Path(name) / device.PROGRAM
@@ -264,7 +304,7 @@ def _samples(bundle: Built, threads: int, seconds: float) -> Mapping[str, Any]:
         environment = {**children.environment(), "TVM_NUM_THREADS": str(threads)}
         try:
             done = subprocess.run(
-                [str(runner), "--samples", repr(seconds)],
+                [str(runner), *words],
                 capture_output=True, text=True, check=False, timeout=SECONDS + seconds, env=environment,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:

@@ -81,19 +81,43 @@ def rust(interface: Interface) -> str:
         f"pub const {port.macro}_SIZE: usize = {math.prod(port.spec.shape)};\n"
         for port, _ in sides
     ]
-    raw, slices, pointers = [], [], []
-    for port, written in sides:
-        kind, called = RUST_TYPES[port.spec.dtype], _rust_name(port)
-        raw.append(f"{called}: *{'mut' if written else 'const'} {kind}")
-        slices.append(f"{called}: &{'mut ' if written else ''}[{kind}; {port.macro}_SIZE]")
-        pointers.append(f"{called}.as_{'mut_' if written else ''}ptr()")
+    kept = {port.parameter for state in interface.kept for port in (state.before, state.after)}
+    raw, slices, pointers = _rust_parameters(sides)
+    declaration = step = ""
+    if kept:
+        raw_step, slices_step, pointers_step = _rust_parameters(
+            [(port, written) for port, written in sides if port.parameter not in kept]
+        )
+        declaration = f"\n    fn {interface.name}_step({', '.join(('context: *mut c_void', *raw_step))}) -> i32;"
+        step = f"""
+    /// `run` for the next call of a stream, whose state the context keeps from `reset` on.
+    pub fn step({", ".join(("&mut self", *slices_step))}) -> Result<(), i32> {{
+        match unsafe {{ {interface.name}_step({", ".join(("self.context", *pointers_step))}) }} {{
+            0 => Ok(()),
+            status => Err(status),
+        }}
+    }}
+"""
     return _RUST.format(
         name=interface.name,
         sizes="".join(sizes),
         raw=", ".join(raw),
         slices=", ".join(slices),
         pointers=", ".join(pointers),
+        declaration=declaration,
+        step=step,
     )
+
+
+def _rust_parameters(sides: Sequence[tuple[CPort, bool]]) -> tuple[list[str], list[str], list[str]]:
+    """How tensors, each written or read, are declared as C has them and as arrays, and passed from one to the other."""
+    raw, slices, pointers = [], [], []
+    for port, written in sides:
+        kind, called = RUST_TYPES[port.spec.dtype], _rust_name(port)
+        raw.append(f"{called}: *{'mut' if written else 'const'} {kind}")
+        slices.append(f"{called}: &{'mut ' if written else ''}[{kind}; {port.macro}_SIZE]")
+        pointers.append(f"{called}.as_{'mut_' if written else ''}ptr()")
+    return raw, slices, pointers
 
 
 def _rust_name(port: CPort) -> str:

@@ -48,9 +48,10 @@ class Calls:
     """A network as its caller sees it.
 
     `tensors` are the bytes of what lies in the arena, `outputs` those of what the caller gets, `constants` have their
-    values. `copies` come last: from a place to an output. `phases` are those of each kernel, `offsets` where in the
-    arena each place lies, in bytes, once that is known; a step's scratch memory is there as "4 scratch 0". `origin` is
-    the Relax module that was read, of which TVM's runtime can be given the same kernels.
+    values. `copies` come last: from a place to an output. `phases` are those of each kernel, `serial` says how many
+    loops of a kernel one thread computes alone that have threads in a module, `offsets` where in the arena each place
+    lies, in bytes, once that is known; a step's scratch memory is there as "4 scratch 0". `origin` is the Relax module
+    that was read, of which TVM's runtime can be given the same kernels.
     """
 
     steps: tuple[Step, ...]
@@ -59,6 +60,7 @@ class Calls:
     constants: Mapping[str, np.ndarray]
     copies: tuple[tuple[str, str], ...]
     phases: Mapping[str, tuple[Phase, ...]] = field(default_factory=dict)
+    serial: Mapping[str, int] = field(default_factory=dict)
     offsets: Mapping[str, int] = field(default_factory=dict)
     arena_bytes: int = 0
     share_bytes: int = 0

@@ -89,6 +89,9 @@ def make(compiled: Program, target: Target, folder: Path, linker: Linker) -> Lib
         "undefined": undefined,
         "math": sorted(objects.LIBM.intersection(undefined)),
         "code_bytes": toolchain.section_bytes(kernels)["code_bytes"],
+        "kernels": len(calls.steps),
+        "parallel_loops": sum(phase.extent is not None for step in calls.steps for phase in calls.phases[step.kernel]),
+        "serial_loops": sum(calls.serial.get(step.kernel, 0) for step in calls.steps),
         "system": system.name,
         "shared": None if shared is None else {"file": shared.name, **objects.shared_facts(shared)},
     }
@@ -143,7 +146,7 @@ def _processor(target: Target, linker: Linker) -> tuple[str, ...]:
 def _shared(members: Sequence[Path], target: Target, folder: Path, linker: Linker, name: str) -> Path:
     """The shared library, which shows nothing but its interface."""
     system, made, listed = system_of(target), folder / f"lib{name}.so", folder / "exports.map"
-    api = ("big_cores", "free", "hash", "init", "memory_bytes", "reset", "run", "step", "version")
+    api = ("big_cores", "free", "hash", "init", "memory_bytes", "reset", "run", "run_timed", "step", "version")
     defined, _ = objects.symbols(members[0])
     symbols = " ".join(f"{name}_{function};" for function in api if f"{name}_{function}" in defined)
     listed.write_text(f"{{ global: {symbols} local: *; }};\n")

@@ -31,12 +31,29 @@ def split_kernels(program: Program, target: Target) -> Program:
     lowered = lower_loops(program.module)
     functions: dict[str, tirx.PrimFunc] = {}
     phases: dict[str, tuple[Phase, ...]] = {}
+    serial: dict[str, int] = {}
     for name, kernel in kernels_of(replace(program, module=lowered)).items():
         made = _Kernel(name, kernel).split()
         functions |= {phase.function: func for phase, func in made}
         phases[name] = tuple(phase for phase, _ in made)
+        if left := len(parallel_loops(kernel.body)) - sum(phase.extent is not None for phase in phases[name]):
+            serial[name] = left
     module = tirx.transform.LowerIntrin()(tvm.IRModule(functions))
-    return replace(program, module=module, made=replace(calls_of(program), phases=phases))
+    return replace(program, module=module, made=replace(calls_of(program), phases=phases, serial=serial))
+
+
+def parallel_loops(statement: Any) -> list[tirx.For]:
+    """Those that a module has threads for: parallel loops that aren't within others."""
+    found: list[tirx.For] = []
+    inner: list[tirx.For] = []
+
+    def note(loop: tirx.For) -> None:
+        if loop.kind == PARALLEL:
+            found.append(loop)
+            tvm_ffi.structural_walk(loop.body, (tirx.For, inner.append))
+
+    tvm_ffi.structural_walk(statement, (tirx.For, note))
+    return [loop for loop in found if not any(loop.same_as(other) for other in inner)]
 
 
 def lower_loops(module: tvm.IRModule) -> tvm.IRModule:

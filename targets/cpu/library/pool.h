@@ -1,9 +1,11 @@
 /* Threads for the parallel loops of one network, each there from NAME_init to NAME_free, which allocate nothing.
  *
  * A loop is cut into shares, which whoever runs the network and the workers take one after the other: what a worker that
- * the system doesn't let run hasn't taken, others compute. Workers look for work for a while and then sleep. NETWORK_THREADS says what they sleep by: 1, Linux's futex, which Android has as
- * well and which is in no C library's header; 2, POSIX's conditions; 0, there are no threads. This file is included by the
- * C of one network and everything in it is that file's own.
+ * the system doesn't let run hasn't taken, others compute. Workers look for work for a while and then sleep. On a busy
+ * machine the system may leave a worker on the core of whoever calls, where it finds all work done: such a worker leaves
+ * that core. NETWORK_THREADS says what they sleep by: 1, Linux's futex, which Android has as well and which is in no C
+ * library's header; 2, POSIX's conditions; 0, there are no threads. This file is included by the C of one network and
+ * everything in it is that file's own.
  */
 #ifndef NETWORK_POOL_H
 #define NETWORK_POOL_H
@@ -24,6 +26,8 @@
 #define POOL_LOOKS 300  /* how often work is looked for at once: some ten microseconds */
 #define POOL_YIELDS 50  /* and how often after others were let run, before sleeping */
 #define POOL_SHARES 2   /* of a loop, for each thread */
+#define POOL_MISSES 8   /* loops that a worker wasn't let run for, before it asks where the caller is */
+#define POOL_WORDS 16   /* of a set of cores, as Linux has them */
 
 typedef void (*pool_task)(const void *closure, int32_t worker, int32_t begin, int32_t end);
 
@@ -38,7 +42,11 @@ typedef struct {
   struct pool *pool;
   pthread_t thread;
   int32_t number;
-  int32_t core; /* -1: any */
+  int32_t core;  /* -1: any */
+  uint32_t seen; /* loops */
+#if NETWORK_THREADS == 1
+  unsigned long cores[POOL_WORDS]; /* that it may be on */
+#endif
 } pool_worker;
 
 typedef struct pool {
@@ -49,6 +57,8 @@ typedef struct pool {
   uint32_t unfinished; /* shares */
   uint32_t waiting;    /* workers that may be asleep until `ticket` changes */
   uint32_t caller_waits;
+  uint32_t asked;      /* a worker wants to know the caller's core */
+  int32_t caller_core; /* the answer, -1 before */
 #if NETWORK_THREADS == 2
   pthread_mutex_t mutex;
   pthread_cond_t condition;
@@ -89,13 +99,48 @@ static void pool_wake(pool *pool, uint32_t *word) {
   syscall(POOL_FUTEX, word, 1 | 128, INT32_MAX, NULL, NULL, 0);
 }
 
+#define POOL_BITS (8 * sizeof(unsigned long))
+
 /* Words of the kernel's interface, which are the same for all C libraries: a bit for each core. */
-static void pool_stay_on(int32_t core) {
-  unsigned long mask[16] = {0};
-  unsigned long bits = 8 * sizeof mask[0];
-  if (core < 0 || (unsigned long)core >= 16 * bits) return;
-  mask[(unsigned long)core / bits] = 1UL << ((unsigned long)core % bits);
+static void pool_stay_on(pool_worker *self) {
+  unsigned long mask[POOL_WORDS] = {0};
+  size_t core = (size_t)self->core;
+  if (self->core < 0) {
+    if (syscall(SYS_sched_getaffinity, 0, sizeof self->cores, self->cores) <= 0) self->core = 0;
+  } else if (core < POOL_WORDS * POOL_BITS) {
+    mask[core / POOL_BITS] = 1UL << (core % POOL_BITS);
+    syscall(SYS_sched_setaffinity, 0, sizeof mask, mask);
+  }
+}
+
+/* The core that a thread is on, -1 if the system doesn't say. */
+static int32_t pool_core(void) {
+  unsigned core = 0;
+  return syscall(SYS_getcpu, &core, NULL, NULL) == 0 ? (int32_t)core : -1;
+}
+
+/* A worker that the system let miss loops leaves the caller's core, if it is on it. A set without any core is refused, and
+ * then everything stays as it is. */
+static void pool_settle(pool_worker *self, uint32_t loops) {
+  pool *pool = self->pool;
+  unsigned long mask[POOL_WORDS];
+  uint32_t passed = loops - self->seen;
+  int32_t core;
+  self->seen = loops;
+  if (self->core >= 0) return;
+  if (passed > POOL_MISSES) __atomic_store_n(&pool->asked, 1, __ATOMIC_SEQ_CST);
+  if (__atomic_load_n(&pool->caller_core, __ATOMIC_SEQ_CST) < 0) return;
+  core = __atomic_exchange_n(&pool->caller_core, -1, __ATOMIC_SEQ_CST);
+  if (core < 0 || core != pool_core() || (size_t)core >= POOL_WORDS * POOL_BITS) return;
+  for (int word = 0; word < POOL_WORDS; word++) mask[word] = self->cores[word];
+  mask[(size_t)core / POOL_BITS] &= ~(1UL << ((size_t)core % POOL_BITS));
   syscall(SYS_sched_setaffinity, 0, sizeof mask, mask);
+}
+
+static void pool_answer(pool *pool) {
+  if (!__atomic_load_n(&pool->asked, __ATOMIC_SEQ_CST)) return;
+  __atomic_store_n(&pool->asked, 0, __ATOMIC_SEQ_CST);
+  __atomic_store_n(&pool->caller_core, pool_core(), __ATOMIC_SEQ_CST);
 }
 
 /* A number that Linux says of a core; 0 where it says none. */
@@ -147,7 +192,11 @@ static void pool_wake(pool *pool, uint32_t *word) {
   pthread_mutex_unlock(&pool->mutex);
 }
 
-static void pool_stay_on(int32_t core) { (void)core; }
+static void pool_stay_on(pool_worker *self) { (void)self; }
+
+static void pool_settle(pool_worker *self, uint32_t loops) { (void)self, (void)loops; }
+
+static void pool_answer(pool *pool) { (void)pool; }
 
 #endif
 
@@ -189,11 +238,12 @@ static uint32_t pool_take(pool *pool, int32_t worker) {
 static void *pool_work(void *argument) {
   pool_worker *self = argument;
   pool *pool = self->pool;
-  pool_stay_on(self->core);
+  pool_stay_on(self);
   for (;;) {
     uint32_t ticket = pool_take(pool, self->number);
     /* the last ticket comes after `stopping` was set: whoever has it knows, and all others see it change */
     if (__atomic_load_n(&pool->stopping, __ATOMIC_SEQ_CST)) return NULL;
+    pool_settle(self, ticket >> 8);
     pool_await_change(pool, &pool->ticket, ticket, &pool->waiting);
   }
 }
@@ -208,6 +258,7 @@ static void pool_offer(pool *pool, int32_t shares) {
 static void pool_run(pool *pool, pool_task task, const void *closure, int32_t extent) {
   uint32_t left;
   int32_t shares = POOL_SHARES * pool->threads;
+  pool_answer(pool);
   pool->task = task;
   pool->closure = closure;
   pool->extent = extent;
@@ -236,7 +287,8 @@ static int pool_start(pool *pool, pool_worker *workers, int32_t threads, uint64_
   pool->workers = workers;
   pool->threads = threads;
   pool->started = pool->stopping = 0;
-  pool->ticket = pool->waiting = pool->unfinished = pool->caller_waits = 0;
+  pool->ticket = pool->waiting = pool->unfinished = pool->caller_waits = pool->asked = 0;
+  pool->caller_core = -1;
 #if NETWORK_THREADS == 2
   if (pthread_mutex_init(&pool->mutex, NULL) != 0) return -1;
   if (pthread_cond_init(&pool->condition, NULL) != 0) return -1;
@@ -250,6 +302,7 @@ static int pool_start(pool *pool, pool_worker *workers, int32_t threads, uint64_
     worker->pool = pool;
     worker->number = number;
     worker->core = core;
+    worker->seen = 0;
     if (pthread_create(&worker->thread, NULL, pool_work, worker) != 0) {
       pool_stop(pool);
       return -1;

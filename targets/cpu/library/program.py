@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tvmflow.network.c_interface import CPort
 from tvmflow.spec import Program, UserError
+from tvmflow.targets.cpu.library.calls import Calls, calls_of
 from tvmflow.targets.cpu.library.source import C_TYPES, Interface, interface_of, quoted
 
 HERE = Path(__file__).parent
@@ -33,7 +34,19 @@ def adapter(program: Program, vectors: Sequence[str], tolerances: Sequence[Seque
         output_count=len(interface.outputs),
         vectors="".join(f"  {row},\n" for row in rows),
         arguments=", ".join(arguments),
+        results="".join(f"  {{{', '.join(map(str, result))}}},\n" for result in _results(calls_of(program))),
     )
+
+
+def _results(calls: Calls) -> list[tuple[int, int, int]]:
+    """Of each kernel the number of the output that its last argument is, or -1, its offset in the arena, its bytes."""
+    found = []
+    for place in (step.arguments[-1] for step in calls.steps):
+        if place in calls.outputs:
+            found.append((int(place.removeprefix("output ")), 0, calls.outputs[place]))
+        else:
+            found.append((-1, calls.offsets[place], calls.tensors[place]))
+    return found
 
 
 MOST_DIMS = 8

@@ -108,11 +108,21 @@ def header(program: Program, target: Target, digest: str) -> str:
         arena=calls.arena_bytes,
         share=calls.share_bytes,
         most=MOST_THREADS,
+        kernels=len(calls.steps),
+        kernel_names=", ".join(map(quoted, kernel_names(program))),
         version=__version__,
         digest=digest,
         parameters=", ".join(interface.parameters),
         step=_step_declaration(interface),
     )
+
+
+def kernel_names(program: Program) -> list[str]:
+    """Of each kernel in the order of calls, the modules whose work it does, or its own name where none is known."""
+    calls = calls_of(program)
+    if [layer.kernel for layer in program.layers] != [step.kernel for step in calls.steps]:
+        return [step.kernel for step in calls.steps]
+    return [", ".join(layer.modules) or layer.kernel for layer in program.layers]
 
 
 def _arithmetic(program: Program, target: Target) -> str:
@@ -168,8 +178,9 @@ def caller(program: Program) -> str:
         *(f"  const void *in{number};" for number in range(len(interface.inputs))),
         *(f"  void *out{number};" for number in range(len(interface.outputs))),
     ]
-    checks = [f"!{port.parameter}" for port in (*interface.inputs, *interface.outputs)]
     passed = [
+        "frame_.arena = context->arena;",
+        "frame_.shares = context->shares;",
         *(f"frame_.in{number} = {port.parameter};" for number, port in enumerate(interface.inputs)),
         *(f"frame_.out{number} = {port.parameter};" for number, port in enumerate(interface.outputs)),
     ]
@@ -185,12 +196,18 @@ def caller(program: Program) -> str:
         prototypes="\n".join(_prototypes(name, calls)),
         functions="\n".join(functions),
         parameters=", ".join(interface.parameters),
-        checks=" || ".join(["!context", *checks]),
+        checks=" || ".join(map(_refused, (*interface.inputs, *interface.outputs))),
         passed="\n  ".join(passed),
         runs="\n  ".join(runs),
         reset=_reset(interface),
         step=_step(interface),
     )
+
+
+def _refused(port: CPort) -> str:
+    """The condition of C under which a pointer can't be one to such a tensor."""
+    kind, name = C_TYPES[port.spec.dtype], port.parameter
+    return f"!{name}" if kind.endswith("int8_t") else f"!{name} || (uintptr_t){name} % sizeof({kind})"
 
 
 def _prototypes(name: str, calls: Calls) -> list[str]:
@@ -237,13 +254,12 @@ def _steps(name: str, calls: Calls) -> tuple[list[str], list[str]]:
             function = f"step_{number:03}_{part}"
             functions.append(_function(function, f"{name}_{phase.function}", arguments, phase))
             if phase.extent is None:
-                runs.append(f"{function}(&frame_, 0, 0, 0);")
+                runs.append(f"{function}(frame, 0, 0, 0);")
             else:
-                runs.append(f"in_parallel(context, {function}, &frame_, {phase.extent});")
+                runs.append(f"STEP(in_parallel(context, {function}, frame, {phase.extent}));")
+        runs.append(f"TICK({number + 1});")
     for source, output in calls.copies:
-        runs.append(
-            f"memcpy({pointer(output)}, {pointer(source)}, {calls.outputs[output]});".replace("frame->", "frame_.")
-        )
+        runs.append(f"memcpy({pointer(output)}, {pointer(source)}, {calls.outputs[output]});")
     return functions, runs
 
 
@@ -308,7 +324,7 @@ def _step(interface: Interface) -> str:
     return f"""
 int {name}_step({", ".join((f"{name}_context *context", *interface.stepped))}) {{
   int status_;
-  if (!context) return {interface.prefix}_ERROR_ARGUMENT;
+  if (!context || context->made != MADE) return {interface.prefix}_ERROR_ARGUMENT;
   status_ = {name}_run({", ".join(("context", *arguments))});
   if (status_ == {interface.prefix}_OK) context->turn = !context->turn;
   return status_;

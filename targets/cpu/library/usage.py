@@ -39,4 +39,5 @@ library or threads are others. `bindings/` has the same interface for C++20 and 
     runner/run --self-test     # the golden vectors; exit code 0 if all agree
     runner/run input.npy       # outputs as JSON
     runner/run --bench         # latency as JSON; TVM_NUM_THREADS says with how many threads
+    runner/run --profile       # each kernel's time as JSON
 """

@@ -17,6 +17,7 @@
   "       run --samples [SECONDS [WINDOW]]\n" \
   "                                 the same, with each inference's time, or a summary of each WINDOW seconds\n" \
   "                                 beside a million of them at most\n" \
+  "       run --profile [RUNS]      time of each kernel in so many inferences as JSON, in us (50); of libraries for C\n" \
   "       run --self-test           compare with the golden vectors; 0 if they agree, 3 if not\n"
 #define WARMUP_SECONDS 0.5
 #define WARMUP_RUNS 10
@@ -381,6 +382,50 @@ static void bench(double seconds, double window, double setup, int raw) {
   free(part.values);
 }
 
+/* A name as JSON has it. */
+static void print_name(const char *name) {
+  putchar('"');
+  for (; *name; ++name) {
+    if ((unsigned char)*name < 32)
+      printf("\\u%04x", *name);
+    else
+      printf(*name == '"' || *name == '\\' ? "\\%c" : "%c", *name);
+  }
+  putchar('"');
+}
+
+/* Of each kernel the time that it took in each of so many inferences, a clock being asked between any two. */
+static void profile(long runs) {
+  size_t kernels = 0;
+  while (tvmflow_kernel(network, (int)kernels) != NULL) ++kernels;
+  if (kernels == 0 && tvmflow_profile(network, NULL) != 0) stop(2, tvmflow_error(), "");
+  double *times = calloc((size_t)runs * kernels + 1, sizeof *times);
+  if (times == NULL) stop(1, "there is no memory for the times", "");
+  read_vector(tvmflow_vector(network, 0), "input", tvmflow_input, inputs);
+  infer();
+  double started = now_ms();
+  for (int run = 0; run < WARMUP_RUNS || now_ms() - started < 1e2 * WARMUP_SECONDS; ++run) timed();
+  for (long run = 0; run < runs; ++run)
+    if (tvmflow_profile(network, times + (size_t)run * kernels) != 0) stop(1, tvmflow_error(), "");
+  printf("{\"basis\": \"measured\", \"unit\": \"us\", \"threads\": %ld, \"kernels\": [", atol(getenv("TVM_NUM_THREADS")));
+  double *sorted = malloc(((size_t)runs + 1) * sizeof *sorted);
+  if (sorted == NULL) stop(1, "there is no memory for the times", "");
+  for (size_t kernel = 0; kernel < kernels; ++kernel) {
+    Samples samples = {sorted, 0, (size_t)runs, (size_t)runs};
+    for (long run = 0; run < runs; ++run) sorted[run] = times[(size_t)run * kernels + kernel];
+    printf("%s{\"name\": ", kernel ? ", " : "");
+    print_name(tvmflow_kernel(network, (int)kernel));
+    printf(", ");
+    print_samples("samples", &samples);
+    qsort(sorted, (size_t)runs, sizeof *sorted, ascending);
+    printf(", \"p50\": %.3f, \"p90\": %.3f, \"min\": %.3f}", percentile(sorted, (size_t)runs, .5),
+           percentile(sorted, (size_t)runs, .9), sorted[0]);
+  }
+  printf("]}\n");
+  free(sorted);
+  free(times);
+}
+
 static void find_bundle(void) {
   char path[PATH_MAX];
   ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
@@ -418,6 +463,10 @@ int main(int argc, char **argv) {
     double seconds = argc > 2 ? atof(argv[2]) : 3, window = raw && argc > 3 ? atof(argv[3]) : 0;
     if (!(seconds > 0)) stop(2, "it takes seconds, not", argv[2]);
     bench(seconds, window, setup, raw);
+  } else if (strcmp(argv[1], "--profile") == 0) {
+    long runs = argc > 2 ? atol(argv[2]) : 50;
+    if (runs < 1 || runs > MOST_SAMPLES) stop(2, "it takes a number of inferences, not", argv[2]);
+    profile(runs);
   } else {
     if (argc - 1 != count) stop(2, "give one .npy file for each input of the network", "");
     for (int index = 0; index < count; ++index) read_npy(argv[index + 1], tvmflow_input(network, index), inputs[index]);

@@ -241,6 +241,22 @@ int tvmflow_run_again(tvmflow_network *network) {
   return call(network->entry.v_obj, network->arguments, network->input_count, &network->result, "main");
 }
 
+const char *tvmflow_kernel(const tvmflow_network *network, int index) {
+  (void)network, (void)index;
+  return NULL;
+}
+
+int tvmflow_profile(tvmflow_network *network, double *microseconds) {
+  (void)network, (void)microseconds;
+  return fail("%s", "kernels of a module are timed apart by `tvmflow profile` alone");
+}
+
+int tvmflow_capture(tvmflow_network *network, const void *const *inputs, void *const *outputs,
+                    void (*left)(int kernel, const void *data, size_t bytes)) {
+  (void)network, (void)inputs, (void)outputs, (void)left;
+  return fail("%s", "what kernels of a module leave is known to `tvmflow compare` alone");
+}
+
 /* Copy the elements of an axis, and of those within it, from wherever they lie; the position behind the copy. */
 static char *gather(const DLTensor *tensor, int axis, const char *from, size_t width, char *to) {
   if (axis == tensor->ndim) {

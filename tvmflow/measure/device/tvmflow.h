@@ -45,6 +45,17 @@ int tvmflow_run(tvmflow_network *network, const void *const *inputs, void *const
 /* Inference without the copies, for measuring: on the inputs of the last tvmflow_run. 0, or -1 and tvmflow_error(). */
 int tvmflow_run_again(tvmflow_network *network);
 
+/* What the kernels of an inference do, in their order; NULL beyond the last, and where they can't be timed apart. */
+const char *tvmflow_kernel(const tvmflow_network *network, int index);
+
+/* tvmflow_run_again that also says how long each kernel took, in microseconds. 0, or -1 and tvmflow_error(). */
+int tvmflow_profile(tvmflow_network *network, double *microseconds);
+
+/* tvmflow_run that hands over what each kernel leaves, by its number, before the next one begins. 0, or -1 and
+ * tvmflow_error(). */
+int tvmflow_capture(tvmflow_network *network, const void *const *inputs, void *const *outputs,
+                    void (*left)(int kernel, const void *data, size_t bytes));
+
 void tvmflow_free(tvmflow_network *network);
 
 /* What went wrong last. */
