@@ -18,13 +18,14 @@ from tvmflow.network.c_interface import c_name
 from tvmflow.passes import arena
 from tvmflow.passes.lifetimes import Tensor, live_bytes
 from tvmflow.pipeline import run_stages
-from tvmflow.spec import Program, Target, VerificationError
-from tvmflow.system.toolchain import select_linker, tvm_target_dict
+from tvmflow.spec import Program, Target, TensorSpec, VerificationError
+from tvmflow.system.toolchain import link, select_linker, tvm_target_dict
 from tvmflow.targets import TARGETS
 from tvmflow.targets.cortex_m import machine, stages
 from tvmflow.targets.cortex_m.attributes import ARGUMENTS, IN_PLACE, SCRATCH
 from tvmflow.targets.cortex_m.check import check_arena
 from tvmflow.targets.cortex_m.compile import compile_object
+from tvmflow.targets.cortex_m.options import compiler_options
 
 pytestmark = pytest.mark.packages
 
@@ -218,3 +219,22 @@ def test_the_second_opinion_finds_what_is_wrong():
         _moved(program, 0, 2, str(first.attrs[ARGUMENTS][1]))
     with pytest.raises(VerificationError, match="in steps of 16"):
         _moved(program, 0, 1, "8")
+
+
+@pytest.mark.parametrize("depth", [8, 256, 2048])
+def test_the_stack_is_measured_to_the_word(tmp_path, depth):
+    """From where the caller's stack ends to the bound; what is less than the measuring itself takes is that much."""
+    needs_commands(machine.QEMU)
+    board = TARGETS["mps2-an386"]
+    source = tmp_path / "probe.s"
+    source.write_text(
+        ".syntax unified\n.thumb\n.text\n.globl probe_run\n.thumb_func\n.type probe_run, %function\nprobe_run:\n"
+        f"  ldrb r2, [r0]\n  strb r2, [r1]\n  movw r3, #{depth}\n  sub sp, sp, r3\n  str r3, [sp]\n"
+        "  add sp, sp, r3\n  bx lr\n.size probe_run, . - probe_run\n"
+    )
+    linker = select_linker(board)
+    link(linker, tmp_path / "probe.o", [source], (*compiler_options(board, linker), "-c"))
+    byte = TensorSpec(name="byte", shape=(1, 1), dtype="int8")
+    done = machine.run(tmp_path / "probe.o", board, "probe", [(np.array([[7]], np.int8),)], [byte])
+    assert done.outputs[0][0] == 7
+    assert done.stack_bytes == depth if depth > 60 else done.stack_bytes <= 80

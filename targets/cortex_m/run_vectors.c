@@ -38,9 +38,10 @@ int main(void) {
   uint32_t count = 0, compared = 0, wrong = 0, depth = 0;
   while (read_inputs(inputs)) {
     if (count) KEEP_STATE();
-    paint_stack(STACK_BYTES);
+    volatile uint32_t *top = stack_pointer();
+    paint_stack(top, STACK_BYTES);
     RUN_NETWORK();
-    const uint32_t used = painted_over(STACK_BYTES);
+    const uint32_t used = painted_over(top, STACK_BYTES);
     if (used > depth) depth = used;
     for (uint32_t number = 0; number < OUTPUTS; number++)
       if (!write_file(outputs, output_tensors[number].bytes, output_tensors[number].size)) return 3;

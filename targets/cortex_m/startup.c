@@ -56,23 +56,18 @@ void leave(uint32_t code) {
   }
 }
 
-/* Below what the caller of these has on the stack, with room for their own. */
-static inline volatile uint32_t *below(void) {
-  uint32_t *pointer;
-  __asm__ volatile("mov %0, sp" : "=r"(pointer));
-  return pointer - 8;
+/* What lies between `top` and these functions' own words isn't painted, and counts as used. */
+static inline volatile uint32_t *own_words(void) { return stack_pointer() - 8; }
+
+__attribute__((noinline)) void paint_stack(volatile uint32_t *top, uint32_t bytes) {
+  volatile uint32_t *end = own_words();
+  for (volatile uint32_t *word = top - bytes / 4; word < end; word++) *word = STACK_PAINT;
 }
 
-__attribute__((noinline)) void paint_stack(uint32_t bytes) {
-  volatile uint32_t *first = below();
-  for (uint32_t index = 0; index < bytes / 4; index++) *(first - index) = STACK_PAINT;
-}
-
-__attribute__((noinline)) uint32_t painted_over(uint32_t bytes) {
-  volatile uint32_t *first = below();
-  for (uint32_t count = bytes / 4; count > 0; count--)
-    if (*(first - (count - 1)) != STACK_PAINT) return 4 * count;
-  return 0;
+__attribute__((noinline)) uint32_t painted_over(volatile uint32_t *top, uint32_t bytes) {
+  volatile uint32_t *word = top - bytes / 4, *end = own_words();
+  while (word < end && *word == STACK_PAINT) word++;
+  return 4 * (uint32_t)(top - word);
 }
 
 /* Compilers make calls of these of loops, whatever they are told. */

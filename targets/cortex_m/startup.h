@@ -14,8 +14,15 @@ int32_t write_file(int32_t file, const void *bytes, uint32_t count);
 void say(const char *text);
 void say_number(uint32_t value);
 void leave(uint32_t code);
-void paint_stack(uint32_t bytes);
-uint32_t painted_over(uint32_t bytes); /* how deep the stack has become since it was painted */
+void paint_stack(volatile uint32_t *top, uint32_t bytes);
+uint32_t painted_over(volatile uint32_t *top, uint32_t bytes); /* bytes below `top` used since these were painted */
 void *memcpy(void *restrict to, const void *restrict from, size_t count);
+
+/* Where the stack of the function ends that asks: what it calls lies below, the return address first. */
+static inline __attribute__((always_inline)) volatile uint32_t *stack_pointer(void) {
+  volatile uint32_t *pointer;
+  __asm__ volatile("mov %0, sp" : "=r"(pointer));
+  return pointer;
+}
 
 #endif
