@@ -21,7 +21,7 @@ from tvmflow.pipeline import run_stages
 from tvmflow.spec import Program, Target, TensorSpec, VerificationError
 from tvmflow.system.toolchain import link, select_linker, tvm_target_dict
 from tvmflow.targets import TARGETS
-from tvmflow.targets.cortex_m import machine, stages
+from tvmflow.targets.cortex_m import example, machine, stages
 from tvmflow.targets.cortex_m.attributes import ARGUMENTS, IN_PLACE, SCRATCH
 from tvmflow.targets.cortex_m.check import check_arena
 from tvmflow.targets.cortex_m.compile import compile_object
@@ -238,3 +238,17 @@ def test_the_stack_is_measured_to_the_word(tmp_path, depth):
     done = machine.run(tmp_path / "probe.o", board, "probe", [(np.array([[7]], np.int8),)], [byte])
     assert done.outputs[0][0] == 7
     assert done.stack_bytes == depth if depth > 60 else done.stack_bytes <= 80
+
+
+@pytest.mark.parametrize(
+    ("board", "flash_bytes", "where"),
+    [
+        ("stm32h743", 6_000, "chip's own flash"),
+        ("stm32h743", 3_290_000, "external flash"),
+        ("imx-rt1062", 6_000, "external flash"),  # the chip has none
+        ("stm32u5a9", 3_290_000, "chip's own flash"),
+    ],
+)
+def test_weights_go_where_they_fit(board, flash_bytes, where):
+    program = integer_program(drawn("channels"))
+    assert f"put it into the {where}" in example.usage("net", program, TARGETS[board], flash_bytes)

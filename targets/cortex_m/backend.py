@@ -108,13 +108,14 @@ def compile(  # noqa: A001 (a kind's functions are called by its name)
         plain = replace(target, facts=replace(Mcu.of(target), core="plain"))
         with tvm.target.Target("c"):
             write_source(run_stages(program, plain), plain, extras[SOURCE])
+    memory = check_fit(compiled, target, library)
     return Artifacts(
         program=compiled,
         library=library,
-        memory=check_fit(compiled, target, library),
+        memory=memory,
         versions=versions(linker),
         extras=extras,
-        usage=example.usage(name, program, target),
+        usage=example.usage(name, program, target, memory["flash_bytes"]),
     )
 
 

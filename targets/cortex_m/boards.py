@@ -156,6 +156,7 @@ STM32H743 = _board(
     512 * KIB,
     "Zephyr, WeAct MiniSTM32H743 and stm32h743.dtsi (AXI SRAM); ST DS12110, STM32H743xI data sheet",
     external_flash=True,
+    inner_flash_bytes=2 * MIB,
 )
 
 EMULATOR = ("qemu-system-arm", "qemu-system-arm")

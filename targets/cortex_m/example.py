@@ -32,9 +32,11 @@ def write(folder: Path, program: Program, target: Target, name: str) -> None:
     (folder / "vectors.h").write_text(_vectors(program))
 
 
-def usage(name: str, program: Program, target: Target) -> str:
-    """For the bundle's README: what to do with the files."""
-    where = "external flash" if Mcu.of(target).external_flash else "flash"
+def usage(name: str, program: Program, target: Target, flash_bytes: int) -> str:
+    """For the bundle's README: what to do with the files. `flash_bytes` are those of weights and code."""
+    board = Mcu.of(target)
+    fits_inside = not board.external_flash or flash_bytes <= board.inner_flash_bytes
+    where = "chip's own flash, if there is room for it" if fits_inside else "external flash"
     inputs, outputs = ports(program)
     # side by side where they are of one type
     by_type: dict[str, list[str]] = {}
