@@ -389,6 +389,12 @@ CASES = {
         lambda s, x: (s.body(x).flatten(2) + torch.arange(8).repeat(9) + 0.5).sigmoid(),
         {"body": nn.Conv2d(4, 3, 1)},
     ),
+    "border of ones": (
+        lambda s, x: torch.cat(
+            (functional.pad(s.body(x), (1, 0, 2, 1), value=1.0), functional.pad(x, (0, 1, 0, 3), value=-2.0)), 1
+        ),
+        {"body": nn.Conv2d(4, 3, 1)},
+    ),
     "stack": (lambda s, x: torch.stack((y := s.body(x), y * x), 0).amax(0), {"body": nn.Conv2d(4, 4, 1)}),
     "attention to channels and pixels": (
         lambda s, x: (

@@ -119,14 +119,15 @@ class Draft:
         own = self.shapes[view.layer]
         if view.places is None and own == shape:
             return view.layer
-        if view.outside != 0:
+        if not math.isfinite(view.outside):
             raise probe.UnreadableError(f"a border of {view.outside}")
         places = np.arange(math.prod(own)) if view.places is None else view.places
-        operator = Gather(places=places.reshape(shape).astype(np.int32))
+        operator = Gather(places=places.reshape(shape).astype(np.int32), outside=view.outside)
         for name, layer in self.layers.items():
             if layer.inputs == (view.layer,) and isinstance(layer, FloatNode) and not layer.limited:
                 known = layer.operator
-                if isinstance(known, Gather) and np.array_equal(known.places, operator.places):
+                same = isinstance(known, Gather) and known.outside == operator.outside
+                if same and np.array_equal(known.places, operator.places):
                     return name
         return self.append("gather", operator, (view.layer,))
 
@@ -152,6 +153,7 @@ class Draft:
             shape=shape_of(var),
             places=None if same else places,
             sole=view.sole and self.uses[read] == 1,
+            outside=outside,
         )
 
     def bordered(self, view: View, outside: float = 0.0) -> tuple[str, tuple[int, int, int, int]]:

@@ -235,7 +235,7 @@ def _max_pool(operator: MaxPool, x: torch.Tensor) -> torch.Tensor:
 def _gather(operator: Gather, x: torch.Tensor) -> torch.Tensor:
     places = torch.from_numpy(operator.places[0].astype(np.int64))
     found = x.flatten(1)[:, places.clamp(min=0)]
-    return torch.where(places == OUTSIDE, torch.zeros(()), found)
+    return torch.where(places == OUTSIDE, torch.tensor(operator.outside, dtype=found.dtype), found)
 
 
 def _resample(operator: Resample, x: torch.Tensor) -> torch.Tensor:

@@ -191,7 +191,7 @@ def _sum(made: _Real, layer: FloatNode, *reals: str) -> str:
 
 def _gather(made: _Real, layer: FloatNode, real: str) -> str:
     assert isinstance(layer.operator, Gather)
-    return gathered(made, layer.name, layer.operator, layer.input_shape, real, 0.0)
+    return gathered(made, layer.name, layer.operator, layer.input_shape, real, layer.operator.outside)
 
 
 def _max_pool(made: _Real, layer: FloatNode, real: str) -> str:

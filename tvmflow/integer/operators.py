@@ -96,7 +96,8 @@ class Gather:
 
     kind: ClassVar = "gather"
     places: np.ndarray
-    outside: int = 0
+    outside: float = 0
+    """A whole number where the elements are."""
 
     def out_shape(self, *shapes: Shape) -> Shape:
         ((count,),) = ((math.prod(shape),) for shape in shapes)

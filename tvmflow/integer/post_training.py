@@ -37,6 +37,7 @@ from tvmflow.integer.network import Port, canonical
 from tvmflow.integer.operators import (
     TIED,
     Function,
+    Gather,
     LogSoftmax,
     MatMul,
     MaxPool,
@@ -519,6 +520,8 @@ class _Quantiser:
             values |= normalised(operator, scales[0], scale, layer.output_shape[1])
             operator = Normalise(lengths=operator.lengths)
         low, high = _limits(layer, scale, dtype)
+        if isinstance(operator, Gather):
+            operator = replace(operator, outside=int(np.rint(operator.outside / scale).clip(*RANGES[dtype])))
         if isinstance(operator, Function):
             x = self.made[layer.inputs[0]]
             numbers = np.concatenate([np.arange(128), np.arange(-128, 0)]) if x.dtype == np.int8 else np.arange(256)
