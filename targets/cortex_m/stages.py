@@ -259,7 +259,7 @@ def _copy_of(layer: AnyLayer) -> _Copy | None:
             below, right = places.shape[2] - top - shape[2], places.shape[3] - left - shape[3]
             padding = top, left, below, right
             return _Copy(
-                node=layer, shape=shape, padding=padding, border=layer.operator.outside, interleaved=interleaved
+                node=layer, shape=shape, padding=padding, border=int(layer.operator.outside), interleaved=interleaved
             )
     return None
 

@@ -126,8 +126,9 @@ class Draft:
         for name, layer in self.layers.items():
             if layer.inputs == (view.layer,) and isinstance(layer, FloatNode) and not layer.limited:
                 known = layer.operator
-                same = isinstance(known, Gather) and known.outside == operator.outside
-                if same and np.array_equal(known.places, operator.places):
+                if not isinstance(known, Gather) or known.outside != operator.outside:
+                    continue
+                if np.array_equal(known.places, operator.places):
                     return name
         return self.append("gather", operator, (view.layer,))
 
