@@ -68,14 +68,15 @@ def pointwise(
     layer = layers[0]
     if not isinstance(layer, IntegerLayer) or layer.kind == "pool" or layer.groups != 1 or pixels_of(layer) < PIXELS:
         return None
-    overwrites = writable[0]  # signed or unsigned, a byte is one
-    window = Window.of(layer) if overwrites and frugal and not is_pointwise(layer) else None
-    in_place = overwrites and (is_pointwise(layer) or window is not None)
+    alone = is_pointwise(layer)
+    window = KeptRows.of(layer) if writable[0] and frugal and not alone else None
+    # signed or unsigned, a byte is one; with DSP the code in place is a little longer, with vectors it is the same
+    in_place = writable[0] and (window is not None or (alone and (frugal or core == "mve")))
     return (_dsp if core == "dsp" else _mve)(layer, dtypes[0], in_place, window)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class KeptRows:
     """As many rows of the input as the taps have, with a border left and right: what a row of the result meets.
 
     That row then lies where the input was. Row y of the input, counted from the first of the border, is at y modulo
@@ -91,7 +92,7 @@ class Window:
     border: int
 
     @classmethod
-    def of(cls, layer: IntegerLayer) -> Window | None:
+    def of(cls, layer: IntegerLayer) -> KeptRows | None:
         """For a layer whose result's map is as large as its input's, and meets its neighbours."""
         _, channels, height, width = layer.input_shape
         top, left, _, right = layer.padding
@@ -145,7 +146,7 @@ Emit = Callable[[Expr, int, Met], None]
 """Emits the work on a block: its first pixel, how many there are, and what they meet."""
 
 
-def _in_blocks(layer: IntegerLayer, given: Mapping[str, tirx.Buffer], window: Window | None, emit: Emit) -> None:
+def _in_blocks(layer: IntegerLayer, given: Mapping[str, tirx.Buffer], window: KeptRows | None, emit: Emit) -> None:
     """All pixels in blocks of four.
 
     Where four don't divide them, the last block overlaps the one before, or it is smaller, if the one before has
@@ -178,11 +179,11 @@ def _in_blocks(layer: IntegerLayer, given: Mapping[str, tirx.Buffer], window: Wi
             emit(y * width + x, PIXELS, _of_window(layer, window, buffer, y, x))
 
 
-def _of_window(layer: IntegerLayer, window: Window, buffer: tirx.Buffer, y: Expr, x: Expr) -> Met:
+def _of_window(layer: IntegerLayer, window: KeptRows, buffer: tirx.Buffer, y: Expr, x: Expr) -> Met:
     return lambda number, j: window.element(buffer, tap_of(layer, number), y, x + j)
 
 
-def _pointers(layer: IntegerLayer, dtype: str, in_place: bool, window: Window | None) -> dict[str, Pointer]:
+def _pointers(layer: IntegerLayer, dtype: str, in_place: bool, window: KeptRows | None) -> dict[str, Pointer]:
     """Of the input and the result, and of what is kept of the input."""
     before, after = sizes(layer)
     found: dict[str, Pointer] = {"source": (dtype, before), "destination": (layer.dtype, after)}
@@ -191,7 +192,7 @@ def _pointers(layer: IntegerLayer, dtype: str, in_place: bool, window: Window | 
     return found if window is None else {**found, "rows": (dtype, window.bytes)}
 
 
-def _dsp(layer: IntegerLayer, dtype: str, in_place: bool, window: Window | None) -> Kernel:
+def _dsp(layer: IntegerLayer, dtype: str, in_place: bool, window: KeptRows | None) -> Kernel:
     inputs, outputs, pixels = layer.weight[0].size, layer.output_shape[1], pixels_of(layer)
     pairs, steps, header = -(-outputs // 2), -(-inputs // 2), 2 + 2 * len(layer.factors)
     constants = {"stream": stream_of(layer)}
@@ -254,7 +255,7 @@ def _dsp(layer: IntegerLayer, dtype: str, in_place: bool, window: Window | None)
     )
 
 
-def _kept(window: Window | None) -> dict[str, int]:
+def _kept(window: KeptRows | None) -> dict[str, int]:
     return {} if window is None else {"rows": window.bytes}
 
 
@@ -291,7 +292,7 @@ def _gather_pairs(layer: IntegerLayer, scratch: tirx.Buffer, begin: tirx.Buffer,
         gather(inputs // 2, 1)
 
 
-def _mve(layer: IntegerLayer, dtype: str, in_place: bool, window: Window | None) -> Kernel:
+def _mve(layer: IntegerLayer, dtype: str, in_place: bool, window: KeptRows | None) -> Kernel:
     inputs, outputs, pixels = layer.weight[0].size, layer.output_shape[1], pixels_of(layer)
     steps = -(-inputs // LANES)
     excess = 128 if dtype == "uint8" else 0

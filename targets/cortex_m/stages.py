@@ -111,21 +111,9 @@ def _choose(
         chain = _chain(network[step:], outputs)
         read = list(dict.fromkeys(chain[0].inputs))
         free = [name not in kept and last_read[name] == step for name in read]
-        given = [dtypes[name] for name in read], Mcu.of(target).core
-
-        def chosen(
-            frugal: bool,
-            chain: Sequence[AnyLayer] = chain,
-            free: Sequence[bool] = free,
-            given: tuple[Sequence[str], str] = given,
-        ) -> Kernel:
-            # the result of any of these may become the kernel's, and an output has a place of its own
-            inside = not any(layer.name in outputs for layer in chain)
-            kernel = choose(chain, *given, [inside and one for one in free], frugal)
-            alone = not inside and len(kernel.layers) == 1 and chain[0].name not in outputs
-            return choose(chain[:1], *given, free, frugal) if alone else kernel
-
-        kernel, smaller = chosen(frugal=False), chosen(frugal=True)
+        given = chain, [dtypes[name] for name in read], Mcu.of(target).core, free, outputs
+        kernel = _kernel_of(*given, frugal=False)
+        smaller = _kernel_of(*given, frugal=True) if kernel.in_place is None and any(free) else kernel
         name = f"{len(layers):02}_{re.sub(r'[^0-9A-Za-z]+', '_', kernel.layers[0].name)}"
         last = kernel.layers[-1].name
         output = outputs.index(last) if last in outputs else NOTHING
@@ -136,27 +124,54 @@ def _choose(
         layers.append(_describe(kernel, name, folded))
         made_by[last] = name
         step += len(kernel.layers)
-    return replace(program, module=tvm.IRModule(_with(functions, frugal)), layers=tuple(layers))
+    return replace(program, module=tvm.IRModule(_spared(functions, frugal)), layers=tuple(layers))
 
 
-def _with(functions: Mapping[str, tirx.PrimFunc], frugal: Mapping[str, tirx.PrimFunc]) -> Mapping[str, tirx.PrimFunc]:
+def _kernel_of(
+    chain: Sequence[AnyLayer],
+    dtypes: Sequence[str],
+    core: str,
+    free: Sequence[bool],
+    outputs: Collection[str],
+    *,
+    frugal: bool,
+) -> Kernel:
+    """Of the first layer of a chain, or of more of them. Of what it reads, what is `free` is read by nobody later.
+
+    Nothing is overwritten where the result is an output of the network, which has a place of its own.
+    """
+    if any(layer.name in outputs for layer in chain):
+        kernel = choose(chain, dtypes, core, [False] * len(free), frugal)
+        if len(kernel.layers) > 1 or chain[0].name in outputs:
+            return kernel
+        chain = chain[:1]
+    return choose(chain, dtypes, core, free, frugal)
+
+
+def _spared(functions: Mapping[str, tirx.PrimFunc], frugal: Mapping[str, tirx.PrimFunc]) -> Mapping[str, tirx.PrimFunc]:
     """As few of the kernels that save memory by more instructions as the smallest arena takes.
 
     From all of them on, one after the other is given up if the arena stays as it is.
     """
 
-    def size(chosen: Mapping[str, tirx.PrimFunc]) -> int:
-        return least(list(_tensors(chosen).tensors.values()))
-
     chosen = {**functions, **frugal}
-    smallest = size(chosen)
-    if size(functions) <= smallest:
+    smallest = _arena_bytes(chosen)
+
+    def is_as_small(others: Mapping[str, tirx.PrimFunc]) -> bool:
+        # packing takes longer, and isn't always as good as the bound
+        return least(list(_tensors(others).tensors.values())) <= smallest >= _arena_bytes(others)
+
+    if is_as_small(functions):
         return functions
     for name in frugal:
         without = {**chosen, name: functions[name]}
-        if size(without) <= smallest:
+        if is_as_small(without):
             chosen = without
     return chosen
+
+
+def _arena_bytes(functions: Mapping[str, tirx.PrimFunc]) -> int:
+    return pack(list(_tensors(functions).tensors.values()))[1]
 
 
 def _with_copies(network: Sequence[AnyLayer], outputs: Sequence[str]) -> tuple[Sequence[AnyLayer], Sequence[str]]:
@@ -239,6 +254,7 @@ def _reads_copies(layer: AnyLayer, copy: _Copy) -> bool:
 
 
 def _copy_of(layer: AnyLayer) -> _Copy | None:
+    """What the layer does, if it is no more than that."""
     if not isinstance(layer, IntegerNode) or not isinstance(layer.operator, Gather):
         return None
     places, given = layer.operator.places, layer.input_shape

@@ -33,10 +33,11 @@ def roll_steps(program: Program, target: Target) -> Program:
     """In float32. `Program.folded` has the multiply-adds of the products that are now a kernel's."""
     if "recurrent" not in target.schedules or target.arithmetic != "float32":
         return program
-    chains = _chains(program.module)
+    reading = _Reading(program.module)
+    chains = _chains(reading)
     if not chains:
         return program
-    roll = _Roll(program.module, chains, target)
+    roll = _Roll(reading, chains, target)
     updated = roll.visit_expr(program.module["main"])
     module = roll.builder_.get()
     module["main"] = updated
@@ -159,8 +160,7 @@ class _Reading:
         return _Product(hidden=value.args[0], weight=value.args[1], bias=bias, made=tuple(made))
 
 
-def _chains(module: tvm.IRModule) -> list[_Chain]:
-    reading = _Reading(module)
+def _chains(reading: _Reading) -> list[_Chain]:
     runs: list[list[_Step]] = []
     ends: dict[relax.Var, list[_Step]] = {}
     """By the hidden state of their last step, the runs so far."""
@@ -235,10 +235,9 @@ def _chain(reading: _Reading, run: Sequence[_Step]) -> _Chain | None:
 class _Roll(PyExprMutator):
     """A chain's kernel takes the place of its last step."""
 
-    def __init__(self, module: tvm.IRModule, chains: Sequence[_Chain], target: Target) -> None:
-        super().__init__(module)
-        self.module, self.target = module, target
-        self.reading = _Reading(module)
+    def __init__(self, reading: _Reading, chains: Sequence[_Chain], target: Target) -> None:
+        super().__init__(reading.module)
+        self.reading, self.target = reading, target
         self.folded: dict[str, Mapping[str, int]] = {}
         self.ends = {chain.steps[-1].binding.var: chain for chain in chains}
         self.gone = {var for chain in chains for step in chain.steps[1:] for var in step.variables}
