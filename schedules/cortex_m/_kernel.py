@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +16,14 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tvmflow.integer.graph import FloatLayer, FloatNode
-from tvmflow.integer.layers import IntegerLayer, IntegerNode
+from tvmflow.integer.layers import RANGES, IntegerLayer, IntegerNode, accumulator_range
 from tvmflow.schedules.integers import first_sums, requantised
 from tvmflow.schedules.nodes import FLOATS, FloatArithmetic
 
 LEAST = -(1 << 31)
 """Of an int32: the bits of −0 in float32."""
+MOST_SHIFT = 20
+"""By which a sum of a layer that `rounds_shortly` is shifted."""
 
 Expr = Any
 """A tvm.ir.Expr or a Python number."""
@@ -110,9 +113,13 @@ def accumulator(layer: WeightedLayer) -> str:
 def parameters(layer: WeightedLayer) -> np.ndarray:
     """What each channel's sum begins with, float32 O×1; of integers int32 O×2, with multiplier or shift, or O×3.
 
-    Half a step of a shift is added from the start, unless sums are rounded twice.
+    Half a step of a shift is added from the start, unless sums are rounded twice. The shift of a layer that
+    `rounds_shortly` is to the right.
     """
     if isinstance(layer, IntegerLayer):
+        if rounds_shortly(layer):
+            assert layer.multiplier is not None
+            return np.stack([layer.bias, layer.multiplier, _right(layer)], 1)
         if layer.multiplier is not None:
             return np.stack([layer.bias, *layer.factors], 1)
         assert layer.shift is not None
@@ -147,10 +154,50 @@ def multiply_add(core: str, total: Expr, a: Expr, b: Expr, lanes: int = 1) -> Ex
 def finish(layer: WeightedLayer, total: Expr, by: By) -> Expr:
     """A sum → the layer's output, in the dtype of the sum. `by` are the channel's other parameters."""
     if isinstance(layer, IntegerLayer):
-        return requantised(layer, total, *by)
+        return requantised_shortly(layer, total, *by) if rounds_shortly(layer) else requantised(layer, total, *by)
     if layer.kind == "pool":
         total = total * T.float32(layer.weight.flat[0])
     return FLOATS.limited(layer, total)
+
+
+def rounds_shortly(layer: IntegerLayer) -> bool:
+    """Whether sums that are rounded twice are all shifted to the right, and twice of each is an int32.
+
+    The first rounding is then the high half of a product, one SMMULR, and no channel is an exception of the second.
+    """
+    if not layer.twice:
+        return False
+    assert layer.multiplier is not None
+    right = _right(layer)
+    if right.min() < 1 or right.max() > MOST_SHIFT:
+        return False
+    least, most = accumulator_range(layer, min(RANGES["int8"]), max(RANGES["uint8"]))
+    largest = np.maximum(-least, most)
+    # what is scaled, with half a step and the zero point, before the second shift
+    scaled = (largest * layer.multiplier >> 31) + (256 << MOST_SHIFT)
+    return bool(max(2 * largest.max(), scaled.max() + 2) < 1 << 31)
+
+
+def _right(layer: IntegerLayer) -> np.ndarray:
+    """int32 O: by how much is shifted to the right. What is multiplied by 0 may be shifted by anything."""
+    assert layer.multiplier is not None
+    assert layer.shift is not None
+    return np.where(layer.multiplier == 0, 1, -layer.shift).astype(np.int32)
+
+
+def requantised_shortly(layer: IntegerLayer, total: Expr, factor: Expr, right: Expr) -> Expr:
+    """`requantised` of a layer that `rounds_shortly`; `right` is by how much is shifted."""
+    wide = T.cast(wrapping(operator.add, total, total), "int64") * T.cast(factor, "int64") + T.int64(1 << 31)
+    once = T.bind(T.cast(wide >> T.int64(32), "int32"))
+    # half a step and the zero point, and 1 less of what is negative
+    added = tirx.shift_right(tirx.shift_left(T.int32(2 * layer.zero_point + 1), right), T.int32(1))
+    value = (once + tirx.shift_right(once, T.int32(31)) + added) >> right
+    return tirx.max(tirx.min(value, T.int32(layer.maximum)), T.int32(layer.minimum))
+
+
+def wrapping(operate: Callable[[Expr, Expr], Expr], a: Expr, b: Expr) -> Expr:
+    """A sum or difference modulo 2³²: of signed numbers LLVM may assume that nothing is lost."""
+    return T.Cast("int32", operate(T.Cast("uint32", a), T.Cast("uint32", b)))
 
 
 def finish_vector(layer: WeightedLayer, total: Expr, by: By) -> Expr:
@@ -221,7 +268,9 @@ def _above(high: float) -> list[tuple[int, int]]:
 def requantize_vector(layer: IntegerLayer, total: Expr, by: By) -> Expr:
     """`requantised` of four sums of one channel by MVE: VRMULH is the formula, VSHL by less than 0 shifts right."""
     lanes = 4
-    if layer.twice:
+    if rounds_shortly(layer):
+        scaled = _twice_shortly(*by, total) + T.Broadcast(T.int32(layer.zero_point), lanes)
+    elif layer.twice:
         scaled = _twice_vector(layer, total, *by) + T.Broadcast(T.int32(layer.zero_point), lanes)
     elif layer.multiplier is not None:
         scaled = intrinsic("mve.vrmulh", total, T.Broadcast(by[0], lanes), T.uint32(0), dtype="int32x4")
@@ -229,6 +278,14 @@ def requantize_vector(layer: IntegerLayer, total: Expr, by: By) -> Expr:
         scaled = tirx.shift_right(total, T.Broadcast(by[0], lanes))
     highest, lowest = (T.Broadcast(T.int32(bound), lanes) for bound in (layer.maximum, layer.minimum))
     return tirx.max(tirx.min(scaled, highest), lowest)
+
+
+def _twice_shortly(factor: Expr, right: Expr, total: Expr) -> Expr:
+    """VRSHL rounds halves up, so that 1 is taken off what is negative."""
+    once = T.bind(intrinsic("mve.vqrdmulh", total, T.Broadcast(factor, 4), dtype="int32x4"))
+    value = once + tirx.shift_right(once, T.Broadcast(T.int32(31), 4))
+    saturating, rounding, unsigned = T.int32(0), T.int32(1), T.int32(0)
+    return intrinsic("mve.vshl.scalar", value, T.int32(0) - right, saturating, rounding, unsigned, dtype="int32x4")
 
 
 def _twice_vector(layer: IntegerLayer, total: Expr, factor: Expr, shift: Expr) -> Expr:

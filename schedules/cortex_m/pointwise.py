@@ -37,6 +37,7 @@ from tvmflow.schedules.cortex_m._kernel import (
     block_start,
     border_of,
     constant_pointers,
+    finish,
     function,
     intrinsic,
     is_pointwise,
@@ -46,8 +47,8 @@ from tvmflow.schedules.cortex_m._kernel import (
     requantize_vector,
     sizes,
     tap_of,
+    wrapping,
 )
-from tvmflow.schedules.integers import requantised
 
 PIXELS = 4
 DSP_UNROLL = 16
@@ -234,7 +235,7 @@ def _dsp(layer: IntegerLayer, dtype: str, in_place: bool, window: KeptRows | Non
                                 else wrapping(operator.sub, both[j], tirx.shift_left(second[j], T.int32(8)))
                             )
                             by = tuple(stream[base + place + number] for place in range(2, header, 2))
-                            value = requantised(layer, total, *by)
+                            value = finish(layer, total, by)
                             at = (2 * pair + number) * pixels + first + j
                             T.buffer_store(destination, T.Cast(destination.dtype, value), [at])
 
@@ -361,8 +362,3 @@ def multiply_add_across(total: Expr, a: Expr, b: Expr) -> Expr:
 
 def rotate_right(word: Expr, bits: int) -> Expr:
     return tirx.call_llvm_pure_intrin("int32", "llvm.fshr", word, word, T.int32(bits))
-
-
-def wrapping(operate: Callable[[Expr, Expr], Expr], a: Expr, b: Expr) -> Expr:
-    """A sum or difference modulo 2³²: of signed numbers LLVM may assume that nothing is lost."""
-    return T.Cast("int32", operate(T.Cast("uint32", a), T.Cast("uint32", b)))
