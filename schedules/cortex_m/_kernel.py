@@ -266,25 +266,37 @@ def _above(high: float) -> list[tuple[int, int]]:
 
 
 def requantize_vector(layer: IntegerLayer, total: Expr, by: By) -> Expr:
-    """`requantised` of four sums of one channel by MVE: VRMULH is the formula, VSHL by less than 0 shifts right."""
+    """`requantised` of four sums by MVE: VRMULH is the formula, VSHL by less than 0 shifts right.
+
+    The sums are of one channel, or, unless they are rounded twice and not shortly, each of its own: then the channels'
+    other parameters `by` are vectors.
+    """
     lanes = 4
     if rounds_shortly(layer):
-        scaled = _twice_shortly(*by, total) + T.Broadcast(T.int32(layer.zero_point), lanes)
+        scaled = _twice_shortly(total, *by) + T.Broadcast(T.int32(layer.zero_point), lanes)
     elif layer.twice:
         scaled = _twice_vector(layer, total, *by) + T.Broadcast(T.int32(layer.zero_point), lanes)
     elif layer.multiplier is not None:
-        scaled = intrinsic("mve.vrmulh", total, T.Broadcast(by[0], lanes), T.uint32(0), dtype="int32x4")
+        scaled = intrinsic("mve.vrmulh", total, _four(by[0]), T.uint32(0), dtype="int32x4")
     else:
-        scaled = tirx.shift_right(total, T.Broadcast(by[0], lanes))
+        scaled = tirx.shift_right(total, _four(by[0]))
     highest, lowest = (T.Broadcast(T.int32(bound), lanes) for bound in (layer.maximum, layer.minimum))
     return tirx.max(tirx.min(scaled, highest), lowest)
 
 
-def _twice_shortly(factor: Expr, right: Expr, total: Expr) -> Expr:
+def _four(value: Expr) -> Expr:
+    """A vector as it is, or of four times the same number."""
+    return value if str(value.ty.dtype).endswith("x4") else T.Broadcast(value, 4)
+
+
+def _twice_shortly(total: Expr, factor: Expr, right: Expr) -> Expr:
     """VRSHL rounds halves up, so that 1 is taken off what is negative."""
-    once = T.bind(intrinsic("mve.vqrdmulh", total, T.Broadcast(factor, 4), dtype="int32x4"))
+    once = T.bind(intrinsic("mve.vqrdmulh", total, _four(factor), dtype="int32x4"))
     value = once + tirx.shift_right(once, T.Broadcast(T.int32(31), 4))
     saturating, rounding, unsigned = T.int32(0), T.int32(1), T.int32(0)
+    if str(right.ty.dtype).endswith("x4"):
+        left = T.Broadcast(T.int32(0), 4) - right
+        return intrinsic("mve.vshl.vector", value, left, saturating, rounding, unsigned, dtype="int32x4")
     return intrinsic("mve.vshl.scalar", value, T.int32(0) - right, saturating, rounding, unsigned, dtype="int32x4")
 
 
