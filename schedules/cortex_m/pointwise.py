@@ -22,7 +22,7 @@ under qemu-system-arm 7.2; of the network with depthwise layers 0.93 and 0.20, i
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from tvm import tirx
@@ -103,9 +103,11 @@ def _dsp(layer: IntegerLayer, met: Met, dtype: str, in_place: bool) -> Kernel:
     several = 1 if pixels == 1 else PIXELS
     taken = pairs_of(met, layer.weight[0].size)
     steps = _unrollable(len(taken))
+    together = 2 if pixels == 1 and outputs > 2 else 1
     unroll = max(count for count in range(1, MOST_UNROLLED + 1) if steps % count == 0)
-    pairs, header, pitch, places = -(-outputs // 2), 2 + 2 * len(layer.factors), PITCH[several], PLACES[several]
-    constants = {"stream": stream_of(layer, taken, steps)}
+    groups, header = -(-outputs // (2 * together)), together * (2 + 2 * len(layer.factors))
+    pitch, places = PITCH[several], PLACES[several]
+    constants = {"stream": stream_of(layer, taken, steps, together)}
     pointers = {
         **_pointers(layer, met, dtype, in_place, dtype),
         "scratch": ("int32", pitch * steps),
@@ -115,7 +117,7 @@ def _dsp(layer: IntegerLayer, met: Met, dtype: str, in_place: bool) -> Kernel:
         stream, scratch = given["stream"], given["scratch"]
         source, destination = _ends(given, in_place)
         begin = T.alloc_buffer((several,), "int32", scope="local")
-        both, second = (T.alloc_buffer((several,), "int32", scope="local") for _ in range(2))
+        both, second = (T.alloc_buffer((several * together,), "int32", scope="local") for _ in range(2))
 
         def keep(step: Expr, j: int, word: Expr) -> None:
             word = T.bind(word)
@@ -127,45 +129,52 @@ def _dsp(layer: IntegerLayer, met: Met, dtype: str, in_place: bool) -> Kernel:
                 T.buffer_store(scratch, T.int32(0), [step * pitch + place])
 
         def emit(first: Expr, count: int, values: Runs | Values) -> None:
+            each = [(pair, j, pair * several + j) for pair in range(together) for j in range(count)]
             for j in range(count):
                 T.buffer_store(begin, T.int32(0), [j])
             if isinstance(values, Runs):
                 _words_of_runs(values, count, keep)
             else:
                 _words_of_values(values, layer.weight[0].size, count, keep)
-            with T.serial(0, pairs) as pair:
-                base = pair * (header + steps)
-                for j in range(count):
-                    T.buffer_store(both, wrapping(operator.add, begin[j], stream[base]), [j])
-                    T.buffer_store(second, stream[base + 1], [j])
+            with T.serial(0, groups) as group:
+                base = group * (header + together * steps)
+                for pair, j, at in each:
+                    T.buffer_store(both, wrapping(operator.add, begin[j], stream[base + 2 * pair]), [at])
+                    T.buffer_store(second, stream[base + 2 * pair + 1], [at])
                 with T.serial(0, steps // unroll) as many:
+                    first_word, first_step = base + header + many * (unroll * together), many * unroll
+                    words = _loaded(stream, first_word, unroll * together)
+                    met_there = _loaded(scratch, first_step, unroll) if several == 1 else iter(())
                     for one in range(unroll):
-                        step = many * unroll + one
-                        word = T.bind(stream[base + header + step])
-                        upper = T.bind(intrinsic("sxtb16", rotate_right(word, 8)))
-                        for j in range(count):
-                            x = T.bind(scratch[step * pitch + places[j]])
-                            T.buffer_store(both, intrinsic("smlad", word, x, both[j]), [j])
-                            T.buffer_store(second, intrinsic("smlad", upper, x, second[j]), [j])
-                for number in range(2):
+                        step = first_step + one
+                        of_step = [next(words) for _ in range(together)]
+                        uppers = [T.bind(intrinsic("sxtb16", rotate_right(word, 8))) for word in of_step]
+                        alone = [next(met_there)] if several == 1 else []
+                        for pair, j, at in each:
+                            x = alone[0] if alone else T.bind(scratch[step * pitch + places[j]])
+                            T.buffer_store(both, intrinsic("smlad", of_step[pair], x, both[at]), [at])
+                            T.buffer_store(second, intrinsic("smlad", uppers[pair], x, second[at]), [at])
 
-                    def store(number: int = number) -> None:
-                        for j in range(count):
-                            total = (
-                                second[j]
-                                if number
-                                else wrapping(operator.sub, both[j], tirx.shift_left(second[j], T.int32(8)))
-                            )
-                            by = tuple(stream[base + place + number] for place in range(2, header, 2))
-                            value = finish(layer, total, by)
-                            at = (2 * pair + number) * pixels + first + j
-                            T.buffer_store(destination, T.Cast(destination.dtype, value), [at])
+                def store(number: int) -> None:
+                    pair, upper = divmod(number, 2)
+                    for j in range(count):
+                        at = pair * several + j
+                        total = (
+                            second[at]
+                            if upper
+                            else wrapping(operator.sub, both[at], tirx.shift_left(second[at], T.int32(8)))
+                        )
+                        by = tuple(stream[base + place + number] for place in range(2 * together, header, 2 * together))
+                        value = T.Cast(destination.dtype, finish(layer, total, by))
+                        T.buffer_store(destination, value, [(group * (2 * together) + number) * pixels + first + j])
 
-                    if number and outputs % 2:
-                        with T.If(pair < pairs - 1), T.Then():
-                            store()
-                    else:
-                        store()
+                filled = outputs - (groups - 1) * 2 * together
+                for number in range(filled):
+                    store(number)
+                if filled < 2 * together:
+                    with T.If(group < groups - 1), T.Then():
+                        for number in range(filled, 2 * together):
+                            store(number)
 
         met.blocks(source, given.get("rows"), emit)
     return Kernel(
@@ -178,6 +187,16 @@ def _dsp(layer: IntegerLayer, met: Met, dtype: str, in_place: bool) -> Kernel:
     )
 
 
+def _loaded(buffer: tirx.Buffer, first: Expr, count: int) -> Iterator[Expr]:
+    """Neighbouring words, each when it is asked for. As halves of 64 bits they take LLVM fewer copies on the stack."""
+    for place in range(0, count - 1, 2):
+        two = T.bind(tirx.reinterpret("int64", buffer[T.ramp(first + place, 1, 2)]))
+        yield T.bind(T.Cast("int32", two))
+        yield T.bind(T.Cast("int32", tirx.shift_right(two, T.int64(32))))
+    if count % 2:
+        yield T.bind(buffer[first + count - 1])
+
+
 def _unrollable(steps: int) -> int:
     """As many steps, or up to three more, that many can be taken at once."""
 
@@ -187,24 +206,27 @@ def _unrollable(steps: int) -> int:
     return min(range(steps, steps + 4), key=cost)
 
 
-def stream_of(layer: IntegerLayer, taken: Sequence[tuple[int, int | None]], steps: int) -> np.ndarray:
-    """int32: for each pair of output channels two beginnings of sums, two of each factor, and the words of weights.
+def stream_of(layer: IntegerLayer, taken: Sequence[tuple[int, int | None]], steps: int, together: int) -> np.ndarray:
+    """int32: for some pairs of output channels `together`, two beginnings of sums each, factors, and words of weights.
 
     A word is of two of the values that a pixel meets, which are `taken` together; beyond them weights are 0.
     """
-    weight = layer.weight.reshape(len(layer.weight), -1).astype(np.int64)
-    weight = np.pad(weight, [(0, weight.shape[0] % 2), (0, 1)])
+    several = 2 * together
+    filled = -len(layer.weight) % several
+    weight = np.pad(layer.weight.reshape(len(layer.weight), -1).astype(np.int64), [(0, filled), (0, 1)])
     nothing = weight.shape[1] - 1
     order = [nothing if number is None else number for pair in taken for number in pair]
     weight = weight[:, order + [nothing] * (2 * steps - len(order))]
     a, b = weight[0::2], weight[1::2]
     halves = (256 * b + a + 128) & 0xFFFF
     words = halves[:, 0::2] | halves[:, 1::2] << 16
-    begin, *by = np.pad(parameters(layer).astype(np.int64), [(0, layer.output_shape[1] % 2), (0, 0)]).T
+    begin, *by = np.pad(parameters(layer).astype(np.int64), [(0, filled), (0, 0)]).T
     # `begin` of the first sum is of both channels, as the sum is
-    pairs = (factor[number::2] for factor in by for number in (0, 1))
-    header = np.stack([begin[0::2] + 256 * begin[1::2], begin[1::2], *pairs], 1)
-    return np.concatenate([header, words], 1).astype(np.uint32).view(np.int32)
+    begin = np.stack([begin[0::2] + 256 * begin[1::2], begin[1::2]], 1)
+    groups = len(weight) // several
+    header = [array.reshape(groups, several) for array in (begin, *by)]
+    words = words.reshape(groups, together, steps).transpose(0, 2, 1).reshape(groups, -1)
+    return np.concatenate([*header, words], 1).astype(np.uint32).view(np.int32)
 
 
 Keep = Callable[[Expr, int, Expr], None]
@@ -250,10 +272,17 @@ def _halves(low: Expr, high: Expr) -> Expr:
     return tirx.bitwise_or(tirx.bitwise_and(low, 0xFFFF), tirx.shift_left(high, T.int32(16)))
 
 
+def _packed(length: int) -> int:
+    """How many runs of a length lie in one vector."""
+    return max(LANES // length, 1)
+
+
 def _lanes_of(met: Met, inputs: int) -> list[int | None]:
     """Which of the values that a pixel meets is in which lane of the vectors that are gathered."""
     runs = met.runs or (tuple(range(inputs)),)
-    return [number for run in runs for number in (*run, *[None] * (-len(run) % LANES))]
+    several = _packed(len(runs[0]))
+    packed = [sum(runs[first : first + several], ()) for first in range(0, len(runs), several)]
+    return [number for run in packed for number in (*run, *[None] * (-len(run) % LANES))]
 
 
 def _vectors(layer: IntegerLayer, met: Met, excess: int) -> tuple[np.ndarray, np.ndarray]:
@@ -269,7 +298,10 @@ def _vectors(layer: IntegerLayer, met: Met, excess: int) -> tuple[np.ndarray, np
 
 
 def _gather_vectors(values: Runs | Values, inputs: int, count: int, scratch: tirx.Buffer, several: int, excess: int) -> None:
-    """What `count` pixels meet, sixteen values of each of `several` pixels one behind the other."""
+    """What `count` pixels meet, sixteen values of each of `several` pixels one behind the other.
+
+    Another vector may be written behind the last.
+    """
     if not isinstance(values, Runs):
         with T.serial(0, inputs) as c:
             row = tirx.floordiv(c, LANES) * (several * LANES) + tirx.floormod(c, LANES)
@@ -277,29 +309,32 @@ def _gather_vectors(values: Runs | Values, inputs: int, count: int, scratch: tir
                 value = T.Cast("int32", values(c, j)) - excess
                 T.buffer_store(scratch, T.Cast("int8", value), [row + j * LANES])
         return
-    buffer, whole = values.buffer, values.length // LANES
+    buffer, length = values.buffer, values.length
     unsigned = str(buffer.dtype) == "uint8"
-    vectors = -(-values.length // LANES)
+    packed, vectors, whole = _packed(length), -(-length // LANES), length // LANES
 
-    def move(run: Expr, vector: Expr, begins: Sequence[Expr]) -> None:
+    def move(source: Expr, destination: Expr) -> None:
+        lanes = buffer[T.ramp(source, 1, LANES)]
+        if unsigned:
+            lanes = tirx.bitwise_xor(
+                tirx.reinterpret("int8x16", lanes), T.Broadcast(tirx.const(-SIGN, "int8"), LANES)
+            )
+        T.buffer_store(scratch, lanes, [T.ramp(destination, 1, LANES)])
+
+    with T.serial(0, -(-values.count // packed)) as some:
+        # what a vector brings along of what is behind a run is overwritten by the next one
         for j in range(count):
-            lanes = buffer[T.ramp(begins[j] + vector * LANES, 1, LANES)]
-            if unsigned:
-                sign = T.Broadcast(tirx.const(-SIGN, "int8"), LANES)
-                lanes = tirx.bitwise_xor(tirx.reinterpret("int8x16", lanes), sign)
-            T.buffer_store(scratch, lanes, [T.ramp(((run * vectors + vector) * several + j) * LANES, 1, LANES)])
-
-    with T.serial(0, values.count) as run:
-        begins = [T.bind(values.at(run, j)) for j in range(count)]
-        beyond = values.readable
-        with T.serial(0, vectors if beyond else whole) as vector:
-            move(run, vector, begins)
-        if not beyond:
-            for place in range(whole * LANES, values.length):
-                for j in range(count):
-                    value = T.Cast("int32", buffer[begins[j] + place]) - (SIGN if unsigned else 0)
-                    at = ((run * vectors + whole) * several + j) * LANES + place % LANES
-                    T.buffer_store(scratch, T.Cast("int8", value), [at])
+            for number in range(packed):
+                begin = T.bind(values.at(some * packed + number, j))
+                place = (some * vectors * several + j) * LANES + number * length
+                if packed > 1:
+                    move(begin, place)
+                    continue
+                with T.serial(0, vectors if values.readable else whole) as vector:
+                    move(begin + vector * LANES, place + vector * (several * LANES))
+                for tail in range(length if values.readable else whole * LANES, length):
+                    value = T.Cast("int32", buffer[begin + tail]) - (SIGN if unsigned else 0)
+                    T.buffer_store(scratch, T.Cast("int8", value), [place + whole * several * LANES + tail % LANES])
 
 
 def _mve(layer: IntegerLayer, met: Met, dtype: str, in_place: bool) -> Kernel:
@@ -310,7 +345,7 @@ def _mve(layer: IntegerLayer, met: Met, dtype: str, in_place: bool) -> Kernel:
     constants = {"parameters": table, "weight": weight}
     pointers = {
         **_pointers(layer, met, dtype, in_place, "int8"),
-        "scratch": ("int8", PIXELS * LANES * steps),
+        "scratch": ("int8", (PIXELS * steps + 1) * LANES),
         **constant_pointers(constants),
     }
     unroll = next(count for count in (MVE_UNROLL, 3, 2, 1) if steps % count == 0)
@@ -348,7 +383,7 @@ def _mve(layer: IntegerLayer, met: Met, dtype: str, in_place: bool) -> Kernel:
         layers=(layer,),
         func=builder.get(),
         constants=constants,
-        scratch=_scratch(met, PIXELS * LANES * steps),
+        scratch=_scratch(met, (PIXELS * steps + 1) * LANES),
         in_place=0 if in_place else None,
     )
 
@@ -367,7 +402,7 @@ def _mve_single(layer: IntegerLayer, met: Met, dtype: str, in_place: bool) -> Ke
     columns = table.shape[1]
     pointers = {
         **_pointers(layer, met, dtype, in_place, "int8"),
-        "scratch": ("int8", LANES * steps),
+        "scratch": ("int8", (steps + 1) * LANES),
         **constant_pointers(constants),
     }
     with function(pointers) as (builder, given):
@@ -414,7 +449,7 @@ def _mve_single(layer: IntegerLayer, met: Met, dtype: str, in_place: bool) -> Ke
         layers=(layer,),
         func=builder.get(),
         constants=constants,
-        scratch=_scratch(met, LANES * steps),
+        scratch=_scratch(met, (steps + 1) * LANES),
         in_place=0 if in_place else None,
     )
 
