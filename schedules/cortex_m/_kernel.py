@@ -18,7 +18,7 @@ from tvm.script.ir_builder import tirx as T
 from tvmflow.integer.graph import FloatLayer, FloatNode
 from tvmflow.integer.layers import RANGES, IntegerLayer, IntegerNode, accumulator_range
 from tvmflow.schedules.integers import first_sums, requantised
-from tvmflow.schedules.nodes import FLOATS, FloatArithmetic
+from tvmflow.schedules.nodes import FLOATS, Arithmetic, FloatArithmetic
 
 LEAST = -(1 << 31)
 """Of an int32: the bits of −0 in float32."""
@@ -236,6 +236,17 @@ def _within(bits: Expr, spans: Sequence[tuple[int, int]]) -> Expr:
     return functools.reduce(tirx.Or, conditions)
 
 
+class MveIntegers(Arithmetic):
+    """Numbers of a quantised network, four at a time by MVE."""
+
+    def twice(self, value: Expr, multiplier: int, shift: int, lanes: int) -> Expr:
+        assert lanes == 4
+        if shift > 0:
+            value = tirx.shift_left(value, T.Broadcast(T.int32(shift), lanes))
+        once = intrinsic("mve.vqrdmulh", value, T.Broadcast(T.int32(multiplier), lanes), dtype="int32x4")
+        return once if shift >= 0 else halved_away(T.bind(once), T.int32(-shift))
+
+
 class MveFloats(FloatArithmetic):
     """Numbers of float32 in loops of which LLVM may make vectors of MVE, for which "less than" isn't to be trusted."""
 
@@ -290,9 +301,15 @@ def _four(value: Expr) -> Expr:
 
 
 def _twice_shortly(total: Expr, factor: Expr, right: Expr) -> Expr:
-    """VRSHL rounds halves up, so that 1 is taken off what is negative."""
-    once = T.bind(intrinsic("mve.vqrdmulh", total, _four(factor), dtype="int32x4"))
-    value = once + tirx.shift_right(once, T.Broadcast(T.int32(31), 4))
+    return halved_away(T.bind(intrinsic("mve.vqrdmulh", total, _four(factor), dtype="int32x4")), right)
+
+
+def halved_away(value: Expr, right: Expr) -> Expr:
+    """Four numbers divided by 2^right, or by 2 to the power of each of a vector; `right` is 1 or more.
+
+    Halves are rounded away from 0. VRSHL rounds them up, so that 1 is taken off what is negative.
+    """
+    value = value + tirx.shift_right(value, T.Broadcast(T.int32(31), 4))
     saturating, rounding, unsigned = T.int32(0), T.int32(1), T.int32(0)
     if str(right.ty.dtype).endswith("x4"):
         left = T.Broadcast(T.int32(0), 4) - right

@@ -45,9 +45,18 @@ class Runs:
     readable: bool
 
 
-Values = Callable[[Expr, int], Expr]
-"""The value of that number among those that the pixel of that number in a block meets."""
-Emit = Callable[[Expr, int, "Runs | Values"], None]
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """`at` is the value of that number among those that the pixel of that number in a block meets.
+
+    `neighbours` are those of that number that the four pixels of a block meet, where they are neighbours in memory.
+    """
+
+    at: Callable[[Expr, int], Expr]
+    neighbours: Callable[[Expr], Expr] | None
+
+
+Emit = Callable[[Expr, int, Runs | Values], None]
 """Emits the work on a block: its first pixel, how many there are, and what they meet."""
 
 
@@ -124,7 +133,11 @@ class Planes:
         pixels, layer = pixels_of(self.layer), self.layer
 
         def values(first: Expr) -> Values:
-            return lambda number, j: met_by(layer, source, tap_of(layer, number), first + j)
+            alone = is_pointwise(layer) and not is_interleaved(layer)
+            return Values(
+                at=lambda number, j: met_by(layer, source, tap_of(layer, number), first + j),
+                neighbours=(lambda number: source[T.ramp(number * pixels + first, 1, PIXELS)]) if alone else None,
+            )
 
         if pixels >= PIXELS:
             with T.serial(0, pixels // PIXELS) as block:

@@ -49,6 +49,8 @@ from tvmflow.schedules.cortex_m._met import PIXELS, Met, Planes, Runs, Values, m
 
 MOST_UNROLLED = 16
 """Steps at once: what LLVM keeps on the stack between steps is paid once for all."""
+MANY_STEPS = 128
+"""A layer of so many steps, whose weights are many times the code, takes twice as many at once."""
 PLACES = {1: (0,), PIXELS: (0, 1, 3, 4)}
 """Where the words of the pixels of a block lie in a step: LLVM makes LDRD of two neighbouring loads, not of more."""
 PITCH = {1: 1, PIXELS: 6}
@@ -104,7 +106,7 @@ def _dsp(layer: IntegerLayer, met: Met, dtype: str, in_place: bool) -> Kernel:
     taken = pairs_of(met, layer.weight[0].size)
     steps = _unrollable(len(taken))
     together = 2 if pixels == 1 and outputs > 2 else 1
-    unroll = max(count for count in range(1, MOST_UNROLLED + 1) if steps % count == 0)
+    unroll = _unrolled(steps)
     groups, header = -(-outputs // (2 * together)), together * (2 + 2 * len(layer.factors))
     pitch, places = PITCH[several], PLACES[several]
     constants = {"stream": stream_of(layer, taken, steps, together)}
@@ -200,10 +202,12 @@ def _loaded(buffer: tirx.Buffer, first: Expr, count: int) -> Iterator[Expr]:
 def _unrollable(steps: int) -> int:
     """As many steps, or up to three more, that many can be taken at once."""
 
-    def cost(count: int) -> float:
-        return count * (1 + 1 / max(one for one in range(1, MOST_UNROLLED + 1) if count % one == 0))
+    return min(range(steps, steps + 4), key=lambda count: count * (1 + 1 / _unrolled(count)))
 
-    return min(range(steps, steps + 4), key=cost)
+
+def _unrolled(steps: int) -> int:
+    most = MOST_UNROLLED * (2 if steps >= MANY_STEPS else 1)
+    return max(count for count in range(1, most + 1) if steps % count == 0)
 
 
 def stream_of(layer: IntegerLayer, taken: Sequence[tuple[int, int | None]], steps: int, together: int) -> np.ndarray:
@@ -233,12 +237,12 @@ Keep = Callable[[Expr, int, Expr], None]
 """Keeps a word: (number of the step, of the pixel in the block, two values)."""
 
 
-def _words_of_values(value: Values, inputs: int, several: int, keep: Keep) -> None:
+def _words_of_values(values: Values, inputs: int, several: int, keep: Keep) -> None:
     """Two values of some pixels at a time."""
 
-    def gather(step: Expr, values: int) -> None:
+    def gather(step: Expr, count: int) -> None:
         for j in range(several):
-            low, high = (T.Cast("int32", value(2 * step + half, j)) if half < values else T.int32(0) for half in range(2))
+            low, high = (T.Cast("int32", values.at(2 * step + half, j)) if half < count else T.int32(0) for half in range(2))
             keep(step, j, _halves(low, high))
 
     with T.serial(0, inputs // 2) as step:
@@ -277,6 +281,11 @@ def _packed(length: int) -> int:
     return max(LANES // length, 1)
 
 
+def _room(met: Met, vectors: int) -> int:
+    """Bytes for what is gathered: where runs are packed, a vector is written behind the last."""
+    return (vectors + bool(met.runs and _packed(len(met.runs[0])) > 1)) * LANES
+
+
 def _lanes_of(met: Met, inputs: int) -> list[int | None]:
     """Which of the values that a pixel meets is in which lane of the vectors that are gathered."""
     runs = met.runs or (tuple(range(inputs)),)
@@ -303,15 +312,20 @@ def _gather_vectors(values: Runs | Values, inputs: int, count: int, scratch: tir
     Another vector may be written behind the last.
     """
     if not isinstance(values, Runs):
+        neighbours = values.neighbours if count == several == PIXELS else None
         with T.serial(0, inputs) as c:
             row = tirx.floordiv(c, LANES) * (several * LANES) + tirx.floormod(c, LANES)
+            if neighbours is not None:
+                four = T.Cast("int32x4", neighbours(c)) - T.Broadcast(T.int32(excess), PIXELS)
+                scatter(scratch, row, T.ramp(T.int32(0), LANES, PIXELS), four)
+                return
             for j in range(count):
-                value = T.Cast("int32", values(c, j)) - excess
+                value = T.Cast("int32", values.at(c, j)) - excess
                 T.buffer_store(scratch, T.Cast("int8", value), [row + j * LANES])
         return
     buffer, length = values.buffer, values.length
     unsigned = str(buffer.dtype) == "uint8"
-    packed, vectors, whole = _packed(length), -(-length // LANES), length // LANES
+    packed, vectors, whole = _packed(length) if values.readable else 1, -(-length // LANES), length // LANES
 
     def move(source: Expr, destination: Expr) -> None:
         lanes = buffer[T.ramp(source, 1, LANES)]
@@ -342,10 +356,11 @@ def _mve(layer: IntegerLayer, met: Met, dtype: str, in_place: bool) -> Kernel:
     excess = SIGN if dtype == "uint8" else 0
     weight, table = _vectors(layer, met, excess)
     steps, columns = weight.shape[1] // LANES, table.shape[1]
+    room = _room(met, PIXELS * steps)
     constants = {"parameters": table, "weight": weight}
     pointers = {
         **_pointers(layer, met, dtype, in_place, "int8"),
-        "scratch": ("int8", (PIXELS * steps + 1) * LANES),
+        "scratch": ("int8", room),
         **constant_pointers(constants),
     }
     unroll = next(count for count in (MVE_UNROLL, 3, 2, 1) if steps % count == 0)
@@ -383,7 +398,7 @@ def _mve(layer: IntegerLayer, met: Met, dtype: str, in_place: bool) -> Kernel:
         layers=(layer,),
         func=builder.get(),
         constants=constants,
-        scratch=_scratch(met, (PIXELS * steps + 1) * LANES),
+        scratch=_scratch(met, room),
         in_place=0 if in_place else None,
     )
 
@@ -399,10 +414,10 @@ def _mve_single(layer: IntegerLayer, met: Met, dtype: str, in_place: bool) -> Ke
     table = np.pad(table, [(0, filled), (0, 0)], mode="edge").reshape(groups, OUTPUTS, -1).transpose(0, 2, 1)
     weight = np.pad(weight, [(0, filled), (0, 0)]).reshape(groups, OUTPUTS, steps, LANES).transpose(0, 2, 1, 3)
     constants = {"parameters": np.ascontiguousarray(table), "weight": np.ascontiguousarray(weight)}
-    columns = table.shape[1]
+    columns, room = table.shape[1], _room(met, steps)
     pointers = {
         **_pointers(layer, met, dtype, in_place, "int8"),
-        "scratch": ("int8", (steps + 1) * LANES),
+        "scratch": ("int8", room),
         **constant_pointers(constants),
     }
     with function(pointers) as (builder, given):
@@ -449,7 +464,7 @@ def _mve_single(layer: IntegerLayer, met: Met, dtype: str, in_place: bool) -> Ke
         layers=(layer,),
         func=builder.get(),
         constants=constants,
-        scratch=_scratch(met, (steps + 1) * LANES),
+        scratch=_scratch(met, room),
         in_place=0 if in_place else None,
     )
 
@@ -458,6 +473,13 @@ def multiply_add_across(total: Expr, a: Expr, b: Expr) -> Expr:
     """Σ a·b + total of sixteen int8 lanes, in int32: signed, added, not exchanged."""
     signed, added, straight = T.uint32(0), T.uint32(0), T.uint32(0)
     return intrinsic("mve.vmldava", signed, added, straight, total, a, b)
+
+
+def scatter(buffer: tirx.Buffer, first: Expr, places: Expr, values: Expr) -> None:
+    """The lowest bytes of four numbers, each at its place behind the first, by one VSTRB."""
+    bits, scaled = T.int32(8), T.int32(0)
+    pointer = buffer.access_ptr("w", offset=first)
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.arm.mve.vstr.scatter.offset", pointer, places, values, bits, scaled))
 
 
 def rotate_right(word: Expr, bits: int) -> Expr:
