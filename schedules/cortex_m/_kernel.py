@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,12 @@ from tvm.script.ir_builder import tirx as T
 
 from tvmflow.integer.graph import FloatLayer, FloatNode
 from tvmflow.integer.layers import RANGES, IntegerLayer, IntegerNode, accumulator_range
+from tvmflow.integer.reference import twice
 from tvmflow.schedules.integers import first_sums, requantised
 from tvmflow.schedules.nodes import FLOATS, Arithmetic, FloatArithmetic
 
 LEAST = -(1 << 31)
 """Of an int32: the bits of −0 in float32."""
-MOST_SHIFT = 20
-"""By which a sum of a layer that `rounds_shortly` is shifted."""
 
 Expr = Any
 """A tvm.ir.Expr or a Python number."""
@@ -161,21 +160,44 @@ def finish(layer: WeightedLayer, total: Expr, by: By) -> Expr:
 
 
 def rounds_shortly(layer: IntegerLayer) -> bool:
-    """Whether sums that are rounded twice are all shifted to the right, and twice of each is an int32.
+    """Whether sums that are rounded twice are never shifted to the left, and twice of each is an int32.
 
-    The first rounding is then the high half of a product, one SMMULR, and no channel is an exception of the second.
+    The first rounding is then the high half of a product, one SMMULR.
     """
     if not layer.twice:
         return False
     assert layer.multiplier is not None
     right = _right(layer)
-    if right.min() < 1 or right.max() > MOST_SHIFT:
+    if right.min() < 0:
         return False
     least, most = accumulator_range(layer, min(RANGES["int8"]), max(RANGES["uint8"]))
     largest = np.maximum(-least, most)
     # what is scaled, with half a step and the zero point, before the second shift
-    scaled = (largest * layer.multiplier >> 31) + (256 << MOST_SHIFT)
+    scaled = (largest * layer.multiplier >> 31) + (np.int64(256) << right)
     return bool(max(2 * largest.max(), scaled.max() + 2) < 1 << 31)
+
+
+def settled(layer: AnyLayer, dtype: str) -> AnyLayer:
+    """The same layer of inputs of `dtype`, but channels that are one number, whatever is read, have no weights any more.
+
+    Where training left a channel dead, its scale is next to nothing, and its bias and its shift are too large for what
+    holds for all others.
+    """
+    if not isinstance(layer, IntegerLayer) or not layer.twice or layer.kind == "pool":
+        return layer
+    assert layer.multiplier is not None
+    assert layer.shift is not None
+    products = accumulator_range(replace(layer, bias=np.zeros_like(layer.bias)), *RANGES[dtype])
+    low, high = (twice(layer.bias + end, layer.multiplier, layer.shift) + layer.zero_point for end in products)
+    low, high = (end.clip(layer.minimum, layer.maximum) for end in (low, high))
+    dead = low == high
+    return replace(
+        layer,
+        weight=np.where(dead[:, None, None, None], 0, layer.weight).astype(np.int8),
+        bias=np.where(dead, 2 * (low - layer.zero_point), layer.bias).astype(np.int32),
+        multiplier=np.where(dead, 1 << 30, layer.multiplier).astype(np.int32),
+        shift=np.where(dead, 0, layer.shift).astype(np.int32),
+    )
 
 
 def _right(layer: IntegerLayer) -> np.ndarray:
@@ -189,9 +211,10 @@ def requantised_shortly(layer: IntegerLayer, total: Expr, factor: Expr, right: E
     """`requantised` of a layer that `rounds_shortly`; `right` is by how much is shifted."""
     wide = T.cast(wrapping(operator.add, total, total), "int64") * T.cast(factor, "int64") + T.int64(1 << 31)
     once = T.bind(T.cast(wide >> T.int64(32), "int32"))
-    # half a step and the zero point, and 1 less of what is negative
+    # half a step and the zero point, and 1 less of what is negative, unless nothing is shifted
     added = tirx.shift_right(tirx.shift_left(T.int32(2 * layer.zero_point + 1), right), T.int32(1))
-    value = (once + tirx.shift_right(once, T.int32(31)) + added) >> right
+    negative = once if _right(layer).min() else tirx.bitwise_and(once, T.int32(0) - right)
+    value = (once + tirx.shift_right(negative, T.int32(31)) + added) >> right
     return tirx.max(tirx.min(value, T.int32(layer.maximum)), T.int32(layer.minimum))
 
 
@@ -284,7 +307,9 @@ def requantize_vector(layer: IntegerLayer, total: Expr, by: By) -> Expr:
     """
     lanes = 4
     if rounds_shortly(layer):
-        scaled = _twice_shortly(total, *by) + T.Broadcast(T.int32(layer.zero_point), lanes)
+        factor, right = by
+        once = T.bind(intrinsic("mve.vqrdmulh", total, _four(factor), dtype="int32x4"))
+        scaled = halved_away(once, right, exact=not _right(layer).min()) + T.Broadcast(T.int32(layer.zero_point), lanes)
     elif layer.twice:
         scaled = _twice_vector(layer, total, *by) + T.Broadcast(T.int32(layer.zero_point), lanes)
     elif layer.multiplier is not None:
@@ -300,21 +325,17 @@ def _four(value: Expr) -> Expr:
     return value if str(value.ty.dtype).endswith("x4") else T.Broadcast(value, 4)
 
 
-def _twice_shortly(total: Expr, factor: Expr, right: Expr) -> Expr:
-    return halved_away(T.bind(intrinsic("mve.vqrdmulh", total, _four(factor), dtype="int32x4")), right)
-
-
-def halved_away(value: Expr, right: Expr) -> Expr:
-    """Four numbers divided by 2^right, or by 2 to the power of each of a vector; `right` is 1 or more.
+def halved_away(value: Expr, right: Expr, exact: bool = False) -> Expr:
+    """Four numbers divided by 2^right, or by 2 to the power of each of a vector; `exact` if that may be by 1.
 
     Halves are rounded away from 0. VRSHL rounds them up, so that 1 is taken off what is negative.
     """
-    value = value + tirx.shift_right(value, T.Broadcast(T.int32(31), 4))
+    left = (T.Broadcast(T.int32(0), 4) if str(right.ty.dtype).endswith("x4") else T.int32(0)) - right
+    negative = tirx.bitwise_and(value, _four(left)) if exact else value
+    value = value + tirx.shift_right(negative, T.Broadcast(T.int32(31), 4))
     saturating, rounding, unsigned = T.int32(0), T.int32(1), T.int32(0)
-    if str(right.ty.dtype).endswith("x4"):
-        left = T.Broadcast(T.int32(0), 4) - right
-        return intrinsic("mve.vshl.vector", value, left, saturating, rounding, unsigned, dtype="int32x4")
-    return intrinsic("mve.vshl.scalar", value, T.int32(0) - right, saturating, rounding, unsigned, dtype="int32x4")
+    form = "vector" if str(right.ty.dtype).endswith("x4") else "scalar"
+    return intrinsic(f"mve.vshl.{form}", value, left, saturating, rounding, unsigned, dtype="int32x4")
 
 
 def _twice_vector(layer: IntegerLayer, total: Expr, factor: Expr, shift: Expr) -> Expr:
@@ -336,6 +357,20 @@ def _twice_vector(layer: IntegerLayer, total: Expr, factor: Expr, shift: Expr) -
 def intrinsic(name: str, *arguments: Expr, dtype: str = "int32") -> Expr:
     """An instruction by LLVM's name of it."""
     return tirx.call_llvm_pure_intrin(dtype, f"llvm.arm.{name}", *arguments)
+
+
+def scatter(buffer: tirx.Buffer, first: Expr, places: Expr, values: Expr) -> None:
+    """The lowest bytes of four numbers, each at its place behind the first, by one VSTRB."""
+    bits, scaled = T.int32(8), T.int32(0)
+    pointer = buffer.access_ptr("w", offset=first)
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.arm.mve.vstr.scatter.offset", pointer, places, values, bits, scaled))
+
+
+def gather(buffer: tirx.Buffer, first: Expr, places: Expr) -> Expr:
+    """The bytes at four places behind the first as int32, by one VLDRB."""
+    bits, scaled, unsigned = T.int32(8), T.int32(0), T.int32(int(str(buffer.dtype) == "uint8"))
+    pointer = buffer.access_ptr("r", offset=first)
+    return tirx.call_llvm_intrin("int32x4", "llvm.arm.mve.vldr.gather.offset", pointer, places, bits, scaled, unsigned)
 
 
 def vector_of(dtype: str, lanes: int) -> str:

@@ -42,6 +42,7 @@ from tvmflow.schedules.cortex_m._kernel import (
     pixels_of,
     requantize_vector,
     rounds_shortly,
+    scatter,
     sizes,
     wrapping,
 )
@@ -473,13 +474,6 @@ def multiply_add_across(total: Expr, a: Expr, b: Expr) -> Expr:
     """Σ a·b + total of sixteen int8 lanes, in int32: signed, added, not exchanged."""
     signed, added, straight = T.uint32(0), T.uint32(0), T.uint32(0)
     return intrinsic("mve.vmldava", signed, added, straight, total, a, b)
-
-
-def scatter(buffer: tirx.Buffer, first: Expr, places: Expr, values: Expr) -> None:
-    """The lowest bytes of four numbers, each at its place behind the first, by one VSTRB."""
-    bits, scaled = T.int32(8), T.int32(0)
-    pointer = buffer.access_ptr("w", offset=first)
-    T.evaluate(tirx.call_llvm_intrin("void", "llvm.arm.mve.vstr.scatter.offset", pointer, places, values, bits, scaled))
 
 
 def rotate_right(word: Expr, bits: int) -> Expr:
