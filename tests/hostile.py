@@ -151,6 +151,7 @@ SIMULATED: dict[str, Any] = {
             "clock_mhz": 100,
             "memory_latency_cycles": 60,
             "band_latency_cycles": [30, 90],
+            "band_burst_beats": [256, 16],
             "band_ms": [0.9, 1.1],
             "core": "chisel",
             "hls_ms": 1.5,

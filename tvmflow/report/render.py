@@ -72,10 +72,14 @@ def simulation_text(figures: Mapping[str, Any]) -> str:
     known = figures["simulation"]
     low, high = known["band_ms"]
     fast, slow = known["band_latency_cycles"]
+    split = ""
+    if known.get("band_burst_beats", [0])[-1] < known.get("band_burst_beats", [0])[0]:
+        split = ", and splits bursts of {} beats into {} in the worse case".format(*known["band_burst_beats"])
     return (
         f"{figures['p50']:.3f} ms (simulated: {known['cycles']:,} cycles at {known['clock_mhz']:g} MHz, "
         f"{known['memory_latency_cycles']} cycles of memory latency)\n"
-        f"{low:.3f} to {high:.3f} ms where memory takes {fast} to {slow} cycles; all on upstream's Chisel core.\n"
+        f"{low:.3f} to {high:.3f} ms where memory takes {fast} to {slow} cycles{split}; all on upstream's Chisel "
+        "core.\n"
         f"{known['hls_ms']:.3f} ms on its HLS core, which published bitstreams are, by a model after its source alone"
     )
 
