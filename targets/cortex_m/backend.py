@@ -25,7 +25,7 @@ from tvmflow.spec import (
 )
 from tvmflow.system import toolchain
 from tvmflow.system.toolchain import Linker
-from tvmflow.targets.cortex_m import example, machine
+from tvmflow.targets.cortex_m import example, machine, memory_map
 from tvmflow.targets.cortex_m.facts import Mcu
 from tvmflow.targets.cortex_m.fit import CODE_BYTES_OF_A_KERNEL, check_fit
 from tvmflow.targets.cortex_m.options import STACK_BYTES
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NO_LATENCY = "no board was at hand, and emulation counts instructions, which are no time."
-SOURCE, EXAMPLE = "source", "example"
+SOURCE, EXAMPLE, LINKER_SCRIPT = "source", "example", "link.ld"
 
 
 def check(target: Target, linker: str = "auto", *, runner: bool = False) -> Linker:
@@ -109,13 +109,17 @@ def compile(  # noqa: A001 (a kind's functions are called by its name)
         with tvm.target.Target("c"):
             write_source(run_stages(program, plain), plain, extras[SOURCE])
     memory = check_fit(compiled, target, library)
+    placed = memory_map.place(Mcu.of(target), memory["flash_bytes"], memory["activations_bytes"])
+    if placed is not None:
+        extras[LINKER_SCRIPT] = folder / LINKER_SCRIPT
+        extras[LINKER_SCRIPT].write_text(memory_map.script(target, placed, name))
     return Artifacts(
         program=compiled,
         library=library,
         memory=memory,
         versions=versions(linker),
         extras=extras,
-        usage=example.usage(name, program, target, memory["flash_bytes"]),
+        usage=example.usage(name, compiled, target, memory["flash_bytes"]),
     )
 
 
@@ -165,13 +169,14 @@ class Count:
 def count(
     library: Path, target: Target, layers: Sequence[Layer], inputs: machine.Arrays, outputs: Sequence[TensorSpec]
 ) -> Count:
-    """Instructions of one inference, exactly, under emulation. Raises MissingDependencyError, VerificationError."""
+    """Instructions of one inference, exactly, under emulation. Those of functions that a kernel calls are the kernel's.
+
+    Raises MissingDependencyError, VerificationError.
+    """
     name = network_name(library)
     found = machine.run(library, target, name, [inputs], outputs, counted=True).instructions
     return Count(
-        total=sum(
-            count for function, count in found.items() if function.startswith(f"{name}_") or function in machine.HELPERS
-        ),
+        total=sum(count for function, count in found.items() if function.startswith(f"{name}_")),
         details=[
             {"instructions": found.get(f"{name}_{layer.kernel}", 0), "instructions_basis": "emulated"}
             for layer in layers
@@ -199,8 +204,13 @@ def network_name(library: Path) -> str:
     raise UserError(f"{library.name} has no function NAME_run.")
 
 
-MACS_PER_CYCLE = {"dsp": {"int8": 2, "float32": 1}, "mve": {"int8": 8, "float32": 2}}
-"""Of a microcontroller's core: SMLAD does two products, VMLADAVA sixteen and VFMA four in two beats of a Cortex-M55."""
+MACS_PER_CYCLE = {
+    "plain": {"int8": 1, "float32": 1},
+    "dsp": {"int8": 2, "float32": 1},
+    "mve": {"int8": 8, "float32": 2},
+}
+"""Of a microcontroller's core, at most: MULS does one product, SMLAD two; in two beats of a Cortex-M55 VMLADAVA does
+sixteen and VFMA four."""
 
 
 def roof(target: Target) -> Roof | None:

@@ -150,7 +150,7 @@ def write_source(program: Program, target: Target, folder: Path) -> None:
     image = lay_out(program)
     name = image.name
     kernels = portable_c.definitions(_symbols(program, name))
-    (folder / f"{name}.h").write_text(header(program, target, image))
+    (folder / f"{name}.h").write_text(header(program, target, image, portable=True))
     (folder / f"{name}.c").write_text(portable_source(image, kernels))
     (folder / f"{name}_weights.c").write_text(weights_source(image))
 
@@ -176,8 +176,8 @@ def weights_source(image: Image) -> str:
     return "\n".join(lines)
 
 
-def header(program: Program, target: Target, image: Image) -> str:
-    """The C99 header of the library."""
+def header(program: Program, target: Target, image: Image, *, portable: bool = False) -> str:
+    """The C99 header of the library, or of `portable` source."""
     network: IntegerNetwork | None = program.integer
     memory = program.memory
     prefix = image.name.upper()
@@ -205,7 +205,7 @@ def header(program: Program, target: Target, image: Image) -> str:
     apart = "\n * Inputs and outputs must not overlap." if len(image.parameters) > 2 else ""
     arithmetic = "a float32" if network is None else "an integer"
     kept = f"no state between calls but in {image.name}_stream" if "_INITIAL" in sizes else "no state between calls"
-    form = "in portable C99" if Mcu.of(target).core == "plain" else f"for {target.cpu.model}"
+    form = "in portable C99" if portable else f"for {target.cpu.model}"
     return f"""/* {program.name}: {arithmetic} network {form}, made by tvmflow {__version__}.
  *
  * No allocation, {kept}, nothing of a C library but memcpy and memset. Calls must not overlap: they

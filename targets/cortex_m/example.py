@@ -11,8 +11,10 @@ from tvmflow.network.agreement import tolerances
 from tvmflow.network.c_interface import CPort, literal, ports
 from tvmflow.spec import Program, Target
 from tvmflow.system.toolchain import Linker
+from tvmflow.targets.cortex_m import memory_map
 from tvmflow.targets.cortex_m.facts import Mcu
 from tvmflow.targets.cortex_m.machine import ELEMENTS, HERE, KINDS, MACHINES, linker_script
+from tvmflow.targets.cortex_m.memory_map import Placed
 from tvmflow.targets.cortex_m.options import compiler_options
 
 SHIPPED = ("agrees.h", "startup.c", "startup.h")
@@ -26,17 +28,18 @@ def write(folder: Path, program: Program, target: Target, name: str) -> None:
         shutil.copyfile(HERE / file, folder / file)
     gcc = Linker(name="arm-none-eabi-gcc", command=(), version="")
     flags = " ".join(option for option in compiler_options(target, gcc) if option.startswith("-m"))
-    (folder / "CMakeLists.txt").write_text(_CMAKE.format(name=name, flags=flags, machine=Mcu.of(target).machine))
+    machine = Mcu.of(target).machine
+    options = "".join(f"{option} " for option in MACHINES[machine].options)
+    (folder / "CMakeLists.txt").write_text(_CMAKE.format(name=name, flags=flags, machine=machine, options=options))
     (folder / "main.c").write_text(_main(program, name))
-    (folder / "link.ld").write_text(_LINK_NOTE.format(name=name) + linker_script(MACHINES[Mcu.of(target).machine]))
+    (folder / "link.ld").write_text(_LINK_NOTE.format(name=name, machine=machine) + linker_script(MACHINES[machine]))
     (folder / "vectors.h").write_text(_vectors(program))
 
 
 def usage(name: str, program: Program, target: Target, flash_bytes: int) -> str:
     """For the bundle's README: what to do with the files. `flash_bytes` are those of weights and code."""
     board = Mcu.of(target)
-    fits_inside = not board.external_flash or flash_bytes <= board.inner_flash_bytes
-    where = "chip's own flash, if there is room for it" if fits_inside else "external flash"
+    flash = "chip's own flash" if memory_map.fits_inside(board, flash_bytes) else "external flash"
     inputs, outputs = ports(program)
     # side by side where they are of one type
     by_type: dict[str, list[str]] = {}
@@ -44,6 +47,8 @@ def usage(name: str, program: Program, target: Target, flash_bytes: int) -> str:
         by_type.setdefault(ELEMENTS[port.spec.dtype], []).append(f"{port.parameter}[{name.upper()}_{port.macro}_SIZE]")
     buffers = "\n".join(f"    static {kind} {', '.join(arrays)};" for kind, arrays in by_type.items())
     parameters = ", ".join(port.parameter for port in (*inputs, *outputs))
+    placed = memory_map.place(board, flash_bytes, program.memory.get("activations_bytes", 0))
+    where = "" if placed is None else f" {_where(target, placed)}"
     return f"""In a program of yours:
 
     #include "{name}.h"
@@ -51,12 +56,22 @@ def usage(name: str, program: Program, target: Target, flash_bytes: int) -> str:
 {buffers}
     {name}_run({parameters});
 
-Link `model.o` with it. The constants are in the section `.rodata.{name}_weights`: put it into the {where}. The arena is
-in `.bss.{name}_arena`: put it into the fastest RAM that has room. `example/link.ld` shows both for qemu's machine
-{Mcu.of(target).machine}; `example/` is a whole project for it, which compares the golden vectors on the device:
+Link `model.o` with it. The constants are in the section `.rodata.{name}_weights`: put it into the {flash}. The arena is
+in `.bss.{name}_arena`: put it into the fastest RAM that has room.{where}
+
+`example/` is a whole project for {board.machine}, a machine of qemu's with such a core and memory of its own; it
+compares the golden vectors on the device:
 
     cmake -S example -B build && cmake --build build && ctest --test-dir build
 """
+
+
+def _where(target: Target, placed: Placed) -> str:
+    weights, arena = (f"{region} at {placed.regions[region].origin:#010x}" for region in (placed.weights, placed.arena))
+    return (
+        f"`link.ld` is a linker script with the memory of {target.name}, which has the first in {weights} and the "
+        f"second in {arena}."
+    )
 
 
 def _vectors(program: Program) -> str:
@@ -129,7 +144,7 @@ endif()
 target_link_libraries(example PRIVATE gcc)
 
 add_test(NAME golden_vectors COMMAND qemu-system-arm -machine {machine} -nographic -monitor none -serial none
-         -semihosting-config enable=on,target=native -kernel $<TARGET_FILE:example>)
+         {options}-semihosting-config enable=on,target=native -kernel $<TARGET_FILE:example>)
 """
 
 _MAIN = """/* Compares the network with its golden vectors, on the device. Exit code 0 if all agree. */
@@ -154,6 +169,6 @@ int main(void) {{
 }}
 """
 
-_LINK_NOTE = """/* Where qemu's machine has memory. On a board of yours, .rodata.{name}_weights goes into flash and
- * .bss.{name}_arena into RAM, and both keep their alignment of 16 bytes. */
+_LINK_NOTE = """/* Where {machine} has memory, a machine of qemu's. On a board of yours, .rodata.{name}_weights goes
+ * into flash and .bss.{name}_arena into RAM, and both keep their alignment of 16 bytes. */
 """
