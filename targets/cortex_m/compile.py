@@ -21,7 +21,8 @@ from tvmflow.system import toolchain
 from tvmflow.system.toolchain import Linker
 from tvmflow.targets.cortex_m.attributes import ARGUMENTS, CONSTANTS
 from tvmflow.targets.cortex_m.facts import Mcu
-from tvmflow.targets.cortex_m.options import STACK_BYTES, compiler_options
+from tvmflow.targets.cortex_m.options import compiler_options
+from tvmflow.targets.cortex_m.stack import OUTSIDE_BYTES, Bound, stack_bound
 from tvmflow.targets.cortex_m.stages import functions_of
 
 ALIGNMENT = 16
@@ -113,7 +114,10 @@ def lay_out(program: Program) -> Image:
 
 
 def compile_object(program: Program, target: Target, folder: Path, linker: Linker) -> Path:
-    """The network as one relocatable object file. Raises UserError if the assembler or linker refuses."""
+    """The network as one relocatable object file, beside it its header.
+
+    Raises UserError if the assembler or linker refuses, VerificationError if the stack has no bound.
+    """
     image = lay_out(program)
     kernels = folder / "kernels.o"
     _generate(program, target, image.name).write_to_file(str(kernels), "o")
@@ -129,6 +133,8 @@ def compile_object(program: Program, target: Target, folder: Path, linker: Linke
         toolchain.link(linker, objects[-1], [source], (*options, *standard))
     library = folder / "model.o"
     toolchain.link(linker, library, objects, (*compiler_options(target, linker), "-nostdlib", "-r"))
+    stack = stack_bound(library, f"{image.name}_run")
+    (folder / f"{image.name}.h").write_text(header(program, target, image, stack))
     return library
 
 
@@ -176,8 +182,10 @@ def weights_source(image: Image) -> str:
     return "\n".join(lines)
 
 
-def header(program: Program, target: Target, image: Image, *, portable: bool = False) -> str:
-    """The C99 header of the library, or of `portable` source."""
+def header(
+    program: Program, target: Target, image: Image, stack: Bound | None = None, *, portable: bool = False
+) -> str:
+    """The C99 header of the library, or of `portable` source, of whose stack nothing is known."""
     network: IntegerNetwork | None = program.integer
     memory = program.memory
     prefix = image.name.upper()
@@ -205,11 +213,16 @@ def header(program: Program, target: Target, image: Image, *, portable: bool = F
     apart = "\n * Inputs and outputs must not overlap." if len(image.parameters) > 2 else ""
     arithmetic = "a float32" if network is None else "an integer"
     kept = f"no state between calls but in {image.name}_stream" if "_INITIAL" in sizes else "no state between calls"
+    deepest, bounded = "", ""
+    if stack is not None:
+        called = f" {OUTSIDE_BYTES} of them for {', '.join(stack.outside)}" if stack.outside else " of the calls"
+        deepest = f"#define {prefix}_STACK_BYTES {stack.bytes} /*{called} */\n"
+        bounded = "; the stack is an upper bound"
     form = "in portable C99" if portable else f"for {target.cpu.model}"
     return f"""/* {program.name}: {arithmetic} network {form}, made by tvmflow {__version__}.
  *
  * No allocation, {kept}, nothing of a C library but memcpy and memset. Calls must not overlap: they
- * share one arena. The bytes in flash and RAM are those of the network alone; the stack is an upper bound.{apart}
+ * share one arena. The bytes in flash and RAM are those of the network alone{bounded}.{apart}
  */
 #ifndef {prefix}_H
 #define {prefix}_H
@@ -219,8 +232,7 @@ def header(program: Program, target: Target, image: Image, *, portable: bool = F
 {sizes}
 #define {prefix}_WEIGHTS_BYTES {len(image.weights)} /* in flash */
 #define {prefix}_ARENA_BYTES {memory["activations_bytes"]} /* in RAM */
-#define {prefix}_STACK_BYTES {STACK_BYTES}
-{preprocessing(program, prefix)}
+{deepest}{preprocessing(program, prefix)}
 #ifdef __cplusplus
 extern "C" {{
 #endif

@@ -26,6 +26,7 @@ from tvmflow.targets.cortex_m.boards import EMULATOR
 from tvmflow.targets.cortex_m.facts import Mcu
 from tvmflow.targets.cortex_m.memory_map import Region
 from tvmflow.targets.cortex_m.options import STACK_BYTES, arithmetic_library, compiler_options
+from tvmflow.targets.cortex_m.stack import stack_bound
 
 HERE = Path(__file__).parent
 COUNTING_PLUGIN = HERE / "count_symbols.c"
@@ -35,6 +36,8 @@ ELEMENTS = {"int8": "int8_t", "uint8": "uint8_t", "float32": "float"}
 """What networks read and write, in C."""
 KINDS = {"int8": "INT8", "uint8": "UINT8", "float32": "FLOAT32"}
 """What agrees.h calls these."""
+BEYOND_THE_BOUND = 256
+"""Bytes of the stack that are looked at below the bound."""
 MIB = 1 << 20
 
 
@@ -227,7 +230,8 @@ def prepare(
     (folder / "tensors.h").write_text(_tensors(name, inputs[0], outputs, kept))
     (folder / "input.raw").write_bytes(_bytes(inputs))
     sources = [HERE / "run_vectors.c", library]
-    return link_firmware(folder, target, sources, [f"-I{folder}", f"-DSTACK_BYTES={STACK_BYTES}"])
+    painted = max(STACK_BYTES, stack_bound(library, f"{name}_run").bytes + BEYOND_THE_BOUND)
+    return link_firmware(folder, target, sources, [f"-I{folder}", f"-DSTACK_BYTES={painted}"])
 
 
 def _tensors(name: str, inputs: Arrays, outputs: Sequence[TensorSpec], kept: Sequence[tuple[int, int]]) -> str:

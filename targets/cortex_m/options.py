@@ -6,7 +6,7 @@ from tvmflow.spec import Target
 from tvmflow.system.toolchain import Linker
 
 STACK_BYTES = 2048
-"""What the calls may use of the stack; the firmware under emulation measures it."""
+"""What the calls are taken to use of the stack until there is an object file whose bound is known."""
 
 
 def compiler_options(target: Target, linker: Linker) -> tuple[str, ...]:
