@@ -25,7 +25,7 @@ from tvmflow.spec import (
 )
 from tvmflow.system import toolchain
 from tvmflow.system.toolchain import Linker
-from tvmflow.targets.cortex_m import example, machine, memory_map
+from tvmflow.targets.cortex_m import example, integration, machine, memory_map
 from tvmflow.targets.cortex_m.facts import Mcu
 from tvmflow.targets.cortex_m.fit import CODE_BYTES_OF_A_KERNEL, check_fit
 from tvmflow.targets.cortex_m.options import STACK_BYTES
@@ -35,6 +35,7 @@ from tvmflow.targets.kind import (
     Artifacts,
     Gap,
     Left,
+    Part,
     Parts,
     RunStages,
     Timing,
@@ -109,6 +110,7 @@ def compile(  # noqa: A001 (a kind's functions are called by its name)
         plain = replace(target, facts=replace(Mcu.of(target), core="plain"))
         with tvm.target.Target("c"):
             write_source(run_stages(program, plain), plain, extras[SOURCE])
+    extras |= integration.write(folder, name, program, target, library, source=source)
     memory = check_fit(compiled, target, library, stack_bound(library, f"{name}_run"))
     placed = memory_map.place(Mcu.of(target), memory["flash_bytes"], memory["activations_bytes"])
     if placed is not None:
@@ -227,10 +229,12 @@ def roof(target: Target) -> Roof | None:
 
 def parts(memory: Mapping[str, int], target: Target, tiles: Sequence[Tile]) -> Parts:
     """Flash also holds code, by a guess, and RAM the stack."""
-    code = CODE_BYTES_OF_A_KERNEL * len(tiles)
+    board, code = Mcu.of(target), CODE_BYTES_OF_A_KERNEL * len(tiles)
+    flash = {"weights": memory["weights_bytes"], "code": code}
+    ram = {"arena": memory["activations_bytes"], "stack": STACK_BYTES}
     return {
-        "flash": (memory["weights_bytes"] + code, Mcu.of(target).flash_bytes),
-        "RAM": (memory["activations_bytes"] + STACK_BYTES, Mcu.of(target).ram_bytes),
+        "flash": Part(sum(flash.values()), board.flash_bytes, flash),
+        "RAM": Part(sum(ram.values()), board.ram_bytes, ram),
     }
 
 

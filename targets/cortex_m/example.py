@@ -11,7 +11,7 @@ from tvmflow.network.agreement import tolerances
 from tvmflow.network.c_interface import CPort, literal, ports
 from tvmflow.spec import Program, Target
 from tvmflow.system.toolchain import Linker
-from tvmflow.targets.cortex_m import memory_map
+from tvmflow.targets.cortex_m import integration, memory_map
 from tvmflow.targets.cortex_m.facts import Mcu
 from tvmflow.targets.cortex_m.machine import ELEMENTS, HERE, KINDS, MACHINES, linker_script
 from tvmflow.targets.cortex_m.memory_map import Placed
@@ -48,7 +48,7 @@ def usage(name: str, program: Program, target: Target, flash_bytes: int) -> str:
     buffers = "\n".join(f"    static {kind} {', '.join(arrays)};" for kind, arrays in by_type.items())
     parameters = ", ".join(port.parameter for port in (*inputs, *outputs))
     placed = memory_map.place(board, flash_bytes, program.memory.get("activations_bytes", 0))
-    where = "" if placed is None else f" {_where(target, placed)}"
+    where = "" if placed is None else f"\n{_where(target, placed)}\n"
     return f"""In a program of yours:
 
     #include "{name}.h"
@@ -57,20 +57,21 @@ def usage(name: str, program: Program, target: Target, flash_bytes: int) -> str:
     {name}_run({parameters});
 
 Link `model.o` with it. The constants are in the section `.rodata.{name}_weights`: put it into the {flash}. The arena is
-in `.bss.{name}_arena`: put it into the fastest RAM that has room.{where}
-
-`example/` is a whole project for {board.machine}, a machine of qemu's with such a core and memory of its own; it
+in `.bss.{name}_arena`: put it into the fastest RAM that has room.
+{where}
+`example/` is a whole project for {board.machine}, a machine of qemu's with such a core and memory of its own. It
 compares the golden vectors on the device:
 
     cmake -S example -B build && cmake --build build && ctest --test-dir build
-"""
+
+{integration.usage(name)}"""
 
 
 def _where(target: Target, placed: Placed) -> str:
     weights, arena = (f"{region} at {placed.regions[region].origin:#010x}" for region in (placed.weights, placed.arena))
     return (
-        f"`link.ld` is a linker script with the memory of {target.name}, which has the first in {weights} and the "
-        f"second in {arena}."
+        f"`link.ld` is a linker script with the memory of {target.name}, which has the first in {weights} and\n"
+        f"the second in {arena}."
     )
 
 
@@ -128,20 +129,17 @@ project({name}_example C)
 enable_testing()
 
 option(FROM_SOURCE "Compile ../source instead of linking ../model.o" OFF)
+set(TVMFLOW_FROM_SOURCE ${{FROM_SOURCE}} CACHE BOOL "" FORCE)
+add_subdirectory(.. network)
 
 add_executable(example main.c startup.c)
 set_target_properties(example PROPERTIES C_STANDARD 99 C_EXTENSIONS ON)
 set_target_properties(example PROPERTIES LINK_DEPENDS ${{CMAKE_CURRENT_SOURCE_DIR}}/link.ld)
-target_include_directories(example PRIVATE ${{CMAKE_CURRENT_SOURCE_DIR}} ${{CMAKE_CURRENT_SOURCE_DIR}}/..)
+target_include_directories(example PRIVATE ${{CMAKE_CURRENT_SOURCE_DIR}})
 target_compile_options(example PRIVATE {flags} -ffreestanding -O2 -Wall -Wextra)
 target_link_options(example PRIVATE {flags} -nostdlib -Wl,--gc-sections -Wl,-z,noexecstack
                     -T${{CMAKE_CURRENT_SOURCE_DIR}}/link.ld)
-if(FROM_SOURCE)
-  target_sources(example PRIVATE ../source/{name}.c ../source/{name}_weights.c)
-else()
-  target_link_libraries(example PRIVATE ${{CMAKE_CURRENT_SOURCE_DIR}}/../model.o)
-endif()
-target_link_libraries(example PRIVATE gcc)
+target_link_libraries(example PRIVATE tvmflow::{name} gcc)
 
 add_test(NAME golden_vectors COMMAND qemu-system-arm -machine {machine} -nographic -monitor none -serial none
          {options}-semihosting-config enable=on,target=native -kernel $<TARGET_FILE:example>)

@@ -172,7 +172,7 @@ def trace(
     network = [span for function, span in functions.items() if function.startswith(f"{name}_")]
     (inside,) = np.nonzero(np.isin(found.order, [n for n, start in enumerate(found.starts) if _in(network, start)]))
     found = replace(found, order=found.order[: inside[-1] + 1])  # what follows is the firmware's
-    own = [span for function, span in functions.items() if function != f"{name}_run"]
+    own = [span for function, span in functions.items() if function not in (f"{name}_run", f"{name}_run_in")]
     text = {address: line for address, line in text.items() if _in(own, address)}
     entries = {functions[f"{name}_{kernel}"].start: kernel for kernel in kernels}
     return Traced(trace=found, calls=split(found, entries, kernels), text=text)
