@@ -433,7 +433,8 @@ def _figure_rows(target: Target) -> Iterator[list[str]]:
                 for key, entry in value.items():
                     yield _figure_row(f"{part}.{field.name}.{key}", entry, unknown)
             else:
-                yield _figure_row(f"{part}.{field.name}", value, unknown)
+                begins_at_0 = field.name == "flash_origin" and isinstance(owner, Mcu) and owner.has_map
+                yield _figure_row(f"{part}.{field.name}", value, unknown, zero=begins_at_0)
 
 
 def _not_looked_up(target: Target) -> set[str]:
@@ -445,14 +446,18 @@ def _not_looked_up(target: Target) -> set[str]:
     return found
 
 
-def _figure_row(name: str, value: Any, unknown: set[str]) -> list[str]:
+def _figure_row(name: str, value: Any, unknown: set[str], *, zero: bool = False) -> list[str]:
+    """`zero` says whether 0 is a figure, and not one that is missing."""
     words = name.rpartition(".")[2].split("_")
     unit = next((UNITS[word] for word in words if word in UNITS), "")
     if "per" in words:
         unit = f"{unit or words[0]} per {words[words.index('per') + 1].replace('sm', 'SM')}"
-    if value in (0, "", ()):
+    if value in (0, "", ()) and not zero:
         return [f"`{name}`", "–", unit, ""]
-    if isinstance(value, tuple):
+    if name.endswith("_origin") or isinstance(value, list):  # an address, alone or with what lies there
+        first, *rest = value if isinstance(value, list) else [value]
+        shown = ", ".join([f"{first:#010x}", *(f"{part:,} bytes" for part in rest)])
+    elif isinstance(value, tuple):
         shown = " to ".join(map(str, value))
     else:
         shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

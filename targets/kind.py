@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -108,8 +109,17 @@ Left = list[tuple[tuple[str, ...], np.ndarray]]
 """What each kernel of a quantised network's library has left, in their order: the names of its layers, and the tensor
 of the last of them, int64 N×C×H×W of the network's values."""
 
-Parts = dict[str, tuple[int, int]]
-"""Of each memory of a board the bytes that are needed and that there are."""
+
+class Part(NamedTuple):
+    """Bytes of a board's memory that a network needs, those that there are, and what the former are `of`, if known."""
+
+    needed: int
+    available: int
+    of: Mapping[str, int] = MappingProxyType({})
+
+
+Parts = dict[str, Part]
+"""By the names of a board's memories."""
 
 
 class RunStages(Protocol):
@@ -283,7 +293,7 @@ def check_whole(program: Program, target: Target) -> None:
 
 def whole_memory(memory: Mapping[str, int], target: Target, tiles: Sequence[Tile]) -> Parts:
     """`Backend.parts` of a board with one memory for everything."""
-    return {"memory": (sum(memory.values()), target.memory_bytes)}
+    return {"memory": Part(sum(memory.values()), target.memory_bytes)}
 
 
 def stated_in(target: Target, unverified: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from benchmarks import (
     networks,
     peers,
     plots,
+    published_mcu,
     runners,
     variants,
 )
@@ -423,3 +424,13 @@ def test_an_input_whose_answer_is_certain_is_timed():
     ]
     assert convert.certain(vectors).name == "2"
     assert convert.certain(vectors[:2]).name == "0"
+
+
+def test_published_figures_of_microcontrollers_stand_beside_counts_and_cite_their_source():
+    counts = {("mlperf_kws_ref_model", "stm32l4r5"): {"instructions": 4_000_000, "ram_bytes": 9_000}}
+    lines = published_mcu.page(counts).splitlines()
+    rows = [line for line in lines if line.startswith("| keyword spotting | NUCLEO-L4R5ZI, 120 MHz | X-CUBE-AI 8.0.0")]
+    assert rows == ["| keyword spotting | NUCLEO-L4R5ZI, 120 MHz | X-CUBE-AI 8.0.0 | 13.759 | 8.72 | 4.00 |"]
+    assert any("github.com/mlcommons/tiny_results_v1.1" in line for line in lines)
+    assert any("github.com/mit-han-lab/tinyengine" in line for line in lines)
+    assert "| mcunet-vww1 | TinyEngine @0363956 | 51 ms | 92 kB | – |" in lines

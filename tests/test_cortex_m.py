@@ -26,6 +26,7 @@ from tvmflow.pipeline import run_stages
 from tvmflow.report import collect
 from tvmflow.report.render import render_html, report_text
 from tvmflow.report.survey import survey
+from tvmflow.schedules.cortex_m import CORES
 from tvmflow.spec import MissingDependencyError, UserError, VerificationError
 from tvmflow.system.text import to_json
 from tvmflow.system.toolchain import select_linker, tvm_target_dict
@@ -300,7 +301,7 @@ def test_arithmetic_of_network_and_board_must_agree(tiny, tmp_path):
 def test_boards_say_what_they_are(board):
     target = TARGETS[board]
     assert target.facts.machine in machine.MACHINES
-    assert target.facts.core in ("dsp", "mve")
+    assert target.facts.core in CORES
 
 
 @pytest.mark.usefixtures("qemu")

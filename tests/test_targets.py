@@ -27,7 +27,7 @@ def test_board_is_complete(target):
         assert set(target.facts.unverified) < {field.name for field in fields(target.facts)}
     assert target.datasheet
     assert target.description
-    assert target.memory_bytes >= 2**19
+    assert target.memory_bytes >= 2**18
     assert set(target.schedules) <= set(rules.of(target).RULES)
 
 

@@ -367,6 +367,36 @@ def test_a_header_has_what_a_stream_keeps(networks, tmp_path):
             assert np.array_equal(scores, wanted)
 
 
+USERS = """#include "streaming.h"
+static streaming_context users[2];
+void begin(int user) { streaming_init(&users[user]); }
+void next(int user, const int8_t *frame, int8_t *scores) { streaming_infer(&users[user], frame, scores); }
+"""
+
+
+def test_streams_with_contexts_of_their_own_do_not_mix(networks, tmp_path):
+    """Two users by turns, the second with the frames in reverse order."""
+    network = networks["streaming"]
+    with tvm.target.Target("c"):
+        write_source(run_stages(integer_program(network, "network"), PLAIN), PLAIN, tmp_path)
+    (tmp_path / "users.c").write_text(USERS)
+    sources = [tmp_path / name for name in ("streaming.c", "streaming_weights.c", "users.c")]
+    options = ("-shared", "-fPIC", "-O1", "-std=c99", "-Wall", "-Wextra", "-Werror", "-Wno-unused")
+    link(select_linker(TARGETS["host"]), tmp_path / "users.so", sources, options)
+    library = ctypes.CDLL(str(tmp_path / "users.so"))
+    first = np.full(next(port.shape for port in network.inputs if port.name == "frames"), -7, np.int8)
+    states = [first, first]
+    for user in range(2):
+        library.begin(user)
+    frames = [arrays[0] for arrays in inputs_of("streaming")]
+    for pair in zip(frames, reversed(frames), strict=True):
+        for user, frame in enumerate(map(np.ascontiguousarray, pair)):
+            wanted, states[user] = network.run_all((frame, states[user]))
+            scores = np.empty_like(wanted)
+            library.next(user, frame.ctypes.data_as(ctypes.c_void_p), scores.ctypes.data_as(ctypes.c_void_p))
+            assert np.array_equal(scores, wanted)
+
+
 ALMOST = np.array([-460936, -264328, -67720, -2184, 2184, 67720, 264328, 460936], np.int32)
 """Sums that the scales below make all but a half of."""
 NEARER = np.array([-105, -60, -15, 0, 0, 15, 60, 105])

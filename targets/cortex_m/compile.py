@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,16 @@ from tvm import tirx
 
 from tvmflow import __version__
 from tvmflow.integer.network import IntegerNetwork
-from tvmflow.network.c_interface import c_name, literal, ports, preprocessing, with_scales
+from tvmflow.network.c_interface import CPort, c_name, literal, ports, preprocessing, with_scales
 from tvmflow.passes import portable_c
 from tvmflow.spec import Program, Target
 from tvmflow.system import toolchain
 from tvmflow.system.toolchain import Linker
+from tvmflow.targets.cortex_m.abi import take_either_convention
 from tvmflow.targets.cortex_m.attributes import ARGUMENTS, CONSTANTS
 from tvmflow.targets.cortex_m.facts import Mcu
-from tvmflow.targets.cortex_m.options import STACK_BYTES, compiler_options
+from tvmflow.targets.cortex_m.options import compiler_options
+from tvmflow.targets.cortex_m.stack import OUTSIDE_BYTES, Bound, stack_bound
 from tvmflow.targets.cortex_m.stages import functions_of
 
 ALIGNMENT = 16
@@ -113,7 +116,10 @@ def lay_out(program: Program) -> Image:
 
 
 def compile_object(program: Program, target: Target, folder: Path, linker: Linker) -> Path:
-    """The network as one relocatable object file. Raises UserError if the assembler or linker refuses."""
+    """The network as one relocatable object file, beside it its header.
+
+    Raises UserError if the assembler or linker refuses, VerificationError if the stack has no bound.
+    """
     image = lay_out(program)
     kernels = folder / "kernels.o"
     _generate(program, target, image.name).write_to_file(str(kernels), "o")
@@ -129,6 +135,9 @@ def compile_object(program: Program, target: Target, folder: Path, linker: Linke
         toolchain.link(linker, objects[-1], [source], (*options, *standard))
     library = folder / "model.o"
     toolchain.link(linker, library, objects, (*compiler_options(target, linker), "-nostdlib", "-r"))
+    take_either_convention(library)
+    stack = stack_bound(library, f"{image.name}_run")
+    (folder / f"{image.name}.h").write_text(header(program, target, image, stack))
     return library
 
 
@@ -150,7 +159,7 @@ def write_source(program: Program, target: Target, folder: Path) -> None:
     image = lay_out(program)
     name = image.name
     kernels = portable_c.definitions(_symbols(program, name))
-    (folder / f"{name}.h").write_text(header(program, target, image))
+    (folder / f"{name}.h").write_text(header(program, target, image, portable=True))
     (folder / f"{name}.c").write_text(portable_source(image, kernels))
     (folder / f"{name}_weights.c").write_text(weights_source(image))
 
@@ -158,9 +167,9 @@ def write_source(program: Program, target: Target, folder: Path) -> None:
 def portable_source(image: Image, kernels: str) -> str:
     """The C of the arena, of the kernels and of the calls."""
     declared = [f"extern const {C_TYPES[str(array.dtype)]} {symbol}[];" for symbol, array in image.tensors.items()]
-    arena = [f"static uint8_t arena[{image.arena_bytes}];", ""] if image.arena_bytes else []
+    own = f"static {image.name.upper()}_ALIGNED uint8_t own_arena[{image.arena_bytes}];"
     return "\n".join(
-        [f'#include "{image.name}.h"', "", *declared, "", *arena, kernels, "", *_run(image, image.source_calls)]
+        [f'#include "{image.name}.h"', "", *declared, "", kernels, "", *_run(image, image.source_calls, own)]
     )
 
 
@@ -176,8 +185,10 @@ def weights_source(image: Image) -> str:
     return "\n".join(lines)
 
 
-def header(program: Program, target: Target, image: Image) -> str:
-    """The C99 header of the library."""
+def header(
+    program: Program, target: Target, image: Image, stack: Bound | None = None, *, portable: bool = False
+) -> str:
+    """The C99 header of the library, or of `portable` source, of whose stack nothing is known."""
     network: IntegerNetwork | None = program.integer
     memory = program.memory
     prefix = image.name.upper()
@@ -205,11 +216,17 @@ def header(program: Program, target: Target, image: Image) -> str:
     apart = "\n * Inputs and outputs must not overlap." if len(image.parameters) > 2 else ""
     arithmetic = "a float32" if network is None else "an integer"
     kept = f"no state between calls but in {image.name}_stream" if "_INITIAL" in sizes else "no state between calls"
-    form = "in portable C99" if Mcu.of(target).core == "plain" else f"for {target.cpu.model}"
+    deepest, bounded = "", ""
+    if stack is not None:
+        called = f" {OUTSIDE_BYTES} of them for {', '.join(stack.outside)}" if stack.outside else " of the calls"
+        deepest = f"#define {prefix}_STACK_BYTES {stack.bytes} /*{called} */\n"
+        bounded = "; the stack is an upper bound"
+    form = "in portable C99" if portable else f"for {target.cpu.model}"
     return f"""/* {program.name}: {arithmetic} network {form}, made by tvmflow {__version__}.
  *
- * No allocation, {kept}, nothing of a C library but memcpy and memset. Calls must not overlap: they
- * share one arena. The bytes in flash and RAM are those of the network alone; the stack is an upper bound.{apart}
+ * No allocation, {kept}, nothing of a C library but memcpy and memset. Calls of {image.name}_run must
+ * not overlap: they share one arena. Those of {image.name}_run_in may, each in its own.
+ * The bytes in flash and RAM are those of the network alone{bounded}.{apart}
  */
 #ifndef {prefix}_H
 #define {prefix}_H
@@ -219,14 +236,24 @@ def header(program: Program, target: Target, image: Image) -> str:
 {sizes}
 #define {prefix}_WEIGHTS_BYTES {len(image.weights)} /* in flash */
 #define {prefix}_ARENA_BYTES {memory["activations_bytes"]} /* in RAM */
-#define {prefix}_STACK_BYTES {STACK_BYTES}
-{preprocessing(program, prefix)}
+#define {prefix}_ARENA_ALIGNMENT {ALIGNMENT}
+{deepest}{preprocessing(program, prefix)}
+#if defined(__GNUC__) || defined(__ICCARM__) || defined(__ARMCC_VERSION)
+#define {prefix}_ALIGNED __attribute__((aligned({prefix}_ARENA_ALIGNMENT)))
+#else
+#define {prefix}_ALIGNED /* as your compiler has it */
+#endif
+
 #ifdef __cplusplus
 extern "C" {{
 #endif
 
 void {image.name}_run({", ".join(image.parameters)});
-{_stream(program, image)}
+
+/* The same in an arena of the caller's, of {prefix}_ARENA_BYTES at an address that is a multiple of
+ * {prefix}_ARENA_ALIGNMENT. Nothing in it has to be kept between calls, or set before the first. */
+void {image.name}_run_in(void *arena, {", ".join(image.parameters)});
+{_stream(program, image)}{_context(program, image)}
 #ifdef __cplusplus
 }}
 #endif
@@ -240,22 +267,16 @@ def _stream(program: Program, image: Image) -> str:
     network: IntegerNetwork | None = program.integer
     if network is None or not network.state:
         return ""
-    name, prefix, (inputs, outputs) = image.name, image.name.upper(), ports(program)
-    by_name = [{port.spec.name: port for port in side} for side in (inputs, outputs)]
-    kept = [(by_name[0][state.input], by_name[1][state.output]) for state in network.state]
-    passed = {port.parameter: f"stream->{port.parameter}[stream->turn]" for port, _ in kept}
-    passed |= {after.parameter: f"stream->{port.parameter}[!stream->turn]" for port, after in kept}
-    sides = list(zip((*inputs, *outputs), image.parameters, strict=True))
-    given = ", ".join(text for port, text in sides if port.parameter not in passed)
+    name, prefix = image.name, image.name.upper()
+    kept, given, arguments = _stepped(program, image)
     fields = "\n".join(
-        f"  {C_TYPES[port.spec.dtype]} {port.parameter}[2][{prefix}_{port.macro}_SIZE];" for port, _ in kept
+        f"  {C_TYPES[port.spec.dtype]} {port.parameter}[2][{prefix}_{port.macro}_SIZE];" for port in kept
     )
     first = "\n".join(
         f"  for (uint32_t place = 0; place < {prefix}_{port.macro}_SIZE; place++)\n"
         f"    stream->{port.parameter}[0][place] = {prefix}_{port.macro}_INITIAL;"
-        for port, _ in kept
+        for port in kept
     )
-    arguments = ", ".join(passed.get(port.parameter, port.parameter) for port, _ in sides)
     return f"""
 /* What a stream keeps between its calls. {name}_reset begins one, {name}_step is {name}_run for its next call. */
 typedef struct {{
@@ -275,33 +296,84 @@ static inline void {name}_step({name}_stream *stream, {given}) {{
 """
 
 
+def _stepped(program: Program, image: Image) -> tuple[list[CPort], str, str]:
+    """The inputs that a stream keeps, the parameters of a call that has the others, and what it passes on."""
+    network: IntegerNetwork | None = program.integer
+    inputs, outputs = ports(program)
+    by_name = [{port.spec.name: port for port in side} for side in (inputs, outputs)]
+    states = network.state if network is not None else ()
+    kept = [(by_name[0][state.input], by_name[1][state.output]) for state in states]
+    passed = {port.parameter: f"stream->{port.parameter}[stream->turn]" for port, _ in kept}
+    passed |= {after.parameter: f"stream->{port.parameter}[!stream->turn]" for port, after in kept}
+    sides = list(zip((*inputs, *outputs), image.parameters, strict=True))
+    given = ", ".join(text for port, text in sides if port.parameter not in passed)
+    arguments = ", ".join(passed.get(port.parameter, port.parameter) for port, _ in sides)
+    return [port for port, _ in kept], given, arguments
+
+
+def _context(program: Program, image: Image) -> str:
+    """All that one user of the network needs, of whom there may be several at a time."""
+    name, prefix = image.name, image.name.upper()
+    kept, given, arguments = _stepped(program, image)
+    stream = f"  {name}_stream stream;\n" if kept else ""
+    begin = f"{name}_reset(&context->stream);" if kept else "(void)context;"
+    call = f"  {name}_run_in(context->arena, {arguments});"
+    if kept:
+        call = f"  {name}_stream *stream = &context->stream;\n{call}\n  stream->turn = !stream->turn;"
+    return f"""
+/* One user of the network: {name}_init comes first, then {name}_infer as often as there are inputs.
+ * Users with contexts of their own may interrupt each other. */
+typedef struct {{
+  {prefix}_ALIGNED uint8_t arena[{prefix}_ARENA_BYTES + ({prefix}_ARENA_BYTES == 0)];
+{stream}}} {name}_context;
+
+static inline void {name}_init({name}_context *context) {{ {begin} }}
+
+static inline void {name}_infer({name}_context *context, {given}) {{
+{call}
+}}
+"""
+
+
 def network_source(image: Image) -> str:
     """The C of the arena and of the calls, for the compiler that makes the object."""
     name = image.name
-    arena = [
-        f'__attribute__((aligned({ALIGNMENT}), section(".bss.{name}_arena")))',
-        f"static uint8_t arena[{image.arena_bytes}];",
-        "",
-    ]
+    own = (
+        f'__attribute__((aligned({ALIGNMENT}), section(".bss.{name}_arena")))\n'
+        f"static uint8_t own_arena[{image.arena_bytes}];"
+    )
     lines = [
         f'#include "{name}.h"',
         "",
         f"extern const uint8_t {name}_weights[];",
         "",
-        *(arena if image.arena_bytes else []),
         *image.prototypes,
         "",
         "/* The kernels' tables for unwinding name these, which a program without exceptions has no use for. */",
         *(f"__attribute__((weak)) void __aeabi_unwind_cpp_pr{number}(void) {{}}" for number in range(2)),
         "",
-        *_run(image, image.calls),
+        *_run(image, image.calls, own),
     ]
     return "\n".join(lines)
 
 
-def _run(image: Image, calls: Sequence[str]) -> list[str]:
-    head = f"void {image.name}_run({', '.join(image.parameters)}) {{"
-    return [head, *(f"  {call}" for call in calls), "}", ""]
+def _run(image: Image, calls: Sequence[str], own: str) -> list[str]:
+    """The two functions of the network: in an arena of the caller's, and in one of its `own`, which is declared so."""
+    name = image.name
+    parameters, arguments = (
+        ", ".join(image.parameters),
+        ", ".join(re.findall(r"\w+(?=,|$)", ",".join(image.parameters))),
+    )
+    return [
+        f"void {name}_run_in(void *given, {parameters}) {{",
+        *(["  uint8_t *arena = given;"] if image.arena_bytes else ["  (void)given;"]),
+        *(f"  {call}" for call in calls),
+        "}",
+        "",
+        *([own, ""] if image.arena_bytes else []),
+        f"void {name}_run({parameters}) {{ {name}_run_in({'own_arena' if image.arena_bytes else '0'}, {arguments}); }}",
+        "",
+    ]
 
 
 _WEIGHTS = """    .section .rodata.{name}_weights, "a", %progbits

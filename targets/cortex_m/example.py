@@ -11,8 +11,10 @@ from tvmflow.network.agreement import tolerances
 from tvmflow.network.c_interface import CPort, literal, ports
 from tvmflow.spec import Program, Target
 from tvmflow.system.toolchain import Linker
+from tvmflow.targets.cortex_m import integration, memory_map
 from tvmflow.targets.cortex_m.facts import Mcu
 from tvmflow.targets.cortex_m.machine import ELEMENTS, HERE, KINDS, MACHINES, linker_script
+from tvmflow.targets.cortex_m.memory_map import Placed
 from tvmflow.targets.cortex_m.options import compiler_options
 
 SHIPPED = ("agrees.h", "startup.c", "startup.h")
@@ -26,17 +28,18 @@ def write(folder: Path, program: Program, target: Target, name: str) -> None:
         shutil.copyfile(HERE / file, folder / file)
     gcc = Linker(name="arm-none-eabi-gcc", command=(), version="")
     flags = " ".join(option for option in compiler_options(target, gcc) if option.startswith("-m"))
-    (folder / "CMakeLists.txt").write_text(_CMAKE.format(name=name, flags=flags, machine=Mcu.of(target).machine))
+    machine = Mcu.of(target).machine
+    options = "".join(f"{option} " for option in MACHINES[machine].options)
+    (folder / "CMakeLists.txt").write_text(_CMAKE.format(name=name, flags=flags, machine=machine, options=options))
     (folder / "main.c").write_text(_main(program, name))
-    (folder / "link.ld").write_text(_LINK_NOTE.format(name=name) + linker_script(MACHINES[Mcu.of(target).machine]))
+    (folder / "link.ld").write_text(_LINK_NOTE.format(name=name, machine=machine) + linker_script(MACHINES[machine]))
     (folder / "vectors.h").write_text(_vectors(program))
 
 
 def usage(name: str, program: Program, target: Target, flash_bytes: int) -> str:
     """For the bundle's README: what to do with the files. `flash_bytes` are those of weights and code."""
     board = Mcu.of(target)
-    fits_inside = not board.external_flash or flash_bytes <= board.inner_flash_bytes
-    where = "chip's own flash, if there is room for it" if fits_inside else "external flash"
+    flash = "chip's own flash" if memory_map.fits_inside(board, flash_bytes) else "external flash"
     inputs, outputs = ports(program)
     # side by side where they are of one type
     by_type: dict[str, list[str]] = {}
@@ -44,6 +47,8 @@ def usage(name: str, program: Program, target: Target, flash_bytes: int) -> str:
         by_type.setdefault(ELEMENTS[port.spec.dtype], []).append(f"{port.parameter}[{name.upper()}_{port.macro}_SIZE]")
     buffers = "\n".join(f"    static {kind} {', '.join(arrays)};" for kind, arrays in by_type.items())
     parameters = ", ".join(port.parameter for port in (*inputs, *outputs))
+    placed = memory_map.place(board, flash_bytes, program.memory.get("activations_bytes", 0))
+    where = "" if placed is None else f"\n{_where(target, placed)}\n"
     return f"""In a program of yours:
 
     #include "{name}.h"
@@ -51,12 +56,23 @@ def usage(name: str, program: Program, target: Target, flash_bytes: int) -> str:
 {buffers}
     {name}_run({parameters});
 
-Link `model.o` with it. The constants are in the section `.rodata.{name}_weights`: put it into the {where}. The arena is
-in `.bss.{name}_arena`: put it into the fastest RAM that has room. `example/link.ld` shows both for qemu's machine
-{Mcu.of(target).machine}; `example/` is a whole project for it, which compares the golden vectors on the device:
+Link `model.o` with it. The constants are in the section `.rodata.{name}_weights`: put it into the {flash}. The arena is
+in `.bss.{name}_arena`: put it into the fastest RAM that has room.
+{where}
+`example/` is a whole project for {board.machine}, a machine of qemu's with such a core and memory of its own. It
+compares the golden vectors on the device:
 
     cmake -S example -B build && cmake --build build && ctest --test-dir build
-"""
+
+{integration.usage(name)}"""
+
+
+def _where(target: Target, placed: Placed) -> str:
+    weights, arena = (f"{region} at {placed.regions[region].origin:#010x}" for region in (placed.weights, placed.arena))
+    return (
+        f"`link.ld` is a linker script with the memory of {target.name}, which has the first in {weights} and\n"
+        f"the second in {arena}."
+    )
 
 
 def _vectors(program: Program) -> str:
@@ -113,23 +129,20 @@ project({name}_example C)
 enable_testing()
 
 option(FROM_SOURCE "Compile ../source instead of linking ../model.o" OFF)
+set(TVMFLOW_FROM_SOURCE ${{FROM_SOURCE}} CACHE BOOL "" FORCE)
+add_subdirectory(.. network)
 
 add_executable(example main.c startup.c)
 set_target_properties(example PROPERTIES C_STANDARD 99 C_EXTENSIONS ON)
 set_target_properties(example PROPERTIES LINK_DEPENDS ${{CMAKE_CURRENT_SOURCE_DIR}}/link.ld)
-target_include_directories(example PRIVATE ${{CMAKE_CURRENT_SOURCE_DIR}} ${{CMAKE_CURRENT_SOURCE_DIR}}/..)
+target_include_directories(example PRIVATE ${{CMAKE_CURRENT_SOURCE_DIR}})
 target_compile_options(example PRIVATE {flags} -ffreestanding -O2 -Wall -Wextra)
 target_link_options(example PRIVATE {flags} -nostdlib -Wl,--gc-sections -Wl,-z,noexecstack
                     -T${{CMAKE_CURRENT_SOURCE_DIR}}/link.ld)
-if(FROM_SOURCE)
-  target_sources(example PRIVATE ../source/{name}.c ../source/{name}_weights.c)
-else()
-  target_link_libraries(example PRIVATE ${{CMAKE_CURRENT_SOURCE_DIR}}/../model.o)
-endif()
-target_link_libraries(example PRIVATE gcc)
+target_link_libraries(example PRIVATE tvmflow::{name} gcc)
 
 add_test(NAME golden_vectors COMMAND qemu-system-arm -machine {machine} -nographic -monitor none -serial none
-         -semihosting-config enable=on,target=native -kernel $<TARGET_FILE:example>)
+         {options}-semihosting-config enable=on,target=native -kernel $<TARGET_FILE:example>)
 """
 
 _MAIN = """/* Compares the network with its golden vectors, on the device. Exit code 0 if all agree. */
@@ -154,6 +167,6 @@ int main(void) {{
 }}
 """
 
-_LINK_NOTE = """/* Where qemu's machine has memory. On a board of yours, .rodata.{name}_weights goes into flash and
- * .bss.{name}_arena into RAM, and both keep their alignment of 16 bytes. */
+_LINK_NOTE = """/* Where {machine} has memory, a machine of qemu's. On a board of yours, .rodata.{name}_weights goes
+ * into flash and .bss.{name}_arena into RAM, and both keep their alignment of 16 bytes. */
 """

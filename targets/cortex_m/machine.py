@@ -24,7 +24,9 @@ from tvmflow.spec import MissingDependencyError, Target, TensorSpec, Verificatio
 from tvmflow.system import children, toolchain
 from tvmflow.targets.cortex_m.boards import EMULATOR
 from tvmflow.targets.cortex_m.facts import Mcu
-from tvmflow.targets.cortex_m.options import STACK_BYTES, compiler_options
+from tvmflow.targets.cortex_m.memory_map import Region
+from tvmflow.targets.cortex_m.options import STACK_BYTES, arithmetic_library, compiler_options
+from tvmflow.targets.cortex_m.stack import stack_bound
 
 HERE = Path(__file__).parent
 COUNTING_PLUGIN = HERE / "count_symbols.c"
@@ -34,27 +36,35 @@ ELEMENTS = {"int8": "int8_t", "uint8": "uint8_t", "float32": "float"}
 """What networks read and write, in C."""
 KINDS = {"int8": "INT8", "uint8": "UINT8", "float32": "FLOAT32"}
 """What agrees.h calls these."""
+BEYOND_THE_BOUND = 256
+"""Bytes of the stack that are looked at below the bound."""
 MIB = 1 << 20
-HELPERS = ("memcpy", "memset")
-"""What kernels call that is no part of the library."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Region:
-    origin: int
-    length: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where qemu's machine has memory: what it starts from, what stands for the flash with the weights, and RAM."""
+    """Where qemu's machine has memory: what it starts from, what stands for the flash with the weights, and RAM.
+
+    `options` are those of qemu that make it so.
+    """
 
     code: Region
     weights: Region | None  # None: with the code
     ram: Region
+    options: tuple[str, ...] = ()
 
 
 MACHINES: dict[str, Machine] = {
+    # A chip with as much memory as the largest that are like it: its own are 256 KiB of flash and 16 KiB of RAM.
+    "microbit": Machine(
+        code=Region(origin=0x0, length=16 * MIB),
+        weights=None,
+        ram=Region(origin=0x2000_0000, length=4 * MIB),
+        options=(
+            *("-global", f"nrf51-soc.flash-size={16 * MIB}"),
+            *("-global", f"nrf51-soc.sram-size={4 * MIB}"),
+        ),
+    ),
     # The PSRAM of these two stands for an external flash.
     "mps2-an386": Machine(
         code=Region(origin=0x0, length=4 * MIB),
@@ -120,7 +130,7 @@ def run(
         if expected is not None:
             (folder / "expected.raw").write_bytes(_bytes(expected))
             np.array(allowed or [[0.0] * len(outputs)] * len(expected), np.float32).tofile(folder / "allowed.raw")
-        plugin = (COUNTING_PLUGIN, folder / "counts") if counted else None
+        plugin = (COUNTING_PLUGIN, f"out={folder / 'counts'},of={name}_") if counted else None
         _, said = _run_vectors(folder, library, target, name, inputs, outputs, plugin, kept)
         return Run(
             outputs=_arrays((folder / "output.raw").read_bytes(), outputs),
@@ -154,7 +164,7 @@ def trace(
     """What one inference of the network `name` executes, kernel by kernel. Raises as `run` does."""
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as scratch:
         folder = Path(scratch)
-        plugin = (emulate.TRACING_PLUGIN, folder / "run")
+        plugin = (emulate.TRACING_PLUGIN, f"out={folder / 'run'}")
         firmware, _ = _run_vectors(folder, library, target, name, [inputs], outputs, plugin)
         text = disassemble(firmware, f"--triple={target.tvm['mtriple']}", f"--mcpu={target.tvm['mcpu']}")
         found = read_trace(folder / "run")
@@ -162,8 +172,7 @@ def trace(
     network = [span for function, span in functions.items() if function.startswith(f"{name}_")]
     (inside,) = np.nonzero(np.isin(found.order, [n for n, start in enumerate(found.starts) if _in(network, start)]))
     found = replace(found, order=found.order[: inside[-1] + 1])  # what follows is the firmware's
-    names = [*(f"{name}_{kernel}" for kernel in kernels), *(helper for helper in HELPERS if helper in functions)]
-    own = [functions[function] for function in names]
+    own = [span for function, span in functions.items() if function not in (f"{name}_run", f"{name}_run_in")]
     text = {address: line for address, line in text.items() if _in(own, address)}
     entries = {functions[f"{name}_{kernel}"].start: kernel for kernel in kernels}
     return Traced(trace=found, calls=split(found, entries, kernels), text=text)
@@ -189,16 +198,16 @@ def _run_vectors(
     name: str,
     inputs: Sequence[Arrays],
     outputs: Sequence[TensorSpec],
-    plugin: tuple[Path, Path] | None,
+    plugin: tuple[Path, str] | None,
     kept: Sequence[tuple[int, int]] = (),
 ) -> tuple[Path, dict[str, int]]:
-    """Link the firmware in `folder` and run it there, under a plugin that writes to a path. What it is and says.
+    """Link the firmware in `folder` and run it there, under a plugin with its options. What it is and says.
 
     Raises MissingDependencyError, and VerificationError if it doesn't come to its end.
     """
     qemu = find_qemu()
     firmware = prepare(folder, library, target, name, inputs, outputs, kept)
-    options = ["-plugin", f"{emulate.compile_plugin(plugin[0])},out={plugin[1]}"] if plugin else []
+    options = ["-plugin", f"{emulate.compile_plugin(plugin[0])},{plugin[1]}"] if plugin else []
     done = start(qemu, Mcu.of(target).machine, firmware, folder, options, SECONDS_PER_INFERENCE * len(inputs))
     said = done.stdout.split() + done.stderr.split()
     numbers = dict(zip(said[-8::2], said[-7::2], strict=False))
@@ -221,7 +230,8 @@ def prepare(
     (folder / "tensors.h").write_text(_tensors(name, inputs[0], outputs, kept))
     (folder / "input.raw").write_bytes(_bytes(inputs))
     sources = [HERE / "run_vectors.c", library]
-    return link_firmware(folder, target, sources, [f"-I{folder}", f"-DSTACK_BYTES={STACK_BYTES}"])
+    painted = max(STACK_BYTES, stack_bound(library, f"{name}_run").bytes + BEYOND_THE_BOUND)
+    return link_firmware(folder, target, sources, [f"-I{folder}", f"-DSTACK_BYTES={painted}"])
 
 
 def _tensors(name: str, inputs: Arrays, outputs: Sequence[TensorSpec], kept: Sequence[tuple[int, int]]) -> str:
@@ -251,16 +261,21 @@ def _tensors(name: str, inputs: Arrays, outputs: Sequence[TensorSpec], kept: Seq
     return "\n".join(lines)
 
 
-def link_firmware(folder: Path, target: Target, sources: Sequence[Path], options: Sequence[str] = ()) -> Path:
-    """A program for the machine of `target`, with startup.c. Raises UserError if it doesn't fit there."""
+def link_firmware(
+    folder: Path, target: Target, sources: Sequence[Path], options: Sequence[str] = (), memory: str = ""
+) -> Path:
+    """A program with startup.c for the machine of `target`, or for the `memory` of a linker script.
+
+    Raises UserError if it doesn't fit there.
+    """
     linker = toolchain.select_linker(target)
     script = folder / "link.ld"
-    script.write_text(linker_script(MACHINES[Mcu.of(target).machine]))
+    script.write_text(memory or linker_script(MACHINES[Mcu.of(target).machine]))
     firmware = folder / "firmware.elf"
     language = ("-std=gnu99", "-O2", "-g0", "-Wall", "-Wextra", f"-I{HERE}")
     linking = ("-nostdlib", f"-Wl,-T,{script}", "-Wl,--gc-sections")
     fixed = (*compiler_options(target, linker), *language, *linking)
-    toolchain.link(linker, firmware, [*sources, HERE / "startup.c"], (*fixed, *options))
+    toolchain.link(linker, firmware, [*sources, HERE / "startup.c", *arithmetic_library(linker)], (*fixed, *options))
     return firmware
 
 
@@ -288,7 +303,7 @@ def command(qemu: str, machine: str, firmware: Path) -> list[str]:
     """Of a machine that starts a firmware, which finds the files of the folder that qemu is started in."""
     semihosting = ["-semihosting-config", "enable=on,target=native"]
     nothing = ["-nographic", "-monitor", "none", "-serial", "none"]
-    return [qemu, "-machine", machine, *nothing, *semihosting, "-kernel", str(firmware)]
+    return [qemu, "-machine", machine, *MACHINES[machine].options, *nothing, *semihosting, "-kernel", str(firmware)]
 
 
 def linker_script(machine: Machine) -> str:

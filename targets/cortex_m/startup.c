@@ -84,14 +84,29 @@ void *memset(void *to, int value, size_t count) {
   return to;
 }
 
+#if __ARM_ARCH == 6
+/* On these cores compilers call them by Arm's own names of its run-time interface. */
+void __aeabi_memcpy(void *to, const void *from, size_t count) { memcpy(to, from, count); }
+void __aeabi_memcpy4(void *to, const void *from, size_t count) { memcpy(to, from, count); }
+void __aeabi_memcpy8(void *to, const void *from, size_t count) { memcpy(to, from, count); }
+void __aeabi_memset(void *to, size_t count, int value) { memset(to, value, count); }
+void __aeabi_memset4(void *to, size_t count, int value) { memset(to, value, count); }
+void __aeabi_memset8(void *to, size_t count, int value) { memset(to, value, count); }
+void __aeabi_memclr(void *to, size_t count) { memset(to, 0, count); }
+void __aeabi_memclr4(void *to, size_t count) { memset(to, 0, count); }
+void __aeabi_memclr8(void *to, size_t count) { memset(to, 0, count); }
+#endif
+
 static void fault(void) {
   say("the processor met a fault\n");
   leave(2);
 }
 
 static void reset(void) {
+#ifdef __ARM_FP
   *(volatile uint32_t *)0xE000ED88u |= 0xFu << 20; /* CPACR: floating point and MVE */
   __asm__ volatile("dsb\nisb");
+#endif
   for (uint32_t *to = data_begin, *from = data_load; to < data_end;) *to++ = *from++;
   for (uint32_t *to = bss_begin; to < bss_end;) *to++ = 0;
   leave((uint32_t)main());

@@ -18,6 +18,7 @@ from tvmflow.targets.kind import (
     Arrays,
     Artifacts,
     Left,
+    Part,
     Parts,
     RunStages,
     Timing,
@@ -164,9 +165,13 @@ def parts(memory: Mapping[str, int], target: Target, tiles: Sequence[Tile]) -> P
     config = configuration(target)
     return {
         **whole_memory(memory, target, tiles),
-        "input buffer": (config.inp_bytes * max(tile.inputs for tile in tiles), config.inp_bytes * config.inp_depth),
-        "weight buffer": (config.wgt_bytes * max(tile.taps for tile in tiles), config.wgt_bytes * config.wgt_depth),
-        "accumulators": (config.acc_bytes * max(tile.outputs for tile in tiles), config.acc_bytes * config.acc_depth),
+        "input buffer": Part(
+            config.inp_bytes * max(tile.inputs for tile in tiles), config.inp_bytes * config.inp_depth
+        ),
+        "weight buffer": Part(config.wgt_bytes * max(tile.taps for tile in tiles), config.wgt_bytes * config.wgt_depth),
+        "accumulators": Part(
+            config.acc_bytes * max(tile.outputs for tile in tiles), config.acc_bytes * config.acc_depth
+        ),
     }
 
 

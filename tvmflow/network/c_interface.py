@@ -33,7 +33,7 @@ decltype default delete do double else enum explicit export extern false float f
 mutable namespace new noexcept not nullptr operator or private protected public register restrict return short
 signed sizeof static struct switch template this thread_local throw true try typedef typeid typename union unsigned
 using virtual void volatile while xor int8_t uint8_t int16_t uint16_t int32_t uint32_t int64_t uint64_t
-context place stream turn
+context given own_arena place stream turn
 """
 RESERVED = frozenset(WORDS.split())
 """What no parameter is called: words of C and C++, and what generated code calls something else."""

@@ -288,9 +288,14 @@ def fits(memory: Mapping[str, int], target: Target, network: Network) -> dict[st
 
     parts = kind.of(target).parts(memory, target, [work.tile for work in network.works])
     return {
-        "fits": all(needed <= available for needed, available in parts.values()),
+        "fits": all(part.needed <= part.available for part in parts.values()),
         "parts": {
-            name: {"needed_bytes": needed, "available_bytes": available} for name, (needed, available) in parts.items()
+            name: {
+                "needed_bytes": part.needed,
+                "available_bytes": part.available,
+                **{f"{of}_bytes": count for of, count in part.of.items()},
+            }
+            for name, part in parts.items()
         },
     }
 
@@ -430,4 +435,10 @@ def _fits_text(found: Mapping[str, Any]) -> str:
 
 
 def _part_text(name: str, part: Mapping[str, int]) -> str:
-    return f"{part['needed_bytes'] / 1024:,.0f} of {part['available_bytes'] / 1024:,.0f} KiB {name}"
+    inside = [
+        f"{count / 1024:,.0f} {key.removesuffix('_bytes')}"
+        for key, count in part.items()
+        if key not in ("needed_bytes", "available_bytes")
+    ]
+    of = f" ({' + '.join(inside)})" if inside else ""
+    return f"{part['needed_bytes'] / 1024:,.0f} of {part['available_bytes'] / 1024:,.0f} KiB {name}{of}"
