@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from tvmflow.bundles import bundle as bundles
 from tvmflow.bundles.verify import verify_bundle
 from tvmflow.measure import cycles as modelling
+from tvmflow.measure import latency as modelled_latency
 from tvmflow.network.agreement import failure_sentence
 from tvmflow.report import Report, assemble
 from tvmflow.spec import MissingDependencyError, VerificationError
 from tvmflow.targets import KINDS
 from tvmflow.targets import kind as backends
+from tvmflow.targets.about import Tracer
 from tvmflow.targets.kind import Gap, Timing
 
 
@@ -61,5 +66,19 @@ def _add_cycles(bundle: bundles.Bundle, timing: Timing) -> Timing:
     except MissingDependencyError as error:
         gap = Gap(what="cycles", reason=str(error), packages=error.packages)
         return replace(timing, note=f"{timing.note} {error}", gaps=[*timing.gaps, gap])
-    note = f"{timing.note} {modelling.sentence(found.facts)}"
-    return replace(timing, note=note, details=found.layers, cycles=found.facts)
+    facts, words = found.facts, modelling.sentence(found.facts)
+    tracer, core = KINDS[bundle.target.kind].tracer, bundle.target.tvm["mcpu"]
+    if tracer is not None and tracer.follows:
+        reason = modelled_latency.why_not(core)
+        if not reason:
+            facts = {**facts, "latency": _model_latency(bundle, tracer, core)}
+        words += f" {reason or modelled_latency.sentence(facts['latency'])}"
+    return replace(timing, note=f"{timing.note} {words}", details=found.layers, cycles=facts)
+
+
+def _model_latency(bundle: bundles.Bundle, tracer: Tracer, core: str) -> Mapping[str, Any]:
+    """Raises MissingDependencyError."""
+    cpu = bundle.target.cpu
+    followed = import_module(tracer.module).follow(bundle, modelled_latency.CORES[core].hierarchy)
+    cache_bytes = max(cpu.l2_bytes, cpu.l3_bytes)
+    return modelled_latency.predict(followed, core, clock_mhz=cpu.clock_mhz, cache_bytes=cache_bytes).facts()
