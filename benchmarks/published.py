@@ -537,6 +537,18 @@ def markdown(document: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def sentence(document: Mapping[str, Any]) -> str:
+    """What docs/method.md says of the cores that met the bars."""
+    judged = judge(rows(document))
+    good = accurate(judged)
+    of = court([one for one in judged if one.row.board.core in good])
+    return (
+        f"Over {of.rows} rows of {of.networks} networks on {len(of.boards)} boards, the median error is "
+        f"{of.median_error:.0%}, {of.within:.0%} of the rows are within ±{latency.WITHIN:.0%}, and the intervals hold "
+        f"{of.coverage:.0%}."
+    ).replace("%", " %")
+
+
 def _figures(of: latency.Court) -> str:
     return (
         f"| {len(of.boards)} | {of.networks} | {of.rows} | {of.median_error:.1%} | {of.p90_error:.1%} "

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from benchmarks import published
 from tvmflow.measure import latency, memory
@@ -89,6 +90,11 @@ def test_tvmflow_takes_what_was_judged(document):
 
 def test_the_page_is_of_these_results(document):
     assert published.markdown(document) == published.RESULTS.with_suffix(".md").read_text()
+
+
+def test_the_documentation_says_the_same(document):
+    said = " ".join((ROOT / "docs" / "method.md").read_text().split())
+    assert published.sentence(document) in said
 
 
 def test_other_cores_have_no_milliseconds():
