@@ -471,6 +471,9 @@ def constants(document: Mapping[str, Any]) -> dict[str, Any]:
         cores[core] = {
             "cycles": round(float(costs[0]), 3),
             "line_ns": round(float(costs[1]), 3),
+            "most_lines": round(
+                max(row.quantities.lines / row.quantities.cycles for row in given if row.board.core == core), 4
+            ),
             "band": [round(low, 3), round(high, 3)],
             "court": asdict(court([one for one in judged if one.row.board.core == core])),
         }

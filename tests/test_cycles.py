@@ -74,8 +74,6 @@ def test_a_report_with_modelled_cycles(bundle):
 
 
 def test_a_modelled_latency_where_published_ones_bear_it_out(bundle):
-    core = BOARD.tvm["mcpu"]
-    assert latency.why_not(core) == ""
     report = survey(bundle, timed=False, cycles=True)
     jsonschema.validate(json.loads(to_json(report)), json.loads((ROOT / "docs" / "report.schema.json").read_text()))
     found = report["cycles"]["latency"]

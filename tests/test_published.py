@@ -81,7 +81,7 @@ def test_cores_that_miss_the_bars_have_no_milliseconds(judged):
     for core in published.CORES:
         court = published.court([one for one in judged if one.row.board.core == core])
         met = court.median_error <= 0.15 and court.within >= 0.9 and court.coverage >= 0.85
-        assert (latency.why_not(core) == "") == met, core
+        assert (latency.why_not(core, clock_mhz=1000, cache_bytes=1 << 20) == "") == met, core
 
 
 def test_tvmflow_takes_what_was_judged(document):
@@ -98,7 +98,12 @@ def test_the_documentation_says_the_same(document):
 
 
 def test_other_cores_have_no_milliseconds():
-    assert "cortex-a78" in latency.why_not("cortex-a78")
+    assert "cortex-a78" in latency.why_not("cortex-a78", clock_mhz=2000, cache_bytes=1 << 20)
+
+
+@pytest.mark.parametrize(("clock_mhz", "cache_bytes"), [(0, 1 << 20), (1000, 0)])
+def test_boards_of_unknown_figures_have_no_milliseconds(clock_mhz, cache_bytes):
+    assert "isn't known" in latency.why_not("cortex-a72", clock_mhz=clock_mhz, cache_bytes=cache_bytes)
 
 
 def test_constants_are_found_again(rows):
@@ -134,6 +139,32 @@ def test_the_cache_that_is_taken_is_no_larger_than_the_core_has():
         counts |= {f"outer{index}_misses": 50 - index, f"outer{index}_streamed": 40 - index}
     found = latency.quantities(counts, 1000.0, 600 << 10)  # of 512 KiB, the third
     assert found == latency.Quantities(cycles=1000.0, unforeseen=40 - 10, mispredicted=3, lines=48)
+
+
+def predicted(monkeypatch, *, hits: int, lines: int) -> latency.Estimate:
+    """Of a million cycles, on a Cortex-A72 with a cache of 128 KiB."""
+    counts = {"instructions": 1_000_000, "mispredicted": 0, "first_misses": hits + lines, "first_streamed": lines}
+    counts |= {f"outer{index}_{of}": lines for index in range(len(memory.OUTER_BYTES)) for of in ("misses", "streamed")}
+    monkeypatch.setattr(memory.Followed, "cycles", lambda *_: 1e6)
+    followed = memory.Followed(counts=counts, windows=[])
+    return latency.predict(followed, "cortex-a72", clock_mhz=1000, cache_bytes=128 << 10)
+
+
+def test_a_network_like_those_that_judged_has_milliseconds(monkeypatch):
+    found = predicted(monkeypatch, hits=1000, lines=10_000)
+    assert found.doubt == ""
+    known = latency.constants()["cortex-a72"]
+    assert found.p50 == pytest.approx(known.cycles + 18 * 0.001 + known.line_ns * 0.01)
+    assert found.interval[0] == pytest.approx(known.band[0] * (known.cycles + known.line_ns * 0.01))
+    assert found.interval[1] == pytest.approx(known.band[1] * (known.cycles + 36 * 0.001 + known.line_ns * 0.01))
+
+
+def test_a_network_that_waits_for_memory_as_none_that_judged_has_no_milliseconds(monkeypatch):
+    assert "waits more for memory" in predicted(monkeypatch, hits=0, lines=200_000).doubt
+
+
+def test_milliseconds_that_hang_on_what_is_assumed_are_not_shown(monkeypatch):
+    assert "what is assumed" in predicted(monkeypatch, hits=100_000, lines=0).doubt
 
 
 TABLE = """### Raspberry Pi 4 Model B Broadcom BCM2711B0, Cortex-A72 (ARMv8) (1.8GHz x 4)

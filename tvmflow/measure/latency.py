@@ -51,6 +51,8 @@ CORES: Mapping[str, Core] = {
 
 ASSUMED = (0.0, 1.0, 2.0)
 """How many times the assumed cycles count at the interval's lower end, in the middle and at its upper end."""
+WIDEST = 2.0
+"""By how much the last of these may be more than the first before nothing is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,22 +105,25 @@ asked of all cores together (tests/test_published.py)."""
 @dataclass(frozen=True, kw_only=True)
 class Constants:
     """What was fitted: cycles of the core for each of llvm-mca's, and ns for a line from memory. `band` is published ÷
-    modelled, from below to above, of CONFIDENCE of the rows that judged."""
+    modelled, from below to above, of CONFIDENCE of the rows that judged, and `most_lines` are those from memory for
+    each of llvm-mca's cycles, the most that any of these rows has."""
 
     cycles: float
     line_ns: float
+    most_lines: float
     band: tuple[float, float]
     court: Court
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A modelled latency in ms with its interval, at a clock in MHz."""
+    """A modelled latency in ms with its interval, at a clock in MHz; a `doubt` says why it must not be shown."""
 
     p50: float
     interval: tuple[float, float]
     clock_mhz: float
     court: Court
+    doubt: str = ""
 
     def facts(self) -> dict[str, Any]:
         """As reports have it."""
@@ -148,6 +153,7 @@ def constants() -> Mapping[str, Constants]:
         core: Constants(
             cycles=found["cycles"],
             line_ns=found["line_ns"],
+            most_lines=found["most_lines"],
             band=tuple(found["band"]),
             court=Court(**{**found["court"], "boards": tuple(found["court"]["boards"])}),
         )
@@ -155,12 +161,17 @@ def constants() -> Mapping[str, Constants]:
     }
 
 
-def why_not(core: str) -> str:
-    """Why a core has no modelled latencies, in a sentence; nothing if it has them."""
+def why_not(core: str, *, clock_mhz: float, cache_bytes: int) -> str:
+    """Why a core has no modelled latencies, in a sentence; nothing if it has them.
+
+    `cache_bytes` are those of its last cache.
+    """
     if core not in constants():
         return f"No published latencies were at hand to hold a model of the {core} against."
     if missed := constants()[core].court.fails():
         return f"The model of the {core} is not good enough for milliseconds: on published latencies, {missed}."
+    if not clock_mhz or cache_bytes < OUTER_BYTES[0]:
+        return "No latency is modelled, for the board's clock or second cache isn't known or smaller than 128 KiB."
     return ""
 
 
@@ -197,13 +208,36 @@ def three(found: Quantities, core: Core, *, cycles: float, line_ns: float, clock
 
 
 def predict(followed: Followed, core: str, *, clock_mhz: float, cache_bytes: int) -> Estimate:
-    """The latency of one inference on one thread, on a core that `why_not` says nothing of. Raises
-    MissingDependencyError without llvm-mca."""
+    """The latency of one inference on one thread, on a core that `why_not` says nothing of.
+
+    `cache_bytes` are the last cache's. Raises MissingDependencyError without llvm-mca.
+    """
     known = constants()[core]
     found = quantities(followed.counts, followed.cycles(modelling.CORES[core]), cache_bytes)
     least, p50, most = three(found, CORES[core], cycles=known.cycles, line_ns=known.line_ns, clock_mhz=clock_mhz)
     low, high = known.band
-    return Estimate(p50=p50, interval=(low * least, high * most), clock_mhz=clock_mhz, court=known.court)
+    return Estimate(
+        p50=p50,
+        interval=(low * least, high * most),
+        clock_mhz=clock_mhz,
+        court=known.court,
+        doubt=_doubt(found, known, least, most),
+    )
+
+
+def _doubt(found: Quantities, known: Constants, least: float, most: float) -> str:
+    each = found.lines / found.cycles
+    if each > known.most_lines:
+        return (
+            "No milliseconds are modelled, for this network waits more for memory than any that judged the model: "
+            f"{each:.3f} lines in each cycle, where those have {known.most_lines:.3f} at most."
+        )
+    if most > WIDEST * least:
+        return (
+            f"No milliseconds are modelled, for they would hang on what is assumed: {least:.3g} to {most:.3g} ms by "
+            "what the core waits for lines of its last cache."
+        )
+    return ""
 
 
 def sentence(facts: Mapping[str, Any]) -> str:

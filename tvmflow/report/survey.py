@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from tvmflow.bundles import bundle as bundles
 from tvmflow.bundles.verify import verify_bundle
@@ -67,18 +65,23 @@ def _add_cycles(bundle: bundles.Bundle, timing: Timing) -> Timing:
         gap = Gap(what="cycles", reason=str(error), packages=error.packages)
         return replace(timing, note=f"{timing.note} {error}", gaps=[*timing.gaps, gap])
     facts, words = found.facts, modelling.sentence(found.facts)
-    tracer, core = KINDS[bundle.target.kind].tracer, bundle.target.tvm["mcpu"]
+    tracer = KINDS[bundle.target.kind].tracer
     if tracer is not None and tracer.follows:
-        reason = modelled_latency.why_not(core)
-        if not reason:
-            facts = {**facts, "latency": _model_latency(bundle, tracer, core)}
-        words += f" {reason or modelled_latency.sentence(facts['latency'])}"
+        estimate, said = _model_latency(bundle, tracer)
+        if estimate is not None:
+            facts = {**facts, "latency": estimate.facts()}
+        words += f" {said}"
     return replace(timing, note=f"{timing.note} {words}", details=found.layers, cycles=facts)
 
 
-def _model_latency(bundle: bundles.Bundle, tracer: Tracer, core: str) -> Mapping[str, Any]:
-    """Raises MissingDependencyError."""
-    cpu = bundle.target.cpu
+def _model_latency(bundle: bundles.Bundle, tracer: Tracer) -> tuple[modelled_latency.Estimate | None, str]:
+    """The latency that may be shown, and what it is worth or why there is none. Raises MissingDependencyError."""
+    core, cpu = bundle.target.tvm["mcpu"], bundle.target.cpu
+    figures = {"clock_mhz": cpu.clock_mhz, "cache_bytes": max(cpu.l2_bytes, cpu.l3_bytes)}
+    if reason := modelled_latency.why_not(core, **figures):
+        return None, reason
     followed = import_module(tracer.module).follow(bundle, modelled_latency.CORES[core].hierarchy)
-    cache_bytes = max(cpu.l2_bytes, cpu.l3_bytes)
-    return modelled_latency.predict(followed, core, clock_mhz=cpu.clock_mhz, cache_bytes=cache_bytes).facts()
+    estimate = modelled_latency.predict(followed, core, **figures)
+    if estimate.doubt:
+        return None, estimate.doubt
+    return estimate, modelled_latency.sentence(estimate.facts())
