@@ -320,15 +320,20 @@ def bench(
         int | None, typer.Option("--repeats", help="Timed runs; as many as fit --seconds by default.")
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs.")] = 3.0,
+    cycles: Cycles = False,
     json: Json = None,
 ) -> None:
-    """Time a bundle on this computer: set-up, first, warm and steady latency."""
+    """Time a bundle on this computer: set-up, first, warm and steady latency.
+
+    With --cycles, the latency of an ARM board is modelled instead, on cores whose model published latencies bear out.
+    """
     from tvmflow.report.survey import survey
+    from tvmflow.report.views import modelled_latency
     from tvmflow.spec import MissingDependencyError
 
     log.info(f"Timing {bundle}")
-    report = survey(bundle, threads=threads, repeats=repeats, seconds=seconds, profiled=False)
-    if report["latency"] is None:
+    report = survey(bundle, threads=threads, repeats=repeats, seconds=seconds, profiled=False, cycles=cycles)
+    if report["latency"] is None and modelled_latency(report) is None:
         raise MissingDependencyError(f"{bundle} can't be timed here: {report['latency_note']}")
     show_report(report, json, layers=False)
 

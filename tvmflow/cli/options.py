@@ -59,7 +59,10 @@ Json = Annotated[
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of the network; all cores by default.")]
 Cycles = Annotated[
     bool,
-    typer.Option("--cycles", help="Model the cycles of ARM boards and microcontrollers, by qemu and llvm-mca."),
+    typer.Option(
+        "--cycles",
+        help="Model the cycles of ARM boards and microcontrollers, and latencies of some, by qemu and llvm-mca.",
+    ),
 ]
 Tracker = Annotated[str | None, typer.Option("--tracker", help="127.0.0.1:PORT of TVM's RPC tracker, with --key.")]
 Key = Annotated[str, typer.Option("--key", help="What kind of board, for --tracker: raspberry-pi-4b, say.")]

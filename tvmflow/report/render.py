@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvmflow.measure.latency import text as modelled_text
 from tvmflow.report import Report, networks, not_shown, views
 from tvmflow.report.answers import answers, repeat
 from tvmflow.report.details import cells_of, header_of
@@ -46,6 +47,8 @@ def _number(value: float | None) -> str:
 def latency_text(report: Report) -> str:
     """Latency with its basis, or why there is none."""
     figures = report["latency"]
+    if figures is None and (modelled := views.modelled_latency(report)):
+        return f"{modelled_text(modelled)}, for {report['latency_note']}"
     if figures is None:
         return f"no latency: {report['latency_note']}"
     if figures["basis"] == "simulated":
@@ -234,6 +237,8 @@ def _environment() -> jinja2.Environment:
         devices=views.devices,
         layers=views.layers,
         layer_basis=views.layer_basis,
+        modelled=views.modelled_latency,
+        modelled_text=modelled_text,
         distribution=views.distribution,
         roofline=views.roofline,
         sustained=views.sustained,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 from tvmflow.bundles import bundle as bundles
 from tvmflow.bundles.verify import verify_bundle
 from tvmflow.measure import cycles as modelling
+from tvmflow.measure import latency as modelled_latency
 from tvmflow.network.agreement import failure_sentence
 from tvmflow.report import Report, assemble
 from tvmflow.spec import MissingDependencyError, VerificationError
 from tvmflow.targets import KINDS
 from tvmflow.targets import kind as backends
+from tvmflow.targets.about import Tracer
 from tvmflow.targets.kind import Gap, Timing
 
 
@@ -61,5 +64,24 @@ def _add_cycles(bundle: bundles.Bundle, timing: Timing) -> Timing:
     except MissingDependencyError as error:
         gap = Gap(what="cycles", reason=str(error), packages=error.packages)
         return replace(timing, note=f"{timing.note} {error}", gaps=[*timing.gaps, gap])
-    note = f"{timing.note} {modelling.sentence(found.facts)}"
-    return replace(timing, note=note, details=found.layers, cycles=found.facts)
+    facts, words = found.facts, modelling.sentence(found.facts)
+    tracer = KINDS[bundle.target.kind].tracer
+    if tracer is not None and tracer.follows:
+        estimate, said = _model_latency(bundle, tracer)
+        if estimate is not None:
+            facts = {**facts, "latency": estimate.facts()}
+        words += f" {said}"
+    return replace(timing, note=f"{timing.note} {words}", details=found.layers, cycles=facts)
+
+
+def _model_latency(bundle: bundles.Bundle, tracer: Tracer) -> tuple[modelled_latency.Estimate | None, str]:
+    """The latency that may be shown, and what it is worth or why there is none. Raises MissingDependencyError."""
+    core, cpu = bundle.target.tvm["mcpu"], bundle.target.cpu
+    figures = {"clock_mhz": cpu.clock_mhz, "cache_bytes": max(cpu.l2_bytes, cpu.l3_bytes)}
+    if reason := modelled_latency.why_not(core, **figures):
+        return None, reason
+    followed = import_module(tracer.module).follow(bundle, modelled_latency.CORES[core].hierarchy)
+    estimate = modelled_latency.predict(followed, core, **figures)
+    if estimate.doubt:
+        return None, estimate.doubt
+    return estimate, modelled_latency.sentence(estimate.facts())

@@ -88,6 +88,7 @@ def devices(reports: Sequence[Report]) -> list[Row]:
     for report in reports:
         memory, latency, verify = report["memory"], report["latency"], report["verify"]
         outcome = {True: "passed", False: "failed", None: "not verified"}[verify["passed"]]
+        known = latency or modelled_latency(report)
         rows.append(
             {
                 "model": report["model"]["name"],
@@ -100,13 +101,18 @@ def devices(reports: Sequence[Report]) -> list[Row]:
                 "weights_kib": _kib(memory.get("weights_bytes")),
                 "activations_kib": _kib(memory.get("activations_bytes")),
                 "verified": f"{outcome} ({verify['method']})" if verify["method"] else outcome,
-                "latency_ms": latency and latency["p50"],
-                "basis": latency and _basis(latency),
+                "latency_ms": known and known["p50"],
+                "basis": known and _basis(known),
                 "spread": latency and latency["spread"],
                 "note": " ".join(latency["warnings"]) if latency else report["latency_note"],
             }
         )
     return rows
+
+
+def modelled_latency(report: Report) -> Mapping[str, Any] | None:
+    """What a model of the core gives where no latency was measured or simulated: `cycles.latency` of a report."""
+    return None if report["latency"] else (report.get("cycles") or {}).get("latency")
 
 
 def page_columns(reports: Sequence[Report]) -> list[Column]:
@@ -430,8 +436,9 @@ def plain(value: Any) -> Any:
 
 
 def _basis(latency: Mapping[str, Any]) -> str:
-    count = latency["threads"]
-    return f"{latency['basis']}, {count} thread{'s' if count > 1 else ''}"
+    count, share = latency["threads"], latency.get("confidence")
+    within = f", {share:.0%} within {latency['interval'][0]:.3g}–{latency['interval'][1]:.3g} ms" if share else ""
+    return f"{latency['basis']}{within}, {count} thread{'s' if count > 1 else ''}"
 
 
 def _kib(count: int | None) -> float | None:
