@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NO_LATENCY = "no board was at hand, and emulation counts instructions, which are no time."
+NO_LATENCY = "this computer is no microcontroller, and an emulator counts instructions, whose time it doesn't know."
 SOURCE, EXAMPLE = "source", "example"
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from tvmflow.cli.options import InputShapes, Json, Labels, Mean, Scheme, Std, check_folder, output_path
+from tvmflow.cli.options import InputRange, InputShapes, Json, Labels, Mean, Scheme, Std, check_folder, output_path
 from tvmflow.cli.outcome import show
 
 log = logging.getLogger("tvmflow.cli")
@@ -111,6 +111,7 @@ def evaluate(
     bundle: Annotated[Path | None, typer.Option("--bundle", help="Also evaluate this bundle and compare.")] = None,
     mean: Mean = None,
     std: Std = None,
+    input_range: InputRange = None,
     labels: Labels = None,
     count: Annotated[int | None, typer.Option("--count", min=1, help="Take the first so many inputs.")] = None,
     json: Json = None,
@@ -127,7 +128,7 @@ def evaluate(
     from tvmflow.models.examples import parse_labels, parse_preprocessing
     from tvmflow.network.shapes import parse_input_shape
 
-    seen = parse_preprocessing(mean, std)
+    seen = parse_preprocessing(mean, std, input_range)
     named = parse_labels(labels) if labels is not None else ()
     log.info(f"Evaluating {model} on {data}")
     dtype = dtype or ("int8" if evaluation.is_quantised(model) else "float32")

@@ -43,9 +43,10 @@ Target = Annotated[
     str | None, typer.Option("--target", help="Kind of target: llvm (this computer), arm_cpu, cortex_m, cuda or vta.")
 ]
 Board = Annotated[str | None, typer.Option("--board", help="A board of `tvmflow boards`, or a board's .toml file.")]
-ModelName = Annotated[
-    str, typer.Option("--model", help="Registry name, module:factory, file.py:factory, .pt2, .onnx or .tflite file.")
-]
+DEMO = "dilated-net"
+"""The network that commands take unless told otherwise."""
+MODEL_HELP = "Registry name, module:factory, file.py:factory, .pt2, .onnx or .tflite file."
+ModelName = Annotated[str, typer.Option("--model", help=MODEL_HELP)]
 InputShapes = Annotated[
     list[str] | None, typer.Option("--input-shape", help="1x3x32x32 or name=1x3x32x32; once per input.")
 ]
@@ -71,6 +72,12 @@ Mean = Annotated[
     str | None, typer.Option("--mean", help="How the network sees images: 0.49,0.48,0.45, of pixels from 0 to 1.")
 ]
 Std = Annotated[str | None, typer.Option("--std", help="By what they are divided then: 0.25,0.24,0.26.")]
+InputRange = Annotated[
+    str | None,
+    typer.Option(
+        "--input-range", help="What a black and a white pixel become before --mean and --std: 0,255 or -1,1, say."
+    ),
+]
 Labels = Annotated[
     str | None, typer.Option("--labels", help="The classes in the order of the outputs: cat,dog, or a file of lines.")
 ]

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,8 @@ def show(text: str, content: Any, json: Path | None) -> None:
         write_json(json, content)
 
 
-def show_report(report: dict[str, Any], json: Path | None, *, layers: bool) -> None:
+def show_report(report: Mapping[str, Any], json: Path | None, *, layers: bool) -> None:
     """`show` a report, with a table of its layers if asked for."""
     from tvmflow.report.render import report_text
 
-    show(report_text(report, layers=layers), report, json)
+    show(report_text(dict(report), layers=layers), report, json)

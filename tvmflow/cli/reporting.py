@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
+from tvmflow.cli import calls
 from tvmflow.cli.options import Cycles, InputShapes, Json, ModelName, Threads, output_path
 from tvmflow.cli.outcome import show
 from tvmflow.spec import UserError, VerificationError
-from tvmflow.targets.cpu.boards import HOST
 
 log = logging.getLogger("tvmflow.cli")
 
@@ -124,30 +124,5 @@ def estimate(
     json: Json = None,
 ) -> None:
     """Say what a network takes at least on boards, by its graph and their data sheets; nothing is built or run."""
-    from tvmflow import targets
-    from tvmflow.bundles.evaluate import is_quantised
-    from tvmflow.integer.frontend import graphless_program, load_network
-    from tvmflow.measure.roof import measure_roof
-    from tvmflow.network.frontend import import_model, parse_input_shape
-    from tvmflow.report import estimate as estimates
-
-    found = [targets.find(None, name) for name in board or targets.TARGETS]
-    shapes, host = [parse_input_shape(text) for text in input_shape or []], HOST
-    if is_quantised(model):
-        found = [targets.compute_in(target, "int8") for target in found if board or "int8" in target.arithmetics]
-        host = targets.compute_in(HOST, "int8")
-        program = graphless_program(load_network(Path(model), shapes), model)
-        network = estimates.analyse_quantised(program)
-    else:
-        program = import_model(model, shapes)
-        network = estimates.analyse(program)
-    touched = estimates.ELEMENT_BYTES[host.arithmetic] * (network.weights + network.activations)
-    rows = [
-        estimates.estimate(
-            network,
-            target,
-            measure_roof(host.cpu, host.arithmetic, host.cpu.cores, touched) if target.name == host.name else None,
-        )
-        for target in found
-    ]
-    show(estimates.text(program, rows), {"model": estimates.describe_model(program), "estimates": rows}, json)
+    found = calls.estimate(model, input_shape, board=board)
+    show(found.text, found.document, json)

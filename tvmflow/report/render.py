@@ -130,7 +130,7 @@ def layers_text(report: Report) -> str:
 def schedules_text(layers: Sequence[Mapping[str, Any]]) -> str:
     """By whom the layers' schedules are: how many, and what share of the layers' time if that was measured."""
     words = []
-    timed = all(layer["latency"] for layer in layers)
+    timed = all(layer.get("latency") for layer in layers)
     total = sum(layer["latency"]["p50"] for layer in layers) if timed else 0
     modelled = any(_by_whom(layer["schedule"]) == "by a model" for layer in layers)
     for name in ("searched", *(("by a model",) if modelled else ()), "by rules", "default"):
