@@ -561,8 +561,14 @@ def _command(name: str, command: Any) -> str:
         f"```text\n{usage}\n```",
         inspect.cleandoc(command.help or ""),
         _table(["", ""], rows),
+        f"```sh\n{_examples(command)}\n```",
     ]
     return "\n\n".join(parts).rstrip()
+
+
+def _examples(command: Any) -> str:
+    """The commands below a command's help."""
+    return "\n".join(line.strip() for line in (command.epilog or "").splitlines() if line.startswith("  "))
 
 
 # -------------------------------------------------------------------------------------------------------------- text

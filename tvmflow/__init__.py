@@ -25,7 +25,7 @@ keep_old_names()
 _OFFERED = {
     **dict.fromkeys(("compile", "deploy", "estimate", "load", "quantize", "Compiled"), "tvmflow.cli.calls"),
     **dict.fromkeys(
-        ("Costs", "Estimate", "Estimates", "Latency", "LayerCost", "Quantised", "Verdict"), "tvmflow.cli.results"
+        ("Costs", "Estimate", "Estimates", "Latency", "LayerCost", "QuantisedNetwork", "Verdict"), "tvmflow.cli.results"
     ),
     **dict.fromkeys(
         (

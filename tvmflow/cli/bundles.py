@@ -24,6 +24,7 @@ from tvmflow.cli.options import (
     Std,
     Target,
     Threads,
+    models_like,
     output_path,
 )
 from tvmflow.cli.outcome import show, show_report
@@ -74,7 +75,8 @@ def build(
     target: Target = None,
     board: Board = None,
     model: Annotated[
-        str | None, typer.Option("--model", help=f"{MODEL_HELP} {DEMO}, a demonstration, by default.")
+        str | None,
+        typer.Option("--model", help=f"{MODEL_HELP} {DEMO}, a demonstration, by default.", autocompletion=models_like),
     ] = None,
     input_shape: InputShapes = None,
     dtype: Annotated[
@@ -288,19 +290,14 @@ def profile(
 
 def doctor(json: Json = None) -> None:
     """Say which tools were found, which are missing, what each is for, and the command that installs it."""
-    from tvmflow.cli.doctor import examine
+    from tvmflow.cli.doctor import examine, in_columns
     from tvmflow.spec import MissingDependencyError, install_sentence
-    from tvmflow.system.text import text_table
 
     findings = examine()
-    table = text_table(
-        ["", "tool", "found", "needed for"],
-        [[finding.status, finding.name, finding.detail, finding.needed_for] for finding in findings],
-    )
     remedies = [f"{finding.name}: {finding.remedy}" for finding in findings if finding.remedy]
     packages = tuple(dict.fromkeys(package for finding in findings for package in finding.packages))
     at_once = [f"All that Debian has of it at once: {install_sentence(packages)}"] if packages else []
-    text = "\n".join([table, "", *remedies, *at_once]).strip()
+    text = "\n".join([*in_columns(findings), "", *remedies, *at_once]).strip()
     show(text, [asdict(finding) for finding in findings], json)
     if problems := [finding.name for finding in findings if finding.status == "problem"]:
         raise MissingDependencyError(f"tvmflow can't work without {', '.join(problems)}; the commands above mend that.")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tvmflow import spec
 from tvmflow.bundles import bundle as bundles
-from tvmflow.cli.results import Costs, Estimates, Quantised, Verdict, costs_of, estimates_of, verdict_of
+from tvmflow.cli.results import Costs, Estimates, QuantisedNetwork, Verdict, costs_of, estimates_of, verdict_of
 from tvmflow.network.forms import check_model
 from tvmflow.network.shapes import InputShape, parse_input_shape
 from tvmflow.spec import MissingDependencyError, Program, UserError, VerificationError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from tvmflow.models.examples import Inputs, Numbers
 
-    Model = str | Path | torch.nn.Module | Quantised
+    Model = str | Path | torch.nn.Module | QuantisedNetwork
     Data = str | Path | np.ndarray | torch.Tensor | Iterable[Any]
 
 log = logging.getLogger(__name__)
@@ -228,7 +228,7 @@ def compile(  # noqa: A001 (it is called as tvmflow.compile)
         raise UserError("--db names records to use and --no-tuned says to use none; give one of them.")
     found = targets.find(target, None if board is None else str(board))
     named = _checked(model)
-    quantised = isinstance(model, Quantised) or (named is not None and _is_integer(named))
+    quantised = isinstance(model, QuantisedNetwork) or (named is not None and _is_integer(named))
     if dtype is None and quantised:
         dtype = "int8"
     dtype = dtype or cast(Dtype, found.arithmetic)
@@ -324,7 +324,7 @@ def _checked(model: Any) -> str | None:
         named = str(model)
         check_model(named, also=(".safetensors",))
         return named
-    if isinstance(model, Quantised) or _is_module(model):
+    if isinstance(model, QuantisedNetwork) or _is_module(model):
         return None
     hint = "; call it, and give the network that it returns" if callable(model) else ""
     raise UserError(
@@ -336,7 +336,7 @@ def _imported(model: Any, named: str | None, example_inputs: Any, name: str | No
     """A float network, called `name` if that is given. Raises UserError, UnsupportedOperatorError."""
     from tvmflow.network.frontend import from_examples, import_model
 
-    if isinstance(model, Quantised):
+    if isinstance(model, QuantisedNetwork):
         raise UserError(f"{model.name} is quantised already, and this takes a network of floats.")
     if named is not None:
         program = import_model(named, _shapes(example_inputs))
@@ -355,7 +355,7 @@ def _quantised(
     from tvmflow.network.frontend import READERS
     from tvmflow.targets import KINDS, kind
 
-    if isinstance(model, Quantised):
+    if isinstance(model, QuantisedNetwork):
         if scheme not in (None, model.scheme):
             raise UserError(f"{model.name} was quantised by the scheme {model.scheme}, not {scheme}.")
         return integer_program(model.network, "tvmflow.quantize()")
@@ -490,7 +490,7 @@ def quantize(
     rate: float = 3e-3,
     work_dir: str | Path = "runs/int8/qat",
     test: bool = True,
-) -> Quantised:
+) -> QuantisedNetwork:
     """Quantise a network to int8 on inputs like those that it will meet, and say layer by layer what that costs.
 
     `model` and `example_inputs` are as in `tvmflow.compile`; an `nn.Module` needs no examples where `data` is in
@@ -556,7 +556,7 @@ def quantize(
     if test and cifar is not None:
         log.info(f"Judging it on {len(cifar.test.labels):,} test images")
         network = int8.judge(network, program, cifar)
-    return Quantised(network=network, document=network.facts)
+    return QuantisedNetwork(network=network, document=network.facts)
 
 
 def _inputs(
@@ -623,14 +623,14 @@ def estimate(
     named = _checked(model)
     boards = [board] if isinstance(board, str | Path) else board
     found = [targets.find(None, str(one)) for one in boards or targets.TARGETS]
-    host, quantised = HOST, isinstance(model, Quantised)
+    host, quantised = HOST, isinstance(model, QuantisedNetwork)
     if quantised or (named is not None and _is_quantised_file(named)):
         from tvmflow.integer.frontend import graphless_program, load_network
 
         found = [targets.compute_in(target, "int8") for target in found if boards or "int8" in target.arithmetics]
         host = targets.compute_in(host, "int8")
         network = (
-            cast(Quantised, model).network
+            cast(QuantisedNetwork, model).network
             if quantised
             else load_network(Path(cast(str, named)), _shapes(example_inputs))
         )

@@ -50,6 +50,7 @@ def train(
     joint: Annotated[
         Literal["separate", "merged"], typer.Option("--joint", help="Reading of the joint module.")
     ] = "separate",
+    json: Json = None,
 ) -> None:
     """Train the paper's network, or ResNet-8, on CIFAR-10 or Tiny ImageNet. Stopped, a run goes on where it was."""
     import shlex
@@ -80,7 +81,9 @@ def train(
         raise
     name = model + "-merged" * (model == "dilated-net" and joint == "merged")
     trainer.export(finished, images, out or work_dir, name, shlex.join(["tvmflow", *sys.argv[1:]]))
-    print(f"{(out or work_dir) / name}.safetensors: accuracy {finished.curve[-1].test_accuracy:.2%} ({images.note})")
+    weights, accuracy = f"{(out or work_dir) / name}.safetensors", finished.curve[-1].test_accuracy
+    content = {"weights": weights, "model": name, "accuracy": accuracy, "data": images.note}
+    show(f"{weights}: accuracy {accuracy:.2%} ({images.note})", content, json)
 
 
 def evaluate(

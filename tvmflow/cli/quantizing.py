@@ -23,7 +23,7 @@ from tvmflow.cli.options import (
     output_path,
 )
 from tvmflow.cli.outcome import show
-from tvmflow.cli.results import Quantised
+from tvmflow.cli.results import QuantisedNetwork
 from tvmflow.spec import UserError
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _written(network: IntegerNetwork, path: Path) -> str:
     )
 
 
-def _text(path: Path, found: Quantised) -> str:
+def _text(path: Path, found: QuantisedNetwork) -> str:
     facts = found.document
     lines = [*found.lines(), f"{path}: {found.summary()}"]
     if "accuracy" in facts:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tvmflow.cli import calls
-from tvmflow.cli.options import Cycles, InputShapes, Json, ModelName, Threads, output_path
+from tvmflow.cli.options import Cycles, InputShapes, Json, ModelName, Threads, boards_like, check_folder, output_path
 from tvmflow.cli.outcome import show
 from tvmflow.spec import UserError, VerificationError
 
@@ -25,18 +26,18 @@ def report(
         ),
     ],
     out: Annotated[
-        Path,
+        str,
         typer.Option(
             "-o",
             "--output",
-            parser=output_path,
             metavar="<path>",
-            help="A folder for report.html, .json, .md and .csv, or one such file.",
+            help="A folder for report.html, .json, .md and .csv, or one such file; new/ makes the folder.",
         ),
     ],
     threads: Threads = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs.")] = 3.0,
     cycles: Cycles = False,
+    json: Json = None,
 ) -> None:
     """Verify bundles, time those that this computer can run, and write a report for people and programs.
 
@@ -51,9 +52,16 @@ def report(
     from tvmflow.report.survey import survey
     from tvmflow.tune.store import Store, find_stores
 
-    if not out.is_dir() and (out.suffix not in FORMATS or not out.parent.is_dir()):
+    place, whole = output_path(out), out.endswith(("/", os.sep))
+    if whole:
+        check_folder(place)
+    elif not place.is_dir() and (place.suffix not in FORMATS or not place.parent.is_dir()):
         suffixes = ", ".join(FORMATS)
-        raise UserError(f"There is no folder {out} for the report, nor does it name a file of {suffixes} in one.")
+        raise UserError(
+            f"There is no folder {place} for the report, nor does it name a file of {suffixes} in one; "
+            f"{place}/ would make the folder."
+        )
+    whole = whole or place.is_dir()
     reports: list[Report] = []
     surveyed: list[Report] = []
     searches, estimates = [], []
@@ -70,17 +78,15 @@ def report(
             surveyed.append(survey(path, threads=threads, seconds=seconds, must_run=False, cycles=cycles))
             reports.append(surveyed[-1])
     document = collect(reports, searches, estimates)
-    files = {out / f"report{suffix}": write for suffix, write in FORMATS.items()}
+    files = {place / f"report{suffix}": write for suffix, write in FORMATS.items()}
     if networks.tables(document):
-        files[out / "networks.csv"] = networks.to_csv
-    texts = {file: write(document) for file, write in (files if out.is_dir() else {out: FORMATS[out.suffix]}).items()}
-    for row in document["reports"]:
-        print(report_text(row, layers=False), end="\n\n")
+        files[place / "networks.csv"] = networks.to_csv
+    texts = {file: write(document) for file, write in (files if whole else {place: FORMATS[place.suffix]}).items()}
+    if whole:
+        place.mkdir(parents=True, exist_ok=True)
     write_texts(texts)
-    for file in texts:
-        print(file)
-    for line in not_shown(surveyed):
-        print(line)
+    shown = [f"{report_text(row, layers=False)}\n" for row in document["reports"]]
+    show("\n".join([*shown, *map(str, texts), *not_shown(surveyed)]), document, json)
     failed = [row["target"]["name"] for row in reports if row["verify"]["passed"] is False]
     if failed:
         raise VerificationError(f"The bundles for {', '.join(failed)} don't compute what the network computes.")
@@ -117,7 +123,11 @@ def diff(
 def estimate(
     board: Annotated[
         list[str] | None,
-        typer.Option("--board", help="A board of `tvmflow boards`, or a board's .toml file; several if given again."),
+        typer.Option(
+            "--board",
+            help="A board of `tvmflow boards`, or a board's .toml file; several if given again.",
+            autocompletion=boards_like,
+        ),
     ] = None,
     model: ModelName = "dilated-net",
     input_shape: InputShapes = None,

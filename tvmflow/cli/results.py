@@ -292,7 +292,7 @@ def estimates_of(model: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], te
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Quantised:
+class QuantisedNetwork:
     """A network in int8, which `tvmflow.compile` takes as it takes others.
 
     `agreement` is the share of inputs that calibrated nothing on which the float network chooses the same class;
