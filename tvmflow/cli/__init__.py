@@ -14,7 +14,19 @@ from typing import Annotated
 import typer
 
 from tvmflow import __version__
-from tvmflow.cli import bundles, devices, examples, learning, listing, outcome, quantizing, reporting, streams, tuning
+from tvmflow.cli import (
+    bundles,
+    devices,
+    examples,
+    learning,
+    listing,
+    outcome,
+    quantizing,
+    reporting,
+    streams,
+    tuning,
+    waiting,
+)
 from tvmflow.spec import UserError
 from tvmflow.system import children, limits
 from tvmflow.targets import KINDS
@@ -64,8 +76,12 @@ def main() -> None:
     outcome.verbose = any(argument in VERBOSE for argument in said)
     quiet = any(argument in QUIET for argument in said)
     streams.adapt()
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    shown = waiting.Waiting()
+    outcome.before_results = shown.stop
+    logging.basicConfig(format="%(message)s", handlers=[shown])
     logging.getLogger("tvmflow").setLevel(logging.WARNING if quiet else logging.INFO)
+    if not quiet:
+        shown.start()
     outcome.run(lambda: _app()(args=_as_command(_with_limits_lifted(_without_empty(arguments)))))
 
 

@@ -82,8 +82,10 @@ def serve(
 ) -> None:
     """On a board: let `tvmflow deploy --rpc` and TVM's RPC clients in, through SSH and with a token."""
     from tvmflow.remote import serve as server
+    from tvmflow.system import progress
 
     limits = server.Limits(
         seconds=session_seconds, cpu_seconds=int(8 * session_seconds), memory_bytes=(memory_mib << 20) or None
     )
-    server.serve(token_file or server.default_token_file(), port=port, limits=limits, tracker=tracker, key=key)
+    with progress.own_line():  # a server waits most of the time, and says when something happens
+        server.serve(token_file or server.default_token_file(), port=port, limits=limits, tracker=tracker, key=key)

@@ -28,6 +28,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "report": (
         "tvmflow report here pi.json -o report/",
         "tvmflow report pi.tar mcu --cycles -o report.html",
+        "tvmflow report here pynq -o report/ --trace trace.json",
         "tvmflow report here runs/tune -o .",
     ),
     "report diff": ("tvmflow report diff before.json after.json", "tvmflow report diff a.json b.json --fail-over 5%"),

@@ -22,6 +22,9 @@ from tvmflow.system.untrusted import printable
 verbose = False
 """Whether errors show their traceback: -v, anywhere on the line."""
 
+before_results: Callable[[], None] = lambda: None  # noqa: E731 (main has something to say here)
+"""What is called before anything is printed that stays."""
+
 UNUSABLE = (
     errno.EFBIG,
     errno.EACCES,
@@ -89,6 +92,7 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
 
 def fail(message: str, code: int, *, internal: bool = False) -> None:
     """End with a sentence and an exit code."""
+    before_results()
     if verbose:
         traceback.print_exc()
     hint = "" if verbose or not internal else " (a fault of tvmflow itself; -v shows where)"
@@ -103,6 +107,7 @@ def show(text: str, content: Any, json: Path | None) -> None:
     from tvmflow.report import write_json
     from tvmflow.system.text import to_json
 
+    before_results()
     if json == Path("-"):
         print(to_json(content, escaped=True))
         return

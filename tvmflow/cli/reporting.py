@@ -37,6 +37,15 @@ def report(
     threads: Threads = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs.")] = 3.0,
     cycles: Cycles = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace",
+            parser=output_path,
+            metavar="<path>",
+            help="Also write the layers' times, and what VTA's queues did, for Perfetto and Chrome: trace.json.",
+        ),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Verify bundles, time those that this computer can run, and write a report for people and programs.
@@ -50,6 +59,8 @@ def report(
     from tvmflow.report.render import FORMATS, report_text
     from tvmflow.report.search import search_of
     from tvmflow.report.survey import survey
+    from tvmflow.report.trace import trace as events
+    from tvmflow.system.text import to_json
     from tvmflow.tune.store import Store, find_stores
 
     place, whole = output_path(out), out.endswith(("/", os.sep))
@@ -62,6 +73,8 @@ def report(
             f"{place}/ would make the folder."
         )
     whole = whole or place.is_dir()
+    if trace is not None and (trace.is_dir() or not trace.parent.is_dir()):
+        raise UserError(f"{trace} can't be written: --trace takes a file in a folder that is there.")
     reports: list[Report] = []
     surveyed: list[Report] = []
     searches, estimates = [], []
@@ -82,6 +95,8 @@ def report(
     if networks.tables(document):
         files[place / "networks.csv"] = networks.to_csv
     texts = {file: write(document) for file, write in (files if whole else {place: FORMATS[place.suffix]}).items()}
+    if trace is not None:
+        texts[trace] = to_json(events(document["reports"])) + "\n"
     if whole:
         place.mkdir(parents=True, exist_ok=True)
     write_texts(texts)

@@ -27,7 +27,7 @@ from tvmflow.network.repeatable import refuse_randomness, refuse_state_outside, 
 from tvmflow.network.shapes import InputShape, Shape, assign, check_dtypes, shown
 from tvmflow.network.vectors import make_vectors
 from tvmflow.spec import Preprocessing, Program, TensorSpec, TvmflowError, UserError
-from tvmflow.system import limits
+from tvmflow.system import limits, progress
 
 if TYPE_CHECKING:
     import torch
@@ -173,6 +173,7 @@ def _from_network(
             f"{source} can't run on an input of {', '.join(shown(tensor.shape) for tensor in tensors)}: "
             f"{first_line(error)}{hint}."
         ) from error
+    progress.at("torch.export")
     try:
         with quiet(), contained():
             exported = torch.export.export(network, arguments, by_keyword)
@@ -335,6 +336,7 @@ def _from_exported(
         raise UserError(f"PyTorch can't take {source} apart into its core operators: {first_line(error)}.") from error
     refuse_training_and_state(exported, source, in_eval_mode=network is not None and not network.training)
     _check_results(exported, source)
+    progress.at("running the original on golden vectors")
     try:
         vectors = make_vectors(interface.inputs, reference, preprocessing)
     except TvmflowError:

@@ -75,8 +75,9 @@ def simulation_text(figures: Mapping[str, Any]) -> str:
     return (
         f"{figures['p50']:.3f} ms (simulated: {known['cycles']:,} cycles at {known['clock_mhz']:g} MHz, "
         f"{known['memory_latency_cycles']} cycles of memory latency)\n"
-        f"{low:.3f} to {high:.3f} ms where memory takes {fast} to {slow} cycles; all on upstream's Chisel core.\n"
-        f"{known['hls_ms']:.3f} ms on its HLS core, which published bitstreams are, by a model after its source alone"
+        f"{low:.3f} to {high:.3f} ms where memory takes {fast} to {slow} cycles; all of this on VTA's Chisel core.\n"
+        f"{known['hls_ms']:.3f} ms on VTA's HLS core, of which the published bitstreams are made; the model of that "
+        "core follows its source, and was held against nothing."
     )
 
 
@@ -236,6 +237,8 @@ def _environment() -> jinja2.Environment:
         memory_over_time=views.memory_over_time,
         memory_split=views.memory_split,
         timeline=views.timeline,
+        across=views.across,
+        when=views.when,
         answers=answers,
         repeat=repeat,
         largest=views.largest,
@@ -250,7 +253,11 @@ def _environment() -> jinja2.Environment:
 
 def render_markdown(document: Mapping[str, Any]) -> str:
     """A collection of reports as Markdown."""
-    return views.to_markdown(document, networks.to_markdown(document))
+
+    def answered(report: Report) -> list[tuple[str, str]]:
+        return [*answers(report), ("How to repeat it", f"`{repeat(report)}`")]
+
+    return views.to_markdown(document, networks.to_markdown(document), answered)
 
 
 FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {

@@ -11,6 +11,7 @@ from tvmflow.measure import cycles as modelling
 from tvmflow.network.agreement import failure_sentence
 from tvmflow.report import Report, assemble
 from tvmflow.spec import MissingDependencyError, Target, VerificationError
+from tvmflow.system import progress
 from tvmflow.system.host import COMPUTER
 from tvmflow.targets import KINDS
 from tvmflow.targets import kind as backends
@@ -40,6 +41,7 @@ def survey(
         kind = KINDS[bundle.target.kind]
         if must_run and not cycles and kind.needs_device and bundle.target.elf != COMPUTER.elf:
             raise untimed(path, bundle.target, "it is for another kind of computer.")
+        progress.at(f"running the golden vectors of {bundle.name} for {bundle.target.name}")
         verdict = verify_bundle(bundle)
         if must_run and verdict["passed"] is None:
             raise MissingDependencyError(verdict["reason"])
@@ -47,6 +49,7 @@ def survey(
             raise VerificationError(failure_sentence(verdict, f"{path} ({bundle.name} for {bundle.target.name})"))
         if verdict["passed"] is False:
             return assemble(bundle, verdict, Timing(note="wrong answers aren't timed."))
+        progress.at(f"timing {bundle.name} on this computer" if kind.needs_device else f"running {bundle.name}")
         timing = backends.of(bundle.target).time(
             bundle, threads=threads, repeats=repeats, seconds=seconds, whole=timed, layers=profiled
         )
@@ -70,6 +73,7 @@ def untimed(path: Path, target: Target, reason: str) -> MissingDependencyError:
 def _add_cycles(bundle: bundles.Bundle, timing: Timing) -> Timing:
     try:
         trace_calls, emulator = backends.tracing(bundle.target)
+        progress.at(f"tracing an inference of {bundle.name} and modelling its cycles")
         found = modelling.profile(bundle, trace_calls, emulator)
     except MissingDependencyError as error:
         gap = Gap(what="cycles", reason=str(error), packages=error.packages)
