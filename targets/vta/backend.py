@@ -258,7 +258,7 @@ def time(
     if executable.source:
         target = bundle.target
         note = (
-            f"no {target.name} was at hand: the accelerator's part takes {timed.latency_ms:.4g} ms (simulated); "
+            f"this computer is no {target.name}: the accelerator's part takes {timed.latency_ms:.4g} ms (simulated); "
             f"what the processor's takes, and so the sum, isn't known. {_on_the_processor(bundle.layers, target)}"
         )
         return Timing(note=note, details=details, timeline=occupancy(timed))

@@ -81,9 +81,9 @@ def simulation_text(figures: Mapping[str, Any]) -> str:
     return (
         f"{figures['p50']:.3f} ms (simulated: {known['cycles']:,} cycles at {known['clock_mhz']:g} MHz, "
         f"{known['memory_latency_cycles']} cycles of memory latency)\n"
-        f"{low:.3f} to {high:.3f} ms where memory takes {fast} to {slow} cycles{split}; all on upstream's Chisel "
-        "core.\n"
-        f"{known['hls_ms']:.3f} ms on its HLS core, which published bitstreams are, by a model after its source alone"
+        f"{low:.3f} to {high:.3f} ms where memory takes {fast} to {slow} cycles{split}; all of this on VTA's Chisel core.\n"
+        f"{known['hls_ms']:.3f} ms on VTA's HLS core, of which the published bitstreams are made; the model of that "
+        "core follows its source, and was held against nothing."
     )
 
 
@@ -137,7 +137,7 @@ def layers_text(report: Report) -> str:
 def schedules_text(layers: Sequence[Mapping[str, Any]]) -> str:
     """By whom the layers' schedules are: how many, and what share of the layers' time if that was measured."""
     words = []
-    timed = all(layer["latency"] for layer in layers)
+    timed = all(layer.get("latency") for layer in layers)
     total = sum(layer["latency"]["p50"] for layer in layers) if timed else 0
     modelled = any(_by_whom(layer["schedule"]) == "by a model" for layer in layers)
     for name in ("searched", *(("by a model",) if modelled else ()), "by rules", "default"):
@@ -245,6 +245,8 @@ def _environment() -> jinja2.Environment:
         memory_over_time=views.memory_over_time,
         memory_split=views.memory_split,
         timeline=views.timeline,
+        across=views.across,
+        when=views.when,
         answers=answers,
         repeat=repeat,
         largest=views.largest,
@@ -259,7 +261,11 @@ def _environment() -> jinja2.Environment:
 
 def render_markdown(document: Mapping[str, Any]) -> str:
     """A collection of reports as Markdown."""
-    return views.to_markdown(document, networks.to_markdown(document))
+
+    def answered(report: Report) -> list[tuple[str, str]]:
+        return [*answers(report), ("How to repeat it", f"`{repeat(report)}`")]
+
+    return views.to_markdown(document, networks.to_markdown(document), answered)
 
 
 FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {
