@@ -9,7 +9,7 @@ does by kernels of its own, isn't counted. Counts of instructions are no times.
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -88,9 +88,9 @@ def markdown(document: dict[str, Any]) -> str:
         f"`python -m benchmarks.mcu_files`, {document['qemu']}, `{document['compiler']}`, `{document['options']}`, "
         f"TVM {around['versions']['tvm']}, {around['date'][:10]}.",
         "",
-        "Every build answers as the file's own arithmetic does, bit for bit, on its golden vectors under emulation, and "
-        "every operator of CMSIS-NN makes the integers of that arithmetic where the table says so. The peer's sum has "
-        "its kernels alone: what it has none for, such as moving the state of a streaming network, counts for nothing "
+        "Every build answers as the file's own arithmetic does, bit for bit, on its golden vectors under emulation, "
+        "and every operator of CMSIS-NN makes the integers of that arithmetic where the table says so. The peer's sum "
+        "has its kernels alone: what it has none for, such as moving the state of a streaming network, counts for nothing "
         "there, and is in the counts of tvmflow.",
         "",
         f"| network | {' | '.join(f'{cores[board]}: tvmflow | CMSIS-NN | ratio' for board in boards)} "
@@ -103,7 +103,9 @@ def markdown(document: dict[str, Any]) -> str:
         calls = [call for row in own.values() for call in row["peer"]]
         uncounted = ", ".join(f"{kind} ×{count}" for kind, count in next(iter(own.values()))["uncounted"].items())
         exact = f"{sum(call['exact'] for call in calls)} of {len(calls)}"
-        lines.append(f"| {network} | {' | '.join(sum(cells, []))} | {exact} | {uncounted or '–'} |")
+        lines.append(
+            f"| {network} | {' | '.join(itertools.chain.from_iterable(cells))} | {exact} | {uncounted or '–'} |"
+        )
     return "\n".join(lines) + "\n"
 
 

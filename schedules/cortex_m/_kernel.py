@@ -178,7 +178,7 @@ def rounds_shortly(layer: IntegerLayer) -> bool:
 
 
 def settled(layer: AnyLayer, dtype: str) -> AnyLayer:
-    """The same layer of inputs of `dtype`, but channels that are one number, whatever is read, have no weights any more.
+    """The same layer, but channels that are one number, whatever is read in `dtype`, have no weights any more.
 
     Where training left a channel dead, its scale is next to nothing, and its bias and its shift are too large for what
     holds for all others.

@@ -184,9 +184,7 @@ class Rows:
 
     @classmethod
     def of(cls, layer: IntegerLayer, offset: int) -> Rows:
-        tall, wide = (
-            (taps - 1) * by + 1 for taps, by in zip(layer.weight.shape[2:], layer.dilation, strict=True)
-        )
+        tall, wide = ((taps - 1) * by + 1 for taps, by in zip(layer.weight.shape[2:], layer.dilation, strict=True))
         reached = (layer.output_shape[3] - 1) * layer.stride[1] + wide
         pitch = max(reached, layer.padding[1] + layer.input_shape[3])
         return cls(layer=layer, offset=offset, rows=tall, pitch=pitch)
@@ -204,9 +202,7 @@ class Rows:
             return (c * tall + r) * wide + s
 
         if self._joined:
-            return tuple(
-                tuple(number(c, r, s) for s in range(wide) for c in range(channels)) for r in range(tall)
-            )
+            return tuple(tuple(number(c, r, s) for s in range(wide) for c in range(channels)) for r in range(tall))
         return tuple(tuple(number(c, r, s) for c in range(channels)) for r in range(tall) for s in range(wide))
 
     @property
@@ -313,6 +309,6 @@ def pairs_of(met: Met, inputs: int) -> list[tuple[int, int | None]]:
 
 def _rest(numbers: Sequence[int]) -> list[tuple[int, int | None]]:
     return [
-        (numbers[place], numbers[place + 1] if place + 1 < len(numbers) else None) for place in range(0, len(numbers), 2)
+        (numbers[place], numbers[place + 1] if place + 1 < len(numbers) else None)
+        for place in range(0, len(numbers), 2)
     ]
-
