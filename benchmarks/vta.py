@@ -118,15 +118,16 @@ def compiled(network: Any, board: Any, db: Path | None) -> dict[str, Any]:
 
 def kind_of(work: Any) -> str:
     """What the page calls a layer: a kind of convolution, or its operator."""
+    from tvmflow.targets.vta.layout import is_diagonal
     from tvmflow.targets.vta.nodes import NodeWork
 
     if isinstance(work, NodeWork):
         return work.layer.kind
     if work.pool:
         return "pool"
-    if work.diagonal:
+    if is_diagonal(work.network_layer):
         return "depthwise"
-    return "pointwise" if work.layer.weight[0, 0].size == 1 else "dense"
+    return "pointwise" if work.network_layer.weight[0, 0].size == 1 else "dense"
 
 
 def measure(network: Any, board: Any, db: Path | None) -> dict[str, Any]:
@@ -206,6 +207,12 @@ def _ratio(value: int, whole: int, form: str) -> str:
     return format(value / whole, form) if whole else ""
 
 
+def _split(document: Mapping[str, Any]) -> str:
+    """What the slow end of the band has besides."""
+    core, port = document.get("band_burst_beats", (0, 0))
+    return f" and, in the worse case, splits bursts of {core} words into {port}" if port < core else ""
+
+
 def _of_taps(row: Mapping[str, Any]) -> str:
     return f"{row['cycles'] / row['all_taps_cycles']:.2f}" if row["kind"] == "depthwise" else ""
 
@@ -231,7 +238,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         "this page.",
         "",
         f"**{ms['tuned']:.2f} ms** an image ({cycles['tuned']:,} cycles, {document['instructions']:,} instructions); "
-        f"{low:.2f} to {high:.2f} ms where memory takes {vta['latency_band'][0]} to {vta['latency_band'][1]} cycles. "
+        f"{low:.2f} to {high:.2f} ms where memory takes {vta['latency_band'][0]} to {vta['latency_band'][1]} cycles"
+        f"{_split(document)}. "
         "These are cycles of upstream's Chisel core, whose RTL the model was held against. Its HLS core, which the "
         f"published bitstreams are, takes {document['hls_ms']['tuned']:.2f} ms (untiled "
         f"{document['hls_ms']['untiled']:.2f}) by a model after its source alone. The whole network runs on the "
@@ -260,7 +268,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         "",
         "Why not: the GEMM core and the ALU share one queue, and each tile of 16 outputs passes it not only for "
         "each product "
-        "but once to begin it, once for its bias, once for its shift and twice to saturate it. A layer of few "
+        "but once to begin it, unless it is added to an input that ACC holds, once for its bias, once for its shift "
+        "and twice to saturate it. A layer of few "
         "products for "
         "each output is bound by these passes, whatever its tiling. `bound` says which limit holds: products (gemm) or "
         "passes (alu) on the compute queue, memory, or store.",

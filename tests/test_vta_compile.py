@@ -24,8 +24,8 @@ from tvmflow.targets.vta.check import check
 from tvmflow.targets.vta.compile import Compiled, compile_network, default_tiling, prepare, untiled
 from tvmflow.targets.vta.config import Config
 from tvmflow.targets.vta.emit import Infeasible
-from tvmflow.targets.vta.isa import Alu, Gemm, Load, Memory, Store, is_nop, module_of
-from tvmflow.targets.vta.layout import ONES, bias_tiles, ones_tile
+from tvmflow.targets.vta.isa import Alu, Gemm, Instruction, Load, Memory, Operation, Store, is_nop, module_of
+from tvmflow.targets.vta.layout import ONES, bias_lanes, bias_tiles, ones_at, ones_count, ones_tiles, shared_bias_tiles
 from tvmflow.targets.vta.simulate import Machine
 from tvmflow.targets.vta.space import choices
 from tvmflow.targets.vta.tiles import Tiling
@@ -205,6 +205,56 @@ def test_taps_that_read_only_padding_do_not_exist() -> None:
     assert large.steps == 2 * (9 + 4 + 4) ** 2
 
 
+def begun(compiled: Compiled, layer: int) -> int:
+    """Accumulators of a layer that are made a constant, or 0, before anything is added."""
+    mark, count, kinds = compiled.executable.layers[layer], 0, {Operation.MAX, Operation.MIN}
+    before: Instruction | None = None
+    for it in compiled.executable.instructions[mark.first : mark.last]:
+        if isinstance(it, Gemm) and it.reset:
+            count += it.steps
+        elif isinstance(it, Gemm) and isinstance(before, Alu) and before.operation in kinds:
+            count += before.steps
+        before = it if isinstance(it, Gemm | Alu) else before
+    return count
+
+
+@pytest.mark.parametrize("shape", [depthwise(), depthwise(dilation=5), conv(40, 3), conv(33)], ids=str)
+def test_outputs_are_added_to_inputs_that_accumulators_hold(shape: Shape) -> None:
+    """What ACC holds of the layer before is the input of the same channel and pixel."""
+    reference = network(conv(40), shape, channels=40)
+    tiling = Tiling(out_blocks=3, rows=9, in_blocks=3)
+    compiled = compile_network(reference, CONFIG, {"layers.0": tiling, "layers.1": tiling})
+    assert agree(compiled, reference)
+    assert begun(compiled, 0) == 3 * 81
+    assert begun(compiled, 1) == 0
+    other = compile_network(reference, CONFIG, {"layers.0": tiling, "layers.1": replace(tiling, rows=4)})
+    assert agree(other, reference)
+    assert begun(other, 1) == 3 * 81
+
+
+def test_lanes_beyond_the_channels_hold_anything() -> None:
+    """With one bias for all channels they aren't 0; the next layer has channels there."""
+    reference = network(conv(20, relu=False), conv(40), channels=40)
+    first = replace(reference.layers[0], bias=np.full(20, 900, np.int32), shift=np.full(20, 5, np.int32))
+    reference = replace(reference, layers=(first, *reference.layers[1:]))
+    tiling = Tiling(out_blocks=3, rows=9, in_blocks=3)
+    for cut in (tiling, replace(tiling, out_blocks=1)):
+        assert agree(compile_network(reference, CONFIG, {"layers.0": cut, "layers.1": cut}), reference)
+
+
+def test_weights_are_loaded_while_loads_would_wait() -> None:
+    """Where a layer waits for its input to be stored, the weights of the layers after it are loaded."""
+    reference = network(*(conv(64) for _ in range(4)), channels=64, size=12)
+    compiled = compile_network(reference, CONFIG)
+    loads = [
+        number
+        for number, it in enumerate(compiled.executable.instructions)
+        if isinstance(it, Load) and it.memory == Memory.WGT
+    ]
+    assert agree(compiled, reference)
+    assert loads[-1] < compiled.executable.layers[-1].first
+
+
 def test_stores_follow_the_alu() -> None:
     """OUT is what the ALU wrote last: nothing else touches the tiles before they are stored."""
     compiled = compile_network(network(conv(40), depthwise(), POOL, dense(10)), CONFIG)
@@ -249,10 +299,28 @@ def test_biases_as_products() -> None:
     bias = np.array([0, 1, -1, 127, -128, 241_935, -241_936, 2**31 - 2**20, -(2**31) + 2**20], np.int64)
     tiles = bias_tiles(bias, 16)
     assert tiles.dtype == np.int8
-    products = (tiles.astype(np.int64) @ ones_tile(CONFIG)[0].astype(np.int64)).sum(1).ravel()
+    whole = ones_tiles(CONFIG)[ones_at(16, 16), 0]
+    products = (tiles.astype(np.int64) @ whole.astype(np.int64)).sum(1).ravel()
     assert np.array_equal(products[: len(bias)], bias)
     assert not products[len(bias) :].any()
     assert ONES == 127
+
+
+@pytest.mark.parametrize(("most", "lanes"), [(127, 1), (128, 2), (16_129, 2), (16_130, 4), (48_388, 8), (241_935, 16)])
+def test_blocks_share_tiles_of_biases(most: int, lanes: int) -> None:
+    """As many as a tile has room for; each is multiplied with a tile of ones where its lanes are."""
+    bias = np.random.default_rng(most).integers(-most, most + 1, 60)
+    bias[7], bias[50] = most, -most
+    assert bias_lanes(bias, 16) == lanes
+    tiles = shared_bias_tiles(bias, lanes, 16).astype(np.int64)
+    each = 16 // lanes
+    ones = ones_tiles(CONFIG)[ones_at(lanes, 16) :, 0].astype(np.int64)
+    found = np.concatenate([tiles[block // each] @ ones[block % each] for block in range(4)])
+    assert len(tiles) == -(-4 // each)
+    assert np.array_equal(found[:60], bias)
+    assert not found[60:].any()
+    assert len(ones_tiles(CONFIG)) == ones_count(16) == ones_at(16, 16) + 1
+    assert bias_lanes(np.array([241_936]), 16) is None
 
 
 def test_pool_with_different_shifts() -> None:

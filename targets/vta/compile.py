@@ -8,6 +8,7 @@ all the same, since each load waits only for the stores that it reads.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,16 +18,18 @@ from tvmflow.integer.layers import RANGES, IntegerLayer
 from tvmflow.integer.network import IntegerNetwork
 from tvmflow.spec import UnsupportedOperatorError, UserError
 from tvmflow.targets.vta import isa, node_tiles, nodes
+from tvmflow.targets.vta.ahead import RunAhead, emit
 from tvmflow.targets.vta.bounds import AnyWork
 from tvmflow.targets.vta.config import Config
 from tvmflow.targets.vta.cpu import ALIGNMENT, CpuWork, Place, function_name, source_of
 from tvmflow.targets.vta.emit import Infeasible, Stream
 from tvmflow.targets.vta.isa import Instruction, Load, Memory, Store
-from tvmflow.targets.vta.layout import TENSORS, Tensor, ones_tile
+from tvmflow.targets.vta.layout import Tensor, ones_count, ones_tiles
 from tvmflow.targets.vta.nodes import NodeWork
+from tvmflow.targets.vta.packed import packed_work
 from tvmflow.targets.vta.places import place_tensors, placed_inputs
 from tvmflow.targets.vta.program import Executable, Mark, Region, Step
-from tvmflow.targets.vta.tiles import Tiling, Weights, Work, emit, input_rows, parts
+from tvmflow.targets.vta.tiles import Tiling, WeightedTile, Weights, Work, input_rows, parts, tiles_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,7 +104,7 @@ def prepare(network: IntegerNetwork, config: Config) -> tuple[AnyWork, ...]:
             ((lowest, highest),) = read
             work = Work(layer=layer, source=sources[0], target=target, lowest=lowest, highest=highest, kept=kept)
             _ = work.shifts  # raises what can't be done
-            works.append(work)
+            works.append(packed_work(work, sources[0].pack, target.pack))
             read_before |= set(layer.inputs)
             continue
         placed = placed_inputs(layer, sources, target)
@@ -113,9 +116,9 @@ def prepare(network: IntegerNetwork, config: Config) -> tuple[AnyWork, ...]:
             continue
         works.append(node)
         read_before |= set(layer.inputs)
-    for one in works:
-        if isinstance(one, Work) or (isinstance(one, NodeWork) and one.blocks):
-            _check_widths((*one.sources, one.target), config)
+    for made in works:
+        if isinstance(made, Work) or (isinstance(made, NodeWork) and made.blocks):
+            _check_widths((*made.sources, made.target), config)
     return tuple(works)
 
 
@@ -186,11 +189,11 @@ def compile_works(
     marks, steps = _write(drafts, weights, schedule)
     streams = [draft.stream for draft in drafts if draft.stream]
 
-    # the image: the tile of ones, weights, micro-ops, tables; behind it the activations, which no one initialises
-    ones = ones_tile(config)
-    parts = [ones, np.zeros(config.alignment - ones.nbytes % config.alignment, np.int8), *weights.tiles]
-    offsets = {Memory.WGT: config.alignment}
-    offsets[Memory.UOP] = config.alignment + weights.count * config.wgt_bytes
+    # the image: the tiles of ones, weights, micro-ops, tables; behind it the activations, which no one initialises
+    ones = ones_tiles(config)
+    parts = [ones, np.zeros(-ones.nbytes % config.alignment, np.int8), *weights.tiles]
+    offsets = {Memory.WGT: _up(ones.nbytes, config.alignment)}
+    offsets[Memory.UOP] = offsets[Memory.WGT] + weights.count * config.wgt_bytes
     parts += [isa.encode_uops(stream.uops, config) for stream in streams]
     image = np.concatenate([part.reshape(-1).view(np.uint8) for part in parts])
     on_cpu = {
@@ -248,10 +251,17 @@ def _write(
     end = 0
     for draft in drafts:
         begin = end
+        weighted = [work for work in draft.works if isinstance(work, Work)]
+        tiles = {
+            work.layer.name: tiles_of(draft.stream, weights, work, schedule[work.layer.name])
+            for work in weighted
+            if draft.stream
+        }
+        ahead = RunAhead(draft.stream, list(itertools.chain.from_iterable(tiles.values()))) if draft.stream else None
         for work in draft.works:
             first = end
-            if draft.stream and not isinstance(work, CpuWork):
-                _emit(draft.stream, weights, work, schedule[work.layer.name])
+            if draft.stream and ahead and not isinstance(work, CpuWork):
+                _emit(draft.stream, weights, work, schedule[work.layer.name], tiles, ahead)
                 end = begin + len(draft.stream.drafts)
             marks.append(Mark(name=work.layer.name, first=first, last=end))
         if draft.stream:
@@ -261,12 +271,20 @@ def _write(
     return marks, steps
 
 
-def _emit(stream: Stream, weights: Weights, work: Work | NodeWork, tiling: Tiling) -> None:
+def _emit(
+    stream: Stream,
+    weights: Weights,
+    work: Work | NodeWork,
+    tiling: Tiling,
+    tiles: Mapping[str, Sequence[WeightedTile]],
+    ahead: RunAhead,
+) -> None:
     try:
         if isinstance(work, NodeWork):
+            ahead.end()
             node_tiles.emit(stream, weights, work, tiling)
         else:
-            emit(stream, weights, work, tiling)
+            emit(stream, tiles[work.layer.name], ahead)
     except Infeasible as error:
         raise Infeasible(f"{work.layer.name} can't be cut into {tiling}: {error}") from error
 
@@ -301,7 +319,8 @@ def _regions(
         name: Region(
             name=name,
             offset=behind + tensor.tile * config.inp_bytes,
-            shape=(1, *tensor.shape),
+            shape=(1, *tensor.unpacked_shape),
+            pack=tensor.pack,
             dtype=dtypes.get(name, "int8"),
         )
         for name, tensor in tensors.items()
@@ -309,8 +328,8 @@ def _regions(
 
 
 def _behind(image: np.ndarray, config: Config) -> int:
-    """Where the tile of ones would lie, if it were in front of the activations, which are behind the image."""
-    return _up(image.size, config.alignment) - TENSORS * config.inp_bytes
+    """Where the tiles of ones would lie, if they were in front of the activations, which are behind the image."""
+    return _up(image.size, config.alignment) - ones_count(config.block) * config.inp_bytes
 
 
 def _ports(works: Sequence[AnyWork]) -> Ports:
@@ -323,11 +342,11 @@ def _ports(works: Sequence[AnyWork]) -> Ports:
 
 
 def _moved(instruction: Instruction, offsets: Mapping[Memory, int], config: Config) -> Instruction:
-    """The instruction with its address in the image; the tile of ones lies at its beginning."""
+    """The instruction with its address in the image; the tiles of ones lie at its beginning."""
     if not isinstance(instruction, Load | Store) or isa.is_nop(instruction):
         return instruction
     memory = instruction.memory if isinstance(instruction, Load) else Memory.INP
-    if memory == Memory.INP and instruction.dram_base < TENSORS:
+    if memory == Memory.INP and instruction.dram_base < ones_count(config.block):
         return instruction
     return replace(instruction, dram_base=instruction.dram_base + offsets[memory] // isa.element_bytes(memory, config))
 
@@ -345,7 +364,7 @@ def default_tiling(work: Work | NodeWork, config: Config) -> Tiling:
         return node_tiles.default_tiling(work, config)
     height, width = work.target.shape[1:]
     blocks, inputs = work.target.blocks, work.source.blocks
-    taps, bias = len(work.taps), work.bias_count
+    taps = len(work.taps)
     acc, inp, wgt = config.acc_depth // 2, config.inp_depth, config.wgt_depth // 2
     if work.pool:
         out_blocks = max(1, min(blocks, config.acc_depth, inp // work.source.pixels))
@@ -358,10 +377,10 @@ def default_tiling(work: Work | NodeWork, config: Config) -> Tiling:
     rows = max((rows for rows in parts(height) if fits(rows, 1)), default=1)
     if work.diagonal:
         room = max((n for n in range(1, blocks + 1) if fits(rows, n)), default=1)
-        out_blocks = max(1, min(room, blocks, acc // (rows * width), wgt // max(1, taps + bias), -(-blocks // 2)))
+        out_blocks = max(1, min(room, blocks, acc // (rows * width), wgt // (taps + 1), -(-blocks // 2)))
         return Tiling(out_blocks=out_blocks, rows=rows, in_blocks=out_blocks, pieces=_pieces(out_blocks * rows * width))
     in_blocks = max((n for n in range(1, inputs + 1) if fits(rows, n)), default=1)
-    out_blocks = max(1, min(blocks, acc // (rows * width), wgt // max(1, inputs * taps + bias) or 1))
+    out_blocks = max(1, min(blocks, acc // (rows * width), wgt // (inputs * taps + 1) or 1))
     return Tiling(out_blocks=out_blocks, rows=rows, in_blocks=in_blocks, pieces=_pieces(out_blocks * rows * width))
 
 
@@ -381,7 +400,7 @@ def untiled(work: Work | NodeWork, config: Config) -> Tiling:
     fitting = [rows for rows in parts(height) if reads(rows) <= config.inp_depth and rows * width <= config.acc_depth]
     rows = max(fitting, default=1)
     inputs = 1 if work.diagonal else work.source.blocks
-    room = min(config.inp_depth // reads(rows), (config.wgt_depth - work.bias_count) // max(1, len(work.taps)))
+    room = min(config.inp_depth // reads(rows), (config.wgt_depth - work.bias_tiles(1)) // max(1, len(work.taps)))
     return Tiling(out_blocks=1, rows=rows, in_blocks=max(1, min(inputs, room)), buffers=1)
 
 

@@ -12,7 +12,7 @@ room, which is double buffering, and what is still on chip when it is wanted aga
 from __future__ import annotations
 
 import bisect
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -29,6 +29,9 @@ LOAD, COMPUTE, STORE = 0, 1, 2
 
 NEVER = -1
 LEAST, MOST = -(2**31), 2**31 - 1
+LIKELY_LATENCY, LIKELY_BUS = 35, 8
+"""Cycles before a LOAD's first data and after its last, and bytes a cycle: of a board, of which a program knows
+nothing. They only decide how far loads of weights run ahead."""
 SIZES = 1 << SIZE_BITS
 """What no number of rows or columns of a transfer reaches, nor the distance of its rows."""
 
@@ -71,6 +74,8 @@ class Buffer:
 
     def __init__(self, depth: int) -> None:
         self.depth, self.single = depth, False
+        self.kept: set[Hashable] = set()
+        """Keys of what is wanted soon, which others take the place of only if there is no other."""
         self._held: dict[Hashable, range] = {}
         self._touched = np.zeros(depth, np.int64)
         self._now = 0
@@ -83,17 +88,41 @@ class Buffer:
         """Room for `count` tiles, where nothing was used for the longest time. Raises Infeasible."""
         if count > self.depth:
             raise Infeasible(f"{count} tiles don't fit a buffer of {self.depth}.")
-        borders = np.flatnonzero(np.diff(self._touched)) + 1
-        starts = [0, self.depth - count, *(int(start) for start in borders if start + count <= self.depth)]
-        start = 0 if self.single else min(starts, key=lambda start: (self._touched[start : start + count].max(), start))
-        taken = range(start, start + count)
-        self._held = {
-            other: held for other, held in self._held.items() if held.stop <= taken.start or taken.stop <= held.start
-        }
+        start = 0 if self.single else self._oldest(count)[1]
+        self.take_at(start, count)
         if key is not None:
-            self._held[key] = taken
-        self.touch(slice(start, start + count))
+            self._held[key] = range(start, start + count)
         return start
+
+    def room(self, count: int, since: int) -> int | None:
+        """Where `take` would make room, if nothing that is kept or was used after `since` lies there."""
+        if count > self.depth:
+            return None
+        touched, start = self._oldest(count)
+        return start if touched <= since else None
+
+    @property
+    def now(self) -> int:
+        """The time of `room`: how often something was used."""
+        return self._now
+
+    def _oldest(self, count: int) -> tuple[int, int]:
+        """The last use of the best place for `count` tiles, and where it is."""
+        touched = self._touched
+        if self.kept:
+            touched = touched.copy()
+            for key in self.kept & self._held.keys():
+                touched[self._held[key].start : self._held[key].stop] += self._now + 1
+        borders = np.flatnonzero(np.diff(touched)) + 1
+        starts = [0, self.depth - count, *(int(start) for start in borders if start + count <= self.depth)]
+        return min((int(touched[start : start + count].max()), start) for start in starts)
+
+    def take_at(self, start: int, count: int) -> None:
+        """These tiles, whatever they held."""
+        self._held = {
+            other: held for other, held in self._held.items() if held.stop <= start or start + count <= held.start
+        }
+        self.touch(slice(start, start + count))
 
     def touch(self, tiles: slice) -> None:
         """These tiles are in use."""
@@ -118,6 +147,8 @@ class Stream:
         self._used = {Memory.INP: _nobody(config.inp_depth), Memory.WGT: _nobody(config.wgt_depth)}
         self._computed, self._stored = _nobody(config.acc_depth), _nobody(config.acc_depth)
         self._memory = _nobody(dram_tiles)
+        # the tile of memory that each accumulator tile is equal to
+        self._equal = _nobody(config.acc_depth)
         # the range in which each accumulator tile's values are known to lie
         self._low = np.full(config.acc_depth, LEAST, np.int64)
         self._high = np.full(config.acc_depth, MOST, np.int64)
@@ -127,6 +158,13 @@ class Stream:
         self._begins: list[int] = []
         self._clock = 0
         self._ends: list[int] = []
+        # the same where queues wait: when each instruction of a queue ends, and when the queue is free
+        self._when: tuple[list[int], list[int], list[int]] = ([], [], [])
+        self._free = [0, 0, 0]
+        self.partly: dict[Hashable, int] = {}
+        """Of the weights that have a place but aren't all loaded: how many are."""
+        self.fill: Callable[[int], None] | None = None
+        """Called where loads stand still until then, as an input isn't stored yet: others may be loaded before it."""
         self._after: list[int] = []  # of each store: the number of compute instructions before it
         self._uop_limit = min(config.uop_depth, CHISEL_UOP_DEPTH)
         self._uop_load: Draft | None = None
@@ -152,12 +190,15 @@ class Stream:
             return
         stride = stride if rows > 1 else columns
         target = slice(sram, sram + rows * columns)
-        compute = int(self._used[memory][target].max())
+        compute, store = int(self._used[memory][target].max()), NEVER
         if memory == Memory.INP:
             starts = _starts(dram, rows, stride)
             store = max(int(self._memory[start : start + columns].max(initial=NEVER)) for start in starts)
             if store != NEVER:
                 compute = max(compute, self._knows(store))
+            ready = self._ready({COMPUTE: compute, STORE: store})
+            if self.fill is not None and ready > self._free[LOAD]:
+                self.fill(ready)
         instruction = Load(
             memory=memory,
             sram_base=sram,
@@ -167,6 +208,12 @@ class Stream:
             x_stride=_size(stride),
         )
         self._loaded[memory][target] = self._emit(LOAD, instruction, {COMPUTE: compute})
+
+    def loadable(self, sram: int, count: int, until: int) -> int:
+        """How many of `count` weight tiles from `sram` on a LOAD would bring until then, if it came next."""
+        used = int(self._used[Memory.WGT][sram : sram + count].max())
+        begins = max(self._free[LOAD], self._ready({COMPUTE: used}))
+        return max(0, min(count, (until - begins - LIKELY_LATENCY) * LIKELY_BUS // self.config.wgt_bytes))
 
     def gemm(self, outer: Loop, inner: Loop, uops: Sequence[Uop]) -> None:
         """INP · WGT added to ACC; `outer` and `inner` are loops around the micro-ops."""
@@ -178,11 +225,13 @@ class Stream:
         self.inp.touch(inp)
         self.wgt.touch(wgt)
         self._low[acc], self._high[acc] = LEAST, MOST
+        self._equal[acc] = NEVER
 
     def reset(self, start: int, count: int) -> None:
         """ACC tiles become 0."""
         span = slice(start, start + count)
         self._gemm(True, Loop(1), Loop(count, 1), [Uop(start)], span, NEVER)
+        self._equal[span] = NEVER
         self._low[span] = self._high[span] = 0
 
     def alu(self, operation: Operation, start: int, count: int, imm: int) -> None:
@@ -202,6 +251,7 @@ class Stream:
             imm=imm,
         )
         self._computed[span] = self._emit(COMPUTE, instruction, {STORE: self._last_store(span)})
+        self._equal[span] = NEVER
         if operation == Operation.MAX:
             self._low[span], self._high[span] = (np.maximum(part[span], imm) for part in (self._low, self._high))
         elif operation == Operation.MIN:
@@ -229,6 +279,7 @@ class Stream:
         )
         self._computed[dst] = self._emit(COMPUTE, instruction, {STORE: self._last_store(dst)})
         self.acc.touch(src)
+        self._equal[dst] = NEVER
         if operation == Operation.MAX:
             self._high[dst] = np.maximum(self._high[dst], self._high[src].max())
         else:
@@ -271,6 +322,18 @@ class Stream:
         self.acc.touch(source)
         for start in _starts(dram, rows, stride):
             self._memory[start : start + columns] = index
+
+    def equal(self, sram: int, dram: int, rows: int, columns: int, stride: int) -> None:
+        """What the caller knows of ACC tiles: from `sram` on they are what was stored to these tiles of memory."""
+        self._equal[sram : sram + rows * columns] = _tiles_of(dram, rows, columns, stride)
+
+    def holding(self, dram: int, rows: int, columns: int, stride: int) -> int | None:
+        """Where ACC holds what these tiles of memory do, one behind the other, if it does."""
+        wanted = _tiles_of(dram, rows, columns, stride)
+        for start in np.flatnonzero(self._equal == wanted[0]):
+            if np.array_equal(self._equal[start : start + len(wanted)], wanted):
+                return int(start)
+        return None
 
     def finish(self) -> None:
         """End the program once everything is done, with no token left."""
@@ -318,6 +381,8 @@ class Stream:
                     self._known_stores.append((needed, index))
         self._queues[queue].append(draft)
         self.drafts.append(draft)
+        self._free[queue] = max(self._free[queue], self._ready(waits)) + self._likely(instruction)
+        self._when[queue].append(self._free[queue])
         if queue == COMPUTE:
             self._begins.append(self._clock)
             self._clock += _cycles(instruction)
@@ -325,6 +390,17 @@ class Stream:
             self._ends.append(max(self._clock, self._ends[-1] if self._ends else 0) + _cycles(instruction))
             self._after.append(len(self._queues[COMPUTE]))
         return index
+
+    def _ready(self, waits: dict[int, int]) -> int:
+        """When the instructions that are waited for have likely ended."""
+        return max((self._when[queue][number] for queue, number in waits.items() if number != NEVER), default=0)
+
+    def _likely(self, instruction: Instruction) -> int:
+        """What an instruction likely takes."""
+        if isinstance(instruction, Load) and not isa.is_nop(instruction):
+            size = isa.element_bytes(instruction.memory, self.config)
+            return LIKELY_LATENCY + instruction.y_size * instruction.x_size * size // LIKELY_BUS
+        return _cycles(instruction)
 
     def _link(self, producer: int, needed: int, queue: int, draft: Draft) -> None:
         push, pop = FLAGS[producer, queue]
@@ -396,6 +472,10 @@ def _nobody(count: int) -> np.ndarray:
 
 def _starts(dram: int, rows: int, stride: int) -> range:
     return range(dram, dram + rows * stride, stride) if stride and rows > 1 else range(dram, dram + 1)
+
+
+def _tiles_of(dram: int, rows: int, columns: int, stride: int) -> np.ndarray:
+    return (dram + np.arange(rows)[:, None] * stride + np.arange(columns)).ravel()
 
 
 def _size(value: int) -> int:

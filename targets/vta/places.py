@@ -15,6 +15,7 @@ from tvmflow.integer.layers import AnyIntegerLayer, IntegerNode
 from tvmflow.integer.network import IntegerNetwork
 from tvmflow.integer.operators import Concat, Gather, Shape
 from tvmflow.targets.vta.layout import Tensor, place
+from tvmflow.targets.vta.packed import packs_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,8 @@ def place_tensors(network: IntegerNetwork, block: int) -> dict[str, Tensor]:
     """A place for every input and every layer's output."""
     shapes = {name: (channels, height, width) for name, (_, channels, height, width) in network.shapes.items()}
     homes = _homes(network, block)
-    tensors, _ = place({name: shape for name, shape in shapes.items() if name not in homes}, block)
+    own = {name: shape for name, shape in shapes.items() if name not in homes}
+    tensors, _ = place(own, block, packs_of(network, block))
 
     def find(name: str) -> Tensor:
         if name not in tensors:

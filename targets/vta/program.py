@@ -116,7 +116,8 @@ class Region:
     """An input or output in the memory image: of `shape` and of `dtype`, int8 or uint8, at `offset` bytes.
 
     `order` "dense" is the array in C order. "tiles" is VTA's own order for a 1×C×H×W array: [C/16][H][W][16], with 16
-    the block and zeros in the lanes beyond C; only for batch 1.
+    the block and zeros in the lanes beyond C; only for batch 1. Of what no file names, as it is neither an input nor an
+    output, `pack` pixels of a row may share a tile.
     """
 
     name: str
@@ -124,12 +125,18 @@ class Region:
     shape: tuple[int, ...]
     order: Literal["dense", "tiles"] = "tiles"
     dtype: str = "int8"
+    pack: int = 1
 
     def bytes(self, config: Config) -> int:
         if self.order == "dense":
             return prod(self.shape)
-        _, channels, height, width = self.shape
+        channels, height, width = self._packed
         return -(-channels // config.block) * config.block * height * width
+
+    @property
+    def _packed(self) -> tuple[int, int, int]:
+        _, channels, height, width = self.shape
+        return channels * self.pack, height, width // self.pack
 
     def write(self, memory: np.ndarray, values: np.ndarray, config: Config) -> None:
         """Put `values` into `memory`, uint8. Raises UserError for another shape or dtype."""
@@ -141,9 +148,13 @@ class Region:
     def read(self, memory: np.ndarray, config: Config) -> np.ndarray:
         """The values in `memory`, uint8, in their own dtype and shape."""
         found = memory[self.offset : self.offset + self.bytes(config)].view(self.dtype)
-        return (
-            from_tiles(found, self.shape, config.block) if self.order == "tiles" else found.reshape(self.shape).copy()
-        )
+        if self.order == "dense":
+            return found.reshape(self.shape).copy()
+        if self.pack == 1:
+            return from_tiles(found, self.shape, config.block)
+        _, height, width = self._packed
+        pixels = from_tiles(found, (1, *self._packed), config.block).reshape(self.pack, -1, height, width)
+        return np.ascontiguousarray(pixels.transpose(1, 2, 3, 0)).reshape(self.shape)
 
 
 def to_tiles(values: np.ndarray, block: int) -> np.ndarray:

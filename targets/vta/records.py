@@ -23,7 +23,7 @@ from tvmflow.targets.vta.tiles import Tiling
 if TYPE_CHECKING:
     from tvmflow.spec import Best
 
-FORMAT = 1
+FORMAT = 2
 """Of what tilings mean and how they are timed. Another one retires all records, of which any stays a right program."""
 
 
@@ -41,7 +41,9 @@ def describe(work: AnyWork | None) -> dict[str, Any]:
             "in_place": not work.blocks,
         }
     layer = work.layer
+    packs = {"packed": [work.source.pack, work.target.pack]} if work.written else {}
     return {
+        **packs,
         "kind": layer.kind,
         "weight": list(layer.weight.shape),
         "input": list(layer.input_shape),

@@ -82,7 +82,7 @@ def choices(work: Work, config: Config) -> list[Tiling]:
         if out_blocks * rows * width > config.acc_depth:
             continue
         for in_blocks in [out_blocks] if work.diagonal else parts(inputs):
-            weights = out_blocks * taps * (1 if work.diagonal else in_blocks) + out_blocks * work.bias_count
+            weights = out_blocks * taps * (1 if work.diagonal else in_blocks) + work.bias_tiles(out_blocks)
             if in_blocks * plane > config.inp_depth or weights > config.wgt_depth:
                 continue
             orders = ("channels", "rows") if out_blocks < blocks and rows < height else ("channels",)
@@ -112,7 +112,8 @@ def features(work: Work, tiling: Tiling, config: Config) -> list[float]:
     tile = tiling.out_blocks * tiling.rows * width
     plane = (last - first) * work.source.shape[2]
     reads = inputs if not work.diagonal else tiling.out_blocks
-    weights = tiling.out_blocks * (len(work.taps) * (1 if work.diagonal else inputs) + work.bias_count)
+    weights = tiling.out_blocks * len(work.taps) * (1 if work.diagonal else inputs)
+    weights += work.bias_tiles(tiling.out_blocks)
     counts = [-(-blocks // tiling.out_blocks), -(-height // tiling.rows), -(-reads // tiling.in_blocks)]
     left_over = [blocks % tiling.out_blocks / tiling.out_blocks, height % tiling.rows / tiling.rows]
     sizes = [bounds.gemm, bounds.compute, bounds.read, bounds.write, tile, plane, weights, *counts, blocks, height]

@@ -17,6 +17,7 @@ from tvmflow.targets.vta.cpu import KERNEL as CPU_KERNEL
 from tvmflow.targets.vta.cpu import CpuWork
 from tvmflow.targets.vta.facts import Vta
 from tvmflow.targets.vta.layout import Tensor as Placed
+from tvmflow.targets.vta.layout import is_diagonal
 from tvmflow.targets.vta.nodes import KERNELS as NODE_KERNELS
 from tvmflow.targets.vta.nodes import NodeWork
 from tvmflow.targets.vta.records import candidate_of, recorded, task_key_of
@@ -158,10 +159,10 @@ def _layer(work: AnyWork, made: Made, bus_bytes: int, live: int) -> Layer:
         return _on_the_processor(work, live, sum(prod(it.layer.output_shape) for it in made.works))
     if isinstance(work, NodeWork):
         return _node(work, made, bus_bytes, live)
-    layer = work.layer
+    layer = work.network_layer
     weights = 0 if work.pool else layer.weight.nbytes + layer.bias.nbytes
     return Layer(
-        kernel="vta_depthwise" if work.diagonal and not work.pool else KERNELS[layer.kind],
+        kernel="vta_depthwise" if is_diagonal(layer) and not work.pool else KERNELS[layer.kind],
         modules=layer.modules,
         macs=0 if work.pool else layer.macs,
         bytes=weights + prod(layer.input_shape) + prod(layer.output_shape),

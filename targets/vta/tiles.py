@@ -10,7 +10,7 @@ store queue works while the ALU does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol
@@ -26,8 +26,11 @@ from tvmflow.targets.vta.layout import (
     ONES,
     WIDE,
     Tensor,
+    bias_lanes,
     bias_tiles,
     is_diagonal,
+    ones_at,
+    shared_bias_tiles,
     weight_tiles,
     wide_bias_tiles,
 )
@@ -59,11 +62,12 @@ class Tiling:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """One tap along one axis: outputs `first` … `first + count` read inputs from `start` on."""
+    """One tap along one axis: `count` outputs from `first` on, every `step`th, read inputs from `start` on."""
 
     first: int
     count: int
     start: int
+    step: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,6 +83,13 @@ class Work:
     """The most of it."""
     kept: int = 0
     """Tiles of what it reads that may be on chip already, as an earlier layer reads them, too."""
+    written: IntegerLayer | None = None
+    """The network's layer, where `layer` is that of packed maps."""
+
+    @property
+    def network_layer(self) -> IntegerLayer:
+        """The layer as the network has it."""
+        return self.written or self.layer
 
     @property
     def block(self) -> int:
@@ -98,12 +109,12 @@ class Work:
 
     @cached_property
     def taps(self) -> tuple[tuple[int, Window, Window], ...]:
-        """The taps that read something of the map: number, rows and columns."""
+        """The taps that read something of the map, and whose weights aren't all 0: number, rows and columns."""
         height, width = self.layer.weight.shape[2:]
         found = []
         for number in range(height * width):
             rows, columns = self._window(0, number // width), self._window(1, number % width)
-            if rows.count and columns.count:
+            if rows.count and columns.count and self.layer.weight[:, :, number // width, number % width].any():
                 found.append((number, rows, columns))
         return tuple(found)
 
@@ -161,10 +172,28 @@ class Work:
         return moved_start(self.constant, self.shifts[0]) if len(set(self.shifts)) == 1 else (self.constant, 0)
 
     @cached_property
-    def bias_weights(self) -> np.ndarray:
-        """int8 outputs' blocks × count × block × block; two if `wide_bias`, between which ALU shifts left by WIDE."""
+    def bias_lanes(self) -> int | None:
+        """Lanes that a bias takes, so that several blocks' share a tile; None if tiles aren't shared."""
+        return bias_lanes(self.biases, self.block)
+
+    def bias_weights(self, blocks: range) -> np.ndarray:
+        """int8 … × block × block: what these blocks of outputs take for their biases.
+
+        They are shared, or of each block there are `bias_count`: two if `wide_bias`, between which ALU shifts left.
+        """
+        biases = self.biases[blocks.start * self.block : blocks.stop * self.block]
+        if self.bias_lanes is not None:
+            return shared_bias_tiles(biases, self.bias_lanes, self.block)
         made = wide_bias_tiles if self.wide_bias else bias_tiles
-        return made(self.biases, self.block)
+        tiles = made(biases, self.block)
+        missing = self.bias_count - tiles.shape[1]  # where other blocks have larger biases
+        return np.pad(tiles, ((0, 0), (0, missing), (0, 0), (0, 0))) if missing else tiles
+
+    def bias_tiles(self, blocks: int) -> int:
+        """How many tiles that are, for so many blocks."""
+        if not self.bias_count:
+            return 0
+        return blocks * self.bias_count if self.bias_lanes is None else -(-blocks * self.bias_lanes // self.block)
 
     @cached_property
     def wide_bias(self) -> bool:
@@ -173,7 +202,45 @@ class Work:
 
     @cached_property
     def bias_count(self) -> int:
-        return 0 if self.constant is not None else self.bias_weights.shape[1]
+        """Products by which an output tile gets its biases."""
+        if self.constant is not None:
+            return 0
+        if self.bias_lanes is not None:
+            return 1
+        most = ONES * ONES * (self.block - 1)
+        return 2 if self.wide_bias else int(-(-abs(self.biases).max() // most))
+
+    @cached_property
+    def in_place_weights(self) -> np.ndarray | None:
+        """`weights` of outputs that are added to what accumulators hold already, None if that can't be.
+
+        An accumulator that holds the input of the output's own channel and pixel needs no beginning if the tap that
+        reads just that has a weight less by 1.
+        """
+        shape, layer = self.source.shape[1:], self.layer
+        centre = [
+            number
+            for number, (_, *windows) in enumerate(self.taps)
+            if all(
+                window.first == window.start == 0 and window.count == size
+                for window, size in zip(windows, shape, strict=True)
+            )
+        ]
+        if self.pool or tuple(layer.stride) != (1, 1) or self.target.shape[1:] != shape or len(centre) != 1:
+            return None
+        weights = self.weights.copy()  # −127 at least
+        for block in range(self.in_place_blocks):
+            lanes = min(self.block, self.target.shape[0] - block * self.block)
+            part = weights[block, 0 if self.diagonal else block, centre[0]]
+            part[range(lanes), range(lanes)] -= 1
+        return weights
+
+    @property
+    def in_place_blocks(self) -> int:
+        """How many of the outputs' blocks have an input of the same number in each lane: beyond a tensor's channels
+        accumulators hold anything."""
+        outputs, inputs = self.target.shape[0], self.source.shape[0]
+        return self.target.blocks if outputs <= inputs else inputs // self.block
 
     @cached_property
     def saturates(self) -> tuple[bool, bool]:
@@ -203,13 +270,14 @@ class Work:
     @property
     def weight_count(self) -> int:
         """Tiles of weights and biases."""
-        return self.weights.size // self.block**2 + self.target.blocks * self.bias_count
+        return self.weights.size // self.block**2 + self.bias_tiles(self.target.blocks)
 
     @cached_property
     def compute_cycles(self) -> int:
         """Cycles of the compute queue without any overhead: products, biases and the ALU's passes over each tile."""
-        begun = 1 + self.bias_count + (self.wide_bias and self.bias_count > 0)
-        return self.steps + self.target.tiles * (begun + self.passes)
+        begun = self.bias_count + (self.wide_bias and self.bias_count > 0)
+        fresh = self.target.blocks - (0 if self.in_place_weights is None else self.in_place_blocks)
+        return self.steps + self.target.tiles * (begun + self.passes) + fresh * self.target.pixels
 
     @cached_property
     def steps(self) -> int:
@@ -259,19 +327,9 @@ class Weights:
         return self._known[key]
 
 
-def emit(stream: Stream, weights: Weights, work: Work, tiling: Tiling) -> None:
-    """The instructions of a layer. Raises Infeasible if the tiling's parts don't fit."""
-    for buffer in (stream.inp, stream.wgt, stream.acc):
-        buffer.single = tiling.buffers == 1
-    tiles = [_Tile(stream, weights, work, tiling, blocks, rows) for blocks, rows in _tiles(work, tiling)]
-    room = stream.wgt.depth
-    for tile in tiles[: tiling.ahead]:
-        room -= sum(chunk.count for chunk in tile.weights())
-        if room >= 0:
-            for chunk in tile.weights():
-                tile.load_weights(chunk)
-    for tile in tiles:
-        tile.emit(tiling.pieces if tile is tiles[-1] else 1)
+def tiles_of(stream: Stream, weights: Weights, work: Work, tiling: Tiling) -> list[WeightedTile]:
+    """The parts of a layer, in the order in which they are computed."""
+    return [WeightedTile(stream, weights, work, tiling, blocks, rows) for blocks, rows in _tiles(work, tiling)]
 
 
 def _tiles(work: Work, tiling: Tiling) -> Iterator[tuple[range, range]]:
@@ -285,10 +343,10 @@ def _tiles(work: Work, tiling: Tiling) -> Iterator[tuple[range, range]]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Chunk:
+class Chunk:
     """Weights that are loaded together: those of some of the inputs' blocks, and the biases if `bias`."""
 
-    key: object
+    key: Hashable
     inputs: range
     bias: bool
     parts: tuple[np.ndarray, ...]
@@ -358,10 +416,11 @@ class OutputTile:
                 self.stream.alu(Operation.MIN, start, count, layer.maximum + moved)
             dram = target.tile + (self.blocks.start + blocks.start) * target.pixels
             dram += self.rows.start * self.width + pixels.start
-            if len(pixels) == target.pixels:
-                self.stream.store(start, dram, 1, count, count)
-            else:
-                self.stream.store(start, dram, len(blocks), len(pixels), target.pixels)
+            whole = len(pixels) == target.pixels
+            stored = (1, count, count) if whole else (len(blocks), len(pixels), target.pixels)
+            self.stream.store(start, dram, *stored)
+            if not moved:
+                self.stream.equal(start, dram, *stored)
 
     def shift(self, start: int, blocks: range, pixels: int) -> None:
         """Shift each run of blocks that have the same shift."""
@@ -391,7 +450,7 @@ class OutputTile:
                 yield range(block, block + 1), range(pixel, min(pixel + size, self.pixels))
 
 
-class _Tile(OutputTile):
+class WeightedTile(OutputTile):
     """The same of a layer with weights."""
 
     def __init__(self, stream: Stream, memory: Weights, work: Work, tiling: Tiling, blocks: range, rows: range) -> None:
@@ -400,12 +459,17 @@ class _Tile(OutputTile):
 
     def emit(self, pieces: int) -> None:
         count = len(self.blocks) * self.pixels
-        self.acc = self.stream.acc.take(count)
-        self.stream.constant(self.acc, count, self.work.start[0])
-        for chunk in self.weights():
+        held = self.held()
+        if held is None:
+            self.acc = self.stream.acc.take(count)
+            self.stream.constant(self.acc, count, self.work.start[0])
+        else:
+            self.acc = held
+            self.stream.acc.take_at(held, count)
+        for chunk in self.weights(in_place=held is not None):
             wgt = self.load_weights(chunk)
             if chunk.bias:  # comes first: a wide one is shifted
-                self._add_biases(wgt + chunk.count - len(self.blocks) * self.work.bias_count)
+                self._add_biases(wgt + chunk.count - self.work.bias_tiles(len(self.blocks)))
             if self.work.pool:
                 self._pool(wgt)
             elif self.work.diagonal:
@@ -416,24 +480,41 @@ class _Tile(OutputTile):
 
     # ----------------------------------------------------------------------------------------------------- products
 
-    def weights(self) -> list[_Chunk]:
+    @property
+    def adds(self) -> bool:
+        """Whether it can be added to the inputs of its own channels and pixels, where ACC holds them."""
+        work = self.work
+        return work.in_place_weights is not None and self.blocks.stop <= work.in_place_blocks and work.start == (0, 0)
+
+    def held(self) -> int | None:
+        """Where ACC holds what it can be added to, if it does."""
+        source = self.work.source
+        if not self.adds:
+            return None
+        dram = source.tile + (self.blocks.start * source.pixels) + self.rows.start * self.width
+        return self.stream.holding(dram, len(self.blocks), self.pixels, source.pixels)
+
+    def weights(self, *, in_place: bool = False) -> list[Chunk]:
         """All weights of the tile at once, if that leaves room for the next tile's, else as the inputs come."""
         work, inputs, taps = self.work, self.work.source.blocks, len(self.work.taps)
+        tiles = work.in_place_weights if in_place else work.weights
+        assert tiles is not None
         chosen = slice(self.blocks.start, self.blocks.stop)
-        biases = (work.bias_weights[chosen],) if work.bias_count else ()
+        biases = (work.bias_weights(self.blocks),) if work.bias_count else ()
         if not taps and not biases:  # what reads its border alone
             return []
         if work.diagonal:
-            parts = (work.weights if work.pool else work.weights[chosen], *biases)
-            return [_Chunk(key=(work.layer.name, self.blocks), inputs=self.blocks, bias=bool(biases), parts=parts)]
-        whole = len(self.blocks) * (inputs * taps + work.bias_count)
+            parts = (tiles if work.pool else tiles[chosen], *biases)
+            whole_key = (work.layer.name, self.blocks, in_place)
+            return [Chunk(key=whole_key, inputs=self.blocks, bias=bool(biases), parts=parts)]
+        whole = len(self.blocks) * inputs * taps + work.bias_tiles(len(self.blocks))
         together = inputs if 2 * whole <= self.stream.wgt.depth else self.tiling.in_blocks
         chunks = []
         for start in range(0, inputs, together):
             part = range(start, min(start + together, inputs))
-            parts = (work.weights[chosen, part.start : part.stop], *(biases if start == 0 else ()))
-            key = (work.layer.name, self.blocks, part)
-            chunks.append(_Chunk(key=key, inputs=part, bias=start == 0 and bool(biases), parts=parts))
+            parts = (tiles[chosen, part.start : part.stop], *(biases if start == 0 else ()))
+            key = (work.layer.name, self.blocks, part, in_place)
+            chunks.append(Chunk(key=key, inputs=part, bias=start == 0 and bool(biases), parts=parts))
         return chunks
 
     def _dense(self, wgt: int, inputs: range) -> None:
@@ -472,6 +553,14 @@ class _Tile(OutputTile):
             self._multiply([Loop(len(self.blocks), 1, pixels)], Uop(self.acc, inp, wgt), Loop(pixels, 0, 1))
 
     def _add_biases(self, wgt: int) -> None:
+        lanes = self.work.bias_lanes
+        if lanes is not None:
+            each = self.work.block // lanes
+            ones = self._load_ones(lanes)
+            for number, first in enumerate(range(0, len(self.blocks), each)):
+                blocks = Loop(min(each, len(self.blocks) - first), self.pixels, 1)
+                self._multiply([Loop(self.pixels, 1), blocks], Uop(self.acc + first * self.pixels, ones, wgt + number))
+            return
         if not self.work.wide_bias:
             self._add_bias(wgt, self.work.bias_count)
             return
@@ -481,12 +570,19 @@ class _Tile(OutputTile):
 
     def _add_bias(self, wgt: int, count: int) -> None:
         """The products of `count` tiles for each block, which are there for `bias_count`."""
-        ones = self.stream.inp.find("ones")
-        if ones is None:
-            ones = self.stream.inp.take(1, "ones")
-            self.stream.load(Memory.INP, ones, 0, 1, 1, 1)
+        ones = self._load_ones(self.work.block)
         loops = [Loop(self.pixels, 1), Loop(len(self.blocks), self.pixels, 0, self.work.bias_count)]
         self._multiply(loops, Uop(self.acc, ones, wgt), Loop(count, 0, 0, 1))
+
+    def _load_ones(self, lanes: int) -> int:
+        """Where the tiles of ones with so many lanes are on chip."""
+        block = self.work.block
+        found = self.stream.inp.find(("ones", lanes))
+        if found is None:
+            count = block // lanes
+            found = self.stream.inp.take(count, ("ones", lanes))
+            self.stream.load(Memory.INP, found, ones_at(lanes, block), 1, count, count)
+        return found
 
     def _rectangle(self, tap: int, rows: range) -> Iterator[tuple[list[Loop], int, int]]:
         """The loops of a tap over this tile's part of the map, and where they begin in ACC and INP, if anywhere.
@@ -505,7 +601,11 @@ class _Tile(OutputTile):
         if stride_x == stride_y == 1 and across.count == width == self.width:
             yield [Loop((last - first) * width, 1, 1)], dst, src
         else:
-            yield [Loop(last - first, self.width, stride_y * width), Loop(across.count, 1, stride_x)], dst, src
+            yield (
+                [Loop(last - first, self.width, stride_y * width), Loop(across.count, across.step, stride_x)],
+                dst,
+                src,
+            )
 
     def _multiply(self, loops: Sequence[Loop], begin: Uop, reduction: Loop = ONCE) -> None:
         """GEMM over all combinations of `loops` and, around them, of `reduction`, which adds up in the same tiles."""
@@ -529,14 +629,24 @@ class _Tile(OutputTile):
 
     # ------------------------------------------------------------------------------------------------------ transfers
 
-    def load_weights(self, chunk: _Chunk) -> int:
+    def load_weights(self, chunk: Chunk) -> int:
         """Where these weights are on chip."""
-        found = self.stream.wgt.find(chunk.key)
-        if found is not None:
-            return found
-        dram, count = self.memory.chunk(chunk.key, chunk.parts)
-        wgt = self.stream.wgt.take(count, chunk.key)
-        self.stream.load(Memory.WGT, wgt, dram, 1, count, count)
+        return self.load_some_weights(chunk, chunk.count)
+
+    def load_some_weights(self, chunk: Chunk, count: int) -> int:
+        """The same of the next `count` tiles of these weights, if so many aren't there."""
+        buffer, partly = self.stream.wgt, self.stream.partly
+        wgt = buffer.find(chunk.key)
+        if wgt is None:
+            wgt, partly[chunk.key] = buffer.take(chunk.count, chunk.key), 0
+        buffer.touch(slice(wgt, wgt + chunk.count))
+        there = partly.pop(chunk.key, chunk.count)
+        more = min(count, chunk.count - there)
+        if more:
+            dram, _ = self.memory.chunk(chunk.key, chunk.parts)
+            self.stream.load(Memory.WGT, wgt + there, dram + there, 1, more, more)
+        if there + more < chunk.count:
+            partly[chunk.key] = there + more
         return wgt
 
     def _load_inputs(self, channels: range) -> tuple[int, range]:
