@@ -108,17 +108,19 @@ def test_firmware_lies_where_the_chip_has_memory(tmp_path, small, board, flash_b
 
 
 @pytest.mark.usefixtures("qemu")
-@pytest.mark.parametrize("scheme", ["per-channel", "power-of-two"])
-def test_kernels_for_the_smallest_core_are_exact(tmp_path, scheme):
-    """It stops at words that aren't aligned, has no division, and multiplies 32 bits to 32."""
-    network = drawn(VARIETY, (1, 3, 13, 11), scheme)
-    program = compiled(network, PICO)
-    library = compile_object(program, PICO, tmp_path, select_linker(PICO))
+@pytest.mark.parametrize(
+    ("board", "scheme"), [("rp2040", "per-channel"), ("rp2040", "power-of-two"), ("nrf5340", "per-channel")]
+)
+def test_kernels_are_exact(tmp_path, board, scheme):
+    """The smallest core stops at words that aren't aligned, has no division, and multiplies 32 bits to 32."""
+    board, network = TARGETS[board], drawn(VARIETY, (1, 3, 13, 11), scheme)
+    program = compiled(network, board)
+    library = compile_object(program, board, tmp_path, select_linker(board))
     inputs = random_input(np.random.default_rng(1), network.input_shape, 3)
     inputs[0], inputs[1] = -128, 127
     expected = network.run(inputs)
     vectors, wanted = ([(row[None],) for row in arrays] for arrays in (inputs, expected))
-    done = machine.run(library, PICO, c_name(network.name), vectors, program.outputs, expected=wanted)
+    done = machine.run(library, board, c_name(network.name), vectors, program.outputs, expected=wanted)
     assert np.array_equal(np.concatenate([output for (output,) in done.outputs]), expected)
     assert done.wrong == 0
 
