@@ -8,22 +8,23 @@ goes into the classifier, whose input is rounded more coarsely thereby.
 
 from __future__ import annotations
 
+import math
 import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tvmflow.integer.network import IntegerLayer, IntegerNetwork
+from tvmflow.integer.network import IntegerNetwork
 from tvmflow.spec import MissingDependencyError, Target, UserError
 from tvmflow.targets.cortex_m.facts import Mcu
 
 COMPILER = "arm-none-eabi-gcc"
-FOLDERS = ("Convolution", "FullyConnected", "Pooling", "NNSupport", "Transpose")
+FOLDERS = ("BasicMath", "Convolution", "FullyConnected", "Pooling", "NNSupport", "Softmax", "Transpose")
 OPTIONS = ("-Ofast", "-std=gnu11", "-fno-math-errno", "-w")
 """-Ofast is the library's own default; it asks for no -ffreestanding, as it relies on copies made inline."""
 OPTIONS_OF_CORE = {"Cortex-M7": ("-DOPTIONAL_RESTRICT_KEYWORD=__restrict",)}
@@ -34,76 +35,124 @@ OFFSETS = {"int8": 0, "uint8": 128}
 """What is taken off, for all of CMSIS-NN's tensors are int8."""
 
 
-class Peer:
-    """A firmware with the network for a board's emulator. Raises UserError, MissingDependencyError."""
+def _nothing() -> np.ndarray:
+    return np.empty(0, np.int32)
 
-    def __init__(self, network: IntegerNetwork, target: Target, checkout: Path, folder: Path) -> None:
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Call:
+    """One call of the library. Shapes are rows, columns and channels; offsets are what is added to a tensor's numbers.
+
+    `weight`, `bias`, `multiplier` and `shift` are as the library takes them, in the order of its tensors. Unless they
+    are `of_channels`, all of a dense layer have the same factors.
+    """
+
+    kind: str
+    input_shape: tuple[int, int, int]
+    output_shape: tuple[int, int, int]
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    input_offset: int = 0
+    second_offset: int = 0
+    output_offset: int = 0
+    of_channels: bool = True
+    least: int = -128
+    most: int = 127
+    weight: np.ndarray = field(default_factory=_nothing)
+    bias: np.ndarray = field(default_factory=_nothing)
+    multiplier: np.ndarray = field(default_factory=_nothing)
+    shift: np.ndarray = field(default_factory=_nothing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """The kernels and the program that calls them, compiled for a core, all but the table of calls."""
+
+    target: Target
+    checkout: Path
+    folder: Path
+    objects: tuple[Path, ...]
+
+    @classmethod
+    def compiled(cls, target: Target, checkout: Path, folder: Path) -> Library:
+        """Raises UserError, MissingDependencyError."""
         from tvmflow.targets.cortex_m.machine import HERE, MACHINES, linker_script
 
         if not (checkout / "Include" / "arm_nnfunctions.h").is_file():
             raise UserError(f"{checkout} is no checkout of CMSIS-NN: it has no Include/arm_nnfunctions.h.")
-        self.network, self.target, self.folder = network, target, folder
-        self.layers = list(layers_for(network))
-        write_tables(self.layers, folder)
+        folder.mkdir(parents=True, exist_ok=True)
         # gcc's package of Debian has no C library; of it the kernels want two functions, which are in cmsis_nn.c
         (folder / "string.h").write_text(
             "#include <stddef.h>\nvoid *memcpy(void *, const void *, size_t);\nvoid *memset(void *, int, size_t);\n"
         )
         (folder / "link.ld").write_text(linker_script(MACHINES[Mcu.of(target).machine]))
-        core = (f"-mcpu={target.cpu.model.lower()}", "-mthumb", "-mfloat-abi=hard")
-        own = OPTIONS_OF_CORE.get(target.cpu.model, ())
+        found = cls(target=target, checkout=checkout, folder=folder, objects=())
         kernels = [path for name in FOLDERS for path in sorted((checkout / "Source" / f"{name}Functions").glob("*.c"))]
-        sources = [
-            *(path for path in kernels if not path.stem.endswith(("_f16", "_f32"))),
-            *(Path(__file__).with_suffix(".c"), folder / "constants.S"),
-        ]
-        include = [f"-I{path}" for path in (folder, checkout / "Include", HERE)]
+        sources = [path for path in kernels if not path.stem.endswith(("_f16", "_f32"))]
+        _gcc(*found.options(), "-c", *sources, at=folder)
         # its byte-wise copies are for other programs
         renamed = ("-Dmemcpy=startup_memcpy", "-Dmemset=startup_memset", "-ffreestanding", "-c")
-        _gcc(*core, "-O2", *include, *renamed, HERE / "startup.c", "-o", folder / "startup.o")
+        _gcc(*found.core(), "-O2", f"-I{HERE}", *renamed, HERE / "startup.c", "-o", folder / "startup.o")
+        objects = (folder / f"{path.stem}.o" for path in sources)
+        return replace(found, objects=(*objects, folder / "startup.o"))
+
+    def core(self) -> tuple[str, ...]:
+        return (f"-mcpu={self.target.cpu.model.lower()}", "-mthumb", "-mfloat-abi=hard")
+
+    def options(self) -> tuple[str, ...]:
+        from tvmflow.targets.cortex_m.machine import HERE
+
+        include = [f"-I{path}" for path in (self.folder, self.checkout / "Include", HERE)]
+        own = OPTIONS_OF_CORE.get(self.target.cpu.model, ())
+        return (*self.core(), *OPTIONS, *own, *include, "-ffunction-sections", "-fdata-sections")
+
+
+class Peer:
+    """A firmware with calls of the library, for a board's emulator. Raises UserError."""
+
+    def __init__(self, library: Library, calls: Sequence[Call], folder: Path) -> None:
+        self.library, self.calls, self.folder = library, tuple(calls), folder
+        write_tables(calls, folder)
+        sources = (Path(__file__).with_suffix(".c"), folder / "constants.S", *library.objects)
+        script = library.folder / "link.ld"
         _gcc(
-            *(
-                *core,
-                *OPTIONS,
-                *own,
-                *include,
-                *sources,
-                folder / "startup.o",
-                "-ffunction-sections",
-                "-fdata-sections",
-            ),
-            *("-nostdlib", "-lgcc", "-Wl,--gc-sections", f"-Wl,-T,{folder / 'link.ld'}", "-o", folder / "peer.elf"),
+            *(f"-I{folder}", *library.options(), *sources, "-nostdlib", "-lgcc"),
+            *("-Wl,--gc-sections", f"-Wl,-T,{script}", "-o", folder / "peer.elf"),
         )
 
-    def run(self, inputs: np.ndarray, first: int, count: int) -> tuple[np.ndarray, int]:
-        """`count` layers from the `first`, on N×C×H×W, int8 or uint8 as the reference has them.
+    def run(self, given: bytes, first: int, count: int) -> tuple[bytes, int]:
+        """`count` calls from the `first`, each on what the one before gave; the first on what is `given`, int8.
 
-        Gives the outputs in the same form, and all instructions that the firmware executed, its start included.
+        Gives what the last one made, and all instructions that the firmware executed, its start included.
         """
         from tvmflow.measure import emulate
         from tvmflow.targets.cortex_m import machine
 
-        signed = (inputs.astype(np.int16) - OFFSETS[str(inputs.dtype)]).astype(np.int8)
-        np.ascontiguousarray(signed.transpose(0, 2, 3, 1)).tofile(self.folder / "input.raw")
-        (self.folder / "layers.raw").write_bytes(struct.pack("<2i", first, count))
+        (self.folder / "input.raw").write_bytes(given)
+        (self.folder / "calls.raw").write_bytes(struct.pack("<2i", first, count))
         plugin = ["-plugin", f"{emulate.compile_plugin(machine.COUNTING_PLUGIN)},out={self.folder / 'counts'}"]
-        done = machine.start(
-            machine.find_qemu(), Mcu.of(self.target).machine, self.folder / "peer.elf", self.folder, plugin, 600
-        )
+        target = self.library.target
+        qemu, board = machine.find_qemu(), Mcu.of(target).machine
+        done = machine.start(qemu, board, self.folder / "peer.elf", self.folder, plugin, 600)
         if done.returncode:
-            raise UserError(f"CMSIS-NN's firmware for {self.target.name} failed: {done.stderr or done.stdout}")
+            raise UserError(f"CMSIS-NN's firmware for {target.name} failed: {done.stderr or done.stdout}")
         executed = sum(int(line.split()[0]) for line in (self.folder / "counts").read_text().splitlines())
-        if not count:
-            return inputs, executed
-        last = self.layers[first + count - 1]
-        _, channels, *extents = last.output_shape
-        made = np.fromfile(self.folder / "output.raw", np.int8).reshape(-1, *extents, channels)
-        return (made.transpose(0, 3, 1, 2).astype(np.int16) + OFFSETS[last.dtype]).astype(last.dtype), executed
+        return (self.folder / "output.raw").read_bytes() if count else given, executed
+
+    def executed(self, number: int, given: bytes) -> tuple[bytes, int]:
+        """What one call makes of what is `given`, and the instructions that it takes."""
+        made, executed = self.run(given, number, 1)
+        return made, executed - self.run(given, number, 0)[1]
 
 
-def layers_for(network: IntegerNetwork) -> Iterator[IntegerLayer]:
-    """The layers as CMSIS-NN can have them: a pool keeps its scale, the dense layer behind it makes up for that."""
-    factor = 1.0
+def calls_for(network: IntegerNetwork) -> Iterator[Call]:
+    """The layers as CMSIS-NN can have them: a pool keeps its scale, the dense layer behind it makes up for that.
+
+    All its tensors are int8: what is unsigned here has an offset of 128 there.
+    """
+    factor, dtype = 1.0, "int8"
     for layer in network.layers:
         assert layer.multiplier is not None
         if layer.kind == "pool":
@@ -112,11 +161,31 @@ def layers_for(network: IntegerNetwork) -> Iterator[IntegerLayer]:
             multiplier = 2 * np.rint(layer.multiplier * factor / 2).astype(np.int32)
             bias = np.rint(layer.bias / factor).astype(np.int32)
             layer, factor = replace(layer, multiplier=multiplier, bias=bias), 1.0
-        yield layer
+        offset, alone = OFFSETS[layer.dtype], layer.groups > 1
+        assert layer.multiplier is not None
+        yield Call(
+            kind={"pool": "POOL", "dense": "DENSE"}.get(layer.kind, "DEPTHWISE" if alone else "CONVOLUTION"),
+            input_shape=(*layer.input_shape[2:], layer.input_shape[1]),
+            output_shape=(*layer.output_shape[2:], layer.output_shape[1]),
+            kernel=layer.weight.shape[2:],
+            stride=layer.stride,
+            padding=layer.padding[:2],
+            dilation=layer.dilation,
+            input_offset=OFFSETS[dtype],
+            output_offset=-offset,
+            least=layer.minimum - offset,
+            most=layer.maximum - offset,
+            weight=layer.weight.transpose(1, 2, 3, 0) if alone else layer.weight.transpose(0, 2, 3, 1),
+            bias=layer.bias,
+            # (acc · multiplier/2 + 2³⁰) >> 31 is what the reference computes
+            multiplier=layer.multiplier // 2,
+            shift=np.zeros_like(layer.multiplier),
+        )
+        dtype = layer.dtype
 
 
-def write_tables(layers: Sequence[IntegerLayer], folder: Path) -> None:
-    """layers.h and the constants that it points to, channels last. What was uint8 has an offset of 128."""
+def write_tables(calls: Sequence[Call], folder: Path) -> None:
+    """calls.h and the constants that it points to."""
     blob = bytearray()
 
     def place(array: np.ndarray) -> str:
@@ -125,33 +194,25 @@ def write_tables(layers: Sequence[IntegerLayer], folder: Path) -> None:
         blob.extend(np.ascontiguousarray(array).tobytes())
         return f"(void *)(constants + {at})"
 
-    rows, dtype = [], "int8"
-    for layer in layers:
-        offset = OFFSETS[layer.dtype]
-        alone = layer.groups > 1
-        kind = {"pool": "POOL", "dense": "DENSE"}.get(layer.kind, "DEPTHWISE" if alone else "CONVOLUTION")
-        weight = layer.weight.transpose(1, 2, 3, 0) if alone else layer.weight.transpose(0, 2, 3, 1)
-        assert layer.multiplier is not None
-        # (acc · multiplier/2 + 2³⁰) >> 31 is what the reference computes
-        arrays = (weight, layer.bias, layer.multiplier // 2, np.zeros_like(layer.multiplier))
-        numbers: list[Any] = [
-            _braces((*layer.input_shape[2:], layer.input_shape[1])),
-            _braces((*layer.output_shape[2:], layer.output_shape[1])),
-            *map(_braces, (layer.weight.shape[2:], layer.stride, layer.padding[:2], layer.dilation)),
-            *(OFFSETS[dtype], -offset, layer.minimum - offset, layer.maximum - offset),
-            *map(place, arrays),
+    rows, sums = [], 0
+    for call in calls:
+        numbers: list[object] = [
+            call.kind,
+            *map(_braces, (call.input_shape, call.output_shape, call.kernel, call.stride, call.padding, call.dilation)),
+            *(call.input_offset, call.second_offset, call.output_offset, call.least, call.most, int(call.of_channels), sums),
+            *map(place, (call.weight, call.bias, call.multiplier, call.shift)),
         ]
-        rows.append(f"  {{{', '.join(map(str, (kind, *numbers)))}}},")
-        dtype = layer.dtype
-    largest = max(int(np.prod(shape)) for layer in layers for shape in (layer.input_shape, layer.output_shape))
+        rows.append(f"  {{{', '.join(map(str, numbers))}}},")
+        sums += call.output_shape[2] if call.kind == "DENSE" else 0
+    shapes = [shape for call in calls for shape in (call.input_shape, call.output_shape)]
     sizes = {
-        "LAYERS": len(layers),
-        "LARGEST": largest,
+        "CALLS": len(calls),
+        "LARGEST": 2 * max(math.prod(shape) for shape in shapes),
         "SCRATCH": SCRATCH,
-        "CLASSES": layers[-1].output_shape[1],
+        "SUMS": max(sums, 1),
     }
     defines = [f"#define {name} {value}" for name, value in sizes.items()]
-    (folder / "layers.h").write_text("\n".join([*defines, "static const struct layer layers[] = {", *rows, "};", ""]))
+    (folder / "calls.h").write_text("\n".join([*defines, "static const struct call calls[] = {", *rows, "};", ""]))
     (folder / "constants.bin").write_bytes(blob)
     (folder / "constants.S").write_text(
         f'.section .rodata.constants, "a", %progbits\n.balign {ALIGNMENT}\n.global constants\nconstants:\n'
@@ -163,9 +224,9 @@ def _braces(values: Sequence[int]) -> str:
     return f"{{{', '.join(map(str, values))}}}"
 
 
-def _gcc(*arguments: str | Path) -> None:
+def _gcc(*arguments: str | Path, at: Path | None = None) -> None:
     try:
-        done = subprocess.run([COMPILER, *map(str, arguments)], capture_output=True, text=True, check=False)
+        done = subprocess.run([COMPILER, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=at)
     except OSError as error:
         raise MissingDependencyError(f"{COMPILER} can't be run: {error}.") from error
     if done.returncode:
@@ -176,19 +237,26 @@ def _gcc(*arguments: str | Path) -> None:
 def measure(network: IntegerNetwork, target: Target, checkout: Path, images: np.ndarray) -> dict[str, Any]:
     """Instructions of each layer, whether each makes the reference's integers of its input, and how logits differ."""
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as scratch:
-        peer = Peer(network, target, checkout, Path(scratch))
+        library = Library.compiled(target, checkout.resolve(), Path(scratch, "library"))
+        peer = Peer(library, list(calls_for(network)), Path(scratch))
         logits, kept = network.run(images, keep=True)
-        _, nothing = peer.run(images[:1], 0, 0)
         instructions, exact = [], []
         for index, layer in enumerate(network.layers):
             (read,) = layer.inputs
-            made, executed = peer.run(kept[read][:1], index, 1)
-            instructions.append(executed - nothing)
-            exact.append(bool(np.array_equal(made, kept[layer.name][:1])))
-        ended = peer.run(images, 0, len(network.layers))[0].reshape(logits.shape)
+            made, executed = peer.executed(index, in_library(kept[read][:1]))
+            instructions.append(executed)
+            exact.append(made == in_library(kept[layer.name][:1]))
+        whole = peer.run(in_library(images), 0, len(network.layers))[0]
+    ended = (np.frombuffer(whole, np.int8).astype(int) + OFFSETS[network.layers[-1].dtype]).reshape(logits.shape)
     return {
         "instructions": instructions,
         "exact": exact,
-        "largest_difference_of_logits": int(np.abs(ended.astype(int) - logits).max()),
+        "largest_difference_of_logits": int(np.abs(ended - logits).max()),
         "same_class": int((ended.argmax(1) == logits.argmax(1)).sum()),
     }
+
+
+def in_library(values: np.ndarray) -> bytes:
+    """N×C×H×W, int8 or uint8, as the library has it: int8 with channels last."""
+    signed = (values.astype(np.int16) - OFFSETS[str(values.dtype)]).astype(np.int8)
+    return np.ascontiguousarray(signed.transpose(0, 2, 3, 1)).tobytes()

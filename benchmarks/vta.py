@@ -132,7 +132,7 @@ def kind_of(work: Any) -> str:
 def measure(network: Any, board: Any, db: Path | None) -> dict[str, Any]:
     """Cycles of the three, and of each layer of the tuned one with its bounds."""
     from tvmflow.targets.vta import timing
-    from tvmflow.targets.vta.backend import hardware
+    from tvmflow.targets.vta.backend import band, hardware
     from tvmflow.targets.vta.bounds import Bounds
     from tvmflow.targets.vta.records import candidate_of
 
@@ -159,14 +159,12 @@ def measure(network: Any, board: Any, db: Path | None) -> dict[str, Any]:
                 "tiling": candidate_of(tuned.schedule[layer.name]),
             }
         )
-    low, high = board.facts.latency_band
     hls = replace(machine, core="hls")
     return {
         "cycles": {name: found.cycles for name, found in timings.items()},
         "ms": {name: found.latency_ms for name, found in timings.items()},
-        "band_ms": [
-            timing.simulate(tuned.executable, machine.with_latency(cycles)).latency_ms for cycles in (low, high)
-        ],
+        "band_ms": [timing.simulate(tuned.executable, end).latency_ms for end in band(board)],
+        "band_burst_beats": [end.burst_beats for end in band(board)],
         "hls_ms": {name: timing.simulate(found.executable, hls).latency_ms for name, found in programs.items()},
         "instructions": len(tuned.executable.instructions),
         "layers": rows,

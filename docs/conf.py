@@ -37,7 +37,10 @@ nitpick_ignore_regex = [
     ("py:.*", r"(np|numpy|pathlib|collections|subprocess|torch|tvm|tirx)\..*|Path|PrimFunc|Module"),
     ("py:.*", r"tvmflow\.(integer\.chain|integer\.tail|system\.toolchain|tune|schedules\.cortex_m\._kernel)\..*"),
     ("py:.*", r"tvmflow\.(measure\.cycles|targets\.vta\.config)\..*"),
-    ("py:.*", r"Best|tvmflow\.spec\.OfKind|FloatLayer|Made|Rule|Runner|Scheme|Shape"),
+    (
+        "py:.*",
+        r"Best|Data|Dtype|Model|Numbers|QuantisedBy|tvmflow\.spec\.OfKind|FloatLayer|Made|Rule|Runner|Scheme|Shape",
+    ),
 ]
 
 html_theme = "furo"

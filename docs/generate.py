@@ -289,6 +289,41 @@ def _in_int8(kind: str, operator: str) -> str:
     return _names(name for name in names if name != "node" and name not in NODES)
 
 
+ON_A_PC = {
+    "llvm": "running it",
+    "arm_cpu": "qemu-user, as the board's CPU; 32-bit modules kernel by kernel",
+    "cuda": "a stand-in for the driver: TVM's CUDA module and every kernel run on the CPU",
+    "vta": "a simulator that is exact to the bit",
+    "cortex_m": "qemu's machine of the same core",
+}
+"""How a network for boards of a kind is verified on a computer that is none of them."""
+
+
+def operators_in_short() -> str:
+    """The README's table of operators: those that every kind treats alike share a row."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in WEIGHTED | NODES:
+        cells = tuple("processor" if _in_int8(kind, name) == "processor" else "yes" for kind in COLUMNS)
+        groups.setdefault(cells, []).append(f"`{name}`")
+    rows = [[", ".join(names), "yes", *cells] for cells, names in groups.items()]
+    rows.append(["everything else that can be [imported](docs/networks.md#operators)", "yes", *["no"] * len(COLUMNS)])
+    header = ["operators", "float32 on `llvm`, `arm_cpu`, `cuda`", *(f"int8 on {kinds}" for kinds in COLUMNS.values())]
+    return _table(header, rows)
+
+
+def boards_in_short() -> str:
+    """The README's table of boards: a row for each kind of target, the default board first."""
+    rows = []
+    for kind in KINDS:
+        boards = sorted(
+            (board for board in TARGETS.values() if board.kind == kind), key=lambda one: not _is_default(one)
+        )
+        dtypes = dict.fromkeys(dtype for board in boards for dtype in board.arithmetics)
+        names = ", ".join(f"`{board.name}`" for board in boards)
+        rows.append([f"`{kind}`", names, ", ".join(dtypes), ON_A_PC[kind]])
+    return _table(["target", "boards, the default first", "computes in", "verified on a PC by"], rows)
+
+
 # ------------------------------------------------------------------------------------------------------------ boards
 
 
@@ -531,8 +566,14 @@ def _command(name: str, command: Any) -> str:
         f"```text\n{usage}\n```",
         inspect.cleandoc(command.help or ""),
         _table(["", ""], rows),
+        f"```sh\n{_examples(command)}\n```",
     ]
     return "\n\n".join(parts).rstrip()
+
+
+def _examples(command: Any) -> str:
+    """The commands below a command's help."""
+    return "\n".join(line.strip() for line in (command.epilog or "").splitlines() if line.startswith("  "))
 
 
 # -------------------------------------------------------------------------------------------------------------- text

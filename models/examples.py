@@ -45,7 +45,7 @@ class Inputs:
 
 def is_function(data: str | Path) -> bool:
     """Whether `--data` names a function and no path."""
-    from tvmflow.network.pytorch import names_function
+    from tvmflow.network.forms import names_function
 
     return names_function(str(data)) and not Path(data).exists()
 
@@ -88,16 +88,20 @@ def of_data_set(data: DataSet, preprocessing: Preprocessing) -> Inputs:
     )
 
 
-def parse_labels(text: str) -> tuple[str, ...]:
-    """`--labels`: a text file with a name on each line, or names with commas between them. Raises UserError."""
-    path = Path(text)
-    if path.is_file():
+def parse_labels(text: str | Path | Sequence[str]) -> tuple[str, ...]:
+    """`--labels`: a text file with a name on each line, or names with commas between them. Raises UserError.
+
+    Python may give the names themselves.
+    """
+    if not isinstance(text, str | Path):
+        names = tuple(map(str, text))
+    elif (path := Path(text)).is_file():
         names = tuple(line.strip() for line in read_text(path, LISTING).splitlines() if line.strip())
     else:
-        names = tuple(part.strip() for part in text.split(","))
+        names = tuple(part.strip() for part in str(text).split(","))
     if len(names) < 2 or not all(names) or len(names) > LISTING.elements:
         raise UserError(
-            f"--labels {shortened(text)!r} is neither a text file with a class on each line nor a list such as "
+            f"--labels {shortened(str(text))!r} is neither a text file with a class on each line nor a list such as "
             f"cat,dog; two to {LISTING.elements:,} names are taken."
         )
     if len(set(names)) != len(names):
@@ -106,19 +110,57 @@ def parse_labels(text: str) -> tuple[str, ...]:
     return names
 
 
-def parse_preprocessing(mean: str | None, std: str | None) -> Preprocessing | None:
-    """`--mean` and `--std`. Raises UserError."""
+Numbers = str | Sequence[float]
+"""A number for each channel, as text with commas between them or as they are."""
+
+PIXELS = (0.0, 1.0)
+"""What pixels are scaled to before `--mean` and `--std` apply, unless `--input-range` says another range."""
+
+
+def parse_preprocessing(
+    mean: Numbers | None, std: Numbers | None, input_range: Numbers | None = None, channels: int = 3
+) -> Preprocessing | None:
+    """`--mean`, `--std` and `--input-range`: pixels are scaled to the range, less the mean, divided by the deviation.
+
+    A range alone is that of the inputs of all `channels`. Raises UserError.
+    """
+    low, high = _range(input_range) if input_range is not None else PIXELS
     if mean is None and std is None:
-        return None
+        if input_range is None:
+            return None
+        mean, std = (0.0,) * channels, (1.0,) * channels
     try:
-        found = [tuple(float(part) for part in text.split(",")) for text in (mean or "", std or "")]
-    except ValueError as error:
+        found = [_numbers_of(given) for given in (mean, std)]
+    except (TypeError, ValueError) as error:
         raise UserError("--mean and --std go together and take a number for each channel: 0.49,0.48,0.45.") from error
     if len(found[0]) != len(found[1]) or not all(part > 0 and math.isfinite(part) for part in found[1]):
         raise UserError("--mean and --std take as many numbers, and a deviation is positive.")
     if not all(map(math.isfinite, found[0])):
         raise UserError("--mean takes numbers, none of which is infinite.")
-    return Preprocessing(mean=found[0], std=found[1])
+    width = high - low
+    return Preprocessing(
+        mean=tuple((part - low) / width for part in found[0]), std=tuple(part / width for part in found[1])
+    )
+
+
+def _numbers_of(given: Numbers | None) -> tuple[float, ...]:
+    """Raises TypeError or ValueError for what is no list of numbers."""
+    if given is None:
+        raise ValueError
+    return tuple(float(part) for part in (given.split(",") if isinstance(given, str) else given))
+
+
+def _range(given: Numbers) -> tuple[float, float]:
+    try:
+        low, high = _numbers_of(given)
+    except (TypeError, ValueError):
+        low, high = 0.0, 0.0
+    if not (low < high and math.isfinite(low) and math.isfinite(high)):
+        raise UserError(
+            f"--input-range {shortened(str(given))} is no range: it takes what a black and a white pixel become, the "
+            "smaller number first, as in 0,255 or -1,1."
+        )
+    return low, high
 
 
 def check_described(
@@ -285,35 +327,50 @@ def _numbers(labels: np.ndarray, source: str) -> np.ndarray:
 def _of_function(text: str, inputs: Sequence[TensorSpec], most: int | None, names: Sequence[str]) -> Inputs:
     from tvmflow.network.pytorch import imported_function
 
+    with imported_function(text, "--data", "it takes a function that yields batches of inputs") as function:
+        return of_batches(_batches(function(), text), inputs, f"--data {text}", most, names, f"inputs of {text}")
+
+
+def of_batches(
+    batches: Iterable[Any],
+    inputs: Sequence[TensorSpec],
+    source: str,
+    most: int | None = None,
+    names: Sequence[str] = (),
+    note: str = "inputs given in Python",
+) -> Inputs:
+    """What batches hold: arrays or tensors, many of each input, or pairs of them and labels; a DataLoader yields such.
+
+    At most `most` inputs are taken. `source` says in messages whose the batches are. Raises UserError.
+    """
     parts: list[Arrays] = []
     labels: list[np.ndarray] = []
     count = size = 0
-    with imported_function(text, "--data", "it takes a function that yields batches of inputs") as function:
-        for item in _batches(function(), text):
-            arrays, numbers = _batch(item, inputs, f"--data {text}")
-            parts.append(arrays)
-            if numbers is not None:
-                labels.append(numbers)
-            count += len(arrays[0])
-            size += sum(array.nbytes for array in arrays)
-            if size > ARRAY.bytes:
-                raise UserError(
-                    f"--data {text} yields more than {ARRAY.bytes:,} bytes, the most that is kept "
-                    f"({ARRAY.remedy('bytes')}); let it end earlier, or give a smaller --count."
-                )
-            if most is not None and count >= most:
-                break
+    for item in batches:
+        arrays, numbers = _batch(item, inputs, source)
+        parts.append(arrays)
+        if numbers is not None:
+            labels.append(numbers)
+        count += len(arrays[0])
+        size += sum(array.nbytes for array in arrays)
+        if size > ARRAY.bytes:
+            raise UserError(
+                f"{source} yields more than {ARRAY.bytes:,} bytes, the most that is kept "
+                f"({ARRAY.remedy('bytes')}); let it end earlier, or give a smaller --count."
+            )
+        if most is not None and count >= most:
+            break
     if not count:
-        raise UserError(f"--data {text} yielded nothing; it has to yield batches of inputs.")
+        raise UserError(f"{source} yielded nothing; it has to yield batches of inputs.")
     if labels and sum(map(len, labels)) != count:
-        raise UserError(f"--data {text} yields labels with some batches and none with others; give them with all.")
+        raise UserError(f"{source} yields labels with some batches and none with others; give them with all.")
     whole = tuple(np.concatenate(arrays)[:most] for arrays in zip(*parts, strict=True))
     digest = hashlib.sha256()
     for array in whole:
         digest.update(np.ascontiguousarray(array).tobytes())
     return Inputs(
         count=len(whole[0]),
-        note=f"inputs of {text}",
+        note=note,
         sha256=digest.hexdigest(),
         take=lambda which: tuple(array[which] for array in whole),
         labels=np.concatenate(labels)[:most] if labels else None,

@@ -28,6 +28,7 @@ from tvmflow.models.examples import Inputs
 from tvmflow.models.train import write_text
 from tvmflow.network.agreement import compare, failure_sentence
 from tvmflow.spec import Preprocessing, Program, UserError, Vector, VerificationError
+from tvmflow.system import progress
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -110,6 +111,7 @@ def make(
     _require_faithful(graph, program)
     parts = cut(graph, keep_float) if keep_float else None
     head, inner = (parts.head, parts.inner) if parts else (graph, frozenset[str]())
+    progress.at("running the inputs that calibrate")
     quantised = quantize(head, examples.calibration, scheme, method, inner)
     facts: dict[str, Any] = {
         "channel_factors": _factors_of(quantised),
@@ -143,6 +145,7 @@ def make(
     )
     if parts is not None:
         _require_right_tail(parts.end, network, examples.others)
+    progress.at("comparing its layers with those of floats")
     found = fidelity(graph, quantised, network, examples.others, program.original, parts.end if parts else None)
     if found.output_sqnr_db <= 0:
         raise VerificationError(

@@ -12,6 +12,7 @@ import ctypes
 import dataclasses
 import io
 import json
+import logging
 import math
 import sys
 import time
@@ -31,9 +32,12 @@ from tvmflow.models.depthwise import use_fast_depthwise
 from tvmflow.models.dilated_net import DilatedNet, DilatedNetConfig, load_weights
 from tvmflow.models.resnet8 import ResNet8
 from tvmflow.spec import Preprocessing, UserError
-from tvmflow.system import scratch, untrusted
+from tvmflow.system import interrupt, scratch, untrusted
+from tvmflow.system import progress as waiting
 from tvmflow.system.host import cpu_name
 from tvmflow.system.untrusted import MalformedError, UnusableFileError, reason, shortened
+
+log = logging.getLogger(__name__)
 
 
 def multiplies_bfloat16() -> bool:
@@ -120,32 +124,36 @@ def train(
     state = _State(config, math.ceil(len(data.train.labels) / config.batch))
     state.load(work_dir / "state.pt")
     saved = time.monotonic()
+    if state.epoch or state.step:
+        log.info(f"Going on from step {state.step} of {state.steps_per_epoch} in epoch {state.epoch + 1}")
+    bar = tqdm(
+        total=state.steps_per_epoch * config.epochs,
+        initial=state.steps_per_epoch * state.epoch + state.step,
+        file=sys.stderr,
+        disable=not (progress and waiting.wanted()),
+        mininterval=1.0,
+    )
     while state.epoch < config.epochs:
         started, spent_before = time.monotonic(), state.seconds
-        steps = batches(data.train, config, state.epoch, state.step, data.preprocessing)
-        bar = tqdm(
-            steps,
-            desc=f"epoch {state.epoch + 1}/{config.epochs}",
-            total=state.steps_per_epoch,
-            initial=state.step,
-            file=sys.stderr,
-            disable=not progress,
-            mininterval=1.0,
-        )
-        for images, labels in bar:
-            state.update(images, labels)
-            bar.set_postfix(loss=f"{state.loss / state.step:.3f}", refresh=False)
-            if time.monotonic() - saved > checkpoint_seconds:
-                state.seconds = spent_before + time.monotonic() - started
-                state.save(work_dir / "state.pt")
-                saved = time.monotonic()
+        bar.set_description(f"epoch {state.epoch + 1}/{config.epochs}", refresh=False)
+        with interrupt.deferred(), waiting.own_line():
+            for images, labels in batches(data.train, config, state.epoch, state.step, data.preprocessing):
+                state.update(images, labels)
+                bar.set_postfix(loss=f"{state.loss / state.step:.3f}", refresh=False)
+                bar.update()
+                if time.monotonic() - saved > checkpoint_seconds or interrupt.noted:
+                    state.seconds = spent_before + time.monotonic() - started
+                    state.save(work_dir / "state.pt")
+                    saved = time.monotonic()
+                interrupt.check()
         accuracy = accuracy_of(state.averaged, data.test, data.preprocessing)
         state.finish_epoch(accuracy, spent_before + time.monotonic() - started)
         state.save(work_dir / "state.pt")
         write_text(work_dir / "curve.json", json.dumps([dataclasses.asdict(row) for row in state.curve], indent=1))
-        if progress:
+        if progress and waiting.wanted():
             row = state.curve[-1]
-            print(f"epoch {row.epoch}: loss {row.loss:.4f}, test accuracy {row.test_accuracy:.2%}", file=sys.stderr)
+            bar.write(f"epoch {row.epoch}: loss {row.loss:.4f}, test accuracy {row.test_accuracy:.2%}", file=sys.stderr)
+    bar.close()
     network = new_network(config).eval()
     network.load_state_dict(state.averaged.state_dict())
     return Run(network=network, config=config, curve=tuple(state.curve))

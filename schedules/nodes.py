@@ -83,6 +83,10 @@ class Arithmetic:
             return total
         return (total + sums.constant((1 << node.shift) >> 1)) >> sums.constant(node.shift)
 
+    def twice(self, value: Expr, multiplier: int, shift: int, lanes: int) -> Expr:
+        """A number, or a vector, times multiplier · 2^(shift − 31), rounded two times as in `integer.layers`."""
+        return twice(value, multiplier, shift, lanes)
+
     def factors(self, node: Any) -> list[float | None]:
         """By what inputs, or their product, are multiplied; None for 1."""
         return node.factors.tolist()
@@ -312,11 +316,11 @@ def _rescaled(node: AnyNode, read: Read, sums: Sums, place: Place) -> Expr:
         value = read(number, *_broadcast(node, number, place)) + sums.constant(zero)
         if isinstance(node.operator, Sum):
             # C leaves open what a negative number is that is shifted to the left
-            value = twice(value * sums.constant(1 << node.shift), factor, by, sums.lanes)
+            value = sums.numbers.twice(value * sums.constant(1 << node.shift), factor, by, sums.lanes)
             value = value if node.operator.signs[number] == 1 else sums.constant(0) - value
         found.append(value)
     total = found[0] * found[1] if isinstance(node.operator, Product) else sum(found[1:], start=found[0])
-    return twice(total, multiplier, shift, sums.lanes) + sums.constant(offset)
+    return sums.numbers.twice(total, multiplier, shift, sums.lanes) + sums.constant(offset)
 
 
 def _sum(node: AnyNode, read: Read, constants: Sequence[Any], sums: Sums, place: Place) -> Expr:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, replace
@@ -12,6 +11,7 @@ from typing import Any, get_type_hints
 from tvmflow.schedules.gpu import Gpu
 from tvmflow.spec import Cpu, Facts, Target, UserError
 from tvmflow.system import untrusted
+from tvmflow.system.text import did_you_mean
 from tvmflow.system.untrusted import MalformedError, UnusableFileError
 from tvmflow.targets.about import KINDS, facts_types
 from tvmflow.targets.cortex_m import boards as cortex_m_boards
@@ -33,7 +33,10 @@ DEFAULT_BOARD: dict[str, str] = {name: kind.default_board for name, kind in KIND
 def find(kind: str | None, board: str | None) -> Target:
     """The board of that name, or of that .toml file; `kind` alone gives its default board. Raises UserError."""
     if kind is not None and kind not in DEFAULT_BOARD:
-        raise UserError(f"There is no target {kind!r}; the targets are {', '.join(DEFAULT_BOARD)}.")
+        hint = did_you_mean(kind, DEFAULT_BOARD)
+        if kind in TARGETS:
+            hint = f" {kind} is a board: say --board {kind}."
+        raise UserError(f"There is no target {kind!r}; the targets are {', '.join(DEFAULT_BOARD)}.{hint}")
     if board is None:
         return TARGETS[DEFAULT_BOARD[kind or "llvm"]]
     if board.endswith(".toml"):
@@ -41,8 +44,7 @@ def find(kind: str | None, board: str | None) -> Target:
     elif board in TARGETS:
         target = TARGETS[board]
     else:
-        close = difflib.get_close_matches(board, TARGETS, 1)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        hint = did_you_mean(board, TARGETS)
         raise UserError(f"There is no board {board!r}; the boards are {', '.join(TARGETS)}, or a .toml file.{hint}")
     if kind is not None and target.kind != kind:
         raise UserError(f"The board {target.name} is of target {target.kind}, not {kind}.")

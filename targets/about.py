@@ -40,11 +40,13 @@ class Tracer:
     """How an inference is traced for `tvmflow.measure.cycles`.
 
     `module` has `trace_calls(bundle)`, which gives the Traced of one inference. `emulators` are what runs the code, by
-    its bits: a command, and Debian's package of it.
+    its bits: a command, and Debian's package of it. Where the module also `follows` memory, it has `follow(bundle,
+    hierarchy)` of `tvmflow.measure.emulate`, which latencies are modelled by.
     """
 
     module: str
     emulators: Mapping[int, tuple[str, str]]
+    follows: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

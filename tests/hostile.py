@@ -79,6 +79,16 @@ REPORT: dict[str, Any] = {
         "core_note": "",
         "model": "llvm-mca 19",
         "validation": {"cpu": "znver3", "kernels": 20, "spearman": 0.9, "band": [0.5, 2.0]},
+        "latency": {
+            "basis": "modelled",
+            "unit": "ms",
+            "p50": 2.0,
+            "interval": [1.5, 3.0],
+            "confidence": 0.9,
+            "threads": 1,
+            "clock_mhz": 1500,
+            "court": {"rows": 45, "networks": 23, "boards": ["A", "B"], "median_error": 0.1, "coverage": 0.9},
+        },
     },
     "layers": [
         {
@@ -151,6 +161,7 @@ SIMULATED: dict[str, Any] = {
             "clock_mhz": 100,
             "memory_latency_cycles": 60,
             "band_latency_cycles": [30, 90],
+            "band_burst_beats": [256, 16],
             "band_ms": [0.9, 1.1],
             "core": "chisel",
             "hls_ms": 1.5,

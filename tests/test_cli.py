@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -141,6 +142,119 @@ def test_report(tvmflow, built, tmp_path):
     document = json.loads((tmp_path / "report.json").read_text())
     assert [report["target"]["name"] for report in document["reports"]] == ["host"]
     assert "dilated-net" in (tmp_path / "report.html").read_text()
+
+
+def leaves(prefix: str, group) -> list[tuple[str, object]]:
+    found = []
+    for name, command in group.commands.items():
+        found += leaves(f"{prefix}{name} ", command) if hasattr(command, "commands") else [(f"{prefix}{name}", command)]
+    return found
+
+
+def every_command() -> dict[str, object]:
+    import typer
+
+    from tvmflow import cli
+
+    return dict(leaves("", typer.main.get_command(cli._app())))
+
+
+@pytest.mark.parametrize("name", list(every_command()))
+def test_every_help_has_examples_that_can_be_given(name):
+    commands = every_command()
+    lines = [line.strip() for line in commands[name].epilog.splitlines() if line.startswith("  ")]
+    assert lines
+    for line in lines:
+        words = shlex.split(line)[1:]
+        count = len(name.split())
+        assert words[:count] == name.split()
+        commands[name].make_context(name, words[count:])
+
+
+def test_every_command_that_ends_writes_json():
+    lacking = [
+        name
+        for name, command in every_command().items()
+        if "--json" not in [option for parameter in command.params for option in parameter.opts]
+    ]
+    assert lacking == ["serve"]
+
+
+def test_quiet_is_taken_anywhere_and_leaves_results(tvmflow, built):
+    loud, quiet = tvmflow("bench", built, "--repeats", "3"), tvmflow("bench", "-q", built, "--repeats", "3")
+    assert "Timing" in loud.err
+    assert quiet.err == ""
+    assert "(measured" in quiet.out
+    assert tvmflow("bench", built, "--repeats", "3", "--quiet").err == ""
+
+
+def test_a_report_makes_its_folder_if_that_is_said(tvmflow, host_bundle, tmp_path):
+    options = ("--seconds", "0.1", "--json", tmp_path / "all.json")
+    done = tvmflow("report", host_bundle, "-o", f"{tmp_path}/new/one/", *options)
+    assert done.code == 0, done.err
+    assert (tmp_path / "new" / "one" / "report.html").is_file()
+    written = json.loads((tmp_path / "new" / "one" / "report.json").read_text())
+    assert json.loads((tmp_path / "all.json").read_text()) == written
+    (tmp_path / "file").write_text("")
+    tvmflow("report", host_bundle, "-o", f"{tmp_path}/file/").failed_with(4, "is no folder")
+
+
+def test_doctor_fits_a_terminal(tvmflow):
+    done = tvmflow("doctor")
+    findings, _, _ = done.out.partition("\n\n")
+    assert max(map(len, findings.splitlines())) <= 80
+
+
+def test_completion(tmp_path):
+    from tvmflow.cli.options import boards_like, models_like, targets_like
+
+    assert boards_like("raspberry-pi-4") == ["raspberry-pi-4b"]
+    assert targets_like("arm") == ["arm_cpu"]
+    assert models_like("resnet") == ["resnet-8"]
+    for name in ("net.onnx", "net.txt"):
+        (tmp_path / name).write_text("")
+    assert models_like(f"{tmp_path}/ne") == [f"{tmp_path}/net.onnx"]
+
+
+def test_a_network_of_the_user_runs_on_a_photo(tvmflow, tmp_path):
+    Image.fromarray(np.full((20, 30, 3), 255, np.uint8)).save(tmp_path / "white.png")
+    options = ("--input-range", "-1,1", "--labels", "a,b,c,d", "-o", tmp_path / "mine")
+    done = tvmflow("build", *TINY, *options, cwd=Path(HERE))
+    assert done.code == 0, done.err
+    np.save(tmp_path / "ones.npy", np.ones((1, 3, 9, 7), np.float32))
+    image, tensor = (
+        tvmflow("run", tmp_path / "mine", "--input", tmp_path / name) for name in ("white.png", "ones.npy")
+    )
+    assert image.out == tensor.out
+    assert {line.split()[-1] for line in image.out.splitlines()} == {"a", "b", "c", "d"}
+
+
+def test_the_demo_network_is_said_to_be_one(tvmflow, tmp_path):
+    done = tvmflow("build", "-o", tmp_path / "demo", "--no-verify")
+    assert done.code == 0
+    assert "No --model was given: this builds dilated-net" in done.err
+    assert "No --model" not in tvmflow("build", "-o", tmp_path / "x", "--model", "resnet8").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["build", "-o", "x", "--model", "dilated-nett"], "Did you mean dilated-net?"),
+        (["quantize", "--data", "x", "--model", "resnet8"], "Did you mean resnet-8?"),
+        (["estimate", "--model", "MobileNet"], "Did you mean mobilenet-v1?"),
+        (["tune", "--model", "squeezenett"], "Did you mean squeezenet?"),
+        (["build", "-o", "x", "--target", "cortex-m"], "Did you mean cortex_m?"),
+        (["build", "-o", "x", "--target", "raspberry-pi-5"], "say --board raspberry-pi-5"),
+    ],
+)
+def test_a_mistyped_name_is_answered_before_torch_is_imported(arguments, hint, tmp_path):
+    program = (
+        "import sys\nfor name in ('tvm', 'torch', 'tvm_ffi', 'onnx'): sys.modules[name] = None\n"
+        f"sys.argv = ['tvmflow', *{arguments!r}]\nfrom tvmflow.cli import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 4, done.stderr
+    assert hint in done.stderr
 
 
 # --------------------------------------------------------------------------------------------------------- bad input

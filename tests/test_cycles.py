@@ -13,8 +13,8 @@ from conftest import ROOT, needs_commands, needs_emulator
 
 from benchmarks import cycles as benchmark
 from tvmflow.bundles.bundle import open_bundle
-from tvmflow.measure import cycles
-from tvmflow.report import collect
+from tvmflow.measure import cycles, emulate, latency
+from tvmflow.report import collect, views
 from tvmflow.report.render import render_html, report_text
 from tvmflow.report.survey import survey
 from tvmflow.spec import MissingDependencyError, VerificationError
@@ -71,6 +71,48 @@ def test_a_report_with_modelled_cycles(bundle):
     assert "modelled, and no latency" in report_text(report, layers=False)
     assert "cycles (modelled)" in report_text(report, layers=True)
     assert "Cycles (modelled)" in render_html(collect([report]))
+
+
+def test_a_modelled_latency_where_published_ones_bear_it_out(bundle):
+    report = survey(bundle, timed=False, cycles=True)
+    jsonschema.validate(json.loads(to_json(report)), json.loads((ROOT / "docs" / "report.schema.json").read_text()))
+    found = report["cycles"]["latency"]
+    assert (found["basis"], found["threads"], found["clock_mhz"]) == ("modelled", 1, BOARD.cpu.clock_mhz)
+    assert found["interval"][0] < found["p50"] < found["interval"][1]
+    # what surrounds the kernels is in it, and no core is faster than its pipelines
+    assert found["p50"] > report["cycles"]["cycles"] / BOARD.cpu.clock_mhz * 1e-3
+    assert f"{latency.text(found)}, for no {BOARD.name} was at hand" in report_text(report, layers=False)
+    assert latency.sentence(found) in report["latency_note"]
+    assert latency.text(found) in render_html(collect([report]))
+    (row,) = views.devices([report])
+    assert row["latency_ms"] == found["p50"]
+    assert row["basis"].startswith("modelled, 90% within ")
+
+
+def test_no_milliseconds_of_a_core_that_missed_its_bars(bundle, monkeypatch):
+    monkeypatch.setattr(latency, "MEDIAN_ERROR", 0.0)
+    report = survey(bundle, timed=False, cycles=True)
+    assert "latency" not in report["cycles"]
+    assert "not good enough for milliseconds" in report["latency_note"]
+    assert report_text(report, layers=False).count(" ms") == 0
+    (row,) = views.devices([report])
+    assert row["latency_ms"] is None
+
+
+def test_bench_models_what_it_cannot_time(bundle, tvmflow):
+    done = tvmflow("bench", bundle, "--cycles")
+    assert done.code == 0, done.err
+    assert "), modelled, for no" in done.out
+
+
+def test_counts_of_a_bundle_are_those_of_one_inference(bundle):
+    with open_bundle(bundle) as opened:
+        followed = emulate.follow(opened, latency.CORES[BOARD.tvm["mcpu"]].hierarchy)
+        traced = emulate.trace_calls(opened)
+    counted = sum(cost.instructions for cost in cycles.model(traced, cycles.CORES["cortex-a72"], AARCH64))
+    # the runtime's own instructions are in it, and nothing of loading
+    assert counted < followed.counts["instructions"] < counted + 1_000_000
+    assert followed.counts["first_misses"] >= followed.counts["outer0_misses"] >= followed.counts["outer5_misses"]
 
 
 def test_blocks_of_a_call_are_those_until_the_next():

@@ -102,3 +102,16 @@ def test_the_method_has_the_figures_of_the_code():
     assert f"cut into {noise.BLOCKS} blocks" in page
     for dtype in ("float32", "float64", "bfloat16"):
         assert f"| {dtype} | {TOLERANCE[dtype]:.0e} |".replace("e-0", "e-") in page
+
+
+TABLE = re.compile(r"(<!-- generated: (\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+def test_the_tables_of_the_readme_are_made_of_what_the_code_knows(request):
+    """`--update-golden` writes them anew."""
+    made = TABLE.sub(lambda found: f"{found[1]}{getattr(generate, found[2])()}\n", PAGES["README.md"])
+    if request.config.getoption("--update-golden"):
+        (ROOT / "README.md").write_text(made, encoding="utf-8")
+        return
+    assert len(TABLE.findall(made)) == 2
+    assert PAGES["README.md"] == made

@@ -165,6 +165,26 @@ def test_versions_are_pinned_where_it_matters():
     assert any(entry.startswith("apache-tvm-ffi==0.1.14") for entry in project["dependencies"])
 
 
+def test_the_citation_names_this_version_and_the_paper():
+    import tvmflow
+
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    fields = dict(line.split(": ", 1) for line in text.splitlines() if line[:1].isalpha() and ": " in line)
+    assert fields["version"] == tvmflow.__version__
+    assert fields["license"] == "Apache-2.0"
+    (doi,) = (line.split(": ")[1] for line in text.splitlines() if line.strip().startswith("doi: "))
+    assert f"https://doi.org/{doi}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_wheel_says_what_it_is_for(distributions):
+    with zipfile.ZipFile(distributions[0]) as wheel:
+        name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = wheel.read(name).decode()
+    assert "Classifier: Topic :: Software Development :: Embedded Systems" in metadata
+    assert "Keywords: compiler" in metadata
+    assert "License-Expression: Apache-2.0" in metadata
+
+
 def test_schema_is_valid():
     import jsonschema
 

@@ -17,9 +17,10 @@ from tvmflow.bundles.bundle import open_bundle
 from tvmflow.report import views
 from tvmflow.report.answers import answers, repeat
 from tvmflow.report.estimate import bounds, raise_roof
-from tvmflow.report.render import render_html, report_text
+from tvmflow.report.render import render_html, render_markdown, report_text
 from tvmflow.report.search import convergence
 from tvmflow.report.survey import survey
+from tvmflow.report.trace import trace
 from tvmflow.spec import Measurement, Roof, UserError
 from tvmflow.system.text import text_table
 from tvmflow.targets.kind import Timing, layer_rows
@@ -442,3 +443,68 @@ def test_int8_that_is_slower_than_float_is_told(surveyed, schema):
     fast = {**slow, "latency": {**slow["latency"], "p50": surveyed["latency"]["p50"] / 2}}
     alone = {**slow, "latency": {**slow["latency"], "threads": 7}}
     assert reports.slower_than_float([surveyed, elsewhere, fast, alone]) == {}
+
+
+# ---------------------------------------------------------------------------------------- across boards, and as a trace
+
+
+def bounded(report: dict, us: float) -> dict:
+    """A report without a latency, whose layers have lower bounds."""
+    layers = [{**layer, "bound": {"us": us, "by": "compute"}} for layer in report["layers"]]
+    return {**report, "latency": None, "latency_note": "no board.", "layers": layers}
+
+
+@pytest.fixture
+def timed(host_bundle) -> dict:
+    with open_bundle(host_bundle) as bundle:
+        rows = layer_rows([[30.0 / place] for place in range(1, len(bundle.layers) + 1)])
+        return reports.assemble(
+            bundle, bundle.manifest["verify"], Timing(measurement=MEASUREMENT, layers=rows, timeline=TIMELINE)
+        )
+
+
+def test_boards_are_compared_by_latency_and_by_lower_bounds(timed):
+    other = bounded(foreign(timed), 1000.0)
+    chart = views.across([timed, other])
+    assert [(row["basis"], row["ms"]) for row in chart["rows"]] == [
+        ("measured", "50.5 ms"),
+        (views.AT_LEAST, f"at least {len(timed['layers'])} ms"),
+    ]
+    assert chart["rows"][0]["width"] > chart["rows"][1]["width"] > 0
+    page = render_html(reports.collect([timed, other]))
+    assert "time of one inference, ms (logarithmic)" in page
+    assert page.index("time of one inference") < page.index("Click a heading")
+
+
+def test_one_board_alone_has_no_chart_nor_what_is_not_known(timed):
+    assert views.across([timed]) is None
+    unknown = {**bounded(timed, 1.0), "layers": [{**layer, "bound": None} for layer in timed["layers"]]}
+    assert views.across([timed, unknown]) is None
+
+
+def test_a_report_says_at_its_top_when_and_by_what_it_was_made(timed):
+    day = timed["environment"]["date"][:10]
+    page, text = render_html(reports.collect([timed])), render_markdown(reports.collect([timed]))
+    for shown in (page, text):
+        assert f"tiny; {day}; tvmflow " in shown
+    older = {**timed, "environment": {**timed["environment"], "date": "2020-01-02T00:00:00+00:00"}}
+    assert views.when([timed, older]) == f"2020-01-02 to {day}"
+
+
+def test_markdown_has_the_four_answers(timed):
+    text = render_markdown(reports.collect([timed]))
+    for question in ("Where the time goes", "What bounds it", "How sure that is", "How to repeat it"):
+        assert f"- **{question}:** " in text
+
+
+def test_a_trace_has_each_layer_and_each_queue(timed):
+    found = trace([timed])
+    layers = [event for event in found["traceEvents"] if event["ph"] == "X"]
+    assert [event["dur"] for event in layers] == [round(row["latency"]["p50"], 3) for row in timed["layers"]]
+    assert all(event["args"]["basis"] == "measured" for event in layers)
+    ends = [round(event["ts"] + event["dur"], 3) for event in layers]
+    assert [event["ts"] for event in layers[1:]] == pytest.approx(ends[:-1], abs=2e-3)
+    queues = {event["name"].split()[0] for event in found["traceEvents"] if event["ph"] == "C"}
+    assert queues == set(TIMELINE["queues"])
+    with pytest.raises(UserError, match="no bundle or report here has times"):
+        trace([{**timed, "timeline": None, "layers": [{**layer, "latency": None} for layer in timed["layers"]]}])

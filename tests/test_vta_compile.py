@@ -21,12 +21,13 @@ from integer_networks import (
 from tvmflow.integer.network import IntegerNetwork
 from tvmflow.spec import UserError
 from tvmflow.targets.vta.check import check
-from tvmflow.targets.vta.compile import Compiled, compile_network, default_tiling, prepare
+from tvmflow.targets.vta.compile import Compiled, compile_network, default_tiling, prepare, untiled
 from tvmflow.targets.vta.config import Config
 from tvmflow.targets.vta.emit import Infeasible
-from tvmflow.targets.vta.isa import Alu, Gemm, Memory, Store, is_nop, module_of
+from tvmflow.targets.vta.isa import Alu, Gemm, Load, Memory, Store, is_nop, module_of
 from tvmflow.targets.vta.layout import ONES, bias_tiles, ones_tile
 from tvmflow.targets.vta.simulate import Machine
+from tvmflow.targets.vta.space import choices
 from tvmflow.targets.vta.tiles import Tiling
 
 CONFIG = Config()
@@ -104,6 +105,77 @@ def test_shifts_beyond_the_hardware() -> None:
     assert all(
         it.imm <= 15 for it in compiled.executable.instructions if isinstance(it, Alu) and it.operation.name == "SHR"
     )
+
+
+@pytest.mark.parametrize(("shift", "bias"), [(29, 2**23), (31, -(2**24)), (20, 2**30), (24, -(2**30))])
+def test_large_shifts_and_biases(shift: int, bias: int) -> None:
+    """The half that makes a shift of 31 round is 2³⁰; as products of int8 alone it would take 4,438 for each tile."""
+    reference = network(conv(20), conv(20), channels=300, size=3)
+    biases = np.arange(20) * 12_345 + bias
+    wide = replace(reference.layers[0], shift=np.full(20, shift, np.int32), bias=biases.astype(np.int32))
+    reference = replace(reference, layers=(wide, *reference.layers[1:]))
+    assert prepare(reference, CONFIG)[0].bias_count == 2
+    assert agree(compile_network(reference, CONFIG), reference)
+
+
+CONSTANT = Shape(kind="conv", channels=20, kernel=(1, 2), padding=(0, 1), dilation=(1, 2))
+"""Its two taps lie left and right of a map of one column."""
+
+
+@pytest.mark.parametrize("kind", ["conv", "depthwise"])
+@pytest.mark.parametrize("bias", [0, 700])
+def test_constant_layers_are_layers(kind: str, bias: int) -> None:
+    """No tap meets the map, and with a bias of 0 and no shift there is nothing to add."""
+    reference = random_network(
+        np.random.default_rng(0),
+        "power-of-two",
+        shapes=(replace(CONSTANT, kind=kind), conv(20)),
+        input_shape=(1, 20, 9, 1),
+    )
+    none = replace(reference.layers[0], bias=np.full(20, bias, np.int32), shift=np.zeros(20, np.int32))
+    reference = replace(reference, layers=(none, *reference.layers[1:]))
+    works = prepare(reference, CONFIG)
+    assert not works[0].taps
+    assert not works[0].bias_count
+    assert agree(compile_network(reference, CONFIG), reference)
+    for tiling in (untiled(works[0], CONFIG), *choices(works[0], CONFIG)):
+        assert agree(compile_network(reference, CONFIG, {"layers.0": tiling}), reference)
+
+
+def test_maps_of_more_than_a_strides_pixels() -> None:
+    """Rows of a channel block are 65,536 pixels apart and more, which is beyond an instruction's fields."""
+    reference = random_network(
+        np.random.default_rng(0),
+        "power-of-two",
+        shapes=(depthwise(), conv(20, stride=2), conv(20)),
+        input_shape=(1, 20, 260, 256),
+    )
+    assert agree(compile_network(reference, CONFIG), reference)
+
+
+def test_pools_of_maps_beyond_the_buffer() -> None:
+    """Such a map is loaded and summed row by row."""
+    reference = network(POOL, dense(10), size=60)
+    assert reference.layers[0].input_shape[2] ** 2 > CONFIG.inp_depth
+    assert agree(compile_network(reference, CONFIG), reference)
+
+
+def test_rows_beyond_the_buffers_are_refused_by_name() -> None:
+    reference = random_network(np.random.default_rng(0), "power-of-two", shapes=(conv(8),), input_shape=(1, 3, 2, 3000))
+    with pytest.raises(UserError, match=r"input has rows of 3,000 pixels; the buffers of .* hold 2,048"):
+        compile_network(reference, CONFIG)
+
+
+def test_no_load_brings_a_whole_buffer() -> None:
+    """Chisel's counter of words on their way would wrap: 2,048 INP tiles are 4,096 words of 8 bytes."""
+    reference = random_network(
+        np.random.default_rng(0), "power-of-two", shapes=(conv(40), conv(20)), input_shape=(1, 30, 32, 32)
+    )
+    whole = Tiling(out_blocks=1, rows=32, in_blocks=2)
+    compiled = compile_network(reference, CONFIG, {"layers.0": whole, "layers.1": whole})
+    loads = [it for it in compiled.executable.instructions if isinstance(it, Load) and it.memory == Memory.INP]
+    assert max(it.y_size * it.x_size for it in loads) == CONFIG.inp_depth // 2
+    assert agree(compiled, reference)
 
 
 def test_different_shifts_in_a_block_are_refused() -> None:

@@ -223,6 +223,10 @@ REFUSED = {
     "index": (Gemm(uop_bgn=0, uop_end=1, iter_in=3, dst_factor_in=1024), r"uses ACC\[2048\], beyond the buffer's 2048"),
     "weights": (Gemm(uop_bgn=0, uop_end=1, iter_in=3, wgt_factor_in=512), r"uses WGT\[1024\], beyond"),
     "load": (Load(memory=Memory.INP, sram_base=2047, y_size=1, x_size=2, x_stride=2), "INP writes beyond the buffer's"),
+    "whole buffer": (
+        Load(memory=Memory.INP, y_size=32, x_size=64, x_stride=64),
+        "INP of all 2048 tiles of the buffer: the Chisel core's counter",
+    ),
     "memory": (Load(memory=Memory.WGT, dram_base=16, y_size=1, x_size=1, x_stride=1), "reads beyond the memory's 4096"),
     "padding": (Load(memory=Memory.WGT, y_size=1, x_size=1, x_stride=1, x_pad_0=1), "does not pad WGT"),
     "rows": (Load(memory=Memory.UOP, y_size=2, x_size=1, x_stride=1), "HLS core ignores y_size"),
@@ -406,6 +410,7 @@ WRONG = {
     ),
     "not stored": ((33, {"x_size": 11}), 35, "output isn't stored whole"),
     "form": ((6, {"imm": 16}), 6, "SHR by 16"),
+    "whole buffer": ((2, {"sram_base": 0, "y_size": 2, "x_size": 1024}), 2, "counter of words on their way wraps to 0"),
     "field": ((6, {"imm": 1 << 15}), 6, "has 16 bits"),
 }
 
@@ -558,6 +563,23 @@ def test_the_cycles_of_single_instructions_are_those_of_rtl(latency):
     assert only(isa.nop("store"), **memory) == only(Finish(), **memory) == 2
     assert only(Alu(operation=Operation.MIN, use_imm=True, **loops), core="hls", **memory) == 2 * 42 + 7
     assert only(rows(Memory.INP, 4, 9), core="hls", **memory) == 4 * (latency + 18) + 5
+
+
+def test_short_bursts_cost_stores_and_fetch(layer):
+    # AXI3 and Chisel's De10Config: 16 beats, so that each of these rows of 20 tiles, of 320 bytes, is three bursts, and
+    # Fetch brings 8 instructions at a time.
+    store = Store(dram_base=120, y_size=3, x_size=20, x_stride=65)
+    assert only(store, write_latency=7, burst_beats=16) == 180 + 9 * 8 + 1
+    chunks = [Hardware(burst_beats=beats, bus_bytes=bus).fetch_chunk for beats, bus in ((16, 8), (256, 8), (256, 16))]
+    assert chunks == [8, 128, 256]
+    assert only(rows(Memory.WGT, 1, 3), burst_beats=16) == only(rows(Memory.WGT, 1, 3))  # reads follow each other
+    idle = [isa.nop("compute")] * 256
+    ends = [int(time_instructions(idle, PYNQ, Hardware(burst_beats=beats)).end[-1]) for beats in (16, 256)]
+    # Fetch waits 30 times more for memory, with 3 cycles around; NOPs take 2 cycles and are dispatched one a cycle, so
+    # that the last 128 end 120 cycles later than the last 8.
+    assert ends[0] - ends[1] == 30 * (30 + 3) - 120
+    with pytest.raises(UserError, match="16 or 256 beats at most, not 64"):
+        Hardware(burst_beats=64)
 
 
 def test_modules_overlap_as_far_as_tokens_and_the_port_let_them(layer):

@@ -99,7 +99,7 @@ def random_executable(seed: int, config: Config) -> Executable:
     instructions, dram = program(np.random.default_rng(seed), config)
     begin, end = [], []
     for memory in (Memory.INP, Memory.WGT, Memory.ACC, Memory.UOP):
-        count = min(isa.depth(memory, config), DRAM_BYTES // isa.element_bytes(memory, config))
+        count = min(isa.depth(memory, config) // 2, DRAM_BYTES // isa.element_bytes(memory, config))
         for start in range(0, isa.depth(memory, config), count):
             begin.append(Load(memory=memory, sram_base=start, y_size=1, x_size=count, x_stride=count))
     more = np.zeros(8 * config.acc_depth * config.out_bytes, np.uint8)  # a micro-op, and a byte of each lane at a time

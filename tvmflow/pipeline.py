@@ -21,7 +21,7 @@ from tvmflow.passes.propagate_nans import propagate_nans
 from tvmflow.passes.rows_as_maps import rows_as_maps
 from tvmflow.passes.schedule_kernels import schedule_kernels
 from tvmflow.spec import Program, Target
-from tvmflow.system import interrupt, scratch
+from tvmflow.system import interrupt, progress, scratch
 from tvmflow.targets.cortex_m.stages import choose_float_kernels, choose_kernels, lower_kernels, place_tensors
 from tvmflow.targets.cpu.library.calls import write_calls
 from tvmflow.targets.cpu.library.phases import split_kernels
@@ -207,6 +207,7 @@ def run_stages(program: Program, target: Target, dump_dir: Path | None = None) -
     stages = DELIVERED[target.delivery, program.integer is not None][target.kind]
     digits = len(str(len(stages) - 1))  # the files' names sort as the stages come
     for number, stage in enumerate(stages):
+        progress.at(f"{stage.__name__}, {number + 1} of {len(stages)} stages")
         program = stage(program, target)
         interrupt.check()
         if dump_dir is not None:

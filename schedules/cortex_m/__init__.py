@@ -8,9 +8,10 @@ KERNELS.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 
-from tvmflow.schedules.cortex_m._kernel import AdaptedLayer, AnyLayer, Kernel, Node
+from tvmflow.schedules.cortex_m._kernel import AdaptedLayer, AnyLayer, Kernel, Node, settled
 
 __all__ = ["CORES", "KERNELS", "LONGEST_CHAIN", "AdaptedLayer", "AnyLayer", "Kernel", "Node", "choose"]
 
@@ -42,9 +43,10 @@ def choose(
     overwritten, also where that takes more instructions if `frugal`. Of the others, each has to read the one before,
     and nobody else may.
     """
+    computed = [settled(layer, dtype) for layer, dtype in zip(layers, (dtypes[0], *(one.dtype for one in layers)))]
     for name in KERNELS:
         make: Make = getattr(import_module(f"tvmflow.schedules.cortex_m.{name}"), name)
         for count in range(min(len(layers), LONGEST_CHAIN), 0, -1):
-            if kernel := make(layers[:count], dtypes, core, writable, frugal):
-                return kernel
+            if kernel := make(computed[:count], dtypes, core, writable, frugal):
+                return replace(kernel, layers=tuple(layers[:count]))
     raise AssertionError("direct and node serve every layer")

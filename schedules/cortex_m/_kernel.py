@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tvmflow.integer.graph import FloatLayer, FloatNode
-from tvmflow.integer.layers import IntegerLayer, IntegerNode
+from tvmflow.integer.layers import RANGES, IntegerLayer, IntegerNode, accumulator_range
+from tvmflow.integer.reference import twice
 from tvmflow.schedules.integers import first_sums, requantised
-from tvmflow.schedules.nodes import FLOATS, FloatArithmetic
+from tvmflow.schedules.nodes import FLOATS, Arithmetic, FloatArithmetic
 
 LEAST = -(1 << 31)
 """Of an int32: the bits of −0 in float32."""
@@ -110,9 +112,13 @@ def accumulator(layer: WeightedLayer) -> str:
 def parameters(layer: WeightedLayer) -> np.ndarray:
     """What each channel's sum begins with, float32 O×1; of integers int32 O×2, with multiplier or shift, or O×3.
 
-    Half a step of a shift is added from the start, unless sums are rounded twice.
+    Half a step of a shift is added from the start, unless sums are rounded twice. The shift of a layer that
+    `rounds_shortly` is to the right.
     """
     if isinstance(layer, IntegerLayer):
+        if rounds_shortly(layer):
+            assert layer.multiplier is not None
+            return np.stack([layer.bias, layer.multiplier, _right(layer)], 1)
         if layer.multiplier is not None:
             return np.stack([layer.bias, *layer.factors], 1)
         assert layer.shift is not None
@@ -147,10 +153,74 @@ def multiply_add(core: str, total: Expr, a: Expr, b: Expr, lanes: int = 1) -> Ex
 def finish(layer: WeightedLayer, total: Expr, by: By) -> Expr:
     """A sum → the layer's output, in the dtype of the sum. `by` are the channel's other parameters."""
     if isinstance(layer, IntegerLayer):
-        return requantised(layer, total, *by)
+        return requantised_shortly(layer, total, *by) if rounds_shortly(layer) else requantised(layer, total, *by)
     if layer.kind == "pool":
         total = total * T.float32(layer.weight.flat[0])
     return FLOATS.limited(layer, total)
+
+
+def rounds_shortly(layer: IntegerLayer) -> bool:
+    """Whether sums that are rounded twice are never shifted to the left, and twice of each is an int32.
+
+    The first rounding is then the high half of a product, one SMMULR.
+    """
+    if not layer.twice:
+        return False
+    assert layer.multiplier is not None
+    right = _right(layer)
+    if right.min() < 0:
+        return False
+    least, most = accumulator_range(layer, min(RANGES["int8"]), max(RANGES["uint8"]))
+    largest = np.maximum(-least, most)
+    # what is scaled, with half a step and the zero point, before the second shift
+    scaled = (largest * layer.multiplier >> 31) + (np.int64(256) << right)
+    return bool(max(2 * largest.max(), scaled.max() + 2) < 1 << 31)
+
+
+def settled(layer: AnyLayer, dtype: str) -> AnyLayer:
+    """The same layer of inputs of `dtype`, but channels that are one number, whatever is read, have no weights any more.
+
+    Where training left a channel dead, its scale is next to nothing, and its bias and its shift are too large for what
+    holds for all others.
+    """
+    if not isinstance(layer, IntegerLayer) or not layer.twice or layer.kind == "pool":
+        return layer
+    assert layer.multiplier is not None
+    assert layer.shift is not None
+    products = accumulator_range(replace(layer, bias=np.zeros_like(layer.bias)), *RANGES[dtype])
+    low, high = (twice(layer.bias + end, layer.multiplier, layer.shift) + layer.zero_point for end in products)
+    low, high = (end.clip(layer.minimum, layer.maximum) for end in (low, high))
+    dead = low == high
+    return replace(
+        layer,
+        weight=np.where(dead[:, None, None, None], 0, layer.weight).astype(np.int8),
+        bias=np.where(dead, 2 * (low - layer.zero_point), layer.bias).astype(np.int32),
+        multiplier=np.where(dead, 1 << 30, layer.multiplier).astype(np.int32),
+        shift=np.where(dead, 0, layer.shift).astype(np.int32),
+    )
+
+
+def _right(layer: IntegerLayer) -> np.ndarray:
+    """int32 O: by how much is shifted to the right. What is multiplied by 0 may be shifted by anything."""
+    assert layer.multiplier is not None
+    assert layer.shift is not None
+    return np.where(layer.multiplier == 0, 1, -layer.shift).astype(np.int32)
+
+
+def requantised_shortly(layer: IntegerLayer, total: Expr, factor: Expr, right: Expr) -> Expr:
+    """`requantised` of a layer that `rounds_shortly`; `right` is by how much is shifted."""
+    wide = T.cast(wrapping(operator.add, total, total), "int64") * T.cast(factor, "int64") + T.int64(1 << 31)
+    once = T.bind(T.cast(wide >> T.int64(32), "int32"))
+    # half a step and the zero point, and 1 less of what is negative, unless nothing is shifted
+    added = tirx.shift_right(tirx.shift_left(T.int32(2 * layer.zero_point + 1), right), T.int32(1))
+    negative = once if _right(layer).min() else tirx.bitwise_and(once, T.int32(0) - right)
+    value = (once + tirx.shift_right(negative, T.int32(31)) + added) >> right
+    return tirx.max(tirx.min(value, T.int32(layer.maximum)), T.int32(layer.minimum))
+
+
+def wrapping(operate: Callable[[Expr, Expr], Expr], a: Expr, b: Expr) -> Expr:
+    """A sum or difference modulo 2³²: of signed numbers LLVM may assume that nothing is lost."""
+    return T.Cast("int32", operate(T.Cast("uint32", a), T.Cast("uint32", b)))
 
 
 def finish_vector(layer: WeightedLayer, total: Expr, by: By) -> Expr:
@@ -189,6 +259,17 @@ def _within(bits: Expr, spans: Sequence[tuple[int, int]]) -> Expr:
     return functools.reduce(tirx.Or, conditions)
 
 
+class MveIntegers(Arithmetic):
+    """Numbers of a quantised network, four at a time by MVE."""
+
+    def twice(self, value: Expr, multiplier: int, shift: int, lanes: int) -> Expr:
+        assert lanes == 4
+        if shift > 0:
+            value = tirx.shift_left(value, T.Broadcast(T.int32(shift), lanes))
+        once = intrinsic("mve.vqrdmulh", value, T.Broadcast(T.int32(multiplier), lanes), dtype="int32x4")
+        return once if shift >= 0 else halved_away(T.bind(once), T.int32(-shift))
+
+
 class MveFloats(FloatArithmetic):
     """Numbers of float32 in loops of which LLVM may make vectors of MVE, for which "less than" isn't to be trusted."""
 
@@ -219,16 +300,42 @@ def _above(high: float) -> list[tuple[int, int]]:
 
 
 def requantize_vector(layer: IntegerLayer, total: Expr, by: By) -> Expr:
-    """`requantised` of four sums of one channel by MVE: VRMULH is the formula, VSHL by less than 0 shifts right."""
+    """`requantised` of four sums by MVE: VRMULH is the formula, VSHL by less than 0 shifts right.
+
+    The sums are of one channel, or, unless they are rounded twice and not shortly, each of its own: then the channels'
+    other parameters `by` are vectors.
+    """
     lanes = 4
-    if layer.twice:
+    if rounds_shortly(layer):
+        factor, right = by
+        once = T.bind(intrinsic("mve.vqrdmulh", total, _four(factor), dtype="int32x4"))
+        scaled = halved_away(once, right, exact=not _right(layer).min()) + T.Broadcast(T.int32(layer.zero_point), lanes)
+    elif layer.twice:
         scaled = _twice_vector(layer, total, *by) + T.Broadcast(T.int32(layer.zero_point), lanes)
     elif layer.multiplier is not None:
-        scaled = intrinsic("mve.vrmulh", total, T.Broadcast(by[0], lanes), T.uint32(0), dtype="int32x4")
+        scaled = intrinsic("mve.vrmulh", total, _four(by[0]), T.uint32(0), dtype="int32x4")
     else:
-        scaled = tirx.shift_right(total, T.Broadcast(by[0], lanes))
+        scaled = tirx.shift_right(total, _four(by[0]))
     highest, lowest = (T.Broadcast(T.int32(bound), lanes) for bound in (layer.maximum, layer.minimum))
     return tirx.max(tirx.min(scaled, highest), lowest)
+
+
+def _four(value: Expr) -> Expr:
+    """A vector as it is, or of four times the same number."""
+    return value if str(value.ty.dtype).endswith("x4") else T.Broadcast(value, 4)
+
+
+def halved_away(value: Expr, right: Expr, exact: bool = False) -> Expr:
+    """Four numbers divided by 2^right, or by 2 to the power of each of a vector; `exact` if that may be by 1.
+
+    Halves are rounded away from 0. VRSHL rounds them up, so that 1 is taken off what is negative.
+    """
+    left = (T.Broadcast(T.int32(0), 4) if str(right.ty.dtype).endswith("x4") else T.int32(0)) - right
+    negative = tirx.bitwise_and(value, _four(left)) if exact else value
+    value = value + tirx.shift_right(negative, T.Broadcast(T.int32(31), 4))
+    saturating, rounding, unsigned = T.int32(0), T.int32(1), T.int32(0)
+    form = "vector" if str(right.ty.dtype).endswith("x4") else "scalar"
+    return intrinsic(f"mve.vshl.{form}", value, left, saturating, rounding, unsigned, dtype="int32x4")
 
 
 def _twice_vector(layer: IntegerLayer, total: Expr, factor: Expr, shift: Expr) -> Expr:
@@ -250,6 +357,20 @@ def _twice_vector(layer: IntegerLayer, total: Expr, factor: Expr, shift: Expr) -
 def intrinsic(name: str, *arguments: Expr, dtype: str = "int32") -> Expr:
     """An instruction by LLVM's name of it."""
     return tirx.call_llvm_pure_intrin(dtype, f"llvm.arm.{name}", *arguments)
+
+
+def scatter(buffer: tirx.Buffer, first: Expr, places: Expr, values: Expr) -> None:
+    """The lowest bytes of four numbers, each at its place behind the first, by one VSTRB."""
+    bits, scaled = T.int32(8), T.int32(0)
+    pointer = buffer.access_ptr("w", offset=first)
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.arm.mve.vstr.scatter.offset", pointer, places, values, bits, scaled))
+
+
+def gather(buffer: tirx.Buffer, first: Expr, places: Expr) -> Expr:
+    """The bytes at four places behind the first as int32, by one VLDRB."""
+    bits, scaled, unsigned = T.int32(8), T.int32(0), T.int32(int(str(buffer.dtype) == "uint8"))
+    pointer = buffer.access_ptr("r", offset=first)
+    return tirx.call_llvm_intrin("int32x4", "llvm.arm.mve.vldr.gather.offset", pointer, places, bits, scaled, unsigned)
 
 
 def vector_of(dtype: str, lanes: int) -> str:

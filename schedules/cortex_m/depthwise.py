@@ -9,7 +9,8 @@
    either half), and a load and a multiply-add is all that a tap costs.
 4. MVE: four pixels of a row at a time, each tap one widening load and one VMLA by a scalar. The planes get columns of
    the border left and right; only taps that meet no column at all are left out. The last four overlap the ones before.
-5. A border of another number than 0 adds as much times the weights of the taps that aren't computed: once for a channel
+5. Where the cuts would be too much code, as with 7×7 taps, planes get the border on all sides instead, and no cuts.
+6. A border of another number than 0 adds as much times the weights of the taps that aren't computed: once for a channel
    and a set of taps, to what its sums begin with.
 
 3×3 of dilation 5 and a plain 3×3 behind it on 64×32×32, stride 2: 2.8 instructions for each multiply-add, those of the
@@ -20,9 +21,10 @@ a third is computed, 1.3 and 0.5. TVM 0.27.0, 2026-11-25.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tvm import tirx
@@ -41,6 +43,7 @@ from tvmflow.schedules.cortex_m._kernel import (
     finish,
     finish_vector,
     function,
+    gather,
     intrinsic,
     multiply_add,
     parameters,
@@ -94,10 +97,12 @@ class Room:
 def depthwise(
     layers: Sequence[AnyLayer], dtypes: Sequence[str], core: str, writable: Sequence[bool], frugal: bool
 ) -> Kernel | None:
-    fitting = [layer for layer in layers if isinstance(layer, WeightedLayer) and _fits(layer)]
-    if len(layers) > 2 or len(fitting) < len(layers):
+    alone = [layer for layer in layers if isinstance(layer, WeightedLayer) and _is_depthwise(layer)]
+    if len(layers) > 2 or len(alone) < len(layers):
         return None
-    layers = fitting
+    if not all(map(_fits, alone)):
+        return _bordered(alone[0], dtypes[0], core, writable[0]) if len(alone) == 1 else None
+    layers = alone
     vectors = [core == "mve" and layer.output_shape[3] >= LANES <= layer.input_shape[3] for layer in layers]
     dtype = dtypes[0]
     dtypes = [dtype, *(layer.dtype for layer in layers)]
@@ -150,9 +155,49 @@ def depthwise(
     )
 
 
+def _bordered(layer: WeightedLayer, dtype: str, core: str, writable: bool) -> Kernel | None:
+    """A layer with so many cuts that their code would be too long: each plane is copied into one with its border."""
+    if math.prod(layer.weight.shape[2:]) > MOST_PRODUCTS:
+        return None
+    _, channels, height, width = layer.input_shape
+    top, left, bottom, right = layer.padding
+    whole = (1, channels, top + height + bottom, left + width + right)
+    inside = replace(layer, padding=(0, 0, 0, 0), input_shape=whole)
+    room = Room(dtype=dtype, rows=whole[2], columns=whole[3], left=0, right=0)
+    before, after = sizes(layer)
+    in_place = writable and after <= before
+    constants = {"parameters": parameters(layer), "weight": weights_of(layer)}
+    pointers = {
+        **({"data": (dtype, before)} if in_place else {"source": (dtype, before), "destination": (layer.dtype, after)}),
+        "plane": (dtype, room.size),
+        **constant_pointers(constants),
+    }
+    with function(pointers) as (builder, given):
+        source, destination = (given["data"], given["data"]) if in_place else (given["source"], given["destination"])
+        _clear(given["plane"], room, border_of(layer))
+        with T.serial(0, channels) as c:
+            here = _whole(source, layer.input_shape, c)
+            middle = Plane(buffer=given["plane"], first=top * room.pitch + left, pitch=room.pitch)
+            vectors = core == "mve" and layer.output_shape[3] >= LANES <= width
+            (_copy if vectors else _copy_rows)(here, middle, layer.input_shape)
+            read, there = _inside(given["plane"], room), _whole(destination, layer.output_shape, c)
+            table = given["parameters"], given["weight"]
+            (_vectors if vectors else _scalars)(inside, core, table, read, there, c)
+    return Kernel(
+        schedule="depthwise",
+        layers=(layer,),
+        func=builder.get(),
+        constants=constants,
+        scratch={"plane": room.bytes},
+        in_place=0 if in_place else None,
+    )
+
+
+def _is_depthwise(layer: WeightedLayer) -> bool:
+    return layer.kind == "conv2d" and layer.groups == layer.input_shape[1] == layer.output_shape[1]
+
+
 def _fits(layer: WeightedLayer) -> bool:
-    if layer.kind != "conv2d" or not layer.groups == layer.input_shape[1] == layer.output_shape[1]:
-        return False
     vertical, horizontal = (sum(len(taps) for _, _, taps in layer.window.cuts(axis)) for axis in (0, 1))
     return vertical * horizontal <= MOST_PRODUCTS
 
@@ -202,6 +247,11 @@ def _copy_whole(source: Plane, destination: Plane, shape: tuple[int, ...]) -> No
     """All of a plane, of whose rows each follows the one before: what LLVM makes a call of memcpy."""
     with T.serial(0, shape[2] * shape[3]) as place:
         T.buffer_store(destination.buffer, source.buffer[source.first + place], [destination.first + place])
+
+
+def _copy_rows(source: Plane, destination: Plane, shape: tuple[int, ...]) -> None:
+    with T.serial(0, shape[2]) as y, T.serial(0, shape[3]) as x:
+        T.buffer_store(destination.buffer, source.buffer[source.at(y, x)], [destination.at(y, x)])
 
 
 def _begin(layer: WeightedLayer, table: tirx.Buffer, c: Expr) -> tuple[Expr, By]:
@@ -282,8 +332,7 @@ def _vectors(
         total = T.Broadcast(start, LANES)
         for r in vertical:
             for s in met(layer, 1):
-                index = T.ramp(here.at(*_met_by(layer, y, x, r, s)), layer.stride[1], LANES)
-                value = T.Cast(f"{accumulator(layer)}x{LANES}", here.buffer[index])
+                value = _four(here.buffer, here.at(*_met_by(layer, y, x, r, s)), layer.stride[1], accumulator(layer))
                 total = multiply_add(core, total, value, T.Broadcast(weights[r, s], LANES), LANES)
         value = T.Cast(f"{there.buffer.dtype}x{LANES}", finish_vector(layer, total, by))
         T.buffer_store(there.buffer, value, [T.ramp(there.at(y, x), 1, LANES)])
@@ -295,6 +344,13 @@ def _vectors(
                 four(top + row, vector * LANES, vertical, start)
             if width % LANES:
                 four(top + row, width - LANES, vertical, start)
+
+
+def _four(buffer: tirx.Buffer, first: Expr, stride: int, dtype: str) -> Expr:
+    """Four elements as numbers of `dtype`; of bytes that are no neighbours by one VLDRB."""
+    if stride == 1 or dtype != "int32":
+        return T.Cast(f"{dtype}x{LANES}", buffer[T.ramp(first, stride, LANES)])
+    return gather(buffer, first, T.ramp(T.int32(0), stride, LANES))
 
 
 def _met_by(layer: WeightedLayer, y: Expr, x: Expr, r: int, s: int) -> tuple[Expr, Expr]:

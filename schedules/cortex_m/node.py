@@ -10,14 +10,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from tvmflow.integer.operators import Function, Product, Shape, Sum
-from tvmflow.schedules.cortex_m._kernel import AnyLayer, Expr, Kernel, MveFloats, Node, function
+from tvmflow.schedules.cortex_m._kernel import AnyLayer, Expr, Kernel, MveFloats, MveIntegers, Node, function
 from tvmflow.schedules.nodes import (
+    INTEGERS,
     SUMMING,
     SUMS,
     FloatArithmetic,
@@ -29,6 +31,10 @@ from tvmflow.schedules.nodes import (
     prepare,
     value_of,
 )
+
+
+LANES = 4
+"""Numbers in a vector of MVE."""
 
 
 def node(
@@ -61,6 +67,7 @@ def node(
         scope = "global" if core == "plain" else "local"
         summing = isinstance(layer.operator, SUMMING)
         sums = Sums(T.alloc_buffer((SUMS,), numbers.dtype, scope=scope) if summing else None, numbers=numbers)
+        done = _vectors(flat, given, read_by, result) if core == "mve" and numbers is INTEGERS else 0
         arrays, box = [given[name] for name in tables], box_of(flat)
         for part in parts_of(flat):
             channels, height, width = part.lengths
@@ -75,10 +82,30 @@ def node(
                         value = value_of(flat, read, arrays, sums, at, prepared=True)
                         T.buffer_store(result, T.Cast(layer.dtype, value), list(at))
                 continue
-            with T.serial(0, channels) as c, T.serial(0, height) as y, T.serial(0, width) as x:
+            with T.serial(0, channels) as c, T.serial(0, height) as y, T.serial(0, width - done) as rest:
+                x = rest + done
                 value = value_of(flat, read, arrays, sums, (c, y, x), part.source)
                 T.buffer_store(result, T.Cast(layer.dtype, value), [c + first, y + top, x + left])
     return Kernel(schedule="node", layers=(layer,), func=builder.get(), constants=tables, in_place=in_place)
+
+
+def _vectors(flat: Node, given: Mapping[str, tirx.Buffer], read_by: Sequence[str], result: tirx.Buffer) -> int:
+    """Emits sums and products of tensors of one shape four elements at a time, and gives how many these are."""
+    width = flat.output_shape[3] // LANES * LANES
+    if not isinstance(flat.operator, Sum | Product) or any(max(shape[:3]) > 1 for shape in flat.input_shapes):
+        return 0
+    if {*flat.input_shapes} != {flat.output_shape} or not width:
+        return 0
+    with T.serial(0, width // LANES) as vector:
+
+        def read(number: int, c: Expr, y: Expr, x: Expr) -> Expr:
+            source = given[f"source{read_by.index(flat.inputs[number])}"]
+            return T.Cast(f"int32x{LANES}", source[c, y, T.ramp(x, 1, LANES)])
+
+        sums = Sums(None, lanes=LANES, numbers=MveIntegers())
+        value = value_of(flat, read, [], sums, (0, 0, vector * LANES), None)
+        T.buffer_store(result, T.Cast(f"{flat.dtype}x{LANES}", value), [0, 0, T.ramp(vector * LANES, 1, LANES)])
+    return width
 
 
 def _overwritten(layer: Node, dtypes: Sequence[str], writable: Sequence[bool]) -> int | None:

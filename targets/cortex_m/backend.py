@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NO_LATENCY = "no board was at hand, and emulation counts instructions, which are no time."
+NO_LATENCY = "this computer is no microcontroller, and an emulator counts instructions, whose time it doesn't know."
 SOURCE, EXAMPLE, LINKER_SCRIPT = "source", "example", "link.ld"
 
 

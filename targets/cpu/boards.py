@@ -275,7 +275,7 @@ KINDS = (
         backend=BACKEND,
         boards="ARM boards",
         default_board="raspberry-pi-4b",
-        tracer=Tracer(module="tvmflow.measure.emulate", emulators={64: ("qemu-aarch64", "qemu-user")}),
+        tracer=Tracer(module="tvmflow.measure.emulate", emulators={64: ("qemu-aarch64", "qemu-user")}, follows=True),
         tools=(
             Tool(
                 command="qemu-aarch64",

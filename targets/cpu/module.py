@@ -100,7 +100,7 @@ def time(
     """Measured where this computer runs the bundle's code itself; each layer in a run of its own."""
     host = HOST
     if bundle.target.elf != host.elf:
-        return Timing(note=f"no {bundle.target.name} was at hand, and emulation checks answers, never speed.")
+        return Timing(note=f"this computer is no {bundle.target.name}, and emulation checks answers, not speed.")
     inputs = bundle.vectors()[0].inputs
     before = measured_roof(bundle, threads)
     measurement: Measurement | None = None

@@ -304,7 +304,7 @@ def time(
     """Measured where a GPU of the bundle's architecture answers; the stand-in is never timed."""
     target = bundle.target
     if target.elf != COMPUTER.elf:
-        return Timing(note=f"no {target.name} was at hand, and the stand-in checks answers, never speed.")
+        return Timing(note=f"this computer has no {target.name}, and the stand-in for one checks answers, not speed.")
     if missing := missing_device(target):
         return Timing(note=f"{missing}; the stand-in checks answers, never speed.")
     if layers and not whole and Gpu.of(target).cuda_graph:

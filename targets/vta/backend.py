@@ -236,33 +236,42 @@ def capture(
 def hardware(target: Target) -> timing.Hardware:
     """The clock, bus and memory of a board's VTA."""
     vta = Vta.of(target)
-    return timing.Hardware(clock_mhz=vta.clock_mhz, bus_bytes=vta.bus_bytes).with_latency(vta.latency_cycles)
+    made = timing.Hardware(clock_mhz=vta.clock_mhz, bus_bytes=vta.bus_bytes, burst_beats=vta.burst_beats)
+    return made.with_latency(vta.latency_cycles)
+
+
+def band(target: Target) -> tuple[timing.Hardware, timing.Hardware]:
+    """The same with what is likely to be the best and the worst memory, which splits bursts where its port does."""
+    vta, board = Vta.of(target), hardware(target)
+    low, high = (board.with_latency(cycles) for cycles in vta.latency_band)
+    return low, replace(high, burst_beats=min(vta.burst_beats, vta.port_burst_beats))
 
 
 def time(
     bundle: Built, *, threads: int | None, repeats: int | None, seconds: float, whole: bool, layers: bool
 ) -> Timing:
     """Simulated, cycle by cycle; every run takes the same, so one is enough."""
-    board, vta = hardware(bundle.target), Vta.of(bundle.target)
+    board = hardware(bundle.target)
     executable = programs.read(bundle.library.parent)
     timed = timing.simulate(executable, board)
     details = [_details(layer, known.details) for layer, known in zip(timed.layers, bundle.layers, strict=True)]
     if executable.source:
         target = bundle.target
         note = (
-            f"no {target.name} was at hand: the accelerator's part takes {timed.latency_ms:.4g} ms (simulated); "
+            f"this computer is no {target.name}: the accelerator's part takes {timed.latency_ms:.4g} ms (simulated); "
             f"what the processor's takes, and so the sum, isn't known. {_on_the_processor(bundle.layers, target)}"
         )
         return Timing(note=note, details=details, timeline=occupancy(timed))
-    band = [timing.simulate(executable, board.with_latency(cycles)).latency_ms for cycles in vta.latency_band]
+    ends = band(bundle.target)
     modelled = replace(board, core="hls")  # what the published bitstreams are, with no RTL to hold the model against
     facts = {
         "core": board.core,
         "cycles": timed.cycles,
         "clock_mhz": board.clock_mhz,
         "memory_latency_cycles": board.read_latency,
-        "band_latency_cycles": list(vta.latency_band),
-        "band_ms": band,
+        "band_latency_cycles": [end.read_latency for end in ends],
+        "band_burst_beats": [end.burst_beats for end in ends],
+        "band_ms": [timing.simulate(executable, end).latency_ms for end in ends],
         "hls_ms": timing.simulate(executable, modelled).latency_ms,
         "accelerator_share": 1.0,
     }

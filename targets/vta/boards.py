@@ -2,6 +2,9 @@
 
 Clocks and buses are those of upstream's config/pkg_config.py. The latency of memory isn't published for any board; 30
 cycles at 100 MHz, with 20 to 60 as the band, is an assumption for the coherent port of a Zynq-7000, and reports say so.
+The core asks for bursts of 256 beats, or of 16 in upstream's De10Config (`lenBits` in Chisel's shell/Configs.scala).
+The coherent port of a Zynq-7000 is AXI3, of 16 beats at most (AMD UG585, Arm IHI 0022), so that AMD's interconnect
+splits the core's bursts there; that of an UltraScale+, S_AXI_HPC0, is AXI4 (AMD UG1085).
 `cpu` is the board's processor, which only writes inputs, starts the accelerator and reads outputs.
 """
 
@@ -53,18 +56,26 @@ PYNQ_Z1 = Target(
         bus_bytes=8,
         latency_cycles=30,
         latency_band=(20, 60),
+        burst_beats=256,
+        port_burst_beats=16,
     ),
 )
 
 
 def _like_pynq(name: str, upstream: str, description: str, facts: dict[str, Any], **others: Any) -> Target:
-    """A board whose VTA differs from the PYNQ's in clock, bus and registers only, as upstream's samples do."""
+    """A board whose VTA differs from the PYNQ's in clock, bus, bursts and registers only, as upstream's samples do."""
     pynq = Vta.of(PYNQ_Z1)
     made = replace(pynq, configuration={**pynq.configuration, "TARGET": upstream}, **facts)
     return replace(PYNQ_Z1, name=name, description=description, facts=made, **others)
 
 
-AT_333_MHZ = {"clock_mhz": 333, "bus_bytes": 16, "latency_cycles": 100, "latency_band": (67, 200)}
+AT_333_MHZ = {
+    "clock_mhz": 333,
+    "bus_bytes": 16,
+    "latency_cycles": 100,
+    "latency_band": (67, 200),
+    "port_burst_beats": 256,
+}
 """The same times to memory in ns, which are more cycles."""
 
 CORTEX_A53 = {
@@ -107,7 +118,7 @@ DE10_NANO = _like_pynq(
     cpu=Cpu(model="Cortex-A9", cores=2, clock_mhz=800, l1d_bytes=32 * KIB, l2_bytes=512 * KIB, cache_note="L2 shared"),
     memory_bytes=1 * GIB,
     datasheet="Terasic DE10-Nano User Manual; apache/tvm-vta d4a15f6, config/pkg_config.py",
-    facts={"clock_mhz": 100, "bus_bytes": 8},
+    facts={"clock_mhz": 100, "bus_bytes": 8, "burst_beats": 16},
 )
 
 KINDS = (

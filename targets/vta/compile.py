@@ -113,7 +113,21 @@ def prepare(network: IntegerNetwork, config: Config) -> tuple[AnyWork, ...]:
             continue
         works.append(node)
         read_before |= set(layer.inputs)
+    for work in works:
+        if isinstance(work, Work) or (isinstance(work, NodeWork) and work.blocks):
+            _check_widths((*work.sources, work.target), config)
     return tuple(works)
+
+
+def _check_widths(tensors: Sequence[Tensor], config: Config) -> None:
+    """Raise UserError for maps of which no row fits the buffers."""
+    most = min(config.inp_depth, config.acc_depth)
+    for tensor in tensors:
+        if tensor.shape[2] > most:
+            raise UserError(
+                f"{tensor.name} has rows of {tensor.shape[2]:,} pixels; the buffers of {config.bitstream} hold "
+                f"{most:,}, and maps are cut between rows alone. A map of one column in place of one row can be cut."
+            )
 
 
 def _unsigned(name: str, layer: IntegerLayer) -> UnsupportedOperatorError:

@@ -20,6 +20,9 @@ INSTRUCTION_BYTES = 16
 SRAM_ADDRESS_BITS, DRAM_ADDRESS_BITS, SIZE_BITS, PAD_BITS = 16, 32, 16, 4
 LOOP_BITS, IMMEDIATE_BITS = 14, 16
 
+BURST_BEATS = (16, 256)
+"""Words of the bus that a burst has at most: of AXI3, which Chisel's De10Config keeps to, and of AXI4."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

@@ -20,14 +20,17 @@ import numpy as np
 
 from tvmflow.spec import UserError
 from tvmflow.targets.vta import isa
-from tvmflow.targets.vta.config import CHISEL_UOP_DEPTH, Config
+from tvmflow.targets.vta.config import CHISEL_UOP_DEPTH, SIZE_BITS, Config
 from tvmflow.targets.vta.isa import Alu, Finish, Gemm, Instruction, Load, Memory, Operation, Store, Uop
+from tvmflow.targets.vta.semantics import most_loaded
 
 LOAD, COMPUTE, STORE = 0, 1, 2
 """The queues."""
 
 NEVER = -1
 LEAST, MOST = -(2**31), 2**31 - 1
+SIZES = 1 << SIZE_BITS
+"""What no number of rows or columns of a transfer reaches, nor the distance of its rows."""
 
 
 class Loop(NamedTuple):
@@ -133,7 +136,21 @@ class Stream:
     # ------------------------------------------------------------------------------------------------- instructions
 
     def load(self, memory: Memory, sram: int, dram: int, rows: int, columns: int, stride: int) -> None:
-        """`rows` of `columns` tiles, `stride` tiles apart in memory, to `sram`. INP tiles may be what a store wrote."""
+        """`rows` of `columns` tiles, `stride` tiles apart in memory, to `sram`. INP tiles may be what a store wrote.
+
+        Where one instruction can't bring all of it, or has no such stride, there are several.
+        """
+        if rows > 1 and (stride >= SIZES or rows * columns > most_loaded(memory, self.config)):
+            half = rows // 2
+            self.load(memory, sram, dram, half, columns, stride)
+            self.load(memory, sram + half * columns, dram + half * stride, rows - half, columns, stride)
+            return
+        if columns > most_loaded(memory, self.config):
+            half = columns // 2
+            self.load(memory, sram, dram, 1, half, half)
+            self.load(memory, sram + half, dram + half, 1, columns - half, columns - half)
+            return
+        stride = stride if rows > 1 else columns
         target = slice(sram, sram + rows * columns)
         compute = int(self._used[memory][target].max())
         if memory == Memory.INP:
@@ -236,7 +253,15 @@ class Stream:
         self._low[span] = self._high[span] = value
 
     def store(self, sram: int, dram: int, rows: int, columns: int, stride: int) -> None:
-        """OUT tiles from `sram` on to `rows` of `columns` tiles in memory, `stride` tiles apart."""
+        """OUT tiles from `sram` on to `rows` of `columns` tiles in memory, `stride` tiles apart.
+
+        Where an instruction has no such stride, there is one for each row.
+        """
+        if rows > 1 and stride >= SIZES:
+            for row in range(rows):
+                self.store(sram + row * columns, dram + row * stride, 1, columns, columns)
+            return
+        stride = stride if rows > 1 else columns
         source = slice(sram, sram + rows * columns)
         instruction = Store(
             sram_base=sram, dram_base=dram, y_size=_size(rows), x_size=_size(columns), x_stride=_size(stride)
@@ -374,7 +399,7 @@ def _starts(dram: int, rows: int, stride: int) -> range:
 
 
 def _size(value: int) -> int:
-    if not 0 <= value < 1 << 16:
+    if not 0 <= value < SIZES:
         raise Infeasible(f"A transfer of {value} tiles is beyond an instruction's fields.")
     return value
 

@@ -79,6 +79,18 @@ def bias_tiles(bias: np.ndarray, block: int) -> np.ndarray:
     return np.ascontiguousarray(tiles.reshape(count, blocks, block, block).transpose(1, 0, 2, 3))
 
 
+WIDE = 15
+"""Bits by which ALU shifts what is left of a bias that would take more than `FEW` products."""
+FEW = 3
+
+
+def wide_bias_tiles(bias: np.ndarray, block: int) -> np.ndarray:
+    """int32 O → int8 blocks×2×block×block: weights whose products with `ones_tile` are a bias's high bits, which are to
+    be shifted left by `WIDE`, and its low ones."""
+    whole = bias.astype(np.int64)
+    return np.concatenate([bias_tiles(whole >> WIDE, block), bias_tiles(whole & (1 << WIDE) - 1, block)], axis=1)
+
+
 def is_diagonal(layer: IntegerLayer) -> bool:
     """Whether each output channel reads the input channel of its own number alone."""
     return layer.groups == len(layer.weight) == layer.input_shape[1]

@@ -59,6 +59,7 @@ def identity(target: Target) -> Identity:
             "clock_mhz": facts.clock_mhz,
             "bus_bytes": facts.bus_bytes,
             "latency_cycles": facts.latency_cycles,
+            "burst_beats": facts.burst_beats,
         },
         tvm="none",
         rules=f"tilings-{FORMAT}",

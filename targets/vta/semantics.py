@@ -100,6 +100,11 @@ def check_form(instruction: Instruction, config: Config) -> None:
         if instruction.sram_base + elements > (depth := isa.depth(memory, config)):
             verb = "writes" if isinstance(instruction, Load) else "reads"
             raise RefusedError(f"{name} {verb} beyond the buffer's {depth} elements.")
+        if isinstance(instruction, Load) and y_size * x_size > most_loaded(memory, config):
+            raise RefusedError(
+                f"{name} of all {depth} tiles of the buffer: the Chisel core's counter of words on their way wraps "
+                "to 0, and what follows doesn't wait for them."
+            )
         return
     assert isinstance(instruction, Gemm | Alu)
     if instruction.uop_end > config.uop_depth:
@@ -113,6 +118,19 @@ def check_form(instruction: Instruction, config: Config) -> None:
             raise RefusedError("ALU SHR by ACC[src]: the cores differ in how many bits of it they use.")
         if instruction.operation == Operation.SHR and instruction.imm not in SHIFTS:
             raise RefusedError(f"ALU SHR by {instruction.imm}: the HLS core shifts by {SHIFTS[0]} … {SHIFTS[-1]} only.")
+
+
+def most_loaded(memory: Memory, config: Config) -> int:
+    """Elements that one LOAD may bring.
+
+    Chisel's TensorLoadNarrowVME, which loads tiles that are wider than the bus, counts the bus words that it has asked
+    for and not got, and has as many values for that as the buffer has words. A LOAD of the whole buffer brings the
+    counter back to 0 where memory answers later than all is asked for: for INP at 30 cycles of latency and a bus of 8
+    bytes, for ACC and WGT on buses of 32 and 64. Its other counters, and those of LoadUop, TensorStore and Fetch, are a
+    bit wider than that, or as wide as the instruction's fields.
+    """
+    depth = isa.depth(memory, config)
+    return depth - 1 if memory in (Memory.INP, Memory.WGT, Memory.ACC) else depth
 
 
 def load(instruction: Load, state: State) -> None:

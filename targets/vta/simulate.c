@@ -35,6 +35,7 @@ static int load(const state *s, instruction f) {
   uint8_t *buffers[] = {(uint8_t *)s->uop, (uint8_t *)s->wgt, (uint8_t *)s->inp, (uint8_t *)s->acc};
   int64_t size = sizes[memory], width = left + x_size + right, count = (top + y_size + bottom) * width;
   if (sram + count > depths[memory]) return 0;
+  if (memory != UOP && y_size * x_size == depths[memory]) return 0;
   if ((dram + (y_size - 1) * stride + x_size) * size > s->dram_bytes) return 0;
   uint8_t *to = buffers[memory] + sram * size;
   memset(to, 0, top * width * size);

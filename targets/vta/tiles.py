@@ -21,7 +21,16 @@ from tvmflow.integer.layers import AnyIntegerLayer, IntegerLayer, accumulator_ra
 from tvmflow.targets.vta.check import HLS_DISTANCE
 from tvmflow.targets.vta.emit import Infeasible, Loop, Stream
 from tvmflow.targets.vta.isa import Memory, Operation, Uop
-from tvmflow.targets.vta.layout import Tensor, bias_tiles, is_diagonal, weight_tiles
+from tvmflow.targets.vta.layout import (
+    FEW,
+    ONES,
+    WIDE,
+    Tensor,
+    bias_tiles,
+    is_diagonal,
+    weight_tiles,
+    wide_bias_tiles,
+)
 
 ONCE = Loop(1)
 
@@ -153,8 +162,14 @@ class Work:
 
     @cached_property
     def bias_weights(self) -> np.ndarray:
-        """int8 outputs' blocks × count × block × block."""
-        return bias_tiles(self.biases, self.block)
+        """int8 outputs' blocks × count × block × block; two if `wide_bias`, between which ALU shifts left by WIDE."""
+        made = wide_bias_tiles if self.wide_bias else bias_tiles
+        return made(self.biases, self.block)
+
+    @cached_property
+    def wide_bias(self) -> bool:
+        """Whether high and low bits of a bias, or of the half that rounds a large shift, are products by themselves."""
+        return int(abs(self.biases).max()) > FEW * ONES * ONES * (self.block - 1)
 
     @cached_property
     def bias_count(self) -> int:
@@ -193,7 +208,8 @@ class Work:
     @cached_property
     def compute_cycles(self) -> int:
         """Cycles of the compute queue without any overhead: products, biases and the ALU's passes over each tile."""
-        return self.steps + self.target.tiles * (1 + self.bias_count + self.passes)
+        begun = 1 + self.bias_count + (self.wide_bias and self.bias_count > 0)
+        return self.steps + self.target.tiles * (begun + self.passes)
 
     @cached_property
     def steps(self) -> int:
@@ -388,8 +404,8 @@ class _Tile(OutputTile):
         self.stream.constant(self.acc, count, self.work.start[0])
         for chunk in self.weights():
             wgt = self.load_weights(chunk)
-            if chunk.bias:
-                self._add_bias(wgt + chunk.count - len(self.blocks) * self.work.bias_count)
+            if chunk.bias:  # comes first: a wide one is shifted
+                self._add_biases(wgt + chunk.count - len(self.blocks) * self.work.bias_count)
             if self.work.pool:
                 self._pool(wgt)
             elif self.work.diagonal:
@@ -445,17 +461,31 @@ class _Tile(OutputTile):
                 self._multiply([*loops, Loop(len(self.blocks), self.pixels, plane, taps)], begin)
 
     def _pool(self, wgt: int) -> None:
-        inp, _ = self._load_inputs(self.blocks)
-        pixels = self.work.source.pixels
-        self._multiply([Loop(len(self.blocks), 1, pixels)], Uop(self.acc, inp, wgt), Loop(pixels, 0, 1))
+        source = self.work.source
+        _, height, width = source.shape
+        at_once = max(1, self.stream.inp.depth // (len(self.blocks) * width))
+        if at_once < height:  # half of the buffer, so that the next rows are loaded meanwhile
+            at_once = max(1, at_once // 2)
+        for first in range(0, height, at_once):
+            rows = range(first, min(first + at_once, height))
+            inp, pixels = self.load_planes(source, self.blocks, rows), len(rows) * width
+            self._multiply([Loop(len(self.blocks), 1, pixels)], Uop(self.acc, inp, wgt), Loop(pixels, 0, 1))
 
-    def _add_bias(self, wgt: int) -> None:
+    def _add_biases(self, wgt: int) -> None:
+        if not self.work.wide_bias:
+            self._add_bias(wgt, self.work.bias_count)
+            return
+        self._add_bias(wgt, 1)
+        self.stream.alu(Operation.SHR, self.acc, len(self.blocks) * self.pixels, -WIDE)
+        self._add_bias(wgt + 1, 1)
+
+    def _add_bias(self, wgt: int, count: int) -> None:
+        """The products of `count` tiles for each block, which are there for `bias_count`."""
         ones = self.stream.inp.find("ones")
         if ones is None:
             ones = self.stream.inp.take(1, "ones")
             self.stream.load(Memory.INP, ones, 0, 1, 1, 1)
-        count = self.work.bias_count
-        loops = [Loop(self.pixels, 1), Loop(len(self.blocks), self.pixels, 0, count)]
+        loops = [Loop(self.pixels, 1), Loop(len(self.blocks), self.pixels, 0, self.work.bias_count)]
         self._multiply(loops, Uop(self.acc, ones, wgt), Loop(count, 0, 0, 1))
 
     def _rectangle(self, tap: int, rows: range) -> Iterator[tuple[list[Loop], int, int]]:

@@ -16,7 +16,7 @@ import numpy as np
 from tvmflow.spec import TvmflowError, UserError
 from tvmflow.targets.vta import isa
 from tvmflow.targets.vta.check import CORES, QUEUED, Core
-from tvmflow.targets.vta.config import INSTRUCTION_BYTES, Config
+from tvmflow.targets.vta.config import BURST_BEATS, INSTRUCTION_BYTES, Config
 from tvmflow.targets.vta.isa import MODULES, Alu, Finish, Gemm, Instruction, Load, Memory, Store
 from tvmflow.targets.vta.program import Executable, Mark
 
@@ -26,11 +26,8 @@ LATENCIES = (20, 60)
 KINDS = ("gemm", "alu", "load inp", "load wgt", "load acc", "load uop", "store", "nop")
 """What an instruction is, for counters and pictures."""
 
-FETCH_CHUNK = 128
-"""Instructions that are fetched at once; the next ones are only when these have been dispatched."""
 OUTSTANDING = 16
 """Bursts that wait for data at most."""
-BURST_BEATS = 256
 BURST_ALIGNMENT = 4096
 """Bytes that no AXI burst crosses a multiple of."""
 
@@ -40,7 +37,8 @@ class Hardware:
     """The core, its clock, and the memory behind it.
 
     `read_latency` are the cycles from a read's address to its first data, `write_latency` those from a write's last
-    data to its answer. Raises UserError for impossible values.
+    data to its answer. `burst_beats` is how many words of the bus the core asks for at once. Raises UserError for
+    impossible values.
     """
 
     core: Core = "chisel"
@@ -48,6 +46,7 @@ class Hardware:
     bus_bytes: int = 8
     read_latency: int = 30
     write_latency: int = 15
+    burst_beats: int = 256
 
     def __post_init__(self) -> None:
         if self.core not in CORES:
@@ -56,6 +55,17 @@ class Hardware:
             raise UserError("A VTA has a bus of 8, 16, 32 or 64 bytes and a positive clock.")
         if not (0 < self.read_latency <= 10_000 and 0 < self.write_latency <= 10_000):
             raise UserError("A memory latency is from 1 to 10000 cycles.")
+        if self.burst_beats not in BURST_BEATS:
+            raise UserError(f"Bursts have {BURST_BEATS[0]} or {BURST_BEATS[1]} beats at most, not {self.burst_beats}.")
+
+    @property
+    def fetch_chunk(self) -> int:
+        """Instructions that are fetched at once; the next ones are only when these have been dispatched.
+
+        Fetch's queue holds what one burst brings, and on buses wider than an instruction no more (upstream's
+        FetchVME64 and FetchWideVME).
+        """
+        return self.burst_beats * min(self.bus_bytes, INSTRUCTION_BYTES) // INSTRUCTION_BYTES
 
     def with_latency(self, cycles: int) -> Hardware:
         """The same with another read latency, and the write latency half of it, which is an assumption."""
@@ -237,7 +247,7 @@ def _cost(instruction: Instruction, config: Config, hardware: Hardware) -> _Cost
 
 def _bursts(instruction: Load | Store, element: int, hardware: Hardware) -> tuple[int, ...]:
     """Beats of each burst: a row's, split where a burst has to end. The image's base is a multiple of 4 KiB here."""
-    longest = min(BURST_ALIGNMENT, BURST_BEATS * hardware.bus_bytes)
+    longest = min(BURST_ALIGNMENT, hardware.burst_beats * hardware.bus_bytes)
     bursts = []
     for row in range(instruction.y_size):
         begin = (instruction.dram_base + row * instruction.x_stride) * element
@@ -309,7 +319,7 @@ class _Run:
     # Fetch
 
     def _ask_for_chunk(self, time: int) -> None:
-        self.chunk_end = min(self.fetched + FETCH_CHUNK, len(self.instructions))
+        self.chunk_end = min(self.fetched + self.hardware.fetch_chunk, len(self.instructions))
         if count := self.chunk_end - self.fetched:
             beats = -(-count * INSTRUCTION_BYTES // self.hardware.bus_bytes)
             self.readers[FETCH] = _Reader(bursts=deque([beats]), asks=time, priority=0)

@@ -456,6 +456,32 @@ def write(
         raise UserError(f"The bundle can't be written to {out}: {reason}; it was left as it was.") from error
 
 
+def copy(bundle: Bundle, out: Path) -> Path:
+    """Copy a bundle that was opened to a folder, or to one file if `out` ends in .tar; returns `out`.
+
+    A bundle that is there is replaced as `write` does it. Raises UserError.
+    """
+    place = Path(os.path.realpath(out))
+    check_destination(out)
+    try:
+        with _own(place), scratch.beside(place / MANIFEST if place.is_dir() else place) as made:
+            root = made / "bundle"
+            for name in (MANIFEST, *bundle.manifest["members"]):
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(bundle.root / name, root / name)
+            if place.is_dir():
+                _exchange(root, place, made / "replaced")
+            elif place.suffix == ".tar":
+                members = [root / name for name in sorted(bundle.manifest["members"])]
+                _pack(root, [root / MANIFEST, *members], made / "bundle.tar")
+                os.replace(made / "bundle.tar", place)
+            else:
+                _replace(root, place, made / "replaced")
+    except OSError as error:
+        raise UserError(f"The bundle can't be copied to {out}: {error}; it was left as it was.") from error
+    return out
+
+
 @contextlib.contextmanager
 def _own(place: Path) -> Iterator[None]:
     """Be the only one that writes into a folder, as long as the block lasts."""

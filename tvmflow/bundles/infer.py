@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tvmflow.models.data import read_image
 from tvmflow.network.agreement import Arrays
 from tvmflow.spec import TensorSpec, UserError
 from tvmflow.system import scratch
+from tvmflow.system.tensors import BFLOAT16
 from tvmflow.targets.kind import find_runner
 
 TOP = 5
@@ -82,6 +83,82 @@ def call(bundle: Bundle, paths: Sequence[Path]) -> tuple[str, list[Arrays]]:
     return method, runner(list(zip(*stacks, strict=True)), kept)
 
 
+def answer(bundle: Bundle, given: Sequence[Any], named: Mapping[str, Any] | None = None) -> Arrays:
+    """The outputs for arrays or tensors, one for each input, in order or by name; in the order of `bundle.outputs`.
+
+    Where a network's batch is 1, N of each input may be given at once, and the outputs are those of all N. A quantised
+    network takes real numbers, which are quantised as the bundle says, and then gives real numbers; integers of its own
+    dtype are taken as they are, and then its own integers are given. Inputs that are outputs of the call before may be
+    left out, and then are what they are at the first call. Raises UserError.
+    """
+    found = _assigned(bundle, given, named or {})
+    scales, zero_points = bundle.scales, bundle.zero_points
+    stacks, real = [], []
+    for place, spec in enumerate(bundle.inputs):
+        if spec.name not in found:
+            stacks.append(np.full((1, *spec.shape), bundle.state[spec.name][1], spec.dtype))
+            continue
+        array = found[spec.name]
+        if scales is not None and array.dtype.kind == "f" and np.dtype(spec.dtype).kind in "iu":
+            if not np.isfinite(array).all():
+                raise UserError(f"{spec.name} holds NaN or infinity, which no integer stands for.")
+            array = quantize(array, scales[0][place], zero_points[0][place], spec.dtype)
+            real.append(spec.name)
+        stacks.append(_calls(array, spec))
+    if real and len(real) < len(found):
+        raise UserError(
+            f"{', '.join(real)} of {bundle.name} was given as real numbers and another input as integers; give all of "
+            "them as real numbers, or all as the integers of the quantised network."
+        )
+    count = max(map(len, stacks))
+    if other := next((len(stack) for stack in stacks if len(stack) not in (1, count)), None):
+        raise UserError(f"One input of {bundle.name} is given {count} times and another {other} times; give as many.")
+    _, runner = find_runner(bundle.library, bundle.target, bundle.outputs)
+    calls = runner(list(zip(*(np.broadcast_to(stack, (count, *stack.shape[1:])) for stack in stacks), strict=True)))
+    outputs = []
+    for place, (spec, arrays) in enumerate(zip(bundle.outputs, zip(*calls, strict=True), strict=True)):
+        whole = arrays[0] if count == 1 else (np.concatenate if spec.shape[:1] == (1,) else np.stack)(arrays)
+        if real and scales is not None and whole.dtype.kind in "iu":
+            whole = ((whole.astype(np.float64) - zero_points[1][place]) * scales[1][place]).astype(np.float32)
+        outputs.append(whole)
+    return tuple(outputs)
+
+
+def _assigned(bundle: Bundle, given: Sequence[Any], named: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays by their inputs' names: what has a name, and the rest in order. Raises UserError."""
+    names = [spec.name for spec in bundle.inputs]
+    known = ", ".join(names)
+    if strange := [name for name in named if name not in names]:
+        raise UserError(f"{bundle.name} has no input {strange[0]!r}; its inputs are {known}.")
+    left = [name for name in names if name not in named]
+    if len(given) + len(named) < len(names):  # a state needn't be given
+        left = [name for name in left if name not in bundle.state]
+    if len(given) != len(left):
+        raise UserError(f"{bundle.name} has {len(names)} inputs ({known}); {len(given) + len(named)} were given.")
+    arrays = {**dict(zip(left, given, strict=True)), **named}
+    return {name: np.asarray(to_numpy(value)) for name, value in arrays.items()}
+
+
+def to_numpy(value: Any) -> Any:
+    """A tensor of PyTorch as an array; what is none stays what it is."""
+    if not hasattr(value, "detach"):
+        return value
+    found = value.detach().cpu()
+    return found.float().numpy() if str(found.dtype) == "torch.bfloat16" else found.numpy()
+
+
+def _calls(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """An input of one call or of many, calls first. Raises UserError."""
+    if spec.dtype == "bfloat16" and array.dtype == np.float32:
+        array = array.astype(BFLOAT16)
+    many = spec.shape[:1] == (1,) and array.shape[1:] == spec.shape[1:] and len(array) > 0 if array.ndim else False
+    if str(array.dtype) != spec.dtype or not (array.shape == spec.shape or many):
+        shape = "×".join(map(str, spec.shape)) or "scalar"
+        seen = "×".join(map(str, array.shape)) or "scalar"
+        raise UserError(f"{spec.name} is {spec.dtype} {shape}, and {array.dtype} {seen} was given.")
+    return array.reshape((len(array), *spec.shape)) if many else array[None]
+
+
 def _described(bundle: Bundle, outputs: Arrays) -> dict[str, Any]:
     """The outputs of a call by their names and, of a classifier's, the classes."""
     named = {spec.name: array.tolist() for spec, array in zip(bundle.outputs, outputs, strict=True)}
@@ -127,6 +204,7 @@ def read_input(path: Path, spec: TensorSpec, bundle: Bundle) -> np.ndarray:
         return load_calls(path, spec)
     if preprocessing is None or len(spec.shape) != 4 or spec.shape[0] != 1 or spec.shape[1] != len(preprocessing.mean):
         raise UserError(
-            f"This network doesn't say how it sees an image, so {path.name} can't be used; give a .npy file."
+            f"This network doesn't say how it sees an image, so {path.name} can't be used; give a .npy file, or build "
+            "the bundle with --mean and --std, or --input-range."
         )
     return prepare_images(bundle, read_image(path, spec.shape)[None])[None]

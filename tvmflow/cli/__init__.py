@@ -14,7 +14,19 @@ from typing import Annotated
 import typer
 
 from tvmflow import __version__
-from tvmflow.cli import bundles, devices, learning, listing, outcome, quantizing, reporting, streams, tuning
+from tvmflow.cli import (
+    bundles,
+    devices,
+    examples,
+    learning,
+    listing,
+    outcome,
+    quantizing,
+    reporting,
+    streams,
+    tuning,
+    waiting,
+)
 from tvmflow.spec import UserError
 from tvmflow.system import children, limits
 from tvmflow.targets import KINDS
@@ -52,15 +64,24 @@ DB_COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+VERBOSE, QUIET = ("-v", "--verbose"), ("-q", "--quiet")
+"""Taken anywhere on the line."""
+
+
 def main() -> None:
     """Entry point of `tvmflow` and `python -m tvmflow`."""
     children.forget_current_folder()
     said = sys.argv[1:]
-    arguments = [argument for argument in said if argument not in ("-v", "--verbose")]
-    outcome.verbose = len(arguments) < len(said)
+    arguments = [argument for argument in said if argument not in (*VERBOSE, *QUIET)]
+    outcome.verbose = any(argument in VERBOSE for argument in said)
+    quiet = any(argument in QUIET for argument in said)
     streams.adapt()
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("tvmflow").setLevel(logging.INFO)
+    shown = waiting.Waiting()
+    outcome.before_results = shown.stop
+    logging.basicConfig(format="%(message)s", handlers=[shown])
+    logging.getLogger("tvmflow").setLevel(logging.WARNING if quiet else logging.INFO)
+    if not quiet:
+        shown.start()
     outcome.run(lambda: _app()(args=_as_command(_with_limits_lifted(_without_empty(arguments)))))
 
 
@@ -100,15 +121,17 @@ def _app() -> typer.Typer:
     app = _group("tvmflow", HELP)
     app.callback()(root)
     for name, function in COMMANDS.items():
-        app.command(name)(outcome.guarded(function))
+        app.command(name, epilog=examples.epilog(examples.EXAMPLES[name]))(outcome.guarded(function))
     db = _group("db", "Look after the records of `tvmflow tune`.")
     for name, function in DB_COMMANDS.items():
-        db.command(name)(outcome.guarded(function))
+        epilog = examples.epilog(examples.EXAMPLES[f"db {name}"])
+        db.command(name, epilog=epilog)(outcome.guarded(function))
     app.add_typer(db)
     for kind in KINDS.values():
         if kind.disassembly is not None:
             programs = _group(kind.name, f"Look into programs for {kind.disassembly.of}.")
-            programs.command("disasm")(outcome.guarded(listing.disassembler(kind)))
+            lines = tuple(line.format(kind=kind.name) for line in examples.DISASSEMBLY)
+            programs.command("disasm", epilog=examples.epilog(lines))(outcome.guarded(listing.disassembler(kind)))
             app.add_typer(programs)
     return app
 
@@ -132,8 +155,13 @@ def _show_version(wanted: bool) -> None:
 
 
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show where an error comes from.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="Leave out what says how far a command is; warnings and errors stay.")
+    ] = False,
     limit: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Lift a limit of what is read: tensor.elements=1G."),

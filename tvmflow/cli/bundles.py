@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import typer
 
-from tvmflow import spec
+from tvmflow.cli import calls
 from tvmflow.cli.options import (
+    DEMO,
+    MODEL_HELP,
     Board,
     BundlePath,
     Cycles,
+    InputRange,
     InputShapes,
     Json,
     Labels,
     Mean,
-    ModelName,
     Std,
     Target,
     Threads,
+    models_like,
     output_path,
 )
 from tvmflow.cli.outcome import show, show_report
-from tvmflow.network.shapes import InputShape
 from tvmflow.spec import UserError
 
 log = logging.getLogger("tvmflow.cli")
@@ -73,7 +74,10 @@ def build(
     ],
     target: Target = None,
     board: Board = None,
-    model: ModelName = "dilated-net",
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help=f"{MODEL_HELP} {DEMO}, a demonstration, by default.", autocompletion=models_like),
+    ] = None,
     input_shape: InputShapes = None,
     dtype: Annotated[
         Literal["float32", "float16", "int8"] | None,
@@ -89,6 +93,7 @@ def build(
     ] = None,
     mean: Mean = None,
     std: Std = None,
+    input_range: InputRange = None,
     labels: Labels = None,
     arch: Annotated[
         list[str] | None,
@@ -122,94 +127,37 @@ def build(
     network of the registry that comes quantised. --mean, --std and --labels go into the bundle, for `tvmflow run` on
     images, in place of what the network says of itself.
     """
-    from dataclasses import replace
-
-    from tvmflow import targets
-    from tvmflow.bundles.build import build as build_bundle
-    from tvmflow.bundles.build import check
-    from tvmflow.integer.frontend import is_integer
-    from tvmflow.models.examples import check_described, parse_labels, parse_preprocessing
-    from tvmflow.network.frontend import import_model, parse_input_shape
     from tvmflow.report import assemble
-    from tvmflow.report.render import memory_text, rules_text, schedules_text, verdict_text
     from tvmflow.targets.kind import Timing
-    from tvmflow.targets.search import tuned_in
-    from tvmflow.tune import apply
 
-    if db is not None and not tuned:
-        raise UserError("--db names records to use and --no-tuned says to use none; give one of them.")
-    found = targets.find(target, board)
-    if dtype is None and is_integer(model):
-        dtype = "int8"
-    dtype = dtype or cast(Literal["float32", "float16", "int8"], found.arithmetic)
-    searched = tuned_in(found)
-    if db is not None and dtype != searched:
-        raise UserError(
-            f"--db names records of {searched} kernels, which --dtype {dtype} has none of; give one of them."
-        )
-    if dtype == "int8" and input_shape and not model.endswith(".onnx"):
-        raise UserError("--input-shape can't be chosen for a quantised network, which has one.")
-    if dtype != "int8" and scheme is not None:
-        raise UserError(f"--scheme says how a network was quantised, and --dtype {dtype} has none; give one of them.")
-    if source and not targets.KINDS[found.kind].writes_source:
-        raise UserError(f"--source writes the C of a network for microcontrollers, and {found.name} is none.")
-    found = targets.compile_also(targets.compute_in(found, dtype), arch or [])
-    if cuda_graph:
-        found = targets.capture_graph(found)
-    found = targets.deliver_as(found, delivery)
-    shapes = [parse_input_shape(text) for text in input_shape or []]
-    seen, named = parse_preprocessing(mean, std), parse_labels(labels) if labels is not None else ()
-    check(found, out, linker, runner=runner is not None)  # before the import, which takes its time
-    records = apply.find_records(found, db) if tuned and dtype == searched else {}
-    log.info(f"Importing {model}")
-    program = _quantised(model, found, scheme, shapes) if dtype == "int8" else import_model(model, shapes)
-    check_described(program.inputs, program.outputs, seen, named)
-    seen, named = seen or program.preprocessing, named or program.labels
-    program = replace(program, preprocessing=seen, labels=named)
-    built = build_bundle(
-        program,
-        found,
-        out,
+    if model is None:
+        model = DEMO
+        log.info(f"No --model was given: this builds {DEMO}, the network that comes with tvmflow as a demonstration.")
+    built = calls.compile(
+        model,
+        input_shape,
+        target=target,
+        board=board,
+        out=out,
+        dtype=dtype,
+        format=delivery,
+        scheme=scheme,
+        mean=mean,
+        std=std,
+        input_range=input_range,
+        labels=labels,
+        arch=arch or (),
+        cuda_graph=cuda_graph,
         linker=linker,
-        dump_dir=dump_dir,
         verify=verify,
         runner=runner is not None,
         source=source,
-        records=records,
+        dump_dir=dump_dir,
+        tuned=tuned,
+        db=db,
     )
-    report = assemble(built, built.manifest["verify"], Timing(note=NOT_TIMED))
-    lines = [
-        f"{out}: {built.name} for {found.name}",
-        f"verify   {verdict_text(report['verify'])}",
-        f"memory   {memory_text(report['memory'])}",
-        f"layers   {schedules_text(report['layers'])}",
-        *([f"rules    {rules_text(report['layers'])}"] if dtype == "int8" else []),
-    ]
-    show("\n".join(lines), report, json)
-
-
-def _quantised(
-    model: str,
-    target: spec.Target,
-    scheme: Literal["per-channel", "power-of-two"] | None,
-    shapes: Sequence[InputShape],
-) -> spec.Program:
-    """A quantised network, or what stands in the way: all such operators of a float one, and that it is one."""
-    from tvmflow.integer.frontend import import_quantized, is_integer
-    from tvmflow.models import MODELS, comes_quantised
-    from tvmflow.network.frontend import READERS, import_model
-    from tvmflow.targets import KINDS, kind
-
-    preferred = KINDS[target.kind].scheme
-    is_float = model.endswith(tuple(READERS)) and not is_integer(model)
-    if is_float or (model in MODELS and not comes_quantised(model)):
-        kind.of(target).check_network(import_model(model, shapes), target)
-        how = f" --scheme {scheme or preferred}" if scheme or preferred != "per-channel" else ""
-        raise UserError(
-            f"{model} isn't quantised yet: `tvmflow quantize --data … --model {model}{how}` makes a .safetensors file "
-            "of it, to be given as --model."
-        )
-    return import_quantized(model, scheme, shapes, preferred=preferred)
+    report = assemble(built.bundle, built.bundle.manifest["verify"], Timing(note=NOT_TIMED))
+    show(f"{out}: " + "\n".join(built.lines()), report, json)
 
 
 def run(
@@ -246,18 +194,13 @@ def _call_text(result: dict[str, Any]) -> str:
 
 def verify(bundle: BundlePath, json: Json = None) -> None:
     """Check a bundle's files, run it on its golden vectors and compare with what PyTorch gave."""
-    from tvmflow.bundles.bundle import open_bundle
-    from tvmflow.bundles.verify import verify_bundle
     from tvmflow.network.agreement import failure_sentence
-    from tvmflow.report.render import verdict_text
-    from tvmflow.spec import MissingDependencyError, VerificationError
+    from tvmflow.spec import VerificationError
     from tvmflow.system.text import text_table
 
-    with open_bundle(bundle) as opened:
-        verdict = verify_bundle(opened)
-        what = f"{bundle} ({opened.name} for {opened.target.name})"
-    if verdict["passed"] is None:
-        raise MissingDependencyError(f"{what} can't be verified here: {verdict['reason']}")
+    opened = calls.load(bundle)
+    found = opened.verify(must_pass=False)
+    what = f"{bundle} ({opened.name} for {opened.board})"
     rows = [
         [
             row["name"],
@@ -265,12 +208,12 @@ def verify(bundle: BundlePath, json: Json = None) -> None:
             f"{row['max_abs_error']:.2e}",
             f"{row['max_rel_error']:.2e}",
         ]
-        for row in verdict["vectors"]
+        for row in found.document["vectors"]
     ]
     table = text_table(["vector", "verdict", "max error", "relative"], rows)
-    show(f"{table}\n\n{what}: {verdict_text(verdict)}", verdict, json)
-    if not verdict["passed"]:
-        raise VerificationError(failure_sentence(verdict, what))
+    show(f"{table}\n\n{what}: {found!r}", found.document, json)
+    if not found:
+        raise VerificationError(failure_sentence(found.document, what))
 
 
 def compare(
@@ -320,17 +263,16 @@ def bench(
         int | None, typer.Option("--repeats", help="Timed runs; as many as fit --seconds by default.")
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs.")] = 3.0,
+    cycles: Cycles = False,
     json: Json = None,
 ) -> None:
-    """Time a bundle on this computer: set-up, first, warm and steady latency."""
-    from tvmflow.report.survey import survey
-    from tvmflow.spec import MissingDependencyError
+    """Time a bundle on this computer: set-up, first, warm and steady latency.
 
+    With --cycles, the latency of an ARM board is modelled instead, on cores whose model published latencies bear out.
+    """
     log.info(f"Timing {bundle}")
-    report = survey(bundle, threads=threads, repeats=repeats, seconds=seconds, profiled=False)
-    if report["latency"] is None:
-        raise MissingDependencyError(f"{bundle} can't be timed here: {report['latency_note']}")
-    show_report(report, json, layers=False)
+    found = calls.load(bundle).bench(threads=threads, repeats=repeats, seconds=seconds, cycles=cycles)
+    show_report(found.document, json, layers=False)
 
 
 def profile(
@@ -341,15 +283,10 @@ def profile(
     json: Json = None,
 ) -> None:
     """Time each layer of a bundle on this computer, by module name. Use `bench` for the latency of the whole."""
-    from tvmflow.report.survey import survey
     from tvmflow.spec import MissingDependencyError
 
     log.info(f"Profiling {bundle}")
-    report = survey(bundle, threads=threads, repeats=repeats, timed=False, cycles=cycles)
-    if report["layers"] and not any(
-        layer["latency"] or "instructions" in layer["details"] for layer in report["layers"]
-    ):
-        raise MissingDependencyError(f"{bundle} can't be timed here: {report['latency_note']}")
+    report = calls.load(bundle).profile(threads=threads, repeats=repeats, cycles=cycles).document
     show_report(report, json, layers=True)
     if lacking := [gap["reason"] for gap in report["not_shown"] if gap["what"] == "cycles"]:
         raise MissingDependencyError(f"{bundle} is shown without cycles. {lacking[0]}")
@@ -357,19 +294,14 @@ def profile(
 
 def doctor(json: Json = None) -> None:
     """Say which tools were found, which are missing, what each is for, and the command that installs it."""
-    from tvmflow.cli.doctor import examine
+    from tvmflow.cli.doctor import examine, in_columns
     from tvmflow.spec import MissingDependencyError, install_sentence
-    from tvmflow.system.text import text_table
 
     findings = examine()
-    table = text_table(
-        ["", "tool", "found", "needed for"],
-        [[finding.status, finding.name, finding.detail, finding.needed_for] for finding in findings],
-    )
     remedies = [f"{finding.name}: {finding.remedy}" for finding in findings if finding.remedy]
     packages = tuple(dict.fromkeys(package for finding in findings for package in finding.packages))
     at_once = [f"All that Debian has of it at once: {install_sentence(packages)}"] if packages else []
-    text = "\n".join([table, "", *remedies, *at_once]).strip()
+    text = "\n".join([*in_columns(findings), "", *remedies, *at_once]).strip()
     show(text, [asdict(finding) for finding in findings], json)
     if problems := [finding.name for finding in findings if finding.status == "problem"]:
         raise MissingDependencyError(f"tvmflow can't work without {', '.join(problems)}; the commands above mend that.")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from tvmflow.cli import calls
 from tvmflow.cli.options import BundlePath, Json, Key, Threads, Tracker
 from tvmflow.cli.outcome import show_report
-from tvmflow.spec import UserError
 
 
 def deploy(
@@ -47,33 +47,23 @@ def deploy(
     Over SSH alone, the bundle's own runner does it (`build --runner c`) and nothing has to be installed on the board.
     With --rpc, TVM there does it, in a session of `tvmflow serve`.
     """
-    times: dict[str, Any] = {"threads": threads, "seconds": seconds}
-    if sustained is not None:
-        from tvmflow.tune.command import parse_duration
-
-        times = {"threads": threads, "seconds": parse_duration(sustained, "--sustained"), "sustained": True}
-    if rpc or host is not None or tracker is not None:
-        from tvmflow.remote.rpc import deploy as carry_by_rpc
-
-        where: dict[str, Any] = {
-            "ssh": ssh,
-            "ssh_config": ssh_config,
-            "address": host,
-            "token_file": token_file,
-            "port": port,
-            "tracker": tracker,
-            "key": key,
-        }
-        report = carry_by_rpc(bundle, profiled=profile, **times, **where)
-    else:
-        from tvmflow.remote.deploy import deploy as carry
-
-        if profile:
-            raise UserError("--profile needs TVM on the board: --rpc, with `tvmflow serve` there.")
-        if ssh is None:
-            raise UserError("Say where the board is: --ssh user@host, or --host 127.0.0.1:PORT.")
-        report = carry(bundle, ssh, folder=to, ssh_config=ssh_config, **times)
-    show_report(report, json, layers=profile)
+    found = calls.deploy(
+        bundle,
+        ssh,
+        rpc=rpc,
+        host=host,
+        tracker=tracker,
+        key=key,
+        token_file=token_file,
+        port=port,
+        to=to,
+        ssh_config=ssh_config,
+        threads=threads,
+        seconds=seconds,
+        sustained=sustained,
+        profile=profile,
+    )
+    show_report(found.document, json, layers=profile)
 
 
 def serve(
@@ -92,8 +82,10 @@ def serve(
 ) -> None:
     """On a board: let `tvmflow deploy --rpc` and TVM's RPC clients in, through SSH and with a token."""
     from tvmflow.remote import serve as server
+    from tvmflow.system import progress
 
     limits = server.Limits(
         seconds=session_seconds, cpu_seconds=int(8 * session_seconds), memory_bytes=(memory_mib << 20) or None
     )
-    server.serve(token_file or server.default_token_file(), port=port, limits=limits, tracker=tracker, key=key)
+    with progress.own_line():  # a server waits most of the time, and says when something happens
+        server.serve(token_file or server.default_token_file(), port=port, limits=limits, tracker=tracker, key=key)

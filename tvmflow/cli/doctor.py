@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,24 @@ def examine() -> tuple[Finding, ...]:
         _cache(),
         _disk(),
     )
+
+
+WIDTH = 80
+"""Of a terminal that nobody has made larger."""
+
+
+def in_columns(findings: Sequence[Finding]) -> list[str]:
+    """What was found as lines of WIDTH characters at most, below what it is needed for."""
+    purposes: dict[str, list[Finding]] = {}
+    for finding in findings:
+        purposes.setdefault(finding.needed_for, []).append(finding)
+    lines = []
+    for purpose, found in purposes.items():
+        lines += textwrap.wrap(f"{purpose}:", WIDTH, subsequent_indent="  ")
+        for finding in found:
+            start = f"  {finding.status:9}{finding.name}: "
+            lines += textwrap.wrap(start + finding.detail, WIDTH, subsequent_indent=" " * 13)
+    return lines
 
 
 # ------------------------------------------------------------------------------------------------------------- Python

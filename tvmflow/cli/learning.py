@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from tvmflow.cli.options import InputShapes, Json, Labels, Mean, Scheme, Std, check_folder, output_path
+from tvmflow.cli.options import InputRange, InputShapes, Json, Labels, Mean, Scheme, Std, check_folder, output_path
 from tvmflow.cli.outcome import show
 
 log = logging.getLogger("tvmflow.cli")
@@ -50,6 +50,7 @@ def train(
     joint: Annotated[
         Literal["separate", "merged"], typer.Option("--joint", help="Reading of the joint module.")
     ] = "separate",
+    json: Json = None,
 ) -> None:
     """Train the paper's network, or ResNet-8, on CIFAR-10 or Tiny ImageNet. Stopped, a run goes on where it was."""
     import shlex
@@ -80,7 +81,9 @@ def train(
         raise
     name = model + "-merged" * (model == "dilated-net" and joint == "merged")
     trainer.export(finished, images, out or work_dir, name, shlex.join(["tvmflow", *sys.argv[1:]]))
-    print(f"{(out or work_dir) / name}.safetensors: accuracy {finished.curve[-1].test_accuracy:.2%} ({images.note})")
+    weights, accuracy = f"{(out or work_dir) / name}.safetensors", finished.curve[-1].test_accuracy
+    content = {"weights": weights, "model": name, "accuracy": accuracy, "data": images.note}
+    show(f"{weights}: accuracy {accuracy:.2%} ({images.note})", content, json)
 
 
 def evaluate(
@@ -111,6 +114,7 @@ def evaluate(
     bundle: Annotated[Path | None, typer.Option("--bundle", help="Also evaluate this bundle and compare.")] = None,
     mean: Mean = None,
     std: Std = None,
+    input_range: InputRange = None,
     labels: Labels = None,
     count: Annotated[int | None, typer.Option("--count", min=1, help="Take the first so many inputs.")] = None,
     json: Json = None,
@@ -127,7 +131,7 @@ def evaluate(
     from tvmflow.models.examples import parse_labels, parse_preprocessing
     from tvmflow.network.shapes import parse_input_shape
 
-    seen = parse_preprocessing(mean, std)
+    seen = parse_preprocessing(mean, std, input_range)
     named = parse_labels(labels) if labels is not None else ()
     log.info(f"Evaluating {model} on {data}")
     dtype = dtype or ("int8" if evaluation.is_quantised(model) else "float32")

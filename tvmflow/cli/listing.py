@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tvmflow.cli.options import BundlePath
+from tvmflow.cli.options import BundlePath, Json
+from tvmflow.cli.outcome import show
 from tvmflow.spec import UserError
 from tvmflow.targets.about import Kind
 
@@ -21,6 +22,7 @@ def disassembler(kind: Kind) -> Callable[..., None]:
     def disasm(
         bundle: BundlePath,
         layer: Annotated[str | None, typer.Option("--layer", help="Only this layer's, by its name.")] = None,
+        json: Json = None,
     ) -> None:
         """Show a bundle's instructions as text, layer by layer."""
         from tvmflow.bundles.bundle import open_bundle
@@ -31,8 +33,7 @@ def disassembler(kind: Kind) -> Callable[..., None]:
             sections: dict[str, list[str]] = import_module(reader.module).sections(opened.library.parent)
         if layer is not None and layer not in sections:
             raise UserError(f"There is no layer {layer!r}; the layers are {', '.join(sections)}.")
-        for name, lines in sections.items():
-            if layer in (None, name):
-                print("\n".join([f"{name}:", *lines]))
+        shown = {name: lines for name, lines in sections.items() if layer in (None, name)}
+        show("\n".join("\n".join([f"{name}:", *lines]) for name, lines in shown.items()), shown, json)
 
     return disasm

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from tvmflow.system.untrusted import printable
 
 verbose = False
 """Whether errors show their traceback: -v, anywhere on the line."""
+
+before_results: Callable[[], None] = lambda: None  # noqa: E731 (main has something to say here)
+"""What is called before anything is printed that stays."""
 
 UNUSABLE = (
     errno.EFBIG,
@@ -89,6 +92,7 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
 
 def fail(message: str, code: int, *, internal: bool = False) -> None:
     """End with a sentence and an exit code."""
+    before_results()
     if verbose:
         traceback.print_exc()
     hint = "" if verbose or not internal else " (a fault of tvmflow itself; -v shows where)"
@@ -103,6 +107,7 @@ def show(text: str, content: Any, json: Path | None) -> None:
     from tvmflow.report import write_json
     from tvmflow.system.text import to_json
 
+    before_results()
     if json == Path("-"):
         print(to_json(content, escaped=True))
         return
@@ -111,8 +116,8 @@ def show(text: str, content: Any, json: Path | None) -> None:
         write_json(json, content)
 
 
-def show_report(report: dict[str, Any], json: Path | None, *, layers: bool) -> None:
+def show_report(report: Mapping[str, Any], json: Path | None, *, layers: bool) -> None:
     """`show` a report, with a table of its layers if asked for."""
     from tvmflow.report.render import report_text
 
-    show(report_text(report, layers=layers), report, json)
+    show(report_text(dict(report), layers=layers), report, json)

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tvmflow.cli.options import InputShapes, Json, Labels, Mean, ModelName, Scheme, Std, check_folder, output_path
+from tvmflow.cli import calls
+from tvmflow.cli.options import (
+    InputRange,
+    InputShapes,
+    Json,
+    Labels,
+    Mean,
+    ModelName,
+    Scheme,
+    Std,
+    check_folder,
+    output_path,
+)
 from tvmflow.cli.outcome import show
-from tvmflow.models import CIFAR10_PREPROCESSING
-from tvmflow.spec import Program, UserError
+from tvmflow.cli.results import QuantisedNetwork
+from tvmflow.spec import UserError
 
 if TYPE_CHECKING:
     from tvmflow.integer.network import IntegerNetwork
@@ -37,6 +48,7 @@ def quantize(
     input_shape: InputShapes = None,
     mean: Mean = None,
     std: Std = None,
+    input_range: InputRange = None,
     labels: Labels = None,
     scheme: Scheme = "per-channel",
     out: Annotated[
@@ -71,70 +83,47 @@ def quantize(
     json: Json = None,
 ) -> None:
     """Quantise a network to int8, and say layer by layer what that cost."""
-    if qat and keep_float:
-        raise UserError("--qat fine-tunes networks that are quantised whole, and --keep-float leaves parts; give one.")
-
     import shlex
-
-    from tvmflow.integer import qdq
-    from tvmflow.integer.fine_tune import TuneConfig
-    from tvmflow.integer.keep_float import cut
-    from tvmflow.integer.post_training import Method
-    from tvmflow.integer.reader import float_graph
-    from tvmflow.models import examples as given
-    from tvmflow.models import int8
-    from tvmflow.models.data import is_cifar10, load_cifar10
 
     check_folder(out)
     if onnx is not None:
         _check_file(onnx, "--onnx")
-    seen = given.parse_preprocessing(mean, std)
-    named = given.parse_labels(labels) if labels is not None else ()
-    method = Method(count=count, seed=seed)
-    tuning = TuneConfig(epochs=epochs, batch=batch, peak_rate=rate, seed=seed) if qat else None
-    program = _imported(model, input_shape or [])
-    graph = float_graph(program)  # what has no integer form is said before data are read
-    if keep_float:
-        kept = ", ".join(layer.name for layer in cut(graph, keep_float).end.layers)
-        log.info(f"In float32 stay what is named and all that comes after it: {kept}")
-    given.check_described(program.inputs, program.outputs, seen, named)
-    shape, seen, cifar = program.inputs[0].shape, seen or program.preprocessing, None
-    program = replace(program, labels=named or program.labels)
-    log.info(f"Reading {data}")
-    if not given.is_function(data) and is_cifar10(Path(data)):
-        if len(program.inputs) > 1 or shape[1:] != (3, 32, 32):
-            wanted = ", ".join("×".join(map(str, spec.shape[1:])) for spec in program.inputs)
-            raise UserError(
-                f"{program.name} takes {wanted}, no image of CIFAR-10: give a folder of images or a .npz file."
-            )
-        cifar, seen = load_cifar10(Path(data)), seen or CIFAR10_PREPROCESSING
-        examples = int8.of_cifar10(cifar, seen, method)
-    else:
-        found = given.load_inputs(data, program.inputs, seen, program.labels, most=count + int8.CHECKED)
-        if found.names and len(found.names) == given.classes_of(program.outputs[0].shape):
-            program = replace(program, labels=found.names)
-        examples = int8.of_inputs(found, method)
-    log.info(f"Quantising {program.name} {scheme} on {count} {examples.facts.get('inputs', 'training images')}")
+    checkpoints = work_dir or out / "qat"
     try:
-        network = int8.make(program, examples, scheme, method, seen, tuning, work_dir or out / "qat", keep_float or ())
+        found = calls.quantize(
+            model,
+            data,
+            input_shape,
+            scheme=scheme,
+            mean=mean,
+            std=std,
+            input_range=input_range,
+            labels=labels,
+            count=count,
+            seed=seed,
+            keep_float=keep_float or (),
+            qat=qat,
+            epochs=epochs,
+            batch=batch,
+            rate=rate,
+            work_dir=checkpoints,
+            test=test,
+        )
     except KeyboardInterrupt:
         if qat:
-            log.info(f"\nThe same command goes on from the last checkpoint in {work_dir or out / 'qat'}.")
+            log.info(f"\nThe same command goes on from the last checkpoint in {checkpoints}.")
         raise
-    if test and cifar is not None:
-        log.info(f"Judging it on {len(cifar.test.labels):,} test images")
-        network = int8.judge(network, program, cifar)
-    if network.facts["output_sqnr_db"] < NOISY_DB:
+    if found.output_snr_db < NOISY_DB:
         log.info(
             "A good part of what it gives is noise: see by the layers below where that begins. Inputs for calibration "
             "like those that it will meet help, fewer outliers among them, or --scheme per-channel."
         )
-    path = int8.export(network, out, shlex.join(["tvmflow", *sys.argv[1:]]))
-    text, written = _text(path, network.facts), {"weights": str(path)}
+    path = found.save(out, shlex.join(["tvmflow", *sys.argv[1:]]))
+    text, written = _text(path, found), {"weights": str(path)}
     if onnx is not None:
-        qdq.write(network, onnx)
-        text, written = f"{text}\n{_written(network, onnx)}", {**written, "onnx": str(onnx)}
-    show(text, {**written, **network.facts}, json)
+        found.save_onnx(onnx)
+        text, written = f"{text}\n{_written(found.network, onnx)}", {**written, "onnx": str(onnx)}
+    show(text, {**written, **found.document}, json)
 
 
 def export(
@@ -179,24 +168,9 @@ def _written(network: IntegerNetwork, path: Path) -> str:
     )
 
 
-def _imported(model: str, shapes: list[str]) -> Program:
-    from tvmflow.network.frontend import import_model, parse_input_shape
-
-    given = [parse_input_shape(text) for text in shapes]
-    if not given and ":" in model:
-        given = [parse_input_shape("1x3x32x32")]
-    log.info(f"Importing {model}")
-    return import_model(model, given)
-
-
-def _text(path: Path, facts: Any) -> str:
-    kept = facts.get("keep_float", ())
-    lines = [f"{name:40}{ratio:6.1f} dB{' float32' * (name in kept)}" for name, ratio in facts["sqnr_db"].items()]
-    lines.append(f"{'output, against the original network':40}{facts['output_sqnr_db']:6.1f} dB")
-    lines.append(
-        f"{path}: the float network's answer on {facts['agreement']:.2%} of {facts['images']} "
-        f"{facts.get('inputs', 'training images')} that calibrated nothing"
-    )
+def _text(path: Path, found: QuantisedNetwork) -> str:
+    facts = found.document
+    lines = [*found.lines(), f"{path}: {found.summary()}"]
     if "accuracy" in facts:
         lines.append(
             f"Accuracy {facts['accuracy']:.2%}, float32 {facts['float_accuracy']:.2%}, "

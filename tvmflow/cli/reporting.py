@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tvmflow.cli.options import Cycles, InputShapes, Json, ModelName, Threads, output_path
+from tvmflow.cli import calls
+from tvmflow.cli.options import Cycles, InputShapes, Json, ModelName, Threads, boards_like, check_folder, output_path
 from tvmflow.cli.outcome import show
 from tvmflow.spec import UserError, VerificationError
-from tvmflow.targets.cpu.boards import HOST
 
 log = logging.getLogger("tvmflow.cli")
 
@@ -25,18 +26,27 @@ def report(
         ),
     ],
     out: Annotated[
-        Path,
+        str,
         typer.Option(
             "-o",
             "--output",
-            parser=output_path,
             metavar="<path>",
-            help="A folder for report.html, .json, .md and .csv, or one such file.",
+            help="A folder for report.html, .json, .md and .csv, or one such file; new/ makes the folder.",
         ),
     ],
     threads: Threads = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to time steady runs.")] = 3.0,
     cycles: Cycles = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace",
+            parser=output_path,
+            metavar="<path>",
+            help="Also write the layers' times, and what VTA's queues did, for Perfetto and Chrome: trace.json.",
+        ),
+    ] = None,
+    json: Json = None,
 ) -> None:
     """Verify bundles, time those that this computer can run, and write a report for people and programs.
 
@@ -49,11 +59,22 @@ def report(
     from tvmflow.report.render import FORMATS, report_text
     from tvmflow.report.search import search_of
     from tvmflow.report.survey import survey
+    from tvmflow.report.trace import trace as events
+    from tvmflow.system.text import to_json
     from tvmflow.tune.store import Store, find_stores
 
-    if not out.is_dir() and (out.suffix not in FORMATS or not out.parent.is_dir()):
+    place, whole = output_path(out), out.endswith(("/", os.sep))
+    if whole:
+        check_folder(place)
+    elif not place.is_dir() and (place.suffix not in FORMATS or not place.parent.is_dir()):
         suffixes = ", ".join(FORMATS)
-        raise UserError(f"There is no folder {out} for the report, nor does it name a file of {suffixes} in one.")
+        raise UserError(
+            f"There is no folder {place} for the report, nor does it name a file of {suffixes} in one; "
+            f"{place}/ would make the folder."
+        )
+    whole = whole or place.is_dir()
+    if trace is not None and (trace.is_dir() or not trace.parent.is_dir()):
+        raise UserError(f"{trace} can't be written: --trace takes a file in a folder that is there.")
     reports: list[Report] = []
     surveyed: list[Report] = []
     searches, estimates = [], []
@@ -70,17 +91,17 @@ def report(
             surveyed.append(survey(path, threads=threads, seconds=seconds, must_run=False, cycles=cycles))
             reports.append(surveyed[-1])
     document = collect(reports, searches, estimates)
-    files = {out / f"report{suffix}": write for suffix, write in FORMATS.items()}
+    files = {place / f"report{suffix}": write for suffix, write in FORMATS.items()}
     if networks.tables(document):
-        files[out / "networks.csv"] = networks.to_csv
-    texts = {file: write(document) for file, write in (files if out.is_dir() else {out: FORMATS[out.suffix]}).items()}
-    for row in document["reports"]:
-        print(report_text(row, layers=False), end="\n\n")
+        files[place / "networks.csv"] = networks.to_csv
+    texts = {file: write(document) for file, write in (files if whole else {place: FORMATS[place.suffix]}).items()}
+    if trace is not None:
+        texts[trace] = to_json(events(document["reports"])) + "\n"
+    if whole:
+        place.mkdir(parents=True, exist_ok=True)
     write_texts(texts)
-    for file in texts:
-        print(file)
-    for line in not_shown(surveyed):
-        print(line)
+    shown = [f"{report_text(row, layers=False)}\n" for row in document["reports"]]
+    show("\n".join([*shown, *map(str, texts), *not_shown(surveyed)]), document, json)
     failed = [row["target"]["name"] for row in reports if row["verify"]["passed"] is False]
     if failed:
         raise VerificationError(f"The bundles for {', '.join(failed)} don't compute what the network computes.")
@@ -117,37 +138,16 @@ def diff(
 def estimate(
     board: Annotated[
         list[str] | None,
-        typer.Option("--board", help="A board of `tvmflow boards`, or a board's .toml file; several if given again."),
+        typer.Option(
+            "--board",
+            help="A board of `tvmflow boards`, or a board's .toml file; several if given again.",
+            autocompletion=boards_like,
+        ),
     ] = None,
     model: ModelName = "dilated-net",
     input_shape: InputShapes = None,
     json: Json = None,
 ) -> None:
     """Say what a network takes at least on boards, by its graph and their data sheets; nothing is built or run."""
-    from tvmflow import targets
-    from tvmflow.bundles.evaluate import is_quantised
-    from tvmflow.integer.frontend import graphless_program, load_network
-    from tvmflow.measure.roof import measure_roof
-    from tvmflow.network.frontend import import_model, parse_input_shape
-    from tvmflow.report import estimate as estimates
-
-    found = [targets.find(None, name) for name in board or targets.TARGETS]
-    shapes, host = [parse_input_shape(text) for text in input_shape or []], HOST
-    if is_quantised(model):
-        found = [targets.compute_in(target, "int8") for target in found if board or "int8" in target.arithmetics]
-        host = targets.compute_in(HOST, "int8")
-        program = graphless_program(load_network(Path(model), shapes), model)
-        network = estimates.analyse_quantised(program)
-    else:
-        program = import_model(model, shapes)
-        network = estimates.analyse(program)
-    touched = estimates.ELEMENT_BYTES[host.arithmetic] * (network.weights + network.activations)
-    rows = [
-        estimates.estimate(
-            network,
-            target,
-            measure_roof(host.cpu, host.arithmetic, host.cpu.cores, touched) if target.name == host.name else None,
-        )
-        for target in found
-    ]
-    show(estimates.text(program, rows), {"model": estimates.describe_model(program), "estimates": rows}, json)
+    found = calls.estimate(model, input_shape, board=board)
+    show(found.text, found.document, json)

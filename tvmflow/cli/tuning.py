@@ -10,6 +10,7 @@ import typer
 
 from tvmflow.cli.options import Board, InputShapes, Json, Key, ModelName, Target, Tracker, output_path
 from tvmflow.cli.outcome import show
+from tvmflow.network.forms import check_model
 
 
 def tune(
@@ -66,11 +67,12 @@ def tune(
 ) -> None:
     """Search better schedules for a network on a board. The same command again goes on where it stopped."""
     from tvmflow import targets
-    from tvmflow.network.frontend import parse_input_shape
+    from tvmflow.network.shapes import parse_input_shape
     from tvmflow.targets.search import Where
     from tvmflow.tune import command as tuning
     from tvmflow.tune.remote import listed
 
+    check_model(model, also=(".safetensors",))
     found = targets.find(target, board)
     found = targets.compute_in(found, dtype or found.arithmetic)
     tuning.check(found, runner, elsewhere=bool(ssh or host or tracker or builders))
@@ -116,11 +118,12 @@ def show_records(folder: Records, json: Json = None) -> None:
 def merge(
     folder: Records,
     sources: Annotated[list[Path], typer.Argument(metavar="FROM…", help="Records, or a database of MetaSchedule.")],
+    json: Json = None,
 ) -> None:
     """Add records of the same board from elsewhere."""
     from tvmflow.tune import database
 
-    print(database.merge(folder, sources))
+    _show_done(folder, database.merge(folder, sources), json)
 
 
 def export(
@@ -129,18 +132,24 @@ def export(
         Path, typer.Option("-o", "--output", parser=output_path, metavar="<path>", help="An empty or new folder.")
     ],
     better: Annotated[bool, typer.Option("--better", help="Only what beats the untuned kernel.")] = False,
+    json: Json = None,
 ) -> None:
     """Copy each task's best record alone, for another computer or for schedules/tuned/."""
     from tvmflow.tune import database
 
-    print(database.export(folder, out, better=better))
+    _show_done(out, database.export(folder, out, better=better), json)
 
 
 def prune(
     folder: Records,
     keep: Annotated[int, typer.Option("--keep", min=1, help="Records to keep of each task, the fastest.")] = 5,
+    json: Json = None,
 ) -> None:
     """Forget slow records; the trials they cost stay counted."""
     from tvmflow.tune import database
 
-    print(database.prune(folder, keep))
+    _show_done(folder, database.prune(folder, keep), json)
+
+
+def _show_done(folder: Path, done: str, json: Path | None) -> None:
+    show(done, {"folder": str(folder), "done": done.splitlines()}, json)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import sys
 import time
@@ -30,6 +31,10 @@ from tvmflow.integer.reference import run_layer
 from tvmflow.models import train
 from tvmflow.models.data import Split
 from tvmflow.spec import UserError
+from tvmflow.system import interrupt
+from tvmflow.system import progress as waiting
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +86,21 @@ def tune(
         total=run.steps,
         initial=run.step,
         file=sys.stderr,
-        disable=not progress,
+        disable=not (progress and waiting.wanted()),
         mininterval=1.0,
     )
-    for images in bar:
-        started = time.monotonic()
-        run.update(images)
-        run.seconds += time.monotonic() - started
-        bar.set_postfix(loss=f"{run.losses[-1]:.5f}", refresh=False)
-        if time.monotonic() - saved > checkpoint_seconds or run.step == run.steps:
-            run.save(work_dir / "qat.pt")
-            saved = time.monotonic()
+    if run.step:
+        log.info(f"Going on from step {run.step} of {run.steps}")
+    with interrupt.deferred(), waiting.own_line():
+        for images in bar:
+            started = time.monotonic()
+            run.update(images)
+            run.seconds += time.monotonic() - started
+            bar.set_postfix(loss=f"{run.losses[-1]:.5f}", refresh=False)
+            if time.monotonic() - saved > checkpoint_seconds or run.step == run.steps or interrupt.noted:
+                run.save(work_dir / "qat.pt")
+                saved = time.monotonic()
+            interrupt.check()
     tenths = np.array_split(run.losses, min(10, run.steps))
     return Tuned(
         layers=run.network.integer(),

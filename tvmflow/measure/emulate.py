@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmflow.measure import device
+from tvmflow.measure import device, memory
 from tvmflow.measure.cycles import Traced, disassemble, read_trace, split
 from tvmflow.spec import MissingDependencyError, Target, TensorSpec, UserError, VerificationError
 from tvmflow.system import cache, children, runtime, toolchain
@@ -184,6 +184,26 @@ def trace_calls(bundle: Built, emulator: Emulator | None = None) -> Traced:
     `emulator` is the board's own unless another is given. Raises MissingDependencyError where it can't be had, and
     VerificationError as `run_vectors` does.
     """
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
+        folder = Path(name)
+        _run_plugin(bundle, emulator, folder, f"{compile_plugin(TRACING_PLUGIN)},out={folder / 'run'}", "1")
+        trace = read_trace(folder / "run", _base(folder / "maps"))
+    entries = {address: name for name, address in find_kernels(bundle.library).items()}
+    calls = split(trace, entries, [layer.kernel for layer in bundle.layers])
+    return Traced(trace=trace, calls=calls, text=disassemble(bundle.library))
+
+
+def follow(bundle: Built, hierarchy: memory.Hierarchy) -> memory.Followed:
+    """One inference of a bundle on one thread, after another that has filled the caches. Raises as `trace_calls`."""
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
+        folder = Path(name)
+        plugin = compile_plugin(memory.PLUGIN, memory.HEADERS)
+        _run_plugin(bundle, None, folder, f"{plugin},{hierarchy.options(folder / 'run')}", "2", "mark")
+        return memory.read(folder / "run")
+
+
+def _run_plugin(bundle: Built, emulator: Emulator | None, folder: Path, plugin: str, runs: str, *marks: str) -> None:
+    """Run a bundle's first golden vector so many times in `folder`, on one thread, under a plugin with its options."""
     target = bundle.target
     emulator = emulator or _find_emulator(target)
     if not emulator.whole:
@@ -194,19 +214,12 @@ def trace_calls(bundle: Built, emulator: Emulator | None = None) -> Traced:
             f"Tracing {emulator.machine} code needs {emulator.commands[-1]}, which is not installed", ["qemu-user"]
         )
     program, inputs = _build_program(target, emulator), bundle.vectors()[0].inputs
-    with tempfile.TemporaryDirectory(prefix="tvmflow-") as name:
-        folder = Path(name)
-        for index, array in enumerate(inputs):
-            array.tofile(folder / f"input-{index}.raw")
-        _describe_bundle(folder, bundle.library, inputs, bundle.outputs)
-        emulated = [qemu, "-cpu", cpu_model(qemu, target), "-L", str(find_root(emulator))]
-        plugin = ["-plugin", f"{compile_plugin(TRACING_PLUGIN)},out={folder / 'run'}"]
-        what = f"{bundle.library.name} for {target.name}"
-        _run([*emulated, *plugin, str(program), "1"], folder, what, STALL_SECONDS, threads=1)
-        trace = read_trace(folder / "run", _base(folder / "maps"))
-    entries = {address: name for name, address in find_kernels(bundle.library).items()}
-    calls = split(trace, entries, [layer.kernel for layer in bundle.layers])
-    return Traced(trace=trace, calls=calls, text=disassemble(bundle.library))
+    for index, array in enumerate(inputs):
+        (folder / f"input-{index}.raw").write_bytes(array.tobytes() * int(runs))
+    _describe_bundle(folder, bundle.library, inputs, bundle.outputs)
+    emulated = [qemu, "-cpu", cpu_model(qemu, target), "-L", str(find_root(emulator))]
+    what = f"{bundle.library.name} for {target.name}"
+    _run([*emulated, "-plugin", plugin, str(program), runs, *marks], folder, what, STALL_SECONDS, threads=1)
 
 
 def _base(maps: Path) -> int:
@@ -340,10 +353,10 @@ def _build_program(target: Target, emulator: Emulator) -> Path:
         raise MissingDependencyError(f"The program that runs emulated code can't be made: {error}") from error
 
 
-def compile_plugin(source: Path) -> Path:
+def compile_plugin(source: Path, headers: Sequence[Path] = ()) -> Path:
     """A plugin of qemu, in the cache, compiled for this computer unless it is there. Raises MissingDependencyError."""
     try:
-        return toolchain.native_library(source, ("-O2", "-shared", "-fPIC"))
+        return toolchain.native_library(source, ("-O2", "-shared", "-fPIC"), headers)
     except (UserError, OSError) as error:
         raise MissingDependencyError(f"The plugin {source.stem} of qemu can't be made: {error}") from error
 

@@ -14,16 +14,16 @@ from pathlib import Path
 
 from tvmflow.integer.tflite.schema import SUFFIX
 from tvmflow.models import MODELS
+from tvmflow.network.forms import check_model
 from tvmflow.network.onnx_file import from_onnx
-from tvmflow.network.pytorch import from_factory, from_module, from_pt2, from_registry, names_function
+from tvmflow.network.pytorch import from_examples, from_factory, from_module, from_pt2, from_registry
 from tvmflow.network.shapes import InputShape, parse_input_shape
 from tvmflow.network.tflite.file import from_tflite
 from tvmflow.network.tflite.graph import is_float
 from tvmflow.spec import Program, UserError
 
-__all__ = ["InputShape", "from_module", "import_model", "parse_input_shape"]
+__all__ = ["InputShape", "from_examples", "from_module", "import_model", "parse_input_shape"]
 
-PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}
 READERS: dict[str, Callable[[Path, Sequence[InputShape]], Program]] = {
     ".pt2": from_pt2,
     ".onnx": from_onnx,
@@ -38,30 +38,15 @@ def import_model(model: str, input_shapes: Sequence[InputShape] = ()) -> Program
     `input_shapes` are needed for a factory and for ONNX inputs without a fixed shape, and refused where they differ
     from what the file says. Raises UserError, UnsupportedOperatorError.
     """
+    check_model(model)
     if model in MODELS:
         return from_registry(model, input_shapes)
     path = Path(model)
-    if path.suffix in PICKLES:
-        raise UserError(
-            f"{model} is a pickle by its name, and loading one runs whatever code it holds; "
-            "save the network with torch.export.save as .pt2, or export it to .onnx."
-        )
-    if path.suffix in READERS:
-        if not path.is_file():
-            raise UserError(
-                f"There is no file {model}; --model takes a path to a {' or '.join(READERS)} file that exists."
-            )
-        if path.suffix == SUFFIX and not is_float(path):
-            raise UserError(
-                f"{model} is quantised already, and this needs a network in float32; `tvmflow build --model {model}` "
-                "takes it as it is."
-            )
-        return READERS[path.suffix](path, input_shapes)
-    if path.suffix == ".py":
-        raise UserError(f"--model {model} is a file of Python; name the function in it too, as {model}:function.")
-    if names_function(model):
+    if path.suffix not in READERS:
         return from_factory(model, input_shapes)
-    raise UserError(
-        f"--model {model!r} is neither a known network ({', '.join(MODELS)}), nor a function "
-        f"(package.module:factory or file.py:factory), nor a {' or '.join(READERS)} file."
-    )
+    if path.suffix == SUFFIX and not is_float(path):
+        raise UserError(
+            f"{model} is quantised already, and this needs a network in float32; `tvmflow build --model {model}` "
+            "takes it as it is."
+        )
+    return READERS[path.suffix](path, input_shapes)

@@ -9,7 +9,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -27,7 +27,7 @@ from tvmflow.network.repeatable import refuse_randomness, refuse_state_outside, 
 from tvmflow.network.shapes import InputShape, Shape, assign, check_dtypes, shown
 from tvmflow.network.vectors import make_vectors
 from tvmflow.spec import Preprocessing, Program, TensorSpec, TvmflowError, UserError
-from tvmflow.system import limits
+from tvmflow.system import limits, progress
 
 if TYPE_CHECKING:
     import torch
@@ -71,11 +71,6 @@ def call_factory(text: str) -> torch.nn.Module:
     return network
 
 
-def names_function(text: str) -> bool:
-    """Whether `text` has the form of `package.module:function`, or of `file.py:function`."""
-    return re.fullmatch(r"([\w.]+|.+\.py):\w+", text) is not None
-
-
 @contextlib.contextmanager
 def imported_function(text: str, option: str, wanted: str) -> Iterator[Callable[[], Any]]:
     """What `package.module:function` or `file.py:function` names, for a block that calls it; errors become UserError.
@@ -105,6 +100,27 @@ def imported_function(text: str, option: str, wanted: str) -> Iterator[Callable[
             raise UserError(f"{option} {text}: {error}.") from error
         except Exception as error:  # the user's code may raise anything
             raise UserError(f"{option} {text} failed with {type(error).__name__}: {first_line(error)}.") from error
+
+
+def from_examples(
+    network: torch.nn.Module, arguments: Sequence[Any], by_keyword: Mapping[str, Any], name: str | None = None
+) -> Program:
+    """Import a network as it is called with example inputs, tensors of any dtype, nested as `forward` takes them.
+
+    Its own name is that of its class. Raises UserError, for a network in training mode as well, and
+    UnsupportedOperatorError.
+    """
+    kind = type(network).__qualname__.rpartition(".")[2]
+    if training := [path or kind for path, module in network.named_modules() if module.training]:
+        more = f" and {len(training) - 3} more" if len(training) > 3 else ""
+        raise UserError(
+            f"{kind} is in training mode ({', '.join(training[:3])}{more}), in which dropout and batch normalisation "
+            "compute something else than on a device; call .eval() on it first."
+        )
+    devices = {str(tensor.device) for tensor in (*network.parameters(), *network.buffers())} - {"cpu"}
+    if devices:
+        raise UserError(f"The weights of {kind} are on {', '.join(sorted(devices))}; call .cpu() on it first.")
+    return _from_network(network, name or kind, f"{kind}()", tuple(arguments), dict(by_keyword), None)
 
 
 def from_module(
@@ -157,6 +173,7 @@ def _from_network(
             f"{source} can't run on an input of {', '.join(shown(tensor.shape) for tensor in tensors)}: "
             f"{first_line(error)}{hint}."
         ) from error
+    progress.at("torch.export")
     try:
         with quiet(), contained():
             exported = torch.export.export(network, arguments, by_keyword)
@@ -319,6 +336,7 @@ def _from_exported(
         raise UserError(f"PyTorch can't take {source} apart into its core operators: {first_line(error)}.") from error
     refuse_training_and_state(exported, source, in_eval_mode=network is not None and not network.training)
     _check_results(exported, source)
+    progress.at("running the original on golden vectors")
     try:
         vectors = make_vectors(interface.inputs, reference, preprocessing)
     except TvmflowError:

@@ -36,6 +36,7 @@ from tvmflow.network.agreement import judge
 from tvmflow.remote import peers
 from tvmflow.report import Report, assemble
 from tvmflow.spec import NO_ELF, DeviceError, Measurement, MissingDependencyError, UserError, Vector, VerificationError
+from tvmflow.system import progress
 from tvmflow.system.limits import MANIFEST, PEER, RESULT
 from tvmflow.system.untrusted import shortened
 from tvmflow.targets import KINDS
@@ -556,7 +557,15 @@ def _send(bundle: Bundle, files: Mapping[str, bytes], stream: IO[bytes], host: s
     members = [bundles.MANIFEST, *bundle.manifest["members"]]
     total = sum((bundle.root / name).stat().st_size for name in members)
     with (
-        tqdm(desc=f"to {host}", total=total, unit="B", unit_scale=True, file=sys.stderr, disable=None) as bar,
+        progress.own_line(),
+        tqdm(
+            desc=f"to {host}",
+            total=total,
+            unit="B",
+            unit_scale=True,
+            file=sys.stderr,
+            disable=None if progress.wanted() else True,
+        ) as bar,
         tarfile.open(mode="w|", fileobj=cast(Any, _Counting(stream, bar))) as archive,
     ):
         for name, content in files.items():

@@ -91,9 +91,9 @@ def _bound(report: Report) -> str:
     total = sum(figures) or 1.0
     known = sorted(((share / total, name) for name, share in shares.items()), reverse=True)
     words = ", ".join(f"by {name} {share:.0%}" for share, name in known if share >= 0.005)
-    sentence = f"Of that, layers that are bound {words}."
+    sentence = f"The layers are bound {words} (shares of the whole)."
     if ratio := _times_bound(layers):
-        sentence += f" Together they take {ratio:.2f} times what they take at least (modelled)."
+        sentence += f" All layers together take {ratio:.2f} times their lower bound (modelled)."
     if "overhead" in by:
         sentence += f" Overhead is what takes over {OVERHEAD:g} times its bound."
     if note := (report["target"].get("roof") or {}).get("note"):
@@ -124,7 +124,7 @@ def _sure(report: Report) -> str:
         low, high = known["band_ms"]
         return (
             f"{checked[verify['passed']]}{how}; the time is simulated, from {low:.2f} to {high:.2f} ms over the likely "
-            "latencies of memory, which nobody has measured on a board."
+            "latencies of memory. Nobody has measured these on a board."
         )
     noise = f", and p90 is {latency['spread']:.2f} times p50 over {latency['repeats']:,} runs"
     if interval := latency.get("interval"):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvmflow.measure.latency import text as modelled_text
 from tvmflow.report import Report, networks, not_shown, views
 from tvmflow.report.answers import answers, repeat
 from tvmflow.report.details import cells_of, header_of
@@ -46,6 +47,8 @@ def _number(value: float | None) -> str:
 def latency_text(report: Report) -> str:
     """Latency with its basis, or why there is none."""
     figures = report["latency"]
+    if figures is None and (modelled := views.modelled_latency(report)):
+        return f"{modelled_text(modelled)}, for {report['latency_note']}"
     if figures is None:
         return f"no latency: {report['latency_note']}"
     if figures["basis"] == "simulated":
@@ -72,11 +75,15 @@ def simulation_text(figures: Mapping[str, Any]) -> str:
     known = figures["simulation"]
     low, high = known["band_ms"]
     fast, slow = known["band_latency_cycles"]
+    split = ""
+    if known.get("band_burst_beats", [0])[-1] < known.get("band_burst_beats", [0])[0]:
+        split = ", and splits bursts of {} beats into {} in the worse case".format(*known["band_burst_beats"])
     return (
         f"{figures['p50']:.3f} ms (simulated: {known['cycles']:,} cycles at {known['clock_mhz']:g} MHz, "
         f"{known['memory_latency_cycles']} cycles of memory latency)\n"
-        f"{low:.3f} to {high:.3f} ms where memory takes {fast} to {slow} cycles; all on upstream's Chisel core.\n"
-        f"{known['hls_ms']:.3f} ms on its HLS core, which published bitstreams are, by a model after its source alone"
+        f"{low:.3f} to {high:.3f} ms where memory takes {fast} to {slow} cycles{split}; all of this on VTA's Chisel core.\n"
+        f"{known['hls_ms']:.3f} ms on VTA's HLS core, of which the published bitstreams are made; the model of that "
+        "core follows its source, and was held against nothing."
     )
 
 
@@ -130,7 +137,7 @@ def layers_text(report: Report) -> str:
 def schedules_text(layers: Sequence[Mapping[str, Any]]) -> str:
     """By whom the layers' schedules are: how many, and what share of the layers' time if that was measured."""
     words = []
-    timed = all(layer["latency"] for layer in layers)
+    timed = all(layer.get("latency") for layer in layers)
     total = sum(layer["latency"]["p50"] for layer in layers) if timed else 0
     modelled = any(_by_whom(layer["schedule"]) == "by a model" for layer in layers)
     for name in ("searched", *(("by a model",) if modelled else ()), "by rules", "default"):
@@ -230,12 +237,16 @@ def _environment() -> jinja2.Environment:
         devices=views.devices,
         layers=views.layers,
         layer_basis=views.layer_basis,
+        modelled=views.modelled_latency,
+        modelled_text=modelled_text,
         distribution=views.distribution,
         roofline=views.roofline,
         sustained=views.sustained,
         memory_over_time=views.memory_over_time,
         memory_split=views.memory_split,
         timeline=views.timeline,
+        across=views.across,
+        when=views.when,
         answers=answers,
         repeat=repeat,
         largest=views.largest,
@@ -250,7 +261,11 @@ def _environment() -> jinja2.Environment:
 
 def render_markdown(document: Mapping[str, Any]) -> str:
     """A collection of reports as Markdown."""
-    return views.to_markdown(document, networks.to_markdown(document))
+
+    def answered(report: Report) -> list[tuple[str, str]]:
+        return [*answers(report), ("How to repeat it", f"`{repeat(report)}`")]
+
+    return views.to_markdown(document, networks.to_markdown(document), answered)
 
 
 FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,10 @@ from tvmflow.system.untrusted import printable
 
 WIDTH, HEIGHT = 480.0, 220.0
 """Of a plot, in its own units; y goes down."""
+ROW = 30
+"""The height of a bar with what is around it."""
+AT_LEAST = "lower bound"
+"""The basis of a bar that is no latency: what the layers take at least, modelled by the board's figures."""
 DECADES = 0.3
 """How far, in powers of ten, axes of a roofline go beyond what is drawn."""
 
@@ -88,6 +92,7 @@ def devices(reports: Sequence[Report]) -> list[Row]:
     for report in reports:
         memory, latency, verify = report["memory"], report["latency"], report["verify"]
         outcome = {True: "passed", False: "failed", None: "not verified"}[verify["passed"]]
+        known = latency or modelled_latency(report)
         rows.append(
             {
                 "model": report["model"]["name"],
@@ -100,13 +105,18 @@ def devices(reports: Sequence[Report]) -> list[Row]:
                 "weights_kib": _kib(memory.get("weights_bytes")),
                 "activations_kib": _kib(memory.get("activations_bytes")),
                 "verified": f"{outcome} ({verify['method']})" if verify["method"] else outcome,
-                "latency_ms": latency and latency["p50"],
-                "basis": latency and _basis(latency),
+                "latency_ms": known and known["p50"],
+                "basis": known and _basis(known),
                 "spread": latency and latency["spread"],
                 "note": " ".join(latency["warnings"]) if latency else report["latency_note"],
             }
         )
     return rows
+
+
+def modelled_latency(report: Report) -> Mapping[str, Any] | None:
+    """What a model of the core gives where no latency was measured or simulated: `cycles.latency` of a report."""
+    return None if report["latency"] else (report.get("cycles") or {}).get("latency")
 
 
 def page_columns(reports: Sequence[Report]) -> list[Column]:
@@ -249,6 +259,55 @@ def distribution(latency: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def across(reports: Sequence[Report]) -> dict[str, Any] | None:
+    """One bar for each report, on a logarithmic axis of ms, by what is known of the time of one inference.
+
+    That is its latency or, where there is none, the lower bound that its layers have together; None where fewer than
+    two reports have either.
+    """
+    found = []
+    for number, report in enumerate(reports, 1):
+        bounds = [layer["bound"]["us"] for layer in report["layers"] if layer.get("bound")]
+        figures = report["latency"]
+        if figures is not None:
+            found.append((number, report, figures["p50"], figures["basis"]))
+        elif bounds and len(bounds) == len(report["layers"]) and sum(bounds) > 0:
+            found.append((number, report, sum(bounds) / 1e3, AT_LEAST))
+    if len(found) < 2:
+        return None
+    several = len({report["model"]["name"] for report in reports}) > 1
+    low = math.floor(math.log10(min(ms for _, _, ms, _ in found)) - 0.3)
+    high = math.ceil(math.log10(max(ms for _, _, ms, _ in found)) + 0.01)
+
+    def place(exponent: float) -> float:
+        return round(WIDTH * (exponent - low) / (high - low), 1)
+
+    rows = []
+    for row, (number, report, ms, basis) in enumerate(found):
+        network, arithmetic = report["model"]["name"], report["target"].get("arithmetic", "float32")
+        rows.append(
+            {
+                "number": number,
+                "name": f"{f'{network} on ' if several else ''}{report['target']['name']}, {arithmetic}",
+                "y": ROW * row,
+                "width": place(math.log10(ms)),
+                "basis": basis,
+                "kind": basis.replace(" ", "-"),
+                "ms": f"{ms:.3g} ms" if basis != AT_LEAST else f"at least {ms:.3g} ms",
+            }
+        )
+    kinds = dict.fromkeys((row["kind"], row["basis"]) for row in rows)
+    ticks = [(place(tick), f"{10.0**tick:g}") for tick in range(low, high + 1)]
+    return {"rows": rows, "height": ROW * len(rows), "ticks": ticks, "kinds": list(kinds)}
+
+
+def when(reports: Sequence[Report]) -> str:
+    """The day on which reports were made, or the first and the last; "" where they don't say."""
+    days = sorted(str(report["environment"].get("date", ""))[:10] for report in reports)
+    days = [day for day in days if day]
+    return "" if not days else days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
+
+
 def roofline(report: Report) -> dict[str, Any] | None:
     """Points and roofs of the layers that have a time and do arithmetic, on logarithmic axes; None if there are none.
 
@@ -369,16 +428,27 @@ def sustained(windows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]
     ]
 
 
-def to_markdown(document: Mapping[str, Any], networks: Sequence[str] = ()) -> str:
-    """A collection as Markdown: the table of devices, the lines on its networks, then each report's layers."""
+def to_markdown(
+    document: Mapping[str, Any],
+    networks: Sequence[str] = (),
+    answered: Callable[[Report], Sequence[tuple[str, str]]] = lambda report: (),
+) -> str:
+    """A collection as Markdown: the table of devices, the lines on its networks, then each report's answers and layers.
+
+    `answered` gives the questions and answers of a report (`tvmflow.report.answers`).
+    """
     reports = document["reports"]
-    lines = ["# Latency report", "", *markdown_table(DEVICES, devices(reports)), *networks]
+    names = ", ".join(dict.fromkeys(report["model"]["name"] for report in reports))
+    made = "; ".join(filter(None, (markdown(names), when(reports), document["generator"])))
+    lines = ["# Latency report", "", f"{made}.", "", *markdown_table(DEVICES, devices(reports)), *networks]
     for report in reports:
         columns, rows = layers(report)
         basis = layer_basis(report)
         times = f" Times of layers are {basis}{', in a run of their own' * (basis == 'measured')}." if basis else ""
         lines += ["", markdown(f"## {report['model']['name']} on {report['target']['name']}"), ""]
         lines += [markdown(f"{report['target']['description']}; {report['target']['datasheet']}.{times}"), ""]
+        lines += [f"- **{question}:** {markdown(answer)}" for question, answer in answered(report)]
+        lines += [""] if answered(report) else []
         lines += [f"Not shown: {GAPS[gap['what']]}. {markdown(gap['reason'])}\n" for gap in report.get("not_shown", ())]
         lines += markdown_table(columns, rows)
     return "\n".join([*lines, "", f"{document['generator']}, report format {document['schema_version']}.", ""])
@@ -430,8 +500,9 @@ def plain(value: Any) -> Any:
 
 
 def _basis(latency: Mapping[str, Any]) -> str:
-    count = latency["threads"]
-    return f"{latency['basis']}, {count} thread{'s' if count > 1 else ''}"
+    count, share = latency["threads"], latency.get("confidence")
+    within = f", {share:.0%} within {latency['interval'][0]:.3g}–{latency['interval'][1]:.3g} ms" if share else ""
+    return f"{latency['basis']}{within}, {count} thread{'s' if count > 1 else ''}"
 
 
 def _kib(count: int | None) -> float | None:

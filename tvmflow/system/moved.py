@@ -46,12 +46,21 @@ class _Finder(MetaPathFinder):
         return ModuleSpec(name, _Loader(MOVED[rest])) if root == "tvmflow" and rest in MOVED else None
 
 
+class _Moved(ModuleType):
+    """An old name that a function of `import tvmflow` has as well: importing the module hides the function there."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        import tvmflow
+
+        return tvmflow.__getattr__(self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+
 class _Loader(Loader):
     def __init__(self, places: Sequence[str]) -> None:
         self.places = places
 
-    def create_module(self, spec: ModuleSpec) -> None:
-        return None
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _Moved(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
         module.__doc__ = f"Moved: see tvmflow.{' and tvmflow.'.join(self.places)}."

@@ -1,11 +1,12 @@
-"""What is written for people and programs: JSON that others' parsers take."""
+"""What is written for people and programs: tables, hints, and JSON that others' parsers take."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tvmflow.system.untrusted import printable
@@ -24,6 +25,12 @@ def _finite(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [_finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence with the known name that is most like a mistyped one, after a space; "" if none is."""
+    close = difflib.get_close_matches(name.lower(), known, 1)
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -135,8 +135,9 @@ def _zig_cache() -> Path:
     return cache.private_folder() / "zig"
 
 
-def native_library(source: Path, options: Sequence[str]) -> Path:
-    """A C file as a shared library for this computer, compiled at first use and kept in the cache.
+def native_library(source: Path, options: Sequence[str], headers: Sequence[Path] = ()) -> Path:
+    """A C file, which includes `headers`, as a shared library for this computer, compiled at first use and kept in the
+    cache.
 
     Raises MissingDependencyError without a compiler, UserError if it fails.
     """
@@ -144,7 +145,8 @@ def native_library(source: Path, options: Sequence[str]) -> Path:
 
     host = COMPUTER
     machine = (platform.machine(), platform.system(), host.cpu.model)  # -march=native is of this CPU
-    key = hashlib.sha256(source.read_bytes() + " ".join((*options, *machine)).encode()).hexdigest()[:16]
+    texts = b"".join(path.read_bytes() for path in (source, *headers))
+    key = hashlib.sha256(texts + " ".join((*options, *machine)).encode()).hexdigest()[:16]
     name = f"{source.stem}.so"
 
     def make(folder: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from tvmflow.system import progress
 from tvmflow.system.text import text_table
 from tvmflow.tune.session import REASONS, State, failure_text
 
@@ -28,7 +29,7 @@ def watching(stream: TextIO = sys.stderr) -> Iterator[Watch]:
     from rich.live import Live
     from rich.text import Text
 
-    with Live(console=Console(file=stream), auto_refresh=False) as live:
+    with progress.own_line(), Live(console=Console(file=stream), auto_refresh=False) as live:
         yield lambda state: live.update(Text(f"{task_table(state)}\n\n{status_line(state)}"), refresh=True)
 
 

@@ -32,7 +32,7 @@ def read(path: Path) -> IntegerNetwork:
     graphs = read_model(path)
     try:
         _check_operators(graphs[0])
-        return _network(graphs, path)
+        return network_of(graphs, path.stem)
     except Refused as refused:
         raise UserError(f"{untrusted.printable(str(path))} isn't taken: it has {refused}.") from refused
     except MalformedError as error:
@@ -47,7 +47,8 @@ def _check_operators(graph: FileGraph) -> None:
         raise Refused(f"the operators {', '.join(untrusted.shortened(kind) for kind in unknown)}, which aren't taken")
 
 
-def _network(graphs: tuple[FileGraph, ...], path: Path) -> IntegerNetwork:
+def network_of(graphs: tuple[FileGraph, ...], name: str) -> IntegerNetwork:
+    """The first of the graphs; the others may be called by it. Raises Refused, MalformedError."""
     graph = graphs[0]
     network = Network(graph)
     inputs: list[Port] = []
@@ -73,17 +74,17 @@ def _network(graphs: tuple[FileGraph, ...], path: Path) -> IntegerNetwork:
         found = last.get(number, number)
         if found not in network.values:
             raise Refused("an output that is a constant")
-        name = plain_name(graph.tensors[number].name)
-        while any(port.name == name for port in outputs):
-            name += ".again"
-        outputs.append(_output(network, network.values[found], name))
+        called = plain_name(graph.tensors[number].name)
+        while any(port.name == called for port in outputs):
+            called += ".again"
+        outputs.append(_output(network, network.values[found], called))
     kept = variables.states()
     if {port.name for port in outputs} & {one.output for one, _, _ in kept}:
         raise Refused("an output with the name of a variable")
     inputs += [port for _, port, _ in kept]
     outputs += [_output(network, value, one.output) for one, _, value in kept]
     return IntegerNetwork(
-        name=path.stem,
+        name=name,
         scheme="tflite",
         inputs=tuple(inputs),
         outputs=tuple(outputs),
