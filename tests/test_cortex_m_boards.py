@@ -23,7 +23,7 @@ from tvmflow.schedules.cortex_m import CORES
 from tvmflow.spec import UserError
 from tvmflow.system.toolchain import select_linker, tvm_target_dict
 from tvmflow.targets import TARGETS
-from tvmflow.targets.cortex_m import machine, memory_map
+from tvmflow.targets.cortex_m import fit, machine, memory_map
 from tvmflow.targets.cortex_m.compile import compile_object
 
 pytestmark = pytest.mark.packages
@@ -228,3 +228,13 @@ def test_own_board_with_a_map_that_is_none(tmp_path, region):
     path.write_text(f'extends = "imx-rt1062"\n[mcu.other_memory]\nDTCM = {region}\n')
     with pytest.raises(UserError, match=r"mcu\.other_memory\.DTCM"):
         targets.load_toml(path)
+
+
+def test_the_part_of_the_boot_loader_of_the_flash_is_no_room(small):
+    """The second stage of an RP2040's lies at the beginning, so that the last bytes of a network would be beyond."""
+    program = compiled(small, PICO)
+    memory = fit.check_fit(program, PICO)
+    just = replace(PICO, facts=replace(PICO.facts, flash_bytes=memory["flash_bytes"] + 256))
+    assert fit.check_fit(program, just) == memory
+    with pytest.raises(UserError, match="doesn't fit the flash of rp2040"):
+        fit.check_fit(program, replace(PICO, facts=replace(PICO.facts, flash_bytes=memory["flash_bytes"] + 255)))
