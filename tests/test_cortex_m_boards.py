@@ -19,6 +19,7 @@ from tvmflow.integer.frontend import integer_program
 from tvmflow.network.c_interface import c_name
 from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.pipeline import run_stages
+from tvmflow.report.render import memory_text
 from tvmflow.schedules.cortex_m import CORES
 from tvmflow.spec import UserError
 from tvmflow.system.toolchain import select_linker, tvm_target_dict
@@ -238,3 +239,12 @@ def test_the_part_of_the_boot_loader_of_the_flash_is_no_room(small):
     assert fit.check_fit(program, just) == memory
     with pytest.raises(UserError, match="doesn't fit the flash of rp2040"):
         fit.check_fit(program, replace(PICO, facts=replace(PICO.facts, flash_bytes=memory["flash_bytes"] + 255)))
+
+
+def test_what_is_needed_stands_beside_what_the_board_has(small):
+    memory = fit.check_fit(compiled(small, PICO), PICO)
+    assert (memory["flash_available_bytes"], memory["ram_available_bytes"]) == ((2 << 20) - 256, 264 << 10)
+    words = memory_text(memory)
+    assert " of 2,048 KiB, ram " in words
+    assert " of 264 KiB, library" in words
+    assert "available" not in words

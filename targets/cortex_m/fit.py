@@ -30,7 +30,9 @@ def check_fit(
         "code_bytes": code,
         "stack_bytes": depth,
         "flash_bytes": weights + code,
+        "flash_available_bytes": board.room_bytes,
         "ram_bytes": arena + depth,
+        "ram_available_bytes": board.ram_bytes,
         "library_bytes": library.stat().st_size if library else 0,
     }
     about = "" if library else "about "
