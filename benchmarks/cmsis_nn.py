@@ -199,7 +199,15 @@ def write_tables(calls: Sequence[Call], folder: Path) -> None:
         numbers: list[object] = [
             call.kind,
             *map(_braces, (call.input_shape, call.output_shape, call.kernel, call.stride, call.padding, call.dilation)),
-            *(call.input_offset, call.second_offset, call.output_offset, call.least, call.most, int(call.of_channels), sums),
+            *(
+                call.input_offset,
+                call.second_offset,
+                call.output_offset,
+                call.least,
+                call.most,
+                int(call.of_channels),
+                sums,
+            ),
             *map(place, (call.weight, call.bias, call.multiplier, call.shift)),
         ]
         rows.append(f"  {{{', '.join(map(str, numbers))}}},")

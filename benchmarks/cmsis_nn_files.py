@@ -43,7 +43,9 @@ def count(path: Path, library: Library) -> tuple[list[Counted], list[str]]:
     Raises UserError.
     """
     graph = read_model(path)[0]
-    found = [(operator, MAKERS[operator.kind](graph, operator)) for operator in graph.operators if operator.kind in MAKERS]
+    found = [
+        (operator, MAKERS[operator.kind](graph, operator)) for operator in graph.operators if operator.kind in MAKERS
+    ]
     others = [operator.kind for operator in graph.operators if operator.kind not in MAKERS]
     random = np.random.default_rng(SEED)
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as scratch:
@@ -113,7 +115,9 @@ def _factors(graph: FileGraph, operator: FileOperator) -> tuple[np.ndarray, np.n
     x, weights, result = (graph.tensors[number] for number in (*operator.inputs[:2], operator.outputs[0]))
     outputs = result.shape[-1]
     multiplier, shift = factors(x.scale * np.broadcast_to(weights.scales, outputs).astype(np.float64) / result.scale)
-    given = graph.tensors[operator.inputs[2]].data if len(operator.inputs) > 2 and operator.inputs[2] != ABSENT else None
+    given = (
+        graph.tensors[operator.inputs[2]].data if len(operator.inputs) > 2 and operator.inputs[2] != ABSENT else None
+    )
     return multiplier, shift, np.zeros(outputs, np.int32) if given is None else given.astype(np.int32)
 
 

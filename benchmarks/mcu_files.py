@@ -9,6 +9,7 @@ does by kernels of its own, isn't counted. Counts of instructions are no times.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 from collections import Counter
@@ -44,12 +45,17 @@ def main() -> None:
         "commit": first_line("git", "-C", str(options.cmsis_nn), "rev-parse", "HEAD", optional=True),
         "rows": [],
     }
+    # what isn't asked for stays as it was
+    asked = {(path.stem, name) for path in options.files for name in options.boards}
+    earlier = json.loads(options.output.read_text())["rows"] if options.output.exists() else []
+    kept = [row for row in earlier if (row["network"], row["board"]) not in asked]
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as scratch:
         for name in options.boards:
             target = targets.find("cortex_m", name)
             library = cmsis_nn.Library.compiled(target, options.cmsis_nn.resolve(), Path(scratch, name))
             for path in options.files:
-                document["rows"].append({"network": path.stem, "board": name, **_row(path, target, library)})
+                kept.append({"network": path.stem, "board": name, **_row(path, target, library)})
+                document["rows"] = sorted(kept, key=lambda row: row["board"])
                 write_json(options.output, document)
     options.output.with_suffix(".md").write_text(markdown(document), encoding="utf-8")
     print(markdown(document))
@@ -88,10 +94,10 @@ def markdown(document: dict[str, Any]) -> str:
         f"`python -m benchmarks.mcu_files`, {document['qemu']}, `{document['compiler']}`, `{document['options']}`, "
         f"TVM {around['versions']['tvm']}, {around['date'][:10]}.",
         "",
-        "Every build answers as the file's own arithmetic does, bit for bit, on its golden vectors under emulation, and "
-        "every operator of CMSIS-NN makes the integers of that arithmetic where the table says so. The peer's sum has "
-        "its kernels alone: what it has none for, such as moving the state of a streaming network, counts for nothing "
-        "there, and is in the counts of tvmflow.",
+        "Every build answers as the file's own arithmetic does, bit for bit, on its golden vectors under emulation, "
+        "and every operator of CMSIS-NN makes the integers of that arithmetic where the table says so. The peer's sum "
+        "has its kernels alone: what it has none for, such as moving the state of a streaming network, counts for "
+        "nothing there, and is in the counts of tvmflow.",
         "",
         f"| network | {' | '.join(f'{cores[board]}: tvmflow | CMSIS-NN | ratio' for board in boards)} "
         "| operators exact | not counted for CMSIS-NN |",
@@ -103,7 +109,9 @@ def markdown(document: dict[str, Any]) -> str:
         calls = [call for row in own.values() for call in row["peer"]]
         uncounted = ", ".join(f"{kind} ×{count}" for kind, count in next(iter(own.values()))["uncounted"].items())
         exact = f"{sum(call['exact'] for call in calls)} of {len(calls)}"
-        lines.append(f"| {network} | {' | '.join(sum(cells, []))} | {exact} | {uncounted or '–'} |")
+        lines.append(
+            f"| {network} | {' | '.join(itertools.chain.from_iterable(cells))} | {exact} | {uncounted or '–'} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -113,5 +113,5 @@ def test_dead_channels_no_longer_keep_the_others_from_one_product():
 @pytest.mark.parametrize("board", BOARDS)
 def test_dead_channels_are_exact(tmp_path, board):
     needs_commands(machine.QEMU)
-    made, found, expected = answers(network_of(dead()), TARGETS[board], tmp_path)
+    _, found, expected = answers(network_of(dead()), TARGETS[board], tmp_path)
     np.testing.assert_array_equal(found, expected)

@@ -43,7 +43,8 @@ def choose(
     overwritten, also where that takes more instructions if `frugal`. Of the others, each has to read the one before,
     and nobody else may.
     """
-    computed = [settled(layer, dtype) for layer, dtype in zip(layers, (dtypes[0], *(one.dtype for one in layers)))]
+    read = (dtypes[0], *(layer.dtype for layer in layers[:-1]))
+    computed = [settled(layer, dtype) for layer, dtype in zip(layers, read, strict=True)]
     for name in KERNELS:
         make: Make = getattr(import_module(f"tvmflow.schedules.cortex_m.{name}"), name)
         for count in range(min(len(layers), LONGEST_CHAIN), 0, -1):

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tvm import tirx
@@ -178,7 +178,7 @@ def rounds_shortly(layer: IntegerLayer) -> bool:
 
 
 def settled(layer: AnyLayer, dtype: str) -> AnyLayer:
-    """The same layer of inputs of `dtype`, but channels that are one number, whatever is read, have no weights any more.
+    """The same layer, but channels that are one number, whatever is read in `dtype`, have no weights any more.
 
     Where training left a channel dead, its scale is next to nothing, and its bias and its shift are too large for what
     holds for all others.
@@ -411,6 +411,24 @@ def met_by(layer: WeightedLayer, source: tirx.Buffer, tap: tuple[Expr, Expr, Exp
         return value
     inside = tirx.all(y >= 0, y < height, x >= 0, x < width)
     return tirx.if_then_else(inside, value, tirx.const(border_of(layer), source.dtype))
+
+
+Weighted = TypeVar("Weighted", bound=WeightedLayer)
+
+
+def exchanged(layer: Weighted) -> Weighted:
+    """The same layer over the same maps, whose columns are taken for rows."""
+    top, left, bottom, right = layer.padding
+    (*_, height, width), (*_, made_height, made_width) = layer.input_shape, layer.output_shape
+    return replace(
+        layer,
+        weight=np.ascontiguousarray(layer.weight.transpose(0, 1, 3, 2)),
+        stride=layer.stride[::-1],
+        padding=(left, top, right, bottom),
+        dilation=layer.dilation[::-1],
+        input_shape=(*layer.input_shape[:2], width, height),
+        output_shape=(*layer.output_shape[:2], made_width, made_height),
+    )
 
 
 def sizes(layer: WeightedLayer) -> tuple[int, int]:

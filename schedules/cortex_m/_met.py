@@ -9,7 +9,7 @@ of neighbours. `Whole` is for the one pixel whose taps meet the whole input, whi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from tvm import tirx
@@ -20,6 +20,7 @@ from tvmflow.schedules.cortex_m._kernel import (
     Expr,
     block_start,
     border_of,
+    exchanged,
     is_interleaved,
     is_pointwise,
     met_by,
@@ -97,22 +98,8 @@ def _elements(layer: IntegerLayer) -> int:
 
 def turned(layer: IntegerLayer) -> IntegerLayer:
     """A layer over columns of one pixel as the same over rows, which lie in memory alike."""
-    if not layer.input_shape[3] == layer.output_shape[3] == layer.weight.shape[3] == 1 or layer.padding[1::2] != (0, 0):
-        return layer
-    top, left, bottom, right = layer.padding
-
-    def exchanged(shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (*shape[:2], shape[3], shape[2])
-
-    return replace(
-        layer,
-        weight=layer.weight.transpose(0, 1, 3, 2),
-        stride=layer.stride[::-1],
-        padding=(left, top, right, bottom),
-        dilation=layer.dilation[::-1],
-        input_shape=exchanged(layer.input_shape),
-        output_shape=exchanged(layer.output_shape),
-    )
+    columns = {layer.input_shape[3], layer.output_shape[3], layer.weight.shape[3]}
+    return exchanged(layer) if columns == {1} and not any(layer.padding[1::2]) else layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,9 +171,7 @@ class Rows:
 
     @classmethod
     def of(cls, layer: IntegerLayer, offset: int) -> Rows:
-        tall, wide = (
-            (taps - 1) * by + 1 for taps, by in zip(layer.weight.shape[2:], layer.dilation, strict=True)
-        )
+        tall, wide = ((taps - 1) * by + 1 for taps, by in zip(layer.weight.shape[2:], layer.dilation, strict=True))
         reached = (layer.output_shape[3] - 1) * layer.stride[1] + wide
         pitch = max(reached, layer.padding[1] + layer.input_shape[3])
         return cls(layer=layer, offset=offset, rows=tall, pitch=pitch)
@@ -204,9 +189,7 @@ class Rows:
             return (c * tall + r) * wide + s
 
         if self._joined:
-            return tuple(
-                tuple(number(c, r, s) for s in range(wide) for c in range(channels)) for r in range(tall)
-            )
+            return tuple(tuple(number(c, r, s) for s in range(wide) for c in range(channels)) for r in range(tall))
         return tuple(tuple(number(c, r, s) for c in range(channels)) for r in range(tall) for s in range(wide))
 
     @property
@@ -313,6 +296,6 @@ def pairs_of(met: Met, inputs: int) -> list[tuple[int, int | None]]:
 
 def _rest(numbers: Sequence[int]) -> list[tuple[int, int | None]]:
     return [
-        (numbers[place], numbers[place + 1] if place + 1 < len(numbers) else None) for place in range(0, len(numbers), 2)
+        (numbers[place], numbers[place + 1] if place + 1 < len(numbers) else None)
+        for place in range(0, len(numbers), 2)
     ]
-

@@ -7,8 +7,9 @@
    beyond the border: of a dilation of 5 on 8×8, most of it.
 3. Scalars: columns are cut in the same way. Weights lie in registers, two in each with DSP (SMLABB and SMLABT take
    either half), and a load and a multiply-add is all that a tap costs.
-4. MVE: four pixels of a row at a time, each tap one widening load and one VMLA by a scalar. The planes get columns of
-   the border left and right; only taps that meet no column at all are left out. The last four overlap the ones before.
+4. MVE: four pixels of a row or a column at a time, whichever takes fewer vectors, each tap one widening load and one
+   VMLA by a scalar. The planes get the border at both ends of it; only taps that meet nothing of it at all are left
+   out. The last four overlap the ones before.
 5. Where the cuts would be too much code, as with 7×7 taps, planes get the border on all sides instead, and no cuts.
 6. A border of another number than 0 adds as much times the weights of the taps that aren't computed: once for a channel
    and a set of taps, to what its sums begin with.
@@ -40,6 +41,7 @@ from tvmflow.schedules.cortex_m._kernel import (
     accumulator,
     border_of,
     constant_pointers,
+    exchanged,
     finish,
     finish_vector,
     function,
@@ -48,6 +50,7 @@ from tvmflow.schedules.cortex_m._kernel import (
     multiply_add,
     parameters,
     parameters_at,
+    scatter,
     sizes,
     weights_of,
 )
@@ -60,25 +63,32 @@ COPY_LANES = (16, 8, 4)
 
 @dataclass(frozen=True, kw_only=True)
 class Plane:
-    """A map of one channel inside a buffer: pixel (y, x) is element `first + y · pitch + x`."""
+    """A map of one channel inside a buffer: pixel (y, x) is element `first + y · pitch + x · step`."""
 
     buffer: tirx.Buffer
     first: Expr
     pitch: int
+    step: int = 1
 
     def at(self, y: Expr, x: Expr) -> Expr:
-        return self.first + y * self.pitch + x
+        return self.first + y * self.pitch + x * self.step
+
+    def exchanged(self) -> Plane:
+        """The same map, its columns taken for rows."""
+        return replace(self, pitch=self.step, step=self.pitch)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """A scratch buffer for one plane with columns of zeros at both sides."""
+    """A scratch buffer for one plane, with columns of the border at both sides, or rows of it above and below."""
 
     dtype: str
     rows: int
     columns: int
-    left: int
-    right: int
+    left: int = 0
+    right: int = 0
+    above: int = 0
+    below: int = 0
 
     @property
     def pitch(self) -> int:
@@ -91,7 +101,11 @@ class Room:
     @property
     def size(self) -> int:
         """Elements, a whole number of vectors."""
-        return -(-self.rows * self.pitch // COPY_LANES[0]) * COPY_LANES[0]
+        return -(-(self.above + self.rows + self.below) * self.pitch // COPY_LANES[0]) * COPY_LANES[0]
+
+    @property
+    def bordered(self) -> bool:
+        return any((self.left, self.right, self.above, self.below))
 
 
 def depthwise(
@@ -103,7 +117,9 @@ def depthwise(
     if not all(map(_fits, alone)):
         return _bordered(alone[0], dtypes[0], core, writable[0]) if len(alone) == 1 else None
     layers = alone
-    vectors = [core == "mve" and layer.output_shape[3] >= LANES <= layer.input_shape[3] for layer in layers]
+    lanes = [_lanes_along(layer) if core == "mve" else None for layer in layers]
+    vectors = [axis is not None for axis in lanes]
+    views = [exchanged(layer) if axis == 0 else layer for layer, axis in zip(layers, lanes, strict=True)]
     dtype = dtypes[0]
     dtypes = [dtype, *(layer.dtype for layer in layers)]
     before, after = sizes(layers[0])[0], sizes(layers[-1])[1]
@@ -111,13 +127,13 @@ def depthwise(
     copied = vectors[0] or (len(layers) == 1 and frugal and writable[0] and after <= before)
     in_place = writable[0] and (len(layers) == 2 or copied) and after <= before
     rooms = {
-        f"plane{number}": _room(layer, dtypes[number], vectors[number])
+        f"plane{number}": _room(layer, dtypes[number], lanes[number])
         for number, layer in enumerate(layers)
         if number or copied
     }
     constants: dict[str, np.ndarray] = {}
     for number, layer in enumerate(layers):
-        constants |= {f"parameters{number}": parameters(layer), f"weight{number}": weights_of(layer)}
+        constants |= {f"parameters{number}": parameters(layer), f"weight{number}": weights_of(views[number])}
     pointers = {
         **({"data": (dtype, before)} if in_place else {"source": (dtype, before), "destination": (dtypes[-1], after)}),
         **{name: (room.dtype, room.size) for name, room in rooms.items()},
@@ -127,14 +143,14 @@ def depthwise(
         source, destination = (given["data"], given["data"]) if in_place else (given["source"], given["destination"])
         for number, layer in enumerate(layers):
             room = rooms.get(f"plane{number}")
-            if room is not None and (room.left or room.right):
+            if room is not None and room.bordered:
                 _clear(given[f"plane{number}"], room, border_of(layer))
         with T.serial(0, layers[0].input_shape[1]) as c:
             here = _whole(source, layers[0].input_shape, c)
             for number, layer in enumerate(layers):
                 if number == 0 and copied:
                     copy = _inside(given["plane0"], rooms["plane0"])
-                    (_copy if vectors[0] else _copy_whole)(here, copy, layer.input_shape)
+                    (_copy if lanes[0] == 1 else _copy_whole)(here, copy, layer.input_shape)
                     here = copy
                 last = layer is layers[-1]
                 there = (
@@ -142,8 +158,9 @@ def depthwise(
                     if last
                     else _inside(given[f"plane{number + 1}"], rooms[f"plane{number + 1}"])
                 )
-                table, weight = given[f"parameters{number}"], given[f"weight{number}"]
-                (_vectors if vectors[number] else _scalars)(layer, core, (table, weight), here, there, c)
+                read, made = (here.exchanged(), there.exchanged()) if lanes[number] == 0 else (here, there)
+                table = given[f"parameters{number}"], given[f"weight{number}"]
+                (_vectors if vectors[number] else _scalars)(views[number], core, table, read, made, c)
                 here = there
     return Kernel(
         schedule="depthwise",
@@ -163,7 +180,7 @@ def _bordered(layer: WeightedLayer, dtype: str, core: str, writable: bool) -> Ke
     top, left, bottom, right = layer.padding
     whole = (1, channels, top + height + bottom, left + width + right)
     inside = replace(layer, padding=(0, 0, 0, 0), input_shape=whole)
-    room = Room(dtype=dtype, rows=whole[2], columns=whole[3], left=0, right=0)
+    room = Room(dtype=dtype, rows=whole[2], columns=whole[3])
     before, after = sizes(layer)
     in_place = writable and after <= before
     constants = {"parameters": parameters(layer), "weight": weights_of(layer)}
@@ -207,16 +224,29 @@ def met(layer: WeightedLayer, axis: int) -> list[int]:
     return sorted({tap for _, _, taps in layer.window.cuts(axis) for tap in taps})
 
 
-def _room(layer: WeightedLayer, dtype: str, bordered: bool) -> Room:
-    """What the input of a layer lies in: with `bordered`, as many columns of zeros as its taps reach."""
+def _lanes_along(layer: WeightedLayer) -> int | None:
+    """Along which axis, rows 0 or columns 1, four pixels of the result are computed at once; None if along none."""
+    (_, _, *given), (_, _, *made) = layer.input_shape, layer.output_shape
+    axes = [axis for axis in (1, 0) if made[axis] >= LANES <= given[axis]]
+    if not isinstance(layer, IntegerLayer):
+        axes = [axis for axis in axes if axis == 1]  # numbers of four bytes that are no neighbours are read one by one
+    return min(axes, key=lambda axis: -(-made[axis] // LANES) * made[1 - axis], default=None)
+
+
+def _room(layer: WeightedLayer, dtype: str, axis: int | None) -> Room:
+    """What the input of a layer lies in: along the `axis` of vectors, with as much of the border as its taps reach."""
     _, _, rows, columns = layer.input_shape
-    reached = [0, columns - 1]
-    if bordered:
-        for tap in met(layer, 1):
-            offset = tap * layer.dilation[1] - layer.padding[1]
-            reached += [offset, (layer.output_shape[3] - 1) * layer.stride[1] + offset]
-    left, right = -min(reached), max(reached) - (columns - 1)
-    return Room(dtype=dtype, rows=rows, columns=columns, left=left, right=right)
+    if axis is None:
+        return Room(dtype=dtype, rows=rows, columns=columns)
+    length = layer.input_shape[2 + axis]
+    reached = [0, length - 1]
+    for tap in met(layer, axis):
+        offset = tap * layer.dilation[axis] - layer.padding[axis]
+        reached += [offset, (layer.output_shape[2 + axis] - 1) * layer.stride[axis] + offset]
+    before, after = -min(reached), max(reached) - (length - 1)
+    if axis == 1:
+        return Room(dtype=dtype, rows=rows, columns=columns, left=before, right=after)
+    return Room(dtype=dtype, rows=rows, columns=columns, above=before, below=after)
 
 
 def _whole(buffer: tirx.Buffer, shape: tuple[int, ...], c: Expr) -> Plane:
@@ -224,7 +254,7 @@ def _whole(buffer: tirx.Buffer, shape: tuple[int, ...], c: Expr) -> Plane:
 
 
 def _inside(buffer: tirx.Buffer, room: Room) -> Plane:
-    return Plane(buffer=buffer, first=room.left, pitch=room.pitch)
+    return Plane(buffer=buffer, first=room.above * room.pitch + room.left, pitch=room.pitch)
 
 
 def _clear(buffer: tirx.Buffer, room: Room, border: int) -> None:
@@ -332,9 +362,14 @@ def _vectors(
         total = T.Broadcast(start, LANES)
         for r in vertical:
             for s in met(layer, 1):
-                value = _four(here.buffer, here.at(*_met_by(layer, y, x, r, s)), layer.stride[1], accumulator(layer))
+                first, stride = here.at(*_met_by(layer, y, x, r, s)), layer.stride[1] * here.step
+                value = _four(here.buffer, first, stride, accumulator(layer))
                 total = multiply_add(core, total, value, T.Broadcast(weights[r, s], LANES), LANES)
-        value = T.Cast(f"{there.buffer.dtype}x{LANES}", finish_vector(layer, total, by))
+        value = finish_vector(layer, total, by)
+        if there.step > 1:
+            scatter(there.buffer, there.at(y, x), T.ramp(T.int32(0), there.step, LANES), value)
+            return
+        value = T.Cast(f"{there.buffer.dtype}x{LANES}", value)
         T.buffer_store(there.buffer, value, [T.ramp(there.at(y, x), 1, LANES)])
 
     for top, rows, vertical in layer.window.cuts(0):

@@ -32,7 +32,6 @@ from tvmflow.schedules.nodes import (
     value_of,
 )
 
-
 LANES = 4
 """Numbers in a vector of MVE."""
 

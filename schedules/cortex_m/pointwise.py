@@ -243,7 +243,9 @@ def _words_of_values(values: Values, inputs: int, several: int, keep: Keep) -> N
 
     def gather(step: Expr, count: int) -> None:
         for j in range(several):
-            low, high = (T.Cast("int32", values.at(2 * step + half, j)) if half < count else T.int32(0) for half in range(2))
+            low, high = (
+                T.Cast("int32", values.at(2 * step + half, j)) if half < count else T.int32(0) for half in range(2)
+            )
             keep(step, j, _halves(low, high))
 
     with T.serial(0, inputs // 2) as step:
@@ -307,7 +309,9 @@ def _vectors(layer: IntegerLayer, met: Met, excess: int) -> tuple[np.ndarray, np
     return weight, np.concatenate([begin.astype(np.uint32).view(np.int32)[:, None], table[:, 1:]], 1)
 
 
-def _gather_vectors(values: Runs | Values, inputs: int, count: int, scratch: tirx.Buffer, several: int, excess: int) -> None:
+def _gather_vectors(
+    values: Runs | Values, inputs: int, count: int, scratch: tirx.Buffer, several: int, excess: int
+) -> None:
     """What `count` pixels meet, sixteen values of each of `several` pixels one behind the other.
 
     Another vector may be written behind the last.
@@ -331,9 +335,7 @@ def _gather_vectors(values: Runs | Values, inputs: int, count: int, scratch: tir
     def move(source: Expr, destination: Expr) -> None:
         lanes = buffer[T.ramp(source, 1, LANES)]
         if unsigned:
-            lanes = tirx.bitwise_xor(
-                tirx.reinterpret("int8x16", lanes), T.Broadcast(tirx.const(-SIGN, "int8"), LANES)
-            )
+            lanes = tirx.bitwise_xor(tirx.reinterpret("int8x16", lanes), T.Broadcast(tirx.const(-SIGN, "int8"), LANES))
         T.buffer_store(scratch, lanes, [T.ramp(destination, 1, LANES)])
 
     with T.serial(0, -(-values.count // packed)) as some:

@@ -113,9 +113,9 @@ def prepare(network: IntegerNetwork, config: Config) -> tuple[AnyWork, ...]:
             continue
         works.append(node)
         read_before |= set(layer.inputs)
-    for work in works:
-        if isinstance(work, Work) or (isinstance(work, NodeWork) and work.blocks):
-            _check_widths((*work.sources, work.target), config)
+    for one in works:
+        if isinstance(one, Work) or (isinstance(one, NodeWork) and one.blocks):
+            _check_widths((*one.sources, one.target), config)
     return tuple(works)
 
 

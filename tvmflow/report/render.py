@@ -81,7 +81,8 @@ def simulation_text(figures: Mapping[str, Any]) -> str:
     return (
         f"{figures['p50']:.3f} ms (simulated: {known['cycles']:,} cycles at {known['clock_mhz']:g} MHz, "
         f"{known['memory_latency_cycles']} cycles of memory latency)\n"
-        f"{low:.3f} to {high:.3f} ms where memory takes {fast} to {slow} cycles{split}; all of this on VTA's Chisel core.\n"
+        f"{low:.3f} to {high:.3f} ms where memory takes {fast} to {slow} cycles{split}; all of this on VTA's Chisel "
+        "core.\n"
         f"{known['hls_ms']:.3f} ms on VTA's HLS core, of which the published bitstreams are made; the model of that "
         "core follows its source, and was held against nothing."
     )

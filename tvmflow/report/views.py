@@ -262,13 +262,13 @@ def distribution(latency: Mapping[str, Any]) -> list[dict[str, Any]]:
 def across(reports: Sequence[Report]) -> dict[str, Any] | None:
     """One bar for each report, on a logarithmic axis of ms, by what is known of the time of one inference.
 
-    That is its latency or, where there is none, the lower bound that its layers have together; None where fewer than
-    two reports have either.
+    That is its latency, modelled if none was taken, or, where there is none, the lower bound that its layers have
+    together; None where fewer than two reports have either.
     """
     found = []
     for number, report in enumerate(reports, 1):
         bounds = [layer["bound"]["us"] for layer in report["layers"] if layer.get("bound")]
-        figures = report["latency"]
+        figures = report["latency"] or modelled_latency(report)
         if figures is not None:
             found.append((number, report, figures["p50"], figures["basis"]))
         elif bounds and len(bounds) == len(report["layers"]) and sum(bounds) > 0:
