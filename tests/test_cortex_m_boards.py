@@ -19,11 +19,12 @@ from tvmflow.integer.frontend import integer_program
 from tvmflow.network.c_interface import c_name
 from tvmflow.network.frontend import import_model, parse_input_shape
 from tvmflow.pipeline import run_stages
+from tvmflow.report.render import memory_text
 from tvmflow.schedules.cortex_m import CORES
 from tvmflow.spec import UserError
 from tvmflow.system.toolchain import select_linker, tvm_target_dict
 from tvmflow.targets import TARGETS
-from tvmflow.targets.cortex_m import machine, memory_map
+from tvmflow.targets.cortex_m import fit, machine, memory_map
 from tvmflow.targets.cortex_m.compile import compile_object
 
 pytestmark = pytest.mark.packages
@@ -108,17 +109,19 @@ def test_firmware_lies_where_the_chip_has_memory(tmp_path, small, board, flash_b
 
 
 @pytest.mark.usefixtures("qemu")
-@pytest.mark.parametrize("scheme", ["per-channel", "power-of-two"])
-def test_kernels_for_the_smallest_core_are_exact(tmp_path, scheme):
-    """It stops at words that aren't aligned, has no division, and multiplies 32 bits to 32."""
-    network = drawn(VARIETY, (1, 3, 13, 11), scheme)
-    program = compiled(network, PICO)
-    library = compile_object(program, PICO, tmp_path, select_linker(PICO))
+@pytest.mark.parametrize(
+    ("board", "scheme"), [("rp2040", "per-channel"), ("rp2040", "power-of-two"), ("nrf5340", "per-channel")]
+)
+def test_kernels_are_exact(tmp_path, board, scheme):
+    """The smallest core stops at words that aren't aligned, has no division, and multiplies 32 bits to 32."""
+    board, network = TARGETS[board], drawn(VARIETY, (1, 3, 13, 11), scheme)
+    program = compiled(network, board)
+    library = compile_object(program, board, tmp_path, select_linker(board))
     inputs = random_input(np.random.default_rng(1), network.input_shape, 3)
     inputs[0], inputs[1] = -128, 127
     expected = network.run(inputs)
     vectors, wanted = ([(row[None],) for row in arrays] for arrays in (inputs, expected))
-    done = machine.run(library, PICO, c_name(network.name), vectors, program.outputs, expected=wanted)
+    done = machine.run(library, board, c_name(network.name), vectors, program.outputs, expected=wanted)
     assert np.array_equal(np.concatenate([output for (output,) in done.outputs]), expected)
     assert done.wrong == 0
 
@@ -226,3 +229,22 @@ def test_own_board_with_a_map_that_is_none(tmp_path, region):
     path.write_text(f'extends = "imx-rt1062"\n[mcu.other_memory]\nDTCM = {region}\n')
     with pytest.raises(UserError, match=r"mcu\.other_memory\.DTCM"):
         targets.load_toml(path)
+
+
+def test_the_part_of_the_boot_loader_of_the_flash_is_no_room(small):
+    """The second stage of an RP2040's lies at the beginning, so that the last bytes of a network would be beyond."""
+    program = compiled(small, PICO)
+    memory = fit.check_fit(program, PICO)
+    just = replace(PICO, facts=replace(PICO.facts, flash_bytes=memory["flash_bytes"] + 256))
+    assert fit.check_fit(program, just) == memory
+    with pytest.raises(UserError, match="doesn't fit the flash of rp2040"):
+        fit.check_fit(program, replace(PICO, facts=replace(PICO.facts, flash_bytes=memory["flash_bytes"] + 255)))
+
+
+def test_what_is_needed_stands_beside_what_the_board_has(small):
+    memory = fit.check_fit(compiled(small, PICO), PICO)
+    assert (memory["flash_available_bytes"], memory["ram_available_bytes"]) == ((2 << 20) - 256, 264 << 10)
+    words = memory_text(memory)
+    assert " of 2,048 KiB, ram " in words
+    assert " of 264 KiB, library" in words
+    assert "available" not in words

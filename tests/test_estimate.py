@@ -101,6 +101,16 @@ def test_what_does_not_fit_is_said(network):
     assert "of 1 KiB flash" in text(network.program, [found])
 
 
+def test_what_fills_the_memories_of_a_microcontroller_is_said(network):
+    found = estimate(network, replace(TARGETS["rp2040"], arithmetic="int8"))
+    flash, ram = found["fits"]["parts"]["flash"], found["fits"]["parts"]["RAM"]
+    assert flash["needed_bytes"] == flash["weights_bytes"] + flash["code_bytes"]
+    assert flash["weights_bytes"] == network.weights
+    assert ram["needed_bytes"] == ram["arena_bytes"] + ram["stack_bytes"]
+    assert ram["available_bytes"] == 264 << 10
+    assert " of 264 KiB RAM (" in text(network.program, [found])
+
+
 def test_buffers_of_a_vta_hold_the_smallest_tiles(network):
     board = TARGETS["pynq-z1"]
     parts = estimate(network, board)["fits"]["parts"]

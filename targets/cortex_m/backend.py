@@ -233,7 +233,7 @@ def parts(memory: Mapping[str, int], target: Target, tiles: Sequence[Tile]) -> P
     flash = {"weights": memory["weights_bytes"], "code": code}
     ram = {"arena": memory["activations_bytes"], "stack": STACK_BYTES}
     return {
-        "flash": Part(sum(flash.values()), board.flash_bytes, flash),
+        "flash": Part(sum(flash.values()), board.room_bytes, flash),
         "RAM": Part(sum(ram.values()), board.ram_bytes, ram),
     }
 

@@ -215,7 +215,13 @@ def header(
     sizes = "\n".join(constants)
     apart = "\n * Inputs and outputs must not overlap." if len(image.parameters) > 2 else ""
     arithmetic = "a float32" if network is None else "an integer"
-    kept = f"no state between calls but in {image.name}_stream" if "_INITIAL" in sizes else "no state between calls"
+    kept = (
+        f"no state between calls but in {image.name}_stream and {image.name}_context"
+        if "_INITIAL" in sizes
+        else "no state between calls"
+    )
+    # what a core without DSP has no instructions for
+    others = ", and of Arm's run-time interface (__aeabi_…)" if Mcu.of(target).core == "plain" and not portable else ""
     deepest, bounded = "", ""
     if stack is not None:
         called = f" {OUTSIDE_BYTES} of them for {', '.join(stack.outside)}" if stack.outside else " of the calls"
@@ -224,8 +230,8 @@ def header(
     form = "in portable C99" if portable else f"for {target.cpu.model}"
     return f"""/* {program.name}: {arithmetic} network {form}, made by tvmflow {__version__}.
  *
- * No allocation, {kept}, nothing of a C library but memcpy and memset. Calls of {image.name}_run must
- * not overlap: they share one arena. Those of {image.name}_run_in may, each in its own.
+ * No allocation, {kept}, nothing of a C library but memcpy and memset{others}.
+ * Calls of {image.name}_run must not overlap: they share one arena. Those of {image.name}_run_in may, each in its own.
  * The bytes in flash and RAM are those of the network alone{bounded}.{apart}
  */
 #ifndef {prefix}_H

@@ -44,6 +44,11 @@ class Mcu(Facts):
                 raise UserError(f"{board} gives mcu.other_memory.{name} as {region}, where [origin, bytes] belongs.")
 
     @property
+    def room_bytes(self) -> int:
+        """What of the flash is there for a network: the boot loader's part is in the chip's own, if it has one."""
+        return self.flash_bytes - (0 if self.inner_flash_bytes else self.boot_bytes)
+
+    @property
     def has_map(self) -> bool:
         """Whether it is known at which addresses the memories begin. No chip has its RAM at 0."""
         return self.ram_origin > 0

@@ -30,15 +30,17 @@ def check_fit(
         "code_bytes": code,
         "stack_bytes": depth,
         "flash_bytes": weights + code,
+        "flash_available_bytes": board.room_bytes,
         "ram_bytes": arena + depth,
+        "ram_available_bytes": board.ram_bytes,
         "library_bytes": library.stat().st_size if library else 0,
     }
     about = "" if library else "about "
-    if memory["flash_bytes"] > board.flash_bytes:
+    if memory["flash_bytes"] > board.room_bytes:
         raise UserError(
             f"{program.name} doesn't fit the flash of {target.name}: it needs {_kib(weights)} for weights and "
             f"{about}{_kib(code)} for code, {_kib(memory['flash_bytes'])} in all, and there are "
-            f"{_kib(board.flash_bytes)}."
+            f"{_kib(board.room_bytes)}."
         )
     if memory["ram_bytes"] > board.ram_bytes:
         raise UserError(

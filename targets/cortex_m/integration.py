@@ -89,7 +89,8 @@ def usage(name: str) -> str:
 
 
 def _cmake(name: str, *, source: bool) -> str:
-    linked = f"target_link_libraries(tvmflow_{name} INTERFACE ${{CMAKE_CURRENT_LIST_DIR}}/{OBJECT})\n"
+    # an object comes before all libraries, so that those behind it have what it calls
+    linked = f"target_sources(tvmflow_{name} INTERFACE ${{CMAKE_CURRENT_LIST_DIR}}/{OBJECT})\n"
     included = f"target_include_directories(tvmflow_{name} INTERFACE ${{CMAKE_CURRENT_LIST_DIR}})\n"
     if source:
         listed = "\n".join(

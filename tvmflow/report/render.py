@@ -106,12 +106,16 @@ def _range(values: Sequence[float], digits: int) -> str:
 
 
 def memory_text(memory: Mapping[str, int]) -> str:
-    """Memory in KiB, or bytes where it is less, in the order of the report."""
-    return ", ".join(
-        f"{key.removesuffix('_bytes').replace('_', ' ')} "
-        + (f"{value / 1024:,.0f} KiB" if value >= 1024 or not value else f"{value} B")
-        for key, value in memory.items()
-    )
+    """Memory in KiB, or bytes where it is less, in the order of the report, and of how much, where that is known."""
+    words = []
+    for key, value in memory.items():
+        name = key.removesuffix("_bytes")
+        if not name.endswith("_available"):
+            shown = f"{value / 1024:,.0f} KiB" if value >= 1024 or not value else f"{value} B"
+            available = memory.get(f"{name}_available_bytes")
+            of = f" of {available / 1024:,.0f} KiB" if available else ""
+            words.append(f"{name.replace('_', ' ')} {shown}{of}")
+    return ", ".join(words)
 
 
 def layers_text(report: Report) -> str:
