@@ -14,7 +14,7 @@ from conftest import ROOT, needs_commands, needs_emulator
 from benchmarks import cycles as benchmark
 from tvmflow.bundles.bundle import open_bundle
 from tvmflow.measure import cycles, emulate, latency
-from tvmflow.report import collect, views
+from tvmflow.report import collect, networks, views
 from tvmflow.report.render import render_html, report_text
 from tvmflow.report.survey import survey
 from tvmflow.spec import MissingDependencyError, VerificationError
@@ -98,7 +98,9 @@ def test_a_modelled_latency_where_published_ones_bear_it_out(larger):
     assert latency.text(found) in render_html(collect([report]))
     (row,) = views.devices([report])
     assert row["latency_ms"] == found["p50"]
-    assert row["basis"].startswith("modelled, 90% within ")
+    (entry,) = networks.entries(collect([report]))
+    assert (entry["latency_ms"], entry["latency_basis"]) == (found["p50"], "modelled")
+    assert row["basis"].startswith("modelled, 90 % within ")
 
 
 def test_no_milliseconds_of_a_core_that_missed_its_bars(larger, monkeypatch):
