@@ -14,7 +14,7 @@ from conftest import ROOT, needs_commands, needs_emulator
 from benchmarks import cycles as benchmark
 from tvmflow.bundles.bundle import open_bundle
 from tvmflow.measure import cycles, emulate, latency
-from tvmflow.report import collect, views
+from tvmflow.report import collect, networks, views
 from tvmflow.report.render import render_html, report_text
 from tvmflow.report.survey import survey
 from tvmflow.spec import MissingDependencyError, VerificationError
@@ -39,6 +39,18 @@ def bundle(needs_llvm, tiny, tmp_path_factory) -> Path:
     needs_emulator(BOARD)
     out = tmp_path_factory.mktemp("cycles") / "tiny"
     build(tiny, BOARD, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def larger(needs_llvm, tmp_path_factory) -> Path:
+    """The same network, of more than what surrounds its kernels."""
+    from tvmflow.bundles.build import build
+    from tvmflow.network.frontend import import_model, parse_input_shape
+
+    needs_emulator(BOARD)
+    out = tmp_path_factory.mktemp("cycles") / "larger"
+    build(import_model("networks:tiny", [parse_input_shape("1x3x96x96")]), BOARD, out)
     return out
 
 
@@ -73,8 +85,8 @@ def test_a_report_with_modelled_cycles(bundle):
     assert "Cycles (modelled)" in render_html(collect([report]))
 
 
-def test_a_modelled_latency_where_published_ones_bear_it_out(bundle):
-    report = survey(bundle, timed=False, cycles=True)
+def test_a_modelled_latency_where_published_ones_bear_it_out(larger):
+    report = survey(larger, timed=False, cycles=True)
     jsonschema.validate(json.loads(to_json(report)), json.loads((ROOT / "docs" / "report.schema.json").read_text()))
     found = report["cycles"]["latency"]
     assert (found["basis"], found["threads"], found["clock_mhz"]) == ("modelled", 1, BOARD.cpu.clock_mhz)
@@ -86,12 +98,14 @@ def test_a_modelled_latency_where_published_ones_bear_it_out(bundle):
     assert latency.text(found) in render_html(collect([report]))
     (row,) = views.devices([report])
     assert row["latency_ms"] == found["p50"]
-    assert row["basis"].startswith("modelled, 90% within ")
+    (entry,) = networks.entries(collect([report]))
+    assert (entry["latency_ms"], entry["latency_basis"]) == (found["p50"], "modelled")
+    assert row["basis"].startswith("modelled, 90 % within ")
 
 
-def test_no_milliseconds_of_a_core_that_missed_its_bars(bundle, monkeypatch):
+def test_no_milliseconds_of_a_core_that_missed_its_bars(larger, monkeypatch):
     monkeypatch.setattr(latency, "MEDIAN_ERROR", 0.0)
-    report = survey(bundle, timed=False, cycles=True)
+    report = survey(larger, timed=False, cycles=True)
     assert "latency" not in report["cycles"]
     assert "not good enough for milliseconds" in report["latency_note"]
     assert report_text(report, layers=False).count(" ms") == 0
@@ -99,10 +113,14 @@ def test_no_milliseconds_of_a_core_that_missed_its_bars(bundle, monkeypatch):
     assert row["latency_ms"] is None
 
 
-def test_bench_models_what_it_cannot_time(bundle, tvmflow):
-    done = tvmflow("bench", bundle, "--cycles")
+def test_bench_models_what_it_cannot_time(larger, tvmflow):
+    done = tvmflow("bench", larger, "--cycles")
     assert done.code == 0, done.err
     assert "), modelled, for no" in done.out
+
+
+def test_bench_says_why_it_models_nothing(bundle, tvmflow):
+    tvmflow("bench", bundle, "--cycles").failed_with(5, "can't be timed here", "what is assumed")
 
 
 def test_counts_of_a_bundle_are_those_of_one_inference(bundle):

@@ -130,8 +130,8 @@ class Estimate:
         return {
             "basis": "modelled",
             "unit": "ms",
-            "p50": self.p50,
-            "interval": list(self.interval),
+            "p50": _round(self.p50),
+            "interval": [_round(value) for value in self.interval],
             "confidence": CONFIDENCE,
             "threads": 1,
             "clock_mhz": self.clock_mhz,
@@ -143,6 +143,11 @@ class Estimate:
                 "coverage": self.court.coverage,
             },
         }
+
+
+def _round(value: float) -> float:
+    """Three digits are more than the interval bears out."""
+    return float(f"{value:.3g}")
 
 
 @functools.cache

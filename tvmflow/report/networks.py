@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvmflow.models import MODELS
-from tvmflow.report.views import Column, Row, markdown_table, plain, show
+from tvmflow.report.views import Column, Row, interval_text, markdown_table, modelled_latency, plain, show
 from tvmflow.targets import KINDS
 
 ENTRIES = (
@@ -138,7 +138,8 @@ def notes(document: Mapping[str, Any]) -> list[str]:
     paragraphs = [
         "A latency is of one inference. Peak memory is measured where the network ran, beyond the runtime; else it is "
         "what was planned: weights and activations, on a microcontroller activations and stack. What is modelled comes "
-        "from the graph and the figures that are named, and such a latency is a lower bound that no program reaches."
+        "from the graph and the figures that are named, and such a latency is a lower bound that no program reaches; "
+        "or it has an interval, and comes from the code and a model of the board's core."
     ]
     known = [report["model"].get("accuracy") for report in document["reports"]]
     for about in dict.fromkeys(f"{row['images']:,} test images ({row['data']})" for row in known if row):
@@ -147,7 +148,8 @@ def notes(document: Mapping[str, Any]) -> list[str]:
 
 
 def _of_report(report: Mapping[str, Any]) -> Row:
-    memory, latency, verify = report["memory"], report["latency"], report["verify"]
+    memory, verify = report["memory"], report["verify"]
+    latency = report["latency"] or modelled_latency(report)
     outcome = {True: "passed", False: "failed", None: "not verified"}[verify["passed"]]
     return {
         **_of_model(report["model"], report["model"]["macs"], report["target"].get("arithmetic", "float32")),
@@ -160,7 +162,7 @@ def _of_report(report: Mapping[str, Any]) -> Row:
         "latency_ms": latency and latency["p50"],
         "latency_least": False,
         "latency_basis": latency and latency["basis"],
-        "latency_figures": None,
+        "latency_figures": (interval_text(latency) or None) if latency else None,
         "threads": latency and latency["threads"],
     }
 

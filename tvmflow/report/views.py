@@ -114,7 +114,7 @@ def devices(reports: Sequence[Report]) -> list[Row]:
     return rows
 
 
-def modelled_latency(report: Report) -> Mapping[str, Any] | None:
+def modelled_latency(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What a model of the core gives where no latency was measured or simulated: `cycles.latency` of a report."""
     return None if report["latency"] else (report.get("cycles") or {}).get("latency")
 
@@ -500,9 +500,15 @@ def plain(value: Any) -> Any:
 
 
 def _basis(latency: Mapping[str, Any]) -> str:
-    count, share = latency["threads"], latency.get("confidence")
-    within = f", {share:.0%} within {latency['interval'][0]:.3g}–{latency['interval'][1]:.3g} ms" if share else ""
-    return f"{latency['basis']}{within}, {count} thread{'s' if count > 1 else ''}"
+    count, within = latency["threads"], interval_text(latency)
+    return f"{latency['basis']}{within and ', '}{within}, {count} thread{'s' if count > 1 else ''}"
+
+
+def interval_text(latency: Mapping[str, Any]) -> str:
+    """Where a modelled latency's share of latencies is; nothing of others, whose interval is the median's."""
+    low, high = latency.get("interval") or (0.0, 0.0)
+    share = latency.get("confidence")
+    return f"{share:.0%} within {low:.3g}–{high:.3g} ms".replace("%", " %") if share else ""
 
 
 def _kib(count: int | None) -> float | None:
