@@ -177,22 +177,39 @@ def test_arenas_are_as_small_as_what_lives_together(name, board):
     assert program.memory["activations_bytes"] == stages.least_arena(program)
 
 
-@pytest.mark.parametrize(
-    ("name", "board"), [("channels", "mps2-an386"), ("rows", "mps2-an386"), ("rows", "mps3-an547")]
-)
-def test_memory_costs_no_instructions_in_vain(monkeypatch, name, board):
-    """Each kernel that copies something first makes the arena smaller."""
-    program = placed(name, board)
+def test_memory_costs_no_instructions_in_vain(monkeypatch):
+    """Each kernel that copies something first, for memory alone, makes the arena smaller."""
+    program = placed("channels", "mps2-an386")
     functions = stages.functions_of(program)
-    found: list = []
-    monkeypatch.setattr(stages, "_spared", lambda functions, frugal: found.append((functions, frugal)) or functions)
-    stages.choose_kernels(integer_program(drawn(name)), TARGETS[board])
-    ((plain, frugal),) = found
+    plain, frugal = kernels_for_memory(monkeypatch, "channels", "mps2-an386")
     taken = [kernel for kernel in frugal if int(functions[kernel].attrs[IN_PLACE]) >= 0]
     assert taken
     for kernel in taken:
         without = {**functions, kernel: plain[kernel]}
         assert stages._arena_bytes(without) > program.memory["activations_bytes"]
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_vectors_copy_nothing_for_memory_alone(monkeypatch, name):
+    """What they copy they need anyway, so that there is nothing to choose."""
+    _, frugal = kernels_for_memory(monkeypatch, name, "mps3-an547")
+    assert frugal == {}
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_windows_are_in_place_at_no_cost(board):
+    """Convolutions that keep the size of the map hold the rows that they need of it, wherever the result lies."""
+    functions = stages.functions_of(placed("rows", board))
+    assert [int(func.attrs[IN_PLACE]) for func in functions.values()].count(0) >= 3
+
+
+def kernels_for_memory(monkeypatch, name: str, board: str) -> tuple[dict, dict]:
+    """The functions if memory cost nothing, and those that take less memory and more instructions."""
+    found: list = []
+    monkeypatch.setattr(stages, "_spared", lambda functions, frugal: found.append((functions, frugal)) or functions)
+    stages.choose_kernels(integer_program(drawn(name)), TARGETS[board])
+    ((plain, frugal),) = found
+    return plain, frugal
 
 
 def test_places_are_shared():
