@@ -421,7 +421,7 @@ def _at_best(target: Target, network: estimate.Network) -> str:
     ]
     fits = "it fits" if found["fits"]["fits"] else "it doesn't fit"
     bound = (
-        f"An inference takes at least {found['latency_ms']:.3f} ms (*modelled*, a lower bound; figures: "
+        f"An inference takes at least {estimate.least_text(found['latency_ms'])} ms (*modelled*, a lower bound; figures: "
         f"{found['figures']}). "
         if found["latency_ms"] is not None
         else ""

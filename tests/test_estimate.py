@@ -15,7 +15,7 @@ from torch import nn
 from tvmflow.measure.roof import measure_roof
 from tvmflow.network.frontend import from_module, import_model, parse_input_shape
 from tvmflow.report import networks as networks_report
-from tvmflow.report.estimate import analyse, describe, describe_model, estimate, roof_of, text
+from tvmflow.report.estimate import analyse, describe, describe_model, estimate, least_text, roof_of, text
 from tvmflow.spec import Roof, UnsupportedOperatorError
 from tvmflow.targets import TARGETS, kind
 
@@ -223,3 +223,7 @@ def test_command(tvmflow, tmp_path):
     schema = json.loads((ROOT / "docs" / "report.schema.json").read_text())
     jsonschema.validate(content, {"$ref": "#/$defs/estimate", "$defs": schema["$defs"]})
     tvmflow("estimate", "--board", "pi").failed_with(4, "There is no board")
+
+
+def test_bounds_of_fast_boards_are_told_from_0():
+    assert [least_text(ms) for ms in (None, 12.3456, 0.0123, 0.000213)] == ["?", "12.346", "0.012", "0.00021"]

@@ -252,6 +252,8 @@ class Estimates(Sequence[Estimate]):
         return self.text
 
     def _repr_html_(self) -> str:
+        from tvmflow.report.estimate import least_text
+
         rows = [
             [
                 row.board,
@@ -260,7 +262,7 @@ class Estimates(Sequence[Estimate]):
                 f"{row.activations_bytes / 1024:,.0f}",
                 "yes" if row.fits else "no",
                 "yes" if row.can_be_built else "no",
-                "?" if row.least_ms is None else f"{row.least_ms:.3f}",
+                least_text(row.least_ms),
             ]
             for row in self.rows
         ]

@@ -370,7 +370,7 @@ def text(program: Program, rows: Sequence[Mapping[str, Any]]) -> str:
                 _fits_text(row["fits"]),
                 "yes" if row["build"]["possible"] else "no",
                 "yes" if row["int8"]["possible"] else "no",
-                f"{row['latency_ms']:.3f}" if row["latency_ms"] is not None else "?",
+                least_text(row["latency_ms"]),
                 row["figures"],
             ]
         )
@@ -413,6 +413,13 @@ def text(program: Program, rows: Sequence[Mapping[str, Any]]) -> str:
         boards = ", ".join(row["target"] for row in refused if row["int8"]["reason"] == reason)
         lines.append(f"Not in int8 for {boards}: {reason}")
     return "\n".join(lines)
+
+
+def least_text(ms: float | None) -> str:
+    """A lower bound in ms, of a fast board with as many digits as tell it from 0; ? if none is known."""
+    if ms is None:
+        return "?"
+    return f"{ms:.3f}" if ms >= 0.01 else f"{ms:.2g}"
 
 
 def _is_measured(roof: Mapping[str, Any] | None) -> bool:
