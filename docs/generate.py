@@ -421,8 +421,8 @@ def _at_best(target: Target, network: estimate.Network) -> str:
     ]
     fits = "it fits" if found["fits"]["fits"] else "it doesn't fit"
     bound = (
-        f"An inference takes at least {estimate.least_text(found['latency_ms'])} ms (*modelled*, a lower bound; figures: "
-        f"{found['figures']}). "
+        f"An inference takes at least {estimate.least_text(found['latency_ms'])} ms (*modelled*, a lower bound; "
+        f"figures: {found['figures']}). "
         if found["latency_ms"] is not None
         else ""
     )
