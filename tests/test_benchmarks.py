@@ -353,6 +353,45 @@ def test_counts_of_microcontrollers_are_those_of_the_table():
     assert all(all(row["exact"][:-2]) for row in document["cmsis-nn"]["boards"])
 
 
+def test_counts_of_files_are_those_of_the_table():
+    from benchmarks.mcu_files import RESULTS, markdown
+
+    document = json.loads(RESULTS.read_text())
+    assert markdown(document) == RESULTS.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_every_operator_of_the_peer_made_the_integers_of_the_file():
+    from benchmarks.mcu_files import RESULTS
+
+    rows = json.loads(RESULTS.read_text())["rows"]
+    assert [call["name"] for row in rows for call in row["peer"] if not call["exact"]] == []
+
+
+CALLED = {
+    "conv-strided": ("CONVOLUTION", (7, 6, 3), (4, 3, 5)),
+    "depthwise-multiplied": ("DEPTHWISE", (7, 6, 3), (4, 6, 6)),
+    "dense-rows": ("DENSE", (1, 3, 10), (1, 3, 6)),
+    "add": ("ADD", (3, 4, 5), (3, 4, 5)),
+    "softmax-10": ("SOFTMAX", (1, 1, 10), (1, 1, 10)),
+}
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_operators_of_a_file_become_calls_of_the_library(tmp_path, name):
+    from tflite_cases import graphs_of
+    from tflite_files import file_of
+
+    from benchmarks.cmsis_nn_files import MAKERS
+    from tvmflow.integer.tflite.model import read_model
+
+    path = tmp_path / "case.tflite"
+    path.write_bytes(file_of(*graphs_of(name)))
+    graph = read_model(path)[0]
+    (operator,) = graph.operators
+    made = MAKERS[operator.kind](graph, operator)
+    assert (made.kind, made.input_shape, made.output_shape) == CALLED[name]
+
+
 def test_a_quantised_network_for_onnxruntime_has_its_numbers(tmp_path):
     """But for the rounding of halves, and what a library makes of scales in floating point."""
     shapes = (

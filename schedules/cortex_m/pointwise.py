@@ -255,7 +255,10 @@ def _words_of_values(values: Values, inputs: int, several: int, keep: Keep) -> N
 
 
 def _words_of_runs(runs: Runs, several: int, keep: Keep) -> None:
-    """Four neighbours of some pixels at a time, in the order of `pairs_of`."""
+    """Four neighbours of some pixels at a time, in the order of `pairs_of`: a word, wherever it begins.
+
+    Cores with DSP instructions load words that aren't aligned as well as others, unless they are told to trap them.
+    """
     widen = "uxtb16" if str(runs.buffer.dtype) == "uint8" else "sxtb16"
     whole, rest = divmod(runs.length, 4)
     steps = 2 * whole + -(-rest // 2)
