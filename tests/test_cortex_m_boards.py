@@ -236,7 +236,7 @@ def test_the_part_of_the_boot_loader_of_the_flash_is_no_room(small):
     program = compiled(small, PICO)
     memory = fit.check_fit(program, PICO)
     just = replace(PICO, facts=replace(PICO.facts, flash_bytes=memory["flash_bytes"] + 256))
-    assert fit.check_fit(program, just) == memory
+    assert fit.check_fit(program, just)["flash_bytes"] == memory["flash_bytes"]
     with pytest.raises(UserError, match="doesn't fit the flash of rp2040"):
         fit.check_fit(program, replace(PICO, facts=replace(PICO.facts, flash_bytes=memory["flash_bytes"] + 255)))
 
