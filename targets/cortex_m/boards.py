@@ -193,6 +193,7 @@ STM32H743 = _board(
         "SRAM3": [0x3004_0000, 32 * KIB],
         "SRAM4": [0x3800_0000, 64 * KIB],
     },
+    unverified=("flash_origin", "inner_flash_origin"),
 )
 
 RP2040 = _board(
@@ -207,6 +208,7 @@ RP2040 = _board(
     flash_origin=0x1000_0000,
     ram_origin=0x2000_0000,
     boot_bytes=256,  # the second stage of its boot loader
+    unverified=("flash_bytes",),
 )
 
 RP2350 = _board(
@@ -220,6 +222,7 @@ RP2350 = _board(
     external_flash=True,
     flash_origin=0x1000_0000,
     ram_origin=0x2000_0000,
+    unverified=("flash_origin", "ram_origin"),
 )
 
 STM32L4R5 = _board(
