@@ -32,9 +32,9 @@ from tvmflow.system import children, limits
 from tvmflow.targets import KINDS
 
 HELP = "Take a trained network to the device where it has to run, and say honestly what it costs there."
-EPILOG = "Exit codes: 0 ok, 1 internal error, 2 usage, 3 verification failed, 4 unusable input, 5 missing dependency, \
-6 slower than allowed, 7 device unreachable or lost, 8 unsupported operators, 9 too noisy to judge, 130 interrupted \
-(Ctrl-C), 141 nobody reads the output, 143 ended (SIGTERM)."
+EPILOG = "Exit codes: 0 ok, 1 internal error, 2 usage, 3 verification failed, 4 unusable input, 5 missing dependency \
+or device, 6 slower than allowed, 7 device unreachable or lost, 8 unsupported operators, 9 too noisy to judge, 130 \
+interrupted (Ctrl-C), 141 nobody reads the output, 143 ended (SIGTERM)."
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "boards": bundles.boards,
