@@ -80,9 +80,13 @@ def main() -> None:
     outcome.before_results = shown.stop
     logging.basicConfig(format="%(message)s", handlers=[shown])
     logging.getLogger("tvmflow").setLevel(logging.WARNING if quiet else logging.INFO)
-    if not quiet:
-        shown.start()
-    outcome.run(lambda: _app()(args=_as_command(_with_limits_lifted(_without_empty(arguments)))))
+
+    def command() -> None:
+        if not quiet:
+            shown.start()  # a thread, so after signals are watched: `outcome.run` does that first
+        _app()(args=_as_command(_with_limits_lifted(_without_empty(arguments))))
+
+    outcome.run(command)
 
 
 def _without_empty(arguments: list[str]) -> list[str]:
