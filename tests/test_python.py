@@ -10,6 +10,8 @@ import networks
 import numpy as np
 import pytest
 import torch
+from tflite_cases import graphs_of, inputs_of
+from tflite_files import file_of
 from torch import nn
 
 import tvmflow
@@ -297,3 +299,19 @@ def test_a_quantised_network_is_taken_where_one_belongs(network, quantised):
         tvmflow.quantize(quantised, images(4))
     with pytest.raises(tvmflow.UserError, match="power-of-two"):
         tvmflow.compile(quantised, scheme="power-of-two")
+
+
+def test_many_inputs_of_a_network_with_a_state_are_a_stream(tmp_path):
+    """Given at once they are what they are one after the other, with each state handed on."""
+    (tmp_path / "streaming.tflite").write_bytes(file_of(*graphs_of("streaming")))
+    compiled = tvmflow.compile(tmp_path / "streaming.tflite")
+    calls = np.concatenate([arrays[0] for arrays in inputs_of("streaming")])
+    at_once = compiled(calls)[0]
+    state: dict[str, np.ndarray] = {}
+    answers = []
+    for call in calls:
+        outputs = dict(zip((spec.name for spec in compiled.outputs), compiled(call[None], **state), strict=True))
+        answers.append(outputs[compiled.outputs[0].name])
+        state = {name: outputs[output] for name, (output, _) in compiled.bundle.state.items()}
+    assert len(calls) > 1
+    np.testing.assert_array_equal(at_once, np.concatenate(answers))

@@ -327,7 +327,7 @@ class VerificationError(TvmflowError):
 
 
 class MissingDependencyError(TvmflowError):
-    """A package, linker, emulator or runtime that the job needs isn't there.
+    """A package, linker, emulator, runtime or device that the job needs isn't there.
 
     `packages` are Debian's that bring it; then the message ends in the command that installs them.
     """

@@ -89,7 +89,8 @@ def answer(bundle: Bundle, given: Sequence[Any], named: Mapping[str, Any] | None
     Where a network's batch is 1, N of each input may be given at once, and the outputs are those of all N. A quantised
     network takes real numbers, which are quantised as the bundle says, and then gives real numbers; integers of its own
     dtype are taken as they are, and then its own integers are given. Inputs that are outputs of the call before may be
-    left out, and then are what they are at the first call. Raises UserError.
+    left out: they begin as at the first call and, where N of the others are given, each call begins with what the one
+    before has left, as in `infer`. Raises UserError.
     """
     found = _assigned(bundle, given, named or {})
     scales, zero_points = bundle.scales, bundle.zero_points
@@ -114,7 +115,14 @@ def answer(bundle: Bundle, given: Sequence[Any], named: Mapping[str, Any] | None
     if other := next((len(stack) for stack in stacks if len(stack) not in (1, count)), None):
         raise UserError(f"One input of {bundle.name} is given {count} times and another {other} times; give as many.")
     _, runner = find_runner(bundle.library, bundle.target, bundle.outputs)
-    calls = runner(list(zip(*(np.broadcast_to(stack, (count, *stack.shape[1:])) for stack in stacks), strict=True)))
+    places = {spec.name: place for place, spec in enumerate(bundle.outputs)}
+    kept = [
+        (place, places[bundle.state[spec.name][0]])
+        for place, spec in enumerate(bundle.inputs)
+        if spec.name in bundle.state and len(stacks[place]) == 1
+    ]
+    whole_stacks = (np.broadcast_to(stack, (count, *stack.shape[1:])) for stack in stacks)
+    calls = runner(list(zip(*whole_stacks, strict=True)), kept)
     outputs = []
     for place, (spec, arrays) in enumerate(zip(bundle.outputs, zip(*calls, strict=True), strict=True)):
         whole = arrays[0] if count == 1 else (np.concatenate if spec.shape[:1] == (1,) else np.stack)(arrays)

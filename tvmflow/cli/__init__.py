@@ -32,9 +32,9 @@ from tvmflow.system import children, limits
 from tvmflow.targets import KINDS
 
 HELP = "Take a trained network to the device where it has to run, and say honestly what it costs there."
-EPILOG = "Exit codes: 0 ok, 1 internal error, 2 usage, 3 verification failed, 4 unusable input, 5 missing dependency, \
-6 slower than allowed, 7 device unreachable or lost, 8 unsupported operators, 9 too noisy to judge, 130 interrupted \
-(Ctrl-C), 141 nobody reads the output, 143 ended (SIGTERM)."
+EPILOG = "Exit codes: 0 ok, 1 internal error, 2 usage, 3 verification failed, 4 unusable input, 5 missing dependency \
+or device, 6 slower than allowed, 7 device unreachable or lost, 8 unsupported operators, 9 too noisy to judge, 130 \
+interrupted (Ctrl-C), 141 nobody reads the output, 143 ended (SIGTERM)."
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "boards": bundles.boards,
@@ -80,9 +80,13 @@ def main() -> None:
     outcome.before_results = shown.stop
     logging.basicConfig(format="%(message)s", handlers=[shown])
     logging.getLogger("tvmflow").setLevel(logging.WARNING if quiet else logging.INFO)
-    if not quiet:
-        shown.start()
-    outcome.run(lambda: _app()(args=_as_command(_with_limits_lifted(_without_empty(arguments)))))
+
+    def command() -> None:
+        if not quiet:
+            shown.start()  # a thread, so after signals are watched: `outcome.run` does that first
+        _app()(args=_as_command(_with_limits_lifted(_without_empty(arguments))))
+
+    outcome.run(command)
 
 
 def _without_empty(arguments: list[str]) -> list[str]:

@@ -46,7 +46,8 @@ class Compiled:
 
     Called with arrays or tensors, it computes on this computer what the board would, and gives an array, or a tuple of
     arrays where the network has several outputs. Where its batch is 1, many inputs may be given at once: a call starts
-    a process, which takes longer than a small network. A quantised network takes real numbers and gives real numbers,
+    a process, which takes longer than a small network. Of a network that keeps a state they are a stream, in which each
+    begins with what the one before has left. A quantised network takes real numbers and gives real numbers,
     or takes and gives its own integers.
     """
 

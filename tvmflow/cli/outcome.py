@@ -52,6 +52,7 @@ def run(application: Callable[[], None]) -> None:
     except KeyboardInterrupt:  # the second or third of them
         code = 128 + interrupt.last
     finally:
+        before_results()
         interrupt.ignore()
         interrupt.end_children()
         scratch.clear()
