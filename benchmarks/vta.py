@@ -143,20 +143,23 @@ def measure(network: Any, board: Any, db: Path | None) -> dict[str, Any]:
     rows = []
     for layer, work in zip(timings["tuned"].layers, tuned.works, strict=True):
         bounds = Bounds.of(work, board.facts.bus_bytes)
-        kind = kind_of(work)
-        weight = getattr(work.layer, "weight", np.zeros(0))
+        kind, written = kind_of(work), getattr(work, "network_layer", work.layer)
+        weight = getattr(written, "weight", np.zeros(0))
+        _, channels, height, width = written.output_shape
         rows.append(
             {
                 "name": layer.name,
                 "kind": kind,
                 "weight": list(weight.shape) if weight.size else [],
-                "map": list(work.layer.output_shape[2:]),
-                "macs": 0 if kind == "pool" else work.layer.macs,
+                "map": [height, width],
+                "macs": 0 if kind == "pool" else written.macs,
                 "cycles": layer.cycles,
                 **bounds.details(),
                 "read_bytes": layer.read_bytes,
                 "written_bytes": layer.written_bytes,
-                "all_taps_cycles": work.target.tiles * weight[0, 0].size if kind == "depthwise" else None,
+                "all_taps_cycles": -(-channels // work.block) * height * width * weight[0, 0].size
+                if kind == "depthwise"
+                else None,
                 "tiling": candidate_of(tuned.schedule[layer.name]),
             }
         )
@@ -291,7 +294,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         "A layer's cycles are from the end of all before it to its own end; where its loads ran ahead during the layer "
         "before, they are fewer than its bound. The share of the GEMM core's peak counts a step for each live tap; in "
         "depthwise layers such a step does one useful product of the sixteen for each output. `× all taps` is of a "
-        "step for each tap, live or not, and output tile.",
+        "step for each tap, live or not, and output tile of 16 channels of one pixel; where a map of few channels is "
+        "packed, a step is of several pixels.",
         "",
     ]
     return "\n".join(lines)

@@ -255,6 +255,16 @@ def test_weights_are_loaded_while_loads_would_wait() -> None:
     assert loads[-1] < compiled.executable.layers[-1].first
 
 
+def test_every_other_tile_begins_with_what_is_on_chip() -> None:
+    """Nine blocks of 256 pixels don't fit the buffer at once; read in one order, each would be loaded for each tile."""
+    reference = network(conv(48), channels=144, size=16)
+    compiled = compile_network(reference, CONFIG, {"layers.0": Tiling(out_blocks=1, rows=16, in_blocks=1)})
+    loads = [it for it in compiled.executable.instructions if isinstance(it, Load) and it.memory == Memory.INP]
+    planes = [it for it in loads if it.x_size == 256]
+    assert agree(compiled, reference)
+    assert len(planes) == 9 + 2 * 2  # of each further tile what the biases' tiles of ones and its own first blocks displace
+
+
 def test_stores_follow_the_alu() -> None:
     """OUT is what the ALU wrote last: nothing else touches the tiles before they are stored."""
     compiled = compile_network(network(conv(40), depthwise(), POOL, dense(10)), CONFIG)

@@ -323,6 +323,16 @@ class Stream:
         for start in _starts(dram, rows, stride):
             self._memory[start : start + columns] = index
 
+    def stored_by(self, dram: int, rows: int, columns: int, stride: int) -> int:
+        """When these tiles of memory have likely been stored."""
+        tiles = (self._memory[start : start + columns] for start in _starts(dram, rows, stride))
+        return self._ready({STORE: max(int(part.max(initial=NEVER)) for part in tiles)})
+
+    @property
+    def computed_by(self) -> int:
+        """When what the compute queue has so far has likely ended."""
+        return self._free[COMPUTE]
+
     def equal(self, sram: int, dram: int, rows: int, columns: int, stride: int) -> None:
         """What the caller knows of ACC tiles: from `sram` on they are what was stored to these tiles of memory."""
         self._equal[sram : sram + rows * columns] = _tiles_of(dram, rows, columns, stride)

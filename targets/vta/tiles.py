@@ -329,7 +329,11 @@ class Weights:
 
 def tiles_of(stream: Stream, weights: Weights, work: Work, tiling: Tiling) -> list[WeightedTile]:
     """The parts of a layer, in the order in which they are computed."""
-    return [WeightedTile(stream, weights, work, tiling, blocks, rows) for blocks, rows in _tiles(work, tiling)]
+    cut = enumerate(_tiles(work, tiling))
+    return [
+        WeightedTile(stream, weights, work, tiling, blocks, rows, backward=number % 2 == 1)
+        for number, (blocks, rows) in cut
+    ]
 
 
 def _tiles(work: Work, tiling: Tiling) -> Iterator[tuple[range, range]]:
@@ -453,9 +457,19 @@ class OutputTile:
 class WeightedTile(OutputTile):
     """The same of a layer with weights."""
 
-    def __init__(self, stream: Stream, memory: Weights, work: Work, tiling: Tiling, blocks: range, rows: range) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        memory: Weights,
+        work: Work,
+        tiling: Tiling,
+        blocks: range,
+        rows: range,
+        *,
+        backward: bool = False,
+    ) -> None:
         super().__init__(stream, memory, work, blocks, rows)
-        self.work, self.tiling = work, tiling
+        self.work, self.tiling, self.backward = work, tiling, backward
 
     def emit(self, pieces: int) -> None:
         count = len(self.blocks) * self.pixels
@@ -469,6 +483,7 @@ class WeightedTile(OutputTile):
         for chunk in self.weights(in_place=held is not None):
             wgt = self.load_weights(chunk)
             if chunk.bias:  # comes first: a wide one is shifted
+                self._load_first_inputs(chunk)
                 self._add_biases(wgt + chunk.count - self.work.bias_tiles(len(self.blocks)))
             if self.work.pool:
                 self._pool(wgt)
@@ -519,10 +534,19 @@ class WeightedTile(OutputTile):
 
     def _dense(self, wgt: int, inputs: range) -> None:
         taps = len(self.work.taps)
-        for start in range(inputs.start, inputs.stop, self.tiling.in_blocks):
-            channels = range(start, min(start + self.tiling.in_blocks, inputs.stop))
+        for channels in self._parts(inputs):
             inp, rows = self._load_inputs(channels)
-            self._multiply_dense(inp, rows, channels, wgt + (start - inputs.start) * taps, len(inputs) * taps)
+            first = wgt + (channels.start - inputs.start) * taps
+            self._multiply_dense(inp, rows, channels, first, len(inputs) * taps)
+
+    def _parts(self, inputs: range) -> list[range]:
+        """The inputs' blocks as they are multiplied.
+
+        Every other tile begins with what the one before ended with, which is on chip still where not all of it is.
+        """
+        starts = range(inputs.start, inputs.stop, self.tiling.in_blocks)
+        parts = [range(start, min(start + self.tiling.in_blocks, inputs.stop)) for start in starts]
+        return parts[::-1] if self.backward else parts
 
     def _multiply_dense(self, inp: int, rows: range, channels: range, wgt: int, wgt_step: int) -> None:
         taps = len(self.work.taps)
@@ -552,6 +576,18 @@ class WeightedTile(OutputTile):
             inp, pixels = self.load_planes(source, self.blocks, rows), len(rows) * width
             self._multiply([Loop(len(self.blocks), 1, pixels)], Uop(self.acc, inp, wgt), Loop(pixels, 0, 1))
 
+    def _load_first_inputs(self, chunk: Chunk) -> None:
+        """Load what is multiplied first before the biases are added, if it is stored by then: it comes meanwhile."""
+        if self.work.pool or not self.work.taps or self.tiling.buffers == 1:
+            return
+        source, rows = self.work.source, range(*input_rows(self.work, self.rows.start, self.rows.stop))
+        first = self.blocks if self.work.diagonal else self._parts(chunk.inputs)[0]
+        dram = source.tile + (first.start * source.shape[1] + rows.start) * source.shape[2]
+        stored = self.stream.stored_by(dram, len(first), len(rows) * source.shape[2], source.pixels)
+        if stored <= self.stream.computed_by:
+            self._load_ones(self.work.bias_lanes or self.work.block)
+            self.load_planes(source, first, rows)
+
     def _add_biases(self, wgt: int) -> None:
         lanes = self.work.bias_lanes
         if lanes is not None:
@@ -577,9 +613,10 @@ class WeightedTile(OutputTile):
     def _load_ones(self, lanes: int) -> int:
         """Where the tiles of ones with so many lanes are on chip."""
         block = self.work.block
-        found = self.stream.inp.find(("ones", lanes))
-        if found is None:
-            count = block // lanes
+        found, count = self.stream.inp.find(("ones", lanes)), block // lanes
+        if found is not None:
+            self.stream.inp.touch(slice(found, found + count))
+        else:
             found = self.stream.inp.take(count, ("ones", lanes))
             self.stream.load(Memory.INP, found, ones_at(lanes, block), 1, count, count)
         return found
