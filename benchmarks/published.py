@@ -7,8 +7,8 @@ stays. Latencies are the fastest ones of the tables in benchmark/README.md, for 
 the page, the plot and tvmflow/measure/latency.json are made anew from results/published.json.
 
 A row is judged by constants that were fitted without its board and without its network, in float32 as in int8. The
-interval of a row comes from the rows of all other boards, of any core, that were judged so. The final constants are of
-all rows of a core; the published figures for them are those of the judged rows.
+interval of a row comes from the rows of all other boards, of any core, judged so as if its own did not exist. The final
+constants are of all rows of a core; the figures that are published with them are those of the judged rows.
 
 Emulation takes `apt-get install --no-install-recommends qemu-user llvm-22`; the ARM system is that of
 tools/emulated-board.py, and ncnn's wheel comes by pip.
@@ -17,6 +17,7 @@ tools/emulated-board.py, and ncnn's wheel comes by pip.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import re
@@ -408,7 +409,29 @@ def training(given: Sequence[Row], row: Row) -> list[Row]:
 
 
 def judge(given: Sequence[Row], fitted: Callable[[Sequence[Row]], np.ndarray] = fit) -> list[Judged]:
-    """Each row by constants that know neither its board nor its network, with the interval of the other boards."""
+    """Each row by constants that know neither its board nor its network, with the interval of the other boards.
+
+    Those are judged in the same way for it, as if the board did not exist.
+    """
+    return list(_judge(tuple(given), fitted))
+
+
+@functools.cache
+def _judge(given: tuple[Row, ...], fitted: Callable[[Sequence[Row]], np.ndarray]) -> list[Judged]:
+    bands = {}
+    for board in dict.fromkeys(row.board for row in given):
+        others = _points([row for row in given if row.board != board], fitted)
+        good = accurate(others)
+        bands[board] = band([one.ratio for one in others if one.row.board.core in good])
+    return [
+        replace(one, interval=(low * one.modelled[0], high * one.modelled[-1]))
+        for one in _points(given, fitted)
+        for low, high in [bands[one.row.board]]
+    ]
+
+
+def _points(given: Sequence[Row], fitted: Callable[[Sequence[Row]], np.ndarray]) -> list[Judged]:
+    """`judge` without intervals. A core of a single board judges nothing."""
     costs: dict[tuple[str, str], np.ndarray] = {}
     judged = []
     for row in given:
@@ -418,13 +441,7 @@ def judge(given: Sequence[Row], fitted: Callable[[Sequence[Row]], np.ndarray] = 
                 continue
             costs[key] = fitted(known)
         judged.append(Judged(row=row, modelled=tuple(row.modelled(costs[key], times) for times in latency.ASSUMED)))
-    good = accurate(judged)
-    held = []
-    for one in judged:
-        others = [other.ratio for other in judged if other.row.board != one.row.board and other.row.board.core in good]
-        low, high = band(others)
-        held.append(replace(one, interval=(low * one.modelled[0], high * one.modelled[-1])))
-    return held
+    return judged
 
 
 def accurate(judged: Sequence[Judged]) -> list[str]:
