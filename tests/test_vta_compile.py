@@ -262,7 +262,8 @@ def test_every_other_tile_begins_with_what_is_on_chip() -> None:
     loads = [it for it in compiled.executable.instructions if isinstance(it, Load) and it.memory == Memory.INP]
     planes = [it for it in loads if it.x_size == 256]
     assert agree(compiled, reference)
-    assert len(planes) == 9 + 2 * 2  # of each further tile what the biases' tiles of ones and its own first blocks displace
+    # of each further tile what the biases' tiles of ones and its own first blocks displace
+    assert len(planes) == 9 + 2 * 2
 
 
 def test_stores_follow_the_alu() -> None:
