@@ -32,6 +32,11 @@ pytestmark = pytest.mark.packages
 BOARDS = ["mps2-an386", "mps3-an547"]
 """A core with DSP instructions, and one with vectors."""
 
+
+def depthwise_to_a_pixel(height: int, width: int) -> Shape:
+    return Shape(kind="depthwise", kernel=(height, width), relu=True)
+
+
 CHAINS: dict[str, tuple[tuple[Shape, ...], tuple[int, ...]]] = {
     # more and fewer channels than before, on 143 pixels, of which four at a time leave three
     "channels": ((conv(20), conv(7), depthwise(5), conv(33), conv(34, relu=False)), (1, 5, 13, 11)),
@@ -71,6 +76,9 @@ CHAINS: dict[str, tuple[tuple[Shape, ...], tuple[int, ...]]] = {
         ),
         (1, 3, 5, 3),
     ),
+    # depthwise to one pixel, of fewer taps than a vector has lanes and of more
+    "one pixel each": ((depthwise_to_a_pixel(4, 5), conv(10, relu=False)), (1, 21, 4, 5)),
+    "few taps each": ((conv(22), depthwise_to_a_pixel(3, 1), conv(5, relu=False)), (1, 6, 3, 1)),
 }
 
 
@@ -103,7 +111,14 @@ def test_kernels_in_place_are_exact(tmp_path, monkeypatch, name, board):
     monkeypatch.setattr(stages, "_spared", lambda functions, frugal: {**functions, **frugal})
     made, found, expected = answers(drawn(name), TARGETS[board], tmp_path)
     # of few layers, some of which have strides, and the last of which writes into the caller's memory
-    least = {"windows": 1, "one column": 0, "many taps": 2, "one pixel": 0}.get(name, 3)
+    least = {
+        "windows": 1,
+        "one column": 0,
+        "many taps": 2,
+        "one pixel": 0,
+        "one pixel each": 0,
+        "few taps each": 0,
+    }.get(name, 3)
     assert sum(int(func.attrs[IN_PLACE]) >= 0 for func in made.module.functions.values()) >= least
     np.testing.assert_array_equal(found, expected)
 

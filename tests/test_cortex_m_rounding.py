@@ -58,6 +58,7 @@ CASES = {
     "some not shifted": [0, -8, -1],
     "to the left": [1, -9, 0],
     "far": [-22, -9, -25],
+    "as far as can be": [-31, 4, -30],
 }
 
 
@@ -104,6 +105,12 @@ def test_dead_channels_lose_their_weights_and_stay_what_they_are():
     assert [bool(weights.any()) for weights in simpler.weight] == [number % 2 == 1 for number in range(OUTPUTS)]
     expected = requantize(one, accumulate(one, inputs))
     np.testing.assert_array_equal(requantize(simpler, accumulate(simpler, inputs)), expected)
+
+
+@pytest.mark.parametrize("shift", [-31, -30, -22])
+def test_what_is_shifted_away_is_the_zero_point(shift):
+    simpler = settled(layer([shift]), "int8")
+    assert (simpler.weight.any(), simpler.bias.any()) == (False, False)
 
 
 def test_dead_channels_no_longer_keep_the_others_from_one_product():

@@ -212,7 +212,8 @@ def requantised_shortly(layer: IntegerLayer, total: Expr, factor: Expr, right: E
     wide = T.cast(wrapping(operator.add, total, total), "int64") * T.cast(factor, "int64") + T.int64(1 << 31)
     once = T.bind(T.cast(wide >> T.int64(32), "int32"))
     # half a step and the zero point, and 1 less of what is negative, unless nothing is shifted
-    added = tirx.shift_right(tirx.shift_left(T.int32(2 * layer.zero_point + 1), right), T.int32(1))
+    # (C leaves open what a negative number is that is shifted to the left)
+    added = tirx.shift_right(T.int32(2 * layer.zero_point + 1) * tirx.shift_left(T.int32(1), right), T.int32(1))
     negative = once if _right(layer).min() else tirx.bitwise_and(once, T.int32(0) - right)
     value = (once + tirx.shift_right(negative, T.int32(31)) + added) >> right
     return tirx.max(tirx.min(value, T.int32(layer.maximum)), T.int32(layer.minimum))

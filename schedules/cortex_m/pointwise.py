@@ -9,8 +9,8 @@
    the sum of the pixel, is taken off at the end; sums modulo 2³² lose nothing. Unpacking every weight by itself,
    as is usual, takes twice as many instructions besides the products. Weights, biases and multipliers are one stream.
 3. With MVE, VMLADAV adds sixteen products of one output channel and one pixel to a general register; four pixels share
-   a load of weights, or four output channels a load of the one pixel that there is. VMLADAV has no signed by unsigned
-   form: unsigned inputs have 128 taken off, and the bias makes up.
+   a load of weights, or four output channels a load of the one pixel that there is, unless they are depthwise. VMLADAV
+   has no signed by unsigned form: unsigned inputs have 128 taken off, and the bias makes up.
 4. Four sums of one channel are four neighbouring pixels of the result. They can lie where the input was, if nobody
    else reads that: of a 1×1 convolution nothing meets those pixels any more, whatever the number of channels, and of
    others all rows that are still met were moved before.
@@ -47,6 +47,7 @@ from tvmflow.schedules.cortex_m._kernel import (
     wrapping,
 )
 from tvmflow.schedules.cortex_m._met import PIXELS, Met, Planes, Runs, Values, met_of, pairs_of, turned
+from tvmflow.schedules.integers import round_up
 
 MOST_UNROLLED = 16
 """Steps at once: what LLVM keeps on the stack between steps is paid once for all."""
@@ -68,11 +69,15 @@ def pointwise(
     if len(layers) != 1 or core not in ("dsp", "mve"):
         return None
     layer = layers[0]
-    if not isinstance(layer, IntegerLayer) or layer.kind == "pool" or layer.groups != 1:
+    if not isinstance(layer, IntegerLayer) or layer.kind == "pool":
         return None
     single = core == "mve" and pixels_of(layer) == 1
+    if layer.groups != 1 and not (single and _is_apart(layer)):
+        return None
     if single and layer.twice and not rounds_shortly(layer):
         return None
+    if layer.groups != 1:
+        return _mve_single(layer, Planes(layer=layer), dtypes[0], False)
     met = met_of(turned(layer), SIGN if core == "mve" and dtypes[0] == "uint8" else 0)
     # with DSP a 1×1 convolution in place takes a little more code, all others take the same
     in_place = writable[0] and met.keeps and (frugal or core == "mve" or not isinstance(met, Planes))
@@ -409,9 +414,16 @@ def _mve(layer: IntegerLayer, met: Met, dtype: str, in_place: bool) -> Kernel:
     )
 
 
+def _is_apart(layer: IntegerLayer) -> bool:
+    """Whether each channel is by itself, and its one pixel meets all of the channel."""
+    _, channels, height, width = layer.input_shape
+    alone = layer.groups == channels == layer.output_shape[1] and layer.weight[0].size == height * width
+    return alone and not any(layer.padding)
+
+
 def _mve_single(layer: IntegerLayer, met: Met, dtype: str, in_place: bool) -> Kernel:
-    """The one pixel of a layer, in four output channels at a time."""
-    inputs, outputs = layer.weight[0].size, layer.output_shape[1]
+    """The one pixel of a layer, in four output channels at a time; of a depthwise one each meets values of its own."""
+    inputs, outputs, apart = layer.weight[0].size, layer.output_shape[1], layer.groups > 1
     excess = SIGN if dtype == "uint8" else 0
     weight, table = _vectors(layer, met, excess)
     steps, groups = weight.shape[1] // LANES, -(-outputs // OUTPUTS)
@@ -421,6 +433,8 @@ def _mve_single(layer: IntegerLayer, met: Met, dtype: str, in_place: bool) -> Ke
     weight = np.pad(weight, [(0, filled), (0, 0)]).reshape(groups, OUTPUTS, steps, LANES).transpose(0, 2, 1, 3)
     constants = {"parameters": np.ascontiguousarray(table), "weight": np.ascontiguousarray(weight)}
     columns, room = table.shape[1], _room(met, steps)
+    if apart:  # all channels, and what the vectors of the last read behind it
+        room = round_up(groups * OUTPUTS * inputs, LANES) + LANES * steps
     pointers = {
         **_pointers(layer, met, dtype, in_place, "int8"),
         "scratch": ("int8", room),
@@ -434,13 +448,18 @@ def _mve_single(layer: IntegerLayer, met: Met, dtype: str, in_place: bool) -> Ke
             return given["parameters"][T.ramp((group * columns + column) * OUTPUTS, 1, OUTPUTS)]
 
         def emit(first: Expr, several: int, values: Runs | Values) -> None:
+            if apart:
+                whole_input = outputs * inputs
+                values = Runs(buffer=source, count=1, length=whole_input, at=lambda run, j: T.int32(0), readable=False)
             _gather_vectors(values, inputs, 1, scratch, 1, excess)
             with T.serial(0, groups) as group:
                 for number in range(OUTPUTS):
                     T.buffer_store(totals, given["parameters"][group * (columns * OUTPUTS) + number], [number])
                 with T.serial(0, steps) as step:
-                    x = T.bind(scratch[T.ramp(step * LANES, 1, LANES)])
+                    shared = None if apart else T.bind(scratch[T.ramp(step * LANES, 1, LANES)])
                     for number in range(OUTPUTS):
+                        own = (group * OUTPUTS + number) * inputs + step * LANES
+                        x = scratch[T.ramp(own, 1, LANES)] if shared is None else shared
                         at = ((group * steps + step) * OUTPUTS + number) * LANES
                         factors = given["weight"][T.ramp(at, 1, LANES)]
                         T.buffer_store(totals, multiply_add_across(totals[number], factors, x), [number])

@@ -111,7 +111,7 @@ def twice(x: np.ndarray, multiplier: Any, shift: Any) -> np.ndarray:
 
 def halves_away(x: np.ndarray, shift: Any) -> np.ndarray:
     """x ÷ 2^shift, rounded, halves away from 0."""
-    half = (1 << np.asarray(shift)) >> 1
+    half = (1 << np.asarray(shift, np.int64)) >> 1  # 1 << 31 is no int32
     return (x + half - ((x < 0) & (half > 0))) >> shift
 
 

@@ -82,7 +82,7 @@ def network_of(graphs: tuple[FileGraph, ...], name: str) -> IntegerNetwork:
     if {port.name for port in outputs} & {one.output for one, _, _ in kept}:
         raise Refused("an output with the name of a variable")
     inputs += [port for _, port, _ in kept]
-    outputs += [_output(network, value, one.output) for one, _, value in kept]
+    outputs += [_state_output(network, value, one.output) for one, _, value in kept]
     return IntegerNetwork(
         name=name,
         scheme="tflite",
@@ -114,6 +114,19 @@ def _inputs(graph: FileGraph) -> tuple[dict[int, int], list[FileOperator]]:
             continue
         left.append(operator)
     return found, left
+
+
+def _state_output(network: Network, value: Value, name: str) -> Port:
+    """What a variable is after a call, in the order of our own tensors."""
+    places = network.laid(network.places(value))
+    return Port(
+        name=name,
+        shape=places.shape,
+        scale=value.scale,
+        zero_point=value.zero_point,
+        dtype=value.dtype,
+        source=plain.copied(network, value, f"{value.source}.output", places),
+    )
 
 
 def _output(network: Network, value: Value, name: str) -> Port:

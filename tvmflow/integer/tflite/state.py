@@ -1,16 +1,20 @@
 """Variables that a file keeps from one call to the next: each becomes an input and an output of the network.
 
+Nobody but the network reads them, so that they lie as its own tensors do, 1×C×H×W, and no call has to move them.
+
 A file has a graph that is run once, which gives every variable its first values. These are a single number each, as
 streaming networks have them: the zero point, silence.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from tvmflow.integer.network import Port, State
 from tvmflow.integer.tflite.model import FileGraph, FileOperator
-from tvmflow.integer.tflite.values import Network, Refused, Value
+from tvmflow.integer.tflite.values import Network, Refused, Value, check_batch, inside
 from tvmflow.system import untrusted
 from tvmflow.system.untrusted import MalformedError
 
@@ -42,9 +46,17 @@ class Variables:
 
     def _read(self, operator: FileOperator) -> None:
         name, tensor = _named(self.names, operator), self.network.result(operator)
+        check_batch(tensor.shape)
         if name not in self.current:
-            self.ports[name] = self.network.input(name, tensor)
-            self.current[name] = self.network.given(self.ports[name])
+            self.ports[name] = self.network.input(name, replace(tensor, shape=inside(tensor.shape)))
+            self.current[name] = Value(
+                shape=tensor.shape,
+                source=self.ports[name].name,
+                places=None,
+                dtype=tensor.dtype,
+                scale=tensor.scale,
+                zero_point=tensor.zero_point,
+            )
         value = self.current[name]
         if (tensor.dtype, tensor.scale, tensor.zero_point) != (value.dtype, value.scale, value.zero_point):
             raise Refused(f"the variable {untrusted.shown(name)}, which is read in other steps than it has")
@@ -56,7 +68,7 @@ class Variables:
         if port is None:
             raise Refused(f"the variable {untrusted.shown(name)}, which is assigned before it is read")
         given = (value.shape, value.dtype, value.scale, value.zero_point)
-        if given != (port.shape, port.dtype, port.scale, port.zero_point):
+        if given != (self.current[name].shape, port.dtype, port.scale, port.zero_point):
             raise Refused(f"the variable {untrusted.shown(name)}, which gets another shape or other steps than it has")
         self.current[name] = value
 
