@@ -139,7 +139,7 @@ def test_float16(tiny, tmp_path):
 def test_report_has_what_kernels_take(jetson):
     report = survey(jetson, must_run=False)
     assert report["latency"] is None
-    assert "never speed" in report["latency_note"]
+    assert "not speed" in report["latency_note"]
     assert all(row["registers"] > 0 for layer in report["layers"] for row in layer["details"]["kernels"])
     assert "registers" in report_text(report)
     document = collect([report])

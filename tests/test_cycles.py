@@ -93,7 +93,7 @@ def test_a_modelled_latency_where_published_ones_bear_it_out(larger):
     assert found["interval"][0] < found["p50"] < found["interval"][1]
     # what surrounds the kernels is in it, and no core is faster than its pipelines
     assert found["p50"] > report["cycles"]["cycles"] / BOARD.cpu.clock_mhz * 1e-3
-    assert f"{latency.text(found)}, for no {BOARD.name} was at hand" in report_text(report, layers=False)
+    assert f"{latency.text(found)}, for this computer is no {BOARD.name}" in report_text(report, layers=False)
     assert latency.sentence(found) in report["latency_note"]
     assert latency.text(found) in render_html(collect([report]))
     (row,) = views.devices([report])
@@ -116,7 +116,7 @@ def test_no_milliseconds_of_a_core_that_missed_its_bars(larger, monkeypatch):
 def test_bench_models_what_it_cannot_time(larger, tvmflow):
     done = tvmflow("bench", larger, "--cycles")
     assert done.code == 0, done.err
-    assert "), modelled, for no" in done.out
+    assert "), modelled, for this computer is no" in done.out
 
 
 def test_bench_says_why_it_models_nothing(bundle, tvmflow):
