@@ -79,7 +79,10 @@ def accumulate(layer: IntegerLayer, x: np.ndarray) -> np.ndarray:
             if inputs == 1:
                 products = tap[..., None, None] * part
             else:
-                products = (tap @ part.reshape(len(part), inputs, -1)).reshape(len(part), -1, *part.shape[2:])
+                # all are finite integers, but BLAS may compute with what lies behind them, and drop it
+                with np.errstate(invalid="ignore"):
+                    products = tap @ part.reshape(len(part), inputs, -1)
+                products = products.reshape(len(part), -1, *part.shape[2:])
             acc[some, :, to_rows, to_columns] += products
     return np.ascontiguousarray(acc.reshape(outputs, height, width, count).transpose(3, 0, 1, 2)).astype(np.int32)
 
