@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,13 @@ def multiplies_bfloat16() -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Recipe of a run. Learning rates are per step of AdamW, times in epochs. `network` is for the paper's alone."""
+    """Recipe of a run. Learning rates are per step, times in epochs. `network` is for the paper's alone."""
 
     model: str = "dilated-net"  # a name of NETWORKS
     network: DilatedNetConfig = field(default_factory=DilatedNetConfig)
     epochs: int = 16
     batch: int = 128
+    optimizer: str = "AdamW"  # a name of OPTIMIZERS
     peak_rate: float = 4e-3
     warmup: float = 0.2  # share of the steps in which the rate rises from 0; it falls to 0 in the rest
     weight_decay: float = 0.05  # not on biases, batch normalisation and depthwise filters, which have few weights
@@ -95,9 +97,20 @@ NETWORKS: dict[str, Callable[[DilatedNetConfig], nn.Module]] = {
 
 RECIPES: dict[str, dict[str, Any]] = {
     "dilated-net": {},
-    "resnet-8": {"label_smoothing": 0.0, "cutout": 0, "weight_decay": 0.01},
+    "resnet-8": {
+        "optimizer": "SGD",
+        "peak_rate": 0.1,
+        "weight_decay": 5e-4,
+        "label_smoothing": 0.0,
+        "cutout": 0,
+    },
 }
 """What differs from TrainConfig's defaults: so few weights as ResNet-8's don't learn the training images by heart."""
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "AdamW": partial(torch.optim.AdamW, fused=True),
+    "SGD": partial(torch.optim.SGD, momentum=0.9, nesterov=True, fused=True),
+}
 
 
 def new_network(config: TrainConfig) -> nn.Module:
@@ -175,10 +188,9 @@ class _State:
             use_fast_depthwise(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
         decayed = [p for p in self.network.parameters() if p.ndim > 1 and p.shape[1] > 1]
         rest = [p for p in self.network.parameters() if not (p.ndim > 1 and p.shape[1] > 1)]
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = OPTIMIZERS[config.optimizer](
             [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}],
             lr=config.peak_rate,
-            fused=True,
         )
 
     def update(self, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -454,7 +466,8 @@ Accuracy on the {facts["images"]:,} test images of {facts["data_set"]}: **{facts
 | Input | 1×3×{"×".join(map(str, facts["image"]))}, RGB, (pixel / 255 − mean) / std with mean {tuple(facts["mean"])}, \
 std {tuple(facts["std"])} |
 | Trained with | `{facts["command"]}` |
-| Recipe | AdamW, one cycle to {config["peak_rate"]:g}, weight decay {config["weight_decay"]:g}, label smoothing \
+| Recipe | {config.get("optimizer", "AdamW")}, one cycle to {config["peak_rate"]:g}, weight decay \
+{config["weight_decay"]:g}, label smoothing \
 {config["label_smoothing"]:g}, batch {config["batch"]}, shifts of ±{config["crop"]} pixels, mirroring, cutout \
 {config["cutout"]}×{config["cutout"]}, averaged weights (decay {config["averaging"]:g} a step) |
 | Length | {len(facts["curve"])} epochs, {facts["hours"]:g} hours on {facts["cpu"]} with {facts["threads"]} threads, \

@@ -38,6 +38,13 @@ def test_it_learns_what_can_be_learnt(data, tmp_path):
     assert len(run.curve) == 30
 
 
+def test_a_network_with_a_recipe_of_its_own_learns_by_it(data, tmp_path):
+    config = train.TrainConfig(model="resnet-8", epochs=3, batch=16, averaging=0.5, **train.RECIPES["resnet-8"])
+    run = train.train(config, data, tmp_path, progress=False)
+    assert config.optimizer == "SGD"
+    assert run.curve[-1].loss < run.curve[0].loss
+
+
 def test_same_seed_same_weights_other_seed_others(data, tmp_path):
     first, second = (train.train(CONFIG, data, tmp_path / name, progress=False) for name in "ab")
     other = train.train(replace(CONFIG, seed=1), data, tmp_path / "c", progress=False)

@@ -44,7 +44,9 @@ def train(
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1)] = 16,
     batch: Annotated[int, typer.Option("--batch", min=1)] = 128,
-    rate: Annotated[float, typer.Option("--rate", help="Peak of the learning rate.")] = 4e-3,
+    rate: Annotated[
+        float | None, typer.Option("--rate", help="Peak of the learning rate; by default that of the network's recipe.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     delta: Annotated[int, typer.Option("--delta", min=0, help="The paper's dilated rate δ.")] = 2,
     joint: Annotated[
@@ -70,9 +72,8 @@ def train(
         network=network,
         epochs=epochs,
         batch=batch,
-        peak_rate=rate,
         seed=seed,
-        **trainer.RECIPES[model],
+        **trainer.RECIPES[model] | ({} if rate is None else {"peak_rate": rate}),
     )
     try:
         finished = trainer.train(config, images, work_dir)
