@@ -19,12 +19,11 @@ from benchmarks.cmsis_nn import Call, Library, Peer
 from tvmflow.integer.network import IntegerNetwork
 from tvmflow.integer.tflite import fixed_point
 from tvmflow.integer.tflite.model import ABSENT, FileGraph, FileOperator, read_model
+from tvmflow.integer.tflite.plain import WIDER
 from tvmflow.integer.tflite.reader import network_of
 from tvmflow.integer.tflite.weighted import factors, limits_of, padding_of
 
 SEED = 20261130
-WIDER = 20
-"""Bits by which TensorFlow Lite shifts what it adds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +114,8 @@ def _factors(graph: FileGraph, operator: FileOperator) -> tuple[np.ndarray, np.n
     x, weights, result = (graph.tensors[number] for number in (*operator.inputs[:2], operator.outputs[0]))
     outputs = result.shape[-1]
     multiplier, shift = factors(x.scale * np.broadcast_to(weights.scales, outputs).astype(np.float64) / result.scale)
-    given = (
-        graph.tensors[operator.inputs[2]].data if len(operator.inputs) > 2 and operator.inputs[2] != ABSENT else None
-    )
-    return multiplier, shift, np.zeros(outputs, np.int32) if given is None else given.astype(np.int32)
+    given = [graph.tensors[number].data for number in operator.inputs[2:] if number != ABSENT]
+    return multiplier, shift, given[0] if given and given[0] is not None else np.zeros(outputs, np.int32)
 
 
 def _dense(graph: FileGraph, operator: FileOperator) -> Call:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import needs_commands
 from integer_networks import VARIETY, Shape, conv, depthwise, random_input, random_network
+from test_cortex_m_graphs import assert_same, natively
 
 from tvmflow.integer.frontend import integer_program
 from tvmflow.integer.layers import IntegerLayer, IntegerNode
@@ -190,6 +191,14 @@ def placed(name: str = "channels", board: str = "mps2-an386") -> Program:
 def test_arenas_are_as_small_as_what_lives_together(name, board):
     program = placed(name, board)
     assert program.memory["activations_bytes"] == stages.least_arena(program)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_portable_c_is_exact(tmp_path, name):
+    """Of the same layers, for a core of which nothing is known."""
+    program = integer_program(drawn(name))
+    found = natively(program, tmp_path, [vector.inputs for vector in program.vectors])
+    assert_same(found, [vector.outputs for vector in program.vectors])
 
 
 def test_memory_costs_no_instructions_in_vain(monkeypatch):

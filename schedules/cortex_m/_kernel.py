@@ -159,6 +159,7 @@ def finish(layer: WeightedLayer, total: Expr, by: By) -> Expr:
     return FLOATS.limited(layer, total)
 
 
+@functools.lru_cache(maxsize=4)  # asked several times of one layer, and it looks at all weights
 def rounds_shortly(layer: IntegerLayer) -> bool:
     """Whether sums that are rounded twice are never shifted to the left, and twice of each is an int32.
 

@@ -47,6 +47,7 @@ from tvmflow.schedules.cortex_m._kernel import (
     function,
     gather,
     intrinsic,
+    lanes_at,
     multiply_add,
     parameters,
     parameters_at,
@@ -144,7 +145,7 @@ def depthwise(
         for number, layer in enumerate(layers):
             room = rooms.get(f"plane{number}")
             if room is not None and room.bordered:
-                _clear(given[f"plane{number}"], room, border_of(layer))
+                _clear(given[f"plane{number}"], room, border_of(layer), core)
         with T.serial(0, layers[0].input_shape[1]) as c:
             here = _whole(source, layers[0].input_shape, c)
             for number, layer in enumerate(layers):
@@ -191,7 +192,7 @@ def _bordered(layer: WeightedLayer, dtype: str, core: str, writable: bool) -> Ke
     }
     with function(pointers) as (builder, given):
         source, destination = (given["data"], given["data"]) if in_place else (given["source"], given["destination"])
-        _clear(given["plane"], room, border_of(layer))
+        _clear(given["plane"], room, border_of(layer), core)
         with T.serial(0, channels) as c:
             here = _whole(source, layer.input_shape, c)
             middle = Plane(buffer=given["plane"], first=top * room.pitch + left, pitch=room.pitch)
@@ -257,11 +258,12 @@ def _inside(buffer: tirx.Buffer, room: Room) -> Plane:
     return Plane(buffer=buffer, first=room.above * room.pitch + room.left, pitch=room.pitch)
 
 
-def _clear(buffer: tirx.Buffer, room: Room, border: int) -> None:
-    lanes = COPY_LANES[0]
+def _clear(buffer: tirx.Buffer, room: Room, border: int, core: str) -> None:
+    """Fills all of a buffer; in vectors where the core has them, of which C knows none."""
+    lanes, value = COPY_LANES[0] if core == "mve" else 1, T.Cast(room.dtype, T.int32(border))
     with T.serial(0, room.size // lanes) as index:
-        values = T.Broadcast(T.Cast(room.dtype, T.int32(border)), lanes)
-        T.buffer_store(buffer, values, [T.ramp(index * lanes, 1, lanes)])
+        values = T.Broadcast(value, lanes) if lanes > 1 else value
+        T.buffer_store(buffer, values, [lanes_at(index * lanes, lanes)])
 
 
 def _copy(source: Plane, destination: Plane, shape: tuple[int, ...]) -> None:
